@@ -1,0 +1,81 @@
+"""Writing that leaves either the old file or the whole new one: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from longvit.errors import InputError
+
+_REASONS = {
+    errno.ENOSPC: "no space left on the disk; free some or choose another folder",
+    errno.EDQUOT: "the disk quota is used up; free some or choose another folder",
+    errno.EACCES: "no permission to write there; choose another folder",
+    errno.EPERM: "no permission to write there; choose another folder",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+}
+
+
+def write_error(path: Path, error: OSError) -> InputError:
+    """One line for a failed write: the file, the reason, the way out."""
+    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    return InputError(f"{path}: not written: {reason}")
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is synced and renamed over it, on any error removed.
+
+    For writers that want a file name (HDF5, TIFF, safetensors). The old file stays intact until the rename.
+    The temporary name keeps the suffix, since some writers look at it.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    try:
+        make_folder(path.parent)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or error.errno is None:
+            raise
+        raise write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes `data` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes `text` to `path` as UTF-8, atomically."""
+    write_bytes(path, text.encode())
+
+
+def make_folder(path: str | Path) -> Path:
+    """Makes a folder and its parents; an `InputError` says why it cannot be made or written to."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path, error) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: not written: no permission to write there; choose another folder")
+    return path
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

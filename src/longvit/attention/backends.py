@@ -1,0 +1,195 @@
+"""The kernels that compute one fused call, behind one interface: (out, lse) forward, and backward from any (out, lse).
+
+Flash-attention's backward recomputes P = exp(s − lse) and needs, beside q, k and v, only `out` and `lse`. Called with
+another pair than its own forward returned (the merged state of all branches) it yields the gradient of the merged
+softmax: so the library's own kernels serve dilated attention unchanged, and no kernel of ours is needed for it.
+
+All tensors are (B, H, L, D) views with stride 1 in the last axis; lse is (B, H, L), float32 (float64 for float64).
+`pick` decides once per call, in one place, and says why; `longvit doctor` prints it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+aten = torch.ops.aten
+_SCORES = 1 << 24  # elements of the score matrix that the plain back end holds at once
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One kernel pair.
+
+    forward(q, k, v, scale) → (out, lse); backward(grad_out, q, k, v, out, lse, scale) → (grad_q, grad_k, grad_v).
+    """
+
+    name: str
+    forward: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `pick` decided, and why."""
+
+    backend: Backend
+    reason: str
+
+
+def pick(device: torch.device, dtype: torch.dtype, head_dim: int, name: str = "auto") -> Choice:
+    """The back end for tensors of this device, dtype and head dim; `name` forces one of `BACKENDS`.
+
+    Raises:
+        ValueError: `name` is unknown, or does not run on that device.
+    """
+    if name != "auto":
+        if name not in BACKENDS:
+            raise ValueError(f"no attention back end {name!r}; there are {', '.join(['auto', *BACKENDS])}")
+        kind = "cpu" if name == "cpu_flash" else "cuda"
+        if name != "plain" and device.type != kind:
+            raise ValueError(f"attention back end {name!r} runs on {kind}, the tensors are on {device.type}")
+        return Choice(BACKENDS[name], "asked for")
+    if device.type == "cpu":
+        if dtype in _CPU_DTYPES:
+            return Choice(BACKENDS["cpu_flash"], f"PyTorch's fused CPU kernel takes {_short(dtype)}")
+        return Choice(BACKENDS["plain"], f"PyTorch's fused CPU kernel does not take {_short(dtype)}")
+    if device.type == "cuda":
+        return _pick_cuda(device, dtype, head_dim)
+    return Choice(BACKENDS["plain"], f"no fused kernel with a log-sum-exp on {device.type}")
+
+
+def _pick_cuda(device: torch.device, dtype: torch.dtype, head_dim: int) -> Choice:
+    major, minor = torch.cuda.get_device_capability(device)
+    if dtype == torch.float64:
+        return Choice(BACKENDS["plain"], "no fused CUDA kernel takes float64")
+    if torch.version.hip is not None:
+        return Choice(BACKENDS["plain"], "the fused kernels are only known to take any (out, lse) on NVIDIA cards")
+    half = dtype in (torch.float16, torch.bfloat16)
+    if half and major >= 8 and head_dim <= 256:
+        return Choice(BACKENDS["cuda_flash"], f"flash kernel: {_short(dtype)}, compute capability {major}.{minor}")
+    if dtype == torch.bfloat16 and major < 8:
+        return Choice(BACKENDS["plain"], f"no fused kernel for bfloat16 on compute capability {major}.{minor}")
+    why = "float32" if not half else f"compute capability {major}.{minor}, head dim {head_dim}"
+    return Choice(BACKENDS["cuda_efficient"], f"memory-efficient kernel: {why}")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# --- PyTorch's fused CPU kernel -------------------------------------------------------------------------------------
+
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, scale=scale)
+
+
+def _cpu_backward(grad_out, q, k, v, out, lse, scale):  # type: ignore[no-untyped-def]
+    return aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad_out, q, k, v, out, lse, 0.0, False, scale=scale
+    )
+
+
+# --- PyTorch's fused CUDA kernels -----------------------------------------------------------------------------------
+
+
+def _aligned(x: Tensor, multiple: int) -> Tensor:
+    """Head dim and strides as multiples of `multiple` elements, by zero padding or a copy where they are not."""
+    if x.shape[-1] % multiple:
+        return F.pad(x, (0, -x.shape[-1] % multiple))
+    if any(s % multiple for s in x.stride()[:-1]) or x.storage_offset() % multiple or x.stride(-1) != 1:
+        return x.contiguous()
+    return x
+
+
+def _flash_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    D = v.shape[-1]
+    q, k, v = (_aligned(t, 8) for t in (q, k, v))
+    out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False, scale=scale)
+    return out[..., :D], lse
+
+
+def _flash_backward(grad_out, q, k, v, out, lse, scale):  # type: ignore[no-untyped-def]
+    D, L = q.shape[-1], q.shape[-2]
+    grad_out, q, k, v, out = (_aligned(t, 8) for t in (grad_out, q, k, v, out))
+    rng = torch.zeros(2, dtype=torch.uint64, device=q.device)  # unread: there is no dropout
+    grads = aten._scaled_dot_product_flash_attention_backward(
+        grad_out, q, k, v, out, lse.contiguous(), None, None, L, L, 0.0, False, rng, rng[:0], scale=scale
+    )
+    return tuple(g[..., :D] for g in grads)
+
+
+def _efficient_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    D = v.shape[-1]
+    q, k, v = (_aligned(t, 8) for t in (q, k, v))
+    out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, False, scale=scale)
+    return out[..., :D], lse[..., : q.shape[-2]]  # the kernel rounds the length of lse up to 32
+
+
+def _efficient_backward(grad_out, q, k, v, out, lse, scale):  # type: ignore[no-untyped-def]
+    D = q.shape[-1]
+    grad_out, q, k, v, out = (_aligned(t, 8) for t in (grad_out, q, k, v, out))
+    lse = F.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf")).contiguous()
+    seed = torch.zeros((), dtype=torch.int64, device=q.device)  # unread: there is no dropout
+    grads = aten._scaled_dot_product_efficient_attention_backward(
+        grad_out, q, k, v, None, out, lse, seed, seed, 0.0, (True, True, True, False), False, scale=scale
+    )
+    return tuple(g[..., :D] for g in grads[:3])
+
+
+# --- plain torch, for everything else -------------------------------------------------------------------------------
+
+
+def _chunks(q: Tensor, k: Tensor) -> list[slice]:
+    """Slices of the query axis whose score matrices hold at most `_SCORES` elements."""
+    per_query = max(1, q.shape[0] * q.shape[1] * k.shape[2])
+    step = max(1, _SCORES // per_query)
+    return [slice(i, min(i + step, q.shape[2])) for i in range(0, q.shape[2], step)]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _plain_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    k_t, v_wide = _wide(k).transpose(-1, -2), _wide(v)
+    outs, lses = [], []
+    for part in _chunks(q, k):
+        s = (_wide(q[:, :, part]) * scale) @ k_t
+        lse = s.logsumexp(-1)
+        outs.append(((s - lse.unsqueeze(-1)).exp_() @ v_wide).to(q.dtype))
+        lses.append(lse)
+    return torch.cat(outs, 2), torch.cat(lses, 2)
+
+
+def _plain_backward(grad_out, q, k, v, out, lse, scale):  # type: ignore[no-untyped-def]
+    k_wide, v_t = _wide(k), _wide(v).transpose(-1, -2)
+    grad_k, grad_v = torch.zeros_like(k_wide), torch.zeros_like(k_wide)
+    grad_qs = []
+    for part in _chunks(q, k):
+        q_c, do = _wide(q[:, :, part]), _wide(grad_out[:, :, part])
+        p = ((q_c * scale) @ k_wide.transpose(-1, -2) - lse[:, :, part].unsqueeze(-1)).exp_()
+        grad_v += p.transpose(-1, -2) @ do
+        delta = (do * _wide(out[:, :, part])).sum(-1, keepdim=True)
+        ds = p.mul_((do @ v_t).sub_(delta)).mul_(scale)
+        grad_qs.append((ds @ k_wide).to(q.dtype))
+        grad_k += ds.transpose(-1, -2) @ q_c
+    return torch.cat(grad_qs, 2), grad_k.to(k.dtype), grad_v.to(v.dtype)
+
+
+BACKENDS = {
+    b.name: b
+    for b in (
+        Backend("cpu_flash", _cpu_forward, _cpu_backward),
+        Backend("cuda_flash", _flash_forward, _flash_backward),
+        Backend("cuda_efficient", _efficient_forward, _efficient_backward),
+        Backend("plain", _plain_forward, _plain_backward),
+    )
+}

@@ -1,0 +1,1 @@
+"""LongViT and the models that share its encoder."""

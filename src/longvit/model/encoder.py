@@ -1,0 +1,132 @@
+"""The LongNet encoder: pre-norm blocks with sub-LayerNorm, dilated attention, drop path, recomputation.
+
+A block (torchscale `architecture/encoder.py`, subln; MAGNETO, arXiv 2210.06423):
+
+    x = x + drop_path(proj(norm(attention(qkv(norm1(x))))))       norm: over all heads together, before the projection
+    x = x + drop_path(fc2(norm(gelu(fc1(norm2(x))))))             norm: over the hidden activations
+
+What differs from the authors' code: q, k and v are one product; per layer only x, qkv, the attention's (out, lse), the
+middle x and (optionally) the hidden activations are kept for backward, 2.5 of about 10 × T·D·4 bytes.
+
+B sequences, N tokens, D model width, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from longvit.attention import dilated_attention
+from longvit.model.feedforward import FeedForward
+from longvit.model.norm_linear import norm_linear
+
+
+@dataclass(frozen=True)
+class AttentionPattern:
+    """Branches of dilated attention and its two switches (see `longvit.attention`)."""
+
+    segment_lengths: tuple[int, ...]
+    dilated_ratios: tuple[int, ...]
+    gradient: Literal["exact", "detached"] = "exact"
+    ragged: Literal["masked", "padded"] = "masked"
+
+
+class DilatedSelfAttention(nn.Module):
+    """(B, N, D) → (B, N, D) of the block's first half, its pre-norm included."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_in = nn.LayerNorm(dim, eps=eps)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:
+        qkv = norm_linear(x, self.norm_in, self.qkv)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)  # views (B, N, H, D/H)
+        out = dilated_attention(
+            q,
+            k,
+            v,
+            segment_lengths=pattern.segment_lengths,
+            dilated_ratios=pattern.dilated_ratios,
+            lengths=lengths,
+            gradient=pattern.gradient,
+            ragged=pattern.ragged,
+        )
+        return norm_linear(out.flatten(-2), self.norm, self.proj)
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Sets whole sequences of a batch to 0 with probability `rate` and scales the others by 1 / (1 − rate)."""
+    if rate == 0 or not training:
+        return x
+    keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
+    return x * keep.div_(1 - rate)
+
+
+class Block(nn.Module):
+    """One LongNet layer."""
+
+    def __init__(self, dim: int, num_heads: int, ffn_dim: int, eps: float, drop_path_rate: float) -> None:
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+        self.attn = DilatedSelfAttention(dim, num_heads, eps)
+        self.mlp = FeedForward(dim, ffn_dim, eps)
+
+    def forward(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:
+        x = x + drop_path(self.attn(x, pattern, lengths), self.drop_path_rate, self.training)
+        return x + drop_path(self.mlp(x), self.drop_path_rate, self.training)
+
+
+def _keep_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Recomputation keeps the attention's (out, lse), so that attention is not computed twice."""
+    kept = op is torch.ops.longvit.dilated_attention.default
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+class Encoder(nn.ModuleList):
+    """`depth` blocks; drop path grows linearly from 0 to its rate. (B, N, D) → (B, N, D).
+
+    `recompute`: keep only the input of every layer and the attention's result, and compute the rest again in backward.
+    """
+
+    def __init__(
+        self, depth: int, dim: int, num_heads: int, ffn_dim: int, eps: float = 1e-5, drop_path_rate: float = 0.0
+    ) -> None:
+        rates = torch.linspace(0, drop_path_rate, depth, dtype=torch.float64).tolist()
+        super().__init__(Block(dim, num_heads, ffn_dim, eps, rate) for rate in rates)
+        self.recompute = False
+
+    def forward(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:
+        for block in self:
+            if self.recompute and torch.is_grad_enabled():
+                context = partial(create_selective_checkpoint_contexts, _keep_attention)
+                x = checkpoint(block, x, pattern, lengths, use_reentrant=False, context_fn=context)
+            else:
+                x = block(x, pattern, lengths)
+        return x
+
+    def states(self, x: Tensor, pattern: AttentionPattern) -> list[Tensor]:
+        """The input and every layer's output, depth + 1 tensors (B, N, D)."""
+        found = [x]
+        for block in self:
+            found.append(block(found[-1], pattern))
+        return found
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated normal (σ 0.02, cut at ± σ) for linear layers, 1 and 0 for norms: for `module.apply`.
+
+    The authors' LongViT overwrites the sub-LayerNorm's own initial scale sqrt(ln 2L) with this; so do we.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.02, b=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,82 @@
+"""The FFN of a LongNet block, fc2(LayerNorm(GELU(fc1(LayerNorm(x))))), in token chunks.
+
+At 32,768² pixels the hidden activations of one layer are 6.4 GB in float32. Here they exist for one chunk of tokens;
+training keeps them (`keep_hidden=True`, no product is computed twice) or computes them again in backward.
+
+T tokens, D model width, F hidden width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longvit.model import norm_linear as nl
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, n1w, n1b, w1, b1, n2w, n2b, w2, b2, eps, keep_hidden, dtype):  # type: ignore[no-untyped-def,override]
+        first = n1w, n1b, w1.to(dtype), b1.to(dtype), eps, False
+        second = n2w, n2b, w2.to(dtype), b2.to(dtype), eps, True
+        y = x.new_empty((len(x), len(w2)), dtype=dtype)
+        hidden = x.new_empty((len(x), len(w1)), dtype=dtype) if keep_hidden else None
+        for c in nl.chunks(x):
+            h = nl.forward(x[c], *first)
+            if hidden is not None:
+                hidden[c] = h
+            y[c] = nl.forward(h, *second)
+        ctx.save_for_backward(x, hidden, n1w, n1b, w1, b1, n2w, n2b, w2)
+        ctx.eps, ctx.dtype = eps, dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):  # type: ignore[no-untyped-def,override]
+        x, hidden, n1w, n1b, w1, b1, n2w, n2b, w2 = ctx.saved_tensors
+        w1_cast, w2_cast = w1.to(ctx.dtype), w2.to(ctx.dtype)
+        first, second = nl.Grads(n1w, w1), nl.Grads(n2w, w2)
+        grad_x = torch.empty_like(x)
+        for c in nl.chunks(x):
+            if hidden is None:
+                h = nl.forward(x[c], n1w, n1b, w1_cast, b1.to(ctx.dtype), ctx.eps, False)
+            else:
+                h = hidden[c]
+            grad_h = nl.backward_chunk(grad[c], h, n2w, n2b, w2_cast, ctx.eps, True, second)
+            nl.backward_chunk(grad_h, x[c], n1w, n1b, w1_cast, ctx.eps, False, first, grad_x[c])
+        return grad_x, *first.like(n1w, w1), *second.like(n2w, w2), None, None, None
+
+
+class FeedForward(nn.Module):
+    """(…, D) → (…, D) of the block's second half, its pre-norm included.
+
+    `norm_in` is the block's LayerNorm, `norm` the sub-LayerNorm on the hidden activations (eps 1e-5 both).
+    """
+
+    def __init__(self, dim: int, hidden: int, eps: float, keep_hidden: bool = True) -> None:
+        super().__init__()
+        self.keep_hidden = keep_hidden
+        self.norm_in = nn.LayerNorm(dim, eps=eps)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=eps)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = nl.compute_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            y = _FeedForward.apply(
+                x.reshape(-1, x.shape[-1]),
+                self.norm_in.weight,
+                self.norm_in.bias,
+                self.fc1.weight,
+                self.fc1.bias,
+                self.norm.weight,
+                self.norm.bias,
+                self.fc2.weight,
+                self.fc2.bias,
+                self.norm.eps,
+                self.keep_hidden and torch.is_grad_enabled(),
+                dtype,
+            )
+        return y.view(x.shape)

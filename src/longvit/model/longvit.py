@@ -1,0 +1,233 @@
+"""LongViT: one vision transformer over all patches of a whole slide (Wang et al. 2023, arXiv 2312.03558).
+
+    image (up to 32,768² px) → patches of 32 × 32 → linear embedding + positions → LongNet encoder → mean → norm → head
+
+Sizes are table 5 of the paper as data, segment lengths table 7; for lengths between its rows `segment_schedule` has a
+rule, where the published code silently keeps the segments of pretraining.
+
+B images, N patches, D width, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from longvit.model.embedding import PatchEmbedding, PatchGrid
+from longvit.model.encoder import AttentionPattern, Encoder, init_weights
+
+DILATED_RATIOS = (1, 2, 4, 8, 16)
+SEGMENT_TABLE = {  # table 7: number of patches → segment lengths
+    1_024: (64, 128, 256, 512, 1_024),  # 1,024² px, pretraining
+    16_384: (1_024, 2_048, 4_096, 8_192, 16_384),  # 4,096²
+    65_536: (1_024, 4_096, 8_192, 16_384, 65_536),  # 8,192²
+    262_144: (1_024, 4_096, 16_384, 65_536, 262_144),  # 16,384²
+    1_048_576: (1_024, 4_096, 32_768, 262_144, 1_048_576),  # 32,768²
+}
+
+
+@dataclass(frozen=True)
+class LongViTConfig:
+    """What a LongViT is made of; stored beside its weights.
+
+    embed_dim, depth, num_heads, ffn_dim: width, layers, heads, hidden width of the FFN.
+    patch_px: side of a patch.
+    num_classes: 0 for a model without head; class_names: one per class, or empty.
+    positions: "grid": positions live on the pretraining grid (1,024² px) and are interpolated on the fly. "per_patch":
+        one vector per patch of a square image of image_px, as the published code has it after fine-tuning.
+    segment_lengths: "auto" (`segment_schedule` of the number of patches) or one per dilated ratio.
+    gradient, ragged: see `longvit.attention.dilated_attention`.
+    drop_path: rate of the last layer.
+    image_px, fit: the canvas that `embed` takes of a slide (side in px, "stretch" or "pad").
+    pool_norm: "fc_norm": mean over tokens, then LayerNorm, eps 1e-5 (fine-tuning). "token_norm": LayerNorm, eps 1e-6,
+        then mean (DINO).
+    grid_patches: side of the pretraining grid in patches.
+    """
+
+    embed_dim: int = 384
+    depth: int = 12
+    num_heads: int = 16
+    ffn_dim: int = 1536
+    patch_px: int = 32
+    num_classes: int = 0
+    class_names: tuple[str, ...] = ()
+    positions: Literal["grid", "per_patch"] = "grid"
+    segment_lengths: tuple[int, ...] | Literal["auto"] = "auto"
+    dilated_ratios: tuple[int, ...] = DILATED_RATIOS
+    gradient: Literal["exact", "detached"] = "exact"
+    ragged: Literal["masked", "padded"] = "masked"
+    drop_path: float = 0.0
+    image_px: int = 1024
+    fit: Literal["stretch", "pad"] = "stretch"
+    pool_norm: Literal["fc_norm", "token_norm"] = "fc_norm"
+    grid_patches: int = 32
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        if self.segment_lengths != "auto" and len(self.segment_lengths) != len(self.dilated_ratios):
+            raise ValueError(
+                f"{len(self.segment_lengths)} segment lengths for {len(self.dilated_ratios)} dilated ratios: "
+                "give one each"
+            )
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must lie in [0, 1), got {self.drop_path}")
+
+    @property
+    def grid(self) -> PatchGrid:
+        """The grid on which positions are parameters."""
+        side = self.grid_patches if self.positions == "grid" else self.image_px // self.patch_px
+        return PatchGrid(side, side)
+
+
+SIZES = {
+    "longvit_tiny_patch32": LongViTConfig(embed_dim=192, depth=6, num_heads=8, ffn_dim=768),
+    "longvit_small_patch32": LongViTConfig(),  # table 5: LongViT-S
+    "longvit_base_patch32": LongViTConfig(embed_dim=768, depth=12, num_heads=16, ffn_dim=3072),
+}
+
+
+def segment_schedule(n_patches: int) -> tuple[int, ...]:
+    """Segment lengths for a sequence of `n_patches` ≥ 1 tokens, one per dilated ratio 1, 2, 4, 8, 16.
+
+    Table 7 of the paper exactly at its five lengths. Elsewhere: below 1,024 the first row, cut to the sequence; between
+    two rows each segment is interpolated in log(length) and rounded to a power of two; above the last row, that row;
+    the last segment is always the whole sequence, so that every token is reached by every other through some path.
+    """
+    if n_patches < 1:
+        raise ValueError(f"a sequence has at least one patch, got {n_patches}")
+    rows = sorted(SEGMENT_TABLE)
+    if n_patches in SEGMENT_TABLE:
+        return SEGMENT_TABLE[n_patches]
+    if n_patches < rows[0]:
+        return tuple(min(w, n_patches) for w in SEGMENT_TABLE[rows[0]])
+    if n_patches > rows[-1]:
+        return (*SEGMENT_TABLE[rows[-1]][:-1], n_patches)
+    above = bisect_right(rows, n_patches)
+    low, high = rows[above - 1], rows[above]
+    t = math.log(n_patches / low) / math.log(high / low)
+    between = (
+        2 ** round((1 - t) * math.log2(a) + t * math.log2(b))
+        for a, b in zip(SEGMENT_TABLE[low][:-1], SEGMENT_TABLE[high][:-1], strict=True)
+    )
+    return (*(min(w, n_patches) for w in between), n_patches)
+
+
+class LongViT(nn.Module):
+    """The model. Images are (B, 3, height, width), both divided by the patch; uint8 raw or float normalised."""
+
+    def __init__(self, config: LongViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbedding(config.embed_dim, config.patch_px, config.grid)
+        self.blocks = Encoder(
+            config.depth, config.embed_dim, config.num_heads, config.ffn_dim, drop_path_rate=config.drop_path
+        )
+        self.fc_norm = nn.LayerNorm(config.embed_dim, eps=1e-5 if config.pool_norm == "fc_norm" else 1e-6)
+        self.head: nn.Module = nn.Identity()
+        self.blocks.apply(init_weights)
+        self.reset_classifier(config.num_classes, config.class_names)
+
+    @property
+    def num_features(self) -> int:
+        """D, the width of an embedding."""
+        return self.config.embed_dim
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.num_classes
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay leaves alone, besides biases and norms."""
+        return {"patch_embed.pos_embed"}
+
+    def reset_classifier(self, num_classes: int, class_names: tuple[str, ...] = ()) -> None:
+        """A new head for `num_classes` (0: none), weights drawn anew."""
+        self.config = replace(self.config, num_classes=num_classes, class_names=tuple(class_names))
+        device = self.fc_norm.weight.device
+        self.head = nn.Linear(self.num_features, num_classes, device=device) if num_classes else nn.Identity()
+        self.head.apply(init_weights)
+
+    def set_recompute(self, enable: bool = True) -> None:
+        """Recompute each layer in backward: about a third of the memory for one more forward without attention."""
+        self.blocks.recompute = enable
+
+    def pattern(self, n_patches: int) -> AttentionPattern:
+        """The branches of dilated attention for a sequence of this length."""
+        c = self.config
+        if c.segment_lengths == "auto":
+            if c.dilated_ratios != DILATED_RATIOS:
+                raise ValueError(f"segment_lengths='auto' is for dilated ratios {DILATED_RATIOS}, got {c.dilated_ratios}")
+            segments = segment_schedule(n_patches)
+        else:
+            segments = c.segment_lengths
+        return AttentionPattern(segments, c.dilated_ratios, c.gradient, c.ragged)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → tokens (B, N, D), row-major."""
+        x = self.patch_embed(images)
+        return self.blocks(x, self.pattern(x.shape[1]))
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) → (B, D): the mean of the tokens and its LayerNorm, in the order of `pool_norm`."""
+        if self.config.pool_norm == "token_norm":
+            return self.fc_norm(tokens).mean(1)
+        return self.fc_norm(tokens.mean(1))
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """(B, N, D) → logits (B, K), or the embedding (B, D) with `pre_logits` or without a head."""
+        x = self.pool(tokens)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → logits (B, K); (B, D) for a model without head."""
+        return self.forward_head(self.forward_features(images))
+
+    @torch.inference_mode()
+    def embed(self, slide: Any) -> np.ndarray:
+        """The embedding of a slide (or canvas), float32 (D,): its canvas of `config.image_px` through the model.
+
+        `slide` is what `longvit.open_slide` returns, or a uint8 (height, width, 3) array or canvas.
+        """
+        if hasattr(slide, "canvas"):
+            slide = slide.canvas(self.config.image_px, self.config.fit)
+        elif isinstance(slide, (str, Path)):
+            raise TypeError(f"embed takes an open slide: model.embed(longvit.open_slide({str(slide)!r}))")
+        pixels = np.ascontiguousarray(np.asarray(slide))
+        device = self.fc_norm.weight.device
+        images = torch.from_numpy(pixels).to(device).permute(2, 0, 1).unsqueeze(0)
+        was_training = self.training
+        self.eval()
+        try:
+            return self.forward_head(self.forward_features(images), pre_logits=True)[0].float().cpu().numpy()
+        finally:
+            self.train(was_training)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes model.safetensors and config.json (see `longvit.model.pretrained.save_pretrained`)."""
+        from longvit.model.pretrained import save_pretrained
+
+        return save_pretrained(self, folder)
+
+
+def create_model(name: str, *, num_classes: int = 0, **settings: Any) -> LongViT:
+    """A LongViT of a named size with random weights: `longvit_tiny_patch32`, `_small_` (the paper's) or `_base_`.
+
+    `settings` are fields of `LongViTConfig`. Raises ValueError for a name or setting that there is not.
+    """
+    if name not in SIZES:
+        raise ValueError(f"no model {name!r}; there are {', '.join(SIZES)}")
+    known = asdict(SIZES[name])
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"no setting {key!r} of a LongViT; there are {', '.join(known)}")
+    return LongViT(replace(SIZES[name], num_classes=num_classes, **settings))

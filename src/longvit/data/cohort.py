@@ -1,0 +1,314 @@
+"""The manifest of a study: one CSV row per slide, with the patient it comes from and its label.
+
+Tolerant in what it reads (ids with or without extension, BOM, spaces, `;` or tabs, column names in any case),
+strict in what it means: whatever would make a result wrong (a patient on both sides of a split, a row without a
+label, a slide that is not there) is one line of `InputError`, never a guess.
+
+    case_id,slide_id,label,path,split
+    P01,P01_a,adenocarcinoma,scans/P01_a.svs,train
+    P02,P02_a,healthy,scans/P02_a.svs,test
+
+Only `label` and one of `slide_id`, `path` are needed. Further columns that are read: `mpp` (µm per pixel, where
+the file does not say), `split` (train, val, test), `fold`, `site`.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from longvit.data.slide_files import SlideFinder, slide_stem
+from longvit.errors import InputError
+
+SPLITS = ("train", "val", "test")
+_SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "tune": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SlideRow:
+    """One slide of a cohort."""
+
+    case_id: str
+    """The patient (or specimen): slides of one case never stand on two sides of a split."""
+    slide_id: str
+    """The slide's name, unique in its cohort, without the file's extension."""
+    label: str
+    """The class, as written in the CSV."""
+    path: Path
+    """The slide's file or folder; it was there when the cohort was read."""
+    mpp: float | None = None
+    """µm per pixel at level 0 where the CSV states it; None leaves it to the file."""
+    split: str | None = None
+    """`train`, `val`, `test`, or None where the CSV has no column of that name."""
+    fold: str | None = None
+    """The cross-validation fold as written in the CSV."""
+    site: str | None = None
+    """The hospital or scanner as written in the CSV."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Slides with labels, in the order of the CSV; what was assumed while reading stands in `notes`."""
+
+    rows: tuple[SlideRow, ...]
+    classes: tuple[str, ...]
+    """Sorted (by number where all are numbers); of two classes the second is the positive one."""
+    source: str = "cohort"
+    """Where it came from, for messages."""
+    notes: tuple[str, ...] = ()
+    """What was assumed where the CSV says nothing, one sentence each; print them."""
+
+    def split(self, name: str) -> tuple[SlideRow, ...]:
+        """The rows of `train`, `val` or `test`."""
+        return tuple(row for row in self.rows if row.split == name)
+
+    def class_index(self, row: SlideRow) -> int:
+        """The label as an index into `classes`."""
+        return self.classes.index(row.label)
+
+    def with_splits(self, split_of: Sequence[str | None]) -> Cohort:
+        """The same cohort with one split name (or None: in none of them) per row; leaks are refused."""
+        assert len(split_of) == len(self.rows)
+        rows = tuple(replace(row, split=split) for row, split in zip(self.rows, split_of, strict=True))
+        _refuse_leak(rows, "split", self.source)
+        return replace(self, rows=rows)
+
+    def fingerprint(self) -> str:
+        """A hash of who is in the cohort, where and with which label (not of the pixels, not of the folders)."""
+        lines = sorted(f"{r.case_id}\t{r.slide_id}\t{r.label}\t{r.split}\t{r.mpp}" for r in self.rows)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    def summary(self) -> str:
+        """One line: slides, patients, classes, splits, each with its count."""
+        cases = len({row.case_id for row in self.rows})
+        parts = [f"{len(self.rows)} slides of {cases} patients"]
+        parts.append(", ".join(f"{c} {sum(r.label == c for r in self.rows)}" for c in self.classes))
+        splits = [f"{s} {len(self.split(s))}" for s in SPLITS if self.split(s)]
+        return "; ".join([*parts, ", ".join(splits)] if splits else parts)
+
+
+def read_cohort(csv_path: str | Path, *, label_column: str = "label", slides_dir: str | Path | None = None) -> Cohort:
+    """Reads a manifest CSV and finds every slide's file.
+
+    `label_column`: which column holds the class. `slides_dir`: where to look for slides without a `path`
+    (default: beside the CSV); subfolders one level down are searched too. A `path` is relative to the CSV, or else
+    to `slides_dir`.
+
+    Raises `InputError` in one line (file, row, way out) for: no such file, an empty file, no label column, a
+    row without label, labels that are no classes, one class only, a slide without a file, a slide listed twice,
+    a patient in two splits or two folds, a split that is neither train, val nor test, an mpp that is no positive
+    number.
+    """
+    path = Path(csv_path)
+    columns, table = _read_table(path)
+    notes: list[str] = []
+    label_key = _label_key(path, columns, label_column)
+    if "slide_id" not in columns and "path" not in columns:
+        raise InputError(f"{path}: no column 'slide_id' or 'path'{_has(columns)}")
+    if "slide_id" not in columns:
+        notes.append(f"{path}: no column 'slide_id': the name of the file in 'path' is taken")
+    if "case_id" not in columns:
+        notes.append(f"{path}: no column 'case_id': every slide counts as a patient of its own")
+
+    labels = _labels(path, table, label_key)
+    finder = SlideFinder([*([slides_dir] if slides_dir is not None else []), path.parent])
+    rows: list[SlideRow] = []
+    missing: list[str] = []
+    line_of_id: dict[str, int] = {}
+    line_of_path: dict[Path, int] = {}
+    for (line, cells), label in zip(table, labels, strict=True):
+        slide_id = slide_stem(cells.get("slide_id", "") or Path(cells.get("path", "")).name)
+        if not slide_id:
+            raise InputError(f"{path}, line {line}: neither slide_id nor path")
+        if slide_id in line_of_id:
+            raise InputError(
+                f"{path}, line {line}: slide {slide_id} stands on line {line_of_id[slide_id]} already; keep one row"
+            )
+        line_of_id[slide_id] = line
+        file, looked = _slide_file(path, cells, slides_dir, finder)
+        if file is None:
+            missing.append(f"line {line}: no slide {slide_id} (looked for {looked})")
+            continue
+        if (resolved := file.resolve()) in line_of_path:
+            raise InputError(
+                f"{path}, line {line}: {file} is the file of line {line_of_path[resolved]} already; keep one row"
+            )
+        line_of_path[resolved] = line
+        rows.append(
+            SlideRow(
+                case_id=cells.get("case_id", "") or slide_id,
+                slide_id=slide_id,
+                label=label,
+                path=file,
+                mpp=_mpp(path, line, cells.get("mpp", "")),
+                split=_split(path, line, cells.get("split", "")),
+                fold=cells.get("fold") or None,
+                site=cells.get("site") or None,
+            )
+        )
+    if missing:
+        more = f"; {len(missing) - 1} more of {len(table)} slides lack a file too" if missing[1:] else ""
+        raise InputError(f"{path}, {missing[0]}{more}; give --slides-dir, or a column path")
+    _all_or_none(path, table, "split")
+    _all_or_none(path, table, "fold")
+    _refuse_leak(rows, "split", str(path))
+    _refuse_leak(rows, "fold", str(path))
+    if "case_id" in columns and (empty := sum(not cells.get("case_id") for _, cells in table)):
+        notes.append(f"{path}: {empty} rows without case_id: each counts as a patient of its own")
+    return Cohort(tuple(rows), _classes(labels), str(path), tuple(notes))
+
+
+def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Column names (lower case, `_` for spaces) and (line number, cells) of every row that is not blank."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: byte {error.start} is not UTF-8 text; save it as 'CSV UTF-8'"
+            if b"\0" not in data
+            else f"{path}: not a text file; save the table as CSV"
+        ) from error
+    header = text.lstrip().split("\n", 1)[0]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    columns: list[str] = []
+    table: list[tuple[int, dict[str, str]]] = []
+    try:
+        for record in reader:
+            cells = [cell.strip() for cell in record]
+            if not any(cells):
+                continue
+            if not columns:
+                columns = [re.sub(r"[\s-]+", "_", cell).lower() for cell in cells]
+                if twice := next((c for c in columns if c and columns.count(c) > 1), None):
+                    raise InputError(f"{path}: two columns are called {twice!r}")
+                continue
+            if any(cells[len(columns) :]):
+                raise InputError(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells for {len(columns)} columns; "
+                    f"put cells that contain {delimiter!r} in quotes"
+                )
+            table.append((reader.line_num, dict(zip(columns, cells, strict=False))))
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+    if not table:
+        what = "a header but no rows" if columns else "empty"
+        raise InputError(f"{path}: {what}; it needs a line with column names (slide_id, label, …) and a row per slide")
+    return columns, table
+
+
+def _label_key(path: Path, columns: list[str], label_column: str) -> str:
+    key = re.sub(r"[\s-]+", "_", label_column.strip()).lower()
+    if key in columns:
+        return key
+    near = difflib.get_close_matches(key, columns, n=1, cutoff=0.4)
+    hint = f"; did you mean --label-column {near[0]}?" if near else "; name it with --label-column"
+    raise InputError(f"{path}: no column {label_column!r}{_has(columns)}{hint}")
+
+
+def _has(columns: list[str]) -> str:
+    return f" (it has {', '.join(c or '(no name)' for c in columns)})"
+
+
+def _labels(path: Path, table: list[tuple[int, dict[str, str]]], key: str) -> list[str]:
+    """The class of every row; whole numbers that a table program wrote as 1.0 become 1."""
+    empty = [line for line, cells in table if not cells.get(key) or cells[key].lower() in ("nan", "na", "none")]
+    if empty:
+        more = f" and {len(empty) - 1} more" if empty[1:] else ""
+        raise InputError(f"{path}, line {empty[0]}{more}: no {key}; fill it in or remove the row")
+    labels = [cells[key] for _, cells in table]
+    numbers = [_number(label) for label in labels]
+    if all(number is not None for number in numbers):
+        broken = [i for i, n in enumerate(numbers) if n is not None and not n.is_integer()]
+        if broken:
+            raise InputError(
+                f"{path}, line {table[broken[0]][0]}: {key} is {labels[broken[0]]}: a measurement, not a class; "
+                f"choose another --label-column, or write classes"
+            )
+        labels = [str(int(n)) for n in numbers if n is not None]
+    classes = set(labels)
+    if len(classes) == 1:
+        raise InputError(f"{path}: every row has the {key} {labels[0]!r}; at least two classes are needed")
+    if len(classes) == len(labels) > 2:
+        raise InputError(f"{path}: {key} is different in all {len(labels)} rows; choose another --label-column")
+    return labels
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _classes(labels: Iterable[str]) -> tuple[str, ...]:
+    names = set(labels)
+    numeric = all(_number(name) is not None for name in names)
+    return tuple(sorted(names, key=(lambda n: (float(n), n)) if numeric else str))
+
+
+def _slide_file(
+    csv_path: Path, cells: dict[str, str], slides_dir: str | Path | None, finder: SlideFinder
+) -> tuple[Path | None, str]:
+    """The slide's file (None: not there) and what was looked for."""
+    if given := cells.get("path"):
+        folders = [csv_path.parent, *([Path(slides_dir)] if slides_dir is not None else [])]
+        tried = [folder / given for folder in folders]
+        return next((file for file in tried if file.exists()), None), " and ".join(map(str, tried))
+    slide_id = cells["slide_id"]
+    return finder.find(slide_id), f"{slide_stem(slide_id)}.svs, .tif, … in {finder.where()}"
+
+
+def _mpp(path: Path, line: int, text: str) -> float | None:
+    if not text:
+        return None
+    number = _number(text)
+    if number is None or number <= 0:
+        raise InputError(f"{path}, line {line}: mpp is {text!r}; it must be a positive number of µm per pixel")
+    return number
+
+
+def _split(path: Path, line: int, text: str) -> str | None:
+    if not text:
+        return None
+    if text.lower() not in _SPLIT_NAMES:
+        raise InputError(f"{path}, line {line}: split is {text!r}; it must be train, val or test")
+    return _SPLIT_NAMES[text.lower()]
+
+
+def _all_or_none(path: Path, table: list[tuple[int, dict[str, str]]], key: str) -> None:
+    empty = [line for line, cells in table if not cells.get(key)]
+    if empty and len(empty) < len(table):
+        raise InputError(
+            f"{path}, line {empty[0]}: no {key}, while {len(table) - len(empty)} other rows have one; "
+            f"fill it in everywhere or nowhere"
+        )
+
+
+def _refuse_leak(rows: Iterable[SlideRow], key: str, source: str) -> None:
+    """A patient whose slides stand in two splits (or folds) makes every figure look better than it is."""
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        if (value := getattr(row, key)) is not None:
+            seen.setdefault(row.case_id, set()).add(value)
+    leaks = {case: sorted(values) for case, values in seen.items() if len(values) > 1}
+    if leaks:
+        case, values = next(iter(leaks.items()))
+        more = f", and {len(leaks) - 1} more patients too" if len(leaks) > 1 else ""
+        raise InputError(f"{source}: patient {case} is in two {key}s ({', '.join(values)}){more}; put each in one")

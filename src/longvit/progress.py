@@ -1,0 +1,105 @@
+"""Progress of a long job: a bar on a terminal, otherwise a line every few seconds, so that a log file can be read."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TextIO
+
+
+class Progress:
+    """Counts `total` things called `unit`; use it as a context manager and call `advance`.
+
+    On a terminal: a bar with the time left. Elsewhere (a log, a pipe): one line at the start, one every
+    `every_s` seconds and one at the end, each with count, share, time per thing and time left. Time left counts
+    only what this process did (`done` things of an earlier run do not make it look fast).
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        *,
+        unit: str = "",
+        done: int = 0,
+        stream: TextIO | None = None,
+        every_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.what, self.total, self.unit, self.done = what, total, unit, done
+        self._first, self._note = done, ""
+        self._stream = sys.stderr if stream is None else stream
+        self._every_s, self._clock = every_s, clock
+        self._start = self._last_line = clock()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        self._start = self._clock()
+        self._last_line = self._start - self._every_s
+        if self._stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(self.unit),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(file=self._stream),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, note="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self.done > self._first or kind is not None:
+            self._line("stopped" if kind is not None else "done")
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """`n` more things are done; `note` (the loss, a slide's name) stands behind the count."""
+        self.done += n
+        self._note = note or self._note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, note=self._note)
+        elif self.done < self.total and self._clock() - self._last_line >= self._every_s:
+            self._line()
+
+    def say(self, text: str) -> None:
+        """One line of its own, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def _line(self, end: str = "") -> None:
+        self._last_line = now = self._clock()
+        count = self.done - self._first
+        share = f" ({100 * self.done // self.total} %)" if self.total else ""
+        each = (now - self._start) / count if count else 0.0
+        parts = [f"{self.what}: {self.done}/{self.total}{' ' if self.unit else ''}{self.unit}{share}"]
+        if count:
+            parts.append(f"{each:.3g} s each")
+        if end:
+            parts.append(f"{end} after {clock_text(now - self._start)}")
+        elif count:
+            parts.append(f"{clock_text(each * (self.total - self.done))} left")
+        if self._note:
+            parts.append(self._note)
+        print(", ".join(parts), file=self._stream, flush=True)
+
+
+def clock_text(seconds: float) -> str:
+    """75 -> '1:15', 3700 -> '1:01:40'."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"

@@ -1,0 +1,169 @@
+"""Checkpoints that survive being killed at any instant: `step-00000120.safetensors` + `step-00000120.json`.
+
+The tensors are written first, then the JSON with the length and SHA-256 of the tensor file and a checksum of
+itself, each to a temporary name, synced and renamed. So a JSON file that reads well vouches for both; whatever is
+truncated, bit-flipped or half-written is passed over with its reason, and the newest valid one wins. No pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from longvit.errors import InputError
+from longvit.files import atomic_path, make_folder, write_text
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved at one step."""
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    """On the CPU, in the dtype they were saved in."""
+    state: dict[str, Any]
+    """Everything that is no tensor: settings, epochs, random states."""
+    path: Path
+    """The JSON file."""
+    skipped: tuple[str, ...] = ()
+    """Newer checkpoints that could not be used, each with its reason."""
+
+
+def write_checkpoint(
+    folder: str | Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], *, keep: int = 2
+) -> Path:
+    """Writes a checkpoint of `step`, then removes all but the newest `keep`; returns the JSON's path.
+
+    `state` must be JSON; floats keep every bit. Raises `InputError` where the disk is full or may not be written
+    (older checkpoints stay).
+    """
+    folder = make_folder(folder)
+    json_path = folder / f"step-{step:08d}.json"
+    tensor_path = json_path.with_suffix(".safetensors")
+    # A JSON of an earlier attempt must not vouch for the tensor file that is being replaced.
+    json_path.unlink(missing_ok=True)
+    with atomic_path(tensor_path) as temporary:
+        _save(_own_memory(tensors), temporary)
+        size, digest = temporary.stat().st_size, _sha256(temporary)
+    content = {
+        "format": FORMAT,
+        "step": step,
+        "tensor_file": {"name": tensor_path.name, "bytes": size, "sha256": digest},
+        "state": dict(state),
+    }
+    write_text(json_path, json.dumps({"sha256": _content_hash(content), **content}, indent=1) + "\n")
+    for old in sorted(folder.glob("step-*.json"))[:-keep]:
+        old.unlink(missing_ok=True)
+    kept = {path.stem for path in folder.glob("step-*.json")}
+    for old in folder.glob("step-*.safetensors"):
+        if old.stem not in kept:
+            old.unlink(missing_ok=True)
+    return json_path
+
+
+def read_checkpoint(folder: str | Path) -> Checkpoint | None:
+    """The newest valid checkpoint of a folder; None where there is none, also where there is no folder."""
+    skipped: list[str] = []
+    for path in sorted(Path(folder).glob("step-*.json"), reverse=True):
+        try:
+            return _read(path, tuple(skipped))
+        except _Damaged as error:
+            skipped.append(f"{path}: {error}")
+    if skipped:
+        raise InputError(f"{skipped[0]}; no older checkpoint is valid: remove the folder to start anew")
+    return None
+
+
+def settings_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`lr 5e-05 -> 0.0001` for every key that differs; tuples and lists count as equal, as in JSON."""
+    saved, now = json.loads(json.dumps(dict(saved))), json.loads(json.dumps(dict(now)))
+    keys = [*now, *(key for key in saved if key not in now)]
+    gone = "(absent)"
+    return [
+        f"{key} {saved.get(key, gone)} -> {now.get(key, gone)}"
+        for key in keys
+        if saved.get(key, gone) != now.get(key, gone)
+    ]
+
+
+def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """A run goes on only as what it was started: `InputError` with the difference otherwise."""
+    if difference := settings_difference(saved, now):
+        raise InputError(
+            f"{folder}: started with other settings ({', '.join(difference)}); "
+            f"give the same ones to go on, or another folder to start anew"
+        )
+
+
+class _Damaged(Exception):
+    pass
+
+
+def _read(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
+    try:
+        content = json.loads(path.read_bytes())
+        claimed = content.pop("sha256")
+        entry = content["tensor_file"]
+        tensor_path = path.with_name(entry["name"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Damaged(f"damaged ({type(error).__name__})") from error
+    if claimed != _content_hash(content):
+        raise _Damaged("damaged (its checksum does not match)")
+    if content["format"] != FORMAT:
+        raise InputError(f"{path}: written by another version (format {content['format']}, this one reads {FORMAT})")
+    if not tensor_path.is_file():
+        raise _Damaged(f"its {tensor_path.name} is missing")
+    if tensor_path.stat().st_size != entry["bytes"]:
+        raise _Damaged(f"its {tensor_path.name} has {tensor_path.stat().st_size} of {entry['bytes']} bytes")
+    if _sha256(tensor_path) != entry["sha256"]:
+        raise _Damaged(f"its {tensor_path.name} is damaged (checksum)")
+    with safe_open(tensor_path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return Checkpoint(content["step"], tensors, content["state"], path, skipped)
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        # safetensors hides a full disk in its own error; the number in its text brings the OSError back.
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found.group(1)), os.strerror(int(found.group(1)))) from error
+        raise
+
+
+def _own_memory(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous and detached, each with a storage of its own: safetensors refuses tensors that share memory."""
+    plain: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().contiguous()
+        storage = tensor.untyped_storage()
+        shares = storage.nbytes() != tensor.numel() * tensor.element_size() or storage.data_ptr() in seen
+        plain[name] = tensor.clone() if shares else tensor
+        seen.add(storage.data_ptr())
+    return plain
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _content_hash(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,91 @@
+"""Checkpoints under damage: whatever happened to the newest, the newest valid one is found."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from longvit.errors import InputError
+from longvit.training.checkpoint import read_checkpoint, settings_difference, write_checkpoint
+
+
+def tensors(step: int) -> dict[str, torch.Tensor]:
+    shared = torch.arange(12.0).reshape(3, 4) + step
+    return {"a": shared, "a_again": shared, "a_transposed": shared.T, "part": shared[1], "n": torch.tensor(step)}
+
+
+def test_what_was_written_is_read_also_shared_memory(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 7, tensors(7), {"x": 0.1, "nan": float("nan"), "list": [1, "ä"]})
+    saved = read_checkpoint(tmp_path)
+    assert saved is not None
+    assert saved.step == 7
+    assert saved.state["x"] == 0.1
+    for name, tensor in tensors(7).items():
+        assert torch.equal(saved.tensors[name], tensor)
+
+
+def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    assert read_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_sixty_ways_to_damage_the_newest(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    for round_ in range(60):
+        folder = tmp_path / str(round_)
+        write_checkpoint(folder, 1, tensors(1), {"v": 1})
+        path = write_checkpoint(folder, 2, tensors(2), {"v": 2})
+        victim = path if round_ % 2 else path.with_suffix(".safetensors")
+        data = bytearray(victim.read_bytes())
+        match (round_ // 2) % 4:
+            case 0:
+                data = data[: rng.randrange(len(data))]
+            case 1:
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            case 2:
+                data = bytearray()
+            case 3:
+                victim.unlink()
+        if victim.exists():
+            victim.write_bytes(data)
+        saved = read_checkpoint(folder)
+        assert saved is not None
+        # a flipped bit may fall on JSON's spaces, which mean nothing
+        assert saved.step == 1 or (saved.step == 2 and victim == path and saved.state == {"v": 2})
+        if victim.exists():
+            assert saved.step == 2 or saved.skipped
+
+
+def test_all_damaged_says_so(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path, 1, tensors(1), {})
+    path.with_suffix(".safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"0 of \d+ bytes; no older checkpoint is valid: remove the folder"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_older_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path, 1, tensors(1), {"v": 1})
+
+    def full(*args: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("longvit.training.checkpoint.save_file", full)
+    with pytest.raises(InputError, match="no space left"):
+        write_checkpoint(tmp_path, 2, tensors(2), {"v": 2})
+    saved = read_checkpoint(tmp_path)
+    assert saved is not None
+    assert saved.step == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001.json", "step-00000001.safetensors"]
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        write_checkpoint(tmp_path, step, tensors(step), {}, keep=3)
+    assert {p.stem for p in tmp_path.iterdir()} == {f"step-{s:08d}" for s in (3, 4, 5)}
+
+
+def test_differences_are_shown_key_by_key() -> None:
+    assert settings_difference({"a": [1, 2], "b": 1, "c": 3}, {"a": (1, 2), "b": 2}) == ["b 1 -> 2", "c 3 -> (absent)"]

@@ -91,7 +91,7 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor,
     return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, scale=scale)
 
 
-def _cpu_backward(grad_out, q, k, v, out, lse, scale):  # type: ignore[no-untyped-def]
+def _cpu_backward(grad_out, q, k, v, out, lse, scale):
     return aten._scaled_dot_product_flash_attention_for_cpu_backward(
         grad_out, q, k, v, out, lse, 0.0, False, scale=scale
     )
@@ -116,7 +116,7 @@ def _flash_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tenso
     return out[..., :D], lse
 
 
-def _flash_backward(grad_out, q, k, v, out, lse, scale):  # type: ignore[no-untyped-def]
+def _flash_backward(grad_out, q, k, v, out, lse, scale):
     D, L = q.shape[-1], q.shape[-2]
     grad_out, q, k, v, out = (_aligned(t, 8) for t in (grad_out, q, k, v, out))
     rng = torch.zeros(2, dtype=torch.uint64, device=q.device)  # unread: there is no dropout
@@ -133,7 +133,7 @@ def _efficient_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[T
     return out[..., :D], lse[..., : q.shape[-2]]  # the kernel rounds the length of lse up to 32
 
 
-def _efficient_backward(grad_out, q, k, v, out, lse, scale):  # type: ignore[no-untyped-def]
+def _efficient_backward(grad_out, q, k, v, out, lse, scale):
     D = q.shape[-1]
     grad_out, q, k, v, out = (_aligned(t, 8) for t in (grad_out, q, k, v, out))
     lse = F.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf")).contiguous()
@@ -169,7 +169,7 @@ def _plain_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tenso
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
-def _plain_backward(grad_out, q, k, v, out, lse, scale):  # type: ignore[no-untyped-def]
+def _plain_backward(grad_out, q, k, v, out, lse, scale):
     k_wide, v_t = _wide(k), _wide(v).transpose(-1, -2)
     grad_k, grad_v = torch.zeros_like(k_wide), torch.zeros_like(k_wide)
     grad_qs = []

@@ -8,9 +8,9 @@ Nothing has to be gathered. Head j·g + h' at position j + i·r of segment s lie
 
     (s·w' + j + i·r)·S_n + (j·g + h')·S_h        (S_n, S_h: strides of position and head)
 
-so for a fixed offset j it is a view with g heads, and for a fixed h' the offsets j are themselves one head axis of stride
-S_n + g·S_h. A branch is therefore either r calls of g heads or, where r divides both the segment and H, g calls of r
-heads: min(r, g) calls. The published code copies q, k and v into a dense layout and every result back.
+so for a fixed offset j it is a view with g heads, and for a fixed h' the offsets j are themselves one head axis of
+stride S_n + g·S_h. A branch is therefore either r calls of g heads or, where r divides both the segment and H, g calls
+of r heads: min(r, g) calls. The published code copies q, k and v into a dense layout and every result back.
 
 B sequences, N positions, H heads, D head dim, S segments, L tokens of one offset group in one segment.
 """
@@ -18,7 +18,7 @@ B sequences, N positions, H heads, D head dim, S segments, L tokens of one offse
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -105,9 +105,8 @@ def runs(batch: int, length: int, lengths: Sequence[int] | None) -> list[Run]:
     position = 0
     for row, n in enumerate(lengths):
         last = found[-1] if found else None
-        adjacent = last is not None and last.length == n
-        if adjacent and (packed or last.first_row + last.batch == row):
-            found[-1] = Run(last.batch + 1, n, last.first_row, last.first_position, last.row_step, last.position_step)
+        if last and last.length == n and (packed or last.first_row + last.batch == row):
+            found[-1] = replace(last, batch=last.batch + 1)
         elif n:
             found.append(Run(1, n, 0, position, 0, n) if packed else Run(1, n, row))
         position += n

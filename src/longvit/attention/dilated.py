@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -139,69 +140,96 @@ def _checked(
     return lengths
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """What one operator call needs beside its tensors."""
+
+    branches: tuple[tuple[int, int], ...]  # (segment length, dilated ratio)
+    lengths: tuple[int, ...] | None
+    detached: bool
+    padded: bool
+    scale: float
+    kernel: Backend
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and log-sum-exps."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _rows_adjoin(*tensors: Tensor) -> bool:
     return all(t.stride(0) == t.shape[1] * t.stride(1) for t in tensors)
 
 
 def _merge(out: Tensor, lse: Tensor, o: Tensor, l: Tensor) -> None:
-    """Equations 9 and 10, one branch at a time, in place: (out, lse) ← (out, lse) ∪ (o, l). l = −inf changes nothing."""
+    """Equations 9 and 10, one branch at a time, in place: (out, lse) ← (out, lse) ∪ (o, l). No part: l = −inf."""
     weight = torch.sigmoid(l - lse).nan_to_num_(0.0)  # exp(l) / (exp(l) + exp(lse)); both −inf: nan
     out.lerp_(o.to(out.dtype), weight.unsqueeze(-1))
     lse.copy_(torch.logaddexp(lse, l))
 
 
-def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    branches: Sequence[tuple[int, int]],
-    lengths: Sequence[int] | None,
-    padded: bool,
-    scale: float,
-    kernel: Backend,
-) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, s: _Settings) -> tuple[Tensor, Tensor]:
     """→ merged out (B, N, H, D), contiguous, and lse (B, N, H) with −inf where no branch reaches."""
     B, N, H, D = q.shape
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    adjoin = _rows_adjoin(q, k, v)
-    state: tuple[Tensor, Tensor] | None = None
-    for run in runs(B, N, lengths):
-        for w, r in branches:
-            if padded and is_shifted(run.length, w, r):
-                state = state or _empty_state(q, wide)
-                o, l = _shifted_branch(*(run.view(t) for t in (q, k, v)), w, r, scale, kernel)
-                _merge(*(run.view(t) for t in state), o, l)
+    wide, adjoin = _wide(q.dtype), _rows_adjoin(q, k, v)
+    out: Tensor | None = None
+    lse = q.new_full((B, N, H), -math.inf, dtype=wide)
+    for run in runs(B, N, s.lengths):
+        for w, r in s.branches:
+            if s.padded and is_shifted(run.length, w, r):
+                out = q.new_zeros(q.shape, dtype=wide) if out is None else out
+                o, l = _shifted_branch(run.view(q), run.view(k), run.view(v), w, r, s)
+                _merge(run.view(out), run.view(lse), o, l)
                 continue
-            for call in calls(run, H, w, r, padded=padded, rows_adjoin=adjoin):
-                o, l = kernel.forward(call.view(q), call.view(k), call.view(v), scale)
+            for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin):
+                o, l = s.kernel.forward(call.view(q), call.view(k), call.view(v), s.scale)
                 o, l = with_zero_keys(o, l.to(wide), call.pad_keys)
-                if state is None and o.numel() == q.numel():
+                if out is None and o.numel() == q.numel():
                     # covers everything; (B·S, H, L, D) as the kernels lay it out is (B, N, H, D) in memory
-                    o, l = o.to(wide).transpose(1, 2).contiguous(), l.transpose(1, 2).contiguous()
-                    state = o.view(B, N, H, D), l.view(B, N, H)
+                    out = o.to(wide).transpose(1, 2).contiguous().view(B, N, H, D)
+                    lse = l.transpose(1, 2).contiguous().view(B, N, H)
                     continue
-                state = state or _empty_state(q, wide)
-                _merge(*(call.view(t) for t in state), o, l)
-    out, lse = state or _empty_state(q, wide)
-    return out.to(q.dtype), lse
+                out = q.new_zeros(q.shape, dtype=wide) if out is None else out
+                _merge(call.view(out), call.view(lse), o, l)
+    return q.new_zeros(q.shape) if out is None else out.to(q.dtype), lse
 
 
-def _empty_state(q: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return q.new_zeros(q.shape, dtype=dtype), q.new_full(q.shape[:3], -math.inf, dtype=dtype)
+def _backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, s: _Settings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """→ gradients of q, k, v, each (B, N, H, D), contiguous."""
+    wide, adjoin = _wide(q.dtype), _rows_adjoin(q, k, v, grad_out)
+    grads: tuple[Tensor, ...] = ()
+    for run in runs(q.shape[0], q.shape[1], s.lengths):
+        for w, r in s.branches:
+            if s.padded and is_shifted(run.length, w, r):
+                grads = grads or tuple(q.new_zeros(q.shape, dtype=wide) for _ in range(3))
+                tensors = [run.view(t) for t in (grad_out, q, k, v, out, lse)]
+                for grad, part in zip(grads, _shifted_branch_backward(tensors, w, r, s), strict=True):
+                    run.view(grad).add_(part)
+                continue
+            for call in calls(run, q.shape[2], w, r, padded=s.padded, rows_adjoin=adjoin):
+                parts = _call_backward(call, (grad_out, q, k, v, out, lse), s)
+                if not grads and parts[0].numel() == q.numel():
+                    grads = tuple(p.to(wide).transpose(1, 2).contiguous().view(q.shape) for p in parts)
+                    continue
+                grads = grads or tuple(q.new_zeros(q.shape, dtype=wide) for _ in range(3))
+                for grad, part in zip(grads, parts, strict=True):
+                    call.view(grad).add_(part)
+    dq, dk, dv = (g.to(q.dtype) for g in grads or (torch.zeros_like(q),) * 3)
+    return dq, dk, dv
 
 
-def _shifted_branch(
-    q: Tensor, k: Tensor, v: Tensor, w: int, r: int, scale: float, kernel: Backend
-) -> tuple[Tensor, Tensor]:
-    """A branch whose results the published code returns at other positions (see `padding`): out, lse of (B, N, …)."""
-    n = q.shape[1]
-    q, k, v = (spread(t, w, r) for t in (q, k, v))
-    out, lse = _empty_state(q, torch.float64 if q.dtype == torch.float64 else torch.float32)
-    for call in _shifted_calls(q, w, r):
-        o, l = kernel.forward(call.view(q), call.view(k), call.view(v), scale)
-        call.view(out).copy_(o)
-        call.view(lse).copy_(l)
-    return out[:, :n], lse[:, :n]
+def _call_backward(call: Call, tensors: Sequence[Tensor], s: _Settings) -> tuple[Tensor, Tensor, Tensor]:
+    """One call's part of the gradients, from (grad_out, q, k, v, out, lse) and the merged softmax in the last two."""
+    grad_out, q, k, v, out, lse = (call.view(t) for t in tensors)
+    if s.detached:  # P of the merged softmax, but the row sum of this branch's own output
+        out, own_lse = s.kernel.forward(q, k, v, s.scale)
+        out, _ = with_zero_keys(out, own_lse.to(lse.dtype), call.pad_keys)
+    return s.kernel.backward(grad_out, q, k, v, out, lse, s.scale)
+
+
+# --- branches whose results the published code returns at other positions (see `padding`) ---------------------------
 
 
 def _shifted_calls(q: Tensor, w: int, r: int) -> Iterator[Call]:
@@ -210,82 +238,48 @@ def _shifted_calls(q: Tensor, w: int, r: int) -> Iterator[Call]:
     return calls(Run(B, N), H, w + -w % r, r, padded=False, rows_adjoin=True, offsets=w if w < r else None)
 
 
-def _backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    branches: Sequence[tuple[int, int]],
-    lengths: Sequence[int] | None,
-    detached: bool,
-    padded: bool,
-    scale: float,
-    kernel: Backend,
-) -> list[Tensor]:
-    """→ gradients of q, k, v, each (B, N, H, D), contiguous."""
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    adjoin = _rows_adjoin(q, k, v, grad_out)
-    grads: list[Tensor] | None = None
-    for run in runs(*q.shape[:2], lengths):
-        for w, r in branches:
-            if padded and is_shifted(run.length, w, r):
-                tensors = (run.view(t) for t in (grad_out, q, k, v, out, lse))
-                parts = _shifted_branch_backward(*tensors, w, r, detached, scale, kernel)
-                grads = grads or _empty_grads(q, wide)
-                for grad, part in zip(grads, parts, strict=True):
-                    run.view(grad).add_(part)
-                continue
-            for call in calls(run, q.shape[2], w, r, padded=padded, rows_adjoin=adjoin):
-                qc, kc, vc, oc = (call.view(t) for t in (q, k, v, out))
-                if detached:  # P of the merged softmax, but the row sum of this branch's own output
-                    o, l = kernel.forward(qc, kc, vc, scale)
-                    oc, _ = with_zero_keys(o, l.to(wide), call.pad_keys)
-                parts = kernel.backward(call.view(grad_out), qc, kc, vc, oc, call.view(lse), scale)
-                if grads is None and qc.numel() == q.numel():
-                    grads = [p.to(wide).transpose(1, 2).contiguous().view(q.shape) for p in parts]
-                    continue
-                grads = grads or _empty_grads(q, wide)
-                for grad, part in zip(grads, parts, strict=True):
-                    call.view(grad).add_(part)
-    return [g.to(q.dtype) for g in grads or _empty_grads(q, wide)]
+def _shifted_branch(q: Tensor, k: Tensor, v: Tensor, w: int, r: int, s: _Settings) -> tuple[Tensor, Tensor]:
+    """→ out (B, N, H, D), lse (B, N, H) of one branch."""
+    n, wide = q.shape[1], _wide(q.dtype)
+    q, k, v = (spread(t, w, r) for t in (q, k, v))
+    out, lse = q.new_zeros(q.shape, dtype=wide), q.new_full(q.shape[:3], -math.inf, dtype=wide)
+    for call in _shifted_calls(q, w, r):
+        o, l = s.kernel.forward(call.view(q), call.view(k), call.view(v), s.scale)
+        call.view(out).copy_(o)
+        call.view(lse).copy_(l)
+    return out[:, :n], lse[:, :n]
 
 
-def _empty_grads(q: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    return [q.new_zeros(q.shape, dtype=dtype) for _ in range(3)]
-
-
-def _shifted_branch_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    w: int,
-    r: int,
-    detached: bool,
-    scale: float,
-    kernel: Backend,
-) -> list[Tensor]:
+def _shifted_branch_backward(tensors: Sequence[Tensor], w: int, r: int, s: _Settings) -> list[Tensor]:
+    grad_out, q, k, v, out, lse = tensors
     n = q.shape[1]
     q, k, v = (spread(t, w, r) for t in (q, k, v))
     behind = q.shape[1] - n  # results that the published code cuts off: no probability, no gradient
     grad_out, out = (F.pad(t, (0, 0, 0, 0, 0, behind)) for t in (grad_out, out))
     lse = F.pad(lse, (0, 0, 0, behind), value=math.inf)
-    grads = _empty_grads(q, lse.dtype)
+    grads = [torch.zeros_like(q, dtype=lse.dtype) for _ in range(3)]
     for call in _shifted_calls(q, w, r):
-        qc, kc, vc, oc = (call.view(t) for t in (q, k, v, out))
-        if detached:
-            oc, _ = kernel.forward(qc, kc, vc, scale)
-        parts = kernel.backward(call.view(grad_out), qc, kc, vc, oc, call.view(lse), scale)
-        for grad, part in zip(grads, parts, strict=True):
+        for grad, part in zip(grads, _call_backward(call, (grad_out, q, k, v, out, lse), s), strict=True):
             call.view(grad).add_(part)
     return [gathered(g, n, w, r) for g in grads]
 
 
 # --- the operators that autograd, torch.compile and the FLOP counter see --------------------------------------------
+
+
+def _settings(
+    q: Tensor,
+    segment_lengths: Sequence[int],
+    dilated_ratios: Sequence[int],
+    lengths: Sequence[int] | None,
+    detached: bool,
+    padded: bool,
+    scale: float,
+    backend: str,
+) -> _Settings:
+    branches = tuple(zip(segment_lengths, dilated_ratios, strict=True))
+    kernel = pick(q.device, q.dtype, q.shape[-1], backend).backend
+    return _Settings(branches, None if lengths is None else tuple(lengths), detached, padded, scale, kernel)
 
 
 @torch.library.custom_op("longvit::dilated_attention", mutates_args=())
@@ -301,9 +295,7 @@ def _forward_op(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    kernel = pick(q.device, q.dtype, q.shape[-1], backend).backend
-    branches = list(zip(segment_lengths, dilated_ratios, strict=True))
-    return _forward(q, k, v, branches, lengths, padded, scale, kernel)
+    return _forward(q, k, v, _settings(q, segment_lengths, dilated_ratios, lengths, detached, padded, scale, backend))
 
 
 @_forward_op.register_fake
@@ -328,12 +320,10 @@ def _backward_op(
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kernel = pick(q.device, q.dtype, q.shape[-1], backend).backend
     if grad_out.stride(-1) != 1 or 0 in grad_out.stride():
         grad_out = grad_out.contiguous()  # an expanded gradient (of a sum or mean)
-    branches = list(zip(segment_lengths, dilated_ratios, strict=True))
-    grads = _backward(grad_out, q, k, v, out, lse, branches, lengths, detached, padded, scale, kernel)
-    return grads[0], grads[1], grads[2]
+    settings = _settings(q, segment_lengths, dilated_ratios, lengths, detached, padded, scale, backend)
+    return _backward(grad_out, q, k, v, out, lse, settings)
 
 
 @_backward_op.register_fake
@@ -376,13 +366,15 @@ def attention_pairs(
 
 
 @register_flop_formula(torch.ops.longvit.dilated_attention)
-def _forward_flops(q, k, v, segment_lengths, dilated_ratios, lengths, *_, out_shape=None, **__):  # type: ignore[no-untyped-def]
+def _forward_flops(q, k, v, segment_lengths, dilated_ratios, lengths, *_, **__):
     """Two products of 2·D FLOPs per (query, key) pair."""
-    return 4 * q[3] * attention_pairs(*q[:3], segment_lengths, dilated_ratios, lengths)
+    pairs = attention_pairs(q[0], q[1], q[2], segment_lengths, dilated_ratios, lengths)
+    return 4 * q[3] * pairs
 
 
 @register_flop_formula(torch.ops.longvit.dilated_attention_backward)
-def _backward_flops(grad_out, q, k, v, out, lse, segment_lengths, dilated_ratios, lengths, detached, *_, **__):  # type: ignore[no-untyped-def]
+def _backward_flops(grad_out, q, k, v, out, lse, segment_lengths, dilated_ratios, lengths, detached, *_, **__):
     """Five products per pair; the detached gradient computes each branch's output again (two more)."""
     products = 7 if detached else 5
-    return 2 * products * q[3] * attention_pairs(*q[:3], segment_lengths, dilated_ratios, lengths)
+    pairs = attention_pairs(q[0], q[1], q[2], segment_lengths, dilated_ratios, lengths)
+    return 2 * products * q[3] * pairs

@@ -50,8 +50,6 @@ class PatchEmbedding(nn.Module):
         self.patch_px, self.grid = patch_px, grid
         self.proj = nn.Conv2d(3, dim, patch_px, patch_px)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid.height * grid.width, dim))
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD), persistent=False)
         nn.init.trunc_normal_(self.pos_embed, std=0.02, a=-0.02, b=0.02)
 
     def patches(self, images: Tensor) -> PatchGrid:
@@ -69,11 +67,10 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         target = self.patches(images)
+        assert self.proj.bias is not None
+        weight, bias, shift = self.proj.weight, self.proj.bias, 0
         if images.dtype == torch.uint8:
-            weight, bias, shift = *self._folded(), _MIDDLE
-        else:
-            weight, bias, shift = self.proj.weight, self.proj.bias, 0
-            assert bias is not None
+            weight, bias, shift = *_folded(weight, bias), _MIDDLE
         rows, columns = self._positions(target)
         dtype = compute_dtype(self.proj.weight)
         with torch.autocast(images.device.type, enabled=False):
@@ -83,13 +80,6 @@ class PatchEmbedding(nn.Module):
                 return tokens.flatten(2).transpose(1, 2) + positions.view(1, -1, tokens.shape[1])
             return _Embed.apply(images, weight.flatten(1), bias, rows, columns, self.patch_px, shift, dtype)
 
-    def _folded(self) -> tuple[Tensor, Tensor]:
-        """W' and b' with y = W'(u − 128) + b' = W((u/255 − mean)/std) + b for raw uint8 u; differentiable in W, b."""
-        weight = self.proj.weight / (255 * self.std).view(1, 3, 1, 1)
-        assert self.proj.bias is not None
-        bias = self.proj.bias + (weight.sum((2, 3)) * (_MIDDLE - 255 * self.mean)).sum(1)
-        return weight, bias
-
     def _positions(self, target: PatchGrid) -> tuple[Tensor | None, Tensor]:
         """(A_h (h, G_h), C (G_h, w·D)): the positions are A_h @ C; A_h None: C is (h, w·D) already."""
         grid = self.pos_embed.view(self.grid.height, self.grid.width, -1)
@@ -98,6 +88,13 @@ class PatchEmbedding(nn.Module):
         to_columns = interpolation(target.width, self.grid.width).to(grid)
         to_rows = interpolation(target.height, self.grid.height).to(grid)
         return to_rows, torch.einsum("gkd,xk->gxd", grid, to_columns).flatten(1)
+
+
+def _folded(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """W', b' with W'(u − 128) + b' = W((u/255 − mean)/std) + b for raw uint8 u; differentiable in W and b."""
+    mean, std = (weight.new_tensor(x) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    weight = weight / (255 * std).view(1, 3, 1, 1)
+    return weight, bias + (weight.sum((2, 3)) * (_MIDDLE - 255 * mean)).sum(1)
 
 
 @lru_cache(maxsize=64)
@@ -117,7 +114,7 @@ class _Embed(torch.autograd.Function):
     """Projection and positions, a few rows of patches at a time; keeps the images as they came."""
 
     @staticmethod
-    def forward(ctx: Any, images, weight, bias, rows, columns, patch_px: int, shift: int, dtype):  # type: ignore[no-untyped-def,override]
+    def forward(ctx: Any, images, weight, bias, rows, columns, patch_px: int, shift: int, dtype):
         ctx.save_for_backward(images, rows)
         ctx.settings = patch_px, shift, dtype, weight, columns.shape, columns.dtype
         b, h, w, dim = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px, len(weight)
@@ -130,7 +127,7 @@ class _Embed(torch.autograd.Function):
         return y.view(b, h * w, dim)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx: Any, grad: Tensor):
         images, rows = ctx.saved_tensors
         patch_px, shift, dtype, like, shape, wide = ctx.settings
         b, h, w, dim = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px, len(like)

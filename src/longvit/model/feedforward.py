@@ -18,7 +18,7 @@ from longvit.model import norm_linear as nl
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, n1w, n1b, w1, b1, n2w, n2b, w2, b2, eps, keep_hidden, dtype):  # type: ignore[no-untyped-def,override]
+    def forward(ctx: Any, x: Tensor, n1w, n1b, w1, b1, n2w, n2b, w2, b2, eps, keep_hidden, dtype):
         first = n1w, n1b, w1.to(dtype), b1.to(dtype), eps, False
         second = n2w, n2b, w2.to(dtype), b2.to(dtype), eps, True
         y = x.new_empty((len(x), len(w2)), dtype=dtype)
@@ -33,7 +33,7 @@ class _FeedForward(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx: Any, grad: Tensor):
         x, hidden, n1w, n1b, w1, b1, n2w, n2b, w2 = ctx.saved_tensors
         w1_cast, w2_cast = w1.to(ctx.dtype), w2.to(ctx.dtype)
         first, second = nl.Grads(n1w, w1), nl.Grads(n2w, w2)

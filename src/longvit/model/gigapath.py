@@ -87,7 +87,7 @@ class GigaPathSlideEncoder(nn.Module):
         return self._pool(self.encoder_norm(self.blocks(self._tokens(features, coords), self.config.pattern())))
 
     def all_layers(self, features: Tensor, coords: Tensor) -> list[Tensor]:
-        """depth + 1 embeddings (B, D): of the input tokens, then after every layer (without the encoder's last norm)."""
+        """depth + 1 embeddings (B, D): of the input tokens, then after every layer, without the encoder's last norm."""
         states = self.blocks.states(self._tokens(features, coords), self.config.pattern())
         return [self._pool(x) for x in states]
 

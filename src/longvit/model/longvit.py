@@ -166,7 +166,9 @@ class LongViT(nn.Module):
         c = self.config
         if c.segment_lengths == "auto":
             if c.dilated_ratios != DILATED_RATIOS:
-                raise ValueError(f"segment_lengths='auto' is for dilated ratios {DILATED_RATIOS}, got {c.dilated_ratios}")
+                raise ValueError(
+                    f"segment_lengths='auto' is for dilated ratios {DILATED_RATIOS}, got {c.dilated_ratios}"
+                )
             segments = segment_schedule(n_patches)
         else:
             segments = c.segment_lengths

@@ -28,13 +28,13 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 class _NormLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, norm_w, norm_b, w, b, eps: float, gelu: bool, dtype: torch.dtype):  # type: ignore[no-untyped-def,override]
+    def forward(ctx: Any, x, norm_w, norm_b, w, b, eps: float, gelu: bool, dtype: torch.dtype):
         ctx.save_for_backward(x, norm_w, norm_b, w)
         ctx.eps, ctx.gelu, ctx.dtype = eps, gelu, dtype
         return forward(x, norm_w, norm_b, w.to(dtype), b.to(dtype), eps, gelu)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx: Any, grad: Tensor):
         x, norm_w, norm_b, w = ctx.saved_tensors
         grads = Grads(norm_w, w)
         grad_x, w_cast = torch.empty_like(x), w.to(ctx.dtype)
@@ -47,9 +47,7 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, *, gelu: bool 
     """(…, I) → (…, O), in the dtype of autocast where it is on, else that of `x`."""
     dtype, flat = compute_dtype(x), x.reshape(-1, x.shape[-1])
     with torch.autocast(x.device.type, enabled=False):
-        y = _NormLinear.apply(
-            flat, norm.weight, norm.bias, linear.weight, linear.bias, norm.eps, gelu, dtype
-        )
+        y = _NormLinear.apply(flat, norm.weight, norm.bias, linear.weight, linear.bias, norm.eps, gelu, dtype)
     return y.unflatten(0, x.shape[:-1])
 
 
@@ -58,7 +56,7 @@ def chunks(x: Tensor) -> list[slice]:
     return [slice(i, min(i + CHUNK_TOKENS, len(x))) for i in range(0, len(x), CHUNK_TOKENS)]
 
 
-def normalised(x: Tensor, w: Tensor, b: Tensor, eps: float, gelu: bool, dtype: torch.dtype):  # type: ignore[no-untyped-def]
+def normalised(x: Tensor, w: Tensor, b: Tensor, eps: float, gelu: bool, dtype: torch.dtype):
     """→ LayerNorm(act(x)) in `dtype`, act(x), mean, 1/σ of a chunk; statistics in float32 or wider."""
     a = F.gelu(x) if gelu else x
     n, mean, rstd = aten.native_layer_norm(a, a.shape[-1:], w.to(a.dtype), b.to(a.dtype), eps)

@@ -1,0 +1,80 @@
+"""Commands measured in turn (A B A B …), so that a drifting machine touches both alike; medians and ratios.
+
+The authors' published code is reference material beside the project (../shared/peers); where it is absent, a benchmark
+reports ours alone and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PEERS = HERE.parents[1] / "shared" / "peers" / "peer.py"
+
+
+def worker(who: str, what: str, *flags: str) -> list[str]:
+    """The command of one measurement."""
+    return [sys.executable, str(HERE / "worker.py"), who, what, *flags]
+
+
+def measure(command: list[str]) -> dict[str, Any]:
+    """Runs a command and reads the JSON line it prints last."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def alternate(commands: dict[str, list[str]], rounds: int) -> dict[str, dict[str, float]]:
+    """name → command, each `rounds` times in turn → name → median seconds, peak MiB, MiB above the inputs."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            found[name].append(measure(command))
+    return {
+        name: {
+            "seconds": statistics.median(s for r in results for s in r["seconds"]),
+            "peak_mib": statistics.median(r["peak_mib"] for r in results),
+            "above_inputs_mib": statistics.median(r["above_inputs_mib"] for r in results),
+        }
+        for name, results in found.items()
+    }
+
+
+def has_published() -> bool:
+    """Whether the authors' code is at hand."""
+    return PEERS.is_file()
+
+
+def machine() -> dict[str, Any]:
+    """What a result was measured on."""
+    import torch
+
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.machine(),
+    )
+    return {
+        "date": date.today().isoformat(),
+        "processor": f"{model}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def report(name: str, rows: list[dict[str, Any]], save: bool) -> None:
+    """Prints the result as JSON, one row a line, and keeps it under benchmarks/results/ where asked."""
+    lines = ",\n  ".join(json.dumps(row) for row in rows)
+    text = f'{{"benchmark": "{name}", "machine": {json.dumps(machine())}, "rows": [\n  {lines}\n]}}\n'
+    print(text, end="")
+    if save:
+        (HERE / "results").mkdir(exist_ok=True)
+        (HERE / "results" / f"{name}.json").write_text(text)

@@ -1,0 +1,171 @@
+"""Reading published checkpoints: what is in the file, under which names, and what those are called here.
+
+A file is opened without running code from it: safetensors, or `torch.load(weights_only=True)`. Names are translated by
+one table; every key must find its place and every parameter its key, or the error names them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longvit.errors import InputError
+
+_WRAPPERS = ("model_state_dict", "state_dict", "model", "module")
+_PREFIXES = ("module.", "backbone.", "model.", "slide_encoder.")
+_LAYER = {  # torchscale's name in an encoder layer → ours
+    "self_attn_layer_norm": "attn.norm_in",
+    "self_attn.inner_attn_ln": "attn.norm",
+    "self_attn.out_proj": "attn.proj",
+    "final_layer_norm": "mlp.norm_in",
+    "ffn.fc1": "mlp.fc1",
+    "ffn.ffn_layernorm": "mlp.norm",
+    "ffn.fc2": "mlp.fc2",
+}
+_DINO_HEAD = re.compile(r"head\.(mlp|last_layer)\b")
+
+
+def read_tensors(path: str | Path, *, which: str = "teacher") -> dict[str, Tensor]:
+    """The state dict in a .safetensors, .pth, .pt or .bin file, without its wrappers and prefixes.
+
+    `which`: "teacher" or "student", of a DINO checkpoint that holds both.
+
+    Raises:
+        InputError: no such file; a Git-LFS pointer; a pickle that wants to run code; nothing that looks like weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise InputError(f"{path}: the file is empty; copy or download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path}: a Git-LFS pointer, not the weights; run `git lfs pull` where it came from")
+    if path.suffix == ".safetensors":
+        content: Any = _read_safetensors(path)
+    else:
+        content = _read_pickle(path)
+    return _unwrapped(content, path, which)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        # DINO stores its command line in the file; a Namespace runs nothing
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, all of them about the file
+        found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
+        if found:
+            raise InputError(
+                f"{path}: refused: the pickle wants to run {found[1]}; save its tensors alone, as safetensors"
+            ) from error
+        raise InputError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); copy or download it again"
+        ) from error
+
+
+def _unwrapped(content: Any, path: Path, which: str) -> dict[str, Tensor]:
+    if isinstance(content, Mapping) and {"teacher", "student"} & set(content):
+        if which not in content:
+            raise InputError(f"{path}: holds no {which!r}; it holds {', '.join(map(str, content))}")
+        content = content[which]
+    while isinstance(content, Mapping) and not any(isinstance(v, Tensor) for v in content.values()):
+        inner = next((content[name] for name in _WRAPPERS if name in content), None)
+        if inner is None:
+            raise InputError(f"{path}: no weights in it; it holds {', '.join(map(str, content)) or 'nothing'}")
+        content = inner
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path}: no weights in it, but a {type(content).__name__}")
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    for prefix in _PREFIXES * 2:
+        named = {k: v for k, v in tensors.items() if not _DINO_HEAD.match(k)}
+        if any(k.startswith(prefix + "encoder.") or k.startswith(prefix + "patch_embed.") for k in named) or (
+            prefix in ("module.", "backbone.") and any(k.startswith(prefix) for k in named)
+        ):
+            tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
+    return {k: v for k, v in tensors.items() if not _DINO_HEAD.match(k)}
+
+
+def is_published(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of the authors' code (torchscale's encoder)."""
+    return any(k.startswith("encoder.layers.") for k in tensors)
+
+
+def translated(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """torchscale's names → ours; q, k and v become one matrix. `names` translates what lies outside the layers.
+
+    A key that no rule knows keeps its name, and `load_strictly` then reports it.
+    """
+    ours: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key)
+        if found is None:
+            stem = next((s for s in names if key == s or key.startswith(s + ".")), None)
+            ours[key if stem is None else names[stem] + key.removeprefix(stem)] = value
+            continue
+        layer, part, kind = found.groups()
+        if part in _LAYER:
+            ours[f"blocks.{layer}.{_LAYER[part]}.{kind}"] = value
+        elif part == "self_attn.q_proj":
+            parts = [tensors.get(f"encoder.layers.{layer}.self_attn.{x}_proj.{kind}") for x in "qkv"]
+            if all(p is not None for p in parts):
+                ours[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)  # type: ignore[arg-type]
+            else:
+                ours[key] = value
+        elif part not in ("self_attn.k_proj", "self_attn.v_proj") or (
+            f"encoder.layers.{layer}.self_attn.q_proj.{kind}" not in tensors
+        ):
+            ours[key] = value
+    return ours
+
+
+def depth_of(tensors: Mapping[str, Tensor]) -> int:
+    """Number of encoder layers in a published state dict."""
+    return 1 + max(int(k.split(".")[2]) for k in tensors if k.startswith("encoder.layers."))
+
+
+def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Fills every parameter of `model` from `tensors`; nothing missing, nothing left over, every number finite.
+
+    Raises InputError that names what does not fit: missing and extra keys, shapes (both), non-finite values.
+    """
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or extra:
+        parts = [f"{what} {_few(keys)}" for what, keys in (("lacks", missing), ("has beside", extra)) if keys]
+        raise InputError(f"{path}: these are not the weights of this model: the file {' and '.join(parts)}")
+    for name, value in tensors.items():
+        if value.shape != own[name].shape:
+            raise InputError(
+                f"{path}: {name} is {_shape(value)} in the file, {_shape(own[name])} in the model: a checkpoint of "
+                "another size"
+            )
+        if not value.is_floating_point() or not torch.isfinite(value).all():
+            bad = "not floating point" if not value.is_floating_point() else "NaN or infinite"
+            raise InputError(f"{path}: {name} is {bad}; take an earlier checkpoint")
+    model.load_state_dict(dict(tensors))
+
+
+def _few(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _shape(x: Tensor) -> str:
+    return " × ".join(map(str, x.shape)) or "a number"

@@ -1,0 +1,174 @@
+"""Saving and loading models: a folder with model.safetensors and config.json; importers for published checkpoints.
+
+    model.save_pretrained("runs/brca/model");  load_model("runs/brca/model")
+    convert("longvit_small_dino.pth", num_heads=16).save_pretrained("longvit-s")
+
+A missing or extra key, a wrong shape, a NaN, a pickle: an error that names it, never a random weight.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from longvit.errors import InputError
+from longvit.files import atomic_path, make_folder, write_text
+from longvit.model.checkpoints import depth_of, is_published, load_strictly, read_tensors, translated
+from longvit.model.gigapath import GigaPathConfig, GigaPathSlideEncoder
+from longvit.model.longvit import LongViT, LongViTConfig
+
+FORMAT = 1
+_KINDS: dict[str, tuple[type, type]] = {
+    "longvit": (LongViTConfig, LongViT),
+    "gigapath": (GigaPathConfig, GigaPathSlideEncoder),
+}
+_LONGVIT_NAMES = {"pos_embed": "patch_embed.pos_embed", "norm": "fc_norm"}
+_GIGAPATH_NAMES = {"patch_embed.proj": "patch_embed", "encoder.layer_norm": "encoder_norm"}
+
+
+def save_pretrained(model: LongViT | GigaPathSlideEncoder, folder: str | Path) -> Path:
+    """Writes `folder`/model.safetensors (float32 as the model has it) and config.json, each atomically; → folder."""
+    from safetensors.torch import save_file
+
+    from longvit import __version__
+
+    folder = make_folder(folder)
+    kind = next(name for name, (_, cls) in _KINDS.items() if isinstance(model, cls))
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with atomic_path(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    config = {"format": FORMAT, "model": kind, "longvit_version": __version__, **asdict(model.config)}
+    write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    return folder
+
+
+def load_model(name: str | Path) -> Any:
+    """A model from a folder (config.json, model.safetensors) or a hub id "owner/name"; in eval mode, on the CPU.
+
+    A folder wins over a hub id of the same text. Only a hub id downloads, and only what is not in the hub's cache.
+
+    Raises:
+        InputError: no such folder or file; an unknown format; weights that do not fit the config (which, both shapes).
+    """
+    folder = Path(name)
+    if not folder.exists():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+            raise InputError(f"{name}: no such folder; a model is a folder with config.json, or a hub id owner/name")
+        folder = _from_hub(str(name))
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise InputError(f"{folder}: no config.json in it; a published checkpoint is read with `longvit convert`")
+    model = _from_config(config_path)
+    load_strictly(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    return model.eval()
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise InputError(
+            f"{name}: no such folder; to download it from the hub, `pip install longvit[hub]` first"
+        ) from None
+    return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
+
+
+def _from_config(path: Path) -> nn.Module:
+    try:
+        content = json.loads(path.read_text())
+        kind, version = content.pop("model"), content.pop("format")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: not the config of a longvit model ({type(error).__name__}: {error})") from error
+    content.pop("longvit_version", None)
+    if kind not in _KINDS or version > FORMAT:
+        raise InputError(f"{path}: model {kind!r} in format {version} is newer than this longvit; update it")
+    config_type, model_type = _KINDS[kind]
+    known = {f.name for f in fields(config_type)}
+    if unknown := sorted(content.keys() - known):
+        raise InputError(f"{path}: unknown settings {', '.join(unknown)}; update longvit")
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+    try:
+        return model_type(config_type(**settings))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def convert(
+    path: str | Path,
+    *,
+    num_heads: int | None = None,
+    which: str = "teacher",
+    image_px: int | None = None,
+    segment_lengths: tuple[int, ...] | None = None,
+    class_names: tuple[str, ...] = (),
+    **settings: Any,
+) -> LongViT | GigaPathSlideEncoder:
+    """A published checkpoint as a model: the authors' LongViT (DINO teacher or student, fine-tuned) or Prov-GigaPath's.
+
+    Sizes are read off the tensors; what they do not tell is asked for: `num_heads` (16 where left out, as both
+    papers have it), `segment_lengths` ("auto" where left out). A position per patch of a larger grid than 32 × 32
+    gives a model with `positions="per_patch"`.
+
+    Raises InputError as `read_tensors` and `load_strictly` do.
+    """
+    tensors = read_tensors(path, which=which)
+    if not is_published(tensors):
+        raise InputError(f"{path}: not a LongViT or Prov-GigaPath checkpoint: no encoder.layers.* among its names")
+    is_gigapath = tensors.get("patch_embed.proj.weight", tensors["encoder.layers.0.ffn.fc1.weight"]).ndim == 2
+    common = {
+        "depth": depth_of(tensors),
+        "embed_dim": tensors["encoder.layers.0.ffn.fc1.weight"].shape[1],
+        "ffn_dim": tensors["encoder.layers.0.ffn.fc1.weight"].shape[0],
+        "num_heads": num_heads or 16,
+        **({"segment_lengths": tuple(segment_lengths)} if segment_lengths else {}),
+        **settings,
+    }
+    if is_gigapath:
+        return _gigapath(tensors, path, common)
+    return _longvit(tensors, path, common, image_px, class_names)
+
+
+def _longvit(
+    tensors: dict[str, Tensor], path: str | Path, common: dict[str, Any], image_px: int | None, names: tuple[str, ...]
+) -> LongViT:
+    for key in ("patch_embed.proj.weight", "pos_embed"):
+        if key not in tensors:
+            raise InputError(f"{path}: lacks {key}: not a whole LongViT checkpoint")
+    patch_px = tensors["patch_embed.proj.weight"].shape[-1]
+    side = math.isqrt(tensors["pos_embed"].shape[1])
+    if side * side != tensors["pos_embed"].shape[1]:
+        raise InputError(f"{path}: {tensors['pos_embed'].shape[1]} positions are no square grid")
+    per_patch = side > 32
+    num_classes = len(tensors["head.weight"]) if "head.weight" in tensors else 0
+    dino = "fc_norm.weight" not in tensors
+    config = LongViTConfig(
+        patch_px=patch_px,
+        grid_patches=min(side, 32),
+        positions="per_patch" if per_patch else "grid",
+        image_px=side * patch_px if per_patch or image_px is None else image_px,
+        num_classes=num_classes,
+        class_names=names,
+        pool_norm="token_norm" if dino else "fc_norm",
+        **common,
+    )
+    model = LongViT(config)
+    ours = translated(tensors, _LONGVIT_NAMES)
+    if dino and "fc_norm.weight" not in ours:  # a bare backbone: the mean of its tokens, as it was pretrained
+        ours |= {k: v for k, v in model.state_dict().items() if k.startswith("fc_norm.")}
+    load_strictly(model, ours, path)
+    return model.eval()
+
+
+def _gigapath(tensors: dict[str, Tensor], path: str | Path, common: dict[str, Any]) -> GigaPathSlideEncoder:
+    tensors = {k: v for k, v in tensors.items() if k != "pos_embed"}  # fixed, computed from the coordinates here
+    if "patch_embed.proj.weight" not in tensors:
+        raise InputError(f"{path}: lacks patch_embed.proj.weight: not a whole slide encoder")
+    model = GigaPathSlideEncoder(GigaPathConfig(in_dim=tensors["patch_embed.proj.weight"].shape[1], **common))
+    load_strictly(model, translated(tensors, _GIGAPATH_NAMES), path)
+    return model.eval()

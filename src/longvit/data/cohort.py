@@ -14,17 +14,14 @@ the file does not say), `split` (train, val, test), `fold`, `site`.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
-import io
-import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from longvit.data.slide_files import SlideFinder, slide_stem
+from longvit.data.table import column_name, number, read_mpp, read_table
 from longvit.errors import InputError
 
 SPLITS = ("train", "val", "test")
@@ -111,7 +108,7 @@ def read_cohort(csv_path: str | Path, *, label_column: str = "label", slides_dir
     number.
     """
     path = Path(csv_path)
-    columns, table = _read_table(path)
+    columns, table = read_table(path)
     notes: list[str] = []
     label_key = _label_key(path, columns, label_column)
     if "slide_id" not in columns and "path" not in columns:
@@ -151,7 +148,7 @@ def read_cohort(csv_path: str | Path, *, label_column: str = "label", slides_dir
                 slide_id=slide_id,
                 label=label,
                 path=file,
-                mpp=_mpp(path, line, cells.get("mpp", "")),
+                mpp=read_mpp(path, line, cells.get("mpp", "")),
                 split=_split(path, line, cells.get("split", "")),
                 fold=cells.get("fold") or None,
                 site=cells.get("site") or None,
@@ -169,51 +166,8 @@ def read_cohort(csv_path: str | Path, *, label_column: str = "label", slides_dir
     return Cohort(tuple(rows), _classes(labels), str(path), tuple(notes))
 
 
-def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Column names (lower case, `_` for spaces) and (line number, cells) of every row that is not blank."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: byte {error.start} is not UTF-8 text; save it as 'CSV UTF-8'"
-            if b"\0" not in data
-            else f"{path}: not a text file; save the table as CSV"
-        ) from error
-    header = text.lstrip().split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    columns: list[str] = []
-    table: list[tuple[int, dict[str, str]]] = []
-    try:
-        for record in reader:
-            cells = [cell.strip() for cell in record]
-            if not any(cells):
-                continue
-            if not columns:
-                columns = [re.sub(r"[\s-]+", "_", cell).lower() for cell in cells]
-                if twice := next((c for c in columns if c and columns.count(c) > 1), None):
-                    raise InputError(f"{path}: two columns are called {twice!r}")
-                continue
-            if any(cells[len(columns) :]):
-                raise InputError(
-                    f"{path}, line {reader.line_num}: {len(cells)} cells for {len(columns)} columns; "
-                    f"put cells that contain {delimiter!r} in quotes"
-                )
-            table.append((reader.line_num, dict(zip(columns, cells, strict=False))))
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
-    if not table:
-        what = "a header but no rows" if columns else "empty"
-        raise InputError(f"{path}: {what}; it needs a line with column names (slide_id, label, …) and a row per slide")
-    return columns, table
-
-
 def _label_key(path: Path, columns: list[str], label_column: str) -> str:
-    key = re.sub(r"[\s-]+", "_", label_column.strip()).lower()
+    key = column_name(label_column)
     if key in columns:
         return key
     near = difflib.get_close_matches(key, columns, n=1, cutoff=0.4)
@@ -232,7 +186,7 @@ def _labels(path: Path, table: list[tuple[int, dict[str, str]]], key: str) -> li
         more = f" and {len(empty) - 1} more" if empty[1:] else ""
         raise InputError(f"{path}, line {empty[0]}{more}: no {key}; fill it in or remove the row")
     labels = [cells[key] for _, cells in table]
-    numbers = [_number(label) for label in labels]
+    numbers = [number(label) for label in labels]
     if all(number is not None for number in numbers):
         broken = [i for i, n in enumerate(numbers) if n is not None and not n.is_integer()]
         if broken:
@@ -249,17 +203,9 @@ def _labels(path: Path, table: list[tuple[int, dict[str, str]]], key: str) -> li
     return labels
 
 
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _classes(labels: Iterable[str]) -> tuple[str, ...]:
     names = set(labels)
-    numeric = all(_number(name) is not None for name in names)
+    numeric = all(number(name) is not None for name in names)
     return tuple(sorted(names, key=(lambda n: (float(n), n)) if numeric else str))
 
 
@@ -273,15 +219,6 @@ def _slide_file(
         return next((file for file in tried if file.exists()), None), " and ".join(map(str, tried))
     slide_id = cells["slide_id"]
     return finder.find(slide_id), f"{slide_stem(slide_id)}.svs, .tif, … in {finder.where()}"
-
-
-def _mpp(path: Path, line: int, text: str) -> float | None:
-    if not text:
-        return None
-    number = _number(text)
-    if number is None or number <= 0:
-        raise InputError(f"{path}, line {line}: mpp is {text!r}; it must be a positive number of µm per pixel")
-    return number
 
 
 def _split(path: Path, line: int, text: str) -> str | None:

@@ -25,39 +25,43 @@ def slide_stem(name: str) -> str:
 class SlideFinder:
     """Looks slides up by id in folders; each folder is listed once, however many slides are asked for.
 
-    A slide is a file with a known extension, or a folder that holds `.dcm` files. Folders directly inside
-    are searched too (the GDC client puts every slide into a folder of its own).
+    A slide is a file with a known extension, or a folder that holds `.dcm` files. Folders directly inside are
+    searched too (the GDC client puts every slide into a folder of its own). An earlier folder goes before a later
+    one, and a folder before the folders inside it (where thumbnails often lie).
     """
 
     def __init__(self, folders: Iterable[str | Path]) -> None:
         self.folders = tuple(dict.fromkeys(Path(folder) for folder in folders))
-        self._by_stem: dict[str, list[Path]] | None = None
+        self._by_stem: list[dict[str, list[Path]]] | None = None
 
     def find(self, slide_id: str) -> Path | None:
         """The slide's path, or None where there is none; `InputError` where two files answer to the id."""
         if self._by_stem is None:
-            self._by_stem = self._index()
-        found = self._by_stem.get(slide_stem(slide_id), [])
-        exact = [path for path in found if path.name == slide_id]
-        found = exact or found
-        if len(found) > 1:
-            names = ", ".join(str(path) for path in found[:3])
-            raise InputError(f"{slide_id}: {len(found)} files answer to this slide id ({names}); add a column path")
-        return found[0] if found else None
+            self._by_stem = [_by_stem(slides_in(f, depth)) for f in self.folders for depth in (0, 1)]
+        for by_stem in self._by_stem:
+            found = by_stem.get(slide_stem(slide_id), [])
+            found = [path for path in found if path.name == slide_id] or found
+            if len(found) > 1:
+                names = ", ".join(str(path) for path in found[:3])
+                raise InputError(f"{slide_id}: {len(found)} files answer to this slide id ({names}); add a column path")
+            if found:
+                return found[0]
+        return None
 
     def where(self) -> str:
         """The folders searched, for an error message."""
         return " and ".join(str(folder) for folder in self.folders)
 
-    def _index(self) -> dict[str, list[Path]]:
-        by_stem: dict[str, list[Path]] = {}
-        for folder in self.folders:
-            for path in _slides_in(folder, depth=1):
-                by_stem.setdefault(slide_stem(path.name), []).append(path)
-        return by_stem
+
+def _by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
+    by_stem: dict[str, list[Path]] = {}
+    for path in paths:
+        by_stem.setdefault(slide_stem(path.name), []).append(path)
+    return by_stem
 
 
-def _slides_in(folder: Path, depth: int) -> list[Path]:
+def slides_in(folder: Path, depth: int) -> list[Path]:
+    """Slides in a folder and `depth` levels of folders below, in alphabetical order; none where there is no folder."""
     try:
         with os.scandir(folder) as entries:
             listing = sorted(entries, key=lambda entry: entry.name)
@@ -74,7 +78,7 @@ def _slides_in(folder: Path, depth: int) -> list[Path]:
             if _holds_dicom(entry.path):
                 slides.append(Path(entry.path))
             elif depth:
-                slides += _slides_in(Path(entry.path), depth - 1)
+                slides += slides_in(Path(entry.path), depth - 1)
         elif low.endswith(SLIDE_SUFFIXES):
             slides.append(Path(entry.path))
     return slides

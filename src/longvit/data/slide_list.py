@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import glob
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longvit.data.cohort import _read_table
-from longvit.data.slide_files import SlideFinder, _slides_in, slide_stem
+from longvit.data.slide_files import SlideFinder, slide_stem, slides_in
+from longvit.data.table import read_mpp, read_table
 from longvit.errors import InputError
 
 _ANY_DEPTH = 64
@@ -47,7 +46,9 @@ def find_slides(sources: Iterable[str | Path], *, slides_dir: str | Path | None 
         elif path.exists():
             slides.append(_named(path))
         elif glob.has_magic(str(source)):
-            matches = [p for p in sorted(glob.glob(str(source), recursive=True)) if not Path(p).name.startswith(".")]
+            # not Path.glob, which wants its folder apart from the pattern
+            found = sorted(glob.glob(str(source), recursive=True))  # noqa: PTH207
+            matches = [match for match in found if not Path(match).name.startswith(".")]
             if not matches:
                 raise InputError(f"{source}: no file matches")
             slides += find_slides(matches, slides_dir=slides_dir)
@@ -63,16 +64,16 @@ def _named(path: Path) -> ListedSlide:
 
 
 def _from_folder(folder: Path) -> list[ListedSlide]:
-    found = _slides_in(folder.parent, depth=0) if folder.parent != folder else []
+    found = slides_in(folder.parent, depth=0) if folder.parent != folder else []
     if folder in found:  # the folder itself is a DICOM slide
         return [_named(folder)]
-    if not (slides := _slides_in(folder, depth=_ANY_DEPTH)):
+    if not (slides := slides_in(folder, depth=_ANY_DEPTH)):
         raise InputError(f"{folder}: no slides in it (looked for .svs, .ndpi, .mrxs, .tif, .dcm, … to any depth)")
     return [_named(path) for path in slides]
 
 
 def _from_csv(path: Path, slides_dir: str | Path | None) -> list[ListedSlide]:
-    columns, table = _read_table(path)
+    columns, table = read_table(path)
     if not {"slide_id", "path", "wsi"} & set(columns):
         raise InputError(f"{path}: no column slide_id, path or wsi (it has {', '.join(columns)})")
     folders = [path.parent, *([Path(slides_dir)] if slides_dir is not None else [])]
@@ -88,18 +89,8 @@ def _from_csv(path: Path, slides_dir: str | Path | None) -> list[ListedSlide]:
             file = next((p for p in tried if p.exists()), None) or finder.find(Path(given).name) or tried[0]
         else:
             file = finder.find(slide_id) or path.parent / cells["slide_id"]
-        slides.append(ListedSlide(slide_id, file, _mpp(path, line, cells.get("mpp", ""))))
+        slides.append(ListedSlide(slide_id, file, read_mpp(path, line, cells.get("mpp", ""))))
     return slides
-
-
-def _mpp(path: Path, line: int, text: str) -> float | None:
-    try:
-        mpp = float(text) if text else None
-    except ValueError:
-        mpp = math.nan
-    if mpp is not None and not (0 < mpp < math.inf):
-        raise InputError(f"{path}, line {line}: mpp is {text!r}; it must be a positive number of µm per pixel")
-    return mpp
 
 
 def _each_once(slides: Sequence[ListedSlide]) -> tuple[ListedSlide, ...]:

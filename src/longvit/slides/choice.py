@@ -1,0 +1,213 @@
+"""Which reader reads a file, decided once, with the reason; what the file says about itself comes along.
+
+For an SVS, a plain TIFF and an OME-TIFF the fast path (`tiled_tiff`) is taken after it has agreed with OpenSlide on
+one tile per level; every other scanner's format is OpenSlide's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from longvit.errors import InputError
+from longvit.slides.file_kind import Kind, dicom_files, kind_of
+from longvit.slides.mpp import Candidate, openslide_candidates
+from longvit.slides.pixel_reader import PixelReader, Rgb, UnsupportedError
+
+ReaderName = Literal["auto", "openslide", "tiff"]
+
+_LOG = logging.getLogger("longvit.slides")
+_WHITE: Rgb = (255, 255, 255)
+# What OpenSlide calls the formats whose tiles mean nothing but themselves. Others overlap, shift or leave out tiles.
+_PLAIN_VENDORS = ("aperio", "generic-tiff", None)
+_LARGEST_DIFFERENCE = 1  # grey levels
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open file: its reader, why that one, and what the file says."""
+
+    kind: Kind
+    vendor: str
+    reader: PixelReader
+    reason: str
+    files: tuple[Path, ...]
+    """All files that make the slide, the named one first."""
+    candidates: tuple[Candidate, ...]
+    """What the file says about its resolution, in the resolver's order."""
+    properties: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """OpenSlide's properties; empty where it does not open the file."""
+
+
+def open_with_best_reader(path: Path, reader: ReaderName) -> Opened:
+    """Opens `path`. Raises `InputError` for what no reader reads and for a forced reader that cannot."""
+    if reader not in ("auto", "openslide", "tiff"):
+        raise InputError(f"reader {reader!r} is unknown; take one of auto, openslide, tiff")
+    kind = kind_of(path)
+    if kind is Kind.TIFF:
+        return _open_tiff(path, reader)
+    if reader == "tiff":
+        raise InputError(f"{path}: the reader tiff reads no {kind.value}; leave --reader at auto")
+    if kind in (Kind.PNG, Kind.JPEG):
+        if reader == "openslide":
+            raise InputError(f"{path}: the reader openslide reads no {kind.value}; leave --reader at auto")
+        return _open_image(path, kind)
+    if kind in (Kind.DICOM, Kind.DICOM_FOLDER):
+        return _open_dicom(path, kind)
+    return _open_other(path, kind)
+
+
+def _open_tiff(path: Path, wanted: ReaderName) -> Opened:
+    from longvit.slides.openslide_reader import OpenSlideReader, openslide_vendor
+    from longvit.slides.tiff_header import read_tiff_header
+    from longvit.slides.tiled_tiff import TiledTiffReader
+
+    header = read_tiff_header(path)  # before OpenSlide: refuses impossible sizes
+    vendor = openslide_vendor(path)
+    plain = vendor in _PLAIN_VENDORS
+    slide: OpenSlideReader | None = None
+    no_openslide = "OpenSlide does not know the format"
+    if vendor is not None:
+        try:
+            slide = OpenSlideReader(path)
+        except UnsupportedError as error:
+            no_openslide = str(error)
+    properties = slide.properties if slide is not None else {}
+    tiles: TiledTiffReader | None = None
+    no_tiles = f"the format {vendor} is more than its tiles"
+    if plain:
+        background = slide.background if slide is not None else _WHITE
+        try:
+            # Also where OpenSlide is asked for: it would read 16 bits or one channel of many without a word.
+            tiles = TiledTiffReader(path, header, background)
+        except UnsupportedError as error:
+            no_tiles = f"the fast path does not read {error}"
+    own_name = "ome-tiff" if header.ome_xml is not None else "generic-tiff"
+    name = own_name if vendor in ("generic-tiff", None) else str(vendor)
+    candidates = tuple(openslide_candidates(properties)) + (header.candidates if plain else ())
+
+    def opened(reader: PixelReader, reason: str) -> Opened:
+        return Opened(Kind.TIFF, name, reader, reason, (path,), candidates, properties)
+
+    if wanted == "openslide":
+        if slide is None:
+            raise InputError(f"{path}: {no_openslide}; leave --reader at auto")
+        return opened(slide, "asked for")
+    if wanted == "tiff":
+        if tiles is None:
+            raise InputError(f"{path}: {no_tiles}; leave --reader at auto")
+        return opened(tiles, "asked for")
+    if tiles is None and slide is None:
+        raise InputError(f"{path}: no reader takes it: {no_tiles}; {no_openslide}")
+    if tiles is None:
+        assert slide is not None
+        return opened(slide, no_tiles)
+    if slide is None:
+        return opened(tiles, no_openslide)
+    if vendor == "aperio" and tiles.leaves_tiles_out():
+        return opened(slide, "the file leaves tiles out, which OpenSlide fills from another level")
+    disagreement = disagreement_with(slide, tiles)
+    if disagreement is not None:
+        _LOG.warning("%s: read through OpenSlide, since the fast path %s", path, disagreement)
+        return opened(slide, f"the fast path {disagreement}")
+    return opened(tiles, "its tiles agree with OpenSlide's")
+
+
+def disagreement_with(slide: PixelReader, tiles: PixelReader) -> str | None:
+    """Compares one tile per level with OpenSlide; says how they differ by more than one grey level, or None.
+
+    On level 0 it is the tile with the most bytes; below, the tile at the corner, the only one whose place OpenSlide
+    takes exactly. A tile that one of them cannot decode is no witness: the next fullest is taken, up to three.
+    """
+    from longvit.slides.tiled_tiff import TiledTiffReader
+
+    assert isinstance(tiles, TiledTiffReader)
+    sizes = [level.size_px for level in tiles.levels]
+    for level in slide.levels:
+        if level.size_px not in sizes:
+            return f"has no level of {level.size_px[0]} × {level.size_px[1]} px"
+        index = sizes.index(level.size_px)
+        tile_w, tile_h = tiles.levels[index].tile_px
+        places = tiles.fullest_tiles(index, 3) if index == 0 else [(0, 0)]
+        failures = []
+        for column, row in places:
+            x_px, y_px = column * tile_w, row * tile_h
+            shape = (min(tile_h, level.size_px[1] - y_px), min(tile_w, level.size_px[0] - x_px), 4)
+            theirs, ours = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+            their_fault = slide.read_block(level.index, x_px, y_px, theirs)
+            our_fault = tiles.read_block(index, x_px, y_px, ours)
+            if our_fault and not their_fault:
+                failures.append(our_fault[0].message)
+            if our_fault or their_fault:
+                continue
+            difference = int(np.abs(theirs[..., :3].astype(int) - ours[..., :3]).max())
+            if difference > _LARGEST_DIFFERENCE:
+                return f"differs from it by {difference} grey levels in tile ({column}, {row}) of level {index}"
+            failures = []
+            break
+        if len(failures) == len(places) and index == 0:
+            return f"cannot decode what OpenSlide can ({failures[0]})"
+    return None
+
+
+def _open_image(path: Path, kind: Kind) -> Opened:
+    from longvit.slides.image_file import ImageFileReader
+
+    reader = ImageFileReader(path, kind, _WHITE)
+    return Opened(kind, kind.value.lower(), reader, "a plain image", (path,), reader.candidates)
+
+
+def _open_dicom(path: Path, kind: Kind) -> Opened:
+    from longvit.slides.openslide_reader import OpenSlideReader
+
+    folder = path if kind is Kind.DICOM_FOLDER else path.parent
+    found = dicom_files(folder)
+    series: dict[str, list[Path]] = {}
+    refused = ""
+    for file in found if kind is Kind.DICOM_FOLDER else [path]:
+        if any(file in members for members in series.values()):
+            continue
+        try:
+            reader = OpenSlideReader(file)
+        except UnsupportedError as error:
+            refused = refused or str(error)
+            continue
+        uid = reader.properties.get("dicom.SeriesInstanceUID", "")
+        series[uid] = [file, *(other for other in found if other != file and _mentions(other, uid))]
+        first = reader
+    if not series:
+        raise InputError(f"{path}: no whole-slide DICOM that OpenSlide reads ({refused})")
+    if len(series) > 1:
+        names = ", ".join(str(members[0]) for members in series.values())
+        raise InputError(f"{path}: a folder of {len(series)} DICOM slides; name one of their files ({names})")
+    files = next(iter(series.values()))
+    candidates = tuple(openslide_candidates(first.properties))
+    return Opened(kind, first.vendor, first, "the only reader of DICOM", tuple(files), candidates, first.properties)
+
+
+def _mentions(path: Path, uid: str) -> bool:
+    """Whether the head of a DICOM file names a series; OpenSlide joins the files of one."""
+    with path.open("rb") as file:
+        return bool(uid) and uid.encode() in file.read(1 << 20)
+
+
+def _open_other(path: Path, kind: Kind) -> Opened:
+    from longvit.slides.openslide_reader import OpenSlideReader, openslide_vendor
+
+    if openslide_vendor(path) is None:
+        raise InputError(f"{path}: not a slide in a known format (see `longvit doctor` for the list)")
+    try:
+        reader = OpenSlideReader(path)
+    except UnsupportedError as error:
+        raise InputError(f"{path}: damaged or incomplete: {error}") from error
+    folder = path.with_suffix("")
+    files = [path, *(sorted(f for f in folder.iterdir() if f.is_file()) if folder.is_dir() else [])]
+    candidates = tuple(openslide_candidates(reader.properties))
+    return Opened(
+        kind, reader.vendor, reader, "the only reader of this format", tuple(files), candidates, reader.properties
+    )

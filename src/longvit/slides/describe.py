@@ -1,0 +1,110 @@
+"""What a slide is, for `longvit info`; which readers and formats there are, for `longvit doctor`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from longvit.slides.file_kind import Kind
+from longvit.slides.reader import Slide
+
+_VENDOR_FORMATS = {
+    "aperio": "Aperio SVS",
+    "dicom": "DICOM",
+    "generic-tiff": "tiled TIFF",
+    "hamamatsu": "Hamamatsu NDPI, VMS or VMU",
+    "leica": "Leica SCN",
+    "mirax": "3DHISTECH MRXS",
+    "ome-tiff": "OME-TIFF",
+    "philips-tiff": "Philips TIFF",
+    "sakura": "Sakura SVSLIDE",
+    "trestle": "Trestle TIFF",
+    "ventana": "Ventana BIF or TIFF",
+    "zeiss": "Zeiss CZI",
+    "png": "PNG",
+    "jpeg": "JPEG",
+}
+
+
+@dataclass(frozen=True)
+class ReaderDescription:
+    """One way to read pixels."""
+
+    name: str
+    """As `--reader` takes it, where it can be forced."""
+    version: str
+    formats: tuple[str, ...]
+    note: str
+
+
+def info(slide: Slide) -> dict[str, Any]:
+    """Everything about a slide but its pixels, as plain values ready for JSON; reads at most one tile per level.
+
+    `mpp` is None where the file gives no plausible resolution; `mpp_looked_at` says what stood where. The
+    magnification is what the file calls it, for display only.
+    """
+    bounds, mpp = slide.bounds, slide.mpp
+    return {
+        "path": str(slide.path),
+        "format": _VENDOR_FORMATS.get(slide.vendor, slide.vendor),
+        "kind": slide.kind.value,
+        "vendor": slide.vendor,
+        "reader": slide.reader,
+        "reader_version": slide.reader_version,
+        "reader_reason": slide.reader_reason,
+        "size_px": list(slide.size_px),
+        "mpp": None if mpp is None else [mpp.x, mpp.y],
+        "mpp_source": None if mpp is None else mpp.source,
+        "mpp_looked_at": [str(candidate) for candidate in slide.mpp_search.looked_at],
+        "magnification": slide.properties.get("openslide.objective-power"),
+        "size_mm": None
+        if mpp is None
+        else [round(slide.size_px[0] * mpp.x / 1e3, 3), round(slide.size_px[1] * mpp.y / 1e3, 3)],
+        "levels": [
+            {
+                "level": level.index,
+                "size_px": list(level.size_px),
+                "downsample": level.downsample,
+                "mpp": None if mpp is None else [mpp.x * level.downsample, mpp.y * level.downsample],
+                "tile_px": list(level.tile_px),
+                "compression": level.compression or None,
+            }
+            for level in slide.levels
+        ],
+        "bounds_level0_px": [int(bounds.x), int(bounds.y), int(bounds.width), int(bounds.height)],
+        "background": list(slide.background),
+        "file_bytes": slide.file_bytes(),
+        "identity": slide.identity(),
+    }
+
+
+def describe_readers() -> list[ReaderDescription]:
+    """The readers with the versions of the libraries behind them, in the order in which they are tried."""
+    import imagecodecs
+    import openslide
+    import PIL
+    import simplejpeg
+    import tifffile
+
+    return [
+        ReaderDescription(
+            "tiff",
+            f"tifffile {tifffile.__version__}, simplejpeg {simplejpeg.__version__}, "
+            f"imagecodecs {imagecodecs.__version__}",
+            (_VENDOR_FORMATS["aperio"], _VENDOR_FORMATS["generic-tiff"], _VENDOR_FORMATS["ome-tiff"]),
+            "the fast path: 8-bit tiles and strips of JPEG, JPEG 2000, LZW, Deflate, ZSTD, WebP or raw; taken after it "
+            "agreed with OpenSlide on one tile per level",
+        ),
+        ReaderDescription(
+            "openslide",
+            f"OpenSlide {openslide.__library_version__}, openslide-python {openslide.__version__}",
+            tuple(name for vendor, name in _VENDOR_FORMATS.items() if vendor not in ("ome-tiff", "png", "jpeg")),
+            "everything else, and whatever the fast path does not agree with; DICOM as a file or a folder",
+        ),
+        ReaderDescription(
+            "image",
+            f"Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}",
+            (Kind.PNG.value, Kind.JPEG.value),
+            "one level, decoded whole",
+        ),
+    ]

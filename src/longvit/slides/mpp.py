@@ -1,0 +1,185 @@
+"""Micrometres per pixel: one resolver with ordered, named sources, and never a guess.
+
+The sources, first match wins:
+
+1. `explicit`: what the user passed (`--mpp`, a CSV column mpp);
+2. `openslide.mpp-x`: what OpenSlide states for a scanner's own format (not for a plain TIFF, where it only repeats 5);
+3. `aperio.MPP`: in the ImageDescription of an SVS;
+4. `ome.PhysicalSizeX`: OME-XML, with its unit; `dicom.PixelSpacing`: millimetres;
+5. `tiff.XResolution` with ResolutionUnit; `png.pHYs`, `jpeg.density`.
+
+A value outside `PLAUSIBLE` is a print setting (72 dpi is 352.8 µm/px) or an error: it is named and not taken. The
+magnification is no resolution (scanners call 0.17 to 0.26 µm/px "40×"): it is displayed and never used here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from longvit.errors import InputError
+
+# Oil immersion scans at 0.05 µm/px; the coarsest macro images have about 15. 1,200 dpi, the finest print setting in
+# use, is 21.2 µm/px: so one range keeps every leftover of a print setting out.
+PLAUSIBLE = (0.02, 20.0)
+
+_PER_METRE_UNITS = {
+    "m": 1e6,
+    "dm": 1e5,
+    "cm": 1e4,
+    "mm": 1e3,
+    "µm": 1.0,
+    "μm": 1.0,  # the Greek letter, as OME writes it; the line above has the micro sign
+    "um": 1.0,
+    "nm": 1e-3,
+    "pm": 1e-6,
+    "Å": 1e-4,
+    "in": 25_400.0,
+}
+
+
+@dataclass(frozen=True)
+class Mpp:
+    """Micrometres per level-0 pixel along x and y, and where the numbers came from."""
+
+    x: float
+    y: float
+    source: str
+
+    @property
+    def mean(self) -> float:
+        """The geometric mean of both axes."""
+        return math.sqrt(self.x * self.y)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one place in a file says: µm/px along x and y, or None with the reason in `note`."""
+
+    source: str
+    x: float | None = None
+    y: float | None = None
+    note: str = "absent"
+
+    @property
+    def plausible(self) -> bool:
+        low, high = PLAUSIBLE
+        return all(value is not None and math.isfinite(value) and low <= value <= high for value in (self.x, self.y))
+
+    def __str__(self) -> str:
+        if self.x is None or self.y is None:
+            return f"{self.source}: {self.note}"
+        if self.plausible:
+            return f"{self.source}: {self.x:.4g} µm/px"
+        return f"{self.source}: {self.x:.4g} µm/px, {self.note if self.note != 'absent' else 'implausible'}"
+
+
+@dataclass(frozen=True)
+class MppSearch:
+    """The outcome: the value taken (None if there is none) and everything that was looked at, in order."""
+
+    mpp: Mpp | None
+    looked_at: tuple[Candidate, ...]
+
+    def require(self, path: Path) -> Mpp:
+        """The value, or an `InputError` with the file, the places looked at and the two ways out."""
+        if self.mpp is not None:
+            return self.mpp
+        places = "; ".join(str(candidate) for candidate in self.looked_at) or "the format has no place for it"
+        raise InputError(
+            f"{path}: no resolution in the file (looked at {places}); pass --mpp 0.25 (µm per pixel of the largest "
+            f"level) or add a column mpp to the CSV"
+        )
+
+
+def resolve_mpp(explicit: float | None, candidates: Iterable[Candidate]) -> MppSearch:
+    """Takes `explicit` (µm/px, checked to be positive and finite) or else the first plausible candidate."""
+    looked_at = tuple(candidates)
+    if explicit is not None:
+        if not (math.isfinite(explicit) and explicit > 0):
+            raise InputError(f"a resolution of {explicit} µm/px is not a positive number; pass --mpp 0.25, for example")
+        return MppSearch(Mpp(float(explicit), float(explicit), "explicit"), looked_at)
+    for candidate in looked_at:
+        if candidate.plausible:
+            assert candidate.x is not None
+            assert candidate.y is not None
+            return MppSearch(Mpp(candidate.x, candidate.y, candidate.source), looked_at)
+    return MppSearch(None, looked_at)
+
+
+def openslide_candidates(properties: Mapping[str, str]) -> list[Candidate]:
+    """From OpenSlide's properties. A plain TIFF's value only repeats XResolution, which is read at its own place."""
+    found = []
+    if properties.get("openslide.vendor") != "generic-tiff":
+        found.append(
+            _pair("openslide.mpp-x", properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y"), 1.0)
+        )
+    if properties.get("openslide.vendor") == "dicom":
+        stem = "dicom.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing"
+        # DICOM gives the spacing between rows (y) first.
+        found.append(
+            _pair("dicom.PixelSpacing", properties.get(f"{stem}[1]"), properties.get(f"{stem}[0]"), 1e3),
+        )
+    return found
+
+
+def aperio_candidate(description: str) -> Candidate:
+    """From the ImageDescription of an SVS: `… |MPP = 0.4990| …`."""
+    match = re.search(r"\|\s*MPP\s*=\s*([^|\s]+)", description)
+    value = match.group(1) if match else None
+    return _pair("aperio.MPP", value, value, 1.0)
+
+
+def ome_candidate(xml_text: str) -> Candidate:
+    """From OME-XML: PhysicalSizeX and PhysicalSizeY of the first image, with their units (µm where none is given)."""
+    source = "ome.PhysicalSizeX"
+    try:
+        root = ElementTree.fromstring(xml_text)
+    except ElementTree.ParseError as error:
+        return Candidate(source, note=f"OME-XML is damaged ({error})")
+    pixels = root.find(".//{*}Pixels")
+    if pixels is None:
+        return Candidate(source)
+    values = []
+    for axis in "XY":
+        unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")
+        if unit not in _PER_METRE_UNITS:
+            return Candidate(source, note=f"unit {unit!r} is no length")
+        value = _number(pixels.get(f"PhysicalSize{axis}"))
+        values.append(None if value is None else value * _PER_METRE_UNITS[unit])
+    if None in values:
+        return Candidate(source, note="absent" if values[0] is None else "no PhysicalSizeY beside it")
+    return Candidate(source, values[0], values[1], note="implausible")
+
+
+def resolution_candidate(source: str, x: float | None, y: float | None, unit_um: float | None) -> Candidate:
+    """From pixels per unit along x and y (TIFF XResolution, PNG pHYs, JPEG density); `unit_um` is the unit in µm."""
+    if not x or not y or not (math.isfinite(x) and math.isfinite(y)):
+        return Candidate(source)
+    if unit_um is None:
+        return Candidate(source, note=f"{x:.6g} pixels per no unit")
+    dpi = x * 25_400.0 / unit_um
+    return Candidate(
+        source, unit_um / x, unit_um / y, note=f"implausible: {dpi:.4g} dpi is a print setting, not a scanner's"
+    )
+
+
+def _pair(source: str, x: str | None, y: str | None, factor: float) -> Candidate:
+    x_value, y_value = _number(x), _number(y)
+    if x_value is None or y_value is None:
+        return Candidate(source)
+    return Candidate(source, x_value * factor, y_value * factor, note="implausible")
+
+
+def _number(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        # Some European scanners write a decimal comma.
+        return float(text.strip().replace(",", "."))
+    except ValueError:
+        return None

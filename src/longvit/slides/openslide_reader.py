@@ -1,0 +1,172 @@
+"""OpenSlide: coverage (NDPI, MRXS, SCN, BIF, DICOM …), metadata, and the fallback for SVS and plain TIFF.
+
+Three things about it are mended here:
+
+- An error stays on the handle for ever. So after an error the handle is replaced, the region is read again in halves
+  on a handle of its own until the piece that fails is as small as a tile, and that piece becomes background.
+- openslide-python converts every pixel to a PIL image; reading into numpy takes half the time.
+- Transparent is black there; here it is put on the background colour.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping
+from ctypes import POINTER, c_uint32
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+from openslide import lowlevel
+
+from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, UnsupportedError, fill, fill_outside
+
+_WHITE: Rgb = (255, 255, 255)
+# Where a format states no tile size; also the smallest piece into which a failing region is cut.
+_PIECE_PX = 256
+# Channels of a little- or big-endian 32-bit ARGB word, as bytes in memory.
+_RGB_BYTES, _ALPHA_BYTE = ((2, 1, 0), 3) if sys.byteorder == "little" else ((1, 2, 3), 0)
+
+
+def openslide_vendor(path: Path) -> str | None:
+    """The format that OpenSlide would read, e.g. "aperio", "generic-tiff"; None where it knows none."""
+    try:
+        return openslide.OpenSlide.detect_format(path)
+    except openslide.OpenSlideError:
+        return None
+
+
+class OpenSlideReader(PixelReader):
+    """Levels and blocks through OpenSlide. Raises `UnsupportedError` where it cannot open the file."""
+
+    name = "openslide"
+    version = f"OpenSlide {openslide.__library_version__}"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._handle: Any = None
+        handle = self._current()
+        names = lowlevel.get_property_names(handle)
+        self.properties: Mapping[str, str] = {name: lowlevel.get_property_value(handle, name) for name in names}
+        self.vendor = self.properties.get("openslide.vendor", "unknown")
+        self.background = _background(self.properties)
+        self.levels = tuple(self._level(handle, index) for index in range(lowlevel.get_level_count(handle)))
+
+    def close(self) -> None:
+        with self._lock:
+            self._handle = None
+
+    def read_block(self, level: int, x_px: int, y_px: int, out: Block) -> list[BadTile]:
+        left, top, right, bottom = fill_outside(out, x_px, y_px, self.levels[level].size_px, self.background)
+        if right <= left or bottom <= top:
+            return []
+        x_px, y_px, inside = x_px + left, y_px + top, out[top:bottom, left:right]
+        handle = self._current()
+        try:
+            self._read(handle, level, x_px, y_px, inside)
+        except openslide.OpenSlideError:
+            # Perhaps another thread's region put the error there: so ours is read again before anything is counted.
+            self._replace(handle)
+            return self._read_in_halves(level, x_px, y_px, inside)
+        return []
+
+    def _level(self, handle: Any, index: int) -> Level:
+        stem = f"openslide.level[{index}]"
+        tile_w = int(self.properties.get(f"{stem}.tile-width", 0)) or _PIECE_PX
+        tile_h = int(self.properties.get(f"{stem}.tile-height", 0)) or _PIECE_PX
+        width_px, height_px = lowlevel.get_level_dimensions(handle, index)
+        return Level(
+            index=index,
+            size_px=(width_px, height_px),
+            downsample=lowlevel.get_level_downsample(handle, index),
+            tile_px=(min(tile_w, width_px), min(tile_h, height_px)),
+        )
+
+    def _current(self) -> Any:
+        """The handle that all threads share, until an error replaces it."""
+        with self._lock:
+            if self._handle is None:
+                self._handle = self._open()
+            return self._handle
+
+    def _replace(self, broken: Any) -> None:
+        """The next `_current` opens a new handle. The old one closes when the last thread lets go of it."""
+        with self._lock:
+            if self._handle is broken:
+                self._handle = None
+
+    def _open(self) -> Any:
+        try:
+            return lowlevel.open(self.path)
+        except openslide.OpenSlideError as error:
+            raise UnsupportedError(f"OpenSlide does not open it: {error}") from error
+
+    def _read(self, handle: Any, level: int, x_px: int, y_px: int, out: Block) -> None:
+        height, width = out.shape[:2]
+        downsample = self.levels[level].downsample
+        argb = np.empty((height, width, 4), np.uint8)
+        # OpenSlide takes the corner in whole level-0 pixels, so at a downsample of 4.0003 it may lie 1/8 px off.
+        lowlevel._read_region(
+            handle,
+            argb.ctypes.data_as(POINTER(c_uint32)),
+            round(x_px * downsample),
+            round(y_px * downsample),
+            level,
+            width,
+            height,
+        )
+        _composite(argb, out, self.background)
+
+    def _read_in_halves(self, level: int, x_px: int, y_px: int, out: Block) -> list[BadTile]:
+        try:
+            self._read(self._open(), level, x_px, y_px, out)
+            return []
+        except (openslide.OpenSlideError, UnsupportedError) as error:
+            height, width = out.shape[:2]
+            tile_w, tile_h = self.levels[level].tile_px
+            if width <= tile_w and height <= tile_h:
+                fill(out, self.background)
+                downsample = self.levels[level].downsample
+                x_level0_px, y_level0_px = round(x_px * downsample), round(y_px * downsample)
+                return [BadTile(level, x_level0_px, y_level0_px, width, height, " ".join(str(error).split()))]
+        if width / tile_w >= height / tile_h:
+            cut = _cut(x_px, width, tile_w)
+            return self._read_in_halves(level, x_px, y_px, out[:, :cut]) + self._read_in_halves(
+                level, x_px + cut, y_px, out[:, cut:]
+            )
+        cut = _cut(y_px, height, tile_h)
+        return self._read_in_halves(level, x_px, y_px, out[:cut]) + self._read_in_halves(
+            level, x_px, y_px + cut, out[cut:]
+        )
+
+
+def _cut(start_px: int, length_px: int, tile_px: int) -> int:
+    """Where to halve a stretch: at the tile border nearest its middle, so that one bad tile is one piece."""
+    middle = start_px + length_px / 2
+    cut = round(middle / tile_px) * tile_px - start_px
+    return cut if 0 < cut < length_px else length_px // 2
+
+
+def _composite(argb: Block, out: Block, background: Rgb) -> None:
+    """Premultiplied ARGB onto the background colour, into RGBX."""
+    alpha = argb[..., _ALPHA_BYTE]
+    opaque = bool((alpha == 255).all())
+    missing = None if opaque else 255 - alpha.astype(np.uint16)
+    for channel, byte in enumerate(_RGB_BYTES):
+        if missing is None:
+            out[..., channel] = argb[..., byte]
+        else:
+            share = (missing * background[channel] + 127) // 255
+            out[..., channel] = np.minimum(argb[..., byte] + share, 255)
+
+
+def _background(properties: Mapping[str, str]) -> Rgb:
+    text = properties.get("openslide.background-color", "")
+    try:
+        value = int(text, 16)
+    except ValueError:
+        return _WHITE
+    return (value >> 16 & 255, value >> 8 & 255, value & 255)

@@ -1,0 +1,108 @@
+"""What a reader of pixels offers: levels, and blocks of one level written into the caller's memory.
+
+Blocks are RGBX: uint8 (height, width, 4), red, green, blue, and a fourth byte without meaning. Pillow resamples that
+layout where it lies, without a copy (a 3-byte RGB block is repacked first: 121 against 399 million pixels a second
+with the box filter on one core, 2026-11), and libjpeg-turbo writes it directly.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rgb = tuple[int, int, int]
+Block = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a slide; level 0 is the largest."""
+
+    index: int
+    size_px: tuple[int, int]
+    """Width and height in pixels of this level."""
+    downsample: float
+    """Level-0 pixels per pixel of this level (mean of both axes, as OpenSlide has it)."""
+    tile_px: tuple[int, int]
+    """Width and height of the pieces in which the file holds this level; reads along them decode nothing twice."""
+    compression: str = ""
+
+    def tiles_in(self, x_px: int, y_px: int, width_px: int, height_px: int) -> int:
+        """How many tiles a rectangle (pixels of this level, inside it) touches."""
+        tile_w, tile_h = self.tile_px
+        columns = -(-(x_px + width_px) // tile_w) - x_px // tile_w
+        rows = -(-(y_px + height_px) // tile_h) - y_px // tile_h
+        return columns * rows
+
+
+@dataclass(frozen=True, order=True)
+class BadTile:
+    """A piece that could not be decoded and was filled with background."""
+
+    level: int
+    x_level0_px: int
+    y_level0_px: int
+    width_px: int
+    """Width and height in pixels of its own level."""
+    height_px: int
+    message: str
+
+    def __str__(self) -> str:
+        return (
+            f"level {self.level}, {self.width_px} × {self.height_px} px at level-0 "
+            f"({self.x_level0_px}, {self.y_level0_px}): {self.message}"
+        )
+
+
+class PixelReader(ABC):
+    """Reads pixels of one open slide. `read_block` may be called from many threads at once; a process makes its own."""
+
+    name: str
+    version: str
+    levels: tuple[Level, ...]
+    background: Rgb
+
+    @abstractmethod
+    def read_block(self, level: int, x_px: int, y_px: int, out: Block) -> list[BadTile]:
+        """Fills `out` (RGBX, any strides) with the pixels of `level` whose corner is (x_px, y_px) in that level.
+
+        What lies outside the level or is transparent becomes background. A piece that cannot be decoded becomes
+        background too and is returned; nothing is raised for it.
+        """
+
+    def close(self) -> None:
+        """Gives back file handles. Reading afterwards is an error."""
+
+
+def fill(out: Block, colour: Rgb) -> None:
+    """Sets the three colours of an RGBX block."""
+    out[..., :3] = colour
+
+
+def fill_outside(out: Block, x_px: int, y_px: int, size_px: tuple[int, int], colour: Rgb) -> tuple[int, int, int, int]:
+    """Fills what of a block lies outside a level of `size_px`; returns the inside as (left, top, right, bottom).
+
+    The result is in pixels of the block; right <= left or bottom <= top where nothing lies inside.
+    """
+    height, width = out.shape[:2]
+    left, top = max(0, -x_px), max(0, -y_px)
+    right, bottom = min(width, size_px[0] - x_px), min(height, size_px[1] - y_px)
+    if right <= left or bottom <= top:
+        fill(out, colour)
+        return 0, 0, 0, 0
+    if left:
+        fill(out[:, :left], colour)
+    if right < width:
+        fill(out[:, right:], colour)
+    if top:
+        fill(out[:top], colour)
+    if bottom < height:
+        fill(out[bottom:], colour)
+    return left, top, right, bottom
+
+
+class UnsupportedError(Exception):
+    """This reader does not read the file; the text says why, as a clause. Another reader may."""

@@ -1,0 +1,268 @@
+"""A canvas as a stream of strips, top to bottom: a few rows of tiles are in memory, never the slide.
+
+Rows of tiles are decoded and filtered along x in threads, each row by one thread, some rows ahead of the consumer; the
+consumer's thread filters the narrow rows along y and yields strips. So whatever the consumer does with a strip (a
+model, a file) overlaps the decoding of the next ones. How many rows are in flight is bounded by a memory budget as well
+as by the threads. Rows [first, end) of the canvas read only the tiles that they depend on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longvit.errors import InputError
+from longvit.slides.pixel_reader import BadTile, Block, Level
+from longvit.slides.placement import Fit, Placement
+from longvit.slides.resampling import CHUNK_PX, Axis, reduce_block, reduce_rows
+
+if TYPE_CHECKING:
+    from longvit.slides.reader import Slide
+
+MIN_SIDE_PX = 32
+"""A slide smaller than one patch of the model has no canvas."""
+MEMORY_BYTES = 256 * 2**20
+"""What the rows in flight may take together."""
+# Rows that are read at once where the tiles of a file are lower (strips of a plain TIFF have 1 to 16 rows).
+_MIN_ROWS = 128
+
+ProgressCall = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Rows [y_px, y_px + height) of a canvas."""
+
+    y_px: int
+    pixels: NDArray[np.uint8]
+    """RGB uint8 (height, side, 3)."""
+    bad_tiles: tuple[BadTile, ...]
+    """The tiles that were filled since the strip before."""
+
+
+@dataclass(frozen=True)
+class CanvasPlan:
+    """What is read for a canvas and how it is reduced, before a pixel is touched."""
+
+    placement: Placement
+    level: Level
+    x_axis: Axis
+    y_axis: Axis
+
+    def tile_rows(self, first: int, end: int) -> list[tuple[int, int]]:
+        """The stretches [y, y + height) of the level that canvas image rows [first, end) need, cut at tile borders."""
+        low, high = self.y_axis.needs(first, end)
+        tile_h = self.level.tile_px[1]
+        step = tile_h * max(1, -(-_MIN_ROWS // tile_h))
+        borders = [low, *range((low // step + 1) * step, high, step), high]
+        return [(y, after - y) for y, after in zip(borders, borders[1:], strict=False)]
+
+    def tiles_in(self, y_px: int, height_px: int) -> int:
+        """How many tiles one stretch touches."""
+        low, high = self.x_axis.needs(0, self.x_axis.n_out)
+        return self.level.tiles_in(low, y_px, high - low, height_px)
+
+    def bytes_in_flight(self, height_px: int) -> int:
+        """Roughly what one stretch takes while it is worked on: its chunk, its narrow rows, decoder's memory."""
+        chunk = max(CHUNK_PX, self.level.tile_px[0]) + 4 * math.ceil(self.x_axis.support) + 8
+        width = min(chunk, self.x_axis.n_in)
+        return 4 * height_px * (2 * width + 2 * self.x_axis.n_out)
+
+
+def plan_canvas(slide: Slide, side_px: int, fit: Fit = "stretch") -> CanvasPlan:
+    """Chooses the level: the smallest that still has at least the pixels of the canvas, else level 0.
+
+    Raises `InputError` for a slide with a side under 32 px.
+    """
+    bounds = slide.bounds
+    if bounds.width < MIN_SIDE_PX or bounds.height < MIN_SIDE_PX:
+        raise InputError(
+            f"{slide.path}: {bounds.width:g} × {bounds.height:g} px, smaller than one patch of {MIN_SIDE_PX} × "
+            f"{MIN_SIDE_PX} px; a canvas needs at least that"
+        )
+    placement = Placement(bounds, side_px, fit)
+    image = placement.image_box
+    plans = [_plan(slide, placement, level) for level in slide.levels]
+    enough = [p for p in plans if p.x_axis.length >= image.width and p.y_axis.length >= image.height]
+    return enough[-1] if enough else plans[0]
+
+
+def canvas_strips(
+    slide: Slide,
+    side_px: int,
+    fit: Fit = "stretch",
+    *,
+    rows: tuple[int, int] | None = None,
+    strip_px: int | None = None,
+    threads: int | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+    progress: ProgressCall | None = None,
+    max_bad_tiles: int | None = None,
+) -> Iterator[Strip]:
+    """Yields the canvas, or its rows [first, end), as strips of `strip_px` rows (default: all at once).
+
+    The last strip may be lower. `threads`: how many decode (default: the CPUs of this process; 1: no thread at all).
+    `progress(done, total)` is called with counts of tiles from the caller's thread. More than `max_bad_tiles`
+    unreadable tiles raise an `InputError` at once. A generator that is closed early stops its threads.
+    """
+    plan = plan_canvas(slide, side_px, fit)
+    first, end = rows or (0, side_px)
+    if not 0 <= first < end <= side_px:
+        raise InputError(f"rows {first} to {end} do not lie in a canvas of {side_px} rows")
+    collector = _Collector(slide, plan, first, end, strip_px or end - first)
+    narrow = _narrow_rows(slide, plan, collector.image_rows, threads or cpu_count(), memory_bytes)
+    done, total = 0, sum(plan.tiles_in(*stretch) for stretch in collector.stretches)
+    n_bad = 0
+    try:
+        yield from collector.padding_above()
+        for (y_px, height_px), (block, bad) in zip(collector.stretches, narrow, strict=True):
+            n_bad += len(bad)
+            if bad and max_bad_tiles is not None and n_bad > max_bad_tiles:
+                raise InputError(
+                    f"{slide.path}: {n_bad} unreadable tiles, more than the {max_bad_tiles} of --max-bad-tiles; "
+                    f"one of them: {bad[0]}"
+                )
+            strips = list(collector.add(block, y_px, bad))
+            done += plan.tiles_in(y_px, height_px)
+            if progress is not None:
+                progress(done, total)
+            yield from strips
+        yield from collector.padding_below()
+    finally:
+        narrow.close()
+
+
+def cpu_count() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Collector:
+    """Turns narrow rows of the level into canvas rows and cuts those into strips."""
+
+    def __init__(self, slide: Slide, plan: CanvasPlan, first: int, end: int, strip_px: int) -> None:
+        self.plan, self.side_px, self.background = plan, plan.placement.side_px, slide.background
+        box = plan.placement.image_box
+        self.left, self.top = int(box.x), int(box.y)
+        low = min(max(first - self.top, 0), plan.y_axis.n_out)
+        high = min(max(end - self.top, 0), plan.y_axis.n_out)
+        self.image_rows = (low, high)
+        """The rows of the image box (0 at its top) that were asked for."""
+        self.stretches = plan.tile_rows(low, high) if high > low else []
+        self.first, self.end, self.strip_px = first, end, strip_px
+        self.y = first
+        """The next canvas row to be made."""
+        self.made = low
+        self.kept: Block | None = None
+        self.kept_from = 0
+        self.strip: NDArray[np.uint8] | None = None
+        self.bad: list[BadTile] = []
+
+    def padding_above(self) -> Iterator[Strip]:
+        return self._put(None, max(0, min(self.top, self.end) - self.first))
+
+    def padding_below(self) -> Iterator[Strip]:
+        return self._put(None, self.end - self.y)
+
+    def add(self, block: Block, y_px: int, bad: list[BadTile]) -> Iterator[Strip]:
+        """Takes the narrow rows that begin at level row `y_px`; yields the strips that they complete."""
+        self.bad += bad
+        if self.kept is None:
+            self.kept, self.kept_from = block, y_px
+        else:
+            self.kept = np.concatenate([self.kept, block])
+        axis, last = self.plan.y_axis, self.image_rows[1]
+        have = self.kept_from + len(self.kept)
+        ready = last if have >= axis.needs(0, last)[1] else min(last, axis.ready(have))
+        if ready <= self.made:
+            return
+        rows = reduce_rows(self.kept, axis, self.made, ready, self.kept_from)
+        self.made = ready
+        if ready < last:
+            drop = axis.needs(ready, ready + 1)[0] - self.kept_from
+            self.kept, self.kept_from = self.kept[drop:], self.kept_from + drop
+        yield from self._put(rows, len(rows))
+
+    def _put(self, rows: Block | None, n: int) -> Iterator[Strip]:
+        """Writes `n` canvas rows (background where `rows` is None) into strips; yields the full ones."""
+        taken = 0
+        while taken < n:
+            if self.strip is None:
+                height = min(self.strip_px, self.end - self.y)
+                self.strip = np.empty((height, self.side_px, 3), np.uint8)
+                self.strip[:] = self.background
+                self.strip_from = self.y
+            at = self.y - self.strip_from
+            count = min(n - taken, len(self.strip) - at)
+            if rows is not None:
+                part = rows[taken : taken + count, :, :3]
+                self.strip[at : at + count, self.left : self.left + part.shape[1]] = part
+            taken, self.y = taken + count, self.y + count
+            if at + count == len(self.strip):
+                strip, self.strip = self.strip, None
+                bad, self.bad = tuple(self.bad), []
+                yield Strip(self.strip_from, strip, bad)
+
+
+def _plan(slide: Slide, placement: Placement, level: Level) -> CanvasPlan:
+    """The axes of a level: the bounds in its pixels -> the image box."""
+    image = placement.image_box
+    axes = []
+    for n_in, n_level0, start, length, n_out in zip(
+        level.size_px,
+        slide.size_px,
+        (placement.bounds.x, placement.bounds.y),
+        (placement.bounds.width, placement.bounds.height),
+        (image.width, image.height),
+        strict=True,
+    ):
+        # The whole of level 0 is the whole of every level: the sizes say so better than the rounded downsample.
+        share = n_in / n_level0
+        low, high = start * share, min((start + length) * share, float(n_in))
+        axes.append(Axis(n_in, low, high - low, int(n_out)))
+    return CanvasPlan(placement, level, axes[0], axes[1])
+
+
+def _narrow_rows(
+    slide: Slide, plan: CanvasPlan, image_rows: tuple[int, int], threads: int, memory_bytes: int
+) -> Generator[tuple[Block, list[BadTile]]]:
+    """The stretches of the level in order, filtered along x; decoded ahead by threads."""
+    stretches = plan.tile_rows(*image_rows) if image_rows[1] > image_rows[0] else []
+
+    def work(y_px: int, height_px: int) -> tuple[Block, list[BadTile]]:
+        def read(x_px: int, y_px: int, out: Block) -> list[BadTile]:
+            return slide.read_block(plan.level.index, x_px, y_px, out)
+
+        return reduce_block(read, plan.x_axis, y_px, height_px, plan.level.tile_px[0])
+
+    if threads == 1 or len(stretches) < 2:
+        for stretch in stretches:
+            yield work(*stretch)
+        return
+    each = max(plan.bytes_in_flight(height) for _, height in stretches)
+    in_flight = max(1, min(threads + 1, memory_bytes // each))
+    pool = ThreadPoolExecutor(min(threads, in_flight), thread_name_prefix="tiles")
+    pending: deque[Future[tuple[Block, list[BadTile]]]] = deque()
+    waiting = iter(stretches)
+    try:
+        for stretch in waiting:
+            pending.append(pool.submit(work, *stretch))
+            if len(pending) >= in_flight:
+                break
+        while pending:
+            result = pending.popleft().result()
+            # Submitted only after one was taken out: what is in flight or done and waiting stays bounded.
+            following = next(waiting, None)
+            if following is not None:
+                pending.append(pool.submit(work, *following))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

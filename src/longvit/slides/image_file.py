@@ -45,8 +45,8 @@ class ImageFileReader(PixelReader):
             self.candidates = tuple(_candidates(image, kind))
         if width_px < 1 or height_px < 1 or width_px * height_px > MAX_PX:
             raise InputError(
-                f"{path}: the header declares {width_px} × {height_px} px; a {kind.value} is decoded whole and may have "
-                f"at most {MAX_PX} px: convert it to a tiled TIFF (`vips tiffsave --tile --pyramid`)"
+                f"{path}: the header declares {width_px} × {height_px} px; a {kind.value} is decoded whole and may "
+                f"have at most {MAX_PX} px: convert it to a tiled TIFF (`vips tiffsave --tile --pyramid`)"
             )
         if kind is Kind.PNG and _png_depth(path) > 8:
             raise InputError(
@@ -73,10 +73,7 @@ class ImageFileReader(PixelReader):
                 try:
                     self._pixels = self._decode()
                 except (OSError, ValueError, SyntaxError) as error:
-                    reason = " ".join(str(error).split())
-                    raise InputError(
-                        f"{self.path}: damaged or cut off ({reason}); copy or download it again"
-                    ) from error
+                    raise _damaged(self.path, error) from error
             return self._pixels
 
     def _decode(self) -> Block:
@@ -98,8 +95,7 @@ class ImageFileReader(PixelReader):
         try:
             return opener(self.path)
         except (OSError, ValueError, SyntaxError, EOFError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"{self.path}: damaged or cut off ({reason}); copy or download it again") from error
+            raise _damaged(self.path, error) from error
 
 
 def _candidates(image: Image.Image, kind: Kind) -> list[Candidate]:
@@ -108,6 +104,11 @@ def _candidates(image: Image.Image, kind: Kind) -> list[Candidate]:
     if not dpi:
         return [Candidate(source)]
     return [resolution_candidate(source, float(dpi[0]), float(dpi[1]), 25_400.0)]
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"{path}: damaged or cut off ({reason}); copy or download it again")
 
 
 def _png_depth(path: Path) -> int:

@@ -73,8 +73,9 @@ class PixelReader(ABC):
         background too and is returned; nothing is raised for it.
         """
 
+    @abstractmethod
     def close(self) -> None:
-        """Gives back file handles. Reading afterwards is an error."""
+        """Gives back file handles and memory. Reading afterwards is an error."""
 
 
 def fill(out: Block, colour: Rgb) -> None:

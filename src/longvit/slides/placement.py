@@ -73,7 +73,7 @@ class Placement:
         return self.bounds.x + (x_canvas_px - box.x) * scale_x, self.bounds.y + (y_canvas_px - box.y) * scale_y
 
     def to_canvas(self, x_level0_px: Any, y_level0_px: Any) -> tuple[Any, Any]:
-        """Level-0 px (numbers or arrays) -> canvas px as floats; what lies outside the bounds maps off the image box."""
+        """Level-0 px (numbers or arrays) -> canvas px as floats; outside the bounds, off the image box."""
         box = self.image_box
         scale_x, scale_y = self.downsample
         return box.x + (x_level0_px - self.bounds.x) / scale_x, box.y + (y_level0_px - self.bounds.y) / scale_y

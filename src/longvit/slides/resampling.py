@@ -4,7 +4,7 @@ Pillow's `resize` filters along x, rounds to 8 bits, then filters along y; each 
 of input pixels. So the first half can be done on the tiles of one row and the second on the narrow rows, with the same
 coefficients, and the result is that of resizing the whole level at once (to 1 grey level: `box` is float32 inside
 Pillow). `Image.resize` with a float `box` does both; it releases the GIL. Pillow 13 itself turns the order of the two
-passes for pictures far from square, which moves one pixel in a thousand by up to 8 grey levels; the order here is fixed.
+passes for pictures far from square, which moves one pixel in a thousand by up to 8 grey levels; here it is fixed.
 
 The filter is Pillow's bicubic. On a real slide reduced 4.9 ×, against the ideal low-pass (a cut in the Fourier domain):
 
@@ -74,7 +74,7 @@ class Axis:
         return end
 
     def box(self, first: int, end: int, offset: int, available: int) -> tuple[float, float]:
-        """The stretch that `Image.resize` takes for outputs [first, end) from `available` pixels that begin at `offset`."""
+        """The stretch that `Image.resize` takes for outputs [first, end) from `available` pixels from `offset` on."""
         low = self.start + first * self.scale - offset
         high = self.start + end * self.scale - offset
         return max(0.0, low), min(float(available), high)
@@ -127,7 +127,7 @@ def _resize_columns(buffer: Block, filled: int, axis: Axis, first: int, end: int
 
 
 def reduce_rows(rows: Block, y_axis: Axis, first: int, end: int, offset: int) -> Block:
-    """Filters narrow rows along y: RGBX (n, width, 4) whose first row is input row `offset` -> (end - first, width, 4)."""
+    """Filters narrow rows along y: RGBX (n, width, 4) from input row `offset` on -> (end - first, width, 4)."""
     height, width = rows.shape[:2]
     image = Image.frombuffer("RGBX", (width, height), np.ascontiguousarray(rows), "raw", "RGBX", 0, 1)
     top, bottom = y_axis.box(first, end, offset, height)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,7 +64,7 @@ class CanvasPlan:
         tile_h = self.level.tile_px[1]
         step = tile_h * max(1, -(-_MIN_ROWS // tile_h))
         borders = [low, *range((low // step + 1) * step, high, step), high]
-        return [(y, after - y) for y, after in zip(borders, borders[1:], strict=False)]
+        return [(y, after - y) for y, after in pairwise(borders)]
 
     def tiles_in(self, y_px: int, height_px: int) -> int:
         """How many tiles one stretch touches."""

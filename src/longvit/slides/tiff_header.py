@@ -132,7 +132,7 @@ def _rational(page: tifffile.TiffPage, code: int) -> float | None:
 
 @contextmanager
 def _quiet_tifffile() -> Iterator[list[str]]:
-    """Keeps this thread's messages of tifffile's logger off the screen and hands them back: ours says it in one line."""
+    """Keeps this thread's messages of tifffile's logger off the screen and hands them back: ours is one line."""
     messages: list[str] = []
     thread = threading.get_ident()
 

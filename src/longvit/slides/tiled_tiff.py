@@ -28,7 +28,7 @@ _JPEG_2000 = {33005, 34712}
 _OTHER = {1, 5, 8, 32773, 32946, 50000, 50001, *_JPEG_2000}
 _MINISWHITE, _MINISBLACK, _RGB, _YCBCR = 0, 1, 2, 6
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
-# A tile is decoded whole. 2^28 px of RGBX are 1 GiB: no writer of slides makes such tiles, single-strip files have them.
+# A tile is decoded whole. 2^28 px of RGBX are 1 GiB: no scanner makes such tiles, files of a single strip have them.
 _MAX_TILE_PX = 2**28
 
 
@@ -160,7 +160,7 @@ def _check_pixels(path: Path, header: TiffHeader) -> None:
     if page.dtype != np.uint8 or page.bitspersample != 8:
         raise InputError(
             f"{path}: {page.bitspersample} bits per sample ({page.dtype}); only 8-bit RGB or grey is read, since the "
-            f"range of deeper pixels is not known: convert it (vips: `vips cast`, then `vips tiffsave --tile --pyramid`)"
+            f"range of deeper pixels is not known: convert it (`vips cast`, then `vips tiffsave --tile --pyramid`)"
         )
     if header.ome_xml is not None and (planes := planes_per_image(header.ome_xml, page.samplesperpixel)) > 1:
         raise InputError(

@@ -162,6 +162,8 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     assert "not UTF-8" in error(path)
     path.unlink()
     assert "cannot be read: No such file" in error(path)
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        read_cohort(path, slides_dir=tmp_path / "nowhere")
 
 
 def cohort_of(patients: dict[str, list[str]]) -> Cohort:

@@ -108,6 +108,8 @@ def read_cohort(csv_path: str | Path, *, label_column: str = "label", slides_dir
     number.
     """
     path = Path(csv_path)
+    if slides_dir is not None and not Path(slides_dir).is_dir():
+        raise InputError(f"--slides-dir {slides_dir}: no such folder")
     columns, table = read_table(path)
     notes: list[str] = []
     label_key = _label_key(path, columns, label_column)

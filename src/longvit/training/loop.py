@@ -186,6 +186,11 @@ def train(
     )
 
 
+def autocast(device: torch.device, dtype: str) -> Any:
+    """The context in which `step` and `evaluate` run: bfloat16 where asked for; float32 needs nothing."""
+    return nullcontext() if dtype == "float32" else torch.autocast(device.type, DTYPES[dtype])
+
+
 class _Run:
     """The parts of a run that go on, and the three things done with them: an epoch, a step, a save."""
 
@@ -233,7 +238,7 @@ class _Run:
         }
         if self.evaluate is not None:
             self.model.eval()
-            with torch.no_grad(), self.autocast():
+            with torch.no_grad(), autocast(self.device, settings.dtype):
                 figures |= self.evaluate(self.model, epoch)
         state.epochs.append(figures)
         if bar is not None:
@@ -258,7 +263,7 @@ class _Run:
         taken = 0
         while taken < samples:
             batch = next(stream)
-            with self.autocast():
+            with autocast(self.device, settings.dtype):
                 out = self.step(self.model, batch)
             weight = len(batch.names) / samples
             (out["loss"] * weight).backward()
@@ -304,12 +309,6 @@ class _Run:
         content = {"settings": dict(self.decisive), **rest}
         write_checkpoint(self.folder, self.state.step, tensors, content, keep=self.settings.keep_checkpoints)
         self.saved_at_s = time.monotonic()
-
-    def autocast(self) -> Any:
-        """bfloat16 where asked for; float32 needs nothing."""
-        if self.settings.dtype == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.settings.dtype])
 
 
 @dataclass(frozen=True)

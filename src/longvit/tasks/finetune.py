@@ -1,0 +1,363 @@
+"""Slides with labels -> a fine-tuned model, its predictions, its figures, two pictures.
+
+OUT/settings.yaml     all settings; `longvit train --recipe OUT/settings.yaml` reads them back
+OUT/run.json          what decides the result; the same command goes on, another is refused with the difference
+OUT/canvases/         the slides as canvases (TIFF), unless --cache-dir says otherwise
+OUT/problems.csv      slide, stage, error: slides that were left out or have holes; absent if there are none
+OUT/checkpoints/      where an interrupted run goes on
+OUT/predictions.csv   case_id, slide_id, split, label, prob_<class> …, prediction: val and test, last epoch
+OUT/metrics.json      see `FinetuneResult.metrics`; written last, so it marks a finished run
+OUT/history.csv       a row per epoch: epoch, step, train_loss, val_loss, val_auc, …, test_auc, …
+OUT/loss.png, roc.png
+OUT/model/            config.json, model.safetensors: `longvit.load_model(OUT/model)`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longvit.data.cohort import Cohort, SlideRow
+from longvit.data.problems import PROBLEMS_CSV, Problem, read_problems, write_problems
+from longvit.errors import InputError
+from longvit.files import make_folder, write_text
+from longvit.tasks.settings import FinetuneSettings
+
+if TYPE_CHECKING:
+    from longvit.data.canvas_cache import CachedCanvases
+    from longvit.data.datasets import CanvasBatches, CanvasDataset
+    from longvit.model.longvit import LongViT
+    from longvit.tasks.subtyping import Predictions
+
+__all__ = ["FinetuneResult", "FinetuneSettings", "finetune"]
+
+EVALUATED = ("val", "test")
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A finished fine-tuning; every file of it lies in `folder` (see the top of this file)."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    """What metrics.json holds (a figure that is not defined is None there):
+
+    classes: the names, in the order of the probabilities; of two, the second is the positive one.
+    splits: `val`, `test` -> slides, patients, auc, auc_interval [low, high], balanced_accuracy, accuracy, f1, loss;
+        those of the last epoch. A split without slides is absent.
+    best_val: epoch (1 …) of the highest val AUC (the first, if several) and `val`, `test` -> figures of that epoch;
+        None without a val AUC. The model in `model/` is that of the last epoch.
+    controls: `mean_colour`, `random_encoder` -> `val`, `test` -> auc, balanced_accuracy, accuracy, f1.
+    training: slides, patients, epochs, steps, train_loss, parameters, device, starts_from.
+    left_out: slide ids without a result. notes: what was assumed, one sentence each.
+    """
+    problems: tuple[Problem, ...] = ()
+    """What problems.csv holds."""
+    was_finished: bool = False
+    """The folder held a finished run with the same settings: nothing was computed."""
+
+    @property
+    def predictions_csv(self) -> Path:
+        return self.folder / "predictions.csv"
+
+    @property
+    def metrics_json(self) -> Path:
+        return self.folder / "metrics.json"
+
+    @property
+    def history_csv(self) -> Path:
+        return self.folder / "history.csv"
+
+    @property
+    def settings_yaml(self) -> Path:
+        return self.folder / "settings.yaml"
+
+    @property
+    def problems_csv(self) -> Path:
+        return self.folder / PROBLEMS_CSV
+
+    @property
+    def loss_png(self) -> Path:
+        return self.folder / "loss.png"
+
+    @property
+    def roc_png(self) -> Path:
+        return self.folder / "roc.png"
+
+    @property
+    def model_dir(self) -> Path:
+        return self.folder / "model"
+
+    def summary(self) -> str:
+        """A few lines for the terminal: the AUC of each split with its interval, beside the controls."""
+        lines = []
+        for split, figures in self.metrics["splits"].items():
+            low, high = figures["auc_interval"]
+            interval = "" if low is None else f" (95 % interval {low:.2f}-{high:.2f})"
+            controls = [
+                f"{name.replace('_', ' ')} {_text(of[split]['auc'])}"
+                for name, of in self.metrics["controls"].items()
+                if split in of
+            ]
+            lines.append(
+                f"{split}: AUC {_text(figures['auc'])}{interval}, "
+                f"balanced accuracy {_text(figures['balanced_accuracy'])}, {figures['slides']} slides"
+                + (f"; controls: {', '.join(controls)}" if controls else "")
+            )
+        return "\n".join(lines)
+
+
+def finetune(cohort: Cohort, settings: FinetuneSettings, out_dir: str | Path) -> FinetuneResult:
+    """Trains on the rows of split `train` and evaluates on `val` and `test` after every epoch.
+
+    A cohort without splits is split by patient first (`settings.split`, `settings.seed`). Started again with the
+    same cohort and settings it goes on where it was, to the same bits; a finished run returns its result at once.
+
+    Raises `InputError` in one line: other settings than the folder was started with (shown), a cohort without
+    training or without evaluation rows, a training split that lacks a class, a slide in two splits under two names, a
+    device or weights that are not there, a NaN (slide or layer named), a folder that cannot be written to. A slide that
+    cannot be read is left out and stands in problems.csv.
+    """
+    from longvit.config import settings_yaml
+
+    cohort = _with_splits(cohort, settings)
+    folder = make_folder(out_dir)
+    _claim(folder, {**settings.decisive(), "cohort": cohort.fingerprint(), "classes": list(cohort.classes)})
+    if (finished := _finished(folder)) is not None:
+        return finished
+    write_text(folder / "settings.yaml", settings_yaml(settings))
+    return _Finetuning(cohort, settings, folder).run()
+
+
+class _Finetuning:
+    """One run, from slides to files."""
+
+    def __init__(self, cohort: Cohort, settings: FinetuneSettings, folder: Path) -> None:
+        from longvit.device import pick_device, set_threads
+
+        set_threads(settings.threads)
+        self.cohort, self.settings, self.folder = cohort, settings, folder
+        self.device = pick_device(settings.device)
+        self.datasets: dict[str, CanvasDataset] = {}
+        self.last: dict[str, Predictions] = {}
+
+    def run(self) -> FinetuneResult:
+        from longvit.tasks.results import write_results
+        from longvit.tasks.subtyping import step
+        from longvit.training.loop import autocast, train
+
+        settings = self.settings
+        # Weights first: a wrong folder should not be found out after an hour of making canvases.
+        model = starting_model(settings, self.cohort.classes).to(self.device.device)
+        canvases = self.read_slides()
+        controls = self.controls() if settings.controls else {}
+        outcome = train(
+            model,
+            self.batches("train", training=True),
+            step,
+            settings.training(),
+            folder=self.folder / "checkpoints",
+            evaluate=self.evaluate,
+            facts={"slides_per_forward": settings.slides_per_forward(), "slides": _content(canvases)},
+        )
+        if not self.last:  # the run goes on behind its last epoch: only the files are missing
+            with autocast(self.device.device, settings.dtype):
+                self.evaluate(model, settings.epochs - 1)
+        metrics = write_results(
+            self.folder,
+            self.cohort,
+            settings,
+            model=model,
+            outcome=outcome,
+            predictions=self.last,
+            controls=controls,
+            train_rows=self.datasets["train"].rows,
+            left_out=[problem.slide for problem in canvases.problems if problem.is_left_out],
+            device=self.device.name,
+        )
+        return FinetuneResult(self.folder, metrics, canvases.problems)
+
+    def read_slides(self) -> CachedCanvases:
+        """Makes the canvases, and of them one dataset per split."""
+        from longvit.data.canvas_cache import CanvasSettings, cache_canvases
+        from longvit.data.datasets import CanvasDataset
+
+        s = self.settings
+        rows = [row for row in self.cohort.rows if row.split is not None]
+        canvases = cache_canvases(
+            rows,
+            CanvasSettings(s.side_px, s.fit, s.reader, s.max_bad_tiles),
+            s.cache_dir or self.folder / "canvases",
+            workers=s.num_workers,
+        )
+        write_problems(self.folder / PROBLEMS_CSV, canvases.problems)
+        read = [row for row in rows if row.slide_id in canvases.paths]
+        _check_read(read, self.cohort, canvases)
+        for split in ("train", *EVALUATED):
+            if of_split := [row for row in read if row.split == split]:
+                self.datasets[split] = CanvasDataset(
+                    of_split,
+                    self.cohort.classes,
+                    canvases.paths,
+                    memory_mb=s.memory_mb * len(of_split) // len(read),
+                )
+        return canvases
+
+    def batches(self, split: str, *, training: bool = False) -> CanvasBatches:
+        """The slides of a split: shuffled and augmented for training, else as they are."""
+        from longvit.data.datasets import CanvasBatches
+
+        s = self.settings
+        return CanvasBatches(
+            self.datasets[split],
+            batch_size=s.slides_per_forward(),
+            shuffle=training,
+            augmentation=s.augmentation if training else "none",
+            seed=s.seed,
+            workers=s.num_workers,
+        )
+
+    def evaluated(self) -> dict[str, CanvasBatches]:
+        """The splits that are evaluated."""
+        return {split: self.batches(split) for split in EVALUATED if split in self.datasets}
+
+    def evaluate(self, model: Any, epoch: int) -> dict[str, float]:
+        """The loop's hook: figures of val and test; keeps the predictions of the last epoch."""
+        from longvit.tasks.metrics import classification_metrics
+        from longvit.tasks.subtyping import predict
+
+        figures: dict[str, float] = {}
+        for split, batches in self.evaluated().items():
+            p = predict(model, batches, len(self.cohort.classes))
+            of_split = {"loss": p.loss, **classification_metrics(p.labels, p.probabilities)}
+            figures |= {f"{split}_{name}": value for name, value in of_split.items()}
+            self.last[split] = p
+        return figures
+
+    def controls(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Computed once; controls.json keeps them for a run that goes on."""
+        from longvit.tasks.controls import run_controls
+        from longvit.training.loop import autocast
+
+        path = self.folder / "controls.json"
+        if path.exists():
+            found: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text(encoding="utf-8"))
+            return found
+        device = self.device.device
+        encoder = starting_model(self.settings, self.cohort.classes, random=True).to(device)
+        with autocast(device, self.settings.dtype):
+            results = run_controls(self.batches("train"), self.evaluated(), encoder)
+        write_text(path, json.dumps(results, indent=1) + "\n")
+        return results
+
+
+def starting_model(settings: FinetuneSettings, classes: Sequence[str], *, random: bool = False) -> LongViT:
+    """The model before its first step: `settings.weights` with a new head, or (also if `random`) drawn by the seed.
+
+    Raises `InputError`: no such model, weights of another kind, a size that the weights do not fit.
+    """
+    import torch
+
+    from longvit.model.longvit import SIZES, LongViT
+    from longvit.model.pretrained import load_model
+
+    if settings.weights is None and settings.model not in SIZES:
+        raise InputError(f"--model {settings.model}: choose {', '.join(SIZES)}")
+    loaded = None if settings.weights is None else load_model(settings.weights)
+    if loaded is not None and not isinstance(loaded, LongViT):
+        raise InputError(f"{settings.weights}: a model of tile features; fine-tuning on slides needs a LongViT")
+    start = SIZES[settings.model] if loaded is None else loaded.config
+    if start.positions == "per_patch" and start.image_px != settings.side_px:
+        raise InputError(
+            f"{settings.weights}: one position per patch of {start.image_px} px; use --side-px {start.image_px}, or "
+            f"weights with positions on the pretraining grid"
+        )
+    if settings.side_px % start.patch_px:
+        raise InputError(f"--side-px {settings.side_px}: not a multiple of the model's patch of {start.patch_px} px")
+    config = replace(
+        start,
+        num_classes=len(classes),
+        class_names=tuple(classes),
+        drop_path=settings.drop_path,
+        image_px=settings.side_px,
+        fit=settings.fit,
+    )
+    torch.manual_seed(settings.seed)
+    model = LongViT(config)
+    if loaded is not None and not random:
+        own = {name: tensor for name, tensor in loaded.state_dict().items() if not name.startswith("head.")}
+        missing = model.load_state_dict(own, strict=False)
+        assert not missing.unexpected_keys
+        assert all(name.startswith("head.") for name in missing.missing_keys), missing.missing_keys
+    model.set_recompute(settings.recompute)
+    return model
+
+
+def _with_splits(cohort: Cohort, settings: FinetuneSettings) -> Cohort:
+    if all(row.split is None for row in cohort.rows):
+        from longvit.data.splits import split_by_patient
+
+        cohort = split_by_patient(cohort, settings.split, settings.seed)
+    if not cohort.split("train"):
+        raise InputError(f"{cohort.source}: no slide of split train")
+    if not any(cohort.split(split) for split in EVALUATED):
+        raise InputError(f"{cohort.source}: no slide of split val or test; nothing could be evaluated")
+    return cohort
+
+
+def _check_read(read: Sequence[SlideRow], cohort: Cohort, canvases: CachedCanvases) -> None:
+    """What is left after the slides that cannot be read must still be a study."""
+    lost = [problem for problem in canvases.problems if problem.is_left_out]
+    after = f"; {len(lost)} slides cannot be read, the first: {lost[0].error}" if lost else ""
+    in_train = {row.label for row in read if row.split == "train"}
+    if absent := [name for name in cohort.classes if name not in in_train]:
+        raise InputError(f"{cohort.source}: no slide of class {absent[0]!r} in split train{after}")
+    if not any(row.split in EVALUATED for row in read):
+        raise InputError(f"{cohort.source}: no slide of split val or test{after}")
+    first: dict[str, SlideRow] = {}
+    for row in read:
+        same = first.setdefault(canvases.identities[row.slide_id], row)
+        if same.split != row.split:
+            raise InputError(
+                f"{cohort.source}: slides {same.slide_id} ({same.split}) and {row.slide_id} ({row.split}) are the same "
+                f"file; keep one"
+            )
+
+
+def _content(canvases: CachedCanvases) -> str:
+    """A hash of the slides' contents: a slide that changed, or is missing now, makes another run."""
+    return hashlib.sha256(json.dumps(sorted(canvases.identities.items())).encode()).hexdigest()[:16]
+
+
+def _claim(folder: Path, decisive: Mapping[str, Any]) -> None:
+    """Writes run.json, or refuses a folder that was started with other settings or another cohort."""
+    from longvit.training.checkpoint import refuse_other_settings
+
+    path = folder / "run.json"
+    if path.exists():
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: damaged; remove the folder to start anew") from error
+        refuse_other_settings(saved, decisive, folder)
+    else:
+        write_text(path, json.dumps(decisive, indent=1) + "\n")
+
+
+def _finished(folder: Path) -> FinetuneResult | None:
+    """The result of a run that has written its metrics (they come last)."""
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{folder / 'metrics.json'}: damaged; remove it to have it written anew") from error
+    return FinetuneResult(folder, metrics, read_problems(folder / PROBLEMS_CSV), was_finished=True)
+
+
+def _text(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.2f}"

@@ -1,0 +1,132 @@
+"""The settings of a fine-tuning: the paper's table 6 as defaults. Light to import: the command line reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from longvit.errors import InputError
+
+if TYPE_CHECKING:
+    from longvit.training.loop import TrainSettings
+
+# What may differ when a run is started again: it changes how fast it goes, not what comes out.
+_NOT_DECISIVE = ("cache_dir", "num_workers", "memory_mb", "checkpoint_minutes", "device", "threads")
+# Patches in one forward pass where `forward_batch` is left open: those of one 4,096 × 4,096 px canvas.
+_PATCHES_PER_FORWARD = 16_384
+_PATCH_PX = 32
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Fine-tuning of LongViT on a cohort of labelled slides; the defaults are those of the paper's table 6."""
+
+    model: str = "longvit_small_patch32"
+    """Size of the model where it starts from random weights: longvit_tiny_patch32, longvit_small_patch32 (the
+    paper's) or longvit_base_patch32."""
+    weights: Path | None = None
+    """Folder of a model to start from (`longvit convert` makes one of a published checkpoint); its size counts then.
+    Without it the model starts from random weights."""
+    side_px: int = 1024
+    """Side of the square canvas that every slide is resized to, in px; a multiple of the patch (32)."""
+    fit: Literal["stretch", "pad"] = "stretch"
+    """How a slide fills the canvas: stretch, as in the paper, or pad (proportions kept)."""
+    epochs: int = 10
+    """Passes over the training slides."""
+    warmup_epochs: float = 1.0
+    """Epochs during which the learning rate rises."""
+    lr: float = 5e-5
+    """Peak learning rate of AdamW."""
+    min_lr: float = 1e-6
+    """Learning rate at the start of the warm-up and at the end."""
+    weight_decay: float = 0.05
+    """Weight decay of AdamW, on matrices only."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate is this times that of the layer above it; 1 is off, as in the paper."""
+    clip_norm: float | None = None
+    """Gradients longer than this are shortened to it; left out: never, as in the paper."""
+    batch_size: int = 8
+    """Slides per optimiser step."""
+    forward_batch: int | None = None
+    """Slides per forward pass; the gradients of batch_size / forward_batch passes are added up. Left out: as many as
+    hold together the patches of one 4,096 px canvas (16 at 1,024 px, 1 from 4,096 px on), at most batch_size."""
+    drop_path: float = 0.1
+    """Rate at which the last layer is skipped while training; earlier layers less."""
+    augmentation: Literal["none", "flips", "flips+stain"] = "flips"
+    """Changes to training canvases: none, flips (and quarter turns), or flips+stain (and stain strength)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the model; bfloat16 is faster where the processor has it, parameters stay float32."""
+    recompute: bool = False
+    """Compute each layer twice and keep less: for canvases that do not fit into memory otherwise."""
+    split: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    """Shares of the patients in train, val and test, where the CSV has no split column."""
+    seed: int = 0
+    """Seeds the weights, the split, the order of the slides, augmentation and drop path."""
+    controls: bool = True
+    """Also report what mean colour and a random, frozen encoder reach on the same slides."""
+    bootstrap: int = 1000
+    """Resamples of the patients for the 95 % interval of the AUC."""
+    max_bad_tiles: int | None = None
+    """A slide with more unreadable tiles than this is left out; by default holes are filled and reported."""
+    reader: Literal["auto", "openslide", "tiff"] = "auto"
+    """Which reader decodes the slides; auto picks per file."""
+    cache_dir: Path | None = None
+    """Folder of the canvases, which runs may share; default: canvases/ in the output folder."""
+    num_workers: int = 2
+    """Threads that make canvases and read them ahead; 0 reads in the training thread."""
+    memory_mb: int = 512
+    """Canvases kept in memory, in MB; the rest is read from the cache every epoch."""
+    checkpoint_minutes: float = 10.0
+    """A checkpoint after this long, beside the one after every epoch."""
+    device: str = "auto"
+    """Where to compute: auto (the first of cuda, mps, cpu that is there), cpu, cuda, cuda:1 or mps."""
+    threads: int | None = None
+    """CPU threads for the model; default: one per core."""
+
+    def __post_init__(self) -> None:
+        if self.side_px < _PATCH_PX or self.side_px % _PATCH_PX:
+            near = max(1, round(self.side_px / _PATCH_PX)) * _PATCH_PX
+            raise InputError(f"side_px {self.side_px}: a multiple of {_PATCH_PX} is needed, for example {near}")
+        if self.batch_size < 1:
+            raise InputError(f"batch_size {self.batch_size}: at least 1")
+        if self.forward_batch is not None and (self.forward_batch < 1 or self.batch_size % self.forward_batch):
+            raise InputError(f"forward_batch {self.forward_batch}: it must divide batch_size {self.batch_size}")
+        if not 0 <= self.drop_path < 1:
+            raise InputError(f"drop_path {self.drop_path}: at least 0, below 1")
+        for name in ("bootstrap", "num_workers", "memory_mb", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} {getattr(self, name)}: at least 0")
+
+    def slides_per_forward(self) -> int:
+        """`forward_batch`, or the rule that its help states: the largest divisor of batch_size within the limit."""
+        if self.forward_batch is not None:
+            return self.forward_batch
+        limit = max(1, _PATCHES_PER_FORWARD // (self.side_px // _PATCH_PX) ** 2)
+        return max(n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0 and n <= limit)
+
+    def training(self) -> TrainSettings:
+        """The part that the training loop takes."""
+        from longvit.training.loop import TrainSettings
+
+        return TrainSettings(
+            epochs=self.epochs,
+            accumulation=self.batch_size // self.slides_per_forward(),
+            lr=self.lr,
+            min_lr=self.min_lr,
+            warmup_epochs=self.warmup_epochs,
+            weight_decay=self.weight_decay,
+            layer_decay=self.layer_decay,
+            clip_norm=self.clip_norm,
+            dtype=self.dtype,
+            seed=self.seed,
+            checkpoint_minutes=self.checkpoint_minutes,
+        )
+
+    def decisive(self) -> dict[str, object]:
+        """Name -> value of what decides the result; a run goes on only with the same."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _NOT_DECISIVE}
+        return {
+            name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+            for name, v in values.items()
+        }

@@ -21,19 +21,12 @@ B sequences, N tokens, H heads, D head dim.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from longvit.attention.backends import Backend, pick
-from longvit.attention.branches import Call, Run, calls, runs
-from longvit.attention.padding import gathered, is_shifted, spread, with_zero_keys
+from longvit.attention.operators import forward_op
 
 
 def dilated_attention(
@@ -75,14 +68,43 @@ def dilated_attention(
         ValueError: shapes, dtypes, devices or settings that do not fit, with both numbers.
     """
     lengths = _checked(q, k, v, segment_lengths, dilated_ratios, lengths, gradient, ragged)
-    out, _ = _forward_op(
-        *(t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v)),
+    out, _ = forward_op(
+        [t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v)],
         [int(w) for w in segment_lengths],
         [int(r) for r in dilated_ratios],
         lengths,
         gradient == "detached",
         ragged == "padded",
         q.shape[-1] ** -0.5 if scale is None else float(scale),
+        backend,
+    )
+    return out
+
+
+def dilated_attention_packed(
+    qkv: Tensor,
+    *,
+    segment_lengths: Sequence[int],
+    dilated_ratios: Sequence[int],
+    lengths: Sequence[int] | None = None,
+    gradient: Literal["exact", "detached"] = "exact",
+    ragged: Literal["masked", "padded"] = "masked",
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`dilated_attention` of one fused projection (B, N, 3, H, D); its gradient comes back in that layout, uncopied."""
+    if qkv.ndim != 5 or qkv.shape[2] != 3:
+        raise ValueError(f"qkv must be (batch, length, 3, heads, head_dim), got {tuple(qkv.shape)}")
+    q, k, v = qkv.unbind(2)
+    lengths = _checked(q, k, v, segment_lengths, dilated_ratios, lengths, gradient, ragged)
+    out, _ = forward_op(
+        [qkv if qkv.stride(-1) == 1 else qkv.contiguous()],
+        [int(w) for w in segment_lengths],
+        [int(r) for r in dilated_ratios],
+        lengths,
+        gradient == "detached",
+        ragged == "padded",
+        qkv.shape[-1] ** -0.5 if scale is None else float(scale),
         backend,
     )
     return out
@@ -138,243 +160,3 @@ def _checked(
     if (sum(lengths) if packed else max(lengths, default=0)) > positions:
         raise ValueError(f"lengths {lengths} do not fit into {positions} tokens")
     return lengths
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What one operator call needs beside its tensors."""
-
-    branches: tuple[tuple[int, int], ...]  # (segment length, dilated ratio)
-    lengths: tuple[int, ...] | None
-    detached: bool
-    padded: bool
-    scale: float
-    kernel: Backend
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums and log-sum-exps."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _rows_adjoin(*tensors: Tensor) -> bool:
-    return all(t.stride(0) == t.shape[1] * t.stride(1) for t in tensors)
-
-
-def _merge(out: Tensor, lse: Tensor, o: Tensor, l: Tensor) -> None:
-    """Equations 9 and 10, one branch at a time, in place: (out, lse) ← (out, lse) ∪ (o, l). No part: l = −inf."""
-    weight = torch.sigmoid(l - lse).nan_to_num_(0.0)  # exp(l) / (exp(l) + exp(lse)); both −inf: nan
-    out.lerp_(o.to(out.dtype), weight.unsqueeze(-1))
-    lse.copy_(torch.logaddexp(lse, l))
-
-
-def _forward(q: Tensor, k: Tensor, v: Tensor, s: _Settings) -> tuple[Tensor, Tensor]:
-    """→ merged out (B, N, H, D), contiguous, and lse (B, N, H) with −inf where no branch reaches."""
-    B, N, H, D = q.shape
-    wide, adjoin = _wide(q.dtype), _rows_adjoin(q, k, v)
-    out: Tensor | None = None
-    lse = q.new_full((B, N, H), -math.inf, dtype=wide)
-    for run in runs(B, N, s.lengths):
-        for w, r in s.branches:
-            if s.padded and is_shifted(run.length, w, r):
-                out = q.new_zeros(q.shape, dtype=wide) if out is None else out
-                o, l = _shifted_branch(run.view(q), run.view(k), run.view(v), w, r, s)
-                _merge(run.view(out), run.view(lse), o, l)
-                continue
-            for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin):
-                o, l = s.kernel.forward(call.view(q), call.view(k), call.view(v), s.scale)
-                o, l = with_zero_keys(o, l.to(wide), call.pad_keys)
-                if out is None and o.numel() == q.numel():
-                    # covers everything; (B·S, H, L, D) as the kernels lay it out is (B, N, H, D) in memory
-                    out = o.to(wide).transpose(1, 2).contiguous().view(B, N, H, D)
-                    lse = l.transpose(1, 2).contiguous().view(B, N, H)
-                    continue
-                out = q.new_zeros(q.shape, dtype=wide) if out is None else out
-                _merge(call.view(out), call.view(lse), o, l)
-    return q.new_zeros(q.shape) if out is None else out.to(q.dtype), lse
-
-
-def _backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, s: _Settings
-) -> tuple[Tensor, Tensor, Tensor]:
-    """→ gradients of q, k, v, each (B, N, H, D), contiguous."""
-    wide, adjoin = _wide(q.dtype), _rows_adjoin(q, k, v, grad_out)
-    grads: tuple[Tensor, ...] = ()
-    for run in runs(q.shape[0], q.shape[1], s.lengths):
-        for w, r in s.branches:
-            if s.padded and is_shifted(run.length, w, r):
-                grads = grads or tuple(q.new_zeros(q.shape, dtype=wide) for _ in range(3))
-                tensors = [run.view(t) for t in (grad_out, q, k, v, out, lse)]
-                for grad, part in zip(grads, _shifted_branch_backward(tensors, w, r, s), strict=True):
-                    run.view(grad).add_(part)
-                continue
-            for call in calls(run, q.shape[2], w, r, padded=s.padded, rows_adjoin=adjoin):
-                parts = _call_backward(call, (grad_out, q, k, v, out, lse), s)
-                if not grads and parts[0].numel() == q.numel():
-                    grads = tuple(p.to(wide).transpose(1, 2).contiguous().view(q.shape) for p in parts)
-                    continue
-                grads = grads or tuple(q.new_zeros(q.shape, dtype=wide) for _ in range(3))
-                for grad, part in zip(grads, parts, strict=True):
-                    call.view(grad).add_(part)
-    dq, dk, dv = (g.to(q.dtype) for g in grads or (torch.zeros_like(q),) * 3)
-    return dq, dk, dv
-
-
-def _call_backward(call: Call, tensors: Sequence[Tensor], s: _Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """One call's part of the gradients, from (grad_out, q, k, v, out, lse) and the merged softmax in the last two."""
-    grad_out, q, k, v, out, lse = (call.view(t) for t in tensors)
-    if s.detached:  # P of the merged softmax, but the row sum of this branch's own output
-        out, own_lse = s.kernel.forward(q, k, v, s.scale)
-        out, _ = with_zero_keys(out, own_lse.to(lse.dtype), call.pad_keys)
-    return s.kernel.backward(grad_out, q, k, v, out, lse, s.scale)
-
-
-# --- branches whose results the published code returns at other positions (see `padding`) ---------------------------
-
-
-def _shifted_calls(q: Tensor, w: int, r: int) -> Iterator[Call]:
-    B, N, H, _ = q.shape
-    # an offset group beyond w holds zero keys alone: it takes no part
-    return calls(Run(B, N), H, w + -w % r, r, padded=False, rows_adjoin=True, offsets=w if w < r else None)
-
-
-def _shifted_branch(q: Tensor, k: Tensor, v: Tensor, w: int, r: int, s: _Settings) -> tuple[Tensor, Tensor]:
-    """→ out (B, N, H, D), lse (B, N, H) of one branch."""
-    n, wide = q.shape[1], _wide(q.dtype)
-    q, k, v = (spread(t, w, r) for t in (q, k, v))
-    out, lse = q.new_zeros(q.shape, dtype=wide), q.new_full(q.shape[:3], -math.inf, dtype=wide)
-    for call in _shifted_calls(q, w, r):
-        o, l = s.kernel.forward(call.view(q), call.view(k), call.view(v), s.scale)
-        call.view(out).copy_(o)
-        call.view(lse).copy_(l)
-    return out[:, :n], lse[:, :n]
-
-
-def _shifted_branch_backward(tensors: Sequence[Tensor], w: int, r: int, s: _Settings) -> list[Tensor]:
-    grad_out, q, k, v, out, lse = tensors
-    n = q.shape[1]
-    q, k, v = (spread(t, w, r) for t in (q, k, v))
-    behind = q.shape[1] - n  # results that the published code cuts off: no probability, no gradient
-    grad_out, out = (F.pad(t, (0, 0, 0, 0, 0, behind)) for t in (grad_out, out))
-    lse = F.pad(lse, (0, 0, 0, behind), value=math.inf)
-    grads = [torch.zeros_like(q, dtype=lse.dtype) for _ in range(3)]
-    for call in _shifted_calls(q, w, r):
-        for grad, part in zip(grads, _call_backward(call, (grad_out, q, k, v, out, lse), s), strict=True):
-            call.view(grad).add_(part)
-    return [gathered(g, n, w, r) for g in grads]
-
-
-# --- the operators that autograd, torch.compile and the FLOP counter see --------------------------------------------
-
-
-def _settings(
-    q: Tensor,
-    segment_lengths: Sequence[int],
-    dilated_ratios: Sequence[int],
-    lengths: Sequence[int] | None,
-    detached: bool,
-    padded: bool,
-    scale: float,
-    backend: str,
-) -> _Settings:
-    branches = tuple(zip(segment_lengths, dilated_ratios, strict=True))
-    kernel = pick(q.device, q.dtype, q.shape[-1], backend).backend
-    return _Settings(branches, None if lengths is None else tuple(lengths), detached, padded, scale, kernel)
-
-
-@torch.library.custom_op("longvit::dilated_attention", mutates_args=())
-def _forward_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_lengths: Sequence[int],
-    dilated_ratios: Sequence[int],
-    lengths: Sequence[int] | None,
-    detached: bool,
-    padded: bool,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _forward(q, k, v, _settings(q, segment_lengths, dilated_ratios, lengths, detached, padded, scale, backend))
-
-
-@_forward_op.register_fake
-def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=wide)
-
-
-@torch.library.custom_op("longvit::dilated_attention_backward", mutates_args=())
-def _backward_op(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    segment_lengths: Sequence[int],
-    dilated_ratios: Sequence[int],
-    lengths: Sequence[int] | None,
-    detached: bool,
-    padded: bool,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if grad_out.stride(-1) != 1 or 0 in grad_out.stride():
-        grad_out = grad_out.contiguous()  # an expanded gradient (of a sum or mean)
-    settings = _settings(q, segment_lengths, dilated_ratios, lengths, detached, padded, scale, backend)
-    return _backward(grad_out, q, k, v, out, lse, settings)
-
-
-@_backward_op.register_fake
-def _(grad_out: Tensor, q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, *ctx.settings = inputs
-    ctx.save_for_backward(q, k, v, *output)
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _autograd(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad_out is None:
-        return (None,) * 10
-    q, k, v, out, lse = ctx.saved_tensors
-    return (*_backward_op(grad_out, q, k, v, out, lse, *ctx.settings), *(None,) * 7)
-
-
-_forward_op.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def attention_pairs(
-    batch: int,
-    length: int,
-    heads: int,
-    segment_lengths: Sequence[int],
-    dilated_ratios: Sequence[int],
-    lengths: Sequence[int] | None = None,
-) -> int:
-    """(query, key) pairs computed over all sequences, heads and branches: about B · H · N · Σ w'/r² (cost note)."""
-    return sum(
-        call.pairs
-        for run in runs(batch, length, lengths)
-        for w, r in zip(segment_lengths, dilated_ratios, strict=True)
-        for call in calls(run, heads, w, r, padded=False, rows_adjoin=True)
-    )
-
-
-@register_flop_formula(torch.ops.longvit.dilated_attention)
-def _forward_flops(q, k, v, segment_lengths, dilated_ratios, lengths, *_, **__):
-    """Two products of 2·D FLOPs per (query, key) pair."""
-    pairs = attention_pairs(q[0], q[1], q[2], segment_lengths, dilated_ratios, lengths)
-    return 4 * q[3] * pairs
-
-
-@register_flop_formula(torch.ops.longvit.dilated_attention_backward)
-def _backward_flops(grad_out, q, k, v, out, lse, segment_lengths, dilated_ratios, lengths, detached, *_, **__):
-    """Five products per pair; the detached gradient computes each branch's output again (two more)."""
-    products = 7 if detached else 5
-    pairs = attention_pairs(q[0], q[1], q[2], segment_lengths, dilated_ratios, lengths)
-    return 2 * products * q[3] * pairs

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from longvit.model.norm_linear import compute_dtype
+from longvit.model.norm_linear import compute_dtype, linear
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -118,11 +118,11 @@ class _Embed(torch.autograd.Function):
         ctx.save_for_backward(images, rows)
         ctx.settings = patch_px, shift, dtype, weight, columns.shape, columns.dtype
         b, h, w, dim = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px, len(weight)
-        weight_t, bias = weight.to(dtype).t(), bias.to(dtype)
+        weight, bias = weight.to(dtype), bias.to(dtype)
         y = weight.new_empty(b, h, w * dim, dtype=columns.dtype)
         for r in _row_chunks(b, h, w):
             x = _patches(images, r, patch_px, shift, dtype)  # (b·r·w, 3·P·P)
-            tokens = torch.addmm(bias, x, weight_t).view(b, -1, w * dim)
+            tokens = linear(x, weight, bias).view(b, -1, w * dim)
             torch.add(tokens, columns[r] if rows is None else rows[r] @ columns, out=y[:, r])
         return y.view(b, h * w, dim)
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from longvit.attention import dilated_attention
+from longvit.attention import dilated_attention_packed
 from longvit.model.feedforward import FeedForward
 from longvit.model.norm_linear import norm_linear
 
@@ -50,11 +50,8 @@ class DilatedSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:
         qkv = norm_linear(x, self.norm_in, self.qkv)
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)  # views (B, N, H, D/H)
-        out = dilated_attention(
-            q,
-            k,
-            v,
+        out = dilated_attention_packed(
+            qkv.unflatten(-1, (3, self.num_heads, -1)),
             segment_lengths=pattern.segment_lengths,
             dilated_ratios=pattern.dilated_ratios,
             lengths=lengths,

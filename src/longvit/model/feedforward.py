@@ -22,30 +22,27 @@ class _FeedForward(torch.autograd.Function):
         first = n1w, n1b, w1.to(dtype), b1.to(dtype), eps, False
         second = n2w, n2b, w2.to(dtype), b2.to(dtype), eps, True
         y = x.new_empty((len(x), len(w2)), dtype=dtype)
-        hidden = x.new_empty((len(x), len(w1)), dtype=dtype) if keep_hidden else None
+        hidden = []
         for c in nl.chunks(x):
-            h = nl.forward(x[c], *first)
-            if hidden is not None:
-                hidden[c] = h
-            y[c] = nl.forward(h, *second)
-        ctx.save_for_backward(x, hidden, n1w, n1b, w1, b1, n2w, n2b, w2)
+            h = nl.forward_chunk(x[c], *first)
+            if keep_hidden:
+                hidden.append(h)
+            nl.forward_chunk(h, *second, y[c])
+        ctx.save_for_backward(x, n1w, n1b, w1, b1, n2w, n2b, w2, *hidden)
         ctx.eps, ctx.dtype = eps, dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
-        x, hidden, n1w, n1b, w1, b1, n2w, n2b, w2 = ctx.saved_tensors
-        w1_cast, w2_cast = w1.to(ctx.dtype), w2.to(ctx.dtype)
+        x, n1w, n1b, w1, b1, n2w, n2b, w2, *hidden = ctx.saved_tensors
         first, second = nl.Grads(n1w, w1), nl.Grads(n2w, w2)
+        w1, b1, w2 = (t.to(ctx.dtype) for t in (w1, b1, w2))
         grad_x = torch.empty_like(x)
-        for c in nl.chunks(x):
-            if hidden is None:
-                h = nl.forward(x[c], n1w, n1b, w1_cast, b1.to(ctx.dtype), ctx.eps, False)
-            else:
-                h = hidden[c]
-            grad_h = nl.backward_chunk(grad[c], h, n2w, n2b, w2_cast, ctx.eps, True, second)
-            nl.backward_chunk(grad_h, x[c], n1w, n1b, w1_cast, ctx.eps, False, first, grad_x[c])
-        return grad_x, *first.like(n1w, w1), *second.like(n2w, w2), None, None, None
+        for i, c in enumerate(nl.chunks(x)):
+            h = hidden[i] if hidden else nl.forward_chunk(x[c], n1w, n1b, w1, b1, ctx.eps, False)
+            grad_h = nl.backward_chunk(grad[c], h, n2w, n2b, w2, ctx.eps, True, second)
+            nl.backward_chunk(grad_h, x[c], n1w, n1b, w1, ctx.eps, False, first, grad_x[c])
+        return grad_x, *first.result(), *second.result(), None, None, None
 
 
 class FeedForward(nn.Module):

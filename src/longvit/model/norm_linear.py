@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 aten = torch.ops.aten
-CHUNK_TOKENS = 1024  # AMD EPYC, 2026-11: 512 … 2048 are within 2 %; the whole sequence at once is 10 % slower
+CHUNK_TOKENS = 512
+_onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -26,21 +27,37 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+def linear(x: Tensor, w: Tensor, b: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """x @ wᵀ + b, without autograd, into `out` where given.
+
+    float32 on a CPU goes to oneDNN, which is 6–10 % faster here than the BLAS behind `addmm` (AMD EPYC, 2026-11).
+    """
+    if _onednn is not None and x.dtype == torch.float32 and x.device.type == "cpu":
+        y = _onednn(x, w, b, "none", [], "")
+        return y if out is None else out.copy_(y)
+    if b is None:
+        return torch.mm(x, w.t(), out=out)
+    return torch.addmm(b, x, w.t(), out=out)
+
+
 class _NormLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, norm_w, norm_b, w, b, eps: float, gelu: bool, dtype: torch.dtype):
         ctx.save_for_backward(x, norm_w, norm_b, w)
         ctx.eps, ctx.gelu, ctx.dtype = eps, gelu, dtype
-        return forward(x, norm_w, norm_b, w.to(dtype), b.to(dtype), eps, gelu)
+        y, w, b = x.new_empty((len(x), len(w)), dtype=dtype), w.to(dtype), b.to(dtype)
+        for c in chunks(x):
+            forward_chunk(x[c], norm_w, norm_b, w, b, eps, gelu, y[c])
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
         x, norm_w, norm_b, w = ctx.saved_tensors
         grads = Grads(norm_w, w)
-        grad_x, w_cast = torch.empty_like(x), w.to(ctx.dtype)
+        grad_x, w = torch.empty_like(x), w.to(ctx.dtype)
         for c in chunks(x):
-            backward_chunk(grad[c], x[c], norm_w, norm_b, w_cast, ctx.eps, ctx.gelu, grads, grad_x[c])
-        return grad_x, *grads.like(norm_w, w), None, None, None
+            backward_chunk(grad[c], x[c], norm_w, norm_b, w, ctx.eps, ctx.gelu, grads, grad_x[c])
+        return grad_x, *grads.result(), None, None, None
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, *, gelu: bool = False) -> Tensor:
@@ -56,34 +73,44 @@ def chunks(x: Tensor) -> list[slice]:
     return [slice(i, min(i + CHUNK_TOKENS, len(x))) for i in range(0, len(x), CHUNK_TOKENS)]
 
 
-def normalised(x: Tensor, w: Tensor, b: Tensor, eps: float, gelu: bool, dtype: torch.dtype):
+def _normalised(
+    x: Tensor, w: Tensor, b: Tensor, eps: float, gelu: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """→ LayerNorm(act(x)) in `dtype`, act(x), mean, 1/σ of a chunk; statistics in float32 or wider."""
     a = F.gelu(x) if gelu else x
     n, mean, rstd = aten.native_layer_norm(a, a.shape[-1:], w.to(a.dtype), b.to(a.dtype), eps)
     return n.to(dtype), a, mean, rstd
 
 
-def forward(x: Tensor, norm_w: Tensor, norm_b: Tensor, w: Tensor, b: Tensor, eps: float, gelu: bool) -> Tensor:
-    """(T, I) → (T, O) in the dtype of w, without autograd."""
-    y = x.new_empty((len(x), len(w)), dtype=w.dtype)
-    for c in chunks(x):
-        n, *_ = normalised(x[c], norm_w, norm_b, eps, gelu, w.dtype)
-        torch.addmm(b, n, w.t(), out=y[c])
-    return y
+def forward_chunk(
+    x: Tensor,
+    norm_w: Tensor,
+    norm_b: Tensor,
+    w: Tensor,
+    b: Tensor,
+    eps: float,
+    gelu: bool,
+    out: Tensor | None = None,
+) -> Tensor:
+    """One chunk (T, I) → (T, O) in the dtype of w, into `out` where given; without autograd."""
+    n, *_ = _normalised(x, norm_w, norm_b, eps, gelu, w.dtype)
+    return linear(n, w, b, out)
 
 
 class Grads:
     """Gradients of one norm and one linear layer, summed over chunks in float32 or wider."""
 
     def __init__(self, norm_w: Tensor, w: Tensor) -> None:
+        self.dtypes = norm_w.dtype, norm_w.dtype, w.dtype, w.dtype
         wide = torch.promote_types(norm_w.dtype, torch.float32)
         self.norm_w, self.norm_b = (torch.zeros_like(norm_w, dtype=wide) for _ in range(2))
         self.w = torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32))
         self.b = torch.zeros_like(self.w[:, 0])
 
-    def like(self, norm_w: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def result(self) -> list[Tensor]:
         """In the dtypes of the parameters: norm weight, norm bias, weight, bias."""
-        return self.norm_w.to(norm_w.dtype), self.norm_b.to(norm_w.dtype), self.w.to(w.dtype), self.b.to(w.dtype)
+        sums = self.norm_w, self.norm_b, self.w, self.b
+        return [x.to(dtype) for x, dtype in zip(sums, self.dtypes, strict=True)]
 
 
 def backward_chunk(
@@ -98,13 +125,13 @@ def backward_chunk(
     grad_x: Tensor | None = None,
 ) -> Tensor:
     """One chunk's backward: adds to `grads`, → gradient of x (written to `grad_x` where given)."""
-    n, a, mean, rstd = normalised(x, norm_w, norm_b, eps, gelu, w.dtype)
+    n, a, mean, rstd = _normalised(x, norm_w, norm_b, eps, gelu, w.dtype)
     if grads.w.dtype == w.dtype:
         grads.w.addmm_(grad.t(), n)
     else:
         grads.w += grad.t() @ n
     grads.b += grad.sum(0, dtype=grads.b.dtype)
-    grad_n = (grad @ w).to(a.dtype)
+    grad_n = linear(grad, w.t()).to(a.dtype)
     grad_a, d_norm_w, d_norm_b = aten.native_layer_norm_backward(
         grad_n, a, a.shape[-1:], mean, rstd, norm_w.to(a.dtype), norm_b.to(a.dtype), [True, True, True]
     )

@@ -1,0 +1,159 @@
+"""The computation: branch after branch merged into one running (out, lse), and the backward from that pair alone.
+
+The mixture of the branches is one softmax of each query over the multiset union of its branches' keys (see `dilated`).
+So a branch (o, l) is merged in place, and backward calls each branch's flash backward with the merged (out, lse).
+
+B sequences, N tokens, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from longvit.attention.backends import Backend
+from longvit.attention.branches import Call, Run, calls, runs
+from longvit.attention.padding import gathered, is_shifted, spread, with_zero_keys
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one operator call needs beside its tensors."""
+
+    branches: tuple[tuple[int, int], ...]  # (segment length, dilated ratio)
+    lengths: tuple[int, ...] | None
+    detached: bool
+    padded: bool
+    scale: float
+    kernel: Backend
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and log-sum-exps."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _rows_adjoin(*tensors: Tensor) -> bool:
+    return all(t.stride(0) == t.shape[1] * t.stride(1) for t in tensors)
+
+
+def _merge(out: Tensor, lse: Tensor, o: Tensor, l: Tensor) -> None:
+    """Equations 9 and 10, one branch at a time, in place: (out, lse) ← (out, lse) ∪ (o, l). No part: l = −inf."""
+    weight = torch.sigmoid(l - lse).nan_to_num_(0.0)  # exp(l) / (exp(l) + exp(lse)); both −inf: nan
+    out.lerp_(o.to(out.dtype), weight.unsqueeze(-1))
+    lse.copy_(torch.logaddexp(lse, l))
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, s: Settings) -> tuple[Tensor, Tensor]:
+    """→ merged out (B, N, H, D), contiguous, and lse (B, N, H) with −inf where no branch reaches."""
+    B, N, H, D = q.shape
+    wide, adjoin = wide_dtype(q.dtype), _rows_adjoin(q, k, v)
+    out: Tensor | None = None
+    lse = q.new_full((B, N, H), -math.inf, dtype=wide)
+    for run in runs(B, N, s.lengths):
+        for w, r in s.branches:
+            if s.padded and is_shifted(run.length, w, r):
+                out = q.new_zeros(q.shape, dtype=wide) if out is None else out
+                o, l = _shifted_branch(run.view(q), run.view(k), run.view(v), w, r, s)
+                _merge(run.view(out), run.view(lse), o, l)
+                continue
+            for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin):
+                o, l = s.kernel.forward(call.view(q), call.view(k), call.view(v), s.scale)
+                o, l = with_zero_keys(o, l.to(wide), call.pad_keys)
+                if out is None and o.numel() == q.numel():
+                    # covers everything; (B·S, H, L, D) as the kernels lay it out is (B, N, H, D) in memory
+                    out = o.to(wide).transpose(1, 2).contiguous().view(B, N, H, D)
+                    lse = l.transpose(1, 2).contiguous().view(B, N, H)
+                    continue
+                out = q.new_zeros(q.shape, dtype=wide) if out is None else out
+                _merge(call.view(out), call.view(lse), o, l)
+    return q.new_zeros(q.shape) if out is None else out.to(q.dtype), lse
+
+
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    s: Settings,
+    grads: Sequence[Tensor],
+) -> None:
+    """Writes the gradients of q, k and v into `grads`: three (B, N, H, D) of `wide_dtype`, any strides, unset."""
+    adjoin = _rows_adjoin(q, k, v, grad_out, *grads)
+    is_set = False
+    for run in runs(q.shape[0], q.shape[1], s.lengths):
+        for w, r in s.branches:
+            if s.padded and is_shifted(run.length, w, r):
+                is_set = is_set or _set_zero(grads)
+                tensors = [run.view(t) for t in (grad_out, q, k, v, out, lse)]
+                for grad, part in zip(grads, _shifted_branch_backward(tensors, w, r, s), strict=True):
+                    run.view(grad).add_(part)
+                continue
+            for call in calls(run, q.shape[2], w, r, padded=s.padded, rows_adjoin=adjoin):
+                parts = _call_backward(call, (grad_out, q, k, v, out, lse), s)
+                fills = not is_set and parts[0].numel() == q.numel()
+                is_set = is_set or fills or _set_zero(grads)
+                for grad, part in zip(grads, parts, strict=True):
+                    if fills:
+                        call.view(grad).copy_(part)
+                    else:
+                        call.view(grad).add_(part)
+    if not is_set:
+        _set_zero(grads)
+
+
+def _set_zero(grads: Sequence[Tensor]) -> bool:
+    for grad in grads:
+        grad.zero_()
+    return True
+
+
+def _call_backward(call: Call, tensors: Sequence[Tensor], s: Settings) -> tuple[Tensor, Tensor, Tensor]:
+    """One call's part of the gradients, from (grad_out, q, k, v, out, lse) and the merged softmax in the last two."""
+    grad_out, q, k, v, out, lse = (call.view(t) for t in tensors)
+    if s.detached:  # P of the merged softmax, but the row sum of this branch's own output
+        out, own_lse = s.kernel.forward(q, k, v, s.scale)
+        out, _ = with_zero_keys(out, own_lse.to(lse.dtype), call.pad_keys)
+    return s.kernel.backward(grad_out, q, k, v, out, lse, s.scale)
+
+
+# --- branches whose results the published code returns at other positions (see `padding`) ---------------------------
+
+
+def _shifted_calls(q: Tensor, w: int, r: int) -> Iterator[Call]:
+    B, N, H, _ = q.shape
+    # an offset group beyond w holds zero keys alone: it takes no part
+    return calls(Run(B, N), H, w + -w % r, r, padded=False, rows_adjoin=True, offsets=w if w < r else None)
+
+
+def _shifted_branch(q: Tensor, k: Tensor, v: Tensor, w: int, r: int, s: Settings) -> tuple[Tensor, Tensor]:
+    """→ out (B, N, H, D), lse (B, N, H) of one branch."""
+    n, wide = q.shape[1], wide_dtype(q.dtype)
+    q, k, v = (spread(t, w, r) for t in (q, k, v))
+    out, lse = q.new_zeros(q.shape, dtype=wide), q.new_full(q.shape[:3], -math.inf, dtype=wide)
+    for call in _shifted_calls(q, w, r):
+        o, l = s.kernel.forward(call.view(q), call.view(k), call.view(v), s.scale)
+        call.view(out).copy_(o)
+        call.view(lse).copy_(l)
+    return out[:, :n], lse[:, :n]
+
+
+def _shifted_branch_backward(tensors: Sequence[Tensor], w: int, r: int, s: Settings) -> list[Tensor]:
+    grad_out, q, k, v, out, lse = tensors
+    n = q.shape[1]
+    q, k, v = (spread(t, w, r) for t in (q, k, v))
+    behind = q.shape[1] - n  # results that the published code cuts off: no probability, no gradient
+    grad_out, out = (F.pad(t, (0, 0, 0, 0, 0, behind)) for t in (grad_out, out))
+    lse = F.pad(lse, (0, 0, 0, behind), value=math.inf)
+    grads = [torch.zeros_like(q, dtype=lse.dtype) for _ in range(3)]
+    for call in _shifted_calls(q, w, r):
+        for grad, part in zip(grads, _call_backward(call, (grad_out, q, k, v, out, lse), s), strict=True):
+            call.view(grad).add_(part)
+    return [gathered(g, n, w, r) for g in grads]

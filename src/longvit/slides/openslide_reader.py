@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import openslide
+from numpy.typing import NDArray
 from openslide import lowlevel
 
 from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, UnsupportedError, fill, fill_outside
@@ -26,8 +27,7 @@ from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb,
 _WHITE: Rgb = (255, 255, 255)
 # Where a format states no tile size; also the smallest piece into which a failing region is cut.
 _PIECE_PX = 256
-# Channels of a little- or big-endian 32-bit ARGB word, as bytes in memory.
-_RGB_BYTES, _ALPHA_BYTE = ((2, 1, 0), 3) if sys.byteorder == "little" else ((1, 2, 3), 0)
+_OPAQUE = 0xFF000000  # the smallest ARGB word of full alpha
 
 
 def openslide_vendor(path: Path) -> str | None:
@@ -107,7 +107,7 @@ class OpenSlideReader(PixelReader):
     def _read(self, handle: Any, level: int, x_px: int, y_px: int, out: Block) -> None:
         height, width = out.shape[:2]
         downsample = self.levels[level].downsample
-        argb = np.empty((height, width, 4), np.uint8)
+        argb = np.empty((height, width), np.uint32)
         # OpenSlide takes the corner in whole level-0 pixels, so at a downsample of 4.0003 it may lie 1/8 px off.
         lowlevel._read_region(
             handle,
@@ -150,17 +150,19 @@ def _cut(start_px: int, length_px: int, tile_px: int) -> int:
     return cut if 0 < cut < length_px else length_px // 2
 
 
-def _composite(argb: Block, out: Block, background: Rgb) -> None:
-    """Premultiplied ARGB onto the background colour, into RGBX."""
-    alpha = argb[..., _ALPHA_BYTE]
-    opaque = bool((alpha == 255).all())
-    missing = None if opaque else 255 - alpha.astype(np.uint16)
-    for channel, byte in enumerate(_RGB_BYTES):
-        if missing is None:
-            out[..., channel] = argb[..., byte]
-        else:
-            share = (missing * background[channel] + 127) // 255
-            out[..., channel] = np.minimum(argb[..., byte] + share, 255)
+def _composite(argb: NDArray[np.uint32], out: Block, background: Rgb) -> None:
+    """Premultiplied ARGB words onto the background colour, into RGBX bytes."""
+    # Words rather than bytes: two passes instead of three strided ones, half the time.
+    if sys.byteorder == "little":
+        np.right_shift(argb.byteswap(), 8, out=out.view(np.uint32)[..., 0])
+    else:
+        np.left_shift(argb, 8, out=out.view(np.uint32)[..., 0])
+    if int(argb.min()) >= _OPAQUE:
+        return
+    missing = (255 - (argb >> 24)).astype(np.uint16)
+    for channel in range(3):
+        share = (missing * background[channel] + 127) // 255
+        out[..., channel] = np.minimum(out[..., channel] + share, 255)
 
 
 def _background(properties: Mapping[str, str]) -> Rgb:

@@ -10,14 +10,18 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from longvit.errors import InputError
 from longvit.slides.file_kind import Kind, dicom_files, kind_of
 from longvit.slides.mpp import Candidate, openslide_candidates
-from longvit.slides.pixel_reader import PixelReader, Rgb, UnsupportedError
+from longvit.slides.pixel_reader import PixelReader, Rgb, UnsupportedError, check_side
+
+if TYPE_CHECKING:
+    from longvit.slides.openslide_reader import OpenSlideReader
+    from longvit.slides.tiled_tiff import TiledTiffReader
 
 ReaderName = Literal["auto", "openslide", "tiff"]
 
@@ -37,7 +41,7 @@ class Opened:
     reader: PixelReader
     reason: str
     files: tuple[Path, ...]
-    """All files that make the slide, the named one first."""
+    """All files that make the slide."""
     candidates: tuple[Candidate, ...]
     """What the file says about its resolution, in the resolver's order."""
     properties: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -64,69 +68,79 @@ def open_with_best_reader(path: Path, reader: ReaderName) -> Opened:
 
 def _open_tiff(path: Path, wanted: ReaderName) -> Opened:
     from longvit.slides.openslide_reader import OpenSlideReader, openslide_vendor
-    from longvit.slides.tiff_header import read_tiff_header
+    from longvit.slides.tiff_header import TiffHeader, read_tiff_header
     from longvit.slides.tiled_tiff import TiledTiffReader
 
-    header = read_tiff_header(path)  # before OpenSlide: refuses impossible sizes
+    header: TiffHeader | None = None
+    no_tiles = ""
+    try:
+        header = read_tiff_header(path)  # before OpenSlide: refuses impossible sizes
+    except UnsupportedError as error:
+        no_tiles = str(error)
     vendor = openslide_vendor(path)
-    plain = vendor in _PLAIN_VENDORS
     slide: OpenSlideReader | None = None
     no_openslide = "OpenSlide does not know the format"
     if vendor is not None:
         try:
             slide = OpenSlideReader(path)
+            check_side(path, *slide.levels[0].size_px)
         except UnsupportedError as error:
             no_openslide = str(error)
-    properties = slide.properties if slide is not None else {}
+    if header is None and slide is None:
+        raise InputError(f"{path}: damaged or cut off: {no_tiles}; copy or download it again")
     tiles: TiledTiffReader | None = None
-    no_tiles = f"the format {vendor} is more than its tiles"
-    if plain:
-        background = slide.background if slide is not None else _WHITE
+    if header is not None and vendor not in _PLAIN_VENDORS:
+        no_tiles = f"the format {vendor} is more than its tiles"
+    elif header is not None:
         try:
             # Also where OpenSlide is asked for: it would read 16 bits or one channel of many without a word.
-            tiles = TiledTiffReader(path, header, background)
+            tiles = TiledTiffReader(path, header, slide.background if slide is not None else _WHITE)
         except UnsupportedError as error:
             no_tiles = f"the fast path does not read {error}"
-    own_name = "ome-tiff" if header.ome_xml is not None else "generic-tiff"
-    name = own_name if vendor in ("generic-tiff", None) else str(vendor)
-    candidates = tuple(openslide_candidates(properties)) + (header.candidates if plain else ())
-
-    def opened(reader: PixelReader, reason: str) -> Opened:
-        return Opened(Kind.TIFF, name, reader, reason, (path,), candidates, properties)
-
-    if wanted == "openslide":
-        if slide is None:
-            raise InputError(f"{path}: {no_openslide}; leave --reader at auto")
-        return opened(slide, "asked for")
-    if wanted == "tiff":
-        if tiles is None:
-            raise InputError(f"{path}: {no_tiles}; leave --reader at auto")
-        return opened(tiles, "asked for")
     if tiles is None and slide is None:
         raise InputError(f"{path}: no reader takes it: {no_tiles}; {no_openslide}")
-    if tiles is None:
-        assert slide is not None
-        return opened(slide, no_tiles)
-    if slide is None:
-        return opened(tiles, no_openslide)
-    if vendor == "aperio" and tiles.leaves_tiles_out():
-        return opened(slide, "the file leaves tiles out, which OpenSlide fills from another level")
+
+    reader: PixelReader | None
+    if wanted == "openslide":
+        reader, reason = slide, "asked for" if slide is not None else no_openslide
+    elif wanted == "tiff":
+        reader, reason = tiles, "asked for" if tiles is not None else no_tiles
+    else:
+        reader, reason = _better(path, slide, tiles, no_openslide, no_tiles)
+    if reader is None:
+        raise InputError(f"{path}: the reader {wanted} does not take it: {reason}; leave --reader at auto")
+    name = vendor
+    candidates = tuple(openslide_candidates(slide.properties)) if slide is not None else ()
+    if header is not None and vendor in _PLAIN_VENDORS:
+        candidates += header.candidates
+        if vendor != "aperio":
+            name = "ome-tiff" if header.ome_xml is not None else "generic-tiff"
+    return Opened(
+        Kind.TIFF, str(name), reader, reason, (path,), candidates, slide.properties if slide is not None else {}
+    )
+
+
+def _better(
+    path: Path, slide: OpenSlideReader | None, tiles: TiledTiffReader | None, no_openslide: str, no_tiles: str
+) -> tuple[PixelReader | None, str]:
+    """The reader that auto takes, and why."""
+    if tiles is None or slide is None:
+        return (slide, no_tiles) if tiles is None else (tiles, no_openslide)
+    if slide.vendor == "aperio" and tiles.leaves_tiles_out():
+        return slide, "the file leaves tiles out, which OpenSlide fills from another level"
     disagreement = disagreement_with(slide, tiles)
-    if disagreement is not None:
-        _LOG.warning("%s: read through OpenSlide, since the fast path %s", path, disagreement)
-        return opened(slide, f"the fast path {disagreement}")
-    return opened(tiles, "its tiles agree with OpenSlide's")
+    if disagreement is None:
+        return tiles, "its tiles agree with OpenSlide's"
+    _LOG.warning("%s: read through OpenSlide, since the fast path %s", path, disagreement)
+    return slide, f"the fast path {disagreement}"
 
 
-def disagreement_with(slide: PixelReader, tiles: PixelReader) -> str | None:
+def disagreement_with(slide: PixelReader, tiles: TiledTiffReader) -> str | None:
     """Compares one tile per level with OpenSlide; says how they differ by more than one grey level, or None.
 
     On level 0 it is the tile with the most bytes; below, the tile at the corner, the only one whose place OpenSlide
     takes exactly. A tile that one of them cannot decode is no witness: the next fullest is taken, up to three.
     """
-    from longvit.slides.tiled_tiff import TiledTiffReader
-
-    assert isinstance(tiles, TiledTiffReader)
     sizes = [level.size_px for level in tiles.levels]
     for level in slide.levels:
         if level.size_px not in sizes:
@@ -185,7 +199,8 @@ def _open_dicom(path: Path, kind: Kind) -> Opened:
     if len(series) > 1:
         names = ", ".join(str(members[0]) for members in series.values())
         raise InputError(f"{path}: a folder of {len(series)} DICOM slides; name one of their files ({names})")
-    files = next(iter(series.values()))
+    check_side(path, *first.levels[0].size_px)
+    files = sorted(next(iter(series.values())))
     candidates = tuple(openslide_candidates(first.properties))
     return Opened(kind, first.vendor, first, "the only reader of DICOM", tuple(files), candidates, first.properties)
 
@@ -205,6 +220,7 @@ def _open_other(path: Path, kind: Kind) -> Opened:
         reader = OpenSlideReader(path)
     except UnsupportedError as error:
         raise InputError(f"{path}: damaged or incomplete: {error}") from error
+    check_side(path, *reader.levels[0].size_px)
     folder = path.with_suffix("")
     files = [path, *(sorted(f for f in folder.iterdir() if f.is_file()) if folder.is_dir() else [])]
     candidates = tuple(openslide_candidates(reader.properties))

@@ -9,9 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from longvit.errors import InputError
+
+# 0.1 µm/px over 40 cm of glass: no slide is larger, a damaged header easily is.
+MAX_SIDE_PX = 2**22
 
 Rgb = tuple[int, int, int]
 Block = NDArray[np.uint8]
@@ -103,6 +109,17 @@ def fill_outside(out: Block, x_px: int, y_px: int, size_px: tuple[int, int], col
     if bottom < height:
         fill(out[bottom:], colour)
     return left, top, right, bottom
+
+
+def check_side(path: Path, width_px: int, height_px: int) -> None:
+    """Refuses a size that no slide has: what a damaged header declares would cost gigabytes before it failed."""
+    if width_px < 1 or height_px < 1:
+        raise InputError(f"{path}: damaged: its header declares {width_px} × {height_px} px")
+    if max(width_px, height_px) > MAX_SIDE_PX:
+        raise InputError(
+            f"{path}: damaged: its header declares {width_px} × {height_px} px, more than the {MAX_SIDE_PX} px on a "
+            f"side that any slide has"
+        )
 
 
 class UnsupportedError(Exception):

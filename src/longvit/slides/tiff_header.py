@@ -17,9 +17,8 @@ import tifffile
 
 from longvit.errors import InputError
 from longvit.slides.mpp import Candidate, aperio_candidate, ome_candidate, resolution_candidate
+from longvit.slides.pixel_reader import UnsupportedError, check_side
 
-# 0.1 µm/px over 40 cm of glass: no slide is larger, a damaged header easily is.
-MAX_SIDE_PX = 2**22
 _UNIT_UM = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: inch, centimetre
 
 
@@ -40,12 +39,16 @@ class TiffHeader:
 
 
 def read_tiff_header(path: Path) -> TiffHeader:
-    """Reads the directories. Raises `InputError` for a damaged or cut-off file and for an impossible size."""
+    """Reads the directories.
+
+    Raises `InputError` for an impossible size and `UnsupportedError` where a directory cannot be read: OpenSlide may
+    read it (Hamamatsu's NDPI bends the format), else the file is damaged.
+    """
     with _quiet_tifffile() as messages:
         try:
             with tifffile.TiffFile(path) as tiff:
                 first = tiff.pages.first
-                _check_size(path, first)
+                check_side(path, first.imagewidth, first.imagelength)
                 return TiffHeader(
                     pages=tuple(_pyramid(tiff, first)),
                     description=first.description,
@@ -58,9 +61,7 @@ def read_tiff_header(path: Path) -> TiffHeader:
         # A damaged directory may break any assumption of the parser (struct.error, KeyError, IndexError …).
         except Exception as error:
             reason = " ".join(str(error).split()) or (messages[0] if messages else type(error).__name__)
-            raise InputError(
-                f"{path}: damaged or cut off: its TIFF directory cannot be read ({reason}); copy or download it again"
-            ) from error
+            raise UnsupportedError(f"its TIFF directory cannot be read ({reason})") from error
 
 
 def planes_per_image(ome_xml: str, samples: int) -> int:
@@ -73,17 +74,6 @@ def planes_per_image(ome_xml: str, samples: int) -> int:
         return 1
     size_c, size_z, size_t = (int(pixels.get(f"Size{axis}", "1")) for axis in "CZT")
     return max(1, size_c // samples) * size_z * size_t
-
-
-def _check_size(path: Path, page: tifffile.TiffPage) -> None:
-    width_px, height_px = page.imagewidth, page.imagelength
-    if width_px < 1 or height_px < 1:
-        raise InputError(f"{path}: damaged: the TIFF directory declares {width_px} × {height_px} px")
-    if max(width_px, height_px) > MAX_SIDE_PX:
-        raise InputError(
-            f"{path}: damaged: the TIFF directory declares {width_px} × {height_px} px, more than the "
-            f"{MAX_SIDE_PX} px on a side that any slide has"
-        )
 
 
 def _pyramid(tiff: tifffile.TiffFile, first: tifffile.TiffPage) -> Iterator[tifffile.TiffPage]:

@@ -125,8 +125,8 @@ def calls(
 ) -> Iterator[Call]:
     """The fused calls of one branch over one run, the whole segments first, then the shorter last one.
 
-    `rows_adjoin`: the rows of every tensor in play follow each other without a gap (stride 0 = positions × stride 1),
-    so that the segments of several rows are one axis. `offsets`: only the first so many offset groups.
+    `rows_adjoin`: this run's rows follow each other without a gap in every tensor in play (stride 0 = length × stride
+    1), so that the segments of several rows are one axis. `offsets`: only the first so many offset groups.
     """
     n, r = run.length, dilated_ratio
     w = min(segment_length, n)

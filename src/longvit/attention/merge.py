@@ -62,7 +62,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, s: Settings) -> tuple[Tensor, Tenso
                 o, l = _shifted_branch(run.view(q), run.view(k), run.view(v), w, r, s)
                 _merge(run.view(out), run.view(lse), o, l)
                 continue
-            for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin):
+            for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin and run.length == N):
                 o, l = s.kernel.forward(call.view(q), call.view(k), call.view(v), s.scale)
                 o, l = with_zero_keys(o, l.to(wide), call.pad_keys)
                 if out is None and o.numel() == q.numel():
@@ -86,9 +86,10 @@ def backward(
     grads: Sequence[Tensor],
 ) -> None:
     """Writes the gradients of q, k and v into `grads`: three (B, N, H, D) of `wide_dtype`, any strides, unset."""
+    B, N, H, _ = q.shape
     adjoin = _rows_adjoin(q, k, v, grad_out, *grads)
     is_set = False
-    for run in runs(q.shape[0], q.shape[1], s.lengths):
+    for run in runs(B, N, s.lengths):
         for w, r in s.branches:
             if s.padded and is_shifted(run.length, w, r):
                 is_set = is_set or _set_zero(grads)
@@ -96,7 +97,7 @@ def backward(
                 for grad, part in zip(grads, _shifted_branch_backward(tensors, w, r, s), strict=True):
                     run.view(grad).add_(part)
                 continue
-            for call in calls(run, q.shape[2], w, r, padded=s.padded, rows_adjoin=adjoin):
+            for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin and run.length == N):
                 parts = _call_backward(call, (grad_out, q, k, v, out, lse), s)
                 fills = not is_set and parts[0].numel() == q.numel()
                 is_set = is_set or fills or _set_zero(grads)

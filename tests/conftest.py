@@ -1,0 +1,31 @@
+"""What several tests need: the reference material beside the project, and marks that skip with a reason."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest -n: one core each; small tensors lose time to more threads
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+EXAMPLE_SLIDE = ROOT / "examples" / "CMU-1-Small-Region.svs"
+
+
+def shared(path: str) -> Path:
+    """A file of the reference material; skips the test where it is absent."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"needs the reference material: {path} is not at ../shared")
+    return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "gpu" in item.keywords:
+            import torch
+
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

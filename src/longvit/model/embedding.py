@@ -67,18 +67,21 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         target = self.patches(images)
+        dtype = compute_dtype(self.proj.weight)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._embedded(images, target, dtype)
+
+    def _embedded(self, images: Tensor, target: PatchGrid, dtype: torch.dtype) -> Tensor:
         assert self.proj.bias is not None
         weight, bias, shift = self.proj.weight, self.proj.bias, 0
         if images.dtype == torch.uint8:
             weight, bias, shift = *_folded(weight, bias), _MIDDLE
         rows, columns = self._positions(target)
-        dtype = compute_dtype(self.proj.weight)
-        with torch.autocast(images.device.type, enabled=False):
-            if images.requires_grad:  # saliency: the plain form gives the gradient of the pixels too
-                tokens = F.conv2d(images.to(dtype), weight.to(dtype), bias.to(dtype), self.patch_px)
-                positions = columns if rows is None else rows @ columns
-                return tokens.flatten(2).transpose(1, 2) + positions.view(1, -1, tokens.shape[1])
-            return _Embed.apply(images, weight.flatten(1), bias, rows, columns, self.patch_px, shift, dtype)
+        if images.requires_grad:  # saliency: the plain form gives the gradient of the pixels too
+            tokens = F.conv2d(images.to(dtype), weight.to(dtype), bias.to(dtype), self.patch_px)
+            positions = columns if rows is None else rows @ columns
+            return tokens.flatten(2).transpose(1, 2) + positions.view(1, -1, tokens.shape[1])
+        return _Embed.apply(images, weight.flatten(1), bias, rows, columns, self.patch_px, shift, dtype)
 
     def _positions(self, target: PatchGrid) -> tuple[Tensor | None, Tensor]:
         """(A_h (h, G_h), C (G_h, w·D)): the positions are A_h @ C; A_h None: C is (h, w·D) already."""
@@ -116,7 +119,7 @@ class _Embed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images, weight, bias, rows, columns, patch_px: int, shift: int, dtype):
         ctx.save_for_backward(images, rows)
-        ctx.settings = patch_px, shift, dtype, weight, columns.shape, columns.dtype
+        ctx.settings = patch_px, shift, dtype, weight.shape, weight.dtype, columns.shape, columns.dtype
         b, h, w, dim = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px, len(weight)
         weight, bias = weight.to(dtype), bias.to(dtype)
         y = weight.new_empty(b, h, w * dim, dtype=columns.dtype)
@@ -129,12 +132,12 @@ class _Embed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
         images, rows = ctx.saved_tensors
-        patch_px, shift, dtype, like, shape, wide = ctx.settings
-        b, h, w, dim = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px, len(like)
+        patch_px, shift, dtype, shape, weight_dtype, columns_shape, wide = ctx.settings
+        b, h, w, dim = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px, shape[0]
         grad = grad.reshape(b, h, w * dim)
-        grad_weight = torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+        grad_weight = grad.new_zeros(shape, dtype=torch.promote_types(weight_dtype, torch.float32))
         grad_bias = torch.zeros_like(grad_weight[:, 0])
-        grad_columns = torch.zeros(shape, dtype=wide, device=grad.device)
+        grad_columns = grad.new_zeros(columns_shape, dtype=wide)
         for r in _row_chunks(b, h, w):
             part = grad[:, r]
             over_batch = part.sum(0).to(wide)
@@ -145,7 +148,7 @@ class _Embed(torch.autograd.Function):
             g = part.reshape(-1, dim).to(dtype)
             grad_weight += g.t() @ _patches(images, r, patch_px, shift, dtype)
             grad_bias += g.sum(0)
-        return None, grad_weight.to(like.dtype), grad_bias.to(like.dtype), None, grad_columns, None, None, None
+        return None, grad_weight.to(weight_dtype), grad_bias.to(weight_dtype), None, grad_columns, None, None, None
 
 
 def _row_chunks(batch: int, height: int, width: int) -> list[slice]:

@@ -81,7 +81,9 @@ def test_an_import_upwards_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("test_imports.ROOT", tmp_path)
     (tmp_path / "slides").mkdir()
     file = tmp_path / "slides" / "reader.py"
-    file.write_text("def f():\n    from ..model import longvit\nimport longvit.config\nfrom longvit import batch\n")
+    file.write_text(
+        "def f():\n    from ..model import longvit\nimport longvit.config\nfrom longvit import batch, load_model\n"
+    )
     height = {"batch": 3, "model": 2, "slides": 2, "config": 1}
     assert upward(file, height) == [
         "slides/reader.py:2 imports longvit.model",

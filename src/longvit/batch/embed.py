@@ -1,0 +1,149 @@
+"""One vector per slide: HDF5 in TRIDENT's slide-feature layout, and one table for all.
+
+    OUT/slide_features_longvit/<slide_id>.h5     features float32 (D,), coords int64 (N, 2)
+    OUT/slide_features_longvit/<slide_id>.json   where it came from: slide, mpp and its source, canvas, weights
+    OUT/embeddings.csv                           slide_id, path, f0 … f<D-1>
+
+The table is CSV: it opens in R, pandas and a spreadsheet without another package, and nine significant digits
+bring every float32 back to the last bit. `coords` are the top-left corners of the model's patches in level-0 pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longvit.batch.work import (
+    BatchResult,
+    Reading,
+    ReadSettings,
+    SlideFailedError,
+    SlideJob,
+    run,
+    write_table,
+)
+from longvit.data.slide_list import ListedSlide
+from longvit.files import atomic_path
+
+if TYPE_CHECKING:
+    from longvit.model.longvit import LongViT
+    from longvit.slides.canvas import Canvas
+    from longvit.slides.placement import Placement
+    from longvit.slides.reader import Slide
+
+ENCODER = "longvit"
+FOLDER = f"slide_features_{ENCODER}"
+TABLE = "embeddings.csv"
+
+
+def embed_slides(
+    model: LongViT, slides: Sequence[ListedSlide], out_dir: str | Path, settings: ReadSettings | None = None
+) -> BatchResult:
+    """Writes a vector of `model.config.embed_dim` float32 per slide, and `embeddings.csv` for all of them.
+
+    Raises `InputError` where the folder cannot be written to; a slide that fails becomes a row of `problems.csv`.
+    """
+    out_dir = Path(out_dir)
+    job = EmbedJob(model, out_dir / FOLDER, settings)
+    result = run(job, slides, out_dir)
+    columns = ["slide_id", "path", *(f"f{i}" for i in range(model.config.embed_dim))]
+    rows = []
+    for record in result.records:
+        features = read_features(job.features_path(record["slide_id"]))
+        cells = {f"f{i}": f"{value:.9g}" for i, value in enumerate(features)}
+        rows.append({"slide_id": record["slide_id"], "path": record["path"], **cells})
+    write_table(out_dir / TABLE, columns, rows)
+    return result
+
+
+def read_features(path: str | Path) -> np.ndarray:
+    """The vector of a slide, float32 (D,)."""
+    import h5py
+
+    with h5py.File(path) as file:
+        features: np.ndarray = file["features"][()]
+    return features
+
+
+class EmbedJob(SlideJob):
+    """Slide -> canvas -> mean token -> HDF5."""
+
+    verb = "embed"
+
+    def features_path(self, slide_id: str) -> Path:
+        """The slide's HDF5 file."""
+        return self.folder / f"{slide_id}.h5"
+
+    def is_finished(self, slide_id: str, digest: str) -> bool:
+        """The record and the vector are both of this digest (a kill between the two leaves them different)."""
+        import h5py
+
+        if not super().is_finished(slide_id, digest):
+            return False
+        try:
+            with h5py.File(self.features_path(slide_id)) as file:
+                return bool(file["features"].attrs.get("digest") == digest)
+        except (OSError, KeyError):
+            return False
+
+    def compute(self, listed: ListedSlide, reading: Reading, canvas: Canvas) -> dict[str, Any]:
+        try:
+            features = self.model.embed(canvas)
+        except Exception as error:
+            raise SlideFailedError("model", error) from error
+        if not np.isfinite(features).all():
+            raise SlideFailedError("model", ValueError("the embedding is not finite"))
+        patches = self._write(listed, reading, features, canvas)
+        return {"features": {"file": f"{listed.slide_id}.h5", "dim": len(features), "patches": patches}}
+
+    def _write(self, listed: ListedSlide, reading: Reading, features: np.ndarray, canvas: Canvas) -> int:
+        """The HDF5 file; returns the number of patches."""
+        import h5py
+
+        patch_px = self.model.config.patch_px
+        coords = patch_corners(canvas.placement, patch_px)
+        attributes = {"name": listed.slide_id, "savetodir": str(self.folder)}
+        with atomic_path(self.features_path(listed.slide_id)) as path, h5py.File(path, "w") as file:
+            data = file.create_dataset("features", data=features)
+            data.attrs.update(attributes | {"encoder": ENCODER, "digest": reading.digest})
+            # A grid of corners shrinks about 100-fold.
+            grid = file.create_dataset("coords", data=coords, compression="gzip", shuffle=True)
+            grid.attrs.update(attributes | coords_attributes(reading.slide, canvas.placement, patch_px))
+        return len(coords)
+
+
+def patch_corners(placement: Placement, patch_px: int) -> np.ndarray:
+    """Top-left corners (x, y) of the canvas's patches in level-0 pixels, row-major, int64 (N, 2).
+
+    On a padded canvas the patches of the margin lie outside the slide: their corners may be negative.
+    """
+    corner_px = np.arange(0, placement.side_px, patch_px)
+    x, y = placement.to_level0(corner_px, corner_px)
+    x_grid, y_grid = np.meshgrid(np.rint(x).astype(np.int64), np.rint(y).astype(np.int64))
+    return np.stack([x_grid.ravel(), y_grid.ravel()], axis=1)
+
+
+def coords_attributes(slide: Slide, placement: Placement, patch_px: int) -> dict[str, Any]:
+    """What TRIDENT's reader asks of `coords`. A stretched canvas has patches that are not square on the slide:
+    `patch_size_level0` is their width there and `patch_height_level0` (ours) their height."""
+    x_scale, y_scale = placement.downsample
+    magnification = _magnification(slide.mpp.mean) if slide.mpp else None
+    return {
+        "patch_size": patch_px,
+        "patch_size_level0": round(patch_px * x_scale),
+        "patch_height_level0": round(patch_px * y_scale),
+        "level0_magnification": "None" if magnification is None else magnification,
+        "target_magnification": "None" if magnification is None else magnification / x_scale,
+        "overlap": 0,
+        "level0_width": slide.size_px[0],
+        "level0_height": slide.size_px[1],
+    }
+
+
+def _magnification(mpp: float) -> int:
+    """TRIDENT's bins; for its reader alone, since a magnification is no resolution."""
+    bins = ((0.16, 80), (0.2, 60), (0.3, 40), (0.6, 20), (1.2, 10), (2.4, 5))
+    return next((magnification for limit, magnification in bins if mpp < limit), 2)

@@ -1,0 +1,241 @@
+"""What each patch contributes to a prediction, and a picture of it.
+
+LongViT's logit is a linear function of a LayerNorm of the mean token, so it is an exact sum over patches. With tokens
+x_i (i = 1 … N), m = mean_i x_i, σ = the LayerNorm's standard deviation of m, γ and β its weight and bias, w and b the
+head's row of the class:
+
+    logit = Σ_i c_i + constant,   c_i = w · (γ ∘ (x_i − mean_d x_i)) / (σ N),   constant = w · β + b
+
+No approximation and no gradient. What it does not say: a token has seen other patches through attention, so c_i is
+what the patch *position* brings to the sum, not what would change if the patch were removed.
+
+N patches, D width, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longvit.errors import InputError
+from longvit.files import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from longvit.model.longvit import LongViT
+    from longvit.slides.canvas import Canvas
+
+PERCENTILE = 99.0
+_PICTURE_PX = 1600  # longest side of a panel: enough for a screen and a page
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """The sum that makes a class's score, patch by patch."""
+
+    per_patch: np.ndarray
+    """float32 (rows, columns): c_i at each patch's place on the canvas."""
+    constant: float
+    """What the patches do not decide: w · β + b."""
+    score: float
+    """per_patch.sum() + constant: the log-odds of the class against the mean of the others."""
+    probability: float
+    """The class's softmax probability."""
+    class_name: str
+    others: str
+    """What the class is weighed against, in words."""
+
+
+def patch_contributions(model: LongViT, canvas_pixels: Any, class_index: int) -> np.ndarray:
+    """c_i of the logit of `class_index` for every patch, float32 (rows, columns).
+
+    `canvas_pixels`: uint8 (height, width, 3), or a canvas. Raises `InputError` for a model without that class.
+    """
+    tokens_1ND, rows = tokens_of(model, canvas_pixels)
+    return _contributions(model, tokens_1ND, rows, class_index, against_others=False).per_patch
+
+
+def class_contributions(
+    model: LongViT, canvas_pixels: Any, class_index: int, *, tokens_1ND: Tensor | None = None
+) -> Contributions:
+    """What speaks for a class and what against it: the sum that makes its logit minus the mean logit of the others.
+
+    A softmax does not change when all logits shift, so only differences speak. With two classes the score is the
+    log-odds: probability = 1 / (1 + exp(-score)). `tokens_1ND`: the canvas's tokens, where they were computed already.
+    """
+    if tokens_1ND is None:
+        tokens_1ND, rows = tokens_of(model, canvas_pixels)
+    else:
+        rows = np.shape(canvas_pixels)[0] // model.config.patch_px
+    return _contributions(model, tokens_1ND, rows, class_index, against_others=True)
+
+
+def tokens_of(model: LongViT, canvas_pixels: Any) -> tuple[Tensor, int]:
+    """The tokens (1, N, D) of uint8 (height, width, 3) pixels, or a canvas, and the number of rows of patches."""
+    import torch
+
+    pixels = np.ascontiguousarray(np.asarray(canvas_pixels))
+    image_13HW = torch.from_numpy(pixels).to(model.fc_norm.weight.device).permute(2, 0, 1).unsqueeze(0)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            return model.forward_features(image_13HW), pixels.shape[0] // model.config.patch_px
+    finally:
+        model.train(was_training)
+
+
+def contributions_of_tokens(
+    tokens_ND: Tensor, gamma_D: Tensor, beta_D: Tensor, eps: float, weight_D: Tensor, *, norm_first: bool = False
+) -> tuple[Tensor, Tensor]:
+    """c_N and w · β, in the dtype of the tokens.
+
+    `norm_first`: every token is normalised by itself before the mean (the head of DINO), so that σ is σ_i.
+    """
+    centred_ND = tokens_ND - tokens_ND.mean(1, keepdim=True)
+    normalised = tokens_ND if norm_first else tokens_ND.mean(0, keepdim=True)
+    sigma = (normalised.var(1, correction=0, keepdim=True) + eps).sqrt()
+    c_N = (centred_ND / sigma) @ (gamma_D * weight_D) / tokens_ND.shape[0]
+    return c_N, weight_D @ beta_D
+
+
+def _contributions(
+    model: LongViT, tokens_1ND: Tensor, rows: int, class_index: int, *, against_others: bool
+) -> Contributions:
+    import torch
+
+    classes = model.config.num_classes
+    if not 0 <= class_index < classes:
+        raise InputError(f"class {class_index}: the model has {classes} classes, numbered from 0")
+    names = model.config.class_names or tuple(f"class {k}" for k in range(classes))
+    rest = [k for k in range(classes) if k != class_index]
+
+    def exact(tensor: Any) -> Tensor:
+        """Float64, so that the sum holds to many digits; on the CPU, since MPS has no such numbers."""
+        return tensor.detach().cpu().double()
+
+    with torch.inference_mode():
+        probability = model.forward_head(tokens_1ND)[0].float().softmax(0)[class_index]
+        head: Any = model.head
+        weight_KD, bias_K = exact(head.weight), exact(head.bias)
+        weight_D, bias = weight_KD[class_index], bias_K[class_index]
+        if against_others and rest:
+            weight_D, bias = weight_D - weight_KD[rest].mean(0), bias - bias_K[rest].mean()
+        norm = model.fc_norm
+        c_N, shift = contributions_of_tokens(
+            exact(tokens_1ND[0]),
+            exact(norm.weight),
+            exact(norm.bias),
+            norm.eps,
+            weight_D,
+            norm_first=model.config.pool_norm == "token_norm",
+        )
+    return Contributions(
+        per_patch=c_N.reshape(rows, -1).float().numpy(),
+        constant=float(shift + bias),
+        score=float(c_N.sum() + shift + bias),
+        probability=float(probability),
+        class_name=names[class_index],
+        others=names[rest[0]] if len(rest) == 1 else "the mean of the other classes",
+    )
+
+
+def draw(
+    canvas: Canvas,
+    contributions: Contributions,
+    path: str | Path,
+    *,
+    title: str = "",
+) -> Path:
+    """A PNG: the slide, and beside it the slide in grey under the contributions.
+
+    Red speaks for the class, blue against it; the colours end at the 99th percentile of |contribution|, which the
+    colour bar says. Both panels have the slide's own proportions, whatever the canvas did to them, and a scale
+    bar in µm; where the slide's resolution is not known, a line says so instead.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    mpp = canvas.source.mpp
+    scale = (mpp.x, mpp.y) if mpp else (1.0, 1.0)
+    left, top = canvas.placement.to_level0(0, 0)
+    right, bottom = canvas.placement.to_level0(canvas.placement.side_px, canvas.placement.side_px)
+    extent = (left * scale[0], right * scale[0], bottom * scale[1], top * scale[1])
+    bounds = canvas.placement.bounds
+    width, height = bounds.width * scale[0], bounds.height * scale[1]
+
+    pixels = _at_most(np.asarray(canvas), _PICTURE_PX)
+    grey = 0.25 + 0.75 * (pixels @ np.array([0.299, 0.587, 0.114], np.float32)) / 255  # light, so that the colours read
+    values = contributions.per_patch
+    limit = float(np.percentile(np.abs(values), PERCENTILE)) or 1e-12
+
+    panel_width_in = 5.2
+    panel_height_in = min(max(panel_width_in * height / width, 2.0), 11.0)
+    figure = Figure(figsize=(2 * panel_width_in + 1.5, panel_height_in + 1.25), layout="constrained")
+    FigureCanvasAgg(figure)
+    slide_axes, map_axes = figure.subplots(1, 2)
+    slide_axes.imshow(pixels, extent=extent)
+    map_axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent)
+    shown = map_axes.imshow(
+        values, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.6, extent=extent, interpolation="nearest"
+    )
+    for axes in (slide_axes, map_axes):
+        axes.set_xlim(bounds.x * scale[0], bounds.right * scale[0])
+        axes.set_ylim(bounds.bottom * scale[1], bounds.y * scale[1])
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if mpp:
+            _scale_bar(axes, width)
+    slide_axes.set_title("The slide" if mpp else "The slide (µm per pixel not known)", fontsize=11)
+    map_axes.set_title(f"For “{contributions.class_name}” (red) or against it (blue)", fontsize=11)
+    bar = figure.colorbar(shown, ax=map_axes, extend="both", fraction=0.05, pad=0.03)
+    bar.set_label(
+        f"contribution of a patch to the log-odds of “{contributions.class_name}” against “{contributions.others}”\n"
+        f"(colours end at the {PERCENTILE:g}th percentile of the absolute value)",
+        fontsize=8.5,
+    )
+    bar.ax.tick_params(labelsize=8)
+    figure.suptitle(title or "What each patch contributes", fontsize=13)
+    figure.supxlabel(
+        f"{values.size:,} patches sum to {values.sum():+.2f}; with the constant {contributions.constant:+.2f} the "
+        f"log-odds are {contributions.score:+.2f}: probability of “{contributions.class_name}” "
+        f"{contributions.probability:.3f}",
+        fontsize=9.5,
+    )
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+    return Path(path)
+
+
+def _at_most(pixels: np.ndarray, side_px: int) -> np.ndarray:
+    """The picture with no side longer than `side_px`."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((side_px, side_px), Image.Resampling.BOX)
+    return np.asarray(image)
+
+
+def _scale_bar(axes: Any, width_um: float) -> None:
+    """A black bar of a round length, about a fifth of the width, on white, at the lower left."""
+    length_um = _round_length(width_um / 5)
+    from matplotlib.offsetbox import AnchoredOffsetbox, AuxTransformBox, TextArea, VPacker
+    from matplotlib.patches import Rectangle
+
+    bar = AuxTransformBox(axes.transData)
+    bar.add_artist(Rectangle((0, 0), length_um, width_um / 150, fc="black", ec="none"))
+    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+    box = VPacker(children=[bar, TextArea(text, textprops={"fontsize": 9})], align="center", pad=2, sep=3)
+    anchored = AnchoredOffsetbox(loc="lower left", child=box, pad=0.25, borderpad=0.6, frameon=True)
+    anchored.patch.set(alpha=0.85, ec="none")
+    axes.add_artist(anchored)
+
+
+def _round_length(length: float) -> float:
+    """The largest of 1, 2, 5 × a power of ten that is not longer."""
+    power = 10.0 ** np.floor(np.log10(length))
+    return float(max(step for step in (1, 2, 5) if step * power <= length * (1 + 1e-9)) * power)

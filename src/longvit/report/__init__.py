@@ -1,0 +1,16 @@
+"""Runs as one HTML file that stands alone."""
+
+from longvit.report.finetuned import finetune_content, finetune_report
+from longvit.report.page import Figure, Picture, Report, Row, Section, Table, write_report
+
+__all__ = [
+    "Figure",
+    "Picture",
+    "Report",
+    "Row",
+    "Section",
+    "Table",
+    "finetune_content",
+    "finetune_report",
+    "write_report",
+]

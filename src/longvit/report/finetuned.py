@@ -1,0 +1,254 @@
+"""The report of a fine-tuning run: figures beside the controls, curves, what each patch contributes, predictions."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longvit import __version__
+from longvit.report.page import Figure, Picture, Report, Row, Section, Table, number, thumbnail_of, write_report
+
+if TYPE_CHECKING:
+    from longvit.data.cohort import Cohort
+    from longvit.tasks.finetune import FinetuneResult
+    from longvit.tasks.settings import FinetuneSettings
+
+MAX_THUMBNAILS = 200
+MAX_PICTURE_SIDE_PX = 4096  # what each patch contributes is one forward pass: seconds up to here, on a CPU too
+
+_NAMES = {
+    "mean_colour": "control: mean colour",
+    "random_encoder": "control: random frozen encoder",
+    "val": "validation",
+    "test": "test",
+}
+
+
+def finetune_report(result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings) -> Path:
+    """Writes `index.html` into the run's folder, with what each patch contributes on one or two slides."""
+    return write_report(finetune_content(result, cohort, settings), result.folder / "index.html")
+
+
+def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings) -> Report:
+    """What the report of a fine-tuning run says; the sections can be added to before it is written."""
+    metrics = result.metrics
+    training = metrics["training"]
+    splits = list(metrics["splits"])
+    main = "test" if "test" in splits else splits[-1]
+    figures = metrics["splits"][main]
+    canvases = _canvases(result, cohort, settings)
+    lead = (
+        f"{training['parameters'] / 1e6:.1f} million parameters, trained on {training['slides']} slides of "
+        f"{training['patients']} patients for {training['epochs']} epochs from {training['starts_from']}; the figures "
+        f"are those of {figures['slides']} slides of {figures['patients']} other patients ({_NAMES[main]}).",
+    )
+    return Report(
+        title=f"{' or '.join(metrics['classes'])}? A LongViT fine-tuned on {Path(cohort.source).name}",
+        lead=lead,
+        notes=_warnings(metrics, main),
+        figures=_cards(metrics, main),
+        sections=(
+            Section("Figures", tables=(_figures_table(metrics),), text=_FIGURES_TEXT),
+            Section(
+                "Curves",
+                pictures=(
+                    Picture("ROC", result.roc_png.read_bytes(), "Sensitivity against 1 − specificity; dotted: chance."),
+                    Picture("Loss", result.loss_png.read_bytes(), "Cross-entropy after every step and every epoch."),
+                ),
+            ),
+            *_contributions_section(result, canvases, settings),
+            _predictions_section(result, canvases, settings),
+            *_problems_section(result),
+            settings_section(settings, metrics["notes"], training["device"]),
+        ),
+    )
+
+
+_FIGURES_TEXT = (
+    "AUC: the chance that a slide of the second class gets a higher score than one of the first (with more classes: "
+    "the mean of each class against the rest); 0.5 is guessing. Its 95 % interval comes from drawing the patients "
+    "anew. Balanced accuracy is the mean of the classes' shares that were recognised. The controls see the same slides: "
+    "a logistic regression on the mean colour of each slide, and on the output of an untrained encoder.",
+)
+
+
+def _warnings(metrics: dict[str, Any], main: str) -> list[str]:
+    """What a reader must know before believing the number."""
+    figures = metrics["splits"][main]
+    notes = []
+    if figures["auc"] is None:
+        return [f"The {_NAMES[main]} slides are all of one class: no AUC can be stated."]
+    low, high = figures["auc_interval"]
+    if low is not None and low <= 0.5 <= high:
+        notes.append("The interval of the AUC contains 0.5: with so few slides, guessing is not ruled out.")
+    for name, of in metrics["controls"].items():
+        control = of.get(main, {}).get("auc")
+        if control is not None and control >= figures["auc"]:
+            what = "The mean colour alone" if name == "mean_colour" else "An untrained encoder"
+            notes.append(
+                f"{what} reaches an AUC of {control:.2f} on the same slides, no less than the model's "
+                f"{figures['auc']:.2f}: the training has not shown more than that."
+            )
+    if metrics["left_out"]:
+        notes.append(f"{len(metrics['left_out'])} slides could not be read and are missing from every figure.")
+    return notes
+
+
+def _cards(metrics: dict[str, Any], main: str) -> list[Figure]:
+    figures = metrics["splits"][main]
+    low, high = figures["auc_interval"]
+    interval = "" if low is None else f"95 % interval {low:.2f}–{high:.2f}, "
+    cards = [Figure(f"AUC, {_NAMES[main]}", number(figures["auc"]), f"{interval}{figures['slides']} slides")]
+    cards += [
+        Figure(_NAMES[name], number(of[main]["auc"]), "AUC on the same slides")
+        for name, of in metrics["controls"].items()
+        if main in of
+    ]
+    return [*cards, Figure("balanced accuracy", number(figures["balanced_accuracy"]), _NAMES[main])]
+
+
+def _figures_table(metrics: dict[str, Any]) -> Table:
+    columns = ("", "slides", "AUC", "95 % interval", "balanced accuracy", "accuracy", "F1")
+    rows = []
+    for split, figures in metrics["splits"].items():
+        low, high = figures["auc_interval"]
+        interval = "" if low is None else f"{low:.2f}–{high:.2f}"
+        rows.append(
+            Row(
+                [
+                    f"LongViT, {_NAMES[split]}",
+                    str(figures["slides"]),
+                    number(figures["auc"]),
+                    interval,
+                    *(number(figures[key]) for key in ("balanced_accuracy", "accuracy", "f1")),
+                ],
+                "strong",
+            )
+        )
+        for name, of in metrics["controls"].items():
+            if split in of:
+                cells = [number(of[split][key]) for key in ("balanced_accuracy", "accuracy", "f1")]
+                label = f"{_NAMES[name]}, {_NAMES[split]}"
+                rows.append(Row([label, str(figures["slides"]), number(of[split]["auc"]), "", *cells]))
+    best = metrics["best_val"]
+    caption = (
+        ""
+        if best is None
+        else f"All figures are those of the last epoch. By validation AUC, epoch {best['epoch']} was the best"
+        + (f" (test AUC {number(best['test'].get('auc'))})." if "test" in best else ".")
+    )
+    return Table(columns, rows, frozenset(range(1, len(columns))), caption)
+
+
+def _canvases(result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings) -> dict[str, Path]:
+    """slide_id -> canvas file of the evaluated slides; empty where looking at them would take long."""
+    from longvit.data.canvas_cache import CanvasSettings, cache_canvases
+
+    evaluated = {row["slide_id"] for row in _predictions(result)}
+    if settings.side_px > MAX_PICTURE_SIDE_PX or len(evaluated) > MAX_THUMBNAILS:
+        return {}
+    rows = [row for row in cohort.rows if row.slide_id in evaluated]
+    folder = settings.cache_dir or result.folder / "canvases"
+    wanted = CanvasSettings(settings.side_px, settings.fit, settings.reader, settings.max_bad_tiles)
+    return cache_canvases(rows, wanted, folder, workers=settings.num_workers).paths
+
+
+def _predictions(result: FinetuneResult) -> list[dict[str, str]]:
+    with result.predictions_csv.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _predictions_section(result: FinetuneResult, canvases: dict[str, Path], settings: FinetuneSettings) -> Section:
+    classes = result.metrics["classes"]
+    columns = ["slide", "patient", "split", "label", "prediction", *(f"p({name})" for name in classes)]
+    rows = []
+    for line in sorted(_predictions(result), key=_most_wrong_first):
+        cells: list[str | Picture] = [line[key] for key in ("slide_id", "case_id", "split", "label", "prediction")]
+        cells += [f"{float(line[f'prob_{name}']):.3f}" for name in classes]
+        if canvases:
+            path = canvases.get(line["slide_id"])
+            cells.insert(0, thumbnail(path, line["slide_id"]) if path else "")
+        rows.append(Row(cells, "" if line["label"] == line["prediction"] else "wrong"))
+    if canvases:
+        columns.insert(0, "canvas")
+    wrong = sum(row.kind == "wrong" for row in rows)
+    text = f"{wrong} of {len(rows)} are wrong (shaded); the surest mistakes come first. As a table: predictions.csv."
+    first = len(columns) - len(classes)
+    table = Table(columns, rows, frozenset(range(first, len(columns))))
+    return Section("Predictions", text=(text,), tables=(table,))
+
+
+def _most_wrong_first(line: dict[str, str]) -> tuple[float, str]:
+    return float(line[f"prob_{line['label']}"]), line["slide_id"]
+
+
+def _contributions_section(
+    result: FinetuneResult, canvases: dict[str, Path], settings: FinetuneSettings
+) -> list[Section]:
+    """The surest right and the surest wrong prediction of the last split, patch by patch."""
+    from longvit.interpret import class_contributions, draw
+    from longvit.model.pretrained import load_model
+    from longvit.slides.canvas import read_canvas
+
+    classes = result.metrics["classes"]
+    lines = [line for line in _predictions(result) if line["slide_id"] in canvases]
+    if not lines:
+        return []
+    ordered = sorted(lines, key=_most_wrong_first)
+    right = [line for line in ordered if line["label"] == line["prediction"]]
+    wrong = [line for line in ordered if line["label"] != line["prediction"]]
+    model = load_model(result.model_dir)
+    pictures = []
+    for line, what in [
+        *((x, "the surest right prediction") for x in right[-1:]),
+        *((x, "the surest mistake") for x in wrong[:1]),
+    ]:
+        canvas = read_canvas(canvases[line["slide_id"]])
+        contributions = class_contributions(model, canvas, classes.index(line["prediction"]))
+        path = result.folder / f"contributions_{line['slide_id']}.png"
+        title = f"{line['slide_id']}: predicted {line['prediction']}, labelled {line['label']}"
+        draw(canvas, contributions, path, title=title)
+        pictures.append(Picture(f"{line['slide_id']}, {what}", path.read_bytes()))
+    return [Section("What each patch contributes", text=CONTRIBUTIONS_TEXT, pictures=pictures)]
+
+
+CONTRIBUTIONS_TEXT = (
+    "The model's score is an exact sum over the patches, plus a constant: red patches raise it, blue ones lower it. A "
+    "patch has seen the others through attention, so its share is what its position brings to the sum, not what would "
+    "change if it were cut out.",
+)
+
+
+def _problems_section(result: FinetuneResult) -> list[Section]:
+    if not result.problems:
+        return []
+    rows = [Row([problem.slide, problem.stage, problem.error]) for problem in result.problems]
+    left_out = sum(problem.is_left_out for problem in result.problems)
+    text = f"{left_out} slides were left out (stages open and read); at stage tiles, holes were filled with background."
+    return [Section("Problems", text=(text,), tables=(Table(("slide", "stage", "what"), rows),))]
+
+
+def settings_section(settings: FinetuneSettings, notes: Sequence[str], device: str) -> Section:
+    """How it was made: assumptions, settings, versions."""
+    import platform
+    from dataclasses import fields
+    from importlib import metadata
+
+    rows = [Row([field.name, str(getattr(settings, field.name))]) for field in fields(settings)]
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "tifffile", "openslide-bin"))
+    points = [
+        *notes,
+        f"Computed on {device}.",
+        f"longvit {__version__}, Python {platform.python_version()}, {packages}.",
+    ]
+    table = Table(("setting", "value"), rows, caption="As YAML in settings.yaml: longvit train --recipe settings.yaml")
+    return Section("Settings and versions", points=points, tables=(table,), folded="How this was made")
+
+
+def thumbnail(canvas_path: Path, title: str) -> Picture:
+    """A canvas as a small JPEG."""
+    from longvit.data.canvas_cache import read_pixels
+
+    return thumbnail_of(read_pixels(canvas_path), title)

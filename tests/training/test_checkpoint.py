@@ -23,6 +23,7 @@ def test_what_was_written_is_read_also_shared_memory(tmp_path: Path) -> None:
     saved = read_checkpoint(tmp_path)
     assert saved is not None
     assert saved.step == 7
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1  # readable for a group, if its JSON is
     assert saved.state["x"] == 0.1
     for name, tensor in tensors(7).items():
         assert torch.equal(saved.tensors[name], tensor)

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_run import SETTINGS, PointBatches, network, run, step
 
 from longvit.errors import InputError
 from longvit.training.loop import NonFiniteError, TrainSettings, train
 from longvit.training.optim import learning_rate, parameter_groups
+from training.small_run import SETTINGS, PointBatches, network, run, step
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 
@@ -38,6 +38,7 @@ def kill_when(process: subprocess.Popen[bytes], folder: Path, checkpoint: str) -
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_killed_twice_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
     assert start(tmp_path / "a", tmp_path / "a.safetensors").wait() == 0
     kill_when(start(tmp_path / "b", tmp_path / "b.safetensors", 0.02), tmp_path / "b", "step-00000002.json")

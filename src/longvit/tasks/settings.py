@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from longvit.errors import InputError
-
-if TYPE_CHECKING:
-    from longvit.training.loop import TrainSettings
+from longvit.training.settings import TrainSettings
 
 # What may differ when a run is started again: it changes how fast it goes, not what comes out.
 _NOT_DECISIVE = ("cache_dir", "num_workers", "memory_mb", "checkpoint_minutes", "device", "threads")
@@ -97,6 +95,11 @@ class FinetuneSettings:
         for name in ("bootstrap", "num_workers", "memory_mb", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)}: at least 0")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                choices = ", ".join(get_args(hint))
+                raise InputError(f"{name} {getattr(self, name)!r}: choose {choices}")
+        self.training()  # checks the rest
 
     def slides_per_forward(self) -> int:
         """`forward_batch`, or the rule that its help states: the largest divisor of batch_size within the limit."""
@@ -107,8 +110,6 @@ class FinetuneSettings:
 
     def training(self) -> TrainSettings:
         """The part that the training loop takes."""
-        from longvit.training.loop import TrainSettings
-
         return TrainSettings(
             epochs=self.epochs,
             accumulation=self.batch_size // self.slides_per_forward(),

@@ -135,8 +135,11 @@ def _read(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    path.touch()
+    mode = path.stat().st_mode  # safetensors would leave a file that only its owner may read
     try:
         save_file(tensors, path)
+        path.chmod(mode)
     except SafetensorError as error:
         # safetensors hides a full disk in its own error; the number in its text brings the OSError back.
         if found := re.search(r"\(os error (\d+)\)", str(error)):

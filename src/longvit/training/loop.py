@@ -12,9 +12,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,9 +30,8 @@ from longvit.training.optim import (
     named_parameters,
     set_learning_rate,
 )
+from longvit.training.settings import TrainSettings
 from longvit.training.state import RunState, pack, seed_everything, unpack
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Batch(Protocol):
@@ -61,54 +60,6 @@ Step = Callable[[nn.Module, Any], Mapping[str, torch.Tensor]]
 """step(model, batch) -> {"loss": the mean over the batch's samples, further scalars for the history}."""
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
 """evaluate(model, epoch) -> figures for the history, after every epoch; the model is in eval mode, no gradients."""
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What decides the bits of a run, and (the last three) what does not."""
-
-    epochs: int = 10
-    """Passes over the training samples."""
-    accumulation: int = 1
-    """Batches per optimiser step, averaged by sample; an epoch's last step takes the rest."""
-    lr: float = 5e-5
-    """Peak learning rate."""
-    min_lr: float = 1e-6
-    """Learning rate at the start of the warm-up and at the end."""
-    warmup_epochs: float = 1.0
-    """Epochs of linear warm-up, counted in optimiser steps."""
-    weight_decay: float = 0.05
-    """AdamW's weight decay, on matrices only."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates of the two moments."""
-    layer_decay: float = 1.0
-    """Each layer's learning rate is this times that of the layer above it; 1 is off."""
-    clip_norm: float | None = None
-    """Gradients longer than this are shortened to it; None leaves them."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the model: bfloat16 is autocast, parameters and optimiser stay float32."""
-    seed: int = 0
-    """Seeds everything random in the model (drop path)."""
-    checkpoint_minutes: float = 10.0
-    """A checkpoint after this long, beside the one after every epoch."""
-    keep_checkpoints: int = 2
-    """Older ones are removed."""
-
-    def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("accumulation", 1), ("keep_checkpoints", 1)):
-            if getattr(self, name) < low:
-                raise InputError(f"{name} {getattr(self, name)}: at least {low}")
-        for name in ("lr", "min_lr", "warmup_epochs", "weight_decay", "checkpoint_minutes"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InputError(f"{name} {getattr(self, name)}: a finite number, at least 0")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise InputError(f"clip_norm {self.clip_norm}: above 0, or left out")
-        if self.dtype not in DTYPES:
-            raise InputError(f"dtype {self.dtype!r}: choose {' or '.join(DTYPES)}")
-
-    def decisive(self) -> dict[str, Any]:
-        """The settings that decide the result: a run resumes only with the same."""
-        return {k: v for k, v in asdict(self).items() if k not in ("checkpoint_minutes", "keep_checkpoints")}
 
 
 @dataclass(frozen=True)
@@ -188,7 +139,7 @@ def train(
 
 def autocast(device: torch.device, dtype: str) -> Any:
     """The context in which `step` and `evaluate` run: bfloat16 where asked for; float32 needs nothing."""
-    return nullcontext() if dtype == "float32" else torch.autocast(device.type, DTYPES[dtype])
+    return nullcontext() if dtype == "float32" else torch.autocast(device.type, getattr(torch, dtype))
 
 
 class _Run:

@@ -24,7 +24,7 @@ def _whole() -> Pixels:
     return tifffile.imread(EXAMPLE, key=0)
 
 
-def tissue(width_px: int, height_px: int, x_px: int = 500, y_px: int = 700) -> Pixels:
+def tissue(width_px: int, height_px: int, x_px: int = 1100, y_px: int = 1500) -> Pixels:
     """A piece of the real slide, uint8 (height, width, 3)."""
     return np.ascontiguousarray(_whole()[y_px : y_px + height_px, x_px : x_px + width_px])
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import longvit
+from longvit.model import embedding
 from longvit.model import norm_linear as nl
 from longvit.model.embedding import IMAGENET_MEAN, IMAGENET_STD, PatchEmbedding, PatchGrid, interpolation
 from longvit.model.feedforward import FeedForward
@@ -60,7 +61,9 @@ def test_segments_are_table_7_at_its_five_lengths_and_grow_in_between() -> None:
         segment_schedule(0)
 
 
-def test_a_uint8_image_gives_what_the_normalised_float_image_gives() -> None:
+@pytest.mark.parametrize("chunk", [5, 2048])
+def test_a_uint8_image_gives_what_the_normalised_float_image_gives(monkeypatch, chunk: int) -> None:
+    monkeypatch.setattr(embedding, "_CHUNK_PATCHES", chunk)
     model = small().double()
     images = pixels(2, 3, 32, 48)
     for a, b in zip(*(_with_gradients(model, x) for x in (images, normalised(images))), strict=True):
@@ -75,7 +78,8 @@ def _with_gradients(model: LongViT, images: torch.Tensor) -> list[torch.Tensor]:
     return [tokens.detach(), embed.proj.weight.grad.clone(), embed.proj.bias.grad.clone(), embed.pos_embed.grad.clone()]
 
 
-def test_saliency_gradients_of_the_pixels_match_the_plain_form() -> None:
+def test_saliency_gradients_of_the_pixels_match_the_plain_form(monkeypatch) -> None:
+    monkeypatch.setattr(embedding, "_CHUNK_PATCHES", 5)
     model = small().double()
     images = normalised(pixels(1, 3, 32, 32)).requires_grad_()
     with_pixels = _with_gradients(model, images)
@@ -87,14 +91,14 @@ def test_saliency_gradients_of_the_pixels_match_the_plain_form() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (9, 9), (4, 7), (13, 5), (1, 1)])
 def test_positions_equal_bicubic_interpolation_of_the_whole_grid(height: int, width: int) -> None:
-    embedding = PatchEmbedding(8, 2, PatchGrid(4, 4)).double()
-    nn.init.zeros_(embedding.proj.weight)
-    nn.init.zeros_(embedding.proj.bias)
-    tokens = embedding(torch.zeros(1, 3, 2 * height, 2 * width, dtype=torch.float64))
+    embed = PatchEmbedding(8, 2, PatchGrid(4, 4)).double()
+    nn.init.zeros_(embed.proj.weight)
+    nn.init.zeros_(embed.proj.bias)
+    tokens = embed(torch.zeros(1, 3, 2 * height, 2 * width, dtype=torch.float64))
     if (height, width) == (4, 4):
-        want = embedding.pos_embed
+        want = embed.pos_embed
     else:
-        grid = embedding.pos_embed.view(1, 4, 4, 8).permute(0, 3, 1, 2)
+        grid = embed.pos_embed.view(1, 4, 4, 8).permute(0, 3, 1, 2)
         scale = ((height + 0.1) / 4, (width + 0.1) / 4)
         want = nn.functional.interpolate(grid, scale_factor=scale, mode="bicubic").flatten(2).transpose(1, 2)
     assert torch.allclose(tokens, want, atol=1e-12)
@@ -248,11 +252,11 @@ def test_embed_takes_a_slide_or_a_canvas_and_leaves_the_mode_alone() -> None:
             return np.full((64, 64, 3), 200, np.uint8)
 
     model = small(image_px=64, fit="pad").train()
-    embedding = model.embed(Slide())
-    assert embedding.shape == (32,)
-    assert embedding.dtype == np.float32
+    found = model.embed(Slide())
+    assert found.shape == (32,)
+    assert found.dtype == np.float32
     assert model.training
-    assert np.array_equal(embedding, model.embed(np.full((64, 64, 3), 200, np.uint8)))
+    assert np.array_equal(found, model.embed(np.full((64, 64, 3), 200, np.uint8)))
     with pytest.raises(TypeError, match="open_slide"):
         model.embed("a.svs")
 

@@ -304,6 +304,36 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
         file.write(data)
 
 
+def write_gigapixel(path: Path, side_px: int) -> Path:
+    """A tiled JPEG TIFF of side_px² whose offsets all point at 12 tiles of the real slide: a few megabytes."""
+    with tifffile.TiffFile(EXAMPLE) as tiff:
+        page = tiff.pages.first
+        data = EXAMPLE.read_bytes()
+        chosen = [55 + 10 * row + column for row in range(3) for column in range(4)]  # inside the tissue
+        tiles = [data[page.dataoffsets[i] : page.dataoffsets[i] + page.databytecounts[i]] for i in chosen]
+        tables, tile_px = page.jpegtables, page.tilewidth
+    n = -(-side_px // tile_px)
+    order = np.arange(n * n) % 7 * 5 % len(tiles)
+    starts = 8 + np.cumsum([0, *map(len, tiles)])[:-1]
+    counts = np.asarray([len(tile) for tile in tiles])
+    body = bytearray(b"II*\0" + struct.pack("<I", 0) + b"".join(tiles))
+    places = []
+    for block in (tables, starts[order].astype("<u4").tobytes(), counts[order].astype("<u4").tobytes(), b"\x08\0" * 3):
+        body += bytes(len(body) % 2)
+        places.append(len(body))
+        body += block
+    body += bytes(len(body) % 2)
+    entries = [
+        (256, 4, 1, side_px), (257, 4, 1, side_px), (258, 3, 3, places[3]), (259, 3, 1, 7), (262, 3, 1, 2),
+        (277, 3, 1, 3), (322, 4, 1, tile_px), (323, 4, 1, tile_px), (324, 4, n * n, places[1]),
+        (325, 4, n * n, places[2]), (347, 7, len(tables), places[0]),
+    ]  # fmt: skip
+    body[4:8] = struct.pack("<I", len(body))
+    body += struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    path.write_bytes(bytes(body))
+    return path
+
+
 def raw_tiff_header(path: Path, width_px: int, height_px: int, n_tiles: int, tile_px: int = 256) -> Path:
     """A TIFF of nothing but a directory that declares a size."""
     entries = [

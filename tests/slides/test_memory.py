@@ -1,4 +1,4 @@
-"""The memory of a canvas is that of its raster and a few rows of tiles, whatever the slide and the number of threads."""
+"""The memory of a canvas is that of its raster and a few rows of tiles, whatever the slide and the threads."""
 
 from __future__ import annotations
 

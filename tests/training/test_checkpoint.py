@@ -60,6 +60,16 @@ def test_sixty_ways_to_damage_the_newest(tmp_path: Path) -> None:
             assert saved.step == 2 or saved.skipped
 
 
+def test_a_json_that_still_reads_but_was_changed_is_passed_over(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 1, tensors(1), {"lr": 0.1})
+    path = write_checkpoint(tmp_path, 2, tensors(2), {"lr": 0.1})
+    path.write_text(path.read_text().replace("0.1", "0.3"))
+    saved = read_checkpoint(tmp_path)
+    assert saved is not None
+    assert saved.step == 1
+    assert "its checksum does not match" in saved.skipped[0]
+
+
 def test_all_damaged_says_so(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path, 1, tensors(1), {})
     path.with_suffix(".safetensors").write_bytes(b"")

@@ -114,22 +114,29 @@ class _Double(PointBatches):
         self.x = self.x.double()
 
 
-def test_one_step_is_adamw_on_the_clipped_gradient(tmp_path: Path) -> None:
-    """Against torch's own clipping and optimiser, by hand."""
-    settings = TrainSettings(epochs=1, accumulation=6, lr=1e-2, warmup_epochs=0, clip_norm=0.05)
+def test_steps_are_adamw_on_the_clipped_gradient_at_the_scheduled_rate(tmp_path: Path) -> None:
+    """Three steps on all 21 samples, against torch's own clipping and optimiser by hand."""
+    settings = TrainSettings(epochs=3, accumulation=6, lr=1e-2, warmup_epochs=1, clip_norm=0.42)
     mine, theirs = (network().eval() for _ in range(2))
     for net in (mine, theirs):
         net[3] = torch.nn.Identity()  # type: ignore[index]
     result = train(mine, PointBatches(), step, settings, folder=tmp_path, progress=False)
     data = PointBatches()
-    torch.nn.functional.cross_entropy(theirs(data.x), data.y).backward()
-    norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.05)
     groups = [
         {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": 0.05},
         {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    torch.optim.AdamW(groups, lr=1e-2).step()
-    assert result.history["grad_norm"][0] == pytest.approx(norm.item(), rel=1e-5)
+    optimizer = torch.optim.AdamW(groups)
+    norms = []
+    for i in range(3):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(i, lr=1e-2, min_lr=1e-6, warmup_steps=1, steps=3)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(theirs(data.x), data.y).backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.42).item())
+        optimizer.step()
+    assert min(norms) < 0.42 < max(norms)  # once clipped, once not
+    np.testing.assert_allclose(result.history["grad_norm"], norms, rtol=1e-4)
     for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 

@@ -24,12 +24,14 @@ _GREY = "#777777"
 
 
 def loss_picture(history: Mapping[str, np.ndarray], epochs: Sequence[Mapping[str, float]], path: str | Path) -> None:
-    """Training loss per step, its epoch means, and the loss on val and test after each epoch; log-free, from 0."""
+    """Training loss per step, its mean over each epoch, and the loss on val and test after each epoch; from 0 on."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _canvas(5.6, 3.6)
-    steps = np.array([row["step"] for row in epochs])
-    x = np.arange(1, len(history["loss"]) + 1) * (len(epochs) / max(1, len(history["loss"])))
+    steps = len(history["loss"])
+    x = np.arange(1, steps + 1) * (len(epochs) / steps)
     axes.plot(x, history["loss"], color=_GREY, alpha=0.35, linewidth=0.8, label="training, each step")
-    at = np.arange(1, len(steps) + 1)
+    at = np.arange(1, len(epochs) + 1)
     lines = [("train_loss", "training, mean of the epoch"), ("val_loss", "validation"), ("test_loss", "test")]
     for (key, label), colour in zip(lines, _COLOURS, strict=False):
         values = np.array([row.get(key, math.nan) for row in epochs], dtype=float)
@@ -39,6 +41,7 @@ def loss_picture(history: Mapping[str, np.ndarray], epochs: Sequence[Mapping[str
     shown = [row.get(key, math.nan) for row in epochs for key, _ in lines]
     axes.set(xlabel="epoch", ylabel="cross-entropy", xlim=(0, len(epochs) + 0.2))
     axes.set_ylim(0, max(top, np.nanmax(shown) * 1.1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
 
@@ -87,7 +90,7 @@ def _roc_panel(
         axes.plot(false_positive, true_positive, color=_COLOURS[i % len(_COLOURS)], label=label, clip_on=False)
     counts = ", ".join(f"{int((predictions.labels == c).sum())} {name}" for c, name in enumerate(classes))
     axes.set_title(f"{_words(split)}\n{counts}", fontsize=9)
-    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="1 - specificity", ylabel="sensitivity")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="1 − specificity", ylabel="sensitivity")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 

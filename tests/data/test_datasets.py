@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,26 @@ def test_epochs_and_seeds_differ_and_every_slide_comes_once(tmp_path: Path) -> N
     plain = CanvasBatches(data, 3, shuffle=False)
     assert [name for batch in plain for name in batch.names] == [f"s{i}" for i in range(8)]
     assert torch.equal(torch.cat([batch.labels for batch in plain]), torch.tensor([0, 1] * 4))
+
+
+@pytest.mark.parametrize(("ahead_bytes", "held"), [(10**9, 4), (3 * 64 * 64 * 2, 2), (1, 1)])
+def test_large_batches_are_not_hoarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_bytes: int, held: int
+) -> None:
+    """A canvas of 32,768² has 3 GB: the number of batches made before they are asked for is bounded by their size."""
+    monkeypatch.setattr("longvit.data.datasets._AHEAD_BYTES", ahead_bytes)
+    made = []
+    batch = CanvasBatches.batch
+    monkeypatch.setattr(CanvasBatches, "batch", lambda *args: made.append(1) or batch(*args))
+    stream = CanvasBatches(dataset(tmp_path, 9), 1, workers=2).epoch(0)
+    for taken in range(1, 5):
+        next(stream)
+        end = time.monotonic() + 10
+        while len(made) < taken + held and time.monotonic() < end:
+            time.sleep(0.001)
+        time.sleep(0.02)
+        assert len(made) == taken + held
+    assert len(list(stream)) == 5
 
 
 def test_closing_an_epoch_early_ends_its_threads(tmp_path: Path) -> None:

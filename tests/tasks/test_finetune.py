@@ -198,6 +198,13 @@ def test_a_test_split_of_one_class_has_no_auc_and_says_so(tmp_path: Path) -> Non
     assert "test: AUC not defined, balanced accuracy" in result.summary()
 
 
+def test_bfloat16_and_recomputation_learn_the_same(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, dtype="bfloat16", recompute=True, clip_norm=1.0, controls=False)
+    result = finetune(study(tmp_path), settings, tmp_path / "run")
+    assert result.metrics["splits"]["test"]["auc"] == 1.0
+    assert {p.dtype for p in longvit.load_model(result.model_dir).parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize(("split", "words"), [("train", "val or test"), ("val", "of split train")])
 def test_a_cohort_without_a_side_is_refused(tmp_path: Path, split: str, words: str) -> None:
     cohort = study(tmp_path, split=False)

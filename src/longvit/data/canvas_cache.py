@@ -23,6 +23,9 @@ from longvit.errors import InputError
 from longvit.files import make_folder
 from longvit.progress import Progress
 
+# Canvases above this are made one at a time: two of 32,768² would hold 6 GB.
+_LARGE_BYTES = 2**29
+
 
 @dataclass(frozen=True)
 class CanvasSettings:
@@ -54,12 +57,15 @@ class CachedCanvases:
 def cache_canvases(
     rows: Iterable[SlideRow], settings: CanvasSettings, cache_dir: str | Path, *, workers: int = 2
 ) -> CachedCanvases:
-    """Makes the canvases that are not there yet, `workers` at a time, each in a thread (decoding lets go of the GIL).
+    """Makes the canvases that are not there yet, `workers` at a time, each in a thread (decoding lets go of the GIL);
+    large ones one at a time, since a canvas takes threads of its own.
 
     A slide that cannot be opened or read becomes a `Problem`, one with unreadable tiles too; `InputError` only where
     nothing can be written. Interrupted and called again, it makes the rest.
     """
     rows = tuple(rows)
+    if 3 * settings.side_px**2 > _LARGE_BYTES:
+        workers = 1
     folder = make_folder(cache_dir)
     stopping = threading.Event()
     done: dict[str, _Made] = {}

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from longvit.data.cohort import SlideRow
 
 # Streams of random numbers that must not meet.
 _ORDER, _AUGMENT = 0, 1
+# Batches held ready never take more than this (but for the next one, whatever its size: 3 GB at 32,768²).
+_AHEAD_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class CanvasBatches:
     workers: int = 1
     """Threads that read ahead; 0 reads in the caller's."""
     ahead: int = 2
-    """Batches held ready beyond the one in use, for each worker."""
+    """Batches held ready beyond the one in use, for each worker; one in all where they are large."""
 
     @property
     def samples(self) -> int:
@@ -118,13 +121,18 @@ class CanvasBatches:
             return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="canvases")
         waiting: deque[Future[CanvasBatch]] = deque()
+        ahead, to_come = 1, iter(chunks)  # how large a batch is, the first one tells
         try:
-            for chunk in chunks:
-                waiting.append(pool.submit(self.batch, chunk, epoch))
-                if len(waiting) > self.ahead * self.workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            while True:
+                for chunk in islice(to_come, ahead - len(waiting)):
+                    waiting.append(pool.submit(self.batch, chunk, epoch))
+                if not waiting:
+                    return
+                batch = waiting.popleft().result()
+                ahead = max(1, min(self.ahead * self.workers, _AHEAD_BYTES // batch.images.nbytes))
+                for chunk in islice(to_come, ahead - len(waiting)):
+                    waiting.append(pool.submit(self.batch, chunk, epoch))
+                yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -162,7 +162,7 @@ class _Finetuning:
             settings.training(),
             folder=self.folder / "checkpoints",
             evaluate=self.evaluate,
-            facts={"slides_per_forward": settings.slides_per_forward(), "slides": _content(canvases)},
+            facts={"slides_per_forward": settings.slides_per_forward(), "content of the slides": _content(canvases)},
         )
         if not self.last:  # the run goes on behind its last epoch: only the files are missing
             with autocast(self.device.device, settings.dtype):

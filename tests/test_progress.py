@@ -49,6 +49,38 @@ def test_a_job_with_nothing_to_do_is_silent() -> None:
     assert lines_of(3, 1.0, done=3) == []
 
 
+def test_a_brief_one_speaks_only_if_it_takes_long() -> None:
+    for seconds_each, lines in ((0.1, 0), (4.0, 2)):
+        stream, now = io.StringIO(), [0.0]
+        with Progress("evaluating", 5, brief=True, stream=stream, clock=lambda now=now: now[0]) as progress:
+            for _ in range(5):
+                now[0] += seconds_each
+                progress.advance()
+        assert len(stream.getvalue().splitlines()) == lines
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_inside_a_bar_does_not_stop_the_job() -> None:
+    """rich refuses a second live display; reading a slide shows progress inside making all canvases."""
+    terminal = _Terminal()
+    with Progress("training", 2, unit="steps", stream=terminal) as outer:
+        for _ in range(2):
+            with Progress("evaluating", 3, unit="slides", stream=terminal) as inner:
+                inner.advance(3)
+            outer.advance(note="loss 0.5")
+        outer.say("a line of its own")
+    text = terminal.getvalue()
+    assert "training" in text
+    assert "2/2" in text
+    assert "a line of its own" in text
+    with Progress("another", 1, stream=terminal) as again:
+        again.advance()
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0:00"), (75, "1:15"), (3700, "1:01:40")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock_text(seconds) == text

@@ -13,9 +13,12 @@ class Progress:
     """Counts `total` things called `unit`; use it as a context manager and call `advance`.
 
     On a terminal: a bar with the time left. Elsewhere (a log, a pipe): one line at the start, one every
-    `every_s` seconds and one at the end, each with count, share, time per thing and time left. Time left counts
-    only what this process did (`done` things of an earlier run do not make it look fast).
+    `every_s` seconds and one at the end, each with count, share, time per thing and time left; a `brief` one keeps
+    silent unless it takes that long. Time left counts only what this process did (`done` things of an earlier run do
+    not make it look fast). One may run inside another: its bar stands below while it lasts.
     """
+
+    _live: Any = None  # rich allows one live display: an inner bar is a line of the outer one's
 
     def __init__(
         self,
@@ -24,45 +27,56 @@ class Progress:
         *,
         unit: str = "",
         done: int = 0,
+        brief: bool = False,
         stream: TextIO | None = None,
         every_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.what, self.total, self.unit, self.done = what, total, unit, done
-        self._first, self._note = done, ""
+        self._first, self._note, self._brief, self._has_spoken = done, "", brief, False
         self._stream = sys.stderr if stream is None else stream
         self._every_s, self._clock = every_s, clock
         self._start = self._last_line = clock()
         self._bar: Any = None
         self._task: Any = None
+        self._is_outer = False
 
     def __enter__(self) -> Progress:
         self._start = self._clock()
-        self._last_line = self._start - self._every_s
+        self._last_line = self._start if self._brief else self._start - self._every_s
         if self._stream.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn(self.unit),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(file=self._stream),
-            )
-            self._bar.start()
-            self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, note="")
+            self._is_outer = Progress._live is None
+            if self._is_outer:
+                Progress._live = self._new_display()
+                Progress._live.start()
+            self._bar = Progress._live
+            self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, note="", unit=self.unit)
         return self
+
+    def _new_display(self) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Display
+
+        return Display(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(file=self._stream),
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
+        if self._bar is not None and self._is_outer:
             self._bar.stop()
-        elif self.done > self._first or kind is not None:
+            Progress._live = None
+        elif self._bar is not None:
+            self._bar.remove_task(self._task)
+        elif (self.done > self._first or kind is not None) and (self._has_spoken or not self._brief):
             self._line("stopped" if kind is not None else "done")
 
     def advance(self, n: int = 1, note: str = "") -> None:
@@ -82,7 +96,8 @@ class Progress:
             print(text, file=self._stream, flush=True)
 
     def _line(self, end: str = "") -> None:
-        self._last_line = now = self._clock()
+        self._last_line, self._has_spoken = self._clock(), True
+        now = self._last_line
         count = self.done - self._first
         share = f" ({100 * self.done // self.total} %)" if self.total else ""
         each = (now - self._start) / count if count else 0.0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longvit.progress import Progress
 from longvit.tasks.metrics import classification_metrics
 
 if TYPE_CHECKING:
@@ -35,28 +36,33 @@ def pixel_features(dataset: CanvasDataset, feature: Callable[[np.ndarray], np.nd
     return np.stack([feature(dataset.pixels(i)) for i in range(len(dataset))])
 
 
-def encoder_features(encoder: LongViT, batches: Iterable[CanvasBatch]) -> np.ndarray:
+def encoder_features(encoder: LongViT, batches: Iterable[CanvasBatch], progress: Progress | None = None) -> np.ndarray:
     """The pooled embedding of every slide, float64 (slides, width), in the order of `batches`."""
     import torch
 
     device = next(encoder.parameters()).device
     encoder.eval()
+    out = []
     with torch.no_grad():
-        out = [
-            encoder.forward_head(encoder.forward_features(batch.images.to(device)), pre_logits=True)
-            for batch in batches
-        ]
-    return torch.cat(out).double().cpu().numpy()
+        for batch in batches:
+            tokens = encoder.forward_features(batch.images.to(device))
+            out.append(encoder.forward_head(tokens, pre_logits=True).double().cpu())
+            if progress is not None:
+                progress.advance(len(batch.names))
+    return torch.cat(out).numpy()
 
 
 def run_controls(
-    train: CanvasBatches, evaluated: Mapping[str, CanvasBatches], random_encoder: LongViT
+    train: CanvasBatches,
+    evaluated: Mapping[str, CanvasBatches],
+    random_encoder: LongViT,
+    progress: Progress | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """`mean_colour`, `random_encoder` -> split -> auc, balanced_accuracy, accuracy, f1. The batches are unshuffled."""
     labels, classes = np.array(train.dataset.labels), len(train.dataset.classes)
     features: dict[str, Callable[[CanvasBatches], np.ndarray]] = {
         "mean_colour": lambda batches: pixel_features(batches.dataset, mean_colour),
-        "random_encoder": lambda batches: encoder_features(random_encoder, batches),
+        "random_encoder": lambda batches: encoder_features(random_encoder, batches, progress),
     }
     results: dict[str, dict[str, dict[str, float]]] = {}
     for name, of in features.items():

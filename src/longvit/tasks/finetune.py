@@ -25,6 +25,7 @@ from longvit.data.cohort import Cohort, SlideRow
 from longvit.data.problems import PROBLEMS_CSV, Problem, read_problems, write_problems
 from longvit.errors import InputError
 from longvit.files import make_folder, write_text
+from longvit.progress import Progress
 from longvit.tasks.settings import FinetuneSettings
 
 if TYPE_CHECKING:
@@ -232,7 +233,8 @@ class _Finetuning:
 
         figures: dict[str, float] = {}
         for split, batches in self.evaluated().items():
-            p = predict(model, batches, len(self.cohort.classes))
+            with Progress(f"evaluating on {split}", batches.samples, unit="slides", brief=True) as progress:
+                p = predict(model, batches, len(self.cohort.classes), progress=progress)
             of_split = {"loss": p.loss, **classification_metrics(p.labels, p.probabilities)}
             figures |= {f"{split}_{name}": value for name, value in of_split.items()}
             self.last[split] = p
@@ -249,8 +251,12 @@ class _Finetuning:
             return found
         device = self.device.device
         encoder = starting_model(self.settings, self.cohort.classes, random=True).to(device)
-        with autocast(device, self.settings.dtype):
-            results = run_controls(self.batches("train"), self.evaluated(), encoder)
+        slides = sum(len(dataset) for dataset in self.datasets.values())
+        with (
+            autocast(device, self.settings.dtype),
+            Progress("controls", slides, unit="slides", brief=True) as progress,
+        ):
+            results = run_controls(self.batches("train"), self.evaluated(), encoder, progress)
         write_text(path, json.dumps(results, indent=1) + "\n")
         return results
 

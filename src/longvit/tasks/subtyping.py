@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from longvit.errors import InputError
+from longvit.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ def step(model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, batches: Iterable[Any], classes: int) -> Predictions:
-    """Class probabilities of every slide of `batches`; call it with the model in eval mode.
+def predict(model: nn.Module, batches: Iterable[Any], classes: int, *, progress: Progress | None = None) -> Predictions:
+    """Class probabilities of every slide of `batches`; call it with the model in eval mode. `progress` counts slides.
 
     `InputError` names the slide where a logit is NaN or infinite.
     """
@@ -54,6 +55,8 @@ def predict(model: nn.Module, batches: Iterable[Any], classes: int) -> Predictio
         names += batch.names
         labels.append(batch.labels)
         logits.append(out)
+        if progress is not None:
+            progress.advance(len(batch.names))
     if not names:
         return Predictions((), np.zeros(0, np.int64), np.zeros((0, classes)), math.nan)
     y, z = torch.cat(labels), torch.cat(logits)

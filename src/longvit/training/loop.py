@@ -125,6 +125,10 @@ def train(
 
     run = _Run(model, optimizer, batches, step, evaluate, settings, folder, decisive, state)
     with Progress("training", run.steps, unit="steps", done=state.step) if progress else nullcontext() as bar:
+        if saved is not None and bar is not None:
+            for reason in saved.skipped:
+                bar.say(f"passed over: {reason}")
+            bar.say(f"going on after step {saved.step} of {run.steps}")
         while state.step < run.steps:
             run.epoch(bar)
     model.eval()

@@ -63,6 +63,9 @@ def make_slide(path: Path, size_px: int) -> None:
             metadata=None,
             bigtiff=size_px > SIZE_PX,
         )
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        # tifffile takes every JPEG for YCbCr; these tiles are RGB, as Aperio writes them.
+        tiff.pages.first.tags["PhotometricInterpretation"].overwrite(2)
 
 
 def ours(path: str, side_px: int, threads: int | None = None) -> str:
@@ -162,9 +165,7 @@ def main() -> None:
             {
                 "what": "times as fast as OpenSlide + Pillow",
                 "ratio": round(ratio, 2),
-                "ratio_1_thread_cpu": round(
-                    found["openslide"]["cpu_seconds"] / found["ours_1_thread"]["cpu_seconds"], 2
-                ),
+                "ratio_1_thread_cpu": round(cpu_ratio, 2),
                 "ratio_to_one_read_region": round(found["openslide_whole"]["seconds"] / found["ours"]["seconds"], 2),
                 "peak_mb": found["ours"]["peak_mb"],
                 "target": f"{TARGET_RATIO:g} ×, <= {TARGET_MB} MB",

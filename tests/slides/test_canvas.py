@@ -348,6 +348,8 @@ def test_canvas_of_a_slide_without_mpp_carries_none(tmp_path: Path) -> None:
     path = write_canvas(made, tmp_path / "c.tif")
     assert read_canvas(path).mpp is None
     assert open_slide(path).mpp is None
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.pages.first.tags.valueof(296) == 1  # no unit
 
 
 def test_a_full_disk_leaves_the_old_canvas_whole(

@@ -127,6 +127,31 @@ def test_ycbcr_jpeg_tiles_with_halved_chroma_equal_openslide(tmp_path: Path) -> 
     assert mean_difference(whole(slide), pixels) < JPEG_LOSS
 
 
+def test_rgb_jpeg_tiles_with_a_jfif_marker_stay_rgb(tmp_path: Path) -> None:
+    """The marker says YCbCr to a decoder; the TIFF's own tag says RGB, and that one counts."""
+    with tifffile.TiffFile(EXAMPLE_SLIDE) as tiff:
+        page = tiff.pages.first
+        data = EXAMPLE_SLIDE.read_bytes()
+        index = 56  # inside the tissue
+        tile = data[page.dataoffsets[index] : page.dataoffsets[index] + page.databytecounts[index]]
+        expected = page.asarray()[1200:1440, 1440:1680]
+        jfif = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+        tifffile.imwrite(
+            tmp_path / "a.tif",
+            iter([tile[:2] + jfif + tile[2:]]),
+            shape=(240, 240, 3),
+            dtype="uint8",
+            tile=(240, 240),
+            photometric="rgb",
+            compression="jpeg",
+            jpegtables=page.jpegtables,
+            metadata=None,
+        )
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as tiff:
+        tiff.pages.first.tags["PhotometricInterpretation"].overwrite(2)  # tifffile takes every JPEG for YCbCr
+    assert largest_difference(whole(open_slide(tmp_path / "a.tif", reader="tiff")), expected) <= 1
+
+
 def test_planes_stored_apart_are_put_together(tmp_path: Path) -> None:
     pixels = tissue(200, 150)
     path = tmp_path / "planar.tif"
@@ -144,7 +169,8 @@ def test_grey_and_inverted_grey_become_rgb(tmp_path: Path) -> None:
     for photometric, expected in [("minisblack", grey), ("miniswhite", 255 - grey)]:
         path = tmp_path / f"{photometric}.tif"
         tifffile.imwrite(path, grey, tile=(64, 64), compression="deflate", photometric=photometric, metadata=None)
-        assert largest_difference(whole(open_slide(path)), np.repeat(expected[..., None], 3, axis=2)) == 0
+        slide = open_slide(path, reader="tiff")
+        assert largest_difference(whole(slide), np.repeat(expected[..., None], 3, axis=2)) == 0
 
 
 @pytest.mark.parametrize(("extrasample", "premultiplied"), [("unassalpha", False), ("assocalpha", True)])
@@ -187,12 +213,14 @@ def test_bigtiff(tmp_path: Path) -> None:
     assert largest_difference(whole(open_slide(path)), pixels) == 0
 
 
-def test_label_and_macro_are_no_levels(tmp_path: Path) -> None:
+def test_label_macro_and_mask_are_no_levels(tmp_path: Path) -> None:
     levels = pyramid(tissue(512, 256), 2)
     path = write_svs(tmp_path / "a.svs", levels)
     with tifffile.TiffWriter(path, append=True) as writer:
         writer.write(tissue(100, 200), photometric="rgb", compression="lzw", subfiletype=1, metadata=None)
         writer.write(tissue(64, 64), photometric="rgb", tile=(64, 64), compression="jpeg", metadata=None)
+        mask = np.ones((128, 256), bool)
+        writer.write(mask, photometric="minisblack", tile=(64, 64), subfiletype=4, metadata=None)
     slide = open_slide(path, reader="tiff")
     assert [level.size_px for level in slide.levels] == [(512, 256), (256, 128)]
 

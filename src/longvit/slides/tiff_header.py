@@ -89,12 +89,9 @@ def _pyramid(tiff: tifffile.TiffFile, first: tifffile.TiffPage) -> Iterator[tiff
 
 
 def _is_smaller_copy(page: tifffile.TiffPage, above: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
+    # (A transparency mask is no copy either: it has one bit.)
     same_kind = (
-        page.is_tiled == first.is_tiled
-        and page.samplesperpixel == first.samplesperpixel
-        and page.dtype == first.dtype
-        # bit 4 marks a transparency mask
-        and not page.subfiletype & 4
+        page.is_tiled == first.is_tiled and page.samplesperpixel == first.samplesperpixel and page.dtype == first.dtype
     )
     width, height = page.imagewidth, page.imagelength
     smaller = 0 < width < above.imagewidth and 0 < height < above.imagelength

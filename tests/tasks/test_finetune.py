@@ -257,7 +257,7 @@ def test_what_is_not_there_is_said_before_any_canvas_is_made(tmp_path: Path) -> 
         ({"drop_path": 1.0}, "drop_path 1.0"),
         ({"bootstrap": -1}, "bootstrap -1"),
         ({"lr": -1.0}, "lr -1.0"),
-        ({"augmentation": "mirror"}, r"augmentation 'mirror': choose none, flips, flips\+stain"),
+        ({"augmentation": "mirror"}, r"augmentation 'mirror': choose none, flips, flips\+stain, flips\+colour"),
         ({"dtype": "float16"}, "dtype 'float16': choose float32, bfloat16"),
     ],
 )

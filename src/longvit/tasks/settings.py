@@ -51,8 +51,9 @@ class FinetuneSettings:
     hold together the patches of one 4,096 px canvas (16 at 1,024 px, 1 from 4,096 px on), at most batch_size."""
     drop_path: float = 0.1
     """Rate at which the last layer is skipped while training; earlier layers less."""
-    augmentation: Literal["none", "flips", "flips+stain"] = "flips"
-    """Changes to training canvases: none, flips (and quarter turns), or flips+stain (and stain strength)."""
+    augmentation: Literal["none", "flips", "flips+stain", "flips+colour"] = "flips"
+    """Changes to training canvases: none, flips (and quarter turns), flips+stain (and the strength of the stains), or
+    flips+colour (and any hue, where colour tells laboratories rather than classes apart)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the model; bfloat16 is faster where the processor has it, parameters stay float32."""
     recompute: bool = False

@@ -77,8 +77,8 @@ def test_imports_point_down_only() -> None:
 
 
 def test_an_import_upwards_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("test_imports.PACKAGE", tmp_path)
-    monkeypatch.setattr("test_imports.ROOT", tmp_path)
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
     (tmp_path / "slides").mkdir()
     file = tmp_path / "slides" / "reader.py"
     file.write_text(

@@ -138,9 +138,14 @@ def settings_yaml(settings: Any) -> str:
     return yaml.safe_dump(plain(dataclasses.asdict(settings)), sort_keys=False, allow_unicode=True)
 
 
-def one_line(error: object) -> str:
-    """The text of an error on one line."""
-    return " ".join(str(error).split())
+def one_line(error: Exception) -> str:
+    """An error on one line; with the option and the recipe that it is about, where cyclopts leaves them out."""
+    text = " ".join(str(error).split())
+    argument = getattr(error, "argument", None)
+    if argument is None or argument.name.lstrip("-") in text:
+        return text
+    where = f" from {source}" if (source := _source(argument.tokens)) else ""
+    return f"{argument.name}{where}: {text}"
 
 
 def _check_whole_numbers(arguments: ArgumentCollection) -> None:
@@ -154,8 +159,13 @@ def _check_whole_numbers(arguments: ArgumentCollection) -> None:
             except ValueError:
                 continue  # not a number at all: cyclopts says so
             if not whole:
-                where = f" from {token.source}" if token.source not in ("", "cli") else ""
+                where = f" from {source}" if (source := _source([token])) else ""
                 raise InputError(f"{argument.name}{where}: {value} is not a whole number")
+
+
+def _source(tokens: Iterable[Any]) -> str:
+    """The recipe that the tokens came from; empty for the command line."""
+    return next((token.source for token in tokens if token.source not in ("", "cli")), "")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

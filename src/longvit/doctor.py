@@ -78,12 +78,13 @@ def _versions() -> list[Finding]:
         Finding("versions", "longvit", "ok", f"{__version__}, {Path(__file__).parent}"),
         Finding("versions", "python", "ok", f"{platform.python_version()}, {platform.platform()}"),
     ]
+    there = []
     for name in PACKAGES:
         try:
-            found.append(Finding("versions", name, "ok", metadata.version(name)))
+            there.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             found.append(Finding("versions", name, "wrong", "missing: pip install longvit brings it"))
-    return found
+    return [*found, Finding("versions", "packages", "ok", ", ".join(there))]
 
 
 def _devices() -> list[Finding]:
@@ -124,9 +125,12 @@ def _attention() -> list[Finding]:
 
 
 def _readers() -> list[Finding]:
-    from longvit.slides import describe_readers
+    from longvit.slides.describe import describe_readers
 
-    return [Finding("readers", name, "ok", text) for name, text in describe_readers()]
+    return [
+        Finding("readers", reader.name, "ok", f"{', '.join(reader.formats)} ({reader.version}): {reader.note}")
+        for reader in describe_readers()
+    ]
 
 
 def _disk(folder: Path) -> list[Finding]:

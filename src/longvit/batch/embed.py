@@ -10,6 +10,7 @@ bring every float32 back to the last bit. `coords` are the top-left corners of t
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from longvit.batch.work import (
     write_table,
 )
 from longvit.data.slide_list import ListedSlide
-from longvit.files import atomic_path
+from longvit.files import write_bytes
 
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViT
@@ -106,12 +107,15 @@ class EmbedJob(SlideJob):
         patch_px = self.model.config.patch_px
         coords = patch_corners(canvas.placement, patch_px)
         attributes = {"name": listed.slide_id, "savetodir": str(self.folder)}
-        with atomic_path(self.features_path(listed.slide_id)) as path, h5py.File(path, "w") as file:
+        # In memory first: HDF5 does not survive a full disk (it keeps the file open and crashes at exit; 3.16, 2026-11).
+        content = io.BytesIO()
+        with h5py.File(content, "w") as file:
             data = file.create_dataset("features", data=features)
             data.attrs.update(attributes | {"encoder": ENCODER, "digest": reading.digest})
             # A grid of corners shrinks about 100-fold.
             grid = file.create_dataset("coords", data=coords, compression="gzip", shuffle=True)
             grid.attrs.update(attributes | coords_attributes(reading.slide, canvas.placement, patch_px))
+        write_bytes(self.features_path(listed.slide_id), content.getvalue())
         return len(coords)
 
 

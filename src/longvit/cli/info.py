@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from longvit.cli.options import Reader
-
-if TYPE_CHECKING:
-    from longvit.slides.reader import Slide
 
 
 def info(
@@ -34,73 +31,34 @@ def info(
     longvit info slide.svs --json
     ```
     """
+    from longvit.slides.describe import info as facts_of
     from longvit.slides.reader import open_slide
 
     with open_slide(slide, mpp=mpp, reader=reader) as opened:
-        facts = slide_facts(opened)
-        if as_json:
-            print(json.dumps(facts, indent=1))
-        else:
-            print("\n".join(lines_of(facts)))
+        facts = facts_of(opened)
+    print(json.dumps(facts, indent=1) if as_json else "\n".join(lines_of(facts)))
     return 0
 
 
-def slide_facts(slide: Slide) -> dict[str, Any]:
-    """Everything that the command prints, as JSON values."""
-    bounds = slide.bounds
-    return {
-        "path": str(slide.path),
-        "vendor": slide.vendor,
-        "size_px": list(slide.size_px),
-        "file_bytes": slide.file_bytes(),
-        "mpp": {"x": slide.mpp.x, "y": slide.mpp.y, "source": slide.mpp.source} if slide.mpp else None,
-        "mpp_looked_at": [str(candidate) for candidate in slide.mpp_search.looked_at],
-        "levels": [
-            {
-                "level": level.index,
-                "size_px": list(level.size_px),
-                "downsample": level.downsample,
-                "tile_px": list(level.tile_px),
-                "compression": level.compression,
-            }
-            for level in slide.levels
-        ],
-        "bounds": [bounds.x, bounds.y, bounds.width, bounds.height],
-        "background": list(slide.background),
-        "reader": slide.reader,
-        "reader_version": slide.reader_version,
-        "reader_reason": slide.reader_reason,
-        "identity": slide.identity(),
-    }
-
-
 def lines_of(facts: dict[str, Any]) -> list[str]:
-    """The facts for people."""
+    """The facts for people, one per line."""
     width_px, height_px = facts["size_px"]
-    mpp = facts["mpp"]
     lines = [
         ("slide", facts["path"]),
-        ("format", f"{facts['vendor']}, {facts['file_bytes'] / 1e6:,.1f} MB"),
+        ("format", f"{facts['format']}, {facts['file_bytes'] / 1e6:,.1f} MB"),
         ("size", f"{width_px:,} × {height_px:,} px"),
+        ("resolution", _resolution(facts)),
     ]
-    if mpp:
-        area = f"{width_px * mpp['x'] / 1000:.2f} × {height_px * mpp['y'] / 1000:.2f} mm"
-        value = f"{mpp['x']:.4g}" if mpp["x"] == mpp["y"] else f"{mpp['x']:.4g} × {mpp['y']:.4g}"
-        lines += [("resolution", f"{value} µm/px (from {mpp['source']}), {area}")]
-    else:
-        looked = "; ".join(facts["mpp_looked_at"]) or "the format has no place for it"
-        lines += [("resolution", f"not in the file (looked at {looked}); pass --mpp where it is needed")]
-    if facts["bounds"] != [0, 0, width_px, height_px]:
-        x, y, w, h = facts["bounds"]
+    if facts["magnification"]:
+        lines += [("objective", f"{facts['magnification']} × (as the file calls it)")]
+    if facts["bounds_level0_px"] != [0, 0, width_px, height_px]:
+        x, y, w, h = facts["bounds_level0_px"]
         lines += [("scanned part", f"{w:,} × {h:,} px at ({x:,}, {y:,})")]
-    lines += [
-        (
-            f"level {level['level']}",
-            f"{level['size_px'][0]:,} × {level['size_px'][1]:,} px, 1/{level['downsample']:.4g}, "
-            f"tiles {level['tile_px'][0]} × {level['tile_px'][1]} {level['compression']}".rstrip(),
-        )
-        for level in facts["levels"]
-    ]
+    for level in facts["levels"]:
+        mpp = f", {level['mpp'][0]:.4g} µm/px" if level["mpp"] else ""
+        tiles = f"tiles {level['tile_px'][0]} × {level['tile_px'][1]} {level['compression'] or ''}".rstrip()
+        size = f"{level['size_px'][0]:,} × {level['size_px'][1]:,} px"
+        lines += [(f"level {level['level']}", f"{size}, 1/{level['downsample']:.4g}{mpp}, {tiles}")]
     lines += [
         ("background", "rgb({}, {}, {})".format(*facts["background"])),
         ("reader", f"{facts['reader']} ({facts['reader_version']}): {facts['reader_reason']}"),
@@ -108,3 +66,13 @@ def lines_of(facts: dict[str, Any]) -> list[str]:
     ]
     width = max(len(name) for name, _ in lines)
     return [f"{name:<{width}}  {value}" for name, value in lines]
+
+
+def _resolution(facts: dict[str, Any]) -> str:
+    if not facts["mpp"]:
+        looked = "; ".join(facts["mpp_looked_at"]) or "the format has no place for it"
+        return f"not in the file (looked at {looked}); pass --mpp where it is needed"
+    x, y = facts["mpp"]
+    value = f"{x:.4g}" if x == y else f"{x:.4g} × {y:.4g}"
+    width_mm, height_mm = facts["size_mm"]
+    return f"{value} µm/px (from {facts['mpp_source']}), {width_mm:.2f} × {height_mm:.2f} mm"

@@ -53,6 +53,7 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
             Section("Figures", tables=(_figures_table(metrics),), text=_FIGURES_TEXT),
             Section(
                 "Curves",
+                side_by_side=True,
                 pictures=(
                     Picture("ROC", result.roc_png.read_bytes(), "Sensitivity against 1 − specificity; dotted: chance."),
                     Picture("Loss", result.loss_png.read_bytes(), "Cross-entropy after every step and every epoch."),
@@ -69,8 +70,8 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
 _FIGURES_TEXT = (
     "AUC: the chance that a slide of the second class gets a higher score than one of the first (with more classes: "
     "the mean of each class against the rest); 0.5 is guessing. Its 95 % interval comes from drawing the patients "
-    "anew. Balanced accuracy is the mean of the classes' shares that were recognised. The controls see the same slides: "
-    "a logistic regression on the mean colour of each slide, and on the output of an untrained encoder.",
+    "anew. Balanced accuracy is the mean of the classes' shares that were recognised. The controls see the same "
+    "slides: a logistic regression on the mean colour of each slide, and on the output of an untrained encoder.",
 )
 
 
@@ -83,14 +84,16 @@ def _warnings(metrics: dict[str, Any], main: str) -> list[str]:
     low, high = figures["auc_interval"]
     if low is not None and low <= 0.5 <= high:
         notes.append("The interval of the AUC contains 0.5: with so few slides, guessing is not ruled out.")
-    for name, of in metrics["controls"].items():
-        control = of.get(main, {}).get("auc")
-        if control is not None and control >= figures["auc"]:
-            what = "The mean colour alone" if name == "mean_colour" else "An untrained encoder"
-            notes.append(
-                f"{what} reaches an AUC of {control:.2f} on the same slides, no less than the model's "
-                f"{figures['auc']:.2f}: the training has not shown more than that."
-            )
+    as_good = {name: of[main]["auc"] for name, of in metrics["controls"].items() if main in of}
+    as_good = {name: auc for name, auc in as_good.items() if auc is not None and auc >= figures["auc"]}
+    if as_good:
+        controls = " and ".join(
+            f"{_NAMES[name].removeprefix('control: ')} ({auc:.2f})" for name, auc in as_good.items()
+        )
+        notes.append(
+            f"On the same slides the AUC of {controls} is no less than the model's {figures['auc']:.2f}: these figures "
+            f"do not show that training the model brought more than that."
+        )
     if metrics["left_out"]:
         notes.append(f"{len(metrics['left_out'])} slides could not be read and are missing from every figure.")
     return notes

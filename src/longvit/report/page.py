@@ -73,6 +73,8 @@ class Section:
     points: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
+    side_by_side: bool = False
+    """Pictures in two columns where the screen is wide enough."""
     folded: str = ""
     """Where given, the section is folded behind this line."""
 

@@ -143,7 +143,7 @@ def _disk(folder: Path) -> list[Finding]:
 
 
 def _self_test() -> list[Finding]:
-    return [_model_test(), _attention_test()]
+    return [model_test(), attention_test()]
 
 
 def formula_model() -> LongViT:
@@ -188,7 +188,7 @@ def formula_embedding(device: torch.device | None = None) -> np.ndarray:
     return formula_model().to(device or "cpu").embed(formula_image())
 
 
-def _model_test() -> Finding:
+def model_test() -> Finding:
     import numpy as np
 
     from longvit.device import pick_device
@@ -200,7 +200,7 @@ def _model_test() -> Finding:
     return Finding("self-test", "model", "ok" if error <= GOLDEN_TOLERANCE else "wrong", text)
 
 
-def _attention_test() -> Finding:
+def attention_test() -> Finding:
     """Output and gradients of dilated attention, on the device that will be used, against the definition in float64."""
     import torch
 

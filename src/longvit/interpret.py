@@ -222,7 +222,7 @@ def _at_most(pixels: np.ndarray, side_px: int) -> np.ndarray:
 
 def _scale_bar(axes: Any, width_um: float) -> None:
     """A black bar of a round length, about a fifth of the width, on white, at the lower left."""
-    length_um = _round_length(width_um / 5)
+    length_um = round_length(width_um / 5)
     from matplotlib.offsetbox import AnchoredOffsetbox, AuxTransformBox, TextArea, VPacker
     from matplotlib.patches import Rectangle
 
@@ -235,7 +235,7 @@ def _scale_bar(axes: Any, width_um: float) -> None:
     axes.add_artist(anchored)
 
 
-def _round_length(length: float) -> float:
+def round_length(length: float) -> float:
     """The largest of 1, 2, 5 × a power of ten that is not longer."""
     power = 10.0 ** np.floor(np.log10(length))
     return float(max(step for step in (1, 2, 5) if step * power <= length * (1 + 1e-9)) * power)

@@ -107,7 +107,7 @@ class EmbedJob(SlideJob):
         patch_px = self.model.config.patch_px
         coords = patch_corners(canvas.placement, patch_px)
         attributes = {"name": listed.slide_id, "savetodir": str(self.folder)}
-        # In memory first: HDF5 does not survive a full disk (it keeps the file open and crashes at exit; 3.16, 2026-11).
+        # In memory first: on a full disk HDF5 keeps the file open and crashes at exit (h5py 3.16, 2026-11).
         content = io.BytesIO()
         with h5py.File(content, "w") as file:
             data = file.create_dataset("features", data=features)

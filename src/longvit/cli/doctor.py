@@ -45,5 +45,5 @@ def doctor(
         style = {"ok": "green", "note": "yellow", "wrong": "bold red"}[finding.verdict]
         table.add_row(heading, Text(finding.verdict, style=style), finding.name, Text(finding.text))
     Console(highlight=False).print(table)
-    print(f"{len(wrong)} things are wrong" if wrong else "all is well")
+    print(f"{len(wrong)} thing{'s are' if len(wrong) > 1 else ' is'} wrong" if wrong else "all is well")
     return 1 if wrong else 0

@@ -200,8 +200,9 @@ def test_16_bit_tiff_and_png(tmp_path: Path) -> None:
     assert "16 bits per sample" in refusal(tmp_path / "a.png")
 
 
-def test_ome_tiff_of_separate_channels_is_not_read_as_grey(tmp_path: Path) -> None:
-    path = tmp_path / "a.ome.tif"
+@pytest.mark.parametrize("ome", [True, False])
+def test_tiff_of_separate_channels_is_not_read_as_grey(tmp_path: Path, ome: bool) -> None:
+    path = tmp_path / ("a.ome.tif" if ome else "a.tif")
     planes = np.ascontiguousarray(np.moveaxis(tissue(128, 128), 2, 0))
     channels = "".join(f'<Channel ID="Channel:0:{i}" SamplesPerPixel="1"/>' for i in range(3))
     with tifffile.TiffWriter(path) as writer:
@@ -211,9 +212,9 @@ def test_ome_tiff_of_separate_channels_is_not_read_as_grey(tmp_path: Path) -> No
                 tile=(64, 64),
                 photometric="minisblack",
                 metadata=None,
-                description=ome_xml(128, 128, "", 3, channels).encode() if index == 0 else None,
+                description=ome_xml(128, 128, "", 3, channels).encode() if ome and index == 0 else None,
             )
-    assert "an OME-TIFF of 3 separate planes" in refusal(path)
+    assert "3 separate planes (channels, depths or times)" in refusal(path)
 
 
 def test_folder_without_dicom(tmp_path: Path) -> None:

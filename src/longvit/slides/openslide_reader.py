@@ -25,7 +25,9 @@ from openslide import lowlevel
 from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, UnsupportedError, fill, fill_outside
 
 _WHITE: Rgb = (255, 255, 255)
-# Where a format states no tile size; also the smallest piece into which a failing region is cut.
+# Where a format states no tile size (its tiles overlap or are shifted): what is read at once, so that few tiles are
+# decoded for two neighbours; and the smallest piece into which a failing region is cut.
+_BLOCK_PX = 1024
 _PIECE_PX = 256
 _OPAQUE = 0xFF000000  # the smallest ARGB word of full alpha
 
@@ -75,8 +77,8 @@ class OpenSlideReader(PixelReader):
 
     def _level(self, handle: Any, index: int) -> Level:
         stem = f"openslide.level[{index}]"
-        tile_w = int(self.properties.get(f"{stem}.tile-width", 0)) or _PIECE_PX
-        tile_h = int(self.properties.get(f"{stem}.tile-height", 0)) or _PIECE_PX
+        tile_w = int(self.properties.get(f"{stem}.tile-width", 0)) or _BLOCK_PX
+        tile_h = int(self.properties.get(f"{stem}.tile-height", 0)) or _BLOCK_PX
         width_px, height_px = lowlevel.get_level_dimensions(handle, index)
         return Level(
             index=index,
@@ -84,6 +86,11 @@ class OpenSlideReader(PixelReader):
             downsample=lowlevel.get_level_downsample(handle, index),
             tile_px=(min(tile_w, width_px), min(tile_h, height_px)),
         )
+
+    def _piece_px(self, level: int) -> tuple[int, int]:
+        """The size below which a region that fails is not cut any more."""
+        stated = f"openslide.level[{level}].tile-width" in self.properties
+        return self.levels[level].tile_px if stated else (_PIECE_PX, _PIECE_PX)
 
     def _current(self) -> Any:
         """The handle that all threads share, until an error replaces it."""
@@ -126,7 +133,7 @@ class OpenSlideReader(PixelReader):
             return []
         except (openslide.OpenSlideError, UnsupportedError) as error:
             height, width = out.shape[:2]
-            tile_w, tile_h = self.levels[level].tile_px
+            tile_w, tile_h = self._piece_px(level)
             if width <= tile_w and height <= tile_h:
                 fill(out, self.background)
                 downsample = self.levels[level].downsample

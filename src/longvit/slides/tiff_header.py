@@ -27,9 +27,9 @@ class TiffHeader:
     """The first image's directories; `pages` are its levels, largest first."""
 
     pages: tuple[tifffile.TiffPage, ...]
-    description: str
-    software: str
     ome_xml: str | None
+    planes: int
+    """How many images of this size the file holds that may be channels, depths or times of one."""
     candidates: tuple[Candidate, ...]
     """What the file says about its resolution, in the resolver's order."""
 
@@ -49,11 +49,11 @@ def read_tiff_header(path: Path) -> TiffHeader:
             with tifffile.TiffFile(path) as tiff:
                 first = tiff.pages.first
                 check_side(path, first.imagewidth, first.imagelength)
+                ome_xml = tiff.ome_metadata if tiff.is_ome else None
                 return TiffHeader(
                     pages=tuple(_pyramid(tiff, first)),
-                    description=first.description,
-                    software=first.software,
-                    ome_xml=tiff.ome_metadata if tiff.is_ome else None,
+                    ome_xml=ome_xml,
+                    planes=_planes(tiff, first, ome_xml),
                     candidates=tuple(_candidates(tiff, first)),
                 )
         except InputError:
@@ -64,8 +64,17 @@ def read_tiff_header(path: Path) -> TiffHeader:
             raise UnsupportedError(f"its TIFF directory cannot be read ({reason})") from error
 
 
-def planes_per_image(ome_xml: str, samples: int) -> int:
-    """How many separate planes (channels, depths, times) the first image of an OME-TIFF has; 1 where it is not said."""
+def _planes(tiff: tifffile.TiffFile, first: tifffile.TiffPage, ome_xml: str | None) -> int:
+    """By the OME-XML; without one, a grey image with others of its size beside it is a channel of many."""
+    if ome_xml is not None:
+        return _ome_planes(ome_xml, first.samplesperpixel)
+    if first.samplesperpixel > 1:
+        return 1
+    size = (first.imagewidth, first.imagelength)
+    return sum((page.aspage().imagewidth, page.aspage().imagelength) == size for page in tiff.pages)
+
+
+def _ome_planes(ome_xml: str, samples: int) -> int:
     try:
         pixels = ElementTree.fromstring(ome_xml).find(".//{*}Pixels")
     except ElementTree.ParseError:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from longvit.errors import InputError
 from longvit.slides.jpeg_tile import JpegTiles
 from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, UnsupportedError, fill, fill_outside
-from longvit.slides.tiff_header import TiffHeader, planes_per_image
+from longvit.slides.tiff_header import TiffHeader
 
 _JPEG = 7
 _JPEG_2000 = {33005, 34712}
@@ -162,10 +162,10 @@ def _check_pixels(path: Path, header: TiffHeader) -> None:
             f"{path}: {page.bitspersample} bits per sample ({page.dtype}); only 8-bit RGB or grey is read, since the "
             f"range of deeper pixels is not known: convert it (`vips cast`, then `vips tiffsave --tile --pyramid`)"
         )
-    if header.ome_xml is not None and (planes := planes_per_image(header.ome_xml, page.samplesperpixel)) > 1:
+    if header.planes > 1:
         raise InputError(
-            f"{path}: an OME-TIFF of {planes} separate planes (channels, depths or times); only one RGB or grey image "
-            f"is read: export it as RGB (bfconvert, QuPath)"
+            f"{path}: {header.planes} separate planes (channels, depths or times); only one RGB or grey image is read: "
+            f"export it as RGB (bfconvert, QuPath)"
         )
     if page.samplesperpixel not in (1, 3, 4):
         raise InputError(f"{path}: {page.samplesperpixel} samples per pixel; only grey, RGB and RGBA are read")

@@ -216,9 +216,9 @@ def test_no_tile_is_decoded_twice(example: Slide, monkeypatch: pytest.MonkeyPatc
     reader: Any = example.opened()[0].reader
     honest = type(reader)._read_tile
 
-    def record(self: Any, tiled: Any, column: int, row: int, *args: Any) -> None:
+    def record(self: Any, file: Any, tiled: Any, column: int, row: int, *args: Any) -> None:
         tiles.append((column, row))
-        honest(self, tiled, column, row, *args)
+        honest(self, file, tiled, column, row, *args)
 
     monkeypatch.setattr(type(reader), "_read_tile", record)
     monkeypatch.setattr(resampling.reduce_block, "__kwdefaults__", {"chunk_px": 480})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -182,6 +184,36 @@ def test_the_damage_stands_in_its_place_on_the_canvas(tmp_path: Path) -> None:
     assert (pixels[18:30, 18:30] == 255).all()
     assert pixels[:12].max() == 0
     assert pixels[36:].max() == 0
+
+
+def test_a_slide_of_which_nothing_can_be_read_is_no_blank_canvas(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [tissue(WIDTH, HEIGHT)])
+    for index in range(24):
+        damage(path, "zeros", index)
+    for reader in ("tiff", "openslide"):
+        with pytest.raises(InputError, match=r"a\.tif: not one tile of level 0 can be read; level 0, 64 × 64 px"):
+            open_slide(path, reader=reader).canvas(128)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("code", "ends"), [(errno.ESTALE, True), (errno.EIO, False)])
+def test_a_drive_that_is_gone_ends_the_slide_a_bad_sector_does_not(
+    monkeypatch: pytest.MonkeyPatch, code: int, ends: bool
+) -> None:
+    slide = open_slide(EXAMPLE_SLIDE)
+    honest, calls = os.pread, [0]
+
+    def fails_once(*args: int) -> bytes:
+        calls[0] += 1
+        if calls[0] == 20:
+            raise OSError(code, os.strerror(code))
+        return honest(*args)
+
+    monkeypatch.setattr(os, "pread", fails_once)
+    if ends:
+        with pytest.raises(InputError, match=r"Small-Region\.svs: cannot be read any more"):
+            slide.canvas(64)
+    else:
+        assert len(slide.canvas(64).bad_tiles) == 1
 
 
 def test_random_damage_inside_the_real_slide_never_ends_it(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from conftest import EXAMPLE_SLIDE
 from longvit.errors import InputError
 from longvit.slides.describe import describe_readers, info
 from longvit.slides.reader import Slide, open_slide
+from longvit.slides.strips import canvas_strips
 from slides.slide_files import overwrite, pyramid, tile_place, tissue, write_mrxs, write_scn, write_tiff
 
 REGION = (300, 400, 0, 257, 130)
@@ -113,6 +114,15 @@ def test_closed_slide_says_so() -> None:
     with pytest.raises(InputError, match="the slide is closed"):
         slide.read_region(0, 0, 0, 10, 10)
     slide.close()
+
+
+def test_closing_while_a_canvas_is_read_ends_it_with_one_line() -> None:
+    slide = open_slide(EXAMPLE_SLIDE)
+    stream = canvas_strips(slide, 512, strip_px=16, threads=2)
+    next(stream)
+    slide.close()
+    with pytest.raises(InputError, match="the slide is closed"):
+        list(stream)
 
 
 def test_no_file_handle_is_left_behind() -> None:

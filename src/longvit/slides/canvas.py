@@ -116,7 +116,8 @@ def canvas(
     enlarged. `progress`: True for a bar (a line now and then where there is no terminal) or a function of
     (tiles done, tiles in all). `max_bad_tiles`: more unreadable tiles than this raise; default: filled and counted.
 
-    Raises `InputError` for a slide with a side under 32 px, an unknown fit, a side that is no positive whole number.
+    Raises `InputError` for a slide with a side under 32 px, an unknown fit, a side that is no positive whole number,
+    a slide of which nothing can be read.
     """
     check_side_and_fit(side_px, fit)
     plan = plan_canvas(slide, side_px, fit)
@@ -124,6 +125,8 @@ def canvas(
     with bar as call:
         strips = canvas_strips(slide, side_px, fit, threads=threads, progress=call or None, max_bad_tiles=max_bad_tiles)
         (whole,) = strips
+    if whole.bad_tiles and sum(tile.width_px * tile.height_px for tile in whole.bad_tiles) >= plan.area_px():
+        raise InputError(f"{slide.path}: not one tile of level {plan.level.index} can be read; {whole.bad_tiles[0]}")
     return Canvas(whole.pixels, plan.placement, plan.level.index, _tiles(plan), whole.bad_tiles, source_of(slide))
 
 

@@ -208,7 +208,8 @@ def _open_dicom(path: Path, kind: Kind) -> Opened:
 def _mentions(path: Path, uid: str) -> bool:
     """Whether the head of a DICOM file names a series; OpenSlide joins the files of one."""
     with path.open("rb") as file:
-        return bool(uid) and uid.encode() in file.read(1 << 20)
+        # The groups before the series' own (patient, acquisition) are a few kilobytes.
+        return bool(uid) and uid.encode() in file.read(1 << 16)
 
 
 def _open_other(path: Path, kind: Kind) -> Opened:

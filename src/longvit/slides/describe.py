@@ -10,13 +10,15 @@ from longvit.slides.reader import Slide
 
 _VENDOR_FORMATS = {
     "aperio": "Aperio SVS",
+    "argos": "Argos AVS",
     "dicom": "DICOM",
     "generic-tiff": "tiled TIFF",
     "hamamatsu": "Hamamatsu NDPI, VMS or VMU",
+    "huron": "Huron TIFF",
     "leica": "Leica SCN",
     "mirax": "3DHISTECH MRXS",
     "ome-tiff": "OME-TIFF",
-    "philips-tiff": "Philips TIFF",
+    "philips": "Philips TIFF",
     "sakura": "Sakura SVSLIDE",
     "trestle": "Trestle TIFF",
     "ventana": "Ventana BIF or TIFF",

@@ -33,7 +33,8 @@ def open_slide(path: str | os.PathLike[str], *, mpp: float | None = None, reader
     """Opens a slide: SVS, NDPI, MRXS, SCN, BIF, tiled TIFF, OME-TIFF, DICOM (a file or its folder), PNG or JPEG.
 
     `mpp`: µm per level-0 pixel, overrides what the file says. `reader`: "auto" takes the fast path where it agrees
-    with OpenSlide, "openslide" and "tiff" force one. Raises `InputError`, in one line, for whatever is no slide.
+    with OpenSlide, "openslide" and "tiff" force one. Colours are as stored (no ICC profile is applied).
+    Raises `InputError`, in one line, for whatever is no slide.
     """
     slide = Slide(path, mpp=mpp, reader=reader)
     slide.opened()
@@ -213,11 +214,12 @@ class Slide:
         *,
         progress: Callable[[int, int], None] | bool | None = None,
         max_bad_tiles: int | None = None,
+        threads: int | None = None,
     ) -> Canvas:
         """The whole slide as a square raster; see `longvit.slides.canvas.canvas`."""
         from longvit.slides.canvas import canvas
 
-        return canvas(self, side_px, fit, progress=progress, max_bad_tiles=max_bad_tiles)
+        return canvas(self, side_px, fit, progress=progress, max_bad_tiles=max_bad_tiles, threads=threads)
 
 
 def _closed_slide(path: str, mpp: float | None, reader: ReaderName) -> Slide:

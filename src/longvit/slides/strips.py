@@ -34,6 +34,7 @@ MEMORY_BYTES = 256 * 2**20
 """What the rows in flight may take together."""
 # Rows that are read at once where the tiles of a file are lower (strips of a plain TIFF have 1 to 16 rows).
 _MIN_ROWS = 128
+_MAX_ROWS_MADE = 256
 
 ProgressCall = Callable[[int, int], None]
 
@@ -65,6 +66,12 @@ class CanvasPlan:
         step = tile_h * max(1, -(-_MIN_ROWS // tile_h))
         borders = [low, *range((low // step + 1) * step, high, step), high]
         return [(y, after - y) for y, after in pairwise(borders)]
+
+    def area_px(self) -> int:
+        """The pixels of the level that a whole canvas reads."""
+        low, high = self.y_axis.needs(0, self.y_axis.n_out)
+        left, right = self.x_axis.needs(0, self.x_axis.n_out)
+        return (high - low) * (right - left)
 
     def tiles_in(self, y_px: int, height_px: int) -> int:
         """How many tiles one stretch touches."""
@@ -185,12 +192,15 @@ class _Collector:
         ready = last if have >= axis.needs(0, last)[1] else min(last, axis.ready(have))
         if ready <= self.made:
             return
-        rows = reduce_rows(self.kept, axis, self.made, ready, self.kept_from)
-        self.made = ready
+        while self.made < ready:
+            # Not all at once: a small slide that is much enlarged would be in memory twice.
+            end = min(ready, self.made + _MAX_ROWS_MADE)
+            rows = reduce_rows(self.kept, axis, self.made, end, self.kept_from)
+            self.made = end
+            yield from self._put(rows, len(rows))
         if ready < last:
             drop = axis.needs(ready, ready + 1)[0] - self.kept_from
             self.kept, self.kept_from = self.kept[drop:], self.kept_from + drop
-        yield from self._put(rows, len(rows))
 
     def _put(self, rows: Block | None, n: int) -> Iterator[Strip]:
         """Writes `n` canvas rows (background where `rows` is None) into strips; yields the full ones."""

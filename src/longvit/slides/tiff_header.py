@@ -33,10 +33,6 @@ class TiffHeader:
     candidates: tuple[Candidate, ...]
     """What the file says about its resolution, in the resolver's order."""
 
-    @property
-    def size_px(self) -> tuple[int, int]:
-        return self.pages[0].imagewidth, self.pages[0].imagelength
-
 
 def read_tiff_header(path: Path) -> TiffHeader:
     """Reads the directories.

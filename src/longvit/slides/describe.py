@@ -82,30 +82,27 @@ def info(slide: Slide) -> dict[str, Any]:
 
 def describe_readers() -> list[ReaderDescription]:
     """The readers with the versions of the libraries behind them, in the order in which they are tried."""
-    import imagecodecs
-    import openslide
-    import PIL
-    import simplejpeg
-    import tifffile
+    from longvit.slides.image_file import ImageFileReader
+    from longvit.slides.openslide_reader import OpenSlideReader
+    from longvit.slides.tiled_tiff import TiledTiffReader
 
     return [
         ReaderDescription(
             "tiff",
-            f"tifffile {tifffile.__version__}, simplejpeg {simplejpeg.__version__}, "
-            f"imagecodecs {imagecodecs.__version__}",
+            TiledTiffReader.version,
             (_VENDOR_FORMATS["aperio"], _VENDOR_FORMATS["generic-tiff"], _VENDOR_FORMATS["ome-tiff"]),
             "the fast path: 8-bit tiles and strips of JPEG, JPEG 2000, LZW, Deflate, ZSTD, WebP or raw; taken after it "
             "agreed with OpenSlide on one tile per level",
         ),
         ReaderDescription(
             "openslide",
-            f"OpenSlide {openslide.__library_version__}, openslide-python {openslide.__version__}",
+            OpenSlideReader.version,
             tuple(name for vendor, name in _VENDOR_FORMATS.items() if vendor not in ("ome-tiff", "png", "jpeg")),
             "everything else, and whatever the fast path does not agree with; DICOM as a file or a folder",
         ),
         ReaderDescription(
             "image",
-            f"Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}",
+            ImageFileReader.version,
             (Kind.PNG.value, Kind.JPEG.value),
             "one level, decoded whole",
         ),

@@ -44,7 +44,7 @@ class OpenSlideReader(PixelReader):
     """Levels and blocks through OpenSlide. Raises `UnsupportedError` where it cannot open the file."""
 
     name = "openslide"
-    version = f"OpenSlide {openslide.__library_version__}"
+    version = f"OpenSlide {openslide.__library_version__}, openslide-python {openslide.__version__}"
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,8 +1,8 @@
 """The fast path: tiles of a TIFF decoded one by one, straight from their offsets, without stitching or a cache.
 
 tifffile says where the tiles lie; simplejpeg decodes JPEG (see `jpeg_tile`), imagecodecs through tifffile the rest
-(JPEG 2000, LZW, Deflate, ZSTD, WebP, none). Strips are tiles as wide as the image. 20,160² px of JPEG as RGB: 2.6 s
-against 22.2 s by openslide-python and 10.8 s by OpenSlide alone (2 cores, 2026-11).
+(JPEG 2000, LZW, Deflate, ZSTD, WebP, none). Strips are tiles as wide as the image. JPEG tiles take a fifth of the
+CPU time that openslide-python takes (2026-11; `benchmarks/canvas.py` has the whole way to a canvas).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class TiledTiffReader(PixelReader):
     """
 
     name = "tiff"
-    version = f"tifffile {tifffile.__version__}"
+    version = ", ".join(f"{name} {version_of(name)}" for name in ("tifffile", "simplejpeg", "imagecodecs"))
 
     def __init__(self, path: Path, header: TiffHeader, background: Rgb) -> None:
         self.path = path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import signal
 import subprocess
@@ -203,6 +204,15 @@ def test_bfloat16_and_recomputation_learn_the_same(tmp_path: Path) -> None:
     result = finetune(study(tmp_path), settings, tmp_path / "run")
     assert result.metrics["splits"]["test"]["auc"] == 1.0
     assert {p.dtype for p in longvit.load_model(result.model_dir).parameters()} == {torch.float32}
+
+
+def test_two_processes_in_one_folder_do_not_trip_over_each_other(tmp_path: Path) -> None:
+    cohort = study(tmp_path)
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "run.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process is at work in it"):
+            finetune(cohort, SETTINGS, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("split", "words"), [("train", "val or test"), ("val", "of split train")])

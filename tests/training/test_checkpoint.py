@@ -92,7 +92,8 @@ def test_a_write_that_fails_leaves_the_older_ones(tmp_path: Path, monkeypatch: p
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001.json", "step-00000001.safetensors"]
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_are_kept_and_nothing_half_written(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000001.safetensors.4711.part.safetensors").touch()
     for step in range(1, 6):
         write_checkpoint(tmp_path, step, tensors(step), {}, keep=3)
     assert {p.stem for p in tmp_path.iterdir()} == {f"step-{s:08d}" for s in (3, 4, 5)}

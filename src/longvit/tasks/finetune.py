@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,8 +121,8 @@ def finetune(cohort: Cohort, settings: FinetuneSettings, out_dir: str | Path) ->
 
     Raises `InputError` in one line: other settings than the folder was started with (shown), a cohort without
     training or without evaluation rows, a training split that lacks a class, a slide in two splits under two names, a
-    device or weights that are not there, a NaN (slide or layer named), a folder that cannot be written to. A slide that
-    cannot be read is left out and stands in problems.csv.
+    device or weights that are not there, a NaN (slide or layer named), a folder that cannot be written to or in which
+    another process is at work. A slide that cannot be read is left out and stands in problems.csv.
     """
     from longvit.config import settings_yaml
 
@@ -130,8 +131,9 @@ def finetune(cohort: Cohort, settings: FinetuneSettings, out_dir: str | Path) ->
     _claim(folder, {**settings.decisive(), "cohort": cohort.fingerprint(), "classes": list(cohort.classes)})
     if (finished := _finished(folder)) is not None:
         return finished
-    write_text(folder / "settings.yaml", settings_yaml(settings))
-    return _Finetuning(cohort, settings, folder).run()
+    with _alone_in(folder):
+        write_text(folder / "settings.yaml", settings_yaml(settings))
+        return _Finetuning(cohort, settings, folder).run()
 
 
 class _Finetuning:
@@ -352,6 +354,23 @@ def _claim(folder: Path, decisive: Mapping[str, Any]) -> None:
         refuse_other_settings(saved, decisive, folder)
     else:
         write_text(path, json.dumps(decisive, indent=1) + "\n")
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two processes in one run folder would trip over each other's files; the lock goes with its process."""
+    import fcntl
+
+    with (folder / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: another process is at work in it; wait for it, or choose another folder"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _finished(folder: Path) -> FinetuneResult | None:

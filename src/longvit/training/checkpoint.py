@@ -70,6 +70,8 @@ def write_checkpoint(
     for old in folder.glob("step-*.safetensors"):
         if old.stem not in kept:
             old.unlink(missing_ok=True)
+    for half in folder.glob(".step-*.part.*"):  # of a process that was killed while it wrote; a run has one process
+        half.unlink(missing_ok=True)
     return json_path
 
 

@@ -71,7 +71,7 @@ class TrainResult:
     history: dict[str, np.ndarray]
     """Per optimiser step: `loss`, `lr`, `grad_norm` (before clipping) and what `step` returned, float64 (steps,)."""
     epochs: tuple[dict[str, float], ...]
-    """Per epoch what `evaluate` returned, with `epoch` (1 …), `step` and `train_loss` (the epoch's mean)."""
+    """Per epoch what `evaluate` returned, with `epoch` (1 …), `step` and `train_loss` (mean over its steps)."""
     resumed_at: int | None = None
     """The step whose checkpoint this process began at; None where it began at the start."""
     skipped: tuple[str, ...] = ()

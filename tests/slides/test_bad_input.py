@@ -15,15 +15,18 @@ from PIL import Image
 
 from conftest import EXAMPLE_SLIDE
 from longvit.errors import InputError
+from longvit.slides.pixel_reader import one_line
 from longvit.slides.reader import open_slide
 from slides.slide_files import (
     dicom_series,
     ome_xml,
+    pyramid,
     raw_tiff_header,
     tissue,
     write_dicom,
     write_jpeg,
     write_mrxs,
+    write_scn,
     write_svs,
     write_tiff,
 )
@@ -267,3 +270,39 @@ def test_a_level_or_region_that_does_not_exist() -> None:
         slide.read_region(0, 0, 1, 10, 10)
     with pytest.raises(InputError, match="a region of 0 × 10 px is empty"):
         slide.read_region(0, 0, 0, 0, 10)
+
+
+def test_random_damage_to_a_header_is_refused_in_one_line_or_read(tmp_path: Path) -> None:
+    """Whatever a damaged directory says, nothing but an `InputError` comes out."""
+    rng = np.random.default_rng(0)
+    levels = pyramid(tissue(256, 192), 2)
+    sources = [
+        write_svs(tmp_path / "a.svs", levels),
+        write_tiff(tmp_path / "b.tif", levels, compression="deflate"),
+        write_tiff(tmp_path / "c.tif", levels, compression="jpeg2000"),
+        write_scn(tmp_path / "d.scn", levels, 0, 0, (300, 300)),
+        write_jpeg(tmp_path / "e.jpg", levels[0]),
+    ]
+    refused = 0
+    for trial in range(200):
+        source = sources[trial % len(sources)]
+        data = bytearray(source.read_bytes())
+        start = int.from_bytes(data[4:8], "little") if data[:2] == b"II" else 0  # the directory, or the markers
+        if rng.random() < 0.2:
+            data = data[: int(rng.integers(1, len(data)))]
+        else:
+            for at in rng.integers(start, min(len(data), start + 250), 3):
+                data[at] = rng.integers(0, 256)
+        path = tmp_path / f"damaged{source.suffix}"
+        path.write_bytes(bytes(data))
+        try:
+            open_slide(path).canvas(64)
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert 50 < refused < 200
+
+
+def test_an_error_of_several_lines_becomes_one(tmp_path: Path) -> None:
+    assert one_line(ValueError("tag cannot have VR '\n\x00S'\n")) == "tag cannot have VR ' S'"
+    assert one_line(KeyError()) == "KeyError"

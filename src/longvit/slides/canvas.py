@@ -23,7 +23,7 @@ from longvit import __version__
 from longvit.errors import InputError
 from longvit.files import atomic_path, write_text
 from longvit.slides.mpp import Mpp
-from longvit.slides.pixel_reader import BadTile, Rgb
+from longvit.slides.pixel_reader import BadTile, Rgb, one_line
 from longvit.slides.placement import Box, Fit, Placement, check_side_and_fit
 from longvit.slides.resampling import FILTER_NAME
 from longvit.slides.strips import CanvasPlan, canvas_strips, plan_canvas
@@ -191,8 +191,7 @@ def read_canvas(path: str | os.PathLike[str]) -> Canvas:
         raise InputError(f"{path}: no such file") from error
     # Whatever breaks inside the decoder or the record, the file is of no use.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: no canvas of longvit, or damaged ({reason}); make it again") from error
+        raise InputError(f"{path}: no canvas of longvit, or damaged ({one_line(error)}); make it again") from error
 
 
 def _canvas_of(pixels: NDArray[np.uint8], record: dict[str, Any]) -> Canvas:

@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngImageFile
 from longvit.errors import InputError
 from longvit.slides.file_kind import Kind
 from longvit.slides.mpp import Candidate, resolution_candidate
-from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, fill_outside
+from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, fill_outside, one_line
 
 # 2^28 px are 1 GiB of RGBX; a square of 16,384 px.
 MAX_PX = 2**28
@@ -107,8 +107,7 @@ def _candidates(image: Image.Image, kind: Kind) -> list[Candidate]:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"{path}: damaged or cut off ({reason}); copy or download it again")
+    return InputError(f"{path}: damaged or cut off ({one_line(error)}); copy or download it again")
 
 
 def _png_depth(path: Path) -> int:

@@ -22,7 +22,17 @@ import openslide
 from numpy.typing import NDArray
 from openslide import lowlevel
 
-from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, UnsupportedError, fill, fill_outside
+from longvit.slides.pixel_reader import (
+    BadTile,
+    Block,
+    Level,
+    PixelReader,
+    Rgb,
+    UnsupportedError,
+    fill,
+    fill_outside,
+    one_line,
+)
 
 _WHITE: Rgb = (255, 255, 255)
 # Where a format states no tile size (its tiles overlap or are shifted): what is read at once, so that few tiles are
@@ -109,7 +119,7 @@ class OpenSlideReader(PixelReader):
         try:
             return lowlevel.open(self.path)
         except openslide.OpenSlideError as error:
-            raise UnsupportedError(f"OpenSlide does not open it: {error}") from error
+            raise UnsupportedError(f"OpenSlide does not open it: {one_line(error)}") from error
 
     def _read(self, handle: Any, level: int, x_px: int, y_px: int, out: Block) -> None:
         height, width = out.shape[:2]
@@ -138,7 +148,7 @@ class OpenSlideReader(PixelReader):
                 fill(out, self.background)
                 downsample = self.levels[level].downsample
                 x_level0_px, y_level0_px = round(x_px * downsample), round(y_px * downsample)
-                return [BadTile(level, x_level0_px, y_level0_px, width, height, " ".join(str(error).split()))]
+                return [BadTile(level, x_level0_px, y_level0_px, width, height, one_line(error))]
         if width / tile_w >= height / tile_h:
             cut = _cut(x_px, width, tile_w)
             return self._read_in_halves(level, x_px, y_px, out[:, :cut]) + self._read_in_halves(

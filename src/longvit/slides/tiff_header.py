@@ -17,7 +17,7 @@ import tifffile
 
 from longvit.errors import InputError
 from longvit.slides.mpp import Candidate, aperio_candidate, ome_candidate, resolution_candidate
-from longvit.slides.pixel_reader import UnsupportedError, check_side
+from longvit.slides.pixel_reader import UnsupportedError, check_side, one_line
 
 _UNIT_UM = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: inch, centimetre
 
@@ -56,7 +56,7 @@ def read_tiff_header(path: Path) -> TiffHeader:
             raise
         # A damaged directory may break any assumption of the parser (struct.error, KeyError, IndexError …).
         except Exception as error:
-            reason = " ".join(str(error).split()) or (messages[0] if messages else type(error).__name__)
+            reason = messages[0] if messages and not str(error) else one_line(error)
             raise UnsupportedError(f"its TIFF directory cannot be read ({reason})") from error
 
 

@@ -21,7 +21,17 @@ from numpy.typing import NDArray
 
 from longvit.errors import InputError
 from longvit.slides.jpeg_tile import JpegTiles
-from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, UnsupportedError, fill, fill_outside
+from longvit.slides.pixel_reader import (
+    BadTile,
+    Block,
+    Level,
+    PixelReader,
+    Rgb,
+    UnsupportedError,
+    fill,
+    fill_outside,
+    one_line,
+)
 from longvit.slides.tiff_header import TiffHeader
 
 _JPEG = 7
@@ -61,12 +71,14 @@ class TiledTiffReader(PixelReader):
     def __init__(self, path: Path, header: TiffHeader, background: Rgb) -> None:
         self.path = path
         self.background = background
-        _check_pixels(path, header)
-        file_bytes = path.stat().st_size
-        first = header.pages[0]
-        self._tiled = tuple(
-            _tiled_level(path, page, index, first, background, file_bytes) for index, page in enumerate(header.pages)
-        )
+        try:
+            _check_pixels(path, header)
+            self._tiled = _tiled_levels(path, header, background)
+        except (InputError, UnsupportedError):
+            raise
+        # A damaged directory gives a tag any type: a list of sizes, a text.
+        except Exception as error:
+            raise UnsupportedError(f"a damaged directory ({one_line(error)})") from error
         self.levels = tuple(tiled.level for tiled in self._tiled)
         self._file: _SharedFile | None = _SharedFile(path)
 
@@ -170,7 +182,7 @@ def _bad_tile(level: Level, column: int, row: int, error: Exception) -> BadTile:
         y_level0_px=round(row * tile_h * level.downsample),
         width_px=min(tile_w, width_px - column * tile_w),
         height_px=min(tile_h, height_px - row * tile_h),
-        message=" ".join(str(error).split()) or type(error).__name__,
+        message=one_line(error),
     )
 
 
@@ -188,6 +200,13 @@ def _check_pixels(path: Path, header: TiffHeader) -> None:
         )
     if page.samplesperpixel not in (1, 3, 4):
         raise InputError(f"{path}: {page.samplesperpixel} samples per pixel; only grey, RGB and RGBA are read")
+
+
+def _tiled_levels(path: Path, header: TiffHeader, background: Rgb) -> tuple[_TiledLevel, ...]:
+    first, file_bytes = header.pages[0], path.stat().st_size
+    return tuple(
+        _tiled_level(path, page, index, first, background, file_bytes) for index, page in enumerate(header.pages)
+    )
 
 
 def _tiled_level(

@@ -112,7 +112,7 @@ class PredictJob(SlideJob):
         except Exception as error:
             raise SlideFailedError("model", error) from error
         if contributions is not None:
-            title = f"{listed.slide_id}: {names[likeliest]}"
+            title = f"{listed.slide_id}: predicted {names[likeliest]}"
             draw(canvas, contributions, self.picture_path(listed.slide_id), title=title)
         return {
             "prediction": names[likeliest],

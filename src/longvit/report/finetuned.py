@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvit import __version__
+from longvit.errors import InputError
 from longvit.report.page import Figure, Picture, Report, Row, Section, Table, number, thumbnail_of, write_report
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
     return Report(
         title=f"{' or '.join(metrics['classes'])}? A LongViT fine-tuned on {Path(cohort.source).name}",
         lead=lead,
-        notes=_warnings(metrics, main),
+        notes=warnings_of(metrics, main),
         figures=_cards(metrics, main),
         sections=(
             Section("Figures", tables=(_figures_table(metrics),), text=_FIGURES_TEXT),
@@ -75,7 +77,7 @@ _FIGURES_TEXT = (
 )
 
 
-def _warnings(metrics: dict[str, Any], main: str) -> list[str]:
+def warnings_of(metrics: dict[str, Any], main: str) -> list[str]:
     """What a reader must know before believing the number."""
     figures = metrics["splits"][main]
     notes = []
@@ -95,7 +97,8 @@ def _warnings(metrics: dict[str, Any], main: str) -> list[str]:
             f"do not show that training the model brought more than that."
         )
     if metrics["left_out"]:
-        notes.append(f"{len(metrics['left_out'])} slides could not be read and are missing from every figure.")
+        lost = len(metrics["left_out"])
+        notes.append(f"{lost} slide{'s' * (lost > 1)} could not be read and count nowhere; see Problems.")
     return notes
 
 
@@ -147,15 +150,20 @@ def _figures_table(metrics: dict[str, Any]) -> Table:
 
 def _canvases(result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings) -> dict[str, Path]:
     """slide_id -> canvas file of the evaluated slides; empty where looking at them would take long."""
-    from longvit.data.canvas_cache import CanvasSettings, cache_canvases
+    from longvit.data.canvas_cache import CanvasSettings, canvas_name
+    from longvit.slides.reader import open_slide
 
     evaluated = {row["slide_id"] for row in _predictions(result)}
     if settings.side_px > MAX_PICTURE_SIDE_PX or len(evaluated) > MAX_THUMBNAILS:
         return {}
-    rows = [row for row in cohort.rows if row.slide_id in evaluated]
     folder = settings.cache_dir or result.folder / "canvases"
-    wanted = CanvasSettings(settings.side_px, settings.fit, settings.reader, settings.max_bad_tiles)
-    return cache_canvases(rows, wanted, folder, workers=settings.num_workers).paths
+    made = CanvasSettings(settings.side_px, settings.fit, settings.reader, settings.max_bad_tiles)
+    paths = {}
+    for row in cohort.rows:
+        if row.slide_id in evaluated:
+            with suppress(InputError), open_slide(row.path) as slide:  # it may be gone since
+                paths[row.slide_id] = folder / canvas_name(row.slide_id, slide.identity(), made)
+    return {slide_id: path for slide_id, path in paths.items() if path.exists()}
 
 
 def _predictions(result: FinetuneResult) -> list[dict[str, str]]:

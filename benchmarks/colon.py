@@ -45,7 +45,8 @@ SETTINGS = FinetuneSettings(
     warmup_epochs=2,
     lr=3e-4,
     clip_norm=1.0,
-    augmentation="flips+stain",
+    augmentation="flips+colour",
+    balanced=True,
     bootstrap=0,
 )
 FIGURES = ("auc", "balanced_accuracy")
@@ -107,6 +108,10 @@ def select(cohort: Cohort, settings: FinetuneSettings, pairs: int, out: Path) ->
     return rows
 
 
+def _value(kind: type, text: str) -> Any:
+    return text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folds", nargs="*", default=list("01234"))
@@ -124,7 +129,7 @@ def main() -> None:
         if args.select is not None:
             kinds = {name: type(getattr(settings, name)) for name in settings.__dataclass_fields__}
             changes = dict(item.split("=", 1) for item in args.select)
-            settings = replace(settings, **{name: kinds[name](value) for name, value in changes.items()})
+            settings = replace(settings, **{name: _value(kinds[name], value) for name, value in changes.items()})
             select(cohort, settings, args.pairs, out)
             return
         rows = [run_fold(cohort, fold, settings, out) for fold in args.folds]

@@ -186,6 +186,17 @@ def test_epochs_and_seeds_differ_and_every_slide_comes_once(tmp_path: Path) -> N
     assert torch.equal(torch.cat([batch.labels for batch in plain]), torch.tensor([0, 1] * 4))
 
 
+def test_balanced_drawing_gives_a_rare_class_its_share_and_is_a_function_of_the_epoch() -> None:
+    rows = [SlideRow(f"p{i}", f"s{i}", "x" if i < 10 else "y", Path("none")) for i in range(100)]
+    data = CanvasDataset(rows, ("x", "y"), {row.slide_id: row.path for row in rows})
+    batches = CanvasBatches(data, 4, balanced=True, seed=1)
+    orders = [batches.order(epoch) for epoch in range(40)]
+    assert all(len(order) == 100 for order in orders)
+    assert 0.47 < np.mean(np.concatenate(orders) < 10) < 0.53
+    assert np.array_equal(orders[7], batches.order(7))
+    assert not np.array_equal(orders[7], orders[8])
+
+
 @pytest.mark.parametrize(("ahead_bytes", "held"), [(10**9, 4), (3 * 64 * 64 * 2, 2), (1, 1)])
 def test_large_batches_are_not_hoarded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_bytes: int, held: int

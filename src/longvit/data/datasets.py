@@ -87,6 +87,8 @@ class CanvasBatches:
     batch_size: int = 1
     shuffle: bool = True
     """False: in the order of the rows, for evaluation."""
+    balanced: bool = False
+    """True: every slide is drawn with replacement, each class equally often on average (as in the HIPT protocol)."""
     augmentation: Augmentation = "none"
     seed: int = 0
     workers: int = 1
@@ -109,7 +111,12 @@ class CanvasBatches:
         """Indices of the slides in the order of an epoch."""
         if not self.shuffle:
             return np.arange(self.samples)
-        return np.random.default_rng([self.seed, epoch, _ORDER]).permutation(self.samples)
+        rng = np.random.default_rng([self.seed, epoch, _ORDER])
+        if not self.balanced:
+            return rng.permutation(self.samples)
+        of_class = np.bincount(self.dataset.labels)
+        weight = 1 / of_class[self.dataset.labels]
+        return rng.choice(self.samples, self.samples, p=weight / weight.sum())
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[CanvasBatch]:
         """The batches of `epoch` (0 …) from batch `start` on; closing the iterator ends its threads."""

@@ -219,6 +219,7 @@ class _Finetuning:
             self.datasets[split],
             batch_size=s.slides_per_forward(),
             shuffle=training,
+            balanced=training and s.balanced,
             augmentation=s.augmentation if training else "none",
             seed=s.seed,
             workers=s.num_workers,

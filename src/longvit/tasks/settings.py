@@ -54,6 +54,8 @@ class FinetuneSettings:
     augmentation: Literal["none", "flips", "flips+stain", "flips+colour"] = "flips"
     """Changes to training canvases: none, flips (and quarter turns), flips+stain (and the strength of the stains), or
     flips+colour (and any hue, where colour tells laboratories rather than classes apart)."""
+    balanced: bool = False
+    """Draw training slides so that every class comes equally often (with replacement), for classes of unequal size."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the model; bfloat16 is faster where the processor has it, parameters stay float32."""
     recompute: bool = False

@@ -206,6 +206,8 @@ def test_pictures_asked_for_later_are_made_later(
     predict_slides(model, slides, tmp_path / "out")
     assert predict_slides(model, slides, tmp_path / "out", pictures=True).done == ("s0", "s1", "s2")
     assert predict_slides(model, slides, tmp_path / "out", pictures=True).done == ()
+    other = load_model(write_model(tmp_path / "other", seed=1))
+    assert predict_slides(other, slides, tmp_path / "out").done == ("s0", "s1", "s2")
 
 
 def test_a_model_without_classes_is_refused_before_any_slide(tmp_path: Path, slides: tuple[ListedSlide, ...]) -> None:

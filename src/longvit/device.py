@@ -41,9 +41,7 @@ def pick_device(name: str = "auto") -> Device:
         reason = "asked for"
     if kind == "cuda":
         if not has_cuda:
-            why = (
-                "this build of torch has no CUDA" if torch.version.cuda is None else "torch sees no CUDA card"
-            )
+            why = "this build of torch has no CUDA" if torch.version.cuda is None else "torch sees no CUDA card"
             raise InputError(f"--device {name}: {why}; use --device cpu, or install a CUDA build of torch")
         if index and int(index) >= torch.cuda.device_count():
             raise InputError(f"--device {name}: there are {torch.cuda.device_count()} cards, numbered from 0")

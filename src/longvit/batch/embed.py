@@ -21,7 +21,6 @@ from longvit.batch.work import (
     BatchResult,
     Reading,
     ReadSettings,
-    SlideFailedError,
     SlideJob,
     run,
     write_table,
@@ -91,12 +90,9 @@ class EmbedJob(SlideJob):
             return False
 
     def compute(self, listed: ListedSlide, reading: Reading, canvas: Canvas) -> dict[str, Any]:
-        try:
-            features = self.model.embed(canvas)
-        except Exception as error:
-            raise SlideFailedError("model", error) from error
+        features = self.model.embed(canvas)
         if not np.isfinite(features).all():
-            raise SlideFailedError("model", ValueError("the embedding is not finite"))
+            raise ValueError("the embedding is not finite")
         patches = self._write(listed, reading, features, canvas)
         return {"features": {"file": f"{listed.slide_id}.h5", "dim": len(features), "patches": patches}}
 

@@ -14,7 +14,6 @@ from longvit.batch.work import (
     BatchResult,
     Reading,
     ReadSettings,
-    SlideFailedError,
     SlideJob,
     read_record,
     run,
@@ -102,16 +101,11 @@ class PredictJob(SlideJob):
 
     def compute(self, listed: ListedSlide, reading: Reading, canvas: Canvas) -> dict[str, Any]:
         names = class_names(self.model)
-        try:
-            tokens_1ND, _ = tokens_of(self.model, canvas)
-            probabilities = probabilities_of(self.model, tokens_1ND)
-            likeliest = max(range(len(names)), key=probabilities.__getitem__)
-            contributions = (
-                class_contributions(self.model, canvas, likeliest, tokens_1ND=tokens_1ND) if self.pictures else None
-            )
-        except Exception as error:
-            raise SlideFailedError("model", error) from error
-        if contributions is not None:
+        tokens_1ND, _ = tokens_of(self.model, canvas)
+        probabilities = probabilities_of(self.model, tokens_1ND)
+        likeliest = max(range(len(names)), key=probabilities.__getitem__)
+        if self.pictures:
+            contributions = class_contributions(self.model, canvas, likeliest, tokens_1ND=tokens_1ND)
             title = f"{listed.slide_id}: predicted {names[likeliest]}"
             draw(canvas, contributions, self.picture_path(listed.slide_id), title=title)
         return {

@@ -15,8 +15,9 @@ import io
 import json
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,7 +61,7 @@ class ReadSettings:
     """How slides are read."""
 
     mpp: float | None = None
-    """µm per pixel at level 0 for slides whose file does not say (a CSV's own column goes first)."""
+    """µm per pixel at level 0, instead of what the files say (a CSV's own column goes first)."""
     reader: Literal["auto", "openslide", "tiff"] = "auto"
     """Which reader decodes; auto picks per file and says which in the record."""
     max_bad_tiles: int | None = None
@@ -97,10 +98,14 @@ class SlideJob(ABC):
         self.side_px, self.fit = model.config.image_px, model.config.fit
         self.model_digest = model_digest(model)
         self.stopping = threading.Event()
+        self.progress: Progress | None = None
 
     @abstractmethod
     def compute(self, listed: ListedSlide, reading: Reading, canvas: Canvas) -> dict[str, Any]:
-        """The model's part; writes what stands beside the record and returns what the record says of it."""
+        """The model's part; writes what stands beside the record and returns what the record says of it.
+
+        An `InputError` says that nothing can be written; any other error is this slide's own.
+        """
 
     def record_path(self, slide_id: str) -> Path:
         """The file that says that a slide is done."""
@@ -131,25 +136,34 @@ class SlideJob(ABC):
             raise SlideFailedError("open", error) from error
         if self.is_finished(listed.slide_id, digest):
             return Reading(slide, digest, None)
+
+        def between_strips(done: int, total: int) -> None:
+            if self.stopping.is_set():
+                raise InterruptedError("stopped")
+            if self.progress is not None:
+                self.progress.advance(0, note=f"{listed.slide_id}: {100 * done // max(1, total)} % read")
+
         try:
             canvas = slide.canvas(
-                self.side_px, self.fit, progress=self._stop_between_strips, max_bad_tiles=self.settings.max_bad_tiles
+                self.side_px, self.fit, progress=between_strips, max_bad_tiles=self.settings.max_bad_tiles
             )
         except Exception as error:
+            slide.close()
             raise SlideFailedError("read", error) from error
         return Reading(slide, digest, canvas)
 
     def finish(self, listed: ListedSlide, reading: Reading) -> dict[str, Any]:
         """Computes, writes, and returns the record. Raises `SlideFailedError`, or `InputError` if it cannot write."""
         assert reading.canvas is not None
-        extra = self.compute(listed, reading, reading.canvas)
+        try:
+            extra = self.compute(listed, reading, reading.canvas)
+        except InputError:
+            raise
+        except Exception as error:
+            raise SlideFailedError("model", error) from error
         record = self._provenance(listed, reading, reading.canvas) | extra
         write_text(self.record_path(listed.slide_id), json.dumps(record, indent=1) + "\n")
         return record
-
-    def _stop_between_strips(self, *_: Any) -> None:
-        if self.stopping.is_set():
-            raise InterruptedError("stopped")
 
     def _provenance(self, listed: ListedSlide, reading: Reading, canvas: Canvas) -> dict[str, Any]:
         mpp = canvas.source.mpp
@@ -185,8 +199,9 @@ def run(job: SlideJob, slides: Sequence[ListedSlide], out_dir: str | Path) -> Ba
         progress.say(f"problem: {slide}: {stage}: {error}")
         write_problems(problems_csv, problems)
 
-    with Progress(job.verb, len(slides), unit="slides") as progress:
-        for listed, reading in _read_ahead(job, slides):
+    with Progress(job.verb, len(slides), unit="slides") as progress, closing(_read_ahead(job, slides)) as readings:
+        job.progress = progress
+        for listed, reading in readings:
             try:
                 if isinstance(reading, SlideFailedError):
                     raise reading
@@ -196,7 +211,7 @@ def run(job: SlideJob, slides: Sequence[ListedSlide], out_dir: str | Path) -> Ba
                 else:
                     record = job.finish(listed, reading)
                     done.append(listed.slide_id)
-                records.append(record)
+                records.append(record | {"path": str(listed.path)})  # it may have moved since
                 if bad := record["n_bad_tiles"]:
                     tiles = record["canvas"]["tiles"]
                     text = f"{bad} of {tiles} tiles cannot be read; filled with background"
@@ -213,7 +228,7 @@ def run(job: SlideJob, slides: Sequence[ListedSlide], out_dir: str | Path) -> Ba
 
 def _read_ahead(
     job: SlideJob, slides: Sequence[ListedSlide]
-) -> Iterator[tuple[ListedSlide, Reading | SlideFailedError]]:
+) -> Generator[tuple[ListedSlide, Reading | SlideFailedError]]:
     """Slides with their canvases, the next one being decoded while the caller works on this one."""
 
     def read(listed: ListedSlide) -> Reading | SlideFailedError:

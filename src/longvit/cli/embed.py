@@ -53,7 +53,7 @@ def embed(
     from longvit.files import make_folder
 
     make_folder(out)
-    listed = find_slides(slides, slides_dir=slides_dir)
+    listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
     loaded = load_longvit(model, device, threads)
     result = embed_slides(loaded, listed, out, ReadSettings(mpp, reader, max_bad_tiles))
     return end_of_batch(result, out, f"Vectors: {out / 'embeddings.csv'}")

@@ -56,7 +56,7 @@ def predict(
     from longvit.files import make_folder
 
     make_folder(out)
-    listed = find_slides(slides, slides_dir=slides_dir)
+    listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
     loaded = load_longvit(model, device, threads)
     result = predict_slides(loaded, listed, out, ReadSettings(mpp, reader, max_bad_tiles), pictures=pictures)
     return end_of_batch(result, out, f"Predictions: {out / 'predictions.csv'}")

@@ -26,12 +26,15 @@ class ListedSlide:
     """µm per pixel at level 0 where the list states it."""
 
 
-def find_slides(sources: Iterable[str | Path], *, slides_dir: str | Path | None = None) -> tuple[ListedSlide, ...]:
+def find_slides(
+    sources: Iterable[str | Path], *, slides_dir: str | Path | None = None, leave_out: str | Path | None = None
+) -> tuple[ListedSlide, ...]:
     """Every slide that `sources` name, in their order (a folder's in alphabetical order), each once.
 
     A source is a slide file, a folder (searched to any depth; a folder of `.dcm` files is one slide), a glob, or a
     CSV with a column `slide_id`, `path` or `wsi`, and optionally `mpp`. Paths in a CSV are relative to it, or else to
-    `slides_dir`; a bare `slide_id` is looked up beside the CSV and in `slides_dir`.
+    `slides_dir`; a bare `slide_id` is looked up beside the CSV and in `slides_dir`. `leave_out`: a folder whose files
+    are no slides, wherever it lies (that of the results, which holds pictures).
 
     Raises `InputError`: a source that is not there, a folder or glob without slides, two files with one slide id, a
     CSV without such a column or with an mpp that is no positive number. A CSV row whose file is missing is kept.
@@ -42,7 +45,7 @@ def find_slides(sources: Iterable[str | Path], *, slides_dir: str | Path | None 
         if path.suffix.lower() == ".csv" and not path.is_dir():
             slides += _from_csv(path, slides_dir)
         elif path.is_dir():
-            slides += _from_folder(path)
+            slides += _from_folder(path, leave_out)
         elif path.exists():
             slides.append(_named(path))
         elif glob.has_magic(str(source)):
@@ -51,7 +54,7 @@ def find_slides(sources: Iterable[str | Path], *, slides_dir: str | Path | None 
             matches = [match for match in found if not Path(match).name.startswith(".")]
             if not matches:
                 raise InputError(f"{source}: no file matches")
-            slides += find_slides(matches, slides_dir=slides_dir)
+            slides += find_slides(matches, slides_dir=slides_dir, leave_out=leave_out)
         else:
             raise InputError(f"{source}: no such file or folder")
     if not slides:
@@ -63,11 +66,15 @@ def _named(path: Path) -> ListedSlide:
     return ListedSlide(slide_stem(path.name), path)
 
 
-def _from_folder(folder: Path) -> list[ListedSlide]:
+def _from_folder(folder: Path, leave_out: str | Path | None) -> list[ListedSlide]:
     found = slides_in(folder.parent, depth=0) if folder.parent != folder else []
     if folder in found:  # the folder itself is a DICOM slide
         return [_named(folder)]
-    if not (slides := slides_in(folder, depth=_ANY_DEPTH)):
+    slides = slides_in(folder, depth=_ANY_DEPTH)
+    if leave_out is not None:
+        results = Path(leave_out).resolve()
+        slides = [path for path in slides if results not in path.resolve().parents]
+    if not slides:
         raise InputError(f"{folder}: no slides in it (looked for .svs, .ndpi, .mrxs, .tif, .dcm, … to any depth)")
     return [_named(path) for path in slides]
 
@@ -84,6 +91,8 @@ def _from_csv(path: Path, slides_dir: str | Path | None) -> list[ListedSlide]:
         slide_id = slide_stem(cells.get("slide_id") or Path(given or "").name)
         if not slide_id:
             raise InputError(f"{path}, line {line}: neither slide_id nor path nor wsi")
+        if "/" in slide_id or "\\" in slide_id:  # it names the files of the results
+            raise InputError(f"{path}, line {line}: slide_id {slide_id!r} is a path; put that into a column path")
         if given:
             tried = [folder / given for folder in folders]
             file = next((p for p in tried if p.exists()), None) or finder.find(Path(given).name) or tried[0]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from longvit.data.cohort import read_cohort
 from longvit.report import Figure, Picture, Report, Row, Section, Table, finetune_report, write_report
 from longvit.report.finetuned import warnings_of
 from longvit.report.page import number, thumbnail_of
@@ -162,3 +163,16 @@ def test_canvases_too_large_to_look_at_are_left_out(
     text = finetune_report(result, cohort, replace(SETTINGS, epochs=2)).read_text(encoding="utf-8")
     assert "data:image/jpeg" not in text
     assert "Predictions" in text
+
+
+def test_with_more_slides_than_thumbnails_the_telling_ones_are_still_shown(
+    finished: tuple[FinetuneResult, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, _ = finished
+    monkeypatch.setattr("longvit.report.finetuned.MAX_THUMBNAILS", 3)
+    monkeypatch.setattr("longvit.report.finetuned.MAX_ROWS", 5)
+    cohort = read_cohort(result.folder.parent / "data" / "cohort.csv")
+    text = finetune_report(result, cohort, replace(SETTINGS, epochs=2)).read_text(encoding="utf-8")
+    assert "data:image/jpeg" not in text
+    assert "What each patch contributes" in text
+    assert "The first 5 are shown" in text

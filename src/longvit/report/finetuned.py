@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from longvit.tasks.settings import FinetuneSettings
 
 MAX_THUMBNAILS = 200
+MAX_ROWS = 500
 MAX_PICTURE_SIDE_PX = 4096  # what each patch contributes is one forward pass: seconds up to here, on a CPU too
 
 _NAMES = {
@@ -40,7 +41,10 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
     splits = list(metrics["splits"])
     main = "test" if "test" in splits else splits[-1]
     figures = metrics["splits"][main]
-    canvases = _canvases(result, cohort, settings)
+    lines = sorted(_predictions(result), key=_surest_mistake_first)
+    telling = _telling(lines)
+    pictured = telling if len(lines) > MAX_THUMBNAILS else [line["slide_id"] for line in lines]
+    canvases = _canvases(pictured, result, cohort, settings)
     lead = (
         f"{training['parameters'] / 1e6:.1f} million parameters, trained on {training['slides']} slides of "
         f"{training['patients']} patients for {training['epochs']} epochs from {training['starts_from']}; the figures "
@@ -61,8 +65,8 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
                     Picture("Loss", result.loss_png.read_bytes(), "Cross-entropy after every step and every epoch."),
                 ),
             ),
-            *_contributions_section(result, canvases, settings),
-            _predictions_section(result, canvases, settings),
+            *_contributions_section(result, lines, telling, canvases),
+            _predictions_section(metrics["classes"], lines, canvases if len(lines) <= MAX_THUMBNAILS else {}),
             *_problems_section(result),
             settings_section(settings, metrics["notes"], training["device"]),
         ),
@@ -148,34 +152,71 @@ def _figures_table(metrics: dict[str, Any]) -> Table:
     return Table(columns, rows, frozenset(range(1, len(columns))), caption)
 
 
-def _canvases(result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings) -> dict[str, Path]:
-    """slide_id -> canvas file of the evaluated slides; empty where looking at them would take long."""
-    from longvit.data.canvas_cache import CanvasSettings, canvas_name
-    from longvit.slides.reader import open_slide
-
-    evaluated = {row["slide_id"] for row in _predictions(result)}
-    if settings.side_px > MAX_PICTURE_SIDE_PX or len(evaluated) > MAX_THUMBNAILS:
-        return {}
-    folder = settings.cache_dir or result.folder / "canvases"
-    made = CanvasSettings(settings.side_px, settings.fit, settings.reader, settings.max_bad_tiles)
-    paths = {}
-    for row in cohort.rows:
-        if row.slide_id in evaluated:
-            with suppress(InputError), open_slide(row.path) as slide:  # it may be gone since
-                paths[row.slide_id] = folder / canvas_name(row.slide_id, slide.identity(), made)
-    return {slide_id: path for slide_id, path in paths.items() if path.exists()}
-
-
 def _predictions(result: FinetuneResult) -> list[dict[str, str]]:
     with result.predictions_csv.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def _predictions_section(result: FinetuneResult, canvases: dict[str, Path], settings: FinetuneSettings) -> Section:
-    classes = result.metrics["classes"]
+def _surest_mistake_first(line: dict[str, str]) -> tuple[float, str]:
+    return float(line[f"prob_{line['label']}"]), line["slide_id"]
+
+
+def _telling(lines: Sequence[dict[str, str]]) -> dict[str, str]:
+    """slide_id -> why it is worth a look: the surest right prediction and the surest mistake."""
+    right = [line["slide_id"] for line in lines if line["label"] == line["prediction"]]
+    wrong = [line["slide_id"] for line in lines if line["label"] != line["prediction"]]
+    return {
+        **dict.fromkeys(right[-1:], "the surest right prediction"),
+        **dict.fromkeys(wrong[:1], "the surest mistake"),
+    }
+
+
+def _canvases(
+    slide_ids: Collection[str], result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings
+) -> dict[str, Path]:
+    """slide_id -> canvas file; empty where looking at one would take long."""
+    from longvit.data.canvas_cache import CanvasSettings, canvas_name
+    from longvit.slides.reader import open_slide
+
+    if settings.side_px > MAX_PICTURE_SIDE_PX:
+        return {}
+    folder = settings.cache_dir or result.folder / "canvases"
+    made = CanvasSettings(settings.side_px, settings.fit, settings.reader, settings.max_bad_tiles)
+    paths = {}
+    for row in cohort.rows:
+        if row.slide_id in slide_ids:
+            with suppress(InputError), open_slide(row.path) as slide:  # it may be gone since
+                paths[row.slide_id] = folder / canvas_name(row.slide_id, slide.identity(), made)
+    return {slide_id: path for slide_id, path in paths.items() if path.exists()}
+
+
+def _contributions_section(
+    result: FinetuneResult, lines: Sequence[dict[str, str]], telling: dict[str, str], canvases: dict[str, Path]
+) -> list[Section]:
+    """The telling slides, patch by patch; their pictures also lie in the run's folder."""
+    from longvit.interpret import class_contributions, draw
+    from longvit.model.pretrained import load_model
+    from longvit.slides.canvas import read_canvas
+
+    shown = [line for line in reversed(lines) if line["slide_id"] in telling and line["slide_id"] in canvases]
+    if not shown:
+        return []
+    model = load_model(result.model_dir)
+    pictures = []
+    for line in shown:
+        name = line["slide_id"]
+        canvas = read_canvas(canvases[name])
+        contributions = class_contributions(model, canvas, result.metrics["classes"].index(line["prediction"]))
+        path = result.folder / f"contributions_{canvases[name].stem}.png"
+        draw(canvas, contributions, path, title=f"{name}: predicted {line['prediction']}, labelled {line['label']}")
+        pictures.append(Picture(f"{name}, {telling[name]}", path.read_bytes()))
+    return [Section("What each patch contributes", text=CONTRIBUTIONS_TEXT, pictures=pictures)]
+
+
+def _predictions_section(classes: Sequence[str], lines: Sequence[dict[str, str]], canvases: dict[str, Path]) -> Section:
     columns = ["slide", "patient", "split", "label", "prediction", *(f"p({name})" for name in classes)]
     rows = []
-    for line in sorted(_predictions(result), key=_most_wrong_first):
+    for line in lines[:MAX_ROWS]:
         cells: list[str | Picture] = [line[key] for key in ("slide_id", "case_id", "split", "label", "prediction")]
         cells += [f"{float(line[f'prob_{name}']):.3f}" for name in classes]
         if canvases:
@@ -184,45 +225,12 @@ def _predictions_section(result: FinetuneResult, canvases: dict[str, Path], sett
         rows.append(Row(cells, "" if line["label"] == line["prediction"] else "wrong"))
     if canvases:
         columns.insert(0, "canvas")
-    wrong = sum(row.kind == "wrong" for row in rows)
-    text = f"{wrong} of {len(rows)} are wrong (shaded); the surest mistakes come first. As a table: predictions.csv."
+    wrong = sum(line["label"] != line["prediction"] for line in lines)
+    text = f"{wrong} of {len(lines)} are wrong (shaded); the surest mistakes come first. As a table: predictions.csv."
+    if len(lines) > MAX_ROWS:
+        text += f" The first {MAX_ROWS} are shown."
     first = len(columns) - len(classes)
-    table = Table(columns, rows, frozenset(range(first, len(columns))))
-    return Section("Predictions", text=(text,), tables=(table,))
-
-
-def _most_wrong_first(line: dict[str, str]) -> tuple[float, str]:
-    return float(line[f"prob_{line['label']}"]), line["slide_id"]
-
-
-def _contributions_section(
-    result: FinetuneResult, canvases: dict[str, Path], settings: FinetuneSettings
-) -> list[Section]:
-    """The surest right and the surest wrong prediction of the last split, patch by patch."""
-    from longvit.interpret import class_contributions, draw
-    from longvit.model.pretrained import load_model
-    from longvit.slides.canvas import read_canvas
-
-    classes = result.metrics["classes"]
-    lines = [line for line in _predictions(result) if line["slide_id"] in canvases]
-    if not lines:
-        return []
-    ordered = sorted(lines, key=_most_wrong_first)
-    right = [line for line in ordered if line["label"] == line["prediction"]]
-    wrong = [line for line in ordered if line["label"] != line["prediction"]]
-    model = load_model(result.model_dir)
-    pictures = []
-    for line, what in [
-        *((x, "the surest right prediction") for x in right[-1:]),
-        *((x, "the surest mistake") for x in wrong[:1]),
-    ]:
-        canvas = read_canvas(canvases[line["slide_id"]])
-        contributions = class_contributions(model, canvas, classes.index(line["prediction"]))
-        path = result.folder / f"contributions_{line['slide_id']}.png"
-        title = f"{line['slide_id']}: predicted {line['prediction']}, labelled {line['label']}"
-        draw(canvas, contributions, path, title=title)
-        pictures.append(Picture(f"{line['slide_id']}, {what}", path.read_bytes()))
-    return [Section("What each patch contributes", text=CONTRIBUTIONS_TEXT, pictures=pictures)]
+    return Section("Predictions", text=(text,), tables=(Table(columns, rows, frozenset(range(first, len(columns)))),))
 
 
 CONTRIBUTIONS_TEXT = (

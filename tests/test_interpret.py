@@ -67,6 +67,7 @@ def test_the_score_is_the_class_against_the_mean_of_the_others(classes: int) -> 
         assert got.score == pytest.approx(float(logits[k] - others), abs=1e-4)
         assert got.per_patch.sum() + got.constant == pytest.approx(got.score, abs=1e-4)
         assert got.probability == pytest.approx(float(logits.softmax(0)[k]), abs=1e-5)
+        assert got.unit == ("log-odds" if classes == 2 else "score")
         if classes == 2:
             assert got.probability == pytest.approx(1 / (1 + np.exp(-got.score)), abs=1e-5)
 

@@ -42,7 +42,7 @@ class Contributions:
     constant: float
     """What the patches do not decide: w · β + b."""
     score: float
-    """per_patch.sum() + constant: the class's logit less the mean logit of the others (`patch_contributions`: alone)."""
+    """per_patch.sum() + constant: the class's logit less the mean logit of the others."""
     probability: float
     """The class's softmax probability."""
     class_name: str
@@ -197,15 +197,16 @@ def draw(
     map_axes.set_title(f"For “{contributions.class_name}” (red) or against it (blue)", fontsize=11)
     bar = figure.colorbar(shown, ax=map_axes, extend="both", fraction=0.05, pad=0.03)
     bar.set_label(
-        f"contribution of a patch to the {contributions.unit} of “{contributions.class_name}” against “{contributions.others}”\n"
+        f"contribution of a patch to the {contributions.unit} of “{contributions.class_name}” "
+        f"against “{contributions.others}”\n"
         f"(colours end at the {PERCENTILE:g}th percentile of the absolute value)",
         fontsize=8.5,
     )
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(title or "What each patch contributes", fontsize=13)
     figure.supxlabel(
-        f"{values.size:,} patches sum to {values.sum():+.2f}; with the constant {contributions.constant:+.2f} that makes "
-        f"{contributions.unit} {contributions.score:+.2f}: probability of “{contributions.class_name}” "
+        f"{values.size:,} patches sum to {values.sum():+.2f}; with the constant {contributions.constant:+.2f} that "
+        f"makes {contributions.unit} {contributions.score:+.2f}: probability of “{contributions.class_name}” "
         f"{contributions.probability:.3f}",
         fontsize=9.5,
     )

@@ -105,6 +105,16 @@ def test_positions_equal_bicubic_interpolation_of_the_whole_grid(height: int, wi
     assert interpolation(height, 4).sum(1).allclose(torch.ones(height, dtype=torch.float64))
 
 
+def test_positions_first_interpolated_for_inference_serve_training_too() -> None:
+    interpolation.cache_clear()
+    model = small().double()
+    images = pixels(1, 3, 40, 40)
+    with torch.inference_mode():
+        model(images)
+    model(images).sum().backward()
+    assert model.patch_embed.pos_embed.grad is not None
+
+
 def test_positions_per_patch_are_parameters_of_the_image_itself() -> None:
     assert small(positions="per_patch", image_px=64).patch_embed.pos_embed.shape == (1, 64, 32)
     assert small(positions="grid", image_px=64).patch_embed.pos_embed.shape == (1, 16, 32)

@@ -106,8 +106,8 @@ def interpolation(target: int, source: int) -> Tensor:
 
     Read off PyTorch's own `interpolate` (a = −0.75, border repeated) with unit vectors.
     """
-    eye = torch.eye(source, dtype=torch.float64).view(1, source, source, 1)
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # the cached matrix must serve training too
+        eye = torch.eye(source, dtype=torch.float64).view(1, source, source, 1)
         result = F.interpolate(eye, scale_factor=((target + 0.1) / source, 1.0), mode="bicubic")
     assert result.shape[2] == target, (result.shape, target)
     return result[0, :, :, 0].t().contiguous()

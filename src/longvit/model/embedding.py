@@ -109,8 +109,8 @@ def interpolation(target: int, source: int) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():  # the cached matrix must serve training too
         eye = torch.eye(source, dtype=torch.float64).view(1, source, source, 1)
         result = F.interpolate(eye, scale_factor=((target + 0.1) / source, 1.0), mode="bicubic")
-    assert result.shape[2] == target, (result.shape, target)
-    return result[0, :, :, 0].t().contiguous()
+        assert result.shape[2] == target, (result.shape, target)
+        return result[0, :, :, 0].t().contiguous()
 
 
 class _Embed(torch.autograd.Function):

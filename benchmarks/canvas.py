@@ -14,8 +14,8 @@ Neither of the latter has threads of its own. Prints JSON: seconds, CPU seconds,
 ratios of medians. Target: 3 × as fast, ≤ 1 GB. `--gigapixel` adds 100,000² px (minutes): its peak memory.
 
 `cores` is CPU seconds per second: where ours has not got the machine's cores, others were using them, and the ratio of
-seconds says little. The ratio of CPU seconds holds then too; it cannot reach 3, since Pillow's filter alone is a third
-of what OpenSlide + Pillow take, and both sides pay it.
+seconds says little. The ratio of CPU seconds holds then too, but cannot pass 3 by much: the filter, which both sides
+apply, takes us a third of the time that OpenSlide + Pillow take in all, however fast the tiles are decoded.
 """
 
 from __future__ import annotations

@@ -216,6 +216,15 @@ def test_a_drive_that_is_gone_ends_the_slide_a_bad_sector_does_not(
         assert len(slide.canvas(64).bad_tiles) == 1
 
 
+def test_a_file_that_is_gone_when_openslide_opens_it_again_ends_the_slide(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", [tissue(WIDTH, HEIGHT)])
+    damage(path, "zeros")
+    slide = open_slide(path, reader="openslide")
+    path.unlink()
+    with pytest.raises(InputError, match=r"a\.tif: cannot be read any more"):
+        slide.read_region(0, 0, 0, WIDTH, HEIGHT)
+
+
 def test_random_damage_inside_the_real_slide_never_ends_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     path = tmp_path / "a.svs"

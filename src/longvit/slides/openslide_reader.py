@@ -22,6 +22,7 @@ import openslide
 from numpy.typing import NDArray
 from openslide import lowlevel
 
+from longvit.errors import InputError
 from longvit.slides.pixel_reader import (
     BadTile,
     Block,
@@ -59,8 +60,8 @@ class OpenSlideReader(PixelReader):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._handle: Any = None
-        handle = self._current()
+        self._handle: Any = self._open()
+        handle = self._handle
         names = lowlevel.get_property_names(handle)
         self.properties: Mapping[str, str] = {name: lowlevel.get_property_value(handle, name) for name in names}
         self.vendor = self.properties.get("openslide.vendor", "unknown")
@@ -106,7 +107,7 @@ class OpenSlideReader(PixelReader):
         """The handle that all threads share, until an error replaces it."""
         with self._lock:
             if self._handle is None:
-                self._handle = self._open()
+                self._handle = self._reopen()
             return self._handle
 
     def _replace(self, broken: Any) -> None:
@@ -120,6 +121,13 @@ class OpenSlideReader(PixelReader):
             return lowlevel.open(self.path)
         except openslide.OpenSlideError as error:
             raise UnsupportedError(f"OpenSlide does not open it: {one_line(error)}") from error
+
+    def _reopen(self) -> Any:
+        try:
+            return self._open()
+        except UnsupportedError as error:
+            # It did open once: a file that is gone would make every piece a bad one, and the slide blank.
+            raise InputError(f"{self.path}: cannot be read any more ({error})") from error
 
     def _read(self, handle: Any, level: int, x_px: int, y_px: int, out: Block) -> None:
         height, width = out.shape[:2]
@@ -139,9 +147,9 @@ class OpenSlideReader(PixelReader):
 
     def _read_in_halves(self, level: int, x_px: int, y_px: int, out: Block) -> list[BadTile]:
         try:
-            self._read(self._open(), level, x_px, y_px, out)
+            self._read(self._reopen(), level, x_px, y_px, out)
             return []
-        except (openslide.OpenSlideError, UnsupportedError) as error:
+        except openslide.OpenSlideError as error:
             height, width = out.shape[:2]
             tile_w, tile_h = self._piece_px(level)
             if width <= tile_w and height <= tile_h:

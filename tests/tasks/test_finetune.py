@@ -21,8 +21,9 @@ import longvit
 from longvit.config import load_settings
 from longvit.data.cohort import read_cohort
 from longvit.errors import InputError
-from longvit.tasks.finetune import FinetuneResult, FinetuneSettings, finetune, starting_model
+from longvit.tasks.finetune import FinetuneResult, FinetuneSettings, finetune
 from longvit.tasks.metrics import classification_metrics
+from longvit.tasks.starting_model import starting_model
 from tasks.study import SETTINGS, study, write_study
 
 SCRIPT = Path(__file__).with_name("study.py")
@@ -204,6 +205,17 @@ def test_bfloat16_and_recomputation_learn_the_same(tmp_path: Path) -> None:
     result = finetune(study(tmp_path), settings, tmp_path / "run")
     assert result.metrics["splits"]["test"]["auc"] == 1.0
     assert {p.dtype for p in longvit.load_model(result.model_dir).parameters()} == {torch.float32}
+
+
+def test_out_of_memory_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("longvit.tasks.subtyping.step", full)
+    with pytest.raises(
+        InputError, match=r"out of memory with 2 slides of 64 px .*; try --forward-batch 1, --recompute"
+    ):
+        finetune(study(tmp_path), replace(SETTINGS, controls=False), tmp_path / "run")
 
 
 def test_two_processes_in_one_folder_do_not_trip_over_each_other(tmp_path: Path) -> None:

@@ -152,6 +152,17 @@ def test_nan_loss_names_the_slide_and_leaves_the_parameters(tmp_path: Path) -> N
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_losses_per_sample_name_the_one_slide(tmp_path: Path) -> None:
+    def by_sample(model: torch.nn.Module, batch: Any) -> dict[str, torch.Tensor]:
+        losses = torch.nn.functional.cross_entropy(model(batch.x), batch.y, reduction="none")
+        return {"loss": losses.mean(), "losses": losses}
+
+    with pytest.raises(NonFiniteError, match=r"the loss is nan on slide_13; look at it"):
+        train(network(), PointBatches(poison=13), by_sample, SETTINGS, folder=tmp_path, progress=False)
+    result = train(network(), PointBatches(), by_sample, SETTINGS, folder=tmp_path / "fine", progress=False)
+    assert set(result.history) == {"loss", "lr", "grad_norm"}
+
+
 def test_nan_weight_names_the_layer(tmp_path: Path) -> None:
     model = network()
     with torch.no_grad():

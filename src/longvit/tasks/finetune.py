@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,11 @@ from longvit.errors import InputError
 from longvit.files import make_folder, write_text
 from longvit.progress import Progress
 from longvit.tasks.settings import FinetuneSettings
+from longvit.tasks.starting_model import starting_model
 
 if TYPE_CHECKING:
     from longvit.data.canvas_cache import CachedCanvases
     from longvit.data.datasets import CanvasBatches, CanvasDataset
-    from longvit.model.longvit import LongViT
     from longvit.tasks.subtyping import Predictions
 
 __all__ = ["FinetuneResult", "FinetuneSettings", "finetune"]
@@ -149,6 +149,8 @@ class _Finetuning:
         self.last: dict[str, Predictions] = {}
 
     def run(self) -> FinetuneResult:
+        import torch
+
         from longvit.tasks.results import write_results
         from longvit.tasks.subtyping import step
         from longvit.training.loop import autocast, train
@@ -158,15 +160,26 @@ class _Finetuning:
         model = starting_model(settings, self.cohort.classes).to(self.device.device)
         canvases = self.read_slides()
         controls = self.controls() if settings.controls else {}
-        outcome = train(
-            model,
-            self.batches("train", training=True),
-            step,
-            settings.training(),
-            folder=self.folder / "checkpoints",
-            evaluate=self.evaluate,
-            facts={"slides_per_forward": settings.slides_per_forward(), "content of the slides": _content(canvases)},
-        )
+        try:
+            outcome = train(
+                model,
+                self.batches("train", training=True),
+                step,
+                settings.training(),
+                folder=self.folder / "checkpoints",
+                evaluate=self.evaluate,
+                facts={
+                    "slides_per_forward": settings.slides_per_forward(),
+                    "content of the slides": _content(canvases),
+                },
+            )
+        except torch.OutOfMemoryError as error:
+            n = settings.slides_per_forward()
+            first = f"--forward-batch {max(1, n // 2)}" if n > 1 else "a smaller --side-px"
+            raise InputError(
+                f"{self.device.name}: out of memory with {n} slides of {settings.side_px} px in a forward pass; "
+                f"try {first}, --recompute or --dtype bfloat16, each in a new folder"
+            ) from error
         if not self.last:  # the run goes on behind its last epoch: only the files are missing
             with autocast(self.device.device, settings.dtype):
                 self.evaluate(model, settings.epochs - 1)
@@ -262,48 +275,6 @@ class _Finetuning:
             results = run_controls(self.batches("train"), self.evaluated(), encoder, progress)
         write_text(path, json.dumps(results, indent=1) + "\n")
         return results
-
-
-def starting_model(settings: FinetuneSettings, classes: Sequence[str], *, random: bool = False) -> LongViT:
-    """The model before its first step: `settings.weights` with a new head, or (also if `random`) drawn by the seed.
-
-    Raises `InputError`: no such model, weights of another kind, a size that the weights do not fit.
-    """
-    import torch
-
-    from longvit.model.longvit import SIZES, LongViT
-    from longvit.model.pretrained import load_model
-
-    if settings.weights is None and settings.model not in SIZES:
-        raise InputError(f"--model {settings.model}: choose {', '.join(SIZES)}")
-    loaded = None if settings.weights is None else load_model(settings.weights)
-    if loaded is not None and not isinstance(loaded, LongViT):
-        raise InputError(f"{settings.weights}: a model of tile features; fine-tuning on slides needs a LongViT")
-    start = SIZES[settings.model] if loaded is None else loaded.config
-    if start.positions == "per_patch" and start.image_px != settings.side_px:
-        raise InputError(
-            f"{settings.weights}: one position per patch of {start.image_px} px; use --side-px {start.image_px}, or "
-            f"weights with positions on the pretraining grid"
-        )
-    if settings.side_px % start.patch_px:
-        raise InputError(f"--side-px {settings.side_px}: not a multiple of the model's patch of {start.patch_px} px")
-    config = replace(
-        start,
-        num_classes=len(classes),
-        class_names=tuple(classes),
-        drop_path=settings.drop_path,
-        image_px=settings.side_px,
-        fit=settings.fit,
-    )
-    torch.manual_seed(settings.seed)
-    model = LongViT(config)
-    if loaded is not None and not random:
-        own = {name: tensor for name, tensor in loaded.state_dict().items() if not name.startswith("head.")}
-        missing = model.load_state_dict(own, strict=False)
-        assert not missing.unexpected_keys
-        assert all(name.startswith("head.") for name in missing.missing_keys), missing.missing_keys
-    model.set_recompute(settings.recompute)
-    return model
 
 
 def _with_splits(cohort: Cohort, settings: FinetuneSettings) -> Cohort:

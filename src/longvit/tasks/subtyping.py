@@ -33,8 +33,9 @@ class Predictions:
 def step(model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
     """The training loop's step: the batch's mean cross-entropy. `batch` has images (B, 3, S, S) and labels (B,)."""
     device = next(model.parameters()).device
-    logits = model(batch.images.to(device, non_blocking=True))
-    return {"loss": functional.cross_entropy(logits.float(), batch.labels.to(device, non_blocking=True))}
+    logits = model(batch.images.to(device, non_blocking=True)).float()
+    losses = functional.cross_entropy(logits, batch.labels.to(device, non_blocking=True), reduction="none")
+    return {"loss": losses.mean(), "losses": losses}
 
 
 @torch.no_grad()

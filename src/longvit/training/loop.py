@@ -57,7 +57,8 @@ class Batches(Protocol):
 
 
 Step = Callable[[nn.Module, Any], Mapping[str, torch.Tensor]]
-"""step(model, batch) -> {"loss": the mean over the batch's samples, further scalars for the history}."""
+"""step(model, batch) -> {"loss": mean over the batch's samples, further scalars for the history}; it may add
+"losses", one per sample, by which a sample with a NaN is named."""
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
 """evaluate(model, epoch) -> figures for the history, after every epoch; the model is in eval mode, no gradients."""
 
@@ -222,7 +223,9 @@ class _Run:
                 out = self.step(self.model, batch)
             weight = len(batch.names) / samples
             (out["loss"] * weight).backward()
-            seen.append(_Seen(batch.names, {k: v.detach().float() * weight for k, v in out.items()}))
+            losses = out.get("losses")
+            figures = {k: v.detach().float() * weight for k, v in out.items() if k != "losses"}
+            seen.append(_Seen(batch.names, figures, None if losses is None else losses.detach()))
             taken += len(batch.names)
         assert taken == samples, "the batches do not hold what batch_size and samples promise"
 
@@ -237,10 +240,10 @@ class _Run:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         names = list(seen[0].figures)
-        figures = {name: sum(flat[i : -1 : len(names)]) for i, name in enumerate(names)}
-        figures |= {"lr": lr, "grad_norm": flat[-1]}
-        self.state.record(figures)
-        return figures
+        figures_of_step: dict[str, float] = {name: sum(flat[i : -1 : len(names)]) for i, name in enumerate(names)}
+        figures_of_step |= {"lr": lr, "grad_norm": flat[-1]}
+        self.state.record(figures_of_step)
+        return figures_of_step
 
     def refuse_non_finite(self, seen: list[_Seen], epoch: int) -> None:
         """Names the culprit: a parameter before a sample, a sample's loss before a gradient."""
@@ -250,7 +253,7 @@ class _Run:
             raise NonFiniteError(f"{at}: parameter {name} holds a NaN or an infinity; {advice}")
         for batch in seen:
             if not math.isfinite(loss := batch.figures["loss"].item()):
-                raise NonFiniteError(f"{at}: the loss is {loss} on {', '.join(batch.names)}; {advice}")
+                raise NonFiniteError(f"{at}: the loss is {loss} on {', '.join(batch.culprits())}; {advice}")
         if name := first_non_finite((name, p.grad) for name, p in named_parameters(self.optimizer)):
             of = ", ".join(name for batch in seen for name in batch.names)
             raise NonFiniteError(f"{at}: the gradient of {name} is not finite on {of}; {advice}")
@@ -272,3 +275,11 @@ class _Seen:
 
     names: Sequence[str]
     figures: dict[str, torch.Tensor]
+    losses: torch.Tensor | None
+
+    def culprits(self) -> Sequence[str]:
+        """The samples whose own loss is not finite; all of them where that is not known."""
+        if self.losses is None:
+            return self.names
+        finite = torch.isfinite(self.losses).tolist()
+        return [name for name, ok in zip(self.names, finite, strict=True) if not ok] or self.names

@@ -83,37 +83,37 @@ def backward(
     out: Tensor,
     lse: Tensor,
     s: Settings,
-    grads: Sequence[Tensor],
-) -> None:
-    """Writes the gradients of q, k and v into `grads`: three (B, N, H, D) of `wide_dtype`, any strides, unset."""
+    into: Sequence[Tensor] | None = None,
+) -> Sequence[Tensor]:
+    """→ the gradients of q, k and v in `wide_dtype`, each (B, N, H, D): `into`, set whatever it held, or new ones."""
     B, N, H, _ = q.shape
-    adjoin = _rows_adjoin(q, k, v, grad_out, *grads)
-    is_set = False
+    wide, adjoin = wide_dtype(q.dtype), _rows_adjoin(q, k, v, grad_out, *(into or ()))
+    grads: Sequence[Tensor] | None = None
     for run in runs(B, N, s.lengths):
         for w, r in s.branches:
             if s.padded and is_shifted(run.length, w, r):
-                is_set = is_set or _set_zero(grads)
                 tensors = [run.view(t) for t in (grad_out, q, k, v, out, lse)]
+                grads = grads or _zeros(q, into)
                 for grad, part in zip(grads, _shifted_branch_backward(tensors, w, r, s), strict=True):
                     run.view(grad).add_(part)
                 continue
             for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin and run.length == N):
                 parts = _call_backward(call, (grad_out, q, k, v, out, lse), s)
-                fills = not is_set and parts[0].numel() == q.numel()
-                is_set = is_set or fills or _set_zero(grads)
+                if grads is None and parts[0].numel() == q.numel():  # covers everything, as in `forward`
+                    grads = [p.to(wide).transpose(1, 2).contiguous().view(q.shape) for p in parts]
+                    if into is not None:
+                        grads = [grad.copy_(part) for grad, part in zip(into, grads, strict=True)]
+                    continue
+                grads = grads or _zeros(q, into)
                 for grad, part in zip(grads, parts, strict=True):
-                    if fills:
-                        call.view(grad).copy_(part)
-                    else:
-                        call.view(grad).add_(part)
-    if not is_set:
-        _set_zero(grads)
+                    call.view(grad).add_(part)
+    return grads or _zeros(q, into)
 
 
-def _set_zero(grads: Sequence[Tensor]) -> bool:
-    for grad in grads:
-        grad.zero_()
-    return True
+def _zeros(q: Tensor, into: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    if into is None:
+        return [q.new_zeros(q.shape, dtype=wide_dtype(q.dtype)) for _ in range(3)]
+    return [grad.zero_() for grad in into]
 
 
 def _call_backward(call: Call, tensors: Sequence[Tensor], s: Settings) -> tuple[Tensor, Tensor, Tensor]:

@@ -75,22 +75,22 @@ def backward_op(
     padded: bool,
     scale: float,
     backend: str,
-) -> Tensor:
-    """→ the gradient of q, k and v, stacked as (B, N, 3, H, D)."""
+) -> list[Tensor]:
+    """→ the gradients in the layout of `qkv`: three (B, N, H, D), or one (B, N, 3, H, D)."""
     if grad_out.stride(-1) != 1 or 0 in grad_out.stride():
         grad_out = grad_out.contiguous()  # an expanded gradient (of a sum or mean)
     q, k, v = _three(qkv)
     settings = _settings(q, segment_lengths, dilated_ratios, lengths, detached, padded, scale, backend)
-    B, N, H, D = q.shape
-    grads = q.new_empty((B, N, 3, H, D), dtype=merge.wide_dtype(q.dtype))
-    merge.backward(grad_out, q, k, v, out, lse, settings, grads.unbind(2))
-    return grads.to(q.dtype)
+    if len(qkv) == 3:
+        return [g.to(q.dtype) for g in merge.backward(grad_out, q, k, v, out, lse, settings)]
+    fused = torch.empty(qkv[0].shape, dtype=merge.wide_dtype(q.dtype), device=q.device)
+    merge.backward(grad_out, q, k, v, out, lse, settings, fused.unbind(2))
+    return [fused.to(q.dtype)]
 
 
 @backward_op.register_fake
-def _(grad_out: Tensor, qkv: Sequence[Tensor], *_: Any) -> Tensor:
-    B, N, H, D = _three(qkv)[0].shape
-    return grad_out.new_empty((B, N, 3, H, D), dtype=qkv[0].dtype)
+def _(grad_out: Tensor, qkv: Sequence[Tensor], *_: Any) -> list[Tensor]:
+    return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in qkv]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -105,8 +105,7 @@ def _autograd(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Any,
     unused = (None,) * len(ctx.settings)
     if grad_out is None:
         return [None] * len(qkv), *unused
-    grads = backward_op(grad_out, list(qkv), out, lse, *ctx.settings)
-    return [grads] if len(qkv) == 1 else list(grads.unbind(2)), *unused
+    return backward_op(grad_out, list(qkv), out, lse, *ctx.settings), *unused
 
 
 forward_op.register_autograd(_autograd, setup_context=_setup_context)

@@ -21,13 +21,15 @@ class _FeedForward(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, n1w, n1b, w1, b1, n2w, n2b, w2, b2, eps, keep_hidden, dtype):
         first = n1w, n1b, w1.to(dtype), b1.to(dtype), eps, False
         second = n2w, n2b, w2.to(dtype), b2.to(dtype), eps, True
-        y = x.new_empty((len(x), len(w2)), dtype=dtype)
-        hidden = []
-        for c in nl.chunks(x):
+        hidden: list[Tensor] = []
+
+        def one(c: slice, out: Tensor | None) -> Tensor:
             h = nl.forward_chunk(x[c], *first)
             if keep_hidden:
                 hidden.append(h)
-            nl.forward_chunk(h, *second, y[c])
+            return nl.forward_chunk(h, *second, out)
+
+        y = nl.by_chunks(len(x), one)
         ctx.save_for_backward(x, n1w, n1b, w1, b1, n2w, n2b, w2, *hidden)
         ctx.eps, ctx.dtype = eps, dtype
         return y
@@ -35,13 +37,16 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
         x, n1w, n1b, w1, b1, n2w, n2b, w2, *hidden = ctx.saved_tensors
+        eps, kept = ctx.eps, iter(hidden)
         first, second = nl.Grads(n1w, w1), nl.Grads(n2w, w2)
         w1, b1, w2 = (t.to(ctx.dtype) for t in (w1, b1, w2))
-        grad_x = torch.empty_like(x)
-        for i, c in enumerate(nl.chunks(x)):
-            h = hidden[i] if hidden else nl.forward_chunk(x[c], n1w, n1b, w1, b1, ctx.eps, False)
-            grad_h = nl.backward_chunk(grad[c], h, n2w, n2b, w2, ctx.eps, True, second)
-            nl.backward_chunk(grad_h, x[c], n1w, n1b, w1, ctx.eps, False, first, grad_x[c])
+
+        def one(c: slice, out: Tensor | None) -> Tensor:
+            h = next(kept) if hidden else nl.forward_chunk(x[c], n1w, n1b, w1, b1, eps, False)
+            grad_h = nl.backward_chunk(grad[c], h, n2w, n2b, w2, eps, True, second)
+            return nl.backward_chunk(grad_h, x[c], n1w, n1b, w1, eps, False, first, out)
+
+        grad_x = nl.by_chunks(len(x), one)
         return grad_x, *first.result(), *second.result(), None, None, None
 
 

@@ -10,6 +10,7 @@ T tokens, I features in, O features out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 aten = torch.ops.aten
-CHUNK_TOKENS = 512
+CHUNK_TOKENS = 1024
 _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
@@ -45,19 +46,18 @@ class _NormLinear(torch.autograd.Function):
     def forward(ctx: Any, x, norm_w, norm_b, w, b, eps: float, gelu: bool, dtype: torch.dtype):
         ctx.save_for_backward(x, norm_w, norm_b, w)
         ctx.eps, ctx.gelu, ctx.dtype = eps, gelu, dtype
-        y, w, b = x.new_empty((len(x), len(w)), dtype=dtype), w.to(dtype), b.to(dtype)
-        for c in chunks(x):
-            forward_chunk(x[c], norm_w, norm_b, w, b, eps, gelu, y[c])
-        return y
+        w, b = w.to(dtype), b.to(dtype)
+        return by_chunks(len(x), lambda c, out: forward_chunk(x[c], norm_w, norm_b, w, b, eps, gelu, out))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):
         x, norm_w, norm_b, w = ctx.saved_tensors
-        grads = Grads(norm_w, w)
-        grad_x, w = torch.empty_like(x), w.to(ctx.dtype)
-        for c in chunks(x):
-            backward_chunk(grad[c], x[c], norm_w, norm_b, w, ctx.eps, ctx.gelu, grads, grad_x[c])
-        return grad_x, *grads.result(), None, None, None
+        sums, w_cast = Grads(norm_w, w), w.to(ctx.dtype)
+
+        def one(c: slice, out: Tensor | None) -> Tensor:
+            return backward_chunk(grad[c], x[c], norm_w, norm_b, w_cast, ctx.eps, ctx.gelu, sums, out)
+
+        return by_chunks(len(x), one), *sums.result(), None, None, None
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, *, gelu: bool = False) -> Tensor:
@@ -68,9 +68,21 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, *, gelu: bool 
     return y.unflatten(0, x.shape[:-1])
 
 
-def chunks(x: Tensor) -> list[slice]:
-    """Slices of the token axis of (T, …)."""
-    return [slice(i, min(i + CHUNK_TOKENS, len(x))) for i in range(0, len(x), CHUNK_TOKENS)]
+def by_chunks(tokens: int, one: Callable[[slice, Tensor | None], Tensor]) -> Tensor:
+    """Joins `one`(slice of the token axis, where its result goes or None) over chunks of the token axis.
+
+    A single chunk is returned as it comes; several are written into one tensor, like the first.
+    """
+    first = one(slice(0, min(CHUNK_TOKENS, tokens)), None)
+    if tokens <= CHUNK_TOKENS:
+        return first
+    joined = first.new_empty((tokens, *first.shape[1:]))
+    joined[:CHUNK_TOKENS] = first
+    del first
+    for start in range(CHUNK_TOKENS, tokens, CHUNK_TOKENS):
+        c = slice(start, min(start + CHUNK_TOKENS, tokens))
+        one(c, joined[c])
+    return joined
 
 
 def _normalised(
@@ -102,15 +114,27 @@ class Grads:
 
     def __init__(self, norm_w: Tensor, w: Tensor) -> None:
         self.dtypes = norm_w.dtype, norm_w.dtype, w.dtype, w.dtype
-        wide = torch.promote_types(norm_w.dtype, torch.float32)
-        self.norm_w, self.norm_b = (torch.zeros_like(norm_w, dtype=wide) for _ in range(2))
-        self.w = torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32))
-        self.b = torch.zeros_like(self.w[:, 0])
+        self.sums: list[Tensor] = []
+
+    def add(self, grad: Tensor, n: Tensor, norm_w: Tensor, norm_b: Tensor) -> None:
+        """One chunk: gradient (T, O) and input (T, I) of the linear layer, gradients of the norm's weight and bias."""
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        bias = grad.sum(0, dtype=wide)
+        if not self.sums:
+            self.sums = [norm_w.to(wide), norm_b.to(wide), (grad.t() @ n).to(wide), bias]
+            return
+        sum_norm_w, sum_norm_b, sum_w, sum_bias = self.sums
+        sum_norm_w += norm_w
+        sum_norm_b += norm_b
+        sum_bias += bias
+        if grad.dtype == wide:
+            sum_w.addmm_(grad.t(), n)  # the large one, without a tensor in between
+        else:
+            sum_w += grad.t() @ n
 
     def result(self) -> list[Tensor]:
         """In the dtypes of the parameters: norm weight, norm bias, weight, bias."""
-        sums = self.norm_w, self.norm_b, self.w, self.b
-        return [x.to(dtype) for x, dtype in zip(sums, self.dtypes, strict=True)]
+        return [x.to(dtype) for x, dtype in zip(self.sums, self.dtypes, strict=True)]
 
 
 def backward_chunk(
@@ -126,16 +150,10 @@ def backward_chunk(
 ) -> Tensor:
     """One chunk's backward: adds to `grads`, → gradient of x (written to `grad_x` where given)."""
     n, a, mean, rstd = _normalised(x, norm_w, norm_b, eps, gelu, w.dtype)
-    if grads.w.dtype == w.dtype:
-        grads.w.addmm_(grad.t(), n)
-    else:
-        grads.w += grad.t() @ n
-    grads.b += grad.sum(0, dtype=grads.b.dtype)
     grad_n = linear(grad, w.t()).to(a.dtype)
     grad_a, d_norm_w, d_norm_b = aten.native_layer_norm_backward(
         grad_n, a, a.shape[-1:], mean, rstd, norm_w.to(a.dtype), norm_b.to(a.dtype), [True, True, True]
     )
-    grads.norm_w += d_norm_w
-    grads.norm_b += d_norm_b
+    grads.add(grad, n, d_norm_w, d_norm_b)
     result = aten.gelu_backward(grad_a, x) if gelu else grad_a
     return result if grad_x is None else grad_x.copy_(result)

@@ -16,16 +16,12 @@ neighbouring folds; the AUC on one of them after the last epoch is evidence for 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-# On cores that others use too, threads that spin while they wait cost several times what they save.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 

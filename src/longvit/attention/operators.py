@@ -3,12 +3,15 @@
 `longvit::dilated_attention` takes [q, k, v] or one fused projection [qkv]; its backward returns the gradient in the
 same layout, so that a fused projection needs no copy. Both have fake kernels (shapes without data) and FLOP formulas.
 
+Registered with `torch.library.define` rather than `custom_op`, whose wrapper imports the whole compiler at the first
+call: some 80 MB and a second in every process that never compiles.
+
 B sequences, N tokens, H heads, D head dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,8 +42,16 @@ def _settings(
     return merge.Settings(branches, None if lengths is None else tuple(lengths), detached, padded, scale, kernel)
 
 
-@torch.library.custom_op("longvit::dilated_attention", mutates_args=())
-def forward_op(
+def _operator(function: Callable[..., Any], name: str, fake: Callable[..., Any]) -> Any:
+    """Registers `function`, which changes none of its arguments, and returns the operator."""
+    torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
+    torch.library.impl(name, "default", function)
+    torch.library.register_fake(name, fake)
+    namespace, op = name.split("::")
+    return getattr(getattr(torch.ops, namespace), op).default
+
+
+def _forward(
     qkv: Sequence[Tensor],
     segment_lengths: Sequence[int],
     dilated_ratios: Sequence[int],
@@ -56,14 +67,12 @@ def forward_op(
     return merge.forward(q, k, v, settings)
 
 
-@forward_op.register_fake
-def _(qkv: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
+def _forward_fake(qkv: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
     q = _three(qkv)[0]
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=merge.wide_dtype(q.dtype))
 
 
-@torch.library.custom_op("longvit::dilated_attention_backward", mutates_args=())
-def backward_op(
+def _backward(
     grad_out: Tensor,
     qkv: Sequence[Tensor],
     out: Tensor,
@@ -88,9 +97,12 @@ def backward_op(
     return [fused.to(q.dtype)]
 
 
-@backward_op.register_fake
-def _(grad_out: Tensor, qkv: Sequence[Tensor], *_: Any) -> list[Tensor]:
+def _backward_fake(grad_out: Tensor, qkv: Sequence[Tensor], *_: Any) -> list[Tensor]:
     return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in qkv]
+
+
+forward_op = _operator(_forward, "longvit::dilated_attention", _forward_fake)
+backward_op = _operator(_backward, "longvit::dilated_attention_backward", _backward_fake)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -108,7 +120,7 @@ def _autograd(ctx: Any, grad_out: Tensor | None, _: Tensor | None) -> tuple[Any,
     return backward_op(grad_out, list(qkv), out, lse, *ctx.settings), *unused
 
 
-forward_op.register_autograd(_autograd, setup_context=_setup_context)
+torch.library.register_autograd("longvit::dilated_attention", _autograd, setup_context=_setup_context)
 
 
 def attention_pairs(

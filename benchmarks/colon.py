@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,6 @@ def histogram_control(cohort: Cohort, settings: FinetuneSettings) -> dict[str, f
 
 def run_fold(cohort: Cohort, fold: str, settings: FinetuneSettings, out: Path) -> dict[str, Any]:
     """Trains on the other folds, tests on this one."""
-    start = time.perf_counter()
     split = cohort.with_splits(["test" if row.fold == fold else "train" for row in cohort.rows])
     metrics = finetune(split, settings, out / f"fold{fold}").metrics
     systems = {
@@ -71,7 +69,6 @@ def run_fold(cohort: Cohort, fold: str, settings: FinetuneSettings, out: Path) -
         "fold": fold,
         "test": dict(zip(cohort.classes, counts, strict=True)),
         **{name: {figure: round(of[figure], 3) for figure in FIGURES} for name, of in systems.items()},
-        "minutes": round((time.perf_counter() - start) / 60, 1),
     }
 
 

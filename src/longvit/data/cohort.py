@@ -9,15 +9,16 @@ label, a slide that is not there) is one line of `InputError`, never a guess.
     P02,P02_a,healthy,scans/P02_a.svs,test
 
 Only `label` and one of `slide_id`, `path` are needed. Further columns that are read: `mpp` (µm per pixel, where
-the file does not say), `split` (train, val, test), `fold`, `site`.
+the file does not say), `split` (train, val, test), `fold`, `site`. A task finds all others in `SlideRow.cells`.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from longvit.data.slide_files import SlideFinder, slide_stem
@@ -41,9 +42,9 @@ class SlideRow:
     slide_id: str
     """The slide's name, unique in its cohort, without the file's extension."""
     label: str
-    """The class, as written in the CSV."""
+    """The class, as written in the CSV; "" where the cohort was read without a label column."""
     path: Path
-    """The slide's file or folder; it was there when the cohort was read."""
+    """The slide's file or folder; it was there when the cohort was read (see `need_files`)."""
     mpp: float | None = None
     """µm per pixel at level 0 where the CSV states it; None leaves it to the file."""
     split: str | None = None
@@ -52,6 +53,8 @@ class SlideRow:
     """The cross-validation fold as written in the CSV."""
     site: str | None = None
     """The hospital or scanner as written in the CSV."""
+    cells: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """All cells of the CSV's row by column name (lower case, `_` for spaces and `-`), as text without outer spaces."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class Cohort:
 
     rows: tuple[SlideRow, ...]
     classes: tuple[str, ...]
-    """Sorted (by number where all are numbers); of two classes the second is the positive one."""
+    """Sorted (by number where all are numbers), or in the order that `keep` gave; of two classes the second is the
+    positive one. Empty where the cohort was read without a label column."""
     source: str = "cohort"
     """Where it came from, for messages."""
     notes: tuple[str, ...] = ()
@@ -74,11 +78,15 @@ class Cohort:
         """The label as an index into `classes`."""
         return self.classes.index(row.label)
 
-    def with_splits(self, split_of: Sequence[str | None]) -> Cohort:
-        """The same cohort with one split name (or None: in none of them) per row; leaks are refused."""
+    def with_splits(self, split_of: Sequence[str | None], *, allow_leak: bool = False) -> Cohort:
+        """The same cohort with one split name (or None: in none of them) per row.
+
+        A patient in two splits is an `InputError`, unless `allow_leak`.
+        """
         assert len(split_of) == len(self.rows)
         rows = tuple(replace(row, split=split) for row, split in zip(self.rows, split_of, strict=True))
-        _refuse_leak(rows, "split", self.source)
+        if not allow_leak:
+            _refuse_leak(rows, "split", self.source)
         return replace(self, rows=rows)
 
     def fingerprint(self) -> str:
@@ -90,29 +98,41 @@ class Cohort:
         """One line: slides, patients, classes, splits, each with its count."""
         cases = len({row.case_id for row in self.rows})
         parts = [f"{len(self.rows)} slides of {cases} patients"]
-        parts.append(", ".join(f"{c} {sum(r.label == c for r in self.rows)}" for c in self.classes))
+        if self.classes:
+            parts.append(", ".join(f"{c} {sum(r.label == c for r in self.rows)}" for c in self.classes))
         splits = [f"{s} {len(self.split(s))}" for s in SPLITS if self.split(s)]
         return "; ".join([*parts, ", ".join(splits)] if splits else parts)
 
 
-def read_cohort(csv_path: str | Path, *, label_column: str = "label", slides_dir: str | Path | None = None) -> Cohort:
-    """Reads a manifest CSV and finds every slide's file.
+def read_cohort(
+    csv_path: str | Path,
+    *,
+    label_column: str | None = "label",
+    keep: Sequence[str] | None = None,
+    slides_dir: str | Path | None = None,
+    need_files: bool = True,
+    allow_leak: bool = False,
+) -> Cohort:
+    """Reads a manifest, .csv or .csv.zip, and finds every slide's file.
 
-    `label_column`: which column holds the class. `slides_dir`: where to look for slides without a `path`
-    (default: beside the CSV); subfolders one level down are searched too. A `path` is relative to the CSV, or else
-    to `slides_dir`.
+    `label_column`: which column holds the class; None where the task has none (every label is then ""). `keep`: the
+    classes to use, in their order; rows of other classes or without one are left out, which a note counts.
+    `slides_dir`: where to look for slides without a `path` (default: beside the CSV); subfolders one level down are
+    searched too. A `path` is relative to the CSV, or else to `slides_dir`. `need_files=False`: a slide without a file
+    stays, with the path where it would be (to check a manifest before the slides are there). `allow_leak`: a patient
+    may be in two splits or folds.
 
     Raises `InputError` in one line (file, row, way out) for: no such file, an empty file, no label column, a
     row without label, labels that are no classes, one class only, a slide without a file, a slide listed twice,
     a patient in two splits or two folds, a split that is neither train, val nor test, an mpp that is no positive
-    number.
+    number, a class to keep that no row has.
     """
     path = Path(csv_path)
     if slides_dir is not None and not Path(slides_dir).is_dir():
         raise InputError(f"--slides-dir {slides_dir}: no such folder")
     columns, table = read_table(path)
     notes: list[str] = []
-    label_key = _label_key(path, columns, label_column)
+    label_key = None if label_column is None else _label_key(path, columns, label_column)
     if "slide_id" not in columns and "path" not in columns:
         raise InputError(f"{path}: no column 'slide_id' or 'path'{_has(columns)}")
     if "slide_id" not in columns:
@@ -120,7 +140,10 @@ def read_cohort(csv_path: str | Path, *, label_column: str = "label", slides_dir
     if "case_id" not in columns:
         notes.append(f"{path}: no column 'case_id': every slide counts as a patient of its own")
 
-    labels = _labels(path, table, label_key)
+    if label_key is not None and keep is not None:
+        keep = [_class_name(label) for label in keep]
+        table = _kept(path, table, label_key, keep, notes)
+    labels = [""] * len(table) if label_key is None else _labels(path, table, label_key)
     finder = SlideFinder([*([slides_dir] if slides_dir is not None else []), path.parent])
     rows: list[SlideRow] = []
     missing: list[str] = []
@@ -136,9 +159,10 @@ def read_cohort(csv_path: str | Path, *, label_column: str = "label", slides_dir
             )
         line_of_id[slide_id] = line
         file, looked = _slide_file(path, cells, slides_dir, finder)
-        if file is None:
+        if file is None and need_files:
             missing.append(f"line {line}: no slide {slide_id} (looked for {looked})")
             continue
+        file = file or Path(slides_dir or path.parent) / (cells.get("path") or cells["slide_id"])
         if (resolved := file.resolve()) in line_of_path:
             raise InputError(
                 f"{path}, line {line}: {file} is the file of line {line_of_path[resolved]} already; keep one row"
@@ -154,6 +178,7 @@ def read_cohort(csv_path: str | Path, *, label_column: str = "label", slides_dir
                 split=_split(path, line, cells.get("split", "")),
                 fold=cells.get("fold") or None,
                 site=cells.get("site") or None,
+                cells=cells,
             )
         )
     if missing:
@@ -161,11 +186,13 @@ def read_cohort(csv_path: str | Path, *, label_column: str = "label", slides_dir
         raise InputError(f"{path}, {missing[0]}{more}; give --slides-dir, or a column path")
     _all_or_none(path, table, "split")
     _all_or_none(path, table, "fold")
-    _refuse_leak(rows, "split", str(path))
-    _refuse_leak(rows, "fold", str(path))
+    if not allow_leak:
+        _refuse_leak(rows, "split", str(path))
+        _refuse_leak(rows, "fold", str(path))
     if "case_id" in columns and (empty := sum(not cells.get("case_id") for _, cells in table)):
         notes.append(f"{path}: {empty} rows without case_id: each counts as a patient of its own")
-    return Cohort(tuple(rows), _classes(labels), str(path), tuple(notes))
+    classes = () if label_key is None else _classes(labels) if keep is None else tuple(keep)
+    return Cohort(tuple(rows), classes, str(path), tuple(notes))
 
 
 def _label_key(path: Path, columns: list[str], label_column: str) -> str:
@@ -181,8 +208,29 @@ def _has(columns: list[str]) -> str:
     return f" (it has {', '.join(c or '(no name)' for c in columns)})"
 
 
+def _kept(
+    path: Path, table: list[tuple[int, dict[str, str]]], key: str, keep: Sequence[str], notes: list[str]
+) -> list[tuple[int, dict[str, str]]]:
+    """The rows of the classes in `keep`; how many of each other class were left out goes into the notes."""
+    found = Counter(_class_name(cells.get(key, "")) or "(no label)" for _, cells in table)
+    if len(set(keep)) < max(2, len(keep)):
+        raise InputError(f"classes to keep: {', '.join(keep)}: name at least two, each once")
+    if absent := [label for label in keep if label not in found]:
+        raise InputError(f"{path}: no row has the {key} {absent[0]!r} (it has {', '.join(sorted(found))})")
+    if out := {label: found[label] for label in sorted(found) if label not in keep}:
+        names = ", ".join(f"{label} {n}" for label, n in out.items())
+        notes.append(f"{path}: {sum(out.values())} of {len(table)} rows are of other classes and left out ({names})")
+    return [(line, cells) for line, cells in table if _class_name(cells.get(key, "")) in keep]
+
+
+def _class_name(text: str) -> str:
+    """Whole numbers that a table program wrote as 1.0 become 1."""
+    value = number(text)
+    return str(int(value)) if value is not None and value.is_integer() else text
+
+
 def _labels(path: Path, table: list[tuple[int, dict[str, str]]], key: str) -> list[str]:
-    """The class of every row; whole numbers that a table program wrote as 1.0 become 1."""
+    """The class of every row, see `_class_name`."""
     empty = [line for line, cells in table if not cells.get(key) or cells[key].lower() in ("nan", "na", "none")]
     if empty:
         more = f" and {len(empty) - 1} more" if empty[1:] else ""
@@ -196,7 +244,7 @@ def _labels(path: Path, table: list[tuple[int, dict[str, str]]], key: str) -> li
                 f"{path}, line {table[broken[0]][0]}: {key} is {labels[broken[0]]}: a measurement, not a class; "
                 f"choose another --label-column, or write classes"
             )
-        labels = [str(int(n)) for n in numbers if n is not None]
+        labels = [_class_name(label) for label in labels]
     classes = set(labels)
     if len(classes) == 1:
         raise InputError(f"{path}: every row has the {key} {labels[0]!r}; at least two classes are needed")

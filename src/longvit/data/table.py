@@ -1,4 +1,4 @@
-"""Reads a CSV as people write them: BOM, `,` `;` or tabs, spaces, column names in any case, blank lines."""
+"""Reads a CSV as people write them: BOM, `,` `;` or tabs, spaces, column names in any case, blank lines, zipped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import csv
 import io
 import math
 import re
+import zipfile
+import zlib
 from pathlib import Path
 
 from longvit.errors import InputError
@@ -19,13 +21,10 @@ def column_name(text: str) -> str:
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Column names (see `column_name`) and (line number, {column: cell}) of every row that is not blank.
 
-    Cells are stripped; a row shorter than the header lacks the last columns. `InputError`: no such file, no UTF-8
-    text, no rows, two columns of one name, a row longer than the header.
+    `path` is a CSV, or a .zip with one CSV in it. Cells are stripped; a row shorter than the header lacks the last
+    columns. `InputError`: no such file, no UTF-8 text, no rows, two columns of one name, a row longer than the header.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    data = _bytes_of(path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -61,6 +60,24 @@ def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
         what = "a header but no rows" if columns else "empty"
         raise InputError(f"{path}: {what}; it needs a line with column names (slide_id, label, …) and a row per slide")
     return columns, table
+
+
+def _bytes_of(path: Path) -> bytes:
+    """The file, or the one CSV in a .zip."""
+    try:
+        if path.suffix.lower() != ".zip":
+            return path.read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if n.lower().endswith(".csv") and not n.startswith("__MACOSX/")]
+            # pandas names the member of a .csv.zip after the archive: `table.csv.zip`
+            names = names or [n for n in archive.namelist() if n.lower().endswith(".csv.zip")]
+            if len(names) != 1:
+                raise InputError(f"{path}: {len(names)} CSV files in it; it must hold one")
+            return archive.read(names[0])
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error) as error:
+        raise InputError(f"{path}: no readable zip file: {error}; unpack it and give the CSV") from error
 
 
 def number(text: str) -> float | None:

@@ -78,6 +78,7 @@ def test_calibration_error_by_hand() -> None:
     assert found.counts.tolist() == [0, 0, 0, 0, 0, 0, 2, 0, 2, 0]
     assert found.accuracy[[6, 8]].tolist() == [1.0, 0.5]
     assert found.ece == pytest.approx(0.35)
+    assert reliability([0], [[0.75, 0.25]], bins=4).counts.tolist() == [0, 0, 1, 0]  # an edge belongs to the bin below
     assert reliability([0, 1], [[1.0, 0.0], [0.0, 1.0]]).ece == 0.0  # sure and right, in the last bin
     assert math.isnan(reliability(np.zeros(0), np.zeros((0, 2))).ece)
 

@@ -1,0 +1,59 @@
+"""How all pictures of results look, and how they are saved: a PNG and an SVG beside each other, without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longvit.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Colour-blind safe (Okabe-Ito); grey is kept for what is no result: chance, controls.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#777777"
+
+
+def colour(i: int) -> str:
+    """That of the i-th thing shown; they come again after six."""
+    return COLOURS[i % len(COLOURS)]
+
+
+def blank(
+    width_in: float, height_in: float, *, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
+) -> tuple[Figure, Any]:
+    """A figure of its own, apart from pyplot, so that neither a display nor the caller's figures are touched."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_in, height_in), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, height_ratios=heights, sharex=rows > 1)
+    for axes in np.atleast_1d(panels).flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes `path` as PNG and, beside it, the same as SVG (letters as outlines: it looks the same everywhere).
+
+    The same figure gives the same bytes.
+    """
+    from matplotlib import rc_context
+
+    path = Path(path)
+    with atomic_path(path.with_suffix(".png")) as temporary:
+        figure.savefig(temporary, format="png")
+    with rc_context({"svg.hashsalt": "longvit"}), atomic_path(path.with_suffix(".svg")) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+
+
+def say(axes: Axes, words: str) -> None:
+    """Words in place of a picture that cannot be drawn."""
+    axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes, color=GREY)
+    axes.set_axis_off()

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.nn import functional
 
 from longvit.errors import InputError
+from longvit.tasks.survival_metrics import checked_times
 
 _WIDENED_BY = 1e-6
 
@@ -40,6 +41,8 @@ def time_bins(months: ArrayLike, event: ArrayLike, n_bins: int = 4) -> NDArray[n
     """
     assert n_bins >= 1
     t, happened = checked_times(months, event)
+    if not len(t):
+        raise InputError("no survival times: no rows")
     if not happened.any():
         raise InputError(f"all {len(t)} survival times are censored: no event to learn from; check the event column")
     edges = np.quantile(t[happened], np.linspace(0, 1, n_bins + 1))
@@ -58,7 +61,7 @@ def bin_of(months: ArrayLike, edges: ArrayLike) -> NDArray[np.int64]:
     A time outside the edges goes into the first or the last bin: edges come from the training fold, other patients
     may have been followed for longer. `InputError` at a NaN, infinite or negative time.
     """
-    t, _ = checked_times(months, None)
+    t, _ = checked_times(months, np.zeros(len(np.asarray(months))))
     return np.digitize(t, np.asarray(edges, dtype=np.float64)[1:-1]).astype(np.int64)
 
 
@@ -107,18 +110,3 @@ def survival_curve(logits: torch.Tensor) -> torch.Tensor:
 def risk(logits: torch.Tensor) -> torch.Tensor:
     """-Σ_k S_k (N,), in -n_bins … 0, higher for an earlier event; `logits` (N, n_bins)."""
     return -survival_curve(logits).sum(1)
-
-
-def checked_times(months: ArrayLike, event: ArrayLike | None) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """`months` as float64 and `event` as bool; `InputError` at a time that is NaN, infinite or negative, by its row."""
-    t = np.asarray(months, dtype=np.float64)
-    happened = np.ones(len(t), bool) if event is None else np.asarray(event)
-    assert t.ndim == 1
-    assert happened.shape == t.shape, f"{len(t)} times, {happened.shape} events"
-    if not len(t):
-        raise InputError("no survival times: no rows")
-    if (bad := np.flatnonzero(~(np.isfinite(t) & (t >= 0)))).size:
-        raise InputError(f"survival time {t[bad[0]]} in row {bad[0] + 1}: a number of months, at least 0, is needed")
-    if not np.isin(happened, (0, 1)).all():
-        raise InputError("event must be 1 (happened) or 0 (censored)")
-    return t, happened.astype(bool)

@@ -26,7 +26,7 @@ from longvit.data.table import column_name, number, read_mpp, read_table
 from longvit.errors import InputError
 
 SPLITS = ("train", "val", "test")
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "tune": "val",
     "test": "test", "testing": "test",
@@ -274,9 +274,9 @@ def _slide_file(
 def _split(path: Path, line: int, text: str) -> str | None:
     if not text:
         return None
-    if text.lower() not in _SPLIT_NAMES:
+    if text.lower() not in SPLIT_NAMES:
         raise InputError(f"{path}, line {line}: split is {text!r}; it must be train, val or test")
-    return _SPLIT_NAMES[text.lower()]
+    return SPLIT_NAMES[text.lower()]
 
 
 def _all_or_none(path: Path, table: list[tuple[int, dict[str, str]]], key: str) -> None:

@@ -158,7 +158,8 @@ def test_losses_per_sample_name_the_one_slide(tmp_path: Path) -> None:
         return {"loss": losses.mean(), "losses": losses}
 
     with pytest.raises(NonFiniteError, match=r"the loss is nan on slide_13; look at it"):
-        train(network(), PointBatches(poison=13), by_sample, SETTINGS, folder=tmp_path, progress=False)
+        settings = replace(SETTINGS, max_bad_steps=1)
+        train(network(), PointBatches(poison=13), by_sample, settings, folder=tmp_path, progress=False)
     result = train(network(), PointBatches(), by_sample, SETTINGS, folder=tmp_path / "fine", progress=False)
     assert set(result.history) == {"loss", "lr", "grad_norm"}
 
@@ -231,7 +232,9 @@ def test_weight_decay_falls_on_matrices_only_and_layer_decay_on_depth() -> None:
         ({"epochs": 0}, "epochs 0: at least 1"),
         ({"lr": float("nan")}, "lr nan"),
         ({"clip_norm": 0.0}, "clip_norm 0.0: above 0"),
-        ({"dtype": "float16"}, "choose float32 or bfloat16"),
+        ({"dtype": "float8"}, "choose float32, bfloat16, float16"),
+        ({"ema": 1.0}, "ema 1.0: above 0 and below 1"),
+        ({"max_bad_steps": 0}, "max_bad_steps 0: at least 1"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(wrong: dict[str, Any], text: str) -> None:

@@ -3,6 +3,9 @@
 The tensors are written first, then the JSON with the length and SHA-256 of the tensor file and a checksum of
 itself, each to a temporary name, synced and renamed. So a JSON file that reads well vouches for both; whatever is
 truncated, bit-flipped or half-written is passed over with its reason, and the newest valid one wins. No pickle.
+
+A step that is saved twice (before and after its evaluation) takes `step-00000120-again.safetensors` the second time,
+so that the first save is whole until the second one is.
 """
 
 from __future__ import annotations
@@ -46,14 +49,14 @@ def write_checkpoint(
 ) -> Path:
     """Writes a checkpoint of `step`, then removes all but the newest `keep`; returns the JSON's path.
 
+    Checkpoints of later steps are removed too: a run goes on from the newest valid one, so those are damaged.
+
     `state` must be JSON; floats keep every bit. Raises `InputError` where the disk is full or may not be written
     (older checkpoints stay).
     """
     folder = make_folder(folder)
     json_path = folder / f"step-{step:08d}.json"
-    tensor_path = json_path.with_suffix(".safetensors")
-    # A JSON of an earlier attempt must not vouch for the tensor file that is being replaced.
-    json_path.unlink(missing_ok=True)
+    tensor_path = _free_tensor_path(json_path)
     with atomic_path(tensor_path) as temporary:
         _save(_own_memory(tensors), temporary)
         size, digest = temporary.stat().st_size, _sha256(temporary)
@@ -64,12 +67,15 @@ def write_checkpoint(
         "state": dict(state),
     }
     write_text(json_path, json.dumps({"sha256": _content_hash(content), **content}, indent=1) + "\n")
-    for old in sorted(folder.glob("step-*.json"))[:-keep]:
-        old.unlink(missing_ok=True)
-    kept = {path.stem for path in folder.glob("step-*.json")}
-    for old in folder.glob("step-*.safetensors"):
-        if old.stem not in kept:
+    found = sorted(folder.glob("step-*.json"))
+    kept = [path for path in found if path.name <= json_path.name][-keep:]
+    for old in found:
+        if old not in kept:
             old.unlink(missing_ok=True)
+    vouched = {_tensor_name(path) for path in kept}
+    for tensor_file in folder.glob("step-*.safetensors"):
+        if tensor_file.name not in vouched:
+            tensor_file.unlink(missing_ok=True)
     for half in folder.glob(".step-*.part.*"):  # of a process that was killed while it wrote; a run has one process
         half.unlink(missing_ok=True)
     return json_path
@@ -107,6 +113,20 @@ def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], fold
             f"{folder}: started with other settings ({', '.join(difference)}); "
             f"give the same ones to go on, or another folder to start anew"
         )
+
+
+def _free_tensor_path(json_path: Path) -> Path:
+    """The one of a step's two names that no JSON vouches for."""
+    first = json_path.with_suffix(".safetensors")
+    return first.with_name(f"{first.stem}-again.safetensors") if _tensor_name(json_path) == first.name else first
+
+
+def _tensor_name(json_path: Path) -> str | None:
+    """The tensor file that a JSON vouches for; None where it is absent or damaged."""
+    try:
+        return str(json.loads(json_path.read_bytes())["tensor_file"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class _Damaged(Exception):

@@ -1,9 +1,12 @@
-"""The training loop: accumulation, clipping, schedule, checkpoints; it knows tensors, neither slides nor tasks.
+"""The training loop: accumulation, clipping, schedule, average, checkpoints; it knows neither slides nor tasks.
 
 A run is a function of its settings, its batches and the seed. The batches of an epoch are a function of
 (seed, epoch, index), the learning rate one of the step, and a checkpoint holds the rest (parameters, optimiser,
 random states, history), taken between two optimiser steps. So a run that was killed at any instant and
 started again ends with the same bits as one that was not.
+
+In a distributed run (`torch.distributed` initialised, the model averages the gradients) a step is skipped by all
+processes or by none.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +25,20 @@ from torch import nn
 
 from longvit.errors import InputError
 from longvit.progress import Progress
+from longvit.training.average import ParameterAverage
 from longvit.training.checkpoint import read_checkpoint, refuse_other_settings, write_checkpoint
+from longvit.training.events import EventFiles
+from longvit.training.interruption import Interrupted, StopSignals
+from longvit.training.non_finite import (
+    ADVICE,
+    FIRST_SCALE,
+    NonFiniteError,
+    Seen,
+    Verdict,
+    agreed,
+    judge,
+    next_scale,
+)
 from longvit.training.optim import (
     adamw,
     first_non_finite,
@@ -32,6 +48,8 @@ from longvit.training.optim import (
 )
 from longvit.training.settings import TrainSettings
 from longvit.training.state import RunState, pack, seed_everything, unpack
+
+__all__ = ["Interrupted", "NonFiniteError", "TrainResult", "TrainSettings", "autocast", "train"]
 
 
 class Batch(Protocol):
@@ -70,17 +88,17 @@ class TrainResult:
     steps: int
     """Optimiser steps in all."""
     history: dict[str, np.ndarray]
-    """Per optimiser step: `loss`, `lr`, `grad_norm` (before clipping) and what `step` returned, float64 (steps,)."""
+    """Per optimiser step: `loss`, `lr`, `grad_norm` (before clipping) and what `step` returned, float64 (steps,).
+    A skipped step has its NaN or infinity there."""
     epochs: tuple[dict[str, float], ...]
-    """Per epoch what `evaluate` returned, with `epoch` (1 …), `step` and `train_loss` (mean over its steps)."""
+    """Per epoch what `evaluate` returned, with `epoch` (1 …), `step` and `train_loss` (mean over its finite
+    steps)."""
     resumed_at: int | None = None
     """The step whose checkpoint this process began at; None where it began at the start."""
     skipped: tuple[str, ...] = ()
     """Damaged checkpoints that were passed over."""
-
-
-class NonFiniteError(InputError):
-    """A NaN or an infinity, with the samples or the parameter that it comes from."""
+    skipped_steps: tuple[str, ...] = ()
+    """Steps that were skipped for a non-finite loss or gradient: `epoch 1, step 3: the loss is nan on slide_13`."""
 
 
 def train(
@@ -100,8 +118,16 @@ def train(
     returns at once). `facts`: JSON values beside `settings` that must be the same for a run to go on (which
     data, which model), checked like them. Seeds the global random states of torch, NumPy and Python.
 
-    Raises `NonFiniteError` (sample or parameter named) at a loss, gradient or parameter that is NaN or infinite,
-    before the parameters are touched by it; `InputError` at a resume with other settings (the difference named).
+    With `settings.ema` it is the averaged parameters that `evaluate` sees and that `model` holds at the end; the
+    checkpoints keep both kinds. With `settings.tensorboard` event files lie in `folder`/tensorboard.
+
+    A step with a NaN or an infinity in its loss or gradients changes neither parameters nor moments nor average; it
+    is named (samples, layer) and counted as a step. Raises `NonFiniteError` after `settings.max_bad_steps` of them in a
+    row, and at once where a parameter is not finite; `InputError` at a resume with other settings (the difference
+    named), or float16 on a device without it.
+
+    SIGTERM, SIGINT and SIGUSR1 end the run after the step that they fall in and a checkpoint: `Interrupted`, a
+    KeyboardInterrupt with `exit_code`. A second SIGINT ends it at once. Handlers are as before afterwards.
     """
     if batches.samples < 1:
         raise InputError("no training samples")
@@ -113,25 +139,36 @@ def train(
         layer_decay=settings.layer_decay,
     )
     folder = Path(folder)
+    device = next(model.parameters()).device
+    if settings.dtype == "float16" and not _has_float16(device):
+        raise InputError(f"dtype float16: not on {device.type}; choose bfloat16 or float32")
+    average = None if settings.ema is None else ParameterAverage(model, settings.ema)
     decisive = {**settings.decisive(), **(facts or {})}
     saved = read_checkpoint(folder)
     if saved is None:
         seed_everything(settings.seed)
-        state = RunState()
+        state = RunState(loss_scale=FIRST_SCALE if settings.dtype == "float16" else 1.0)
     else:
         refuse_other_settings(saved.state["settings"], decisive, folder)
-        state = unpack(saved, model, optimizer)
+        state = unpack(saved, model, optimizer, average)
     if name := first_non_finite(model.named_parameters()):
         raise NonFiniteError(f"parameter {name} holds a NaN or an infinity before step {state.step + 1}")
 
-    run = _Run(model, optimizer, batches, step, evaluate, settings, folder, decisive, state)
-    with Progress("training", run.steps, unit="steps", done=state.step) if progress else nullcontext() as bar:
-        if saved is not None and bar is not None:
+    run = _Run(model, optimizer, average, batches, step, evaluate, settings, folder, decisive, state)
+    with ExitStack() as stack:
+        if progress:
+            run.bar = stack.enter_context(Progress("training", run.steps, unit="steps", done=state.step))
+        if saved is not None:
             for reason in saved.skipped:
-                bar.say(f"passed over: {reason}")
-            bar.say(f"going on after step {saved.step} of {run.steps}")
-        while state.step < run.steps:
-            run.epoch(bar)
+                run.say(f"passed over: {reason}")
+            run.say(f"going on after step {saved.step} of {run.steps}")
+        if settings.tensorboard and len(state.epochs) < settings.epochs:
+            run.events = stack.enter_context(run.event_files())
+        run.signals = stack.enter_context(StopSignals(say=progress))
+        while len(state.epochs) < settings.epochs:
+            run.epoch()
+    if average is not None:
+        average.exchange()
     model.eval()
     return TrainResult(
         steps=state.step,
@@ -139,21 +176,28 @@ def train(
         epochs=tuple(state.epochs),
         resumed_at=None if saved is None else saved.step,
         skipped=() if saved is None else saved.skipped,
+        skipped_steps=tuple(state.skipped),
     )
 
 
 def autocast(device: torch.device, dtype: str) -> Any:
-    """The context in which `step` and `evaluate` run: bfloat16 where asked for; float32 needs nothing."""
+    """The context in which `step` and `evaluate` run: bfloat16 or float16 where asked for; float32 needs nothing."""
     return nullcontext() if dtype == "float32" else torch.autocast(device.type, getattr(torch, dtype))
 
 
+def _has_float16(device: torch.device) -> bool:
+    """Processors compute in it too, but many times slower than in float32."""
+    return device.type in ("cuda", "mps")
+
+
 class _Run:
-    """The parts of a run that go on, and the three things done with them: an epoch, a step, a save."""
+    """The parts of a run that go on, and what is done with them: an epoch, a step, an evaluation, a save."""
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
+        average: ParameterAverage | None,
         batches: Batches,
         step: Step,
         evaluate: Evaluate | None,
@@ -162,18 +206,27 @@ class _Run:
         decisive: Mapping[str, Any],
         state: RunState,
     ) -> None:
-        self.model, self.optimizer, self.batches, self.step = model, optimizer, batches, step
+        self.model, self.optimizer, self.average, self.batches, self.step = model, optimizer, average, batches, step
         self.evaluate, self.settings, self.folder, self.decisive = evaluate, settings, folder, decisive
         self.state = state
         self.steps_per_epoch = math.ceil(batches.samples / (batches.batch_size * settings.accumulation))
         self.steps = self.steps_per_epoch * settings.epochs
         self.device = next(model.parameters()).device
         self.saved_at_s = time.monotonic()
+        self.signals = StopSignals()
+        self.bar: Progress | None = None
+        self.events: EventFiles | None = None
 
-    def epoch(self, bar: Progress | None) -> None:
+    def say(self, text: str) -> None:
+        """A line above the bar, where there is one."""
+        if self.bar is not None:
+            self.bar.say(text)
+
+    def epoch(self) -> None:
         """From where the run stands to the end of that epoch: steps, evaluation, checkpoint."""
         state, settings = self.state, self.settings
-        epoch, first = divmod(state.step, self.steps_per_epoch)
+        epoch = len(state.epochs)
+        first = state.step - epoch * self.steps_per_epoch  # all of them where only the evaluation is missing
         self.model.train()
         stream = iter(self.batches.epoch(epoch, start=first * settings.accumulation))
         try:
@@ -181,32 +234,52 @@ class _Run:
                 if window > first and time.monotonic() - self.saved_at_s >= 60 * settings.checkpoint_minutes:
                     self.save()
                 figures = self.optimiser_step(stream, epoch, window)
-                if bar is not None:
-                    bar.advance(note=f"epoch {epoch + 1}/{settings.epochs}, loss {figures['loss']:.4f}")
+                if self.events is not None:
+                    self.events.write("train", state.step, figures)
+                if self.bar is not None:
+                    self.bar.advance(note=f"epoch {epoch + 1}/{settings.epochs}, loss {figures['loss']:.4f}")
+                if self.signals.received is not None:
+                    self.save()
+                    self.signals.check()
         finally:
             if close := getattr(stream, "close", None):
                 close()  # a generator's threads end here, also after an error
         loss = state.columns.index("loss")
+        losses = [row[loss] for row in state.rows[-self.steps_per_epoch :] if math.isfinite(row[loss])]
         figures = {
             "epoch": epoch + 1,
             "step": state.step,
-            "train_loss": float(np.mean([row[loss] for row in state.rows[-self.steps_per_epoch :]])),
+            "train_loss": float(np.mean(losses)) if losses else math.nan,
+            **self.evaluation(epoch),
         }
-        if self.evaluate is not None:
-            self.model.eval()
-            with torch.no_grad(), autocast(self.device, settings.dtype):
-                figures |= self.evaluate(self.model, epoch)
         state.epochs.append(figures)
-        if bar is not None:
-            shown = [f"{name} {value:.4g}" for name, value in figures.items() if name not in ("epoch", "step")]
-            bar.say(f"epoch {epoch + 1}/{settings.epochs}: {', '.join(shown)}")
+        shown = [f"{name} {value:.4g}" for name, value in figures.items() if name not in ("epoch", "step")]
+        self.say(f"epoch {epoch + 1}/{settings.epochs}: {', '.join(shown)}")
+        if self.events is not None:
+            self.events.write("epoch", state.step, figures)
         self.save()
+        self.signals.check()
+
+    def evaluation(self, epoch: int) -> Mapping[str, float]:
+        """What `evaluate` finds; a signal stops it, and the checkpoint is that of before it began."""
+        if self.evaluate is None:
+            return {}
+        before = self.packed()
+        self.model.eval()
+        averaged = nullcontext() if self.average is None else self.average.in_the_model()
+        try:
+            # The exchange stands outside: a signal must not find it half done.
+            with averaged, self.signals.breaking_in(), torch.no_grad(), autocast(self.device, self.settings.dtype):
+                return self.evaluate(self.model, epoch)
+        except Interrupted:
+            self.save(before)
+            raise
 
     def optimiser_step(self, stream: Iterator[Any], epoch: int, window: int) -> dict[str, float]:
-        """One window of batches: mean gradient over its samples, finite or refused, clipped, applied."""
-        settings, batches, optimizer = self.settings, self.batches, self.optimizer
+        """One window of batches: mean gradient over its samples, finite or skipped, clipped, applied."""
+        settings, batches, optimizer, state = self.settings, self.batches, self.optimizer, self.state
         lr = learning_rate(
-            self.state.step,
+            state.step,
             lr=settings.lr,
             min_lr=settings.min_lr,
             warmup_steps=round(settings.warmup_epochs * self.steps_per_epoch),
@@ -215,71 +288,85 @@ class _Run:
         set_learning_rate(optimizer, lr)
         per_step = settings.accumulation * batches.batch_size
         samples = min(per_step, batches.samples - window * per_step)
-        seen: list[_Seen] = []
+        seen: list[Seen] = []
         taken = 0
         while taken < samples:
             batch = next(stream)
             with autocast(self.device, settings.dtype):
                 out = self.step(self.model, batch)
             weight = len(batch.names) / samples
-            (out["loss"] * weight).backward()
+            loss = out["loss"].float() if settings.dtype == "float16" else out["loss"]
+            (loss * (weight * state.loss_scale)).backward()
             losses = out.get("losses")
             figures = {k: v.detach().float() * weight for k, v in out.items() if k != "losses"}
-            seen.append(_Seen(batch.names, figures, None if losses is None else losses.detach()))
+            seen.append(Seen(batch.names, figures, None if losses is None else losses.detach()))
             taken += len(batch.names)
         assert taken == samples, "the batches do not hold what batch_size and samples promise"
 
         gradients = [p.grad for _, p in named_parameters(optimizer) if p.grad is not None]
+        if state.loss_scale != 1:
+            torch._foreach_mul_(gradients, 1 / state.loss_scale)
         norm = torch.nn.utils.get_total_norm(gradients)
         # The one wait for the device in a step: every figure comes over in one piece.
         flat = torch.stack([*(v for s in seen for v in s.figures.values()), norm.float()]).tolist()
+        verdict, culprit = Verdict.FINE, ""
         if not all(map(math.isfinite, flat)):
-            self.refuse_non_finite(seen, epoch)
-        if settings.clip_norm is not None and flat[-1] > settings.clip_norm:
-            torch._foreach_mul_(gradients, settings.clip_norm / (flat[-1] + 1e-6))
-        optimizer.step()
+            at = f"epoch {epoch + 1}, step {state.step + 1}"
+            verdict, culprit = judge(self.model, optimizer, seen, at=at, scale=state.loss_scale)
+        verdict = agreed(verdict, self.device)
+        if verdict is Verdict.FINE:
+            if settings.clip_norm is not None and flat[-1] > settings.clip_norm:
+                torch._foreach_mul_(gradients, settings.clip_norm / (flat[-1] + 1e-6))
+            optimizer.step()
+            if self.average is not None:
+                self.average.update(state.step + 1)
         optimizer.zero_grad(set_to_none=True)
         names = list(seen[0].figures)
         figures_of_step: dict[str, float] = {name: sum(flat[i : -1 : len(names)]) for i, name in enumerate(names)}
         figures_of_step |= {"lr": lr, "grad_norm": flat[-1]}
-        self.state.record(figures_of_step)
+        state.record(figures_of_step)
+        if settings.dtype == "float16":
+            state.loss_scale, state.steps_since_scale = next_scale(state.loss_scale, state.steps_since_scale, verdict)
+        if verdict is Verdict.BAD:
+            self.count_bad(culprit or f"epoch {epoch + 1}, step {state.step}: not finite in another process")
+        elif verdict is Verdict.FINE:
+            state.bad_in_a_row = 0
         return figures_of_step
 
-    def refuse_non_finite(self, seen: list[_Seen], epoch: int) -> None:
-        """Names the culprit: a parameter before a sample, a sample's loss before a gradient."""
-        at = f"epoch {epoch + 1}, step {self.state.step + 1}"
-        advice = "look at it, or lower the learning rate"
-        if name := first_non_finite(self.model.named_parameters()):
-            raise NonFiniteError(f"{at}: parameter {name} holds a NaN or an infinity; {advice}")
-        for batch in seen:
-            if not math.isfinite(loss := batch.figures["loss"].item()):
-                raise NonFiniteError(f"{at}: the loss is {loss} on {', '.join(batch.culprits())}; {advice}")
-        if name := first_non_finite((name, p.grad) for name, p in named_parameters(self.optimizer)):
-            of = ", ".join(name for batch in seen for name in batch.names)
-            raise NonFiniteError(f"{at}: the gradient of {name} is not finite on {of}; {advice}")
-        # What is left is a figure beside the loss, or a norm that overflowed: neither poisons the parameters.
+    def count_bad(self, culprit: str) -> None:
+        """Notes a skipped step; `NonFiniteError` where it is the last one allowed, with the first of the row."""
+        state = self.state
+        state.skipped.append(culprit)
+        state.bad_in_a_row += 1
+        if state.bad_in_a_row >= self.settings.max_bad_steps:
+            first, more = state.skipped[-state.bad_in_a_row], state.bad_in_a_row - 1
+            raise NonFiniteError(f"{first}; {f'{more} more after it in a row; ' if more else ''}{ADVICE}")
+        self.say(f"skipped: {culprit}")
 
-    def save(self) -> None:
-        """A checkpoint of now; never one that holds a NaN."""
+    def packed(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What a checkpoint of now holds."""
+        return pack(self.model, self.optimizer, self.state, self.average)
+
+    def save(self, packed: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None) -> None:
+        """A checkpoint of now, or of what was `packed` at this step; never one that holds a NaN."""
         if name := first_non_finite(self.model.named_parameters()):
             raise NonFiniteError(f"step {self.state.step}: parameter {name} holds a NaN or an infinity; not saved")
-        tensors, rest = pack(self.model, self.optimizer, self.state)
+        if self.events is not None:
+            self.events.flush()
+        tensors, rest = packed or self.packed()
         content = {"settings": dict(self.decisive), **rest}
         write_checkpoint(self.folder, self.state.step, tensors, content, keep=self.settings.keep_checkpoints)
         self.saved_at_s = time.monotonic()
 
-
-@dataclass(frozen=True)
-class _Seen:
-    """What is remembered of a batch until its step is done: names, and figures weighted by its share of the samples."""
-
-    names: Sequence[str]
-    figures: dict[str, torch.Tensor]
-    losses: torch.Tensor | None
-
-    def culprits(self) -> Sequence[str]:
-        """The samples whose own loss is not finite; all of them where that is not known."""
-        if self.losses is None:
-            return self.names
-        finite = torch.isfinite(self.losses).tolist()
-        return [name for name, ok in zip(self.names, finite, strict=True) if not ok] or self.names
+    @contextmanager
+    def event_files(self) -> Iterator[EventFiles]:
+        """TensorBoard's files from here on; a step whose evaluation is missing is written again with it."""
+        state = self.state
+        is_pending = state.step > 0 and state.step == (len(state.epochs) + 1) * self.steps_per_epoch
+        events = EventFiles(self.folder / "tensorboard", state.step + (not is_pending))
+        try:
+            if is_pending:
+                events.write("train", state.step, dict(zip(state.columns, state.rows[-1], strict=True)))
+            yield events
+        finally:
+            events.close()

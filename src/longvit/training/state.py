@@ -1,4 +1,4 @@
-"""Everything that moves during a run, as tensors + JSON: parameters, optimiser, history, random states."""
+"""Everything that moves during a run, as tensors + JSON: parameters, average, optimiser, history, random states."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ import torch
 from torch import nn
 
 from longvit.errors import InputError
+from longvit.training.average import ParameterAverage
 from longvit.training.checkpoint import Checkpoint
 from longvit.training.optim import named_parameters
+
+# Fields of `RunState` that are plain numbers.
+_PLAIN = ("bad_in_a_row", "loss_scale", "steps_since_scale")
 
 
 @dataclass
@@ -27,7 +31,15 @@ class RunState:
     rows: list[list[float]] = field(default_factory=list)
     """The figures of every step."""
     epochs: list[dict[str, float]] = field(default_factory=list)
-    """The figures of every epoch."""
+    """The figures of every epoch that was evaluated."""
+    skipped: list[str] = field(default_factory=list)
+    """Every step with a non-finite loss or gradient, and its culprit."""
+    bad_in_a_row: int = 0
+    """How many of the last steps were such."""
+    loss_scale: float = 1.0
+    """What the loss is multiplied by; 1 unless float16."""
+    steps_since_scale: int = 0
+    """Steps since it changed."""
 
     def record(self, figures: Mapping[str, float]) -> None:
         """One more step is done."""
@@ -49,13 +61,15 @@ def seed_everything(seed: int) -> None:
 
 
 def pack(
-    model: nn.Module, optimizer: torch.optim.Optimizer, run: RunState
+    model: nn.Module, optimizer: torch.optim.Optimizer, run: RunState, average: ParameterAverage | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """(tensors, JSON) of the whole run."""
+    """(tensors, JSON) of the whole run. The tensors of the model and the optimiser are theirs, not copies."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in named_parameters(optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value
+    if average is not None:
+        tensors |= {f"ema.{name}": tensor for name, tensor in average.tensors.items()}
     tensors["history"] = torch.tensor(run.rows, dtype=torch.float64)
     tensors["random.torch"] = torch.get_rng_state()
     device = next(model.parameters()).device
@@ -65,15 +79,22 @@ def pack(
     version, internal, gauss_next = random.getstate()
     state = {
         "columns": list(run.columns),
-        "epochs": run.epochs,
+        "epochs": list(run.epochs),
+        **{name: getattr(run, name) for name in _PLAIN},
+        "skipped": list(run.skipped),
         "random_numpy": [kind, cast(np.ndarray, keys).tolist(), *rest],
         "random_python": [version, list(internal), gauss_next],
     }
     return tensors, state
 
 
-def unpack(saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunState:
-    """Puts a checkpoint into the model, the optimiser and the random states. `InputError`: another model's."""
+def unpack(
+    saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: ParameterAverage | None = None
+) -> RunState:
+    """Puts a checkpoint into the model, the optimiser, the average and the random states.
+
+    `InputError`: it is another model's.
+    """
     tensors, state = saved.tensors, saved.state
     own = model.state_dict()
     theirs = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
@@ -88,6 +109,8 @@ def unpack(saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer
         for key in ("step", "exp_avg", "exp_avg_sq"):
             if (value := tensors.get(f"optimizer.{key}.{name}")) is not None:
                 optimizer.state[parameter][key] = value.to(parameter.device)
+    for name, tensor in average.tensors.items() if average is not None else ():
+        tensor.copy_(tensors[f"ema.{name}"])
     torch.set_rng_state(tensors["random.torch"])
     device = next(model.parameters()).device
     if "random.cuda" in tensors and device.type == "cuda":
@@ -97,4 +120,11 @@ def unpack(saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer
     version, internal, gauss_next = state["random_python"]
     random.setstate((version, tuple(internal), gauss_next))
     rows = tensors["history"].tolist()
-    return RunState(saved.step, tuple(state["columns"]), rows, list(state["epochs"]))
+    return RunState(
+        saved.step,
+        tuple(state["columns"]),
+        rows,
+        epochs=list(state["epochs"]),
+        skipped=list(state["skipped"]),
+        **{name: state[name] for name in _PLAIN},
+    )

@@ -49,10 +49,11 @@ def histogram_control(cohort: Cohort, settings: FinetuneSettings) -> dict[str, f
     """A logistic regression on the colour histogram of the same canvases."""
     assert settings.cache_dir is not None
     paths = cache_canvases(cohort.rows, CanvasSettings(settings.side_px, settings.fit), settings.cache_dir).paths
-    data = {split: CanvasDataset(cohort.split(split), cohort.classes, paths) for split in ("train", "test")}
-    features = {split: pixel_features(d, colour_histogram) for split, d in data.items()}
-    p = logistic_probabilities(features["train"], np.array(data["train"].labels), {"test": features["test"]}, 2)
-    return classification_metrics(data["test"].labels, p["test"])
+    rows = {split: cohort.split(split) for split in ("train", "test")}
+    labels = {split: np.array([cohort.class_index(row) for row in of]) for split, of in rows.items()}
+    features = {s: pixel_features(CanvasDataset(of, {}, paths), colour_histogram) for s, of in rows.items()}
+    p = logistic_probabilities(features["train"], labels["train"], {"test": features["test"]}, 2)
+    return classification_metrics(labels["test"], p["test"])
 
 
 def run_fold(cohort: Cohort, fold: str, settings: FinetuneSettings, out: Path) -> dict[str, Any]:

@@ -37,7 +37,8 @@ def slides(folder: Path, n: int = 5) -> list[SlideRow]:
 def dataset(tmp_path: Path, n: int = 5, **settings: int) -> CanvasDataset:
     rows = slides(tmp_path / "slides", n)
     cached = cache_canvases(rows, SETTINGS, tmp_path / "cache")
-    return CanvasDataset(rows, ("x", "y"), cached.paths, **settings)
+    targets = {"label": np.array(["xy".index(row.label) for row in rows])}
+    return CanvasDataset(rows, targets, cached.paths, **settings)
 
 
 def test_a_canvas_is_made_once_and_is_that_of_the_slide(tmp_path: Path) -> None:
@@ -146,8 +147,8 @@ def test_an_interrupt_stops_the_other_threads(tmp_path: Path, monkeypatch: pytes
 
 def test_items_are_uint8_channels_first_with_label_and_name(tmp_path: Path) -> None:
     data = dataset(tmp_path)
-    image, label, name = data[3]
-    assert (image.dtype, tuple(image.shape), label, name) == (torch.uint8, (3, 64, 64), 1, "s3")
+    image, answers, name = data[3]
+    assert (image.dtype, tuple(image.shape), answers, name) == (torch.uint8, (3, 64, 64), {"label": 1}, "s3")
     assert np.array_equal(image.numpy().transpose(1, 2, 0), data.pixels(3))
 
 
@@ -183,12 +184,12 @@ def test_epochs_and_seeds_differ_and_every_slide_comes_once(tmp_path: Path) -> N
     assert all(sorted(order) == sorted(f"s{i}" for i in range(8)) for order in orders.values())
     plain = CanvasBatches(data, 3, shuffle=False)
     assert [name for batch in plain for name in batch.names] == [f"s{i}" for i in range(8)]
-    assert torch.equal(torch.cat([batch.labels for batch in plain]), torch.tensor([0, 1] * 4))
+    assert torch.equal(torch.cat([batch.targets["label"] for batch in plain]), torch.tensor([0, 1] * 4))
 
 
 def test_balanced_drawing_gives_a_rare_class_its_share_and_is_a_function_of_the_epoch() -> None:
     rows = [SlideRow(f"p{i}", f"s{i}", "x" if i < 10 else "y", Path("none")) for i in range(100)]
-    data = CanvasDataset(rows, ("x", "y"), {row.slide_id: row.path for row in rows})
+    data = CanvasDataset(rows, {}, {row.slide_id: row.path for row in rows}, [row.label for row in rows])
     batches = CanvasBatches(data, 4, balanced=True, seed=1)
     orders = [batches.order(epoch) for epoch in range(40)]
     assert all(len(order) == 100 for order in orders)

@@ -1,6 +1,7 @@
-"""Class probabilities for slides, with a fine-tuned model.
+"""Predictions for slides, with a fine-tuned model: class probabilities, or risk and survival.
 
-OUT/predictions.csv         slide_id, path, prediction, prob_<class> …, n_bad_tiles, mpp, mpp_source
+OUT/predictions.csv         slide_id, path, the columns of the model's task (prob_<class> …, prediction; or risk,
+                            survival_<time>_months …), n_bad_tiles, mpp, mpp_source
 OUT/slides/<slide_id>.json  the same with where it came from: slide, canvas, weights
 """
 
@@ -22,8 +23,10 @@ from longvit.batch.work import (
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.interpret import class_contributions, draw, tokens_of
+from longvit.tasks.task import task_class
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from longvit.model.longvit import LongViT
@@ -41,26 +44,26 @@ def predict_slides(
     *,
     pictures: bool = False,
 ) -> BatchResult:
-    """Writes `predictions.csv`: a probability per class (they sum to 1) and the likeliest class of every slide.
+    """Writes `predictions.csv`: for subtyping a probability per class (they sum to 1) and the likeliest class of every
+    slide; for survival its risk (higher: earlier) and the probability of no event up to each inner edge of the bins.
 
-    `pictures`: also a PNG per slide with what each patch contributes to its likeliest class.
+    `pictures`: also a PNG per slide with what each patch contributes to its highest output.
 
     Raises `InputError` for a model without head, and where the folder cannot be written to; a slide that fails
     becomes a row of `problems.csv`.
     """
-    if model.config.num_classes < 2:
+    if model.config.num_classes < 1:
         raise InputError("this model has no classes; fine-tune it with `longvit train`, or use `longvit embed`")
     out_dir = Path(out_dir)
     job = PredictJob(model, out_dir / FOLDER, settings, pictures=pictures)
     result = run(job, slides, out_dir)
-    names = class_names(model)
-    columns = ["slide_id", "path", "prediction", *(f"prob_{n}" for n in names), "n_bad_tiles", "mpp", "mpp_source"]
+    of_task = task_class(model.config.task).columns(class_names(model))
+    columns = ["slide_id", "path", *of_task, "n_bad_tiles", "mpp", "mpp_source"]
     rows = [
         {
             "slide_id": record["slide_id"],
             "path": record["path"],
-            "prediction": record["prediction"],
-            **{f"prob_{name}": f"{record['probabilities'][name]:.9g}" for name in names},
+            **record["prediction"],
             "n_bad_tiles": record["n_bad_tiles"],
             "mpp": record["mpp"]["x"] if record["mpp"] else "",
             "mpp_source": record["mpp"]["source"] if record["mpp"] else "",
@@ -77,7 +80,7 @@ def class_names(model: LongViT) -> tuple[str, ...]:
 
 
 class PredictJob(SlideJob):
-    """Slide -> canvas -> tokens -> probabilities, and the picture."""
+    """Slide -> canvas -> tokens -> prediction, and the picture."""
 
     verb = "predict"
 
@@ -100,28 +103,27 @@ class PredictJob(SlideJob):
         )
 
     def compute(self, listed: ListedSlide, reading: Reading, canvas: Canvas) -> dict[str, Any]:
-        names = class_names(self.model)
+        names, task = class_names(self.model), task_class(self.model.config.task)
         tokens_1ND, _ = tokens_of(self.model, canvas)
-        probabilities = probabilities_of(self.model, tokens_1ND)
-        likeliest = max(range(len(names)), key=probabilities.__getitem__)
+        logits = logits_of(self.model, tokens_1ND)
+        highest = int(logits.argmax())
         if self.pictures:
-            contributions = class_contributions(self.model, canvas, likeliest, tokens_1ND=tokens_1ND)
-            title = f"{listed.slide_id}: predicted {names[likeliest]}"
+            contributions = class_contributions(self.model, canvas, highest, tokens_1ND=tokens_1ND)
+            title = f"{listed.slide_id}: {'predicted' if task.has_classes else 'highest'} {names[highest]}"
             draw(canvas, contributions, self.picture_path(listed.slide_id), title=title)
         return {
-            "prediction": names[likeliest],
-            "probabilities": dict(zip(names, probabilities, strict=True)),
+            "task": task.name,
+            "prediction": dict(zip(task.columns(names), task.cells(logits, names), strict=True)),
             "picture": f"{listed.slide_id}.png" if self.pictures else None,
         }
 
 
-def probabilities_of(model: LongViT, tokens_1ND: Tensor) -> list[float]:
-    """The softmax of the logits of one canvas's tokens; `ValueError` where they are not finite."""
+def logits_of(model: LongViT, tokens_1ND: Tensor) -> np.ndarray:
+    """The head's float64 outputs (W,) for one canvas's tokens; `ValueError` where they are not finite."""
     import torch
 
     with torch.inference_mode():
         logits = model.forward_head(tokens_1ND)[0].float().cpu().double()
     if not torch.isfinite(logits).all():
         raise ValueError("the logits are not finite")
-    values: list[float] = logits.softmax(0).tolist()
-    return values
+    return logits.numpy()

@@ -55,10 +55,17 @@ def train(
     from longvit.files import make_folder
     from longvit.report import finetune_report
     from longvit.tasks.finetune import finetune
+    from longvit.tasks.task import task_class
 
     make_folder(out)
     pick_device(settings.device)  # before any slide is touched
-    manifest = read_cohort(cohort, label_column=label_column, slides_dir=slides_dir)
+    has_classes = task_class(settings.task).has_classes
+    manifest = read_cohort(
+        cohort,
+        label_column=label_column if has_classes else None,
+        slides_dir=slides_dir,
+        allow_leak=settings.allow_leak,
+    )
     for line in (manifest.summary(), *manifest.notes):
         say(line)
     result = finetune(manifest, settings, out)

@@ -10,7 +10,7 @@ B images per batch, S side in px.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -36,23 +36,26 @@ class CanvasBatch:
 
     images: torch.Tensor
     """uint8 (B, 3, S, S), raw pixels 0 … 255."""
-    labels: torch.Tensor
-    """int64 (B,)."""
+    targets: dict[str, torch.Tensor]
+    """Name -> (B,): what the task wants to know of each slide."""
     names: tuple[str, ...]
     """slide_id of each."""
 
 
 @dataclass
 class CanvasDataset(Dataset):
-    """Slides whose canvases are cached; item i: uint8 (3, S, S) tensor (raw pixels), label index, slide_id.
+    """Slides whose canvases are cached; item i: uint8 (3, S, S) tensor (raw pixels), its targets, slide_id.
 
     Canvases stay in memory while they fit into `memory_mb`; the rest is read anew each time.
     """
 
     rows: Sequence[SlideRow]
-    classes: Sequence[str]
+    targets: Mapping[str, np.ndarray]
+    """Name -> (slides,): the answers, e.g. `label`."""
     paths: dict[str, Path]
     """slide_id -> canvas TIFF (`CachedCanvases.paths`); every row has one."""
+    strata: Sequence[str] = ()
+    """The group of every slide, for balanced sampling; may be left out elsewhere."""
     memory_mb: int = 512
     """Canvases kept in memory, in MB."""
     _kept: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
@@ -60,14 +63,14 @@ class CanvasDataset(Dataset):
     def __post_init__(self) -> None:
         missing = [row.slide_id for row in self.rows if row.slide_id not in self.paths]
         assert not missing, f"no canvas for {missing}"
-        self.labels = [list(self.classes).index(row.label) for row in self.rows]
+        assert all(len(of) == len(self.rows) for of in self.targets.values())
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, str]:
-        row = self.rows[index]
-        return torch.from_numpy(self.pixels(index)).permute(2, 0, 1), self.labels[index], row.slide_id
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, np.generic], str]:
+        targets = {name: of[index] for name, of in self.targets.items()}
+        return torch.from_numpy(self.pixels(index)).permute(2, 0, 1), targets, self.rows[index].slide_id
 
     def pixels(self, index: int) -> np.ndarray:
         """The canvas as uint8 (S, S, 3); do not write into it."""
@@ -88,7 +91,7 @@ class CanvasBatches:
     shuffle: bool = True
     """False: in the order of the rows, for evaluation."""
     balanced: bool = False
-    """True: every slide is drawn with replacement, each class equally often on average (as in the HIPT protocol)."""
+    """True: every slide is drawn with replacement, each stratum equally often on average (as in the HIPT protocol)."""
     augmentation: Augmentation = "none"
     seed: int = 0
     workers: int = 1
@@ -114,8 +117,8 @@ class CanvasBatches:
         rng = np.random.default_rng([self.seed, epoch, _ORDER])
         if not self.balanced:
             return rng.permutation(self.samples)
-        of_class = np.bincount(self.dataset.labels)
-        weight = 1 / of_class[self.dataset.labels]
+        _, stratum, count = np.unique(np.asarray(self.dataset.strata, str), return_inverse=True, return_counts=True)
+        weight = 1 / count[stratum]
         return rng.choice(self.samples, self.samples, p=weight / weight.sum())
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[CanvasBatch]:
@@ -153,6 +156,6 @@ class CanvasBatches:
         stacked = np.ascontiguousarray(images[0])[None] if len(images) == 1 else np.stack(images)
         return CanvasBatch(
             images=torch.from_numpy(stacked).permute(0, 3, 1, 2),
-            labels=torch.tensor([self.dataset.labels[int(i)] for i in indices]),
+            targets={name: torch.from_numpy(of[np.asarray(indices)]) for name, of in self.dataset.targets.items()},
             names=tuple(self.dataset.rows[int(i)].slide_id for i in indices),
         )

@@ -39,7 +39,8 @@ class LongViTConfig:
 
     embed_dim, depth, num_heads, ffn_dim: width, layers, heads, hidden width of the FFN.
     patch_px: side of a patch.
-    num_classes: 0 for a model without head; class_names: one per class, or empty.
+    num_classes: outputs of the head, 0 for a model without one; class_names: one per output, or empty.
+    task: what the head was trained for (longvit.tasks.catalogue): which classes, or which bins of time.
     positions: "grid": positions live on the pretraining grid (1,024² px) and are interpolated on the fly. "per_patch":
         one vector per patch of a square image of image_px, as the published code has it after fine-tuning.
     segment_lengths: "auto" (`segment_schedule` of the number of patches) or one per dilated ratio.
@@ -58,6 +59,7 @@ class LongViTConfig:
     patch_px: int = 32
     num_classes: int = 0
     class_names: tuple[str, ...] = ()
+    task: str = "subtyping"
     positions: Literal["grid", "per_patch"] = "grid"
     segment_lengths: tuple[int, ...] | Literal["auto"] = "auto"
     dilated_ratios: tuple[int, ...] = DILATED_RATIOS

@@ -1,8 +1,7 @@
 """Two controls beside every run: what the slides' mean colour, and a random encoder, reach on the same split.
 
 A user sees from them whether the trained encoder earned its number: stain and scanner alone often carry a label far.
-Each is a logistic regression (scikit-learn, inputs standardised, classes balanced) fitted on the training
-slides.
+Each is the task's own head fitted on the training slides (`Task.control`): for subtyping a logistic regression.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longvit.progress import Progress
-from longvit.tasks.metrics import classification_metrics
 
 if TYPE_CHECKING:
     from longvit.data.datasets import CanvasBatch, CanvasBatches, CanvasDataset
     from longvit.model.longvit import LongViT
+    from longvit.tasks.task import Task
 
 
 def mean_colour(pixels: np.ndarray) -> np.ndarray:
@@ -53,24 +52,25 @@ def encoder_features(encoder: LongViT, batches: Iterable[CanvasBatch], progress:
 
 
 def run_controls(
+    task: Task,
     train: CanvasBatches,
     evaluated: Mapping[str, CanvasBatches],
     random_encoder: LongViT,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """`mean_colour`, `random_encoder` -> split -> auc, balanced_accuracy, accuracy, f1. The batches are unshuffled."""
-    labels, classes = np.array(train.dataset.labels), len(train.dataset.classes)
+    """`mean_colour`, `random_encoder` -> split -> the task's figures. The batches are unshuffled."""
+    from longvit.tasks.task import Predictions
+
     features: dict[str, Callable[[CanvasBatches], np.ndarray]] = {
         "mean_colour": lambda batches: pixel_features(batches.dataset, mean_colour),
         "random_encoder": lambda batches: encoder_features(random_encoder, batches, progress),
     }
     results: dict[str, dict[str, dict[str, float]]] = {}
     for name, of in features.items():
-        probabilities = logistic_probabilities(
-            of(train), labels, {split: of(batches) for split, batches in evaluated.items()}, classes
-        )
+        logits = task.control(of(train), train.dataset.rows, {split: of(b) for split, b in evaluated.items()})
         results[name] = {
-            split: classification_metrics(evaluated[split].dataset.labels, p) for split, p in probabilities.items()
+            split: task.figures(Predictions(tuple(evaluated[split].dataset.rows), z, float("nan")))
+            for split, z in logits.items()
         }
     return results
 

@@ -5,10 +5,11 @@ OUT/run.json          what decides the result; the same command goes on, another
 OUT/canvases/         the slides as canvases (TIFF), unless --cache-dir says otherwise
 OUT/problems.csv      slide, stage, error: slides that were left out or have holes; absent if there are none
 OUT/checkpoints/      where an interrupted run goes on
-OUT/predictions.csv   case_id, slide_id, split, label, prob_<class> …, prediction: val and test, last epoch
+OUT/predictions.csv   val and test, last epoch: case_id, slide_id, split, then label, prob_<class> …, prediction, or
+                      survival_months, event, risk, survival_<end of bin>_months …
 OUT/metrics.json      see `FinetuneResult.metrics`; written last, so it marks a finished run
 OUT/history.csv       a row per epoch: epoch, step, train_loss, val_loss, val_auc, …, test_auc, …
-OUT/loss.png, roc.png
+OUT/loss.png          and the task's curves: roc.png
 OUT/model/            config.json, model.safetensors: `longvit.load_model(OUT/model)`
 """
 
@@ -29,15 +30,15 @@ from longvit.files import make_folder, write_text
 from longvit.progress import Progress
 from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.starting_model import starting_model
+from longvit.tasks.study import EVALUATED, answers_digest, bind
+from longvit.tasks.task import Task, task_class
 
 if TYPE_CHECKING:
     from longvit.data.canvas_cache import CachedCanvases
     from longvit.data.datasets import CanvasBatches, CanvasDataset
-    from longvit.tasks.subtyping import Predictions
+    from longvit.tasks.task import Predictions
 
 __all__ = ["FinetuneResult", "FinetuneSettings", "finetune"]
-
-EVALUATED = ("val", "test")
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,13 @@ class FinetuneResult:
     metrics: dict[str, Any]
     """What metrics.json holds (a figure that is not defined is None there):
 
-    classes: the names, in the order of the probabilities; of two, the second is the positive one.
-    splits: `val`, `test` -> slides, patients, auc, auc_interval [low, high], balanced_accuracy, accuracy, f1, loss;
-        those of the last epoch. A split without slides is absent.
-    best_val: epoch (1 …) of the highest val AUC (the first, if several) and `val`, `test` -> figures of that epoch;
-        None without a val AUC. The model in `model/` is that of the last epoch.
-    controls: `mean_colour`, `random_encoder` -> `val`, `test` -> auc, balanced_accuracy, accuracy, f1.
+    task, figure: the task's name, and its main figure (auc, c_index).
+    classes: names of the head's outputs: the classes (of two, the second is the positive one), or bins of time.
+    splits: `val`, `test` -> slides, patients, the task's figures (auc, balanced_accuracy, accuracy, f1; c_index, …),
+        <figure>_interval [low, high] and loss, all of the last epoch. A split without slides is absent.
+    best_val: epoch (1 …) of the highest main figure on val (the first, if several) and `val`, `test` -> figures of that
+        epoch; None where it is not defined. The model in `model/` is that of the last epoch.
+    controls: `mean_colour`, `random_encoder` -> `val`, `test` -> the task's figures.
     training: slides, patients, epochs, steps, train_loss, parameters, device, starts_from.
     left_out: slide ids without a result. notes: what was assumed, one sentence each.
     """
@@ -95,19 +97,23 @@ class FinetuneResult:
         return self.folder / "model"
 
     def summary(self) -> str:
-        """A few lines for the terminal: the AUC of each split with its interval, beside the controls."""
+        """A few lines for the terminal: the main figure of each split with its interval, beside the controls."""
         lines = []
+        main = self.metrics["figure"]
+        words = task_class(self.metrics["task"]).figure_words
         for split, figures in self.metrics["splits"].items():
-            low, high = figures["auc_interval"]
+            low, high = figures[f"{main}_interval"]
             interval = "" if low is None else f" (95 % interval {low:.2f}-{high:.2f})"
             controls = [
-                f"{name.replace('_', ' ')} {_text(of[split]['auc'])}"
+                f"{name.replace('_', ' ')} {_text(of[split][main])}"
                 for name, of in self.metrics["controls"].items()
                 if split in of
             ]
+            accuracy = figures.get("balanced_accuracy")
             lines.append(
-                f"{split}: AUC {_text(figures['auc'])}{interval}, "
-                f"balanced accuracy {_text(figures['balanced_accuracy'])}, {figures['slides']} slides"
+                f"{split}: {words} {_text(figures[main])}{interval}, "
+                + (f"balanced accuracy {_text(accuracy)}, " if accuracy is not None else "")
+                + f"{figures['slides']} slides"
                 + (f"; controls: {', '.join(controls)}" if controls else "")
             )
         return "\n".join(lines)
@@ -126,24 +132,25 @@ def finetune(cohort: Cohort, settings: FinetuneSettings, out_dir: str | Path) ->
     """
     from longvit.config import settings_yaml
 
-    cohort = _with_splits(cohort, settings)
+    cohort, task = bind(cohort, settings)
     folder = make_folder(out_dir)
-    _claim(folder, {**settings.decisive(), "cohort": cohort.fingerprint(), "classes": list(cohort.classes)})
+    facts = {"cohort": cohort.fingerprint(), "answers": answers_digest(cohort, task), "classes": list(task.outputs)}
+    _claim(folder, {**settings.decisive(), **facts})
     if (finished := _finished(folder)) is not None:
         return finished
     with _alone_in(folder):
         write_text(folder / "settings.yaml", settings_yaml(settings))
-        return _Finetuning(cohort, settings, folder).run()
+        return _Finetuning(cohort, task, settings, folder).run()
 
 
 class _Finetuning:
     """One run, from slides to files."""
 
-    def __init__(self, cohort: Cohort, settings: FinetuneSettings, folder: Path) -> None:
+    def __init__(self, cohort: Cohort, task: Task, settings: FinetuneSettings, folder: Path) -> None:
         from longvit.device import pick_device, set_threads
 
         set_threads(settings.threads)
-        self.cohort, self.settings, self.folder = cohort, settings, folder
+        self.cohort, self.task, self.settings, self.folder = cohort, task, settings, folder
         self.device = pick_device(settings.device)
         self.datasets: dict[str, CanvasDataset] = {}
         self.last: dict[str, Predictions] = {}
@@ -152,19 +159,18 @@ class _Finetuning:
         import torch
 
         from longvit.tasks.results import write_results
-        from longvit.tasks.subtyping import step
         from longvit.training.loop import autocast, train
 
         settings = self.settings
         # Weights first: a wrong folder should not be found out after an hour of making canvases.
-        model = starting_model(settings, self.cohort.classes).to(self.device.device)
+        model = starting_model(settings, self.task.outputs).to(self.device.device)
         canvases = self.read_slides()
         controls = self.controls() if settings.controls else {}
         try:
             outcome = train(
                 model,
                 self.batches("train", training=True),
-                step,
+                self.task.step,
                 settings.training(),
                 folder=self.folder / "checkpoints",
                 evaluate=self.evaluate,
@@ -186,6 +192,7 @@ class _Finetuning:
         metrics = write_results(
             self.folder,
             self.cohort,
+            self.task,
             settings,
             model=model,
             outcome=outcome,
@@ -212,16 +219,36 @@ class _Finetuning:
         )
         write_problems(self.folder / PROBLEMS_CSV, canvases.problems)
         read = [row for row in rows if row.slide_id in canvases.paths]
-        _check_read(read, self.cohort, canvases)
+        self.check_read(read, canvases)
         for split in ("train", *EVALUATED):
             if of_split := [row for row in read if row.split == split]:
                 self.datasets[split] = CanvasDataset(
                     of_split,
-                    self.cohort.classes,
+                    self.task.targets(of_split),
                     canvases.paths,
+                    [self.task.stratum(row, s) for row in of_split],
                     memory_mb=s.memory_mb * len(of_split) // len(read),
                 )
         return canvases
+
+    def check_read(self, read: Sequence[SlideRow], canvases: CachedCanvases) -> None:
+        """What is left after the slides that cannot be read must still be a study."""
+        source = self.cohort.source
+        lost = [problem for problem in canvases.problems if problem.is_left_out]
+        after = f"; {len(lost)} slides cannot be read, the first: {lost[0].error}" if lost else ""
+        if not (train := [row for row in read if row.split == "train"]):
+            raise InputError(f"{source}: no slide of split train{after}")
+        self.task.check_training(train, after)
+        if not any(row.split in EVALUATED for row in read):
+            raise InputError(f"{source}: no slide of split val or test{after}")
+        first: dict[str, SlideRow] = {}
+        for row in read:
+            same = first.setdefault(canvases.identities[row.slide_id], row)
+            if same.split != row.split and not self.settings.allow_leak:
+                raise InputError(
+                    f"{source}: slides {same.slide_id} ({same.split}) and {row.slide_id} ({row.split}) are the same "
+                    f"file; keep one"
+                )
 
     def batches(self, split: str, *, training: bool = False) -> CanvasBatches:
         """The slides of a split: shuffled and augmented for training, else as they are."""
@@ -244,14 +271,11 @@ class _Finetuning:
 
     def evaluate(self, model: Any, epoch: int) -> dict[str, float]:
         """The loop's hook: figures of val and test; keeps the predictions of the last epoch."""
-        from longvit.tasks.metrics import classification_metrics
-        from longvit.tasks.subtyping import predict
-
         figures: dict[str, float] = {}
         for split, batches in self.evaluated().items():
             with Progress(f"evaluating on {split}", batches.samples, unit="slides", brief=True) as progress:
-                p = predict(model, batches, len(self.cohort.classes), progress=progress)
-            of_split = {"loss": p.loss, **classification_metrics(p.labels, p.probabilities)}
+                p = self.task.predict(model, batches, batches.dataset.rows, progress=progress)
+            of_split = {"loss": p.loss, **self.task.figures(p)}
             figures |= {f"{split}_{name}": value for name, value in of_split.items()}
             self.last[split] = p
         return figures
@@ -266,46 +290,15 @@ class _Finetuning:
             found: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text(encoding="utf-8"))
             return found
         device = self.device.device
-        encoder = starting_model(self.settings, self.cohort.classes, random=True).to(device)
+        encoder = starting_model(self.settings, self.task.outputs, random=True).to(device)
         slides = sum(len(dataset) for dataset in self.datasets.values())
         with (
             autocast(device, self.settings.dtype),
             Progress("controls", slides, unit="slides", brief=True) as progress,
         ):
-            results = run_controls(self.batches("train"), self.evaluated(), encoder, progress)
+            results = run_controls(self.task, self.batches("train"), self.evaluated(), encoder, progress)
         write_text(path, json.dumps(results, indent=1) + "\n")
         return results
-
-
-def _with_splits(cohort: Cohort, settings: FinetuneSettings) -> Cohort:
-    if all(row.split is None for row in cohort.rows):
-        from longvit.data.splits import split_by_patient
-
-        cohort = split_by_patient(cohort, settings.split, settings.seed)
-    if not cohort.split("train"):
-        raise InputError(f"{cohort.source}: no slide of split train")
-    if not any(cohort.split(split) for split in EVALUATED):
-        raise InputError(f"{cohort.source}: no slide of split val or test; nothing could be evaluated")
-    return cohort
-
-
-def _check_read(read: Sequence[SlideRow], cohort: Cohort, canvases: CachedCanvases) -> None:
-    """What is left after the slides that cannot be read must still be a study."""
-    lost = [problem for problem in canvases.problems if problem.is_left_out]
-    after = f"; {len(lost)} slides cannot be read, the first: {lost[0].error}" if lost else ""
-    in_train = {row.label for row in read if row.split == "train"}
-    if absent := [name for name in cohort.classes if name not in in_train]:
-        raise InputError(f"{cohort.source}: no slide of class {absent[0]!r} in split train{after}")
-    if not any(row.split in EVALUATED for row in read):
-        raise InputError(f"{cohort.source}: no slide of split val or test{after}")
-    first: dict[str, SlideRow] = {}
-    for row in read:
-        same = first.setdefault(canvases.identities[row.slide_id], row)
-        if same.split != row.split:
-            raise InputError(
-                f"{cohort.source}: slides {same.slide_id} ({same.split}) and {row.slide_id} ({row.split}) are the same "
-                f"file; keep one"
-            )
 
 
 def _content(canvases: CachedCanvases) -> str:

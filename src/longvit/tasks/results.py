@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from longvit.data.cohort import Cohort, SlideRow
 from longvit.files import write_text
-from longvit.tasks.metrics import Interval, bootstrap_auc, classification_metrics
-from longvit.tasks.pictures import loss_picture, roc_picture
+from longvit.tasks.metrics import Interval
+from longvit.tasks.pictures import loss_picture
 from longvit.tasks.settings import FinetuneSettings
 
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViT
-    from longvit.tasks.subtyping import Predictions
+    from longvit.tasks.task import Predictions, Task
     from longvit.training.loop import TrainResult
 
 
 def write_results(
     folder: Path,
     cohort: Cohort,
+    task: Task,
     settings: FinetuneSettings,
     *,
     model: LongViT,
@@ -36,33 +37,23 @@ def write_results(
     device: str,
 ) -> dict[str, Any]:
     """Writes everything and returns the metrics (`FinetuneResult.metrics`)."""
-    row_of = {row.slide_id: row for row in cohort.rows}
-    patients = {split: [row_of[name].case_id for name in p.names] for split, p in predictions.items()}
     intervals = {
-        split: bootstrap_auc(
-            p.labels, p.probabilities, patients[split], resamples=settings.bootstrap, seed=settings.seed
-        )
-        for split, p in predictions.items()
+        split: task.intervals(p, resamples=settings.bootstrap, seed=settings.seed) for split, p in predictions.items()
     }
-    write_predictions(folder / "predictions.csv", cohort, predictions)
+    write_predictions(folder / "predictions.csv", task, predictions)
     write_history(folder / "history.csv", outcome.epochs)
-    loss_picture(outcome.history, outcome.epochs, folder / "loss.png")
-    shown = list(predictions)[-1]
-    roc_picture(
-        predictions,
-        cohort.classes,
-        folder / "roc.png",
-        intervals=intervals,
-        controls={name.replace("_", " "): of[shown]["auc"] for name, of in controls.items()},
-    )
+    loss_picture(outcome.history, outcome.epochs, folder / "loss.png", loss_name=task.loss_words)
+    task.pictures(folder, predictions, intervals, controls)
     model.save_pretrained(folder / "model")
     metrics = _no_nan(
         {
-            "task": "subtyping",
-            "classes": list(cohort.classes),
-            "splits": {split: _split_figures(p, patients[split], intervals[split]) for split, p in predictions.items()},
-            "best_val": best_val(outcome.epochs, list(predictions)),
+            "task": task.name,
+            "figure": task.figure,
+            "classes": list(task.outputs),
+            "splits": {split: _split_figures(task, p, intervals[split]) for split, p in predictions.items()},
+            "best_val": best_val(outcome.epochs, list(predictions), task.figure),
             "controls": controls,
+            "leaks": leaks(cohort.rows),
             "training": {
                 "slides": len(train_rows),
                 "patients": len({row.case_id for row in train_rows}),
@@ -81,22 +72,29 @@ def write_results(
     return metrics
 
 
-def _split_figures(predictions: Predictions, patients: Sequence[str], interval: Interval) -> dict[str, Any]:
+def _split_figures(task: Task, predictions: Predictions, intervals: Mapping[str, Interval]) -> dict[str, Any]:
     return {
         "slides": len(predictions.names),
-        "patients": len(set(patients)),
-        **classification_metrics(predictions.labels, predictions.probabilities),
-        "auc_interval": [interval.low, interval.high],
+        "patients": len(set(predictions.patients)),
+        **task.figures(predictions),
+        **{f"{name}_interval": [of.low, of.high] for name, of in intervals.items()},
         "loss": predictions.loss,
     }
 
 
-def best_val(epochs: Sequence[Mapping[str, float]], splits: Sequence[str]) -> dict[str, Any] | None:
-    """The epoch of the highest val AUC (the first of several) with its figures; None where val has no AUC."""
-    defined = [row for row in epochs if math.isfinite(row.get("val_auc", math.nan))]
+def leaks(rows: Sequence[SlideRow]) -> dict[str, int]:
+    """`train_val`, `train_test`, `val_test` -> patients with slides in both."""
+    of = {name: {row.case_id for row in rows if row.split == name} for name in ("train", "val", "test")}
+    pairs = (("train", "val"), ("train", "test"), ("val", "test"))
+    return {f"{a}_{b}": len(of[a] & of[b]) for a, b in pairs}
+
+
+def best_val(epochs: Sequence[Mapping[str, float]], splits: Sequence[str], figure: str) -> dict[str, Any] | None:
+    """The epoch with the highest `figure` on val (the first of several) and its figures; None where val has none."""
+    defined = [row for row in epochs if math.isfinite(row.get(f"val_{figure}", math.nan))]
     if not defined:
         return None
-    best = max(defined, key=lambda row: row["val_auc"])
+    best = max(defined, key=lambda row: row[f"val_{figure}"])
     figures = {
         split: {key.removeprefix(f"{split}_"): v for key, v in best.items() if key.startswith(f"{split}_")}
         for split in splits
@@ -104,16 +102,14 @@ def best_val(epochs: Sequence[Mapping[str, float]], splits: Sequence[str]) -> di
     return {"epoch": int(best["epoch"]), **figures}
 
 
-def write_predictions(path: str | Path, cohort: Cohort, predictions: Mapping[str, Predictions]) -> None:
-    """Columns case_id, slide_id, split, label, prob_<class> …, prediction; nine digits of every probability."""
-    row_of = {row.slide_id: row for row in cohort.rows}
-    header = ["case_id", "slide_id", "split", "label", *(f"prob_{name}" for name in cohort.classes), "prediction"]
-    table = []
-    for split, p in predictions.items():
-        for name, probabilities in zip(p.names, p.probabilities, strict=True):
-            row = row_of[name]
-            guess = cohort.classes[int(probabilities.argmax())]
-            table.append([row.case_id, name, split, row.label, *(f"{x:.9g}" for x in probabilities), guess])
+def write_predictions(path: str | Path, task: Task, predictions: Mapping[str, Predictions]) -> None:
+    """case_id, slide_id, split, the true answer, then the task's columns; nine digits of every number."""
+    header = ["case_id", "slide_id", "split", *task.answer_columns(), *task.columns(task.outputs)]
+    table = [
+        [row.case_id, row.slide_id, split, *task.answer_cells(row), *task.cells(logits, task.outputs)]
+        for split, p in predictions.items()
+        for row, logits in zip(p.rows, p.logits, strict=True)
+    ]
     _write_csv(path, header, table)
 
 

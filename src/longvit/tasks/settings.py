@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from longvit.errors import InputError
+from longvit.tasks.catalogue import TASKS
 from longvit.training.settings import TrainSettings
 
 # What may differ when a run is started again: it changes how fast it goes, not what comes out.
@@ -20,6 +21,8 @@ _PATCH_PX = 32
 class FinetuneSettings:
     """Fine-tuning of LongViT on a cohort of labelled slides; the defaults are those of the paper's table 6."""
 
+    task: str = "subtyping"
+    """What is asked of the slides: subtyping (one of two or more classes) or survival (when an event comes)."""
     model: str = "longvit_small_patch32"
     """Size of the model where it starts from random weights: longvit_tiny_patch32, longvit_small_patch32 (the
     paper's) or longvit_base_patch32."""
@@ -55,13 +58,32 @@ class FinetuneSettings:
     """Changes to training canvases: none, flips (and quarter turns), flips+stain (and the strength of the stains), or
     flips+colour (and any hue, where colour tells laboratories rather than classes apart)."""
     balanced: bool = False
-    """Draw training slides so that every class comes equally often (with replacement), for classes of unequal size."""
+    """Draw training slides so that every class (survival: event and censored) comes equally often, with replacement."""
+    survival_loss: Literal["nll", "cox"] = "nll"
+    """Survival: nll, the discrete-time likelihood of MCAT, or cox, the partial likelihood within each forward pass."""
+    n_bins: int = 4
+    """Survival, nll: bins of time, with equally many events in each."""
+    bins: Literal["fold", "cohort"] = "fold"
+    """Survival: edges of the bins from the training patients, or from the whole cohort, the published way (which lets
+    the edges know the evaluated patients' times)."""
+    alpha: float = 0.0
+    """Survival, nll: weight taken from the censored patients, 0 … 1."""
+    slides: Literal["all", "first"] = "all"
+    """Survival: all slides of a patient, whose risks are averaged, or its first one, the published way."""
+    time_column: str = "survival_months"
+    """Survival: column of the CSV with the time, in months."""
+    event_column: str | None = None
+    """Survival: column that is 1 where the event happened; left out: a column called event."""
+    censorship_column: str | None = None
+    """Survival: column that is 1 where follow-up ended before the event; left out: a column called censorship."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the model; bfloat16 is faster where the processor has it, parameters stay float32."""
     recompute: bool = False
     """Compute each layer twice and keep less: for canvases that do not fit into memory otherwise."""
     split: tuple[float, float, float] = (0.7, 0.1, 0.2)
     """Shares of the patients in train, val and test, where the CSV has no split column."""
+    allow_leak: bool = False
+    """Train although a patient stands on two sides of the split, as in some published folds; every result says so."""
     seed: int = 0
     """Seeds the weights, the split, the order of the slides, augmentation and drop path."""
     controls: bool = True
@@ -95,6 +117,14 @@ class FinetuneSettings:
             raise InputError(f"forward_batch {self.forward_batch}: it must divide batch_size {self.batch_size}")
         if not 0 <= self.drop_path < 1:
             raise InputError(f"drop_path {self.drop_path}: at least 0, below 1")
+        if self.task not in TASKS:
+            raise InputError(f"task {self.task!r}: choose {', '.join(TASKS)}")
+        if self.n_bins < 2:
+            raise InputError(f"n_bins {self.n_bins}: at least 2")
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"alpha {self.alpha}: between 0 and 1")
+        if self.task == "survival" and self.survival_loss == "cox" and self.slides_per_forward() < 2:
+            raise InputError("survival_loss cox compares the slides of a forward pass: forward_batch must be above 1")
         for name in ("bootstrap", "num_workers", "memory_mb", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)}: at least 0")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from longvit.model.longvit import LongViT
 
 
-def starting_model(settings: FinetuneSettings, classes: Sequence[str], *, random: bool = False) -> LongViT:
+def starting_model(settings: FinetuneSettings, outputs: Sequence[str], *, random: bool = False) -> LongViT:
     """The model before its first step: `settings.weights` with a new head, or (also if `random`) drawn by the seed.
 
     Raises `InputError`: no such model, weights of another kind, a size that the weights do not fit.
@@ -38,8 +38,9 @@ def starting_model(settings: FinetuneSettings, classes: Sequence[str], *, random
         raise InputError(f"--side-px {settings.side_px}: not a multiple of the model's patch of {start.patch_px} px")
     config = replace(
         start,
-        num_classes=len(classes),
-        class_names=tuple(classes),
+        num_classes=len(outputs),
+        class_names=tuple(outputs),
+        task=settings.task,
         drop_path=settings.drop_path,
         image_px=settings.side_px,
         fit=settings.fit,

@@ -2,64 +2,117 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional
 
+from longvit.data.cohort import SlideRow
 from longvit.errors import InputError
-from longvit.progress import Progress
+from longvit.tasks.controls import logistic_probabilities
+from longvit.tasks.metrics import Interval, bootstrap_auc, classification_metrics
+from longvit.tasks.task import Predictions, Task
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What a model says about slides, in the order in which they came."""
+class Probabilities:
+    """What curves are drawn from."""
 
-    names: tuple[str, ...]
-    """slide_id of each."""
     labels: np.ndarray
     """True class, int64 (N,)."""
     probabilities: np.ndarray
-    """Softmax of the logits, float64 (N, classes); a row sums to 1."""
-    loss: float
-    """Mean cross-entropy; NaN without slides."""
+    """float64 (N, classes); a row sums to 1."""
 
 
-def step(model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
-    """The training loop's step: the batch's mean cross-entropy. `batch` has images (B, 3, S, S) and labels (B,)."""
-    device = next(model.parameters()).device
-    logits = model(batch.images.to(device, non_blocking=True)).float()
-    losses = functional.cross_entropy(logits, batch.labels.to(device, non_blocking=True), reduction="none")
-    return {"loss": losses.mean(), "losses": losses}
+class Subtyping(Task):
+    """One of the cohort's classes per slide."""
+
+    name: ClassVar[str] = "subtyping"
+    figure: ClassVar[str] = "auc"
+    figure_words: ClassVar[str] = "AUC"
+    loss_words: ClassVar[str] = "cross-entropy"
+    has_classes: ClassVar[bool] = True
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.cohort.classes
+
+    def targets(self, rows: Sequence[SlideRow]) -> dict[str, np.ndarray]:
+        """`label`: index of the class, int64."""
+        index = {name: i for i, name in enumerate(self.cohort.classes)}
+        return {"label": np.array([index[row.label] for row in rows], dtype=np.int64)}
+
+    def losses(self, logits: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        from torch.nn import functional
+
+        return functional.cross_entropy(logits, targets["label"], reduction="none")
+
+    def figures(self, predictions: Predictions) -> dict[str, float]:
+        return classification_metrics(self.targets(predictions.rows)["label"], softmax(predictions.logits))
+
+    def intervals(self, predictions: Predictions, *, resamples: int, seed: int) -> dict[str, Interval]:
+        labels = self.targets(predictions.rows)["label"]
+        found = bootstrap_auc(labels, softmax(predictions.logits), predictions.patients, resamples=resamples, seed=seed)
+        return {"auc": found}
+
+    @classmethod
+    def columns(cls, outputs: Sequence[str]) -> tuple[str, ...]:
+        return (*(f"prob_{name}" for name in outputs), "prediction")
+
+    @classmethod
+    def cells(cls, logits: np.ndarray, outputs: Sequence[str]) -> tuple[str, ...]:
+        return (*(f"{p:.9g}" for p in softmax(logits)), outputs[int(logits.argmax())])
+
+    @classmethod
+    def answer_columns(cls) -> tuple[str, ...]:
+        return ("label",)
+
+    def answer_cells(self, row: SlideRow) -> tuple[str, ...]:
+        return (row.label,)
+
+    def control(
+        self, features: np.ndarray, rows: Sequence[SlideRow], others: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """A logistic regression (inputs standardised, classes balanced); a class absent from training gets -inf."""
+        labels = self.targets(rows)["label"]
+        found = logistic_probabilities(features, labels, others, len(self.cohort.classes))
+        with np.errstate(divide="ignore"):
+            return {split: np.log(p) for split, p in found.items()}
+
+    def pictures(
+        self,
+        folder: Path,
+        predictions: Mapping[str, Predictions],
+        intervals: Mapping[str, Mapping[str, Interval]],
+        controls: Mapping[str, Mapping[str, Mapping[str, float]]],
+    ) -> None:
+        from longvit.tasks.pictures import roc_picture
+
+        shown = list(predictions)[-1]
+        roc_picture(
+            {
+                split: Probabilities(self.targets(p.rows)["label"], softmax(p.logits))
+                for split, p in predictions.items()
+            },
+            self.cohort.classes,
+            folder / "roc.png",
+            intervals={split: of["auc"] for split, of in intervals.items()},
+            controls={name.replace("_", " "): of[shown]["auc"] for name, of in controls.items()},
+        )
+
+    def check_training(self, rows: Sequence[SlideRow], after: str) -> None:
+        present = {row.label for row in rows}
+        if absent := [name for name in self.cohort.classes if name not in present]:
+            raise InputError(f"{self.cohort.source}: no slide of class {absent[0]!r} in split train{after}")
 
 
-@torch.no_grad()
-def predict(model: nn.Module, batches: Iterable[Any], classes: int, *, progress: Progress | None = None) -> Predictions:
-    """Class probabilities of every slide of `batches`; call it with the model in eval mode. `progress` counts slides.
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """float64 (…, W) -> the same shape; rows sum to 1."""
+    from scipy.special import softmax as of
 
-    `InputError` names the slide where a logit is NaN or infinite.
-    """
-    device = next(model.parameters()).device
-    names: list[str] = []
-    labels: list[torch.Tensor] = []
-    logits: list[torch.Tensor] = []
-    for batch in batches:
-        out = model(batch.images.to(device, non_blocking=True)).double().cpu()
-        for name, finite in zip(batch.names, torch.isfinite(out).all(1).tolist(), strict=True):
-            if not finite:
-                raise InputError(f"slide {name}: the model's output is not finite; look at the slide, or use float32")
-        names += batch.names
-        labels.append(batch.labels)
-        logits.append(out)
-        if progress is not None:
-            progress.advance(len(batch.names))
-    if not names:
-        return Predictions((), np.zeros(0, np.int64), np.zeros((0, classes)), math.nan)
-    y, z = torch.cat(labels), torch.cat(logits)
-    loss = functional.cross_entropy(z, y).item()
-    return Predictions(tuple(names), y.numpy(), torch.softmax(z, 1).numpy(), loss)
+    return np.asarray(of(logits, axis=-1))

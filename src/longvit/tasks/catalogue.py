@@ -1,0 +1,7 @@
+"""The list of tasks: a new one is its file and its line here. Light to import: the command line reads it."""
+
+# Name in settings and model folders -> module:class.
+TASKS = {
+    "subtyping": "longvit.tasks.subtyping:Subtyping",
+    "survival": "longvit.tasks.survival:Survival",
+}

@@ -1,0 +1,293 @@
+"""Survival: when the event comes; the discrete-time likelihood over bins of time, or Cox's partial likelihood.
+
+The answer stands in two columns, time and event, and the meaning of the second is given by its name: `event` (1 = the
+event happened) or `censorship` (1 = follow-up ended before it). Nothing is guessed from the numbers. A
+patient's slides are predicted one by one; figures take the mean of their risks (`slides="first"`: the first slide only,
+the published way). See survival_loss.py for the likelihood and survival_metrics.py for the figures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import numpy as np
+
+from longvit.data.cohort import Cohort, SlideRow
+from longvit.data.table import number
+from longvit.errors import InputError
+from longvit.tasks.task import Predictions, Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from longvit.tasks.metrics import Interval
+    from longvit.tasks.settings import FinetuneSettings
+
+EVENT, CENSORSHIP = "event", "censorship"
+
+
+class Times(NamedTuple):
+    """One entry per patient (or slide)."""
+
+    months: np.ndarray
+    """float64 (N,)."""
+    event: np.ndarray
+    """bool (N,): True where the event happened."""
+
+
+class Survival(Task):
+    """Time to an event, some of it censored."""
+
+    name: ClassVar[str] = "survival"
+    figure: ClassVar[str] = "c_index"
+    figure_words: ClassVar[str] = "c-index"
+    loss_words: ClassVar[str] = "negative log likelihood"
+
+    def __init__(self, cohort: Cohort, settings: FinetuneSettings) -> None:
+        super().__init__(cohort, settings)
+        self._time_of = {row.slide_id: read_outcome(row, cohort.source, settings) for row in cohort.rows}
+        first: dict[str, tuple[str, tuple[float, bool]]] = {}
+        for row in cohort.rows:
+            slide_id, outcome = first.setdefault(row.case_id, (row.slide_id, self._time_of[row.slide_id]))
+            if outcome != self._time_of[row.slide_id]:
+                raise InputError(
+                    f"{cohort.source}: slides {slide_id} and {row.slide_id} of patient {row.case_id} have different "
+                    f"times or events; a patient has one outcome"
+                )
+        if settings.survival_loss == "nll":
+            _ = self.edges  # fails early
+
+    @classmethod
+    def select(cls, cohort: Cohort, settings: FinetuneSettings) -> Cohort:
+        if settings.slides == "all":
+            return cohort
+        from dataclasses import replace
+
+        seen: set[str] = set()
+        rows = tuple(row for row in cohort.rows if not (row.case_id in seen or seen.add(row.case_id)))  # type: ignore[func-returns-value]
+        note = f"the first slide of each patient: {len(rows)} of {len(cohort.rows)} slides"
+        return replace(cohort, rows=rows, notes=(*cohort.notes, note))
+
+    @classmethod
+    def stratum(cls, row: SlideRow, settings: FinetuneSettings) -> str:
+        return EVENT if read_outcome(row, "cohort", settings)[1] else "censored"
+
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """float64 (n_bins + 1,) months: quartiles of the uncensored times of the training patients, or of all."""
+        from longvit.tasks.survival_loss import time_bins
+
+        train = self.cohort.split("train")
+        of = self.times(patients_of(self.cohort.rows if self.settings.bins == "cohort" or not train else train))
+        try:
+            return time_bins(of.months, of.event, self.settings.n_bins)
+        except InputError as error:
+            raise InputError(f"{self.cohort.source}: {error}") from error
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        if self.settings.survival_loss == "cox":
+            return ("log hazard ratio",)
+        inner = [f"{edge:.6g}" for edge in self.edges[1:-1]]
+        return tuple(f"{low}-{high} months" for low, high in zip(["0", *inner], [*inner, "end"], strict=True))
+
+    def times(self, rows: Sequence[SlideRow]) -> Times:
+        """The outcomes of rows, in their order."""
+        found = [self._time_of[row.slide_id] for row in rows]
+        return Times(np.array([m for m, _ in found], dtype=np.float64), np.array([e for _, e in found], dtype=bool))
+
+    def targets(self, rows: Sequence[SlideRow]) -> dict[str, np.ndarray]:
+        """`months` float32, `event` int64 (1 happened), and `bin` int64 for the discrete-time likelihood."""
+        times = self.times(rows)
+        targets: dict[str, np.ndarray] = {
+            "months": times.months.astype(np.float32),
+            "event": times.event.astype(np.int64),
+        }
+        if self.settings.survival_loss == "nll" and len(rows):
+            from longvit.tasks.survival_loss import bin_of
+
+            targets["bin"] = bin_of(times.months, self.edges)
+        return targets
+
+    def losses(self, logits: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        from longvit.tasks.survival_loss import cox_loss, nll_loss
+
+        if self.settings.survival_loss == "cox":
+            return cox_loss(logits[:, 0], targets["months"], targets["event"])
+        return nll_loss(logits, targets["bin"], targets["event"], alpha=self.settings.alpha)
+
+    def by_patient(self, predictions: Predictions) -> tuple[tuple[SlideRow, ...], np.ndarray, np.ndarray | None]:
+        """Each patient's first row, mean risk (P,) and mean survival curve (P, n_bins; None for Cox) over its slides."""
+        rows = patients_of(predictions.rows)
+        place = {row.case_id: i for i, row in enumerate(rows)}
+        of = np.array([place[row.case_id] for row in predictions.rows], dtype=np.int64)
+        count = np.bincount(of, minlength=len(rows))
+        mean = np.bincount(of, weights=risk_of(predictions.logits), minlength=len(rows)) / count
+        curves = None
+        if predictions.logits.shape[1] > 1:
+            curves = np.zeros((len(rows), predictions.logits.shape[1]))
+            np.add.at(curves, of, survival_of(predictions.logits))
+            curves /= count[:, None]
+        return rows, mean, curves
+
+    def figures(self, predictions: Predictions) -> dict[str, float]:
+        """Of the patients: `c_index` (ties count one half), `uno_c_index` (up to the 80 % quantile of the training times),
+        and at the inner edges of the bins `time_auc` (the mean) and `integrated_brier` (lower is better; nll only).
+        """
+        from longvit.tasks.survival_metrics import c_index, integrated_brier_score, time_dependent_auc, uno_c_index
+
+        if not predictions.rows:
+            return {"c_index": math.nan}
+        rows, risk, curves = self.by_patient(predictions)
+        months, event = self.times(rows)
+        train = self.times(patients_of(self.cohort.split("train")))
+        edges = self.edges[1:-1]
+        figures = {
+            "c_index": c_index(months, event, risk),
+            "uno_c_index": uno_c_index(*train, months, event, risk, tau=float(np.quantile(train.months, 0.8))),
+            "time_auc": time_dependent_auc(*train, months, event, risk, edges).mean,
+        }
+        if curves is not None and len(edges) > 1:
+            figures["integrated_brier"] = integrated_brier_score(*train, months, event, curves[:, :-1], edges)
+        return figures
+
+    def intervals(self, predictions: Predictions, *, resamples: int, seed: int) -> dict[str, Interval]:
+        from longvit.tasks.survival_metrics import bootstrap_c_index
+
+        rows, risk, _ = self.by_patient(predictions)
+        times = self.times(rows)
+        patients = [row.case_id for row in rows]
+        found = bootstrap_c_index(times.months, times.event, risk, patients, resamples=resamples, seed=seed)
+        return {"c_index": found}
+
+    @classmethod
+    def columns(cls, outputs: Sequence[str]) -> tuple[str, ...]:
+        ends = [name.split("-")[1].split()[0] for name in outputs[:-1]]
+        return ("risk", *(f"survival_{end}_months" for end in ends))
+
+    @classmethod
+    def cells(cls, logits: np.ndarray, outputs: Sequence[str]) -> tuple[str, ...]:
+        curve = survival_of(logits[None])[0, :-1] if len(logits) > 1 else ()
+        return (f"{risk_of(logits[None])[0]:.9g}", *(f"{s:.9g}" for s in curve))
+
+    @classmethod
+    def answer_columns(cls) -> tuple[str, ...]:
+        return ("survival_months", "event")
+
+    def answer_cells(self, row: SlideRow) -> tuple[str, ...]:
+        months, event = self._time_of[row.slide_id]
+        return (f"{months:.9g}", str(int(event)))
+
+    def control(
+        self, features: np.ndarray, rows: Sequence[SlideRow], others: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """The discrete-time likelihood as a logistic regression: a line per patient and bin that was survived into.
+
+        Features are standardised; their weights are shared by the bins, whose base hazards are free: fewer
+        parameters than the head, since a control with four weights per feature would only overfit.
+        """
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.preprocessing import StandardScaler
+
+        from longvit.tasks.survival_loss import bin_of, time_bins
+
+        times = self.times(rows)
+        edges = self.edges if self.settings.survival_loss == "nll" else time_bins(times.months, times.event)
+        n_bins = len(edges) - 1
+        bins = bin_of(times.months, edges)
+        scaler = StandardScaler().fit(features)
+        x = scaler.transform(features)
+        base = np.eye(n_bins) * 5.0  # large columns: the ridge hardly touches the base hazards
+        lines = [(i, k, int(times.event[i] and k == bins[i])) for i in range(len(rows)) for k in range(bins[i] + 1)]
+        table = np.stack([np.concatenate([base[k], x[i]]) for i, k, _ in lines])
+        fitted = LogisticRegression(max_iter=2000, fit_intercept=False, C=0.1)
+        fitted.fit(table, [happened for _, _, happened in lines])
+        weights = fitted.coef_[0]
+        logits = {
+            split: (scaler.transform(f) @ weights[n_bins:])[:, None] + 5.0 * weights[:n_bins]
+            for split, f in others.items()
+        }
+        if self.settings.survival_loss == "cox":
+            return {split: risk_of(z)[:, None] for split, z in logits.items()}
+        return logits
+
+    def check_training(self, rows: Sequence[SlideRow], after: str) -> None:
+        if not self.times(rows).event.any():
+            raise InputError(
+                f"{self.cohort.source}: all times in split train are censored: no event to learn from{after}"
+            )
+
+    def pictures(
+        self,
+        folder: Path,
+        predictions: Mapping[str, Predictions],
+        intervals: Mapping[str, Mapping[str, Interval]],
+        controls: Mapping[str, Mapping[str, Mapping[str, float]]],
+    ) -> None:
+        from longvit.tasks.survival_pictures import kaplan_meier_picture, risk_halves
+
+        for split, p in predictions.items():
+            if p.rows:
+                rows, risk, _ = self.by_patient(p)
+                months, event = self.times(rows)
+                halves = risk_halves([""] * len(rows), [row.case_id for row in rows], risk)
+                kaplan_meier_picture(months, event, halves, folder / f"kaplan_meier_{split}.png", title=split)
+
+
+def read_outcome(row: SlideRow, source: str, settings: FinetuneSettings) -> tuple[float, bool]:
+    """(months, whether the event happened) of a slide; `InputError` with the slide and the way out."""
+    where = f"{source}: slide {row.slide_id}"
+    text = _cell(row, settings.time_column, f"{source}: no column {settings.time_column!r}; name it with --time-column")
+    months = number(text)
+    if months is None or months < 0:
+        raise InputError(f"{where}: {settings.time_column} is {text!r}; it must be a number of months, at least 0")
+    columns = [name for name in (settings.event_column, settings.censorship_column) if name is not None]
+    if not columns:
+        columns = [name for name in (EVENT, CENSORSHIP) if name in row.cells]
+    if not columns:
+        raise InputError(
+            f"{source}: no column 'event' (1 = it happened) or 'censorship' (1 = censored); name yours with "
+            f"--event-column or --censorship-column, the numbers do not tell which it is"
+        )
+    found = []
+    for name in columns:
+        text = _cell(row, name, f"{source}: no column {name!r}")
+        value = number(text)
+        if value not in (0, 1):
+            raise InputError(f"{where}: {name} is {text!r}; it must be 0 or 1")
+        is_event = name == (settings.event_column or EVENT)
+        found.append(bool(value) if is_event else not value)
+    if len(set(found)) > 1:
+        raise InputError(f"{where}: {' and '.join(columns)} contradict each other; one must be 1 where the other is 0")
+    return months, found[0]
+
+
+def _cell(row: SlideRow, column: str, absent: str) -> str:
+    from longvit.data.table import column_name
+
+    if column_name(column) not in row.cells:
+        raise InputError(absent)
+    return row.cells[column_name(column)]
+
+
+def patients_of(rows: Sequence[SlideRow]) -> tuple[SlideRow, ...]:
+    """The first row of each patient, in their order."""
+    return tuple({row.case_id: row for row in reversed(rows)}[case] for case in dict.fromkeys(r.case_id for r in rows))
+
+
+def survival_of(logits: np.ndarray) -> np.ndarray:
+    """float64 (N, n_bins): the probability of no event up to the end of each bin."""
+    import torch
+
+    from longvit.tasks.survival_loss import survival_curve
+
+    return survival_curve(torch.from_numpy(logits)).numpy()
+
+
+def risk_of(logits: np.ndarray) -> np.ndarray:
+    """float64 (N,), higher for an earlier event: -Σ S, or Cox's log hazard ratio."""
+    return logits[:, 0] if logits.shape[1] == 1 else -survival_of(logits).sum(1)

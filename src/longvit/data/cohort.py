@@ -111,6 +111,7 @@ def read_cohort(
     keep: Sequence[str] | None = None,
     slides_dir: str | Path | None = None,
     need_files: bool = True,
+    need_labels: bool = True,
     allow_leak: bool = False,
 ) -> Cohort:
     """Reads a manifest, .csv or .csv.zip, and finds every slide's file.
@@ -119,8 +120,8 @@ def read_cohort(
     classes to use, in their order; rows of other classes or without one are left out, which a note counts.
     `slides_dir`: where to look for slides without a `path` (default: beside the CSV); subfolders one level down are
     searched too. A `path` is relative to the CSV, or else to `slides_dir`. `need_files=False`: a slide without a file
-    stays, with the path where it would be (to check a manifest before the slides are there). `allow_leak`: a patient
-    may be in two splits or folds.
+    stays, with the path where it would be (to check a manifest before the slides are there). `need_labels=False`: a row
+    without a label is left out, which a note counts and names. `allow_leak`: a patient may be in two splits or folds.
 
     Raises `InputError` in one line (file, row, way out) for: no such file, an empty file, no label column, a
     row without label, labels that are no classes, one class only, a slide without a file, a slide listed twice,
@@ -143,6 +144,8 @@ def read_cohort(
     if label_key is not None and keep is not None:
         keep = [_class_name(label) for label in keep]
         table = _kept(path, table, label_key, keep, notes)
+    elif label_key is not None and not need_labels:
+        table = _labelled(path, table, label_key, notes)
     labels = [""] * len(table) if label_key is None else _labels(path, table, label_key)
     finder = SlideFinder([*([slides_dir] if slides_dir is not None else []), path.parent])
     rows: list[SlideRow] = []
@@ -223,6 +226,22 @@ def _kept(
     return [(line, cells) for line, cells in table if _class_name(cells.get(key, "")) in keep]
 
 
+def _labelled(
+    path: Path, table: list[tuple[int, dict[str, str]]], key: str, notes: list[str]
+) -> list[tuple[int, dict[str, str]]]:
+    """The rows with a label; the others go into the notes, by name."""
+    without = [cells.get("slide_id") or cells.get("path", "") for _, cells in table if _is_empty(cells.get(key, ""))]
+    if len(without) == len(table):
+        raise InputError(f"{path}: no row has a {key}; choose another --label-column")
+    if without:
+        notes.append(f"{path}: {len(without)} of {len(table)} rows have no {key} and drop out: {', '.join(without)}")
+    return [(line, cells) for line, cells in table if not _is_empty(cells.get(key, ""))]
+
+
+def _is_empty(label: str) -> bool:
+    return label.lower() in ("", "nan", "na", "none")
+
+
 def _class_name(text: str) -> str:
     """Whole numbers that a table program wrote as 1.0 become 1."""
     value = number(text)
@@ -231,7 +250,7 @@ def _class_name(text: str) -> str:
 
 def _labels(path: Path, table: list[tuple[int, dict[str, str]]], key: str) -> list[str]:
     """The class of every row, see `_class_name`."""
-    empty = [line for line, cells in table if not cells.get(key) or cells[key].lower() in ("nan", "na", "none")]
+    empty = [line for line, cells in table if _is_empty(cells.get(key, ""))]
     if empty:
         more = f" and {len(empty) - 1} more" if empty[1:] else ""
         raise InputError(f"{path}, line {empty[0]}{more}: no {key}; fill it in or remove the row")

@@ -117,7 +117,8 @@ def _val(
     fraction: float,
     why: str,
 ) -> tuple[int, ...]:
-    """The part of `rest` that keeps every class in train, has most classes itself, and most nearly the share of each."""
+    """The part of `rest` that keeps every class in train, has most classes itself, and is nearest to the share of each
+    stratum."""
     parts = max(2, min(round(1 / fraction), len({groups[i] for i in rest})))
     every = {cohort.rows[i].label for i in rest}
     rows_of = Counter(strata[i] for i in rest)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
 from longvit.cli.options import say
 from longvit.tasks.settings import FinetuneSettings
+
+if TYPE_CHECKING:
+    from longvit.data.cohort import Cohort
+    from longvit.data.folds import Fold
 
 _SETTINGS = Group("Settings (also keys of a recipe)", sort_key=1)
 
@@ -17,7 +22,8 @@ def train(
     cohort: Annotated[
         Path,
         Parameter(
-            help="CSV with a row per slide: label, slide_id or path; optionally case_id (the patient), split, mpp."
+            help="CSV with a row per slide: slide_id or path, and label (survival: survival_months and event or "
+            "censorship); optionally case_id (the patient), split, fold, site, mpp."
         ),
     ],
     /,
@@ -26,27 +32,54 @@ def train(
     recipe: Annotated[
         str | None,
         Parameter(
-            help="YAML file with settings, or the name of one that comes along: subtyping, tiny.", show_default=False
+            help="YAML file with settings, or the name of one that comes along (`longvit recipes` lists them).",
+            show_default=False,
         ),
     ] = None,
     label_column: Annotated[str, Parameter(help="Which column of the CSV holds the class.")] = "label",
+    keep: Annotated[
+        tuple[str, ...],
+        Parameter(
+            consume_multiple=True,
+            negative="",
+            help="Use these classes only, in this order; rows of others are left out and counted.",
+            show_default=False,
+        ),
+    ] = (),
     slides_dir: Annotated[
         Path | None, Parameter(help="Where slides without a path lie, if not beside the CSV.", show_default=False)
     ] = None,
+    folds: Annotated[
+        str | None,
+        Parameter(
+            help="Cross-validation: a number (5: new folds, by patient and stratum), a folder of splits_0.csv … as "
+            "published, or `column` (each value of the CSV's column fold is the test once).",
+            show_default=False,
+        ),
+    ] = None,
+    fold: Annotated[
+        tuple[str, ...], Parameter(negative="", help="Only this fold (may be given again).", show_default=False)
+    ] = (),
+    patient_disjoint: Annotated[
+        bool, Parameter(negative="", help="Move patients who stand on two sides of a fold to one side.")
+    ] = False,
+    jobs: Annotated[int, Parameter(help="Folds at once, each in a process of its own.")] = 1,
     settings: Annotated[FinetuneSettings, Parameter(name="*", group=_SETTINGS)] = FinetuneSettings(),  # noqa: B008
 ) -> int:
-    """Fine-tune on slides and a CSV of labels.
+    """Fine-tune on slides and a CSV of labels or survival times; with --folds, a cross-validation.
 
-    Writes `OUT/index.html` (open it in a browser), predictions, metrics, pictures, and the model in `OUT/model`.
-    Settings come from the defaults (the paper's), then from --recipe, then from the command line. Given again, the
-    same command goes on where it was interrupted. A slide that cannot be read costs one row of `OUT/problems.csv` and
-    exit code 1, not the run.
+    Writes `OUT/index.html` (open it in a browser), predictions, metrics, pictures, and the model in `OUT/model`; with
+    --folds all of that per fold in `OUT/fold_0` …, and one table and report over them. Settings come from the
+    defaults (the paper's), then from --recipe, then from the command line. Given again, the same command goes on where
+    it was interrupted. A slide that cannot be read costs one row of `problems.csv` and exit code 1, not the run.
 
     **Examples**
 
     ```
     longvit train cohort.csv --out runs/first
     longvit train cohort.csv --recipe subtyping --side-px 4096 --lr 1e-4
+    longvit train cohort.csv --folds 5 --jobs 2 --out runs/cv
+    longvit train tcga_ucec.csv --task survival --folds splits/tcga_ucec --slides-dir /data/slides
     longvit train labels.csv --label-column subtype --slides-dir /data/slides --weights longvit-s
     ```
     """
@@ -59,15 +92,19 @@ def train(
 
     make_folder(out)
     pick_device(settings.device)  # before any slide is touched
-    has_classes = task_class(settings.task).has_classes
     manifest = read_cohort(
         cohort,
-        label_column=label_column if has_classes else None,
+        label_column=label_column if task_class(settings.task).has_classes else None,
+        keep=keep or None,
         slides_dir=slides_dir,
         allow_leak=settings.allow_leak,
     )
     for line in (manifest.summary(), *manifest.notes):
         say(line)
+    if folds is not None:
+        command = _command_of_a_fold(cohort, out, label_column, keep, slides_dir)
+        rounds = _folds(manifest, folds, settings, patient_disjoint)
+        return _cross_validate(manifest, rounds, settings, out, fold, jobs, command)
     result = finetune(manifest, settings, out)
     if result.was_finished:
         say(f"{out}: finished before with these settings; nothing was computed")
@@ -76,5 +113,56 @@ def train(
     print(f"report: {report}")
     if left_out := [problem for problem in result.problems if problem.is_left_out]:
         say(f"{len(left_out)} slides were left out, see {result.problems_csv}")
+        return 1
+    return 0
+
+
+def _folds(manifest: Cohort, folds: str, settings: FinetuneSettings, patient_disjoint: bool) -> tuple[Fold, ...]:
+    from longvit.data import new_folds
+    from longvit.data.folds import folds_of_column, read_folds
+    from longvit.tasks.task import task_class
+
+    if folds.isdecimal():
+        kind = task_class(settings.task)
+        strata = [kind.stratum(row, settings) for row in manifest.rows]
+        return new_folds.make_folds(manifest, int(folds), seed=settings.seed, strata=strata)
+    found = folds_of_column(manifest) if folds == "column" else read_folds(folds)
+    return new_folds.patient_disjoint(found, manifest) if patient_disjoint else found
+
+
+def _command_of_a_fold(
+    cohort: Path, out: Path, label_column: str, keep: tuple[str, ...], slides_dir: Path | None
+) -> list[str]:
+    """The command that trains one fold; settings and folds are those that the whole has written."""
+    command = ["train", str(cohort), "--out", str(out), "--recipe", str(out / "settings.yaml")]
+    command += ["--folds", str(out / "folds"), "--label-column", label_column]
+    command += ["--keep", *keep] if keep else []
+    return command + (["--slides-dir", str(slides_dir)] if slides_dir is not None else [])
+
+
+def _cross_validate(
+    manifest: Cohort,
+    rounds: tuple[Fold, ...],
+    settings: FinetuneSettings,
+    out: Path,
+    only: tuple[str, ...],
+    jobs: int,
+    command: list[str],
+) -> int:
+    from dataclasses import replace
+
+    from longvit.report import crossval_report
+    from longvit.tasks.crossval import cross_validate
+
+    if jobs > 1 and settings.threads is None:  # each process would start a thread per core
+        settings = replace(settings, threads=max(1, (os.cpu_count() or 1) // jobs))
+    result = cross_validate(manifest, rounds, settings, out, only=only, command=command, jobs=jobs)
+    print(result.text())
+    if result.missing:
+        say(f"not finished yet: fold {', '.join(result.missing)}")
+    else:
+        print(f"report: {crossval_report(result.summary, out)}")
+    if result.left_out:
+        say(f"{len(result.left_out)} slides were left out, see problems.csv of each fold")
         return 1
     return 0

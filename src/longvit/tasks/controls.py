@@ -6,6 +6,7 @@ Each is the task's own head fitted on the training slides (`Task.control`): for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from longvit.progress import Progress
 if TYPE_CHECKING:
     from longvit.data.datasets import CanvasBatch, CanvasBatches, CanvasDataset
     from longvit.model.longvit import LongViT
-    from longvit.tasks.task import Task
+    from longvit.tasks.task import Predictions, Task
 
 
 def mean_colour(pixels: np.ndarray) -> np.ndarray:
@@ -57,20 +58,19 @@ def run_controls(
     evaluated: Mapping[str, CanvasBatches],
     random_encoder: LongViT,
     progress: Progress | None = None,
-) -> dict[str, dict[str, dict[str, float]]]:
-    """`mean_colour`, `random_encoder` -> split -> the task's figures. The batches are unshuffled."""
+) -> dict[str, dict[str, Predictions]]:
+    """`mean_colour`, `random_encoder` -> split -> predictions (without a loss). The batches are unshuffled."""
     from longvit.tasks.task import Predictions
 
     features: dict[str, Callable[[CanvasBatches], np.ndarray]] = {
         "mean_colour": lambda batches: pixel_features(batches.dataset, mean_colour),
         "random_encoder": lambda batches: encoder_features(random_encoder, batches, progress),
     }
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    results: dict[str, dict[str, Predictions]] = {}
     for name, of in features.items():
         logits = task.control(of(train), train.dataset.rows, {split: of(b) for split, b in evaluated.items()})
         results[name] = {
-            split: task.figures(Predictions(tuple(evaluated[split].dataset.rows), z, float("nan")))
-            for split, z in logits.items()
+            split: Predictions(tuple(evaluated[split].dataset.rows), z, math.nan) for split, z in logits.items()
         }
     return results
 

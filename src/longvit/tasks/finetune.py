@@ -4,6 +4,8 @@ OUT/settings.yaml     all settings; `longvit train --recipe OUT/settings.yaml` r
 OUT/run.json          what decides the result; the same command goes on, another is refused with the difference
 OUT/canvases/         the slides as canvases (TIFF), unless --cache-dir says otherwise
 OUT/problems.csv      slide, stage, error: slides that were left out or have holes; absent if there are none
+OUT/outputs.csv       system, split, slide_id, output_0 …: the logits behind predictions.csv, controls.csv those of the
+                      controls (see outputs.py)
 OUT/checkpoints/      where an interrupted run goes on
 OUT/predictions.csv   val and test, last epoch: case_id, slide_id, split, then label, prob_<class> …, prediction, or
                       survival_months, event, risk, survival_<end of bin>_months …
@@ -280,15 +282,15 @@ class _Finetuning:
             self.last[split] = p
         return figures
 
-    def controls(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Computed once; controls.json keeps them for a run that goes on."""
+    def controls(self) -> dict[str, dict[str, Predictions]]:
+        """Computed once; controls.csv keeps them for a run that goes on."""
         from longvit.tasks.controls import run_controls
+        from longvit.tasks.outputs import read_outputs, write_outputs
         from longvit.training.loop import autocast
 
-        path = self.folder / "controls.json"
+        path = self.folder / "controls.csv"
         if path.exists():
-            found: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text(encoding="utf-8"))
-            return found
+            return read_outputs(path, self.cohort)
         device = self.device.device
         encoder = starting_model(self.settings, self.task.outputs, random=True).to(device)
         slides = sum(len(dataset) for dataset in self.datasets.values())
@@ -297,7 +299,7 @@ class _Finetuning:
             Progress("controls", slides, unit="slides", brief=True) as progress,
         ):
             results = run_controls(self.task, self.batches("train"), self.evaluated(), encoder, progress)
-        write_text(path, json.dumps(results, indent=1) + "\n")
+        write_outputs(path, results)
         return results
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from longvit.data.cohort import Cohort, SlideRow
 from longvit.files import write_text
 from longvit.tasks.metrics import Interval
+from longvit.tasks.outputs import write_outputs
 from longvit.tasks.pictures import loss_picture
 from longvit.tasks.settings import FinetuneSettings
 
@@ -31,7 +32,7 @@ def write_results(
     model: LongViT,
     outcome: TrainResult,
     predictions: Mapping[str, Predictions],
-    controls: Mapping[str, Mapping[str, Mapping[str, float]]],
+    controls: Mapping[str, Mapping[str, Predictions]],
     train_rows: Sequence[SlideRow],
     left_out: Sequence[str],
     device: str,
@@ -40,10 +41,12 @@ def write_results(
     intervals = {
         split: task.intervals(p, resamples=settings.bootstrap, seed=settings.seed) for split, p in predictions.items()
     }
+    of_controls = {name: {split: task.figures(p) for split, p in of.items()} for name, of in controls.items()}
     write_predictions(folder / "predictions.csv", task, predictions)
+    write_outputs(folder / "outputs.csv", {"model": predictions})
     write_history(folder / "history.csv", outcome.epochs)
     loss_picture(outcome.history, outcome.epochs, folder / "loss.png", loss_name=task.loss_words)
-    task.pictures(folder, predictions, intervals, controls)
+    task.pictures(folder, predictions, intervals, of_controls)
     model.save_pretrained(folder / "model")
     metrics = _no_nan(
         {
@@ -52,7 +55,7 @@ def write_results(
             "classes": list(task.outputs),
             "splits": {split: _split_figures(task, p, intervals[split]) for split, p in predictions.items()},
             "best_val": best_val(outcome.epochs, list(predictions), task.figure),
-            "controls": controls,
+            "controls": of_controls,
             "leaks": leaks(cohort.rows),
             "training": {
                 "slides": len(train_rows),

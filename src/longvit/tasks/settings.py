@@ -11,7 +11,7 @@ from longvit.tasks.catalogue import TASKS
 from longvit.training.settings import TrainSettings
 
 # What may differ when a run is started again: it changes how fast it goes, not what comes out.
-_NOT_DECISIVE = ("cache_dir", "num_workers", "memory_mb", "checkpoint_minutes", "device", "threads")
+_NOT_DECISIVE = ("cell", "cache_dir", "num_workers", "memory_mb", "checkpoint_minutes", "device", "threads")
 # Patches in one forward pass where `forward_batch` is left open: those of one 4,096 × 4,096 px canvas.
 _PATCHES_PER_FORWARD = 16_384
 _PATCH_PX = 32
@@ -80,6 +80,8 @@ class FinetuneSettings:
     """Arithmetic of the model; bfloat16 is faster where the processor has it, parameters stay float32."""
     recompute: bool = False
     """Compute each layer twice and keep less: for canvases that do not fit into memory otherwise."""
+    cell: str | None = None
+    """Which cell of the paper's tables the run measures, for `longvit tables`, e.g. table1/brca/1024."""
     split: tuple[float, float, float] = (0.7, 0.1, 0.2)
     """Shares of the patients in train, val and test, where the CSV has no split column."""
     allow_leak: bool = False

@@ -12,7 +12,7 @@ import numpy as np
 from longvit.data.cohort import SlideRow
 from longvit.errors import InputError
 from longvit.tasks.controls import logistic_probabilities
-from longvit.tasks.metrics import Interval, bootstrap_auc, classification_metrics
+from longvit.tasks.metrics import Interval, auc, bootstrap, classification_metrics
 from longvit.tasks.task import Predictions, Task
 
 if TYPE_CHECKING:
@@ -55,10 +55,12 @@ class Subtyping(Task):
     def figures(self, predictions: Predictions) -> dict[str, float]:
         return classification_metrics(self.targets(predictions.rows)["label"], softmax(predictions.logits))
 
+    def main_figure(self, predictions: Predictions) -> float:
+        return auc(self.targets(predictions.rows)["label"], softmax(predictions.logits))
+
     def intervals(self, predictions: Predictions, *, resamples: int, seed: int) -> dict[str, Interval]:
         labels = self.targets(predictions.rows)["label"]
-        found = bootstrap_auc(labels, softmax(predictions.logits), predictions.patients, resamples=resamples, seed=seed)
-        return {"auc": found}
+        return bootstrap(labels, softmax(predictions.logits), predictions.patients, resamples=resamples, seed=seed)
 
     @classmethod
     def columns(cls, outputs: Sequence[str]) -> tuple[str, ...]:
@@ -78,11 +80,10 @@ class Subtyping(Task):
     def control(
         self, features: np.ndarray, rows: Sequence[SlideRow], others: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """A logistic regression (inputs standardised, classes balanced); a class absent from training gets -inf."""
+        """A logistic regression (inputs standardised, classes balanced); a class absent from training gets 1e-300."""
         labels = self.targets(rows)["label"]
         found = logistic_probabilities(features, labels, others, len(self.cohort.classes))
-        with np.errstate(divide="ignore"):
-            return {split: np.log(p) for split, p in found.items()}
+        return {split: np.log(np.maximum(p, 1e-300)) for split, p in found.items()}
 
     def pictures(
         self,

@@ -121,7 +121,7 @@ class Survival(Task):
         return nll_loss(logits, targets["bin"], targets["event"], alpha=self.settings.alpha)
 
     def by_patient(self, predictions: Predictions) -> tuple[tuple[SlideRow, ...], np.ndarray, np.ndarray | None]:
-        """Each patient's first row, mean risk (P,) and mean survival curve (P, n_bins; None for Cox) over its slides."""
+        """Each patient's first row, and over its slides the mean risk (P,) and curve (P, n_bins; None for Cox)."""
         rows = patients_of(predictions.rows)
         place = {row.case_id: i for i, row in enumerate(rows)}
         of = np.array([place[row.case_id] for row in predictions.rows], dtype=np.int64)
@@ -135,7 +135,7 @@ class Survival(Task):
         return rows, mean, curves
 
     def figures(self, predictions: Predictions) -> dict[str, float]:
-        """Of the patients: `c_index` (ties count one half), `uno_c_index` (up to the 80 % quantile of the training times),
+        """Of the patients: `c_index` (ties count one half), `uno_c_index` (up to the 80 % quantile of training times),
         and at the inner edges of the bins `time_auc` (the mean) and `integrated_brier` (lower is better; nll only).
         """
         from longvit.tasks.survival_metrics import c_index, integrated_brier_score, time_dependent_auc, uno_c_index
@@ -154,6 +154,12 @@ class Survival(Task):
         if curves is not None and len(edges) > 1:
             figures["integrated_brier"] = integrated_brier_score(*train, months, event, curves[:, :-1], edges)
         return figures
+
+    def main_figure(self, predictions: Predictions) -> float:
+        from longvit.tasks.survival_metrics import c_index
+
+        rows, risk, _ = self.by_patient(predictions)
+        return c_index(*self.times(rows), risk)
 
     def intervals(self, predictions: Predictions, *, resamples: int, seed: int) -> dict[str, Interval]:
         from longvit.tasks.survival_metrics import bootstrap_c_index

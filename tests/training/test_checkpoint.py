@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +45,7 @@ def test_sixty_ways_to_damage_the_newest(tmp_path: Path) -> None:
         path = write_checkpoint(folder, 2, tensors(2), {"v": 2})
         victim = path if round_ % 2 else path.with_suffix(".safetensors")
         data = bytearray(victim.read_bytes())
-        match (round_ // 2) % 4:
+        match (round_ // 2) % 5:
             case 0:
                 data = data[: rng.randrange(len(data))]
             case 1:
@@ -50,6 +54,10 @@ def test_sixty_ways_to_damage_the_newest(tmp_path: Path) -> None:
                 data = bytearray()
             case 3:
                 victim.unlink()
+            case 4:  # power was lost: the length is right, the blocks at the end never came
+                half = rng.randrange(len(data))
+                data[half:] = bytes(len(data) - half)
+                (folder / f".{victim.name}.4711.part{victim.suffix}").write_bytes(data[:half])
         if victim.exists():
             victim.write_bytes(data)
         saved = read_checkpoint(folder)
@@ -97,6 +105,54 @@ def test_only_the_newest_are_kept_and_nothing_half_written(tmp_path: Path) -> No
     for step in range(1, 6):
         write_checkpoint(tmp_path, step, tensors(step), {}, keep=3)
     assert {p.stem for p in tmp_path.iterdir()} == {f"step-{s:08d}" for s in (3, 4, 5)}
+
+
+def test_a_damaged_newer_checkpoint_is_not_kept_in_place_of_the_valid_one(tmp_path: Path) -> None:
+    """The run goes on from 5, since 7 is damaged, and saves 6: with one to keep, that must be 6."""
+    write_checkpoint(tmp_path, 5, tensors(5), {})
+    write_checkpoint(tmp_path, 7, tensors(7), {}, keep=2).with_suffix(".safetensors").write_bytes(b"")
+    write_checkpoint(tmp_path, 6, tensors(6), {}, keep=1)
+    saved = read_checkpoint(tmp_path)
+    assert saved is not None
+    assert (saved.step, saved.skipped) == (6, ())
+    assert {p.stem for p in tmp_path.iterdir()} == {"step-00000006"}
+
+
+def test_a_step_saved_again_is_whole_at_every_instant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one to keep, the first save may not go before the second one stands: killed at every file operation."""
+
+    class Killed(BaseException):
+        pass
+
+    for end in range(1, 100):
+        folder = tmp_path / str(end)
+        for v in (1, 2):  # the second save takes the other name, the third the first one again
+            write_checkpoint(folder, 3, tensors(v), {"v": v}, keep=1)
+        left = [end]
+
+        def dying(real: Callable[..., Any], left: list[int] = left) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                left[0] -= 1
+                if left[0] <= 0:
+                    raise Killed
+                return real(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in ("replace", "unlink"):
+                patch.setattr(Path, name, dying(getattr(Path, name)))
+            patch.setattr("os.fsync", dying(os.fsync))
+            with contextlib.suppress(Killed):
+                write_checkpoint(folder, 3, tensors(9), {"v": 9}, keep=1)
+        saved = read_checkpoint(folder)
+        assert saved is not None
+        assert saved.state["v"] in (2, 9)
+        assert torch.equal(saved.tensors["a"], tensors(saved.state["v"])["a"])
+        if left[0] > 0:
+            assert end > 6
+            return
+    raise AssertionError("a save never ends")
 
 
 def test_differences_are_shown_key_by_key() -> None:

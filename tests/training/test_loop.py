@@ -157,8 +157,8 @@ def test_losses_per_sample_name_the_one_slide(tmp_path: Path) -> None:
         losses = torch.nn.functional.cross_entropy(model(batch.x), batch.y, reduction="none")
         return {"loss": losses.mean(), "losses": losses}
 
+    settings = replace(SETTINGS, max_bad_steps=1)
     with pytest.raises(NonFiniteError, match=r"the loss is nan on slide_13; look at it"):
-        settings = replace(SETTINGS, max_bad_steps=1)
         train(network(), PointBatches(poison=13), by_sample, settings, folder=tmp_path, progress=False)
     result = train(network(), PointBatches(), by_sample, SETTINGS, folder=tmp_path / "fine", progress=False)
     assert set(result.history) == {"loss", "lr", "grad_norm"}

@@ -1,7 +1,8 @@
 """The `longvit` command: parse, call one function of the package, print. One file per command.
 
 Exit codes: 0 done; 1 done, but some slides had problems (their number and the file are printed) or a check failed;
-2 the input cannot be used (one line says why); 130 stopped by Ctrl-C (the same command goes on where it was).
+2 the input cannot be used (one line says why); 130 stopped by Ctrl-C (the same command goes on where it was), 143 and
+138 a training that SIGTERM or SIGUSR1 stopped, after a checkpoint.
 `LONGVIT_DEBUG=1` shows the traceback behind a one-line error.
 """
 
@@ -14,12 +15,16 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from longvit import __version__
+from longvit.cli.cohort import cohort
 from longvit.cli.convert import convert
 from longvit.cli.demo import demo
 from longvit.cli.doctor import doctor
 from longvit.cli.embed import embed
+from longvit.cli.evaluate import evaluate
 from longvit.cli.info import info
 from longvit.cli.predict import predict
+from longvit.cli.recipes import recipes
+from longvit.cli.tables import tables
 from longvit.cli.train import train
 from longvit.config import one_line, recipe_config
 from longvit.errors import InputError
@@ -42,6 +47,10 @@ app.command(train, sort_key=3)
 app.command(predict, sort_key=4)
 app.command(embed, sort_key=5)
 app.command(convert, sort_key=6)
+app.command(cohort)
+app.command(evaluate, sort_key=10)
+app.command(tables, sort_key=11)
+app.command(recipes, sort_key=12)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{one_line(error)} See: {_command_of(error)} --help", debug)
     except InputError as error:
         return _fail(one_line(error), debug)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\nlongvit: stopped; the same command goes on where it was", file=sys.stderr)
-        return 130
+        return getattr(error, "exit_code", 130)  # `longvit.training.interruption.Interrupted` has one
     except BrokenPipeError:  # `longvit info … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

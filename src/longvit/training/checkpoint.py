@@ -87,7 +87,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint | None:
     for path in sorted(Path(folder).glob("step-*.json"), reverse=True):
         try:
             return _read(path, tuple(skipped))
-        except _Damaged as error:
+        except (_Damaged, OSError) as error:
             skipped.append(f"{path}: {error}")
     if skipped:
         raise InputError(f"{skipped[0]}; no older checkpoint is valid: remove the folder to start anew")

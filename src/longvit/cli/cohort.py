@@ -40,7 +40,16 @@ CensorshipColumn = Annotated[
     str | None, Parameter(help="Survival: column that is 1 where follow-up ended before it. Default: censorship.")
 ]
 
-cohort = App(name="cohort", help="Check a manifest and its folds before training, or make folds.")
+_HELP = """Check a manifest and its folds before training, or make folds.
+
+**Examples**
+
+```
+longvit cohort check cohort.csv --folds folds
+longvit cohort split cohort.csv --k 5 --out folds
+```
+"""
+cohort = App(name="cohort", help=_HELP, sort_key=7)
 
 
 @cohort.command
@@ -208,8 +217,8 @@ def _bins(rows: Cohort, columns: _Columns) -> list[str]:
 
 def lines_of(report: CohortReport) -> list[str]:
     """The report for people."""
-    labels = ", ".join(f"{label} {count}" for label, count in report.labels.items())
-    lines = [f"{report.source}: {report.slides} slides of {report.patients} patients{'; ' * bool(labels)}{labels}"]
+    labels = [f"{label} {n} of {report.patients_of[label]}" for label, n in report.labels.items()]
+    lines = ["; ".join([f"{report.source}: {report.slides} slides of {report.patients} patients", *labels])]
     lines += [f"note: {note}" for note in report.notes]
     if report.missing_files:
         lines.append(f"no file: {len(report.missing_files)} of {report.slides} slides: {_names(report.missing_files)}")
@@ -252,7 +261,7 @@ def _fold_lines(report: CohortReport) -> list[str]:
     if unlabelled:
         lines.append(f"unlabelled: {len(unlabelled)} different ids: {_names(unlabelled)}")
     for fold in report.folds:
-        if fold.unused and not (len(report.folds) == 1 and fold.name == "split"):
+        if fold.unused:
             lines.append(f"fold {fold.name}: {len(fold.unused)} slides are in no split: {_names(fold.unused)}")
     same = " (each once)" if report.drawn == report.different else ", so the folds' test sets overlap"
     lines.append(f"evaluated: {report.different} different ids of {report.drawn} in all folds{same}")

@@ -31,6 +31,7 @@ from longvit.errors import InputError
 from longvit.files import make_folder, write_text
 
 _T = TypeVar("_T", int, str)
+_FILE = re.compile(r"(?:splits?|folds?)_?(\d+)\.csv", re.IGNORECASE)
 _NAMED = 3  # how many ids a message names before it counts the rest
 
 
@@ -104,7 +105,7 @@ def read_folds(source: str | Path | Sequence[str | Path]) -> tuple[Fold, ...]:
 def _files_of(folder: Path) -> list[Path]:
     numbered: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
-        if found := re.fullmatch(r"(?:splits?|folds?)_?(\d+)\.csv", path.name, re.IGNORECASE):
+        if found := _FILE.fullmatch(path.name):
             if (n := int(found[1])) in numbered:
                 raise InputError(f"{path}: {numbered[n].name} is fold {n} too; remove one")
             numbered[n] = path
@@ -148,9 +149,16 @@ def _read_fold(path: Path) -> Fold:
 
 
 def write_folds(folder: str | Path, folds: Iterable[Fold]) -> tuple[Path, ...]:
-    """Writes `splits_NAME.csv` per fold, in the format of `read_folds`; returns the paths."""
-    folder = make_folder(folder)
-    paths = []
+    """Writes `splits_NAME.csv` per fold, in the format of `read_folds`; returns the paths.
+
+    `InputError` where the folder holds further folds, which would be read as some of these.
+    """
+    folder, folds, paths = make_folder(folder), tuple(folds), []
+    names = {f"splits_{fold.name}.csv" for fold in folds}
+    if others := sorted(
+        path.name for path in folder.iterdir() if _FILE.fullmatch(path.name) and path.name not in names
+    ):
+        raise InputError(f"{folder}: holds {others[0]} of other folds; remove it, or choose another folder")
     for fold in folds:
         splits = [split for split in SPLITS if fold.ids(split)]
         text = io.StringIO(newline="")

@@ -52,6 +52,9 @@ class CohortReport:
     slides: int
     patients: int
     labels: dict[str, int]
+    """Slides of each class."""
+    patients_of: dict[str, int]
+    """Patients with a slide of each class."""
     notes: tuple[str, ...]
     missing_files: tuple[str, ...]
     """Slides without a file."""
@@ -98,6 +101,7 @@ def check(cohort: Cohort, folds: Iterable[Fold] = (), *, contents: bool = True) 
         slides=len(cohort.rows),
         patients=len({row.case_id for row in cohort.rows}),
         labels={label: sum(row.label == label for row in cohort.rows) for label in cohort.classes},
+        patients_of={c: len({row.case_id for row in cohort.rows if row.label == c}) for c in cohort.classes},
         notes=cohort.notes,
         missing_files=missing,
         unreadable=unreadable,

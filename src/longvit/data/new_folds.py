@@ -89,7 +89,8 @@ def _parts(
     from sklearn.model_selection import StratifiedGroupKFold
 
     texts, names = [strata[i] for i in rows], [groups[i] for i in rows]
-    k = min(k, max(Counter(texts).values()))  # scikit-learn refuses more parts than the largest stratum has rows
+    if max(Counter(texts).values()) < k:  # scikit-learn refuses; so few rows a stratum cannot be shared out anyway
+        texts = [""] * len(rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # "the least populated class has only …": judged by the caller
         parts = list(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(texts, texts, names))
@@ -119,7 +120,7 @@ def _val(
 ) -> tuple[int, ...]:
     """The part of `rest` that keeps every class in train, has most classes itself, and is nearest to the share of each
     stratum."""
-    parts = max(2, min(round(1 / fraction), len({groups[i] for i in rest})))
+    parts = min(round(1 / fraction), len({groups[i] for i in rest}))
     every = {cohort.rows[i].label for i in rest}
     rows_of = Counter(strata[i] for i in rest)
 
@@ -128,9 +129,9 @@ def _val(
         left = {cohort.rows[i].label for i in rest if i not in chosen}
         return len(every - left), len(every - inside), sum(abs(count[s] / rows_of[s] - fraction) for s in rows_of)
 
-    found = [part for part in _parts(rest, parts, strata, groups, seed) if part]
-    best = min(found, key=badness)
-    if badness(best)[0] or len(found) < 2:
+    found = [part for part in _parts(rest, parts, strata, groups, seed) if part] if parts > 1 else []
+    best = min(found, key=badness, default=())
+    if len(found) < 2 or badness(best)[0]:
         raise InputError(f"{why} that leaves every class in train; choose fewer folds or val fraction 0")
     return best
 

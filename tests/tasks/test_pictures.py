@@ -150,7 +150,9 @@ def test_risks_of_two_folds_are_not_compared() -> None:
 def test_a_patient_falls_into_one_half_with_all_slides() -> None:
     halves = risk_halves(["0"] * 6, ["a", "a", "b", "b", "c", "d"], np.array([1.0, 6.0, 4.0, 5.0, 2.0, 3.0]))
     assert halves[0] == halves[1]
-    assert halves.tolist() == [False, False, True, True, False, False]
+    assert halves.tolist() == [True, True, True, True, False, False]  # means 3.5, 4.5, 2, 3
+    halves = risk_halves(list("000111"), list("abcacd"), np.array([1.0, 2.0, 3.0, 10.0, 30.0, 20.0]))
+    assert halves.tolist() == [False, False, True, False, True, False]  # mean ranks of a 1/6, b 1/2, c 5/6, d 1/2
 
 
 def test_equal_risks_make_no_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

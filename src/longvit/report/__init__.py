@@ -1,5 +1,6 @@
 """Runs as one HTML file that stands alone."""
 
+from longvit.report.crossval import crossval_report
 from longvit.report.finetuned import finetune_content, finetune_report
 from longvit.report.page import Figure, Picture, Report, Row, Section, Table, write_report
 
@@ -10,6 +11,7 @@ __all__ = [
     "Row",
     "Section",
     "Table",
+    "crossval_report",
     "finetune_content",
     "finetune_report",
     "write_report",

@@ -28,6 +28,8 @@ class Figure:
     value: str
     more: str = ""
     """What it means or how sure it is, in a few words."""
+    spread: str = ""
+    """± what."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Picture:
     data: bytes
     """PNG, JPEG or SVG."""
     caption: str = ""
+    max_px: int = 0
+    """Not wider than this on the page; 0: as wide as its place."""
 
     @property
     def uri(self) -> str:
@@ -48,7 +52,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table; `kind` is "strong", "wrong" or nothing."""
+    """A line of a table; `kind` is "strong", "wrong", "other" (not ours) or nothing."""
 
     cells: Sequence[str | Picture]
     kind: str = ""
@@ -62,17 +66,21 @@ class Table:
     rows: Sequence[Row]
     number_columns: frozenset[int] = frozenset()
     caption: str = ""
+    first_stays: bool = False
+    """The first column stays in sight where the table is wider than the screen."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it, in this order: text, points, tables, pictures."""
+    """A heading and what stands under it, in this order: text, points, gallery, tables, pictures."""
 
     title: str
     text: Sequence[str] = ()
     points: Sequence[str] = ()
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
+    gallery: Sequence[Picture] = ()
+    """Small pictures in rows, each with its caption below."""
     side_by_side: bool = False
     """Pictures in two columns where the screen is wide enough."""
     folded: str = ""
@@ -107,17 +115,17 @@ def write_report(report: Report, path: str | Path) -> Path:
     return Path(path)
 
 
-def thumbnail_of(pixels: np.ndarray, title: str) -> Picture:
+def thumbnail_of(pixels: np.ndarray, title: str, caption: str = "", side_px: int = THUMBNAIL_PX) -> Picture:
     """uint8 (height, width, 3) as a small JPEG."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX)
+    image.thumbnail((side_px, side_px), Image.Resampling.BOX)
     data = io.BytesIO()
     image.save(data, "JPEG", quality=85)
-    return Picture(title, data.getvalue())
+    return Picture(title, data.getvalue(), caption)
 
 
-def number(value: float | None) -> str:
-    """Two decimals, or a dash where the figure is not defined."""
-    return "–" if value is None else f"{value:.2f}"
+def number(value: float | None, decimals: int = 2) -> str:
+    """So many decimals, or a dash where the figure is not defined."""
+    return "–" if value is None else f"{value:.{decimals}f}"

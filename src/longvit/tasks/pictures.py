@@ -174,7 +174,7 @@ def fold_dots_picture(
     figure_name: str = "AUC",
     published: tuple[str, float, float] | None = None,
     ddof: int = 1,
-    chance: float = 0.5,
+    chance: float | None = 0.5,
 ) -> None:
     """One figure fold by fold: a row of dots for the model (first) and each control, and a published mean ± SD.
 
@@ -183,7 +183,8 @@ def fold_dots_picture(
     """
     names = [*rows, *([published[0]] if published else [])]
     figure, axes = blank(5.2, 1.1 + 0.48 * len(names))
-    axes.axvline(chance, color=GREY, linewidth=0.8, linestyle=":")
+    if chance is not None:
+        axes.axvline(chance, color=GREY, linewidth=0.8, linestyle=":")
     for y, values in enumerate(rows.values()):
         shade = COLOURS[0] if y == 0 else GREY
         x = np.asarray(values, dtype=np.float64)

@@ -20,21 +20,23 @@ GROUPS = ("lower risk", "higher risk")
 def risk_halves(fold: Sequence[str], patient: Sequence[str], risk: np.ndarray) -> np.ndarray:
     """Which of the rows belong to the half with the higher risk, bool (N,).
 
-    Risks of two folds come from two models and cannot be compared: a risk counts as its rank within its fold. A
-    patient with several rows or in several folds has the mean of the ranks and falls into one half with all rows.
-    Where all risks of a fold are equal, none is higher.
+    A patient's risk in a fold is the mean over its rows. Risks of two folds come from two models and cannot be
+    compared: it counts as its rank among the patients of the fold, and a patient in several folds has the mean rank.
+    All rows of a patient fall into one half. Where all risks of a fold are equal, none is higher.
     """
     from scipy.stats import rankdata
 
-    folds, patients = np.asarray(fold), np.asarray(patient)
-    risk = np.asarray(risk, dtype=np.float64)
-    rank = np.zeros(len(risk))
+    names, of = np.unique(np.asarray(patient), return_inverse=True)
+    folds, risk = np.asarray(fold), np.asarray(risk, dtype=np.float64)
+    ranks, times = np.zeros(len(names)), np.zeros(len(names))
     for name in np.unique(folds):
         here = folds == name
-        rank[here] = (rankdata(risk[here]) - 0.5) / here.sum()
-    _, of = np.unique(patients, return_inverse=True)
-    mean = np.bincount(of, rank) / np.bincount(of) if len(of) else rank
-    return mean[of] > 0.5 + 1e-9
+        rows = np.bincount(of[here], minlength=len(names))
+        there = np.flatnonzero(rows)
+        mean = np.bincount(of[here], risk[here], minlength=len(names))[there] / rows[there]
+        ranks[there] += (rankdata(mean) - 0.5) / len(there)
+        times[there] += 1
+    return (ranks / times)[of] > 0.5 + 1e-9
 
 
 def kaplan_meier_picture(
@@ -48,8 +50,8 @@ def kaplan_meier_picture(
 ) -> None:
     """Survival of the patients of each group with its 95 % band, a tick per censored patient, the log-rank p.
 
-    One row per patient: `months` (N,) from 0 on, `event` 1 = died, 0 = censored, `group` an index into `names`. Under
-    the axis: how many were alive and still followed just before that month.
+    One row per patient: `months` (N,) from 0 on, `event` 1 = it happened, 0 = censored, `group` an index into `names`.
+    Under the axis: how many were still followed, without the event, just before that month.
     """
     from longvit.tasks.survival_metrics import log_rank
 
@@ -66,8 +68,8 @@ def kaplan_meier_picture(
         _curve(axes, months[group == g], event[group == g], g, names[g])
     words = "all risks are equal: one group" if len(present) == 1 else p_words(float(log_rank(months, event, group)[1]))
     axes.text(0.98, 0.97, words, transform=axes.transAxes, ha="right", va="top", fontsize=9)
-    axes.set(ylim=(0, 1.02), xlim=(0, months.max() * 1.02 or 1), ylabel="share alive", title=title)
-    axes.legend(frameon=False, fontsize=8.5, loc="lower left")
+    axes.set(ylim=(0, 1.02), xlim=(0, months.max() * 1.02 or 1), ylabel="survival", title=title)
+    axes.legend(frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(-0.02, 1.0))  # above: off the curves
     _numbers_at_risk(axes, below, months, group, present, names)
     save(figure, path)
 
@@ -114,3 +116,4 @@ def _numbers_at_risk(
     below.set_title("at risk", loc="left", fontsize=8.5, color=GREY)
     below.spines[:].set_visible(False)
     below.tick_params(left=False, bottom=False, labelbottom=False)
+    below.tick_params(axis="y", pad=14)  # the first number is centred on month 0

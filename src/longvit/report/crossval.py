@@ -1,0 +1,329 @@
+"""The report of a cross-validation: mean ± SD beside the controls and the published row, every fold, every picture.
+
+Made from files only, crossval.json and predictions.csv, so it can be made again anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longvit.report.mistakes import mistakes_section
+from longvit.report.page import Figure, Report, Row, Section, Table, number, write_report
+from longvit.report.predictions import PredictedSlides, read_predicted
+from longvit.report.sections import drawn, interval_words, sections_of
+from longvit.report.versions import versions_line
+from longvit.report.words import MEANINGS, counted, figure_words, listed, name_words
+
+CHANCE = {"auc": 0.5, "c_index": 0.5}
+
+
+def crossval_report(
+    summary: Mapping[str, Any], folder: str | Path, *, images: Mapping[str, Path] | None = None
+) -> Path:
+    """Writes `folder`/index.html and `folder`/pictures/*.png, *.svg; returns the path of the former.
+
+    `summary` is what `folder`/crossval.json holds (a figure that is not defined is None):
+
+    task, figure: name of the task and of its main figure. classes: their names. cell: a published cell or None.
+    mean, sd, ddof: of the main figure over the folds.
+    folds: fold; last (figure -> value, last epoch); best_val (the same for the epoch picked on val, or None); controls
+        (name -> figure -> value); leaks (train_test, train_val, val_test -> patients in both); slides (split ->
+        number).
+    pooled: figure -> value, low, high over all folds' evaluated slides. published: row, mean, sd, or None.
+    optimistic_best_val: val is the evaluation set. settings, notes, commit, and versions (package -> version) if known.
+
+    `folder`/predictions.csv: see `PredictedSlides`. `images`: slide_id -> a canvas or slide, for the largest errors.
+    `InputError` for a table that cannot be read.
+    """
+    folder = Path(folder)
+    predicted = read_predicted(folder / "predictions.csv", summary["classes"])
+    return write_report(crossval_content(summary, predicted, folder / "pictures", images), folder / "index.html")
+
+
+def crossval_content(
+    summary: Mapping[str, Any], predicted: PredictedSlides, pictures: Path, images: Mapping[str, Path] | None = None
+) -> Report:
+    """What the report of a cross-validation says; `pictures` is the folder they are drawn into."""
+    n = len(summary["folds"])
+    slides, patients = (len(set(predicted.column(name))) for name in ("slide_id", "case_id"))
+    where = f" on {summary['cell']}" if summary.get("cell") else ""
+    asked = f" {listed(summary['classes'], 'or')}?" if predicted.is_classified else ""
+    lead = (
+        f"{counted(n, 'fold')}: {len(predicted):,} predictions of {counted(slides, 'slide')} of "
+        f"{counted(patients, 'patient')}, each by a model that was trained on other slides. Figures are those of the "
+        f"last epoch."
+    )
+    return Report(
+        title=f"{summary['task'].capitalize()}:{asked} LongViT in {n}-fold cross-validation{where}",
+        lead=(lead,),
+        notes=crossval_warnings(summary, predicted),
+        figures=_cards(summary),
+        sections=(
+            _fold_section(summary, pictures),
+            *sections_of(predicted, pictures),
+            _pooled_section(summary),
+            *mistakes_section(predicted, images),
+            _other_figures_section(summary),
+            _made_section(summary),
+        ),
+    )
+
+
+def crossval_warnings(summary: Mapping[str, Any], predicted: PredictedSlides) -> list[str]:
+    """What a reader must know before believing the number, in plain words."""
+    main = summary["figure"]
+    words, mean, chance = figure_words(main), summary["mean"], CHANCE.get(main)
+    notes = []
+    if lost := [str(fold["fold"]) for fold in summary["folds"] if _value(fold["last"], main) is None]:
+        notes.append(
+            f"No {words} in fold{'s' * (len(lost) > 1)} {listed(lost)} (slides of one class, or no event): the mean is "
+            f"that of the other folds."
+        )
+    evaluated = "test" if _has_test(summary) else "val"
+    if leaking := _leaks(summary)[f"train_{evaluated}"]:
+        notes.append(
+            f"Patients with slides both in training and among the evaluated ones: {leaking:,}, added over "
+            f"{counted(len(summary['folds']), 'fold')}. The model has seen other slides of them, so the figures are "
+            f"better than for new patients by an unknown amount."
+        )
+    pooled = summary["pooled"].get(main) or {}
+    low, high = pooled.get("low"), pooled.get("high")
+    if chance is not None and low is not None and high is not None and low <= chance <= high:
+        interval = interval_words(low, high)
+        notes.append(
+            f"The 95 % interval of the {words} over all folds ({interval}) contains {chance}: guessing is not ruled "
+            f"out."
+        )
+    for name, gap in _gaps(summary).items():
+        control = name_words(name).removeprefix("control: ")
+        if gap.mean <= 0:
+            notes.append(
+                f"The control {control} is as good as the model or better ({words} {gap.control:.3f} against "
+                f"{mean:.3f}): these figures do not show that the trained encoder brought anything beyond it."
+            )
+        elif low is not None and low <= gap.control:
+            notes.append(
+                f"The control {control} ({words} {gap.control:.3f}) lies within the model's 95 % interval "
+                f"({interval_words(low, high)}): the gap of {gap.mean:+.3f} may be chance."
+            )
+    times = len(predicted) / max(1, len(set(predicted.column("slide_id"))))
+    if len(predicted.folds) > 1 and times > 1.001 and predicted.is_classified:
+        notes.append(
+            f"The folds' test sets overlap ({len(predicted):,} predictions of "
+            f"{len(set(predicted.column('slide_id'))):,} slides): the folds are repeated splits, no partition, and "
+            f"their SD understates how much the mean would move with other slides."
+        )
+    if summary.get("optimistic_best_val"):
+        notes.append(
+            "The column 'best epoch on val' is optimistic: these folds have no test set of their own, so the epoch was "
+            "picked on the slides that it is evaluated on. Believe the last epoch."
+        )
+    return notes
+
+
+class _Gap:
+    """The model's main figure less a control's, over the folds that have both."""
+
+    def __init__(self, ours: Sequence[float], theirs: Sequence[float]) -> None:
+        self.differences = np.array(ours) - np.array(theirs)
+        self.mean = float(self.differences.mean())
+        self.control = float(np.mean(theirs))
+        self.ahead = int((self.differences > 0).sum())
+        self.folds = len(self.differences)
+
+
+def _gaps(summary: Mapping[str, Any]) -> dict[str, _Gap]:
+    """Control -> gap; a control without a figure in any fold is absent."""
+    main = summary["figure"]
+    gaps = {}
+    for name in _controls(summary):
+        pairs = [(_value(f["last"], main), _value((f["controls"] or {}).get(name), main)) for f in summary["folds"]]
+        both = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
+        if both:
+            gaps[name] = _Gap([ours for ours, _ in both], [theirs for _, theirs in both])
+    return gaps
+
+
+def _controls(summary: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name for fold in summary["folds"] for name in fold["controls"] or {}))
+
+
+def _value(figures: Mapping[str, Any] | None, name: str) -> float | None:
+    """A figure, None where it is absent or not defined."""
+    value = None if figures is None else figures.get(name)
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _leaks(summary: Mapping[str, Any]) -> dict[str, int]:
+    pairs = ("train_test", "train_val", "val_test")
+    return {pair: sum((fold.get("leaks") or {}).get(pair, 0) for fold in summary["folds"]) for pair in pairs}
+
+
+def _has_test(summary: Mapping[str, Any]) -> bool:
+    """Whether the folds have a test split; else val is what is evaluated."""
+    return any(
+        (fold.get("slides") or {}).get("test") or (fold.get("leaks") or {}).get("train_test")
+        for fold in summary["folds"]
+    )
+
+
+def _cards(summary: Mapping[str, Any]) -> list[Figure]:
+    main, mean, published = summary["figure"], summary["mean"], summary.get("published")
+    words = figure_words(main)
+    pooled = summary["pooled"].get(main) or {}
+    interval = interval_words(pooled.get("low"), pooled.get("high"))
+    n = counted(len(summary["folds"]), "fold")
+    more = f"mean ± SD of {n}" + (f"; all folds together: 95 % interval {interval}" if interval else "")
+    cards = [Figure(words, number(mean, 3), more, "" if summary["sd"] is None else number(summary["sd"], 3))]
+    for name, gap in _gaps(summary).items():
+        against = name_words(name).removeprefix("control: ")
+        more = f"{words} above the control (its mean: {gap.control:.3f}); ahead in {gap.ahead} of {gap.folds} folds"
+        cards.append(Figure(f"over {against}", f"{gap.mean:+.3f}".replace("-", "−"), more))
+    if published:
+        more = f"{words} as published" + (
+            "" if mean is None else f"; this run: {mean - published['mean']:+.3f}".replace("-", "−")
+        )
+        sd = "" if published["sd"] is None else number(published["sd"], 3)
+        cards.append(Figure(f"published: {published['row']}", number(published["mean"], 3), more, sd))
+    leaks = _leaks(summary)
+    others = f"train and val {leaks['train_val']}, val and test {leaks['val_test']}; all folds added"
+    if _has_test(summary):
+        cards.append(Figure("patients in train and test", f"{leaks['train_test']:,}", others))
+    else:
+        cards.append(Figure("patients in train and val", f"{leaks['train_val']:,}", "all folds added"))
+    return cards
+
+
+def _plus_minus(mean: float | None, sd: float | None) -> str:
+    return number(mean, 3) + ("" if sd is None or mean is None else f" ± {sd:.3f}")
+
+
+def _fold_section(summary: Mapping[str, Any], pictures: Path) -> Section:
+    """Each fold as dots and as a row, beside the controls and the published row."""
+    from longvit.tasks.pictures import fold_dots_picture
+
+    main, folds, published = summary["figure"], summary["folds"], summary.get("published")
+    rows = {"LongViT": [_value(fold["last"], main) for fold in folds]}
+    for name in _controls(summary):
+        rows[name_words(name)] = [_value((fold["controls"] or {}).get(name), main) for fold in folds]
+    row = None if published is None else (f"published: {published['row']}", published["mean"], published["sd"] or 0.0)
+    fold_dots_picture(
+        {name: [math.nan if v is None else v for v in values] for name, values in rows.items()},
+        pictures / "folds.png",
+        figure_name=figure_words(main),
+        published=row,
+        ddof=summary["ddof"],
+        chance=CHANCE.get(main),
+    )
+    caption = "A dot per fold; bar and line: mean ± SD; dotted: guessing."
+    picture = drawn("Fold by fold", pictures / "folds.png", caption, max_px=640)
+    return Section("Fold by fold", pictures=(picture,), tables=(_fold_table(summary),))
+
+
+def _fold_table(summary: Mapping[str, Any]) -> Table:
+    """The main figure beside the controls and the published row."""
+    main, folds, published = summary["figure"], summary["folds"], summary.get("published")
+    controls = _controls(summary)
+    columns = {figure_words(main): [_value(fold["last"], main) for fold in folds]}
+    columns |= {name_words(c): [_value((fold["controls"] or {}).get(c), main) for fold in folds] for c in controls}
+    if any(fold.get("best_val") for fold in folds):
+        best = "best epoch on val" + (" (optimistic)" if summary.get("optimistic_best_val") else "")
+        columns[best] = [_value(fold.get("best_val"), main) for fold in folds]
+    last = []
+    if published:
+        cells = [f"published: {published['row']}", _plus_minus(published["mean"], published["sd"])]
+        last = [Row([*cells, *[""] * (len(columns) - 1)], "other")]
+    caption = (
+        f"SD with {'N − 1' if summary['ddof'] else 'N'} in the denominator, as in the published table. Controls: the "
+        f"same kind of head on the mean colour of each slide, and on the output of an untrained encoder, on the same "
+        f"folds."
+    )
+    return _table(summary, columns, {}, last, caption if controls else "")
+
+
+def _other_figures_section(summary: Mapping[str, Any]) -> Section:
+    """What else is known of each fold."""
+    main, folds = summary["figure"], summary["folds"]
+    known = dict.fromkeys(name for fold in folds for name in fold["last"])
+    others = {figure_words(n): [_value(fold["last"], n) for fold in folds] for n in known if n not in (main, "loss")}
+    splits = [split for split in ("train", "val", "test") if any(split in (f.get("slides") or {}) for f in folds)]
+    counts = {f"slides, {split}": [(fold.get("slides") or {}).get(split) for fold in folds] for split in splits}
+    counts["leaks"] = [sum((fold.get("leaks") or {}).values()) for fold in folds]
+    caption = "Leaks: patients with slides in two splits of the fold."
+    table = _table(summary, others, counts, [], caption)
+    return Section("Other figures of each fold, slides, leaks", tables=(table,), folded="Show the table")
+
+
+def _table(
+    summary: Mapping[str, Any],
+    figures: Mapping[str, Sequence[float | None]],
+    counts: Mapping[str, Sequence[int | None]],
+    last: Sequence[Row],
+    caption: str,
+) -> Table:
+    """A row per fold, then mean ± SD of `figures`; `counts` have neither."""
+    rows = [
+        Row(
+            [
+                str(fold["fold"]),
+                *(number(values[i], 3) for values in figures.values()),
+                *("–" if values[i] is None else f"{values[i]:,}" for values in counts.values()),
+            ]
+        )
+        for i, fold in enumerate(summary["folds"])
+    ]
+    if figures:
+        means = [_spread(values, summary["ddof"]) for values in figures.values()]
+        rows.append(Row(["mean ± SD", *means, *("" for _ in counts)], "strong"))
+    columns = ("fold", *figures, *counts)
+    return Table(columns, [*rows, *last], frozenset(range(1, len(columns))), caption, first_stays=True)
+
+
+def _spread(values: Sequence[float | None], ddof: int) -> str:
+    known = np.array([v for v in values if v is not None])
+    if not len(known):
+        return "–"
+    return _plus_minus(float(known.mean()), float(known.std(ddof=ddof)) if len(known) > ddof else None)
+
+
+def _pooled_section(summary: Mapping[str, Any]) -> Section:
+    """Every figure over all folds' slides, with what it means."""
+    rows = [
+        Row([figure_words(name), number(of["value"], 3), interval_words(of.get("low"), of.get("high"), 3)])
+        for name, of in summary["pooled"].items()
+        if of is not None
+    ]
+    text = (
+        "The evaluated slides of all folds in one heap; the intervals come from drawing the patients anew, with all "
+        "their slides. Probabilities and risks of different folds come from different models, so a figure here may be "
+        "lower than the mean of the folds."
+    )
+    points = [MEANINGS[name] for name in summary["pooled"] if name in MEANINGS]
+    table = Table(("", "all folds", "95 % interval"), rows, frozenset({1, 2}))
+    return Section("All folds together", text=(text,), points=points, tables=(table,) if rows else ())
+
+
+def _made_section(summary: Mapping[str, Any]) -> Section:
+    """Assumptions, settings, versions, commit."""
+    rows = [Row([name, _text(value)]) for name, value in (summary.get("settings") or {}).items()]
+    commit = (
+        f"Commit {summary['commit']}." if summary.get("commit") else "Not run from a git checkout: no commit known."
+    )
+    points = [*summary.get("notes", ()), versions_line(summary.get("versions")), commit]
+    files = "As files beside this one: crossval.json, predictions.csv, pictures/ (PNG and SVG)."
+    return Section(
+        "Settings and versions",
+        points=[*points, files],
+        tables=(Table(("setting", "value"), rows),) if rows else (),
+        folded="How this was made",
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -123,8 +123,7 @@ def _folds(manifest: Cohort, folds: str, settings: FinetuneSettings, patient_dis
     from longvit.tasks.task import task_class
 
     if folds.isdecimal():
-        kind = task_class(settings.task)
-        strata = [kind.stratum(row, settings) for row in manifest.rows]
+        strata = task_class(settings.task).strata(manifest, settings)
         return new_folds.make_folds(manifest, int(folds), seed=settings.seed, strata=strata)
     found = folds_of_column(manifest) if folds == "column" else read_folds(folds)
     return new_folds.patient_disjoint(found, manifest) if patient_disjoint else found

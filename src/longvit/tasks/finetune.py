@@ -222,13 +222,15 @@ class _Finetuning:
         write_problems(self.folder / PROBLEMS_CSV, canvases.problems)
         read = [row for row in rows if row.slide_id in canvases.paths]
         self.check_read(read, canvases)
+        names = [row.slide_id for row in self.cohort.rows]
+        stratum_of = dict(zip(names, self.task.strata(self.cohort, s), strict=True))
         for split in ("train", *EVALUATED):
             if of_split := [row for row in read if row.split == split]:
                 self.datasets[split] = CanvasDataset(
                     of_split,
                     self.task.targets(of_split),
                     canvases.paths,
-                    [self.task.stratum(row, s) for row in of_split],
+                    [stratum_of[row.slide_id] for row in of_split],
                     memory_mb=s.memory_mb * len(of_split) // len(read),
                 )
         return canvases

@@ -11,7 +11,17 @@ from longvit.tasks.catalogue import TASKS
 from longvit.training.settings import TrainSettings
 
 # What may differ when a run is started again: it changes how fast it goes, not what comes out.
-_NOT_DECISIVE = ("cell", "cache_dir", "num_workers", "memory_mb", "checkpoint_minutes", "device", "threads")
+_NOT_DECISIVE = (
+    "cell",
+    "tensorboard",
+    "max_bad_steps",
+    "cache_dir",
+    "num_workers",
+    "memory_mb",
+    "checkpoint_minutes",
+    "device",
+    "threads",
+)
 # Patches in one forward pass where `forward_batch` is left open: those of one 4,096 × 4,096 px canvas.
 _PATCHES_PER_FORWARD = 16_384
 _PATCH_PX = 32
@@ -76,8 +86,11 @@ class FinetuneSettings:
     """Survival: column that is 1 where the event happened; left out: a column called event."""
     censorship_column: str | None = None
     """Survival: column that is 1 where follow-up ended before the event; left out: a column called censorship."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the model; bfloat16 is faster where the processor has it, parameters stay float32."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the model; bfloat16 is faster where the processor has it, float16 is for GPUs before Ampere;
+    parameters stay float32."""
+    ema: float | None = None
+    """Decay of a running average of the parameters (say 0.999), which is then evaluated and kept as the model."""
     recompute: bool = False
     """Compute each layer twice and keep less: for canvases that do not fit into memory otherwise."""
     cell: str | None = None
@@ -104,6 +117,10 @@ class FinetuneSettings:
     """Canvases kept in memory, in MB; the rest is read from the cache every epoch."""
     checkpoint_minutes: float = 10.0
     """A checkpoint after this long, beside the one after every epoch."""
+    max_bad_steps: int = 3
+    """Steps in a row with a NaN or an infinity, each skipped and named, that end the run."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files (needs the extra tensorboard)."""
     device: str = "auto"
     """Where to compute: auto (the first of cuda, mps, cpu that is there), cpu, cuda, cuda:1 or mps."""
     threads: int | None = None
@@ -155,6 +172,9 @@ class FinetuneSettings:
             layer_decay=self.layer_decay,
             clip_norm=self.clip_norm,
             dtype=self.dtype,
+            ema=self.ema,
+            max_bad_steps=self.max_bad_steps,
+            tensorboard=self.tensorboard,
             seed=self.seed,
             checkpoint_minutes=self.checkpoint_minutes,
         )

@@ -35,7 +35,7 @@ def split_by_stratum(cohort: Cohort, settings: FinetuneSettings) -> Cohort:
     from longvit.data.splits import split_by_patient
 
     kind = task_class(settings.task)
-    strata = [kind.stratum(row, settings) for row in cohort.rows]
+    strata = kind.strata(cohort, settings)
     rows = tuple(replace(row, label=of) for row, of in zip(cohort.rows, strata, strict=True))
     split = split_by_patient(
         replace(cohort, rows=rows, classes=cohort.classes or tuple(sorted(set(strata)))), settings.split, settings.seed

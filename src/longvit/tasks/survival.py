@@ -73,8 +73,8 @@ class Survival(Task):
         return replace(cohort, rows=rows, notes=(*cohort.notes, note))
 
     @classmethod
-    def stratum(cls, row: SlideRow, settings: FinetuneSettings) -> str:
-        return EVENT if read_outcome(row, "cohort", settings)[1] else "censored"
+    def strata(cls, cohort: Cohort, settings: FinetuneSettings) -> list[str]:
+        return [EVENT if read_outcome(row, cohort.source, settings)[1] else "censored" for row in cohort.rows]
 
     @cached_property
     def edges(self) -> np.ndarray:

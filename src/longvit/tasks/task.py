@@ -83,9 +83,9 @@ class Task(ABC):
         return cohort
 
     @classmethod
-    def stratum(cls, row: SlideRow, settings: FinetuneSettings) -> str:
-        """The group of a slide, for splits by stratum and for balanced sampling."""
-        return row.label
+    def strata(cls, cohort: Cohort, settings: FinetuneSettings) -> list[str]:
+        """The group of every slide, for splits by stratum and for balanced sampling."""
+        return [row.label for row in cohort.rows]
 
     @property
     @abstractmethod

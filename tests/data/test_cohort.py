@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,13 +26,17 @@ def write(folder: Path, text: str, *slides: str, encoding: str = "utf-8") -> Pat
     return path
 
 
-def error(path: Path, **settings: str) -> str:
-    with pytest.raises(InputError) as caught:
-        read_cohort(path, **settings)  # type: ignore[arg-type]
-    text = str(caught.value)
-    assert "\n" not in text
+def error(path: Path, **settings: Any) -> str:
+    text = refused(path, **settings)
     assert text.startswith(str(path)) or "slide" in text
     return text.removeprefix(str(path))
+
+
+def refused(path: Path, **settings: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        read_cohort(path, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_a_table_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
@@ -164,6 +170,61 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     assert "cannot be read: No such file" in error(path)
     with pytest.raises(InputError, match="nowhere: no such folder"):
         read_cohort(path, slides_dir=tmp_path / "nowhere")
+
+
+# --- what tasks and checks ask for ------------------------------------------------------------------------------------
+
+
+def test_a_task_finds_its_own_columns_in_the_cells(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, ",Case ID,slide_id,Survival Months,event\n0,p1,a.svs, 12.5 ,1\n1,p2,b.svs,3\n", "a.svs", "b.svs"
+    )
+    a, b = read_cohort(path, label_column=None).rows
+    assert (a.label, a.case_id, a.cells["survival_months"], a.cells["event"]) == ("", "p1", "12.5", "1")
+    assert "event" not in b.cells
+    assert a == SlideRow("p1", "a", "", tmp_path / "a.svs")  # cells play no part in who is who
+    assert read_cohort(path, label_column=None).classes == ()
+    assert read_cohort(path, label_column=None).summary() == "2 slides of 2 patients"
+
+
+def test_kept_classes_come_in_the_order_given_and_the_others_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path, "slide_id,label\na,IDC\nb,PD\nc,ILC\nd,PD\ne,\n", "a.svs", "c.svs")
+    cohort = read_cohort(path, keep=["ILC", "IDC"])  # the files of classes that are left out need not be there
+    assert cohort.classes == ("ILC", "IDC")
+    assert [row.slide_id for row in cohort.rows] == ["a", "c"]
+    assert f"{path}: 3 of 5 rows are of other classes and left out ((no label) 1, PD 2)" in cohort.notes
+    assert "no row has the label 'IDCC' (it has (no label), IDC, ILC, PD)" in error(path, keep=["IDC", "IDCC"])
+    assert "name at least two, each once" in refused(path, keep=["IDC"])
+    path = write(tmp_path, "slide_id,label\na,1.0\nb,2\nc,0.0\n")
+    assert read_cohort(path, keep=["1", "0"]).classes == ("1", "0")
+
+
+def test_a_manifest_can_be_checked_before_slides_and_labels_are_there(tmp_path: Path) -> None:
+    text = "case_id,slide_id,label,split\np1,a,x,train\np1,b,y,test\np2,c,,train\np3,d,x,test\n"
+    path = write(tmp_path, text, "a.svs")
+    assert "no label; fill it in" in error(path, need_files=False)
+    assert "patient p1 is in two splits" in error(path, need_files=False, need_labels=False)
+    cohort = read_cohort(path, need_files=False, need_labels=False, allow_leak=True)
+    assert [(row.slide_id, row.path.exists()) for row in cohort.rows] == [("a", True), ("b", False), ("d", False)]
+    assert f"{path}: 1 of 4 rows have no label and drop out: c" in cohort.notes
+    with pytest.raises(InputError, match="patient p1 is in two splits"):
+        cohort.with_splits([row.split for row in cohort.rows])
+    assert cohort.with_splits([row.split for row in cohort.rows], allow_leak=True) == cohort
+
+
+def test_a_zipped_table_is_read_and_a_broken_one_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv.zip"
+    with zipfile.ZipFile(path, "w") as archive:  # pandas names the member after the archive, folders and all
+        archive.writestr("../labels.csv.zip", "slide_id,label\na,x\nb,y\n")
+    assert read_cohort(path, need_files=False).summary() == "2 slides of 2 patients; x 1, y 1"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("one.csv", "slide_id,label\na,x\nb,y\nc,y\n")
+    assert len(read_cohort(path, need_files=False).rows) == 3
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("two.csv", "slide_id,label\na,x\n")
+    assert "2 CSV files in it; it must hold one" in error(path)
+    path.write_bytes(path.read_bytes()[:40])
+    assert "no readable zip file" in error(path)
 
 
 def cohort_of(patients: dict[str, list[str]]) -> Cohort:

@@ -196,7 +196,7 @@ def test_kept_classes_come_in_the_order_given_and_the_others_are_counted(tmp_pat
     assert "no row has the label 'IDCC' (it has (no label), IDC, ILC, PD)" in error(path, keep=["IDC", "IDCC"])
     assert "name at least two, each once" in refused(path, keep=["IDC"])
     path = write(tmp_path, "slide_id,label\na,1.0\nb,2\nc,0.0\n")
-    assert read_cohort(path, keep=["1", "0"]).classes == ("1", "0")
+    assert read_cohort(path, keep=["1", "0.0"]).classes == ("1", "0")
 
 
 def test_a_manifest_can_be_checked_before_slides_and_labels_are_there(tmp_path: Path) -> None:

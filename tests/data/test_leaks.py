@@ -119,6 +119,18 @@ def test_a_kept_class_that_is_not_there_names_those_that_are(tmp_path: Path, cap
     assert "z 1 of 1; x 1 of 1\n" in capsys.readouterr().out
 
 
+def test_two_manifests_that_disagree_are_refused_with_both_values(tmp_path: Path, capsys: Captured) -> None:
+    one = study(tmp_path, "case_id,slide_id,label,split\np1,a,x,train\np2,b,y,test\np3,c,y,test\n")
+    other = study(tmp_path / "other", "case_id,slide_id,label\np1,a.svs,x\np2,b,x\np4,c,y\np5,d,y\n")
+    assert main(["cohort", "check", str(one), "--other", str(other)]) == 2
+    assert capsys.readouterr().err == (
+        f"longvit: slide b has the label y in {one}, but x in {other} (1 more); correct one of them\n"
+    )
+    other.write_text("case_id,slide_id,label\np1,a.svs,x\np2,b,y\np5,d,y\n")
+    assert main(["cohort", "check", str(one), "--other", str(other)]) == 0
+    assert "agrees on the 2 slides in both" in capsys.readouterr().err
+
+
 def test_split_writes_folds_that_check_reads(tmp_path: Path, capsys: Captured) -> None:
     rows = "".join(f"p{i // 2},s{i},{'xy'[i // 2 % 2]},h{i // 2 % 7}\n" for i in range(80))
     path = study(tmp_path, f"case_id,slide_id,label,site\n{rows}")

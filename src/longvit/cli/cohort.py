@@ -73,6 +73,10 @@ def check(
     slides_dir: Annotated[
         Path | None, Parameter(help="Where slides without a path lie, if not beside the CSV.", show_default=False)
     ] = None,
+    other: Annotated[
+        Path | None,
+        Parameter(help="Another manifest, which must say the same of the slides in both.", show_default=False),
+    ] = None,
     contents: Annotated[bool, Parameter(help="Compare the slides' files by content.")] = True,
     allow_leak: Annotated[bool, Parameter(negative="", help="Exit with 0 although a fold leaks.")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, with every name.")] = False,
@@ -94,6 +98,9 @@ def check(
     from longvit.data.folds import fold_of_splits, folds_of_column, read_folds
 
     rows = _read(manifest, task, label_column, keep, slides_dir, (time_column, event_column, censorship_column))
+    if other is not None:
+        theirs = _read(other, task, label_column, keep, slides_dir, (time_column, event_column, censorship_column))
+        say(f"{other}: agrees on the {leaks.refuse_disagreement(rows, theirs)} slides in both")
     listed: tuple[Fold, ...] = ()
     if folds is not None:
         listed = read_folds(folds)

@@ -14,6 +14,7 @@ from typing import Any
 
 from longvit.data.cohort import SPLITS, Cohort
 from longvit.data.folds import Fold, Match, match
+from longvit.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,29 @@ def check(cohort: Cohort, folds: Iterable[Fold] = (), *, contents: bool = True) 
         drawn=len(drawn),
         different=len(set(drawn)),
     )
+
+
+def refuse_disagreement(one: Cohort, other: Cohort) -> int:
+    """How many slides are in both manifests; `InputError` for the first with another patient, label or split.
+
+    A label or split that one of them lacks is no disagreement.
+    """
+    by_id = {row.slide_id: row for row in other.rows}
+    both = [(row, by_id[row.slide_id]) for row in one.rows if row.slide_id in by_id]
+    found = [
+        f"slide {a.slide_id} has the {what} {here} in {one.source}, but {there} in {other.source}"
+        for a, b in both
+        for what, here, there in (
+            ("patient", a.case_id, b.case_id),
+            ("label", a.label, b.label),
+            ("split", a.split, b.split),
+        )
+        if here and there and here != there
+    ]
+    if found:
+        more = f" ({len(found) - 1} more)" if found[1:] else ""
+        raise InputError(f"{found[0]}{more}; correct one of them")
+    return len(both)
 
 
 def _fold_report(cohort: Cohort, fold: Fold, copies: tuple[tuple[str, ...], ...]) -> FoldReport:

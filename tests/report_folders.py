@@ -20,7 +20,9 @@ from longvit.tasks.survival_metrics import bootstrap_c_index, c_index
 SETTINGS = {"model": "longvit_small_patch32", "side_px": 1024, "epochs": 10, "lr": 5e-5, "batch_size": 8, "seed": 0}
 REST = {
     "settings": SETTINGS,
-    "versions": {"longvit": "0.2.0", "torch": "2.13.0"},
+    "longvit": "0.2.0",
+    "torch": "2.13.0",
+    "python": "3.11.7",
     "notes": ["26 slides of the folds have no label and were left out."],
     "commit": "0123456789abcdef",
 }
@@ -94,7 +96,9 @@ def subtyping_folder(
             for name, value in classification_metrics(labels, p).items()
         },
         "published": {"row": "HIPT", "mean": 0.874, "sd": 0.060} if len(classes) == 2 else None,
+        "evaluated": "test",
         "optimistic_best_val": False,
+        "gap": {"mean_colour": {"value": 0.2, "low": 0.12, "high": 0.29}},
         **REST,
     }
     return write_folder(folder, summary, lines)
@@ -143,6 +147,7 @@ def survival_folder(folder: Path, *, n_folds: int = 5, patients: int = 400, skil
         "folds": folds,
         "pooled": {"c_index": {"value": c_index(months, event, risk), "low": interval.low, "high": interval.high}},
         "published": {"row": "MCAT", "mean": 0.622, "sd": 0.019},
+        "evaluated": "val",
         "optimistic_best_val": True,
         **REST,
     }

@@ -16,6 +16,7 @@ from longvit.report import Figure, Picture, Report, Row, Section, Table, finetun
 from longvit.report.finetuned import warnings_of
 from longvit.report.page import number, thumbnail_of
 from longvit.tasks.finetune import FinetuneResult, finetune
+from report_folders import survival_folder
 from tasks.study import SETTINGS, study
 
 pytestmark = pytest.mark.xdist_group("report")  # one worker: the fixture trains
@@ -109,6 +110,39 @@ def test_an_auc_that_is_not_defined_is_said_so() -> None:
     assert "one class" in " ".join(warnings_of(metrics(auc=None, auc_interval=[None, None]), "test"))
 
 
+def test_a_patient_on_two_sides_is_said_so() -> None:
+    leaks = {"train_val": 5, "train_test": 1, "val_test": 2}
+    (warning,) = warnings_of({**metrics(), "leaks": leaks}, "test")
+    assert "1 patient with slides both in training and among the test slides" in warning
+
+
+def test_a_survival_run_reports_curves_and_risks(tmp_path: Path) -> None:
+    """No classes: Kaplan-Meier and the patients in the wrong order, in place of ROC and mistakes."""
+    survival_folder(tmp_path, n_folds=1, patients=60)
+    (tmp_path / "loss.png").write_bytes(b"\x89PNG\r\n")
+    test = {"slides": 66, "patients": 60, "c_index": 0.61, "c_index_interval": [0.47, 0.7], "integrated_brier": 0.2}
+    training = {"parameters": 1, "slides": 9, "patients": 9, "epochs": 2, "starts_from": "x", "device": "cpu"}
+    facts = {"task": "survival", "figure": "c_index", "classes": ["0-9 months", "9-end months"], "best_val": None}
+    controls = {"mean_colour": {"val": {"c_index": 0.62}}}
+    facts |= {"splits": {"val": test}, "controls": controls, "training": training, "left_out": [], "notes": []}
+    result = FinetuneResult(tmp_path, facts)
+    text = finetune_report(result, study(tmp_path / "data"), SETTINGS).read_text(encoding="utf-8")
+    for words in (
+        "Survival: A LongViT",
+        "c-index, validation",
+        "0.47–0.70",
+        "integrated Brier score",
+        "Kaplan–Meier",
+        "wrong order",
+        "survival months",
+        "The interval of the c-index contains 0.5",
+        "c-index of mean colour (0.62) is no less",
+    ):
+        assert words in text, words
+    assert "ROC" not in text
+    assert (tmp_path / "pictures" / "kaplan_meier.png").exists()
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[FinetuneResult, str]:
     folder = tmp_path_factory.mktemp("run")
@@ -126,6 +160,9 @@ def test_the_report_of_a_run_holds_what_a_reader_looks_for(finished: tuple[Finet
         "control: random frozen encoder",
         "95 % interval",
         "ROC",
+        "Precision and recall",
+        "Confusion",
+        "Calibration",
         "Loss",
         "What each patch contributes",
         "Predictions",

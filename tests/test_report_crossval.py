@@ -119,10 +119,13 @@ def test_a_gap_within_the_interval_is_said_so(brca: Path) -> None:
     def near(summary: dict[str, Any]) -> None:
         for fold in summary["folds"]:
             fold["controls"]["random_encoder"]["auc"] = fold["last"]["auc"] - 0.005
+        summary["gap"]["random_encoder"] = {"value": 0.005, "low": -0.02, "high": 0.03}
 
     words = warnings_after(brca, near)
-    assert "random frozen encoder" in words
-    assert "may be chance" in words
+    assert "ahead of the control random frozen encoder by +0.005" in words
+    assert "−0.020 to +0.030" in words
+    assert "mean colour" not in words
+    assert "+0.120 to +0.290" in html(brca)
 
 
 def test_an_interval_that_holds_one_half_is_said_so(ucec: Path) -> None:
@@ -131,6 +134,13 @@ def test_an_interval_that_holds_one_half_is_said_so(ucec: Path) -> None:
 
     assert "guessing is not ruled out" in warnings_after(ucec, widen)
     assert "guessing" not in warnings_after(ucec, lambda _: None)
+
+
+def test_risks_that_cannot_be_compared_have_no_pooled_figure(ucec: Path, tmp_path: Path) -> None:
+    shutil.copytree(ucec, tmp_path / "f")
+    text = crossval_report({**summary_of(ucec), "pooled": {}}, tmp_path / "f").read_text(encoding="utf-8")
+    assert "All folds together" not in text
+    assert "0.5 is guessing" in text
 
 
 def test_repeated_splits_are_no_partition(brca: Path, ucec: Path) -> None:
@@ -160,7 +170,7 @@ def test_little_is_known_and_it_still_reports(tmp_path: Path) -> None:
     text = crossval_report(write_folder(tmp_path, summary, [line]), tmp_path).read_text(encoding="utf-8")
     assert "Age: LongViT in 1-fold" in text
     assert "4.500" in text
-    assert "no commit known" in text
+    assert "No commit known" in text
 
 
 def test_the_surest_mistakes_come_first_with_their_slide(brca: Path, tmp_path: Path) -> None:

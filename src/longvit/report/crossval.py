@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,7 @@ from longvit.report.page import Figure, Report, Row, Section, Table, number, wri
 from longvit.report.predictions import PredictedSlides, read_predicted
 from longvit.report.sections import drawn, interval_words, sections_of
 from longvit.report.versions import versions_line
-from longvit.report.words import MEANINGS, counted, figure_words, listed, name_words
-
-CHANCE = {"auc": 0.5, "c_index": 0.5}
+from longvit.report.words import CHANCE, MEANINGS, counted, figure_words, listed, name_words
 
 
 def crossval_report(
@@ -35,14 +34,16 @@ def crossval_report(
     folds: fold; last (figure -> value, last epoch); best_val (the same for the epoch picked on val, or None); controls
         (name -> figure -> value); leaks (train_test, train_val, val_test -> patients in both); slides (split ->
         number).
-    pooled: figure -> value, low, high over all folds' evaluated slides. published: row, mean, sd, or None.
-    optimistic_best_val: val is the evaluation set. settings, notes, commit, and versions (package -> version) if known.
+    gap: control -> value, low, high of how far the model is ahead. pooled: figure -> the same, over all folds'
+        evaluated slides; {} where outputs of different folds cannot be compared. published: row, mean, sd, or None.
+    evaluated: test or val. optimistic_best_val: val is the evaluation set.
+    settings, notes, commit, and the versions longvit, torch, python, as far as they are known.
 
     `folder`/predictions.csv: see `PredictedSlides`. `images`: slide_id -> a canvas or slide, for the largest errors.
     `InputError` for a table that cannot be read.
     """
     folder = Path(folder)
-    predicted = read_predicted(folder / "predictions.csv", summary["classes"])
+    predicted = read_predicted(folder / "predictions.csv", summary["classes"], _evaluated(summary))
     return write_report(crossval_content(summary, predicted, folder / "pictures", images), folder / "index.html")
 
 
@@ -85,8 +86,7 @@ def crossval_warnings(summary: Mapping[str, Any], predicted: PredictedSlides) ->
             f"No {words} in fold{'s' * (len(lost) > 1)} {listed(lost)} (slides of one class, or no event): the mean is "
             f"that of the other folds."
         )
-    evaluated = "test" if _has_test(summary) else "val"
-    if leaking := _leaks(summary)[f"train_{evaluated}"]:
+    if leaking := _leaks(summary)[f"train_{_evaluated(summary)}"]:
         notes.append(
             f"Patients with slides both in training and among the evaluated ones: {leaking:,}, added over "
             f"{counted(len(summary['folds']), 'fold')}. The model has seen other slides of them, so the figures are "
@@ -107,10 +107,10 @@ def crossval_warnings(summary: Mapping[str, Any], predicted: PredictedSlides) ->
                 f"The control {control} is as good as the model or better ({words} {gap.control:.3f} against "
                 f"{mean:.3f}): these figures do not show that the trained encoder brought anything beyond it."
             )
-        elif low is not None and low <= gap.control:
+        elif gap.low is not None and gap.low <= 0:
             notes.append(
-                f"The control {control} ({words} {gap.control:.3f}) lies within the model's 95 % interval "
-                f"({interval_words(low, high)}): the gap of {gap.mean:+.3f} may be chance."
+                f"The model is ahead of the control {control} by {gap.mean:+.3f}, but the 95 % interval of that gap "
+                f"({gap.interval}) contains 0: it may be chance."
             )
     times = len(predicted) / max(1, len(set(predicted.column("slide_id"))))
     if len(predicted.folds) > 1 and times > 1.001 and predicted.is_classified:
@@ -127,15 +127,25 @@ def crossval_warnings(summary: Mapping[str, Any], predicted: PredictedSlides) ->
     return notes
 
 
+@dataclass(frozen=True)
 class _Gap:
-    """The model's main figure less a control's, over the folds that have both."""
+    """The model's main figure less a control's, the mean over the folds that have both."""
 
-    def __init__(self, ours: Sequence[float], theirs: Sequence[float]) -> None:
-        self.differences = np.array(ours) - np.array(theirs)
-        self.mean = float(self.differences.mean())
-        self.control = float(np.mean(theirs))
-        self.ahead = int((self.differences > 0).sum())
-        self.folds = len(self.differences)
+    mean: float
+    low: float | None
+    """Its 95 % interval, where it is known."""
+    high: float | None
+    control: float
+    """The control's mean."""
+    ahead: int
+    """Folds in which the model is the better one, of `folds`."""
+    folds: int
+
+    @property
+    def interval(self) -> str:
+        if self.low is None or self.high is None:
+            return ""
+        return f"{self.low:+.3f} to {self.high:+.3f}".replace("-", "−")
 
 
 def _gaps(summary: Mapping[str, Any]) -> dict[str, _Gap]:
@@ -144,9 +154,18 @@ def _gaps(summary: Mapping[str, Any]) -> dict[str, _Gap]:
     gaps = {}
     for name in _controls(summary):
         pairs = [(_value(f["last"], main), _value((f["controls"] or {}).get(name), main)) for f in summary["folds"]]
-        both = [(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None]
-        if both:
-            gaps[name] = _Gap([ours for ours, _ in both], [theirs for _, theirs in both])
+        both = np.array([(ours, theirs) for ours, theirs in pairs if ours is not None and theirs is not None])
+        if len(both):
+            known = (summary.get("gap") or {}).get(name)
+            ahead = both[:, 0] - both[:, 1]
+            gaps[name] = _Gap(
+                mean=float(ahead.mean()),
+                low=_value(known, "low"),
+                high=_value(known, "high"),
+                control=float(both[:, 1].mean()),
+                ahead=int((ahead > 0).sum()),
+                folds=len(both),
+            )
     return gaps
 
 
@@ -165,12 +184,10 @@ def _leaks(summary: Mapping[str, Any]) -> dict[str, int]:
     return {pair: sum((fold.get("leaks") or {}).get(pair, 0) for fold in summary["folds"]) for pair in pairs}
 
 
-def _has_test(summary: Mapping[str, Any]) -> bool:
-    """Whether the folds have a test split; else val is what is evaluated."""
-    return any(
-        (fold.get("slides") or {}).get("test") or (fold.get("leaks") or {}).get("train_test")
-        for fold in summary["folds"]
-    )
+def _evaluated(summary: Mapping[str, Any]) -> str:
+    """`test`, or `val` where the folds have no test."""
+    has_test = any((fold.get("slides") or {}).get("test") for fold in summary["folds"])
+    return str(summary.get("evaluated") or ("test" if has_test else "val"))
 
 
 def _cards(summary: Mapping[str, Any]) -> list[Figure]:
@@ -184,6 +201,7 @@ def _cards(summary: Mapping[str, Any]) -> list[Figure]:
     for name, gap in _gaps(summary).items():
         against = name_words(name).removeprefix("control: ")
         more = f"{words} above the control (its mean: {gap.control:.3f}); ahead in {gap.ahead} of {gap.folds} folds"
+        more += f"; 95 % interval {gap.interval}" if gap.interval else ""
         cards.append(Figure(f"over {against}", f"{gap.mean:+.3f}".replace("-", "−"), more))
     if published:
         more = f"{words} as published" + (
@@ -193,7 +211,7 @@ def _cards(summary: Mapping[str, Any]) -> list[Figure]:
         cards.append(Figure(f"published: {published['row']}", number(published["mean"], 3), more, sd))
     leaks = _leaks(summary)
     others = f"train and val {leaks['train_val']}, val and test {leaks['val_test']}; all folds added"
-    if _has_test(summary):
+    if _evaluated(summary) == "test":
         cards.append(Figure("patients in train and test", f"{leaks['train_test']:,}", others))
     else:
         cards.append(Figure("patients in train and val", f"{leaks['train_val']:,}", "all folds added"))
@@ -294,28 +312,32 @@ def _spread(values: Sequence[float | None], ddof: int) -> str:
 
 def _pooled_section(summary: Mapping[str, Any]) -> Section:
     """Every figure over all folds' slides, with what it means."""
+    pooled = {name: of for name, of in summary["pooled"].items() if of is not None}
+    known = dict.fromkeys([*pooled, *(name for fold in summary["folds"] for name in fold["last"])])
+    points = [MEANINGS[name] for name in known if name in MEANINGS]
+    if not pooled:
+        return Section("What the figures mean", points=points)
     rows = [
         Row([figure_words(name), number(of["value"], 3), interval_words(of.get("low"), of.get("high"), 3)])
-        for name, of in summary["pooled"].items()
-        if of is not None
+        for name, of in pooled.items()
     ]
     text = (
         "The evaluated slides of all folds in one heap; the intervals come from drawing the patients anew, with all "
-        "their slides. Probabilities and risks of different folds come from different models, so a figure here may be "
-        "lower than the mean of the folds."
+        "their slides. Outputs of different folds come from different models, so a figure here may be lower than the "
+        "mean of the folds."
     )
-    points = [MEANINGS[name] for name in summary["pooled"] if name in MEANINGS]
     table = Table(("", "all folds", "95 % interval"), rows, frozenset({1, 2}))
-    return Section("All folds together", text=(text,), points=points, tables=(table,) if rows else ())
+    return Section("All folds together", text=(text,), points=points, tables=(table,))
 
 
 def _made_section(summary: Mapping[str, Any]) -> Section:
     """Assumptions, settings, versions, commit."""
     rows = [Row([name, _text(value)]) for name, value in (summary.get("settings") or {}).items()]
     commit = (
-        f"Commit {summary['commit']}." if summary.get("commit") else "Not run from a git checkout: no commit known."
+        f"Commit {summary['commit']}." if summary.get("commit") else "No commit known (not run from a git checkout)."
     )
-    points = [*summary.get("notes", ()), versions_line(summary.get("versions")), commit]
+    versions = {name: summary[name] for name in ("longvit", "torch", "python") if summary.get(name)}
+    points = [*summary.get("notes", ()), versions_line(versions), commit]
     files = "As files beside this one: crossval.json, predictions.csv, pictures/ (PNG and SVG)."
     return Section(
         "Settings and versions",

@@ -8,9 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longvit import __version__
 from longvit.errors import InputError
+from longvit.report.mistakes import mistakes_section
 from longvit.report.page import Figure, Picture, Report, Row, Section, Table, number, thumbnail_of, write_report
+from longvit.report.predictions import read_predicted
+from longvit.report.sections import interval_words, sections_of
+from longvit.report.versions import versions_line
+from longvit.report.words import CHANCE, MEANINGS, counted, figure_words, listed, name_words
+from longvit.tasks.metrics import Interval
 
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
@@ -20,13 +25,6 @@ if TYPE_CHECKING:
 MAX_THUMBNAILS = 200
 MAX_ROWS = 500
 MAX_PICTURE_SIDE_PX = 4096  # what each patch contributes is one forward pass: seconds up to here, on a CPU too
-
-_NAMES = {
-    "mean_colour": "control: mean colour",
-    "random_encoder": "control: random frozen encoder",
-    "val": "validation",
-    "test": "test",
-}
 
 
 def finetune_report(result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings) -> Path:
@@ -41,115 +39,138 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
     splits = list(metrics["splits"])
     main = "test" if "test" in splits else splits[-1]
     figures = metrics["splits"][main]
-    lines = sorted(_predictions(result), key=_surest_mistake_first)
-    telling = _telling(lines)
+    predicted = read_predicted(result.predictions_csv, metrics["classes"], main)
+    lines = _predictions(result)
+    if predicted.is_classified:
+        lines = sorted(lines, key=_surest_mistake_first)
+    telling = _telling(lines) if predicted.is_classified else {}
     pictured = telling if len(lines) > MAX_THUMBNAILS else [line["slide_id"] for line in lines]
     canvases = _canvases(pictured, result, cohort, settings)
     lead = (
         f"{training['parameters'] / 1e6:.1f} million parameters, trained on {training['slides']} slides of "
         f"{training['patients']} patients for {training['epochs']} epochs from {training['starts_from']}; the figures "
-        f"are those of {figures['slides']} slides of {figures['patients']} other patients ({_NAMES[main]}).",
+        f"are those of {figures['slides']} slides of {figures['patients']} other patients ({name_words(main)}).",
     )
+    question = f"{listed(metrics['classes'], 'or')}?" if predicted.is_classified else f"{metrics['task'].capitalize()}:"
+    loss = Picture("Loss", result.loss_png.read_bytes(), "The loss after every step and every epoch.", max_px=640)
+    thumbnails = canvases if len(lines) <= MAX_THUMBNAILS else {}
     return Report(
-        title=f"{' or '.join(metrics['classes'])}? A LongViT fine-tuned on {Path(cohort.source).name}",
+        title=f"{question} A LongViT fine-tuned on {Path(cohort.source).name}",
         lead=lead,
         notes=warnings_of(metrics, main),
         figures=_cards(metrics, main),
         sections=(
-            Section("Figures", tables=(_figures_table(metrics),), text=_FIGURES_TEXT),
-            Section(
-                "Curves",
-                side_by_side=True,
-                pictures=(
-                    Picture("ROC", result.roc_png.read_bytes(), "Sensitivity against 1 − specificity; dotted: chance."),
-                    Picture("Loss", result.loss_png.read_bytes(), "Cross-entropy after every step and every epoch."),
-                ),
-            ),
+            Section("Figures", tables=(_figures_table(metrics),), text=(_figures_text(metrics),)),
+            *sections_of(predicted, result.folder / "pictures", _interval(metrics, main)),
+            Section("Training", pictures=(loss,)),
             *_contributions_section(result, lines, telling, canvases),
-            _predictions_section(metrics["classes"], lines, canvases if len(lines) <= MAX_THUMBNAILS else {}),
+            *([] if predicted.is_classified else mistakes_section(predicted, canvases)),
+            _predictions_section(metrics["classes"] if predicted.is_classified else (), lines, thumbnails),
             *_problems_section(result),
             settings_section(settings, metrics["notes"], training["device"]),
         ),
     )
 
 
-_FIGURES_TEXT = (
-    "AUC: the chance that a slide of the second class gets a higher score than one of the first (with more classes: "
-    "the mean of each class against the rest); 0.5 is guessing. Its 95 % interval comes from drawing the patients "
-    "anew. Balanced accuracy is the mean of the classes' shares that were recognised. The controls see the same "
-    "slides: a logistic regression on the mean colour of each slide, and on the output of an untrained encoder.",
-)
+def _main_figure(metrics: dict[str, Any]) -> str:
+    return str(metrics.get("figure", "auc"))
+
+
+def _interval(metrics: dict[str, Any], split: str) -> Interval | None:
+    low, high = metrics["splits"][split].get(f"{_main_figure(metrics)}_interval", (None, None))
+    return None if low is None else Interval(low, high, 0)
+
+
+def _figures_text(metrics: dict[str, Any]) -> str:
+    shown = {name for of in metrics["splits"].values() for name in of}
+    return " ".join(
+        [
+            *(text for name, text in MEANINGS.items() if name in shown),
+            "The 95 % interval comes from drawing the patients anew. The controls see the same slides: the same kind "
+            "of head on the mean colour of each slide, and on the output of an untrained encoder.",
+        ]
+    )
 
 
 def warnings_of(metrics: dict[str, Any], main: str) -> list[str]:
     """What a reader must know before believing the number."""
     figures = metrics["splits"][main]
+    name = _main_figure(metrics)
+    words = figure_words(name)
     notes = []
-    if figures["auc"] is None:
-        return [f"The {_NAMES[main]} slides are all of one class: no AUC can be stated."]
-    low, high = figures["auc_interval"]
-    if low is not None and low <= 0.5 <= high:
-        notes.append("The interval of the AUC contains 0.5: with so few slides, guessing is not ruled out.")
-    as_good = {name: of[main]["auc"] for name, of in metrics["controls"].items() if main in of}
-    as_good = {name: auc for name, auc in as_good.items() if auc is not None and auc >= figures["auc"]}
+    if leaking := (metrics.get("leaks") or {}).get(f"train_{main}"):
+        notes.append(
+            f"{counted(leaking, 'patient')} with slides both in training and among the {name_words(main)} slides: the "
+            f"figures are better than for new patients by an unknown amount."
+        )
+    if figures[name] is None:
+        why = "all of one class" if name == "auc" else "too few, or all without an event"
+        return [*notes, f"The {name_words(main)} slides are {why}: no {words} can be stated."]
+    interval = _interval(metrics, main)
+    if name in CHANCE and interval is not None and interval.low <= CHANCE[name] <= interval.high:
+        notes.append(f"The interval of the {words} contains 0.5: with so few slides, guessing is not ruled out.")
+    as_good = {control: of[main][name] for control, of in metrics["controls"].items() if main in of}
+    as_good = {control: value for control, value in as_good.items() if value is not None and value >= figures[name]}
     if as_good:
-        controls = " and ".join(
-            f"{_NAMES[name].removeprefix('control: ')} ({auc:.2f})" for name, auc in as_good.items()
+        controls = listed(
+            [f"{name_words(control).removeprefix('control: ')} ({value:.2f})" for control, value in as_good.items()]
         )
         notes.append(
-            f"On the same slides the AUC of {controls} is no less than the model's {figures['auc']:.2f}: these figures "
-            f"do not show that training the model brought more than that."
+            f"On the same slides the {words} of {controls} is no less than the model's {figures[name]:.2f}: these "
+            f"figures do not show that training the model brought more than that."
         )
     if metrics["left_out"]:
         lost = len(metrics["left_out"])
-        notes.append(f"{lost} slide{'s' * (lost > 1)} could not be read and count nowhere; see Problems.")
+        notes.append(f"{counted(lost, 'slide')} could not be read and count nowhere; see Problems.")
     return notes
 
 
 def _cards(metrics: dict[str, Any], main: str) -> list[Figure]:
     figures = metrics["splits"][main]
-    low, high = figures["auc_interval"]
-    interval = "" if low is None else f"95 % interval {low:.2f}–{high:.2f}, "
-    cards = [Figure(f"AUC, {_NAMES[main]}", number(figures["auc"]), f"{interval}{figures['slides']} slides")]
+    name = _main_figure(metrics)
+    words = figure_words(name)
+    interval = _interval(metrics, main)
+    sure = "" if interval is None else f"95 % interval {interval_words(interval.low, interval.high)}, "
+    cards = [Figure(f"{words}, {name_words(main)}", number(figures[name]), f"{sure}{figures['slides']} slides")]
     cards += [
-        Figure(_NAMES[name], number(of[main]["auc"]), "AUC on the same slides")
-        for name, of in metrics["controls"].items()
+        Figure(name_words(control), number(of[main][name]), f"{words} on the same slides")
+        for control, of in metrics["controls"].items()
         if main in of
     ]
-    return [*cards, Figure("balanced accuracy", number(figures["balanced_accuracy"]), _NAMES[main])]
+    second = next((other for other in _figure_names(metrics) if other in ("balanced_accuracy", "uno_c_index")), None)
+    return [*cards, *([Figure(figure_words(second), number(figures[second]), name_words(main))] if second else [])]
+
+
+def _figure_names(metrics: dict[str, Any]) -> list[str]:
+    """The main figure, then the others, without counts, intervals and loss."""
+    main = _main_figure(metrics)
+    known = dict.fromkeys(name for of in metrics["splits"].values() for name in of)
+    counts = ("slides", "patients", "loss", main)
+    return [main, *(name for name in known if name not in counts and not name.endswith("_interval"))]
 
 
 def _figures_table(metrics: dict[str, Any]) -> Table:
-    columns = ("", "slides", "AUC", "95 % interval", "balanced accuracy", "accuracy", "F1")
+    main, *others = _figure_names(metrics)
+    columns = ("", "slides", figure_words(main), "95 % interval", *(figure_words(name) for name in others))
     rows = []
     for split, figures in metrics["splits"].items():
-        low, high = figures["auc_interval"]
-        interval = "" if low is None else f"{low:.2f}–{high:.2f}"
-        rows.append(
-            Row(
-                [
-                    f"LongViT, {_NAMES[split]}",
-                    str(figures["slides"]),
-                    number(figures["auc"]),
-                    interval,
-                    *(number(figures[key]) for key in ("balanced_accuracy", "accuracy", "f1")),
-                ],
-                "strong",
-            )
-        )
+        interval = _interval(metrics, split)
+        sure = "" if interval is None else interval_words(interval.low, interval.high)
+        cells = [str(figures["slides"]), number(figures[main]), sure, *(number(figures.get(name)) for name in others)]
+        rows.append(Row([f"LongViT, {name_words(split)}", *cells], "strong"))
         for name, of in metrics["controls"].items():
             if split in of:
-                cells = [number(of[split][key]) for key in ("balanced_accuracy", "accuracy", "f1")]
-                label = f"{_NAMES[name]}, {_NAMES[split]}"
-                rows.append(Row([label, str(figures["slides"]), number(of[split]["auc"]), "", *cells]))
+                cells = [number(of[split][main]), "", *(number(of[split].get(other)) for other in others)]
+                rows.append(Row([f"{name_words(name)}, {name_words(split)}", str(figures["slides"]), *cells]))
     best = metrics["best_val"]
+    words = figure_words(main)
     caption = (
         ""
         if best is None
-        else f"All figures are those of the last epoch. By validation AUC, epoch {best['epoch']} was the best"
-        + (f" (test AUC {number(best['test'].get('auc'))})." if "test" in best else ".")
+        else f"All figures are those of the last epoch. By validation {words}, epoch {best['epoch']} was the best"
+        + (f" (test {words} {number(best['test'].get(main))})." if "test" in best else ".")
     )
-    return Table(columns, rows, frozenset(range(1, len(columns))), caption)
+    return Table(columns, rows, frozenset(range(1, len(columns))), caption, first_stays=True)
 
 
 def _predictions(result: FinetuneResult) -> list[dict[str, str]]:
@@ -214,23 +235,37 @@ def _contributions_section(
 
 
 def _predictions_section(classes: Sequence[str], lines: Sequence[dict[str, str]], canvases: dict[str, Path]) -> Section:
-    columns = ["slide", "patient", "split", "label", "prediction", *(f"p({name})" for name in classes)]
+    """Every prediction; with classes, the surest mistakes first and the mistakes shaded."""
+    names = {"slide_id": "slide", "case_id": "patient", "split": "split"}
+    names |= {name: name.replace("_", " ") for name in (lines[0] if lines else ()) if name not in names}
+    if classes:
+        names = {name: words for name, words in names.items() if not name.startswith("prob_")}
+        names |= {f"prob_{name}": f"p({name})" for name in classes}
+    texts = ("slide_id", "case_id", "split", "label", "prediction")
     rows = []
     for line in lines[:MAX_ROWS]:
-        cells: list[str | Picture] = [line[key] for key in ("slide_id", "case_id", "split", "label", "prediction")]
-        cells += [f"{float(line[f'prob_{name}']):.3f}" for name in classes]
+        cells: list[str | Picture] = [line[name] if name in texts else _rounded(line[name]) for name in names]
         if canvases:
             path = canvases.get(line["slide_id"])
             cells.insert(0, thumbnail(path, line["slide_id"]) if path else "")
-        rows.append(Row(cells, "" if line["label"] == line["prediction"] else "wrong"))
-    if canvases:
-        columns.insert(0, "canvas")
-    wrong = sum(line["label"] != line["prediction"] for line in lines)
-    text = f"{wrong} of {len(lines)} are wrong (shaded); the surest mistakes come first. As a table: predictions.csv."
+        rows.append(Row(cells, "wrong" if classes and line["label"] != line["prediction"] else ""))
+    columns = [*(["canvas"] if canvases else []), *names.values()]
+    text = "As a table: predictions.csv."
+    if classes:
+        wrong = sum(line["label"] != line["prediction"] for line in lines)
+        text = f"{wrong} of {len(lines)} are wrong (shaded); the surest mistakes come first. {text}"
     if len(lines) > MAX_ROWS:
         text += f" The first {MAX_ROWS} are shown."
-    first = len(columns) - len(classes)
-    return Section("Predictions", text=(text,), tables=(Table(columns, rows, frozenset(range(first, len(columns)))),))
+    numbers = frozenset(i + bool(canvases) for i, name in enumerate(names) if name not in texts)
+    return Section("Predictions", text=(text,), tables=(Table(columns, rows, numbers),))
+
+
+def _rounded(text: str) -> str:
+    """Three decimals of a decimal fraction, of which the table has nine digits; whatever else as it is."""
+    try:
+        return f"{float(text):.3f}" if "." in text or "e-" in text else text
+    except ValueError:
+        return text
 
 
 CONTRIBUTIONS_TEXT = (
@@ -251,16 +286,13 @@ def _problems_section(result: FinetuneResult) -> list[Section]:
 
 def settings_section(settings: FinetuneSettings, notes: Sequence[str], device: str) -> Section:
     """How it was made: assumptions, settings, versions."""
-    import platform
     from dataclasses import fields
-    from importlib import metadata
 
     rows = [Row([field.name, str(getattr(settings, field.name))]) for field in fields(settings)]
-    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "tifffile", "openslide-bin"))
     points = [
         *notes,
         f"Computed on {device}.",
-        f"longvit {__version__}, Python {platform.python_version()}, {packages}.",
+        versions_line(),
     ]
     table = Table(("setting", "value"), rows, caption="As YAML in settings.yaml: longvit train --recipe settings.yaml")
     return Section("Settings and versions", points=points, tables=(table,), folded="How this was made")

@@ -63,8 +63,8 @@ class PredictedSlides:
         return {name: (labels[fold == name], probabilities[fold == name]) for name in self.folds}
 
 
-def read_predicted(path: str | Path, classes: Sequence[str]) -> PredictedSlides:
-    """The rows of split test; those of val where there is none. `InputError` in one line for a broken table."""
+def read_predicted(path: str | Path, classes: Sequence[str], split: str | None = None) -> PredictedSlides:
+    """The rows of `split`: by default test, or val where there is none. `InputError` in one line for a broken table."""
     path = Path(path)
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -74,7 +74,7 @@ def read_predicted(path: str | Path, classes: Sequence[str]) -> PredictedSlides:
     for name in ("case_id", "slide_id", "split"):
         if lines and name not in lines[0]:
             raise InputError(f"{path}: no column {name!r}; it has {', '.join(lines[0])}")
-    main = "test" if any(line["split"] == "test" for line in lines) else "val"
+    main = split or ("test" if any(line["split"] == "test" for line in lines) else "val")
     chosen = tuple({"fold": "", **line} for line in lines if line["split"] == main)
     found = PredictedSlides(chosen, tuple(classes))
     _check(path, found)

@@ -14,6 +14,6 @@ PACKAGES = ("torch", "numpy", "tifffile", "openslide-bin")
 def versions_line(known: Mapping[str, str] | None = None) -> str:
     """`known` (package -> version) as a sentence; the running versions where none were written down."""
     if known:
-        return ", ".join(f"{name} {version}" for name, version in known.items()) + "."
+        return "Computed with " + ", ".join(f"{name} {version}" for name, version in known.items()) + "."
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     return f"longvit {__version__}, Python {platform.python_version()}, {packages}."

@@ -12,13 +12,16 @@ _FIGURES = {
     "c_index": "c-index",
     "uno_c_index": "Uno's c-index",
     "integrated_brier": "integrated Brier score",
-    "auc_mean": "AUC over time",
+    "time_auc": "AUC over time",
 }
 _OTHER = {
     "mean_colour": "control: mean colour",
     "random_encoder": "control: random frozen encoder",
     "val": "validation",
 }
+
+CHANCE = {"auc": 0.5, "c_index": 0.5}
+"""What guessing gives, where that is one number."""
 
 MEANINGS = {
     "auc": "AUC: the chance that a slide of the second class gets a higher score than one of the first (with more "
@@ -30,6 +33,9 @@ MEANINGS = {
     "balanced_accuracy": "Balanced accuracy: the mean of the classes' shares that were recognised.",
     "ece": "Calibration error: how far, on average, the stated probability of the predicted class is from the share "
     "that is right; 0 is best, and few slides make it look larger than it is.",
+    "uno_c_index": "Uno's c-index: the same, weighted so that it does not depend on who was censored when.",
+    "time_auc": "AUC over time: the chance that a patient with the event by a month was given a higher risk than one "
+    "without, averaged over the bins' edges.",
     "integrated_brier": "Integrated Brier score: the squared error of the predicted survival over time; lower is "
     "better.",
 }

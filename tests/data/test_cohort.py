@@ -99,6 +99,10 @@ def test_no_label_column_names_those_there_and_the_nearest(tmp_path: Path) -> No
     path = write(tmp_path, "slide_id,lable\na,x\nb,y\n", "a.svs", "b.svs")
     assert error(path) == ": no column 'label' (it has slide_id, lable); did you mean --label-column lable?"
     assert read_cohort(path, label_column="Lable").classes == ("x", "y")
+    genes = ",".join(f"gene{i}" for i in range(3000))
+    path = write(tmp_path, f"slide_id,{genes}\na\nb\n")
+    assert "gene18, … and 2981 more)" in error(path)
+    assert len(error(path)) < 300
 
 
 def test_unknown_slide_says_where_it_was_looked_for(tmp_path: Path) -> None:

@@ -208,7 +208,10 @@ def _label_key(path: Path, columns: list[str], label_column: str) -> str:
 
 
 def _has(columns: list[str]) -> str:
-    return f" (it has {', '.join(c or '(no name)' for c in columns)})"
+    names = [column or "(no name)" for column in columns]
+    if len(names) > 20:  # tables of genes have thousands
+        names = [*names[:20], f"… and {len(names) - 20} more"]
+    return f" (it has {', '.join(names)})"
 
 
 def _kept(

@@ -148,6 +148,18 @@ def test_repeated_splits_are_no_partition(brca: Path, ucec: Path) -> None:
     assert "repeated splits" not in html(ucec)
 
 
+def test_the_losses_of_the_folds_are_shown_where_they_lie(brca: Path, tmp_path: Path) -> None:
+    assert "The loss after every epoch" not in html(brca)
+    shutil.copytree(brca, tmp_path / "f")
+    (tmp_path / "f" / "fold_1").mkdir()
+    (tmp_path / "f" / "fold_1" / "history.csv").write_text(
+        "epoch,train_loss,val_loss,val_auc\n1,0.7,,0.5\n2,0.5,0.6,\n"
+    )
+    text = crossval_report(summary_of(brca), tmp_path / "f").read_text(encoding="utf-8")
+    assert "The loss after every epoch" in text
+    assert (tmp_path / "f" / "pictures" / "loss.svg").exists()
+
+
 def test_a_fold_without_a_figure_is_named_and_a_dash(brca: Path, tmp_path: Path) -> None:
     shutil.copytree(brca, tmp_path / "f")
     summary = summary_of(brca)

@@ -16,6 +16,7 @@ from longvit.tasks.metrics import Interval, auc, average_precision
 from longvit.tasks.pictures import (
     confusion_picture,
     fold_dots_picture,
+    fold_losses_picture,
     loss_picture,
     reliability_picture,
     roc_picture,
@@ -56,6 +57,9 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "reliability": lambda path: reliability_picture(LABELS, PROBABILITIES, path),
     "dots": lambda path: fold_dots_picture({"LongViT": [0.9, 0.8], "control": [0.5, 0.6]}, path),
     "loss": lambda path: loss_picture({"loss": np.array([0.7, 0.6, 0.4, 0.5])}, [{"train_loss": 0.6}] * 2, path),
+    "losses": lambda path: fold_losses_picture(
+        {"0": {"train_loss": [2, 1.0], "val_loss": [math.nan] * 2}, "1": {"train_loss": [3, 2, 1.0]}, "2": {}}, path
+    ),
     "survival": lambda path: kaplan_meier_picture(*follow_up(), path),
 }
 

@@ -5,6 +5,7 @@ Made from files only, crossval.json and predictions.csv, so it can be made again
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 from longvit.report.mistakes import mistakes_section
 from longvit.report.page import Figure, Report, Row, Section, Table, number, write_report
 from longvit.report.predictions import PredictedSlides, read_predicted
-from longvit.report.sections import drawn, interval_words, sections_of
+from longvit.report.sections import drawn, interval_words, sections_of, sure_words
 from longvit.report.versions import versions_line
 from longvit.report.words import CHANCE, MEANINGS, counted, figure_words, listed, name_words
 
@@ -39,7 +40,8 @@ def crossval_report(
     evaluated: test or val. optimistic_best_val: val is the evaluation set.
     settings, notes, commit, and the versions longvit, torch, python, as far as they are known.
 
-    `folder`/predictions.csv: see `PredictedSlides`. `images`: slide_id -> a canvas or slide, for the largest errors.
+    `folder`/predictions.csv: see `PredictedSlides`. `folder`/fold_<name>/history.csv: the losses, where they are there.
+    `images`: slide_id -> a canvas or slide, for the largest errors.
     `InputError` for a table that cannot be read.
     """
     folder = Path(folder)
@@ -70,6 +72,7 @@ def crossval_content(
             *sections_of(predicted, pictures),
             _pooled_section(summary),
             *mistakes_section(predicted, images),
+            *_training_section(summary, pictures),
             _other_figures_section(summary),
             _made_section(summary),
         ),
@@ -194,9 +197,9 @@ def _cards(summary: Mapping[str, Any]) -> list[Figure]:
     main, mean, published = summary["figure"], summary["mean"], summary.get("published")
     words = figure_words(main)
     pooled = summary["pooled"].get(main) or {}
-    interval = interval_words(pooled.get("low"), pooled.get("high"))
+    interval = sure_words(pooled.get("low"), pooled.get("high"))
     n = counted(len(summary["folds"]), "fold")
-    more = f"mean ± SD of {n}" + (f"; all folds together: 95 % interval {interval}" if interval else "")
+    more = f"mean ± SD of {n}" + (f"; all folds together: {interval}" if interval else "")
     cards = [Figure(words, number(mean, 3), more, "" if summary["sd"] is None else number(summary["sd"], 3))]
     for name, gap in _gaps(summary).items():
         against = name_words(name).removeprefix("control: ")
@@ -328,6 +331,25 @@ def _pooled_section(summary: Mapping[str, Any]) -> Section:
     )
     table = Table(("", "all folds", "95 % interval"), rows, frozenset({1, 2}))
     return Section("All folds together", text=(text,), points=points, tables=(table,))
+
+
+def _training_section(summary: Mapping[str, Any], pictures: Path) -> list[Section]:
+    """How the loss fell, where the folds' runs lie beside the table: fold_<name>/history.csv."""
+    from longvit.tasks.pictures import fold_losses_picture
+
+    losses = {}
+    for name in (str(fold["fold"]) for fold in summary["folds"]):
+        path = pictures.parent / f"fold_{name}" / "history.csv"
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                lines = list(csv.DictReader(file))
+            columns = [column for column in (lines[0] if lines else ()) if column.endswith("_loss")]
+            losses[name] = {column: [float(line[column] or "nan") for line in lines] for column in columns}
+    if not losses:
+        return []
+    fold_losses_picture(losses, pictures / "loss.png")
+    caption = "The loss after every epoch; thin: each fold; thick: their mean."
+    return [Section("Training", pictures=(drawn("Loss", pictures / "loss.png", caption, max_px=640),))]
 
 
 def _made_section(summary: Mapping[str, Any]) -> Section:

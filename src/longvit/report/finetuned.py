@@ -12,7 +12,7 @@ from longvit.errors import InputError
 from longvit.report.mistakes import mistakes_section
 from longvit.report.page import Figure, Picture, Report, Row, Section, Table, number, thumbnail_of, write_report
 from longvit.report.predictions import read_predicted
-from longvit.report.sections import interval_words, sections_of
+from longvit.report.sections import drawn, interval_words, sections_of, sure_words
 from longvit.report.versions import versions_line
 from longvit.report.words import CHANCE, MEANINGS, counted, figure_words, listed, name_words
 from longvit.tasks.metrics import Interval
@@ -52,7 +52,7 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
         f"are those of {figures['slides']} slides of {figures['patients']} other patients ({name_words(main)}).",
     )
     question = f"{listed(metrics['classes'], 'or')}?" if predicted.is_classified else f"{metrics['task'].capitalize()}:"
-    loss = Picture("Loss", result.loss_png.read_bytes(), "The loss after every step and every epoch.", max_px=640)
+    loss = drawn("Loss", result.loss_png, "The loss after every step and every epoch.", max_px=640)
     thumbnails = canvases if len(lines) <= MAX_THUMBNAILS else {}
     return Report(
         title=f"{question} A LongViT fine-tuned on {Path(cohort.source).name}",
@@ -60,7 +60,7 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
         notes=warnings_of(metrics, main),
         figures=_cards(metrics, main),
         sections=(
-            Section("Figures", tables=(_figures_table(metrics),), text=(_figures_text(metrics),)),
+            Section("Figures", tables=(_figures_table(metrics),), points=_figures_points(metrics)),
             *sections_of(predicted, result.folder / "pictures", _interval(metrics, main)),
             Section("Training", pictures=(loss,)),
             *_contributions_section(result, lines, telling, canvases),
@@ -81,15 +81,14 @@ def _interval(metrics: dict[str, Any], split: str) -> Interval | None:
     return None if low is None else Interval(low, high, 0)
 
 
-def _figures_text(metrics: dict[str, Any]) -> str:
+def _figures_points(metrics: dict[str, Any]) -> list[str]:
     shown = {name for of in metrics["splits"].values() for name in of}
-    return " ".join(
-        [
-            *(text for name, text in MEANINGS.items() if name in shown),
-            "The 95 % interval comes from drawing the patients anew. The controls see the same slides: the same kind "
-            "of head on the mean colour of each slide, and on the output of an untrained encoder.",
-        ]
-    )
+    return [
+        *(text for name, text in MEANINGS.items() if name in shown),
+        "The 95 % interval comes from drawing the patients anew.",
+        "The controls see the same slides: the same kind of head on the mean colour of each slide, and on the output "
+        "of an untrained encoder.",
+    ]
 
 
 def warnings_of(metrics: dict[str, Any], main: str) -> list[str]:
@@ -130,7 +129,7 @@ def _cards(metrics: dict[str, Any], main: str) -> list[Figure]:
     name = _main_figure(metrics)
     words = figure_words(name)
     interval = _interval(metrics, main)
-    sure = "" if interval is None else f"95 % interval {interval_words(interval.low, interval.high)}, "
+    sure = "" if interval is None else f"{sure_words(interval.low, interval.high)}, "
     cards = [Figure(f"{words}, {name_words(main)}", number(figures[name]), f"{sure}{figures['slides']} slides")]
     cards += [
         Figure(name_words(control), number(of[main][name]), f"{words} on the same slides")

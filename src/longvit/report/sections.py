@@ -87,13 +87,20 @@ def survival_sections(predicted: PredictedSlides, folder: Path) -> list[Section]
 
 
 def drawn(title: str, png: Path, caption: str = "", max_px: int = 0) -> Picture:
-    """A picture that was saved as PNG and SVG: the SVG, sharp at every size."""
-    return Picture(title, png.with_suffix(".svg").read_bytes(), caption, max_px)
+    """A picture that was saved as PNG and SVG: the SVG, sharp at every size (the PNG where there is only that)."""
+    svg = png.with_suffix(".svg")
+    return Picture(title, (svg if svg.exists() else png).read_bytes(), caption, max_px)
 
 
 def interval_words(low: float | None, high: float | None, decimals: int = 2) -> str:
     """`0.85–0.91`; nothing where it is not defined."""
     return "" if low is None or high is None else f"{low:.{decimals}f}–{high:.{decimals}f}"
+
+
+def sure_words(low: float | None, high: float | None) -> str:
+    """`95 % interval 0.85–0.91` in one piece, that no line break tears apart; nothing where it is not defined."""
+    words = interval_words(low, high)
+    return f"95\u00a0% interval {words}".replace("–", "\u2060–\u2060") if words else ""
 
 
 def sections_of(predicted: PredictedSlides, folder: Path, interval: Interval | None = None) -> Sequence[Section]:

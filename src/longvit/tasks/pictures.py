@@ -1,4 +1,4 @@
-"""The pictures of one run (loss, ROC) and of predictions or folds from anywhere: confusion, calibration, fold by fold.
+"""The pictures of one run (loss, ROC) and of predictions or folds from anywhere: confusion, calibration, dots, losses.
 
 Each is written as PNG and, beside it, as SVG. Curves with a fold band: `curves`; Kaplan-Meier: `survival_pictures`.
 """
@@ -63,6 +63,36 @@ def loss_picture(
         axes.set_ylim(0, max(top, np.nanmax(shown) * 1.1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
+    save(figure, path)
+
+
+def fold_losses_picture(
+    losses: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, *, loss_name: str = "loss"
+) -> None:
+    """The loss after each epoch: each fold thin, the mean over the folds thick, one colour each for train, val, test.
+
+    `losses`: fold -> `train_loss`, `val_loss`, `test_loss` -> a value per epoch; what is absent or NaN is left out.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = blank(5.2, 3.9)
+    lines = {"train_loss": "training, mean of the epoch", "val_loss": "validation", "test_loss": "test"}
+    for i, (key, label) in enumerate(lines.items()):
+        folds = [np.asarray(of[key], dtype=float) for of in losses.values() if key in of]
+        folds = [values for values in folds if np.isfinite(values).any()]
+        if not folds:
+            continue
+        for values in folds if len(folds) > 1 else []:
+            axes.plot(np.arange(1, len(values) + 1), values, color=colour(i), linewidth=0.6, alpha=0.4)
+        shortest = min(map(len, folds))
+        mean = np.mean([values[:shortest] for values in folds], 0)
+        axes.plot(np.arange(1, shortest + 1), mean, color=colour(i), linewidth=1.8, marker="o", ms=3, label=label)
+    if not axes.lines:
+        say(axes, "no losses")
+    else:
+        axes.legend(frameon=False, fontsize=8.5)
+    axes.set(xlabel="epoch", ylabel=loss_name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     save(figure, path)
 
 

@@ -2,6 +2,8 @@
 
 A file's name holds a hash of the slide's content and of everything that decides the pixels, so a slide that changed,
 another side or another fit is another file, and cohorts may share the folder. Files appear whole or not at all.
+Processes may share it too, also at the same time and from several machines: each makes what no other one is making
+(`claims`), and waits for the rest.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from longvit.data.claims import Claims
 from longvit.data.cohort import SlideRow
 from longvit.data.problems import Problem
 from longvit.errors import InputError
@@ -25,6 +29,8 @@ from longvit.progress import Progress
 
 # Canvases above this are made one at a time: two of 32,768² would hold 6 GB.
 _LARGE_BYTES = 2**29
+# How often a canvas that another process makes is looked for.
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,15 @@ class CachedCanvases:
     """slide_id -> content hash of the slide that the canvas was made of."""
     problems: tuple[Problem, ...]
     made: int
-    """How many were made by this call; the others were there."""
+    """How many were made by this call; the others were there, or another process made them."""
 
 
 def cache_canvases(
     rows: Iterable[SlideRow], settings: CanvasSettings, cache_dir: str | Path, *, workers: int = 2
 ) -> CachedCanvases:
     """Makes the canvases that are not there yet, `workers` at a time, each in a thread (decoding lets go of the GIL);
-    large ones one at a time, since a canvas takes threads of its own.
+    large ones one at a time, since a canvas takes threads of its own. Those that another process is making come last;
+    where it died, they are made here.
 
     A slide that cannot be opened or read becomes a `Problem`, one with unreadable tiles too; `InputError` only where
     nothing can be written. Interrupted and called again, it makes the rest.
@@ -71,16 +78,30 @@ def cache_canvases(
     done: dict[str, _Made] = {}
     with (
         Progress("canvases", len(rows), unit="slides") as progress,
+        Claims() as claims,
         ThreadPoolExecutor(max(1, workers), thread_name_prefix="canvas") as pool,
     ):
-        futures = {pool.submit(_make, row, settings, folder, stopping): row for row in rows}
+        to_make, elsewhere, has_said = list(rows), list[tuple[SlideRow, Path]](), False
         try:
-            for future in as_completed(futures):
-                row, made = futures[future], future.result()
-                done[row.slide_id] = made
-                for problem in made.problems:
-                    progress.say(f"problem: {problem.slide}: {problem.stage}: {problem.error}")
-                progress.advance(note=row.slide_id)
+            while to_make or elsewhere:
+                futures = {pool.submit(_make, row, settings, folder, claims, stopping): row for row in to_make}
+                for future in as_completed(futures):
+                    row, made = futures[future], future.result()
+                    if isinstance(made, Path):
+                        elsewhere.append((row, made))
+                        continue
+                    done[row.slide_id] = made
+                    for problem in made.problems:
+                        progress.say(f"problem: {problem.slide}: {problem.stage}: {problem.error}")
+                    progress.advance(note=row.slide_id)
+                if elsewhere and not has_said:
+                    progress.say(f"waiting for {len(elsewhere)} canvases that another process is making")
+                    has_said = True
+                free = [claims.is_free(path) for _, path in elsewhere]
+                to_make = [row for (row, _), is_free in zip(elsewhere, free, strict=True) if is_free]
+                elsewhere = [one for one, is_free in zip(elsewhere, free, strict=True) if not is_free]
+                if elsewhere and not to_make:
+                    time.sleep(_POLL_S)
         except BaseException:
             stopping.set()
             pool.shutdown(cancel_futures=True)
@@ -112,7 +133,10 @@ class _Made:
     is_new: bool = False
 
 
-def _make(row: SlideRow, settings: CanvasSettings, folder: Path, stopping: threading.Event) -> _Made:
+def _make(
+    row: SlideRow, settings: CanvasSettings, folder: Path, claims: Claims, stopping: threading.Event
+) -> _Made | Path:
+    """The canvas of a slide; its path where another process is making it."""
     from longvit.slides.canvas import write_canvas
     from longvit.slides.reader import open_slide
 
@@ -128,15 +152,20 @@ def _make(row: SlideRow, settings: CanvasSettings, folder: Path, stopping: threa
             path = folder / canvas_name(row.slide_id, identity, settings)
             record = _record(path)
             if record is None:
-                stage, is_new = "read", True
-                canvas = slide.canvas(settings.side_px, settings.fit, progress=stop)
-                record = canvas.provenance()
+                with claims.take(path) as is_ours:
+                    if not is_ours:
+                        return path
+                    record = _record(path)  # another one has finished while we looked
+                    if record is None:
+                        stage, is_new = "read", True
+                        canvas = slide.canvas(settings.side_px, settings.fit, progress=stop)
+                        record = canvas.provenance()
+                        stage = "write"
+                        write_canvas(canvas, path)
     except Exception as error:
-        if stopping.is_set():
+        if stopping.is_set() or stage == "write":  # a full disk is no slide's fault
             raise
         return _Made(None, problems=(Problem(row.slide_id, stage, _line(error)),))
-    if is_new:
-        write_canvas(canvas, path)
     bad, tiles = len(record["bad_tiles"]), record["tiles"]
     if not bad:
         return _Made(path, identity, is_new=is_new)

@@ -261,7 +261,7 @@ def _fold_table(summary: Mapping[str, Any]) -> Table:
         cells = [f"published: {published['row']}", _plus_minus(published["mean"], published["sd"])]
         last = [Row([*cells, *[""] * (len(columns) - 1)], "other")]
     caption = (
-        f"SD with {'N − 1' if summary['ddof'] else 'N'} in the denominator, as in the published table. Controls: the "
+        f"SD with {'N − 1' if summary['ddof'] else 'N'} in the denominator, as in the published tables. Controls: the "
         f"same kind of head on the mean colour of each slide, and on the output of an untrained encoder, on the same "
         f"folds."
     )

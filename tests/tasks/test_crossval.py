@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import statistics
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,3 +120,26 @@ def test_other_settings_and_an_unknown_fold_are_refused(finished: tuple[CrossVal
         cross_validate(cohort, folds, replace(QUICK, lr=0.01), result.folder)
     with pytest.raises(InputError, match=r"--fold 7: choose 0, 1, 2"):
         cross_validate(cohort, folds, QUICK, result.folder, only=["7"])
+
+
+def test_a_signal_to_the_whole_stops_the_folds_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    cohort = write_study(tmp_path, n=40, split=False)
+    out = tmp_path / "cv"
+    start = "import sys; from longvit.cli import main; sys.exit(main(sys.argv[1:]))"
+    flags = [flag for flag in FLAGS if not flag.startswith("--epochs")]
+    command = [sys.executable, "-c", start, "train", str(cohort), "--folds=2", "--jobs=2", f"--out={out}", *flags]
+    process = subprocess.Popen([*command, "--epochs=15"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("fold_*/checkpoints/*.json"))) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, text
+    assert "the same command goes on where it was" in text
+    for fold in ("0", "1"):  # the children are gone: nobody holds their folders
+        with (out / f"fold_{fold}" / "run.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert main([*command[3:], "--epochs=15"]) == 0
+    assert "going on after step" in (out / "fold_0.log").read_text()

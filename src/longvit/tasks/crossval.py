@@ -38,6 +38,7 @@ from longvit.tasks.outputs import read_outputs
 from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.study import bind
 from longvit.tasks.task import Predictions, Task, task_class
+from longvit.training.interruption import Interrupted, StopSignals
 
 # The papers' tables: sample SD over the 10 subtyping folds, population SD over the 5 survival folds.
 DDOF = {"subtyping": 1, "survival": 0}
@@ -263,13 +264,18 @@ def pooled(rounds: Sequence[_Round], settings: FinetuneSettings) -> dict[str, di
 
 
 def _side_by_side(names: Sequence[str], folder: Path, command: Sequence[str], jobs: int) -> None:
-    """Runs folds in processes of their own, `jobs` at a time; a failed one does not stop the others."""
+    """Runs folds in processes of their own, `jobs` at a time; a failed one does not stop the others.
+
+    A signal that stops this process stops them too, each after a checkpoint.
+    """
     start = "import sys; from longvit.cli import main; sys.exit(main(sys.argv[1:]))"
     waiting, failed = list(names), []
     running: dict[str, tuple[subprocess.Popen[bytes], IO[str]]] = {}
-    with Progress("folds", len(names), unit="folds") as progress:
+    with Progress("folds", len(names), unit="folds") as progress, StopSignals(say=False) as stop:
         try:
             while waiting or running:
+                if stop.received is not None:
+                    raise Interrupted(stop.received)
                 while waiting and len(running) < jobs:
                     name = waiting.pop(0)
                     log = (folder / f"fold_{name}.log").open("w")

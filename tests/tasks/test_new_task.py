@@ -12,9 +12,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 
+from conftest import ROOT
 from longvit.cli import main
 from longvit.tasks.catalogue import TASKS
 

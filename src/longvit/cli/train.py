@@ -160,7 +160,8 @@ def _cross_validate(
     if result.missing:
         say(f"not finished yet: fold {', '.join(result.missing)}")
     else:
-        print(f"report: {crossval_report(result.summary, out)}")
+        images = {row.slide_id: row.path for row in manifest.rows}
+        print(f"report: {crossval_report(result.summary, out, images=images)}")
     if result.left_out:
         say(f"{len(result.left_out)} slides were left out, see problems.csv of each fold")
         return 1

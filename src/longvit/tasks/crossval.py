@@ -4,6 +4,7 @@ OUT/settings.yaml           all settings
 OUT/folds/splits_<name>.csv the folds, as every tool reads them
 OUT/canvases/               shared by the folds, unless --cache-dir says otherwise
 OUT/fold_<name>/            a fine-tuning (finetune.py); fold_<name>.log where folds run side by side
+OUT/pictures/               every picture of the report, as PNG and SVG
 OUT/predictions.csv         fold, then the columns of the folds' predictions
 OUT/crossval.json           `CrossValidation.summary`; written last
 
@@ -56,6 +57,7 @@ class CrossValidation:
     folds: fold, slides, last, best_val, controls (figures each), leaks, left_out.
     best_val: mean and sd of the figure at the best epoch. controls: name -> mean, sd.
     gap: control -> mean over the folds of (model - control) with its 95 % interval, patients drawn anew in every fold.
+    published: the best published baseline of `cell` (row, mean, sd), or None.
     pooled: figure -> value, low, high over all folds' slides; only where outputs of different folds can be compared.
     """
     missing: tuple[str, ...] = ()
@@ -176,6 +178,7 @@ def sum_up(ready: Mapping[str, Cohort], settings: FinetuneSettings, folder: Path
         "controls": {c: _spread([f["controls"][c][main] for f in folds], ddof) for c in first["controls"]},
         "gap": gaps(list(rounds.values()), settings.bootstrap, settings.seed) if first["controls"] else {},
         "pooled": pooled(list(rounds.values()), settings) if task_class(first["task"]).has_classes else {},
+        "published": _published(settings.cell),
         "folds": folds,
         "settings": json.loads(json.dumps(asdict(settings), default=str)),
         "notes": list(dict.fromkeys(note for m in all_metrics.values() for note in m["notes"])),
@@ -333,13 +336,39 @@ def _spread(values: Sequence[float | None], ddof: int) -> dict[str, Any]:
     return {"mean": statistics.fmean(defined), "sd": sd}
 
 
+def _published(cell: str | None) -> dict[str, Any] | None:
+    """The best published baseline of a cell such as table1/brca/1024."""
+    if cell is None:
+        return None
+    from longvit.tasks.published import best_published
+
+    table, cohort = cell.split("/")[:2]
+    row = best_published({"table1": 1, "table3": 1}.get(table, 2), cohort)
+    return {"row": row.system, "mean": row.mean, "sd": row.sd}
+
+
 def _versions() -> dict[str, Any]:
     import platform
     from importlib import metadata
 
     from longvit import __version__
 
-    return {"longvit": __version__, "torch": metadata.version("torch"), "python": platform.python_version()}
+    versions = {"longvit": __version__, "torch": metadata.version("torch"), "python": platform.python_version()}
+    return {**versions, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The commit of the clone that this package runs from; None where it is installed or there is no git."""
+    clone = Path(__file__).parents[3]
+    if not (clone / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(clone), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def _plain(value: Any) -> Any:

@@ -112,6 +112,7 @@ def cross_validate(
         raise InputError(f"--fold {unknown[0]}: choose {', '.join(fold.name for fold in folds)}")
     if settings.cache_dir is None:
         settings = replace(settings, cache_dir=folder / "canvases")
+    _published(settings.cell)
     ready = {}
     for fold in folds:
         assigned = assign(replace_splits(cohort), fold, allow_leak=settings.allow_leak)
@@ -342,8 +343,11 @@ def _published(cell: str | None) -> dict[str, Any] | None:
         return None
     from longvit.tasks.published import best_published
 
-    table, cohort = cell.split("/")[:2]
-    row = best_published({"table1": 1, "table3": 1}.get(table, 2), cohort)
+    try:
+        table, cohort, _ = cell.split("/")
+        row = best_published({"table1": 1, "table2": 2, "table3": 1, "table4": 2}[table], cohort)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"cell {cell!r}: it reads like table1/brca/1024; or leave it out") from error
     return {"row": row.system, "mean": row.mean, "sd": row.sd}
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/folds.py [--save] [--task subtyping survival] [--epochs 24] [--out FOLDER]
 
-The example slide is cut into squares of 64 px (32 µm); those with tissue are the "slides", and the 4 × 4 neighbours of a
-block stand on one side of every fold. Nobody has annotated them, so the answers are stand-ins made of the pixels, and
+The example slide is cut into squares of 64 px (32 µm); those with tissue are the "slides", and the 4 × 4 neighbours of
+a block stand on one side of every fold. Nobody has annotated them, so the answers are stand-ins made of the pixels, and
 such that colour does not give them away: the score of a square is its graininess (the standard deviation of
 haematoxylin after a box filter of 3 px is taken away), less what a linear fit on mean and spread of its colour
 explains. Subtyping: the score lies above the median or below. Survival: exponential times whose hazard rises by e² from

@@ -1,6 +1,6 @@
 """Cross-validation on real pixels that may be shipped: subtyping and survival of small regions of the example slide.
 
-    python benchmarks/folds.py [--save] [--task subtyping survival] [--epochs 24] [--out FOLDER]
+    python benchmarks/folds.py [--save] [--task subtyping survival] [--epochs 32] [--out FOLDER]
 
 The example slide is cut into squares of 64 px (32 µm); those with tissue are the "slides", and the 4 × 4 neighbours of
 a block stand on one side of every fold. Nobody has annotated them, so the answers are stand-ins made of the pixels, and
@@ -41,7 +41,7 @@ SIDE_PX, BLOCK, FOLDS = 64, 4, 5
 SETTINGS: dict[str, Any] = {
     "model": "longvit_tiny_patch32",
     "side_px": 128,
-    "lr": 1e-3,
+    "lr": 3e-4,
     "warmup_epochs": 2,
     "batch_size": 16,
     "clip_norm": 1.0,
@@ -114,7 +114,7 @@ def run(task: str, epochs: int, out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", nargs="*", default=["subtyping", "survival"])
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=32)
     parser.add_argument("--out", type=Path, help="folder of the runs, which go on there; default: a temporary one")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()

@@ -188,3 +188,14 @@ def test_recipes_command_lists_all_and_prints_one(capsys: pytest.CaptureFixture[
     assert {"subtyping_rcc_32768", "tiny"} <= {each["name"] for each in listed}
     assert main(["recipes", "subtyping_brca_1025"]) == 2
     assert "did you mean 'subtyping_brca_1024'" in capsys.readouterr().err
+
+
+def test_a_measured_cell_carries_its_leaks(tmp_path: Path) -> None:
+    path = tmp_path / "crossval.json"
+    leaking = {"leaks": {"train_val": 1, "train_test": 2, "val_test": 0}}
+    keys = {"cell": "table1/brca/1024", "figure": "auc", "mean": 0.8, "sd": 0.1, "ddof": 1, "folds": [leaking, leaking]}
+    path.write_text(json.dumps(keys))
+    (cell,) = measured_cells([tmp_path])
+    assert cell.leaks == 6
+    rows = [row for row in paper_tables([cell])[0].rows if row.measured]
+    assert rows[0].cells[0] == "0.800 ± 0.100 (6 leaks)"

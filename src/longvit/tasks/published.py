@@ -81,6 +81,8 @@ class MeasuredCell:
     folds: int
     path: Path
     """Its crossval.json."""
+    leaks: int = 0
+    """How often, over the folds, a patient stands on two sides."""
 
 
 def published_rows(table: int) -> tuple[PublishedRow, ...]:
@@ -141,7 +143,11 @@ def _cell(path: Path) -> MeasuredCell | None:
     table, cohort, side_px = _parse(path, name)
     if figure != FIGURES[table]:
         raise InputError(f"{path}: cell {name} is measured by {FIGURES[table]}, not by {figure}")
-    return MeasuredCell(table, cohort, side_px, mean, sd, ddof, len(folds), path)
+    try:
+        leaks = sum(sum(fold.get("leaks", {}).values()) for fold in folds)
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"{path}: damaged; run the cross-validation again, it writes the file anew") from error
+    return MeasuredCell(table, cohort, side_px, mean, sd, ddof, len(folds), path, leaks)
 
 
 def _parse(path: Path, name: Any) -> tuple[int, str, int]:
@@ -203,6 +209,12 @@ def figure_text(mean: float | None, sd: float | None) -> str:
     return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
 
 
+def _measured_text(cell: MeasuredCell) -> str:
+    """The figure, with its leaks where there are some."""
+    text = figure_text(cell.mean, cell.sd)
+    return f"{text} ({cell.leaks} leak{'s' * (cell.leaks > 1)})" if cell.leaks else text
+
+
 def _baselines(table: int) -> list[TableRow]:
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in published_rows(table):
@@ -220,6 +232,6 @@ def _measured(table: int, measured: Sequence[MeasuredCell]) -> list[TableRow]:
         texts = []
         for cohort in COHORTS[table]:
             here = [m for m in measured if (m.table, m.cohort, m.side_px) == (table, cohort, side_px)]
-            texts.append(" | ".join(figure_text(m.mean, m.sd) for m in here) or "–")
+            texts.append(" | ".join(_measured_text(m) for m in here) or "–")
         rows.append(TableRow(f"LongViT, measured here, {side_px:,} px", "image", tuple(texts), measured=True))
     return rows

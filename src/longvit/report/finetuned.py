@@ -118,6 +118,8 @@ def warnings_of(metrics: dict[str, Any], main: str) -> list[str]:
             f"On the same slides the {words} of {controls} is no less than the model's {figures[name]:.2f}: these "
             f"figures do not show that training the model brought more than that."
         )
+    if skipped := metrics["training"].get("skipped_steps"):
+        notes.append(f"{counted(len(skipped), 'step')} skipped for a NaN or an infinity; the first: {skipped[0]}.")
     if metrics["left_out"]:
         lost = len(metrics["left_out"])
         notes.append(f"{counted(lost, 'slide')} could not be read and count nowhere; see Problems.")

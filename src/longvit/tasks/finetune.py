@@ -58,7 +58,8 @@ class FinetuneResult:
     best_val: epoch (1 …) of the highest main figure on val (the first, if several) and `val`, `test` -> figures of that
         epoch; None where it is not defined. The model in `model/` is that of the last epoch.
     controls: `mean_colour`, `random_encoder` -> `val`, `test` -> the task's figures.
-    training: slides, patients, epochs, steps, train_loss, parameters, device, starts_from.
+    training: slides, patients, epochs, steps, train_loss, skipped_steps (for a NaN, each named), parameters, device,
+        starts_from.
     left_out: slide ids without a result. notes: what was assumed, one sentence each.
     """
     problems: tuple[Problem, ...] = ()

@@ -63,6 +63,7 @@ def write_results(
                 "epochs": settings.epochs,
                 "steps": outcome.steps,
                 "train_loss": outcome.epochs[-1]["train_loss"],
+                "skipped_steps": list(outcome.skipped_steps),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "device": device,
                 "starts_from": "random weights" if settings.weights is None else str(settings.weights),

@@ -118,7 +118,7 @@ def warnings_of(metrics: dict[str, Any], main: str) -> list[str]:
             f"On the same slides the {words} of {controls} is no less than the model's {figures[name]:.2f}: these "
             f"figures do not show that training the model brought more than that."
         )
-    if skipped := metrics["training"].get("skipped_steps"):
+    if skipped := metrics.get("training", {}).get("skipped_steps"):
         notes.append(f"{counted(len(skipped), 'step')} skipped for a NaN or an infinity; the first: {skipped[0]}.")
     if metrics["left_out"]:
         lost = len(metrics["left_out"])

@@ -1,0 +1,156 @@
+"""Sequence-parallel dilated attention: the numbers of one process, whatever the ranks; the bytes of the formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from longvit.attention import dilated_attention
+from longvit.parallel import Shards, Wire, exchanged_bytes, sharded_dilated_attention
+from parallel.ranks import on_ranks
+
+TOLERANCE = 1e-10
+
+
+def tensors(n: int, heads: int = 4, batch: int = 2, dim: int = 3) -> list[Tensor]:
+    """q, k, v and the gradient of the output, float64."""
+    generator = torch.Generator().manual_seed(n)
+    return [torch.randn(batch, n, heads, dim, dtype=torch.float64, generator=generator) for _ in range(4)]
+
+
+def whole(case: dict[str, Any]) -> list[Tensor]:
+    """Output and gradients of one process."""
+    q, k, v, grad = tensors(case["n"], case["heads"], case["batch"])
+    leaves = [t.requires_grad_() for t in (q, k, v)]
+    out = dilated_attention(*leaves, **case["settings"])
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def sharded(case: dict[str, Any], shards: Shards, wire: Wire | None = None) -> list[Tensor]:
+    """The same of this rank's tokens."""
+    first, end = shards.shard(dist.get_rank())
+    q, k, v, grad = (t[:, first:end] for t in tensors(case["n"], case["heads"], case["batch"]))
+    leaves = [t.requires_grad_() for t in (q, k, v)]
+    out = sharded_dilated_attention(*leaves, shards=shards, wire=wire, **case["settings"])
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def settings(lengths: tuple[int, ...], ratios: tuple[int, ...], **more: Any) -> dict[str, Any]:
+    return {"segment_lengths": lengths, "dilated_ratios": ratios, **more}
+
+
+CASES = {
+    "segments_shorter_and_longer_than_a_shard": (37, 4, settings((4, 16, 64), (1, 2, 4))),
+    "ratios_that_divide_nothing": (41, 5, settings((7, 13, 29), (2, 3, 5))),
+    "ratio_larger_than_heads_and_segment": (23, 2, settings((3, 11), (5, 7))),
+    "no_branch_reaches_every_token": (29, 3, settings((9, 29), (4, 8))),
+    "all_segments_inside_a_shard": (48, 4, settings((2, 4), (1, 2))),
+    "detached_gradient": (37, 4, settings((8, 37), (1, 2), gradient="detached")),
+    "padded_where_nothing_is_padded": (48, 4, settings((8, 48), (1, 4), ragged="padded")),
+}
+
+
+def case_of(name: str, batch: int = 2) -> dict[str, Any]:
+    n, heads, s = CASES[name]
+    return {"n": n, "heads": heads, "batch": batch, "settings": s}
+
+
+def uneven(n: int, ranks: int) -> Shards:
+    """The last ranks hold more than the first, and with more than two ranks the second holds nothing."""
+    weights = [p + 1 if p != 1 or ranks < 3 else 0 for p in range(ranks)]
+    lengths = [n * w // sum(weights) for w in weights]
+    lengths[-1] += n - sum(lengths)
+    return Shards.of_lengths(lengths)
+
+
+def all_cases(shards_of: list[str]) -> dict[str, list[Tensor]]:
+    found = {}
+    for name in CASES:
+        for batch in (1, 2):
+            case, ranks = case_of(name, batch), dist.get_world_size()
+            for kind in shards_of:
+                shards = Shards.even(case["n"], ranks) if kind == "even" else uneven(case["n"], ranks)
+                found[f"{name}, batch {batch}, {kind}"] = sharded(case, shards)
+    return found
+
+
+def assert_same(of_ranks: list[dict[str, list[Tensor]]]) -> None:
+    expected = {(name, batch): whole(case_of(name, batch)) for name in CASES for batch in (1, 2)}
+    for key in of_ranks[0]:
+        name, batch, _ = key.split(", ")
+        for what, (i, e) in zip(
+            ("out", "grad q", "grad k", "grad v"), enumerate(expected[name, int(batch[-1])]), strict=True
+        ):
+            joined = torch.cat([found[key][i] for found in of_ranks], 1)
+            assert (joined - e).abs().max() <= TOLERANCE, f"{key}: {what}"
+
+
+def test_two_ranks_give_the_numbers_of_one_process() -> None:
+    assert_same(on_ranks(2, all_cases, ["even"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 3, 4])
+def test_any_number_of_ranks_gives_the_numbers_of_one_process(ranks: int) -> None:
+    assert_same(on_ranks(ranks, all_cases, ["even", "uneven"]))
+
+
+def traffic(ns: list[int], s: dict[str, Any], dtype: torch.dtype) -> list[tuple[int, int, float]]:
+    """Bytes sent and received in forward and backward, and the formula, per number of tokens."""
+    found = []
+    for n in ns:
+        shards, wire = Shards.even(n, dist.get_world_size()), Wire()
+        first, end = shards.shard(dist.get_rank())
+        q, k, v = (torch.randn(1, end - first, 4, 3, dtype=dtype, requires_grad=True) for _ in range(3))
+        sharded_dilated_attention(q, k, v, shards=shards, wire=wire, **s).sum().backward()
+        itemsize = torch.empty(0, dtype=dtype).element_size()
+        expected = exchanged_bytes(shards, dist.get_rank(), embed_dim=12, itemsize=itemsize, **s)
+        found.append((wire.sent, wire.received, expected))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_on_the_wire_are_those_of_the_design_note_and_do_not_grow_with_the_sequence(dtype: torch.dtype) -> None:
+    """Segments of twice and four times a shard at 128 tokens; each of 4 ranks holds a 1/4 of the sequence.
+
+    At 64 tokens a rank: w = 64 is its own, w = 128 takes 64/2 keys of one other rank, w = 256 takes 192/4 of three.
+    """
+    of_ranks = on_ranks(4, traffic, [256, 512, 1024], settings((64, 128, 256), (1, 2, 4)), dtype)
+    per_token = 2 * 12 * torch.empty(0, dtype=dtype).element_size()  # keys and values, H·D numbers
+    by_hand = [64 / 2 + 192 / 4, 128 / 4, 0]  # of 256, 512 (shards of 128), 1,024 tokens (shards of 256)
+    for counted in of_ranks:
+        for (sent, received, formula), keys in zip(counted, by_hand, strict=True):
+            assert formula == keys * per_token
+            assert sent == received == pytest.approx(2 * formula, rel=0.01)  # forward and backward
+
+
+def test_a_segment_over_two_of_four_ranks_costs_the_others_nothing() -> None:
+    shards = Shards((0, 8, 16, 24, 32))
+    s = {"segment_lengths": (16,), "dilated_ratios": (2,), "embed_dim": 12, "itemsize": 4}
+    assert [exchanged_bytes(shards, p, **s) for p in range(4)] == [8 / 2 * 2 * 12 * 4] * 4
+    assert exchanged_bytes(Shards((0, 8, 16, 32, 32)), 2, **s) == 0
+
+
+def wrong_calls() -> list[str]:
+    q = torch.zeros(1, 5, 2, 3)
+    messages = []
+    for shards, more in [(Shards((0, 4)), {}), (Shards((0, 2, 5)), {}), (Shards((0, 5)), {"ragged": "padded"})]:
+        with pytest.raises(ValueError) as caught:
+            sharded_dilated_attention(q, q, q, shards=shards, segment_lengths=(2,), dilated_ratios=(1,), **more)
+        messages.append(str(caught.value))
+    return messages
+
+
+def test_mistakes_say_both_numbers() -> None:
+    """One process without torch.distributed is one rank."""
+    tokens, ranks, padded = wrong_calls()
+    assert "4" in tokens
+    assert "5" in tokens
+    assert ranks == "2 shards for 1 ranks"
+    assert "ragged='masked'" in padded
+    with pytest.raises(ValueError, match="rise from 0"):
+        Shards((0, 5, 3))

@@ -94,7 +94,7 @@ def test_two_ranks_give_the_numbers_of_one_process() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 3, 4, 8])
 def test_any_number_of_ranks_gives_the_numbers_of_one_process(ranks: int) -> None:
     assert_same(on_ranks(ranks, all_cases, ["even", "uneven"]))
 

@@ -2,6 +2,15 @@
 
 from longvit.parallel.attention import sharded_dilated_attention
 from longvit.parallel.exchange import Wire
+from longvit.parallel.shard import ShardedLongViT, average_gradients, shard
 from longvit.parallel.shards import Shards, exchanged_bytes
 
-__all__ = ["Shards", "Wire", "exchanged_bytes", "sharded_dilated_attention"]
+__all__ = [
+    "ShardedLongViT",
+    "Shards",
+    "Wire",
+    "average_gradients",
+    "exchanged_bytes",
+    "shard",
+    "sharded_dilated_attention",
+]

@@ -1,0 +1,176 @@
+"""A LongViT on strips of its images: loss, gradients and training of one process, on every shape of mesh."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+import longvit
+from longvit.model.longvit import LongViT, LongViTConfig
+from longvit.parallel import average_gradients, shard
+from longvit.slides.strips import canvas_strips
+from parallel.ranks import on_ranks
+from small_slides import write_slide
+
+PATCH_PX, ROWS, COLUMNS, SLIDES = 4, 9, 5, 4  # 45 tokens: no rank count divides them; 2 and 4 do not divide the rows
+SETTINGS: dict[str, Any] = {
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 4,
+    "ffn_dim": 24,
+    "patch_px": PATCH_PX,
+    "grid_patches": 4,
+    "num_classes": 3,
+    "segment_lengths": (8, 20, 64),
+    "dilated_ratios": (1, 2, 4),
+}
+
+
+def make(**more: Any) -> LongViT:
+    torch.manual_seed(0)
+    model = LongViT(LongViTConfig(**(SETTINGS | more))).double()
+    with torch.no_grad():
+        for p in model.parameters():  # the initial weights are so small that attention hardly matters
+            p.add_(torch.randn_like(p) * 0.3)
+    return model
+
+
+def batch(step: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    pixels = torch.randint(0, 256, (SLIDES, 3, ROWS * PATCH_PX, COLUMNS * PATCH_PX), generator=generator)
+    return pixels.to(torch.uint8), torch.arange(SLIDES) % 3
+
+
+def gradients(model: LongViT) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def single(more: dict[str, Any], recompute: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    model, (images, labels) = make(**more), batch()
+    model.set_recompute(recompute)
+    torch.manual_seed(1)  # drop path
+    loss = F.cross_entropy(model(images), labels)
+    loss.backward()
+    return loss.detach(), gradients(model)
+
+
+def on_mesh(shape: tuple[int, int], more: dict[str, Any], recompute: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of this rank's slides, and the averaged gradients."""
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "sequence"))
+    images, labels = (t.chunk(shape[0])[mesh.get_local_rank("data")] for t in batch())
+    model = shard(make(**more), mesh)
+    model.set_recompute(recompute)
+    first_px, end_px = model.rows_px(ROWS * PATCH_PX)
+    torch.manual_seed(1)
+    loss = F.cross_entropy(model(images[:, :, first_px:end_px]), labels)
+    loss.backward()
+    average_gradients(model.parameters())
+    return loss.detach(), gradients(model)
+
+
+def assert_same(of_ranks: list[tuple[Tensor, dict[str, Tensor]]], expected: tuple[Tensor, dict[str, Tensor]]) -> None:
+    loss, grads = expected
+    assert abs(sum(found for found, _ in of_ranks) / len(of_ranks) - loss) <= 1e-10
+    for _, found in of_ranks:
+        assert found.keys() == grads.keys()
+        for name, g in grads.items():
+            assert g.abs().max() > 1e-6, f"{name}: a gradient of 0 shows nothing"
+            assert (found[name] - g).abs().max() <= 1e-10, name
+
+
+def test_loss_and_every_gradient_on_a_2_by_2_mesh_are_those_of_one_process() -> None:
+    assert_same(on_ranks(4, on_mesh, (2, 2), {}), single({}, False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "more", "recompute"),
+    [
+        ((1, 1), {}, False),
+        ((1, 2), {"pool_norm": "token_norm"}, False),
+        ((1, 3), {"drop_path": 0.5}, False),
+        ((1, 4), {}, True),
+        ((4, 1), {}, False),
+        ((2, 2), {"pool_norm": "token_norm"}, True),
+        ((1, 3), {"gradient": "detached", "segment_lengths": "auto", "dilated_ratios": (1, 2, 4, 8, 16)}, True),
+        ((1, 8), {}, False),
+    ],
+)
+def test_every_mesh_and_setting_gives_the_gradients_of_one_process(shape, more, recompute) -> None:
+    assert_same(on_ranks(shape[0] * shape[1], on_mesh, shape, more, recompute), single(more, False))
+
+
+def trained(model: LongViT, slides: slice, rows: slice) -> dict[str, Tensor]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(5):
+        images, labels = batch(step)
+        F.cross_entropy(model(images[slides, :, rows]), labels[slides]).backward()
+        average_gradients(model.parameters())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def trained_on_mesh() -> dict[str, Tensor]:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "sequence"))
+    model, own = shard(make(), mesh), mesh.get_local_rank("data") * 2
+    return trained(model, slice(own, own + 2), slice(*model.rows_px(ROWS * PATCH_PX)))
+
+
+@pytest.mark.slow
+def test_five_steps_of_training_on_a_2_by_2_mesh_give_the_parameters_of_one_process() -> None:
+    expected, before = trained(make(), slice(None), slice(None)), make().state_dict()
+    for found in on_ranks(4, trained_on_mesh):
+        for name, p in expected.items():
+            assert (p - before[name]).abs().max() > 1e-3
+            assert (found[name] - p).abs().max() <= 1e-8, name
+
+
+def embedded(path: Path) -> np.ndarray:
+    model = shard(make(image_px=36, num_classes=0))
+    with longvit.open_slide(path) as slide:
+        return model.embed(slide)
+
+
+def test_embedding_of_a_slide_read_in_strips_is_that_of_one_process(tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "a.tiff")
+    with longvit.open_slide(path) as slide:
+        strips = [next(canvas_strips(slide, 36, rows=rows)).pixels for rows in ((0, 16), (16, 36))]
+    expected = make(image_px=36, num_classes=0).embed(np.concatenate(strips))
+    for found in on_ranks(2, embedded, path):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_sharded_model_has_the_parameters_of_the_model_and_leaves_it_as_it_was() -> None:
+    model, (images, _) = make(), batch()
+    expected = model(images)
+    sharded = shard(model)
+    assert list(sharded.state_dict()) == list(model.state_dict())
+    assert all(a is b for a, b in zip(sharded.parameters(), model.parameters(), strict=True))
+    assert torch.equal(model(images), expected)
+    torch.testing.assert_close(sharded(images), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(copy.deepcopy(sharded)(images), expected, rtol=0, atol=1e-12)
+
+
+def strip_that_does_not_fit() -> str:
+    model, (images, _) = shard(make()), batch()
+    rank = torch.distributed.get_rank()
+    with pytest.raises(ValueError) as caught:
+        model(images[:, :, : 8 + rank])
+    return str(caught.value)
+
+
+def test_a_strip_that_does_not_fit_raises_on_every_rank_instead_of_hanging() -> None:
+    assert (
+        on_ranks(2, strip_that_does_not_fit)
+        == ["rank 1: a strip of 9 × 20 px is not made of rows of 4 × 4 px patches"] * 2
+    )

@@ -283,7 +283,7 @@ def test_what_is_not_there_is_said_before_any_canvas_is_made(tmp_path: Path) -> 
         ({"bootstrap": -1}, "bootstrap -1"),
         ({"lr": -1.0}, "lr -1.0"),
         ({"augmentation": "mirror"}, r"augmentation 'mirror': choose none, flips, flips\+stain, flips\+colour"),
-        ({"dtype": "float16"}, "dtype 'float16': choose float32, bfloat16"),
+        ({"dtype": "float8"}, "dtype 'float8': choose float32, bfloat16, float16"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, object], words: str) -> None:

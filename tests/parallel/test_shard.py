@@ -108,6 +108,21 @@ def test_every_mesh_and_setting_gives_the_gradients_of_one_process(shape, more, 
     assert_same(on_ranks(shape[0] * shape[1], on_mesh, shape, more, recompute), single(more, False))
 
 
+def exchanges(recompute: bool) -> tuple[int, int]:
+    """Exchanges and bytes of a forward and backward."""
+    model, (images, labels) = shard(make()), batch()
+    model.set_recompute(recompute)
+    first_px, end_px = model.rows_px(ROWS * PATCH_PX)
+    F.cross_entropy(model(images[:, :, first_px:end_px]), labels).backward()
+    return model.wire.exchanges, model.wire.received
+
+
+def test_recomputation_neither_attends_nor_exchanges_twice() -> None:
+    kept, recomputed = (on_ranks(2, exchanges, recompute)[0] for recompute in (False, True))
+    assert kept == recomputed
+    assert kept[0] == 2 * SETTINGS["depth"]  # forward and backward of each layer
+
+
 def trained(model: LongViT, slides: slice, rows: slice) -> dict[str, Tensor]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(5):

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from longvit.attention.backends import Backend, pick
 from longvit.attention.branches import Call, Run, calls
@@ -45,6 +46,7 @@ def sharded_dilated_attention(
     scale: float | None = None,
     backend: str = "auto",
     wire: Wire | None = None,
+    keep: list[Tensor] | None = None,
 ) -> Tensor:
     """This rank's part of `longvit.attention.dilated_attention` of the whole sequence.
 
@@ -58,6 +60,8 @@ def sharded_dilated_attention(
         segment_lengths, dilated_ratios, gradient, scale, backend: see `dilated_attention`.
         ragged: "padded" only where nothing is padded (the segments divide the sequence, the ratios the segments).
         wire: counts the bytes that travel.
+        keep: for a call that is made again in backward (recomputation). An empty list is filled with what was computed
+            and received; a filled one is used instead of computing and exchanging again, and emptied.
 
     Returns:
         (B, n, H, D) in the dtype of q.
@@ -79,7 +83,7 @@ def sharded_dilated_attention(
     )
     part = _Part(shards, rank, q.shape[2], settings, group, wire)
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
-    return _Attention.apply(q, k, v, part)
+    return _Attention.apply(q, k, v, part, keep)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, shards: Shards, rank: int, ranks: int, branches, gradient, ragged) -> None:
@@ -164,30 +168,18 @@ class _Part:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, part: _Part) -> Tensor:
-        shared = part.shared()
-        exchange = _send_keys(k, v, shared, part) if part.exchanges else None
-        wide = wide_dtype(q.dtype)
-        out = torch.zeros(q.shape, dtype=wide, device=q.device)
-        lse = out.new_full(q.shape[:3], -math.inf)
-        for call in part.own_calls(len(q), _adjoin(q, k, v)):
-            o, l = part.kernel.forward(call.view(q), call.view(k), call.view(v), part.settings.scale)
-            _merge(call.view(out), call.view(lse), o, l.to(wide))
-        gathered = _receive_keys(exchange.wait(), k, v, shared, part) if exchange else []
-        for s, keys, values in zip(shared, gathered[::2], gathered[1::2], strict=True):
-            for comb in s.own:
-                q_c = comb.view(q, part.first).flatten(1, 2)
-                k_c, v_c = (comb.all_tokens(t).flatten(1, 2) for t in (keys, values))
-                o, l = part.kernel.forward(q_c, k_c, v_c, part.settings.scale)
-                groups = (comb.groups, comb.heads)
-                o, l = o.unflatten(1, groups), l.to(wide).unflatten(1, groups)
-                _merge(comb.view(out, part.first), comb.view(lse, part.first), o, l)
-        out = out.to(q.dtype)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, part: _Part, keep: list[Tensor] | None) -> Tensor:
+        out, lse, *gathered = keep or _forward(q, k, v, part)
+        if keep:
+            keep.clear()
+        elif keep is not None:
+            keep += [out.detach(), lse, *gathered]  # a tensor of its own: autograd marks the one that is returned
         ctx.save_for_backward(q, k, v, out, lse, *gathered)
         ctx.part = part
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor):
         q, k, v, out, lse, *gathered = ctx.saved_tensors
         part: _Part = ctx.part
@@ -205,7 +197,29 @@ class _Attention(torch.autograd.Function):
                 call.view(grad).add_(piece)
         if exchange:
             _add_grads(exchange.wait(), grads[1], grads[2], shared, part)
-        return *(g.to(q.dtype) for g in grads), None
+        return *(g.to(q.dtype) for g in grads), None, None
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, part: _Part) -> list[Tensor]:
+    """→ merged out (B, n, H, D) and lse (B, n, H), then the keys and the values of each shared segment."""
+    shared = part.shared()
+    exchange = _send_keys(k, v, shared, part) if part.exchanges else None
+    wide = wide_dtype(q.dtype)
+    out = torch.zeros(q.shape, dtype=wide, device=q.device)
+    lse = out.new_full(q.shape[:3], -math.inf)
+    for call in part.own_calls(len(q), _adjoin(q, k, v)):
+        o, l = part.kernel.forward(call.view(q), call.view(k), call.view(v), part.settings.scale)
+        _merge(call.view(out), call.view(lse), o, l.to(wide))
+    gathered = _receive_keys(exchange.wait(), k, v, shared, part) if exchange else []
+    for s, keys, values in zip(shared, gathered[::2], gathered[1::2], strict=True):
+        for comb in s.own:
+            q_c = comb.view(q, part.first).flatten(1, 2)
+            k_c, v_c = (comb.all_tokens(t).flatten(1, 2) for t in (keys, values))
+            o, l = part.kernel.forward(q_c, k_c, v_c, part.settings.scale)
+            groups = (comb.groups, comb.heads)
+            o, l = o.unflatten(1, groups), l.to(wide).unflatten(1, groups)
+            _merge(comb.view(out, part.first), comb.view(lse, part.first), o, l)
+    return [out.to(q.dtype), lse, *gathered]
 
 
 def _adjoin(*tensors: Tensor) -> bool:

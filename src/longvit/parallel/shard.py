@@ -106,7 +106,9 @@ class ShardedLongViT(LongViT):
         x = self.patch_embed(images, strips.bounds[rank], strips.tokens)
         shards = Shards(tuple(b * columns for b in strips.bounds))
         p = self.pattern(shards.tokens)
-        return self.blocks(x, _ShardedPattern(p.segment_lengths, p.dilated_ratios, p.gradient, p.ragged, shards))
+        kept: dict[int, list[Tensor]] | None = {} if self.blocks.recompute else None
+        pattern = _ShardedPattern(p.segment_lengths, p.dilated_ratios, p.gradient, p.ragged, shards, kept)
+        return self.blocks(x, pattern)
 
     def _strips(self, images: Tensor) -> tuple[Shards, int]:
         """→ who holds which rows of patches, and the columns; raises on every rank where one strip does not fit."""
@@ -173,6 +175,7 @@ class _ShardedPattern(AttentionPattern):
     """It goes through the encoder with the tokens, so that recomputation sees the shards of its own forward."""
 
     shards: Shards = field(default_factory=lambda: Shards((0, 0)))
+    kept: dict[int, list[Tensor]] | None = None  # with recomputation: each layer's attention, until its backward
 
 
 class _ShardedSelfAttention(DilatedSelfAttention):
@@ -187,6 +190,9 @@ class _ShardedSelfAttention(DilatedSelfAttention):
     def forward(self, x: Tensor, pattern: AttentionPattern, lengths: Any = None) -> Tensor:
         assert isinstance(pattern, _ShardedPattern), pattern
         assert lengths is None, "one sequence over several ranks has no rows of different length"
+        keep = None
+        if pattern.kept is not None and torch.is_grad_enabled():
+            keep = pattern.kept.setdefault(id(self), [])
         qkv = norm_linear(x, self.norm_in, self.qkv)
         out = sharded_dilated_attention(
             *qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2),
@@ -197,6 +203,7 @@ class _ShardedSelfAttention(DilatedSelfAttention):
             gradient=pattern.gradient,
             ragged=pattern.ragged,
             wire=self.wire,
+            keep=keep,
         )
         return norm_linear(out.flatten(-2), self.norm, self.proj)
 

@@ -135,6 +135,17 @@ def test_a_segment_over_two_of_four_ranks_costs_the_others_nothing() -> None:
     assert exchanged_bytes(Shards((0, 8, 16, 32, 32)), 2, **s) == 0
 
 
+def test_a_million_patches_on_8_ranks_cost_2_3_times_less_than_a_gather_over_all_ranks() -> None:
+    n, ranks, dim, itemsize = 1 << 20, 8, 384, 2
+    segments, ratios = (1_024, 4_096, 32_768, 262_144, 1_048_576), (1, 2, 4, 8, 16)  # table 7
+    s = {"segment_lengths": segments, "dilated_ratios": ratios, "embed_dim": dim, "itemsize": itemsize}
+    shard = n // ranks
+    over_all = sum(2 * (n - shard) / r * dim * itemsize for w, r in zip(segments, ratios, strict=True) if w > shard)
+    for rank in range(ranks):
+        assert exchanged_bytes(Shards.even(n, ranks), rank, **s) == 108 * 2**20
+        assert over_all / exchanged_bytes(Shards.even(n, ranks), rank, **s) == pytest.approx(2.33, abs=0.01)
+
+
 def wrong_calls() -> list[str]:
     q = torch.zeros(1, 5, 2, 3)
     messages = []

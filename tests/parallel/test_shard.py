@@ -66,7 +66,7 @@ def on_mesh(shape: tuple[int, int], more: dict[str, Any], recompute: bool = Fals
     """Loss of this rank's slides, and the averaged gradients."""
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "sequence"))
     images, labels = (t.chunk(shape[0])[mesh.get_local_rank("data")] for t in batch())
-    model = shard(make(**more), mesh)
+    model = copy.deepcopy(shard(make(**more), mesh))  # as an average of weights does: the group is not copied
     model.set_recompute(recompute)
     first_px, end_px = model.rows_px(ROWS * PATCH_PX)
     torch.manual_seed(1)
@@ -106,6 +106,35 @@ def test_loss_and_every_gradient_on_a_2_by_2_mesh_are_those_of_one_process() -> 
 )
 def test_every_mesh_and_setting_gives_the_gradients_of_one_process(shape, more, recompute) -> None:
     assert_same(on_ranks(shape[0] * shape[1], on_mesh, shape, more, recompute), single(more, False))
+
+
+def in_bfloat16(model: LongViT, rows: slice) -> list[Tensor]:
+    """Logits and gradients under autocast, as training has it."""
+    images, labels = batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(images[:, :, rows])
+        F.cross_entropy(logits, labels).backward()
+    average_gradients(model.parameters())
+    return [logits.detach().double(), *(g.double() for g in gradients(model).values())]
+
+
+def in_bfloat16_on_ranks() -> list[Tensor]:
+    model = shard(make().float())
+    return in_bfloat16(model, slice(*model.rows_px(ROWS * PATCH_PX)))
+
+
+@pytest.mark.slow
+def test_autocast_costs_the_sharded_model_no_more_than_the_single_one() -> None:
+    model, (images, labels) = make(), batch()
+    logits = model(images)
+    F.cross_entropy(logits, labels).backward()
+    exact = [logits.detach(), *gradients(model).values()]
+    single_errors = [
+        (a - b).norm() / b.norm() for a, b in zip(in_bfloat16(make().float(), slice(None)), exact, strict=True)
+    ]
+    for found in on_ranks(3, in_bfloat16_on_ranks):
+        errors = [(a - b).norm() / b.norm() for a, b in zip(found, exact, strict=True)]
+        assert sum(errors) <= 1.5 * sum(single_errors), (errors, single_errors)
 
 
 def exchanges(recompute: bool) -> tuple[int, int]:

@@ -208,6 +208,8 @@ def test_sharded_model_has_the_parameters_of_the_model_and_leaves_it_as_it_was()
 def strip_that_does_not_fit() -> str:
     model, (images, _) = shard(make()), batch()
     rank = torch.distributed.get_rank()
+    with pytest.raises(ValueError, match="1 rows of patches do not give 2 ranks one each"):
+        model.rows_px(PATCH_PX)
     with pytest.raises(ValueError) as caught:
         model(images[:, :, : 8 + rank])
     return str(caught.value)

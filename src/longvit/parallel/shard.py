@@ -96,8 +96,10 @@ class ShardedLongViT(LongViT):
     def rows_px(self, height_px: int) -> tuple[int, int]:
         """[first, end) of the image rows of this rank, where strips are as even as rows of patches allow."""
         rank, ranks = _place(self.group)
-        shards = Shards.even(height_px, ranks, step=self.config.patch_px)
-        return shards.shard(rank)
+        rows = height_px // self.config.patch_px
+        if rows < ranks:  # on every rank: an empty strip would be found by one of them alone
+            raise ValueError(f"{rows} rows of patches do not give {ranks} ranks one each; use at most {rows} ranks")
+        return Shards.even(height_px, ranks, step=self.config.patch_px).shard(rank)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """This rank's strip (B, 3, rows, W) → its tokens (B, n, D), row-major."""

@@ -39,9 +39,9 @@ def predict(
 ) -> int:
     """Class probabilities, or risk and survival, for slides with a fine-tuned model.
 
-    Writes `OUT/predictions.csv`: `prob_<class>` and prediction (survival: risk and `survival_<time>_months`) per slide; where each came from stands
-    in `OUT/slides/<slide_id>.json`. Finished slides are skipped when the command is given again. A slide that cannot be
-    read costs one row of `OUT/problems.csv` and exit code 1, not the run.
+    Writes `OUT/predictions.csv`: `prob_<class>` and prediction (survival: risk and `survival_<time>_months`) of every
+    slide; where each came from stands in `OUT/slides/<slide_id>.json`. Finished slides are skipped when the command is
+    given again. A slide that cannot be read costs one row of `OUT/problems.csv` and exit code 1, not the run.
 
     **Examples**
 

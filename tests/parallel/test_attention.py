@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,33 +100,51 @@ def test_any_number_of_ranks_gives_the_numbers_of_one_process(ranks: int) -> Non
     assert_same(on_ranks(ranks, all_cases, ["even", "uneven"]))
 
 
-def traffic(ns: list[int], s: dict[str, Any], dtype: torch.dtype) -> list[tuple[int, int, float]]:
-    """Bytes sent and received in forward and backward, and the formula, per number of tokens."""
+def traffic(shards: list[Shards], s: dict[str, Any], dtype: torch.dtype) -> list[dict[str, float]]:
+    """Bytes of a forward and of its backward, and the formula."""
     found = []
-    for n in ns:
-        shards, wire = Shards.even(n, dist.get_world_size()), Wire()
-        first, end = shards.shard(dist.get_rank())
+    for each in shards:
+        wire, (first, end) = Wire(), each.shard(dist.get_rank())
         q, k, v = (torch.randn(1, end - first, 4, 3, dtype=dtype, requires_grad=True) for _ in range(3))
-        sharded_dilated_attention(q, k, v, shards=shards, wire=wire, **s).sum().backward()
-        itemsize = torch.empty(0, dtype=dtype).element_size()
-        expected = exchanged_bytes(shards, dist.get_rank(), embed_dim=12, itemsize=itemsize, **s)
-        found.append((wire.sent, wire.received, expected))
+        out = sharded_dilated_attention(q, k, v, shards=each, wire=wire, **s)
+        forward = replace(wire)
+        out.sum().backward()
+        found.append(
+            {
+                "received": forward.received,
+                "sent": forward.sent,
+                "received in backward": wire.received - forward.received,
+                "sent in backward": wire.sent - forward.sent,
+                "formula": exchanged_bytes(each, dist.get_rank(), embed_dim=12, itemsize=dtype.itemsize, **s),
+            }
+        )
     return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes_on_the_wire_are_those_of_the_design_note_and_do_not_grow_with_the_sequence(dtype: torch.dtype) -> None:
-    """Segments of twice and four times a shard at 128 tokens; each of 4 ranks holds a 1/4 of the sequence.
+def test_bytes_on_the_wire_are_those_of_the_design_note(dtype: torch.dtype) -> None:
+    """4 ranks with 64 tokens each: w = 64 is one's own, w = 128 takes 64/2 keys of one other rank, w = 256 192/4 of 3.
 
-    At 64 tokens a rank: w = 64 is its own, w = 128 takes 64/2 keys of one other rank, w = 256 takes 192/4 of three.
+    With 128 tokens each it is 128/4, with 256 nothing; 1,037 tokens are divided by nothing.
     """
-    of_ranks = on_ranks(4, traffic, [256, 512, 1024], settings((64, 128, 256), (1, 2, 4)), dtype)
-    per_token = 2 * 12 * torch.empty(0, dtype=dtype).element_size()  # keys and values, H·D numbers
-    by_hand = [64 / 2 + 192 / 4, 128 / 4, 0]  # of 256, 512 (shards of 128), 1,024 tokens (shards of 256)
-    for counted in of_ranks:
-        for (sent, received, formula), keys in zip(counted, by_hand, strict=True):
-            assert formula == keys * per_token
-            assert sent == received == pytest.approx(2 * formula, rel=0.01)  # forward and backward
+    s = settings((64, 128, 256), (1, 2, 4))
+    per_token = 2 * 12 * dtype.itemsize  # keys and values, H·D numbers
+    of_ranks = on_ranks(4, traffic, [Shards.even(n, 4) for n in (256, 512, 1024)], s, dtype)
+    for found in of_ranks:
+        assert [f["formula"] for f in found] == [keys * per_token for keys in (64 / 2 + 192 / 4, 128 / 4, 0)]
+    of_ranks += on_ranks(4, traffic, [Shards.even(1037, 4)], settings((300, 2000), (2, 4)), dtype)
+    for f in (f for found in of_ranks for f in found):
+        assert f["received"] == pytest.approx(f["formula"], rel=0.01)
+        assert f["sent in backward"] == f["received"]
+        assert f["received in backward"] == f["sent"]
+
+
+def test_bytes_on_the_wire_do_not_grow_with_the_sequence() -> None:
+    """Segments of 64, 128 and 256 tokens, cut by the shards at the same places of the segment."""
+    shards = [Shards((0, 256 * k + 32, 512 * k + 32, 768 * k + 32, 1024 * k)) for k in (1, 2, 4)]
+    for short, longer, longest in on_ranks(4, traffic, shards, settings((64, 128, 256), (1, 2, 4)), torch.float32):
+        assert short == longer == longest
+        assert short["received"] == pytest.approx(short["formula"], rel=0.01) != 0
 
 
 def test_a_segment_over_two_of_four_ranks_costs_the_others_nothing() -> None:

@@ -143,3 +143,16 @@ def test_a_signal_to_the_whole_stops_the_folds_and_the_same_command_goes_on(tmp_
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert main([*command[3:], "--epochs=15"]) == 0
     assert "going on after step" in (out / "fold_0.log").read_text()
+
+
+def test_slides_without_a_file_are_refused_or_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort = write_study(tmp_path, n=40, split=False)
+    (tmp_path / "s05.png").unlink()
+    command = ["train", str(cohort), "--folds=2", f"--out={tmp_path / 'cv'}", *FLAGS]
+    assert main(command) == 2
+    assert "no slide s05" in capsys.readouterr().err
+    assert main([*command, "--allow-missing", "--no-controls"]) == 1
+    assert "s05,open," in (tmp_path / "cv" / "fold_0" / "problems.csv").read_text()
+    assert json.loads((tmp_path / "cv" / "crossval.json").read_text())["folds"][0]["left_out"] == ["s05"]

@@ -49,6 +49,12 @@ def train(
     slides_dir: Annotated[
         Path | None, Parameter(help="Where slides without a path lie, if not beside the CSV.", show_default=False)
     ] = None,
+    allow_missing: Annotated[
+        bool,
+        Parameter(
+            negative="", help="Leave out slides without a file (a row of problems.csv each) instead of refusing."
+        ),
+    ] = False,
     folds: Annotated[
         str | None,
         Parameter(
@@ -97,12 +103,13 @@ def train(
         label_column=label_column if task_class(settings.task).has_classes else None,
         keep=keep or None,
         slides_dir=slides_dir,
+        need_files=not allow_missing,
         allow_leak=settings.allow_leak,
     )
     for line in (manifest.summary(), *manifest.notes):
         say(line)
     if folds is not None:
-        command = _command_of_a_fold(cohort, out, label_column, keep, slides_dir)
+        command = _command_of_a_fold(cohort, out, label_column, keep, slides_dir, allow_missing)
         rounds = _folds(manifest, folds, settings, patient_disjoint)
         return _cross_validate(manifest, rounds, settings, out, fold, jobs, command)
     result = finetune(manifest, settings, out)
@@ -130,12 +137,13 @@ def _folds(manifest: Cohort, folds: str, settings: FinetuneSettings, patient_dis
 
 
 def _command_of_a_fold(
-    cohort: Path, out: Path, label_column: str, keep: tuple[str, ...], slides_dir: Path | None
+    cohort: Path, out: Path, label_column: str, keep: tuple[str, ...], slides_dir: Path | None, allow_missing: bool
 ) -> list[str]:
     """The command that trains one fold; settings and folds are those that the whole has written."""
     command = ["train", str(cohort), "--out", str(out), "--recipe", str(out / "settings.yaml")]
     command += ["--folds", str(out / "folds"), "--label-column", label_column]
     command += ["--keep", *keep] if keep else []
+    command += ["--allow-missing"] if allow_missing else []
     return command + (["--slides-dir", str(slides_dir)] if slides_dir is not None else [])
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 import longvit
 from longvit.model.longvit import LongViT, LongViTConfig
@@ -137,6 +139,22 @@ def test_autocast_costs_the_sharded_model_no_more_than_the_single_one() -> None:
         assert sum(errors) <= 1.5 * sum(single_errors), (errors, single_errors)
 
 
+def with_ddp() -> tuple[Tensor, dict[str, Tensor]]:
+    model = shard(make(), init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "sequence")))
+    model.set_recompute(True)
+    (images, labels), own = batch(), slice(*model.rows_px(ROWS * PATCH_PX))
+    slides = slice(0, 2) if dist.get_rank() < 2 else slice(2, 4)
+    replica = DistributedDataParallel(model)  # alive until the backward is done: it does the averaging
+    loss = F.cross_entropy(replica(images[slides, :, own]), labels[slides])
+    loss.backward()
+    return loss.detach(), gradients(model)
+
+
+@pytest.mark.slow
+def test_distributed_data_parallel_over_the_whole_mesh_averages_to_the_same_gradients() -> None:
+    assert_same(on_ranks(4, with_ddp), single({}, False))
+
+
 def exchanges(recompute: bool) -> tuple[int, int]:
     """Exchanges and bytes of a forward and backward."""
     model, (images, labels) = shard(make()), batch()
@@ -207,7 +225,7 @@ def test_sharded_model_has_the_parameters_of_the_model_and_leaves_it_as_it_was()
 
 def strip_that_does_not_fit() -> str:
     model, (images, _) = shard(make()), batch()
-    rank = torch.distributed.get_rank()
+    rank = dist.get_rank()
     with pytest.raises(ValueError, match="1 rows of patches do not give 2 ranks one each"):
         model.rows_px(PATCH_PX)
     with pytest.raises(ValueError) as caught:

@@ -25,7 +25,10 @@ from small_slides import write_model, write_slide
 from tasks.study import write_study
 
 pytestmark = pytest.mark.xdist_group("cli")  # one worker: a fixture trains
-COMMANDS = ("demo", "doctor", "info", "cohort", "train", "predict", "embed", "evaluate", "tables", "recipes", "convert")
+COMMANDS = (
+    *("demo", "doctor", "info", "cohort", "train", "predict", "embed", "evaluate", "tables", "recipes", "convert"),
+    "plan",
+)
 Captured = pytest.CaptureFixture[str]
 
 

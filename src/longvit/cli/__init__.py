@@ -22,6 +22,7 @@ from longvit.cli.doctor import doctor
 from longvit.cli.embed import embed
 from longvit.cli.evaluate import evaluate
 from longvit.cli.info import info
+from longvit.cli.plan import plan
 from longvit.cli.predict import predict
 from longvit.cli.recipes import recipes
 from longvit.cli.tables import tables
@@ -51,6 +52,7 @@ app.command(cohort)
 app.command(evaluate, sort_key=10)
 app.command(tables, sort_key=11)
 app.command(recipes, sort_key=12)
+app.command(plan, sort_key=13)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,221 @@
+"""Peak memory of one training step, from what the code keeps: a formula per moment of forward and backward.
+
+Kept for backward, per layer and token (s: bytes of the float32 stream, c: of the arithmetic's dtype; D width, F hidden
+width, H heads; `model.encoder`, `model.norm_linear`, `model.feedforward`, `attention.operators`):
+
+    without recomputation   x: sD   q, k, v: 3cD   out: cD   lse: 4H   middle x: sD   hidden: cF
+    with recomputation      x: sD                  out: cD   lse: 4H
+
+beside the uint8 image. In backward one layer after the other is taken up, from the last to the first: its
+temporaries come on top, its kept tensors go, its gradients stay. The peak is the largest of these moments:
+
+    recompute a layer       the rest of the line above, two hidden chunks
+    FFN                     5 hidden chunks of at most 1,024 tokens, the gradients of x on both sides
+    attention               the gradient of q, k, v in float32, once more as the first branch's call returns it
+
+T tokens of this device in all its sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from longvit.model.longvit import LongViTConfig
+
+_CHUNK_TOKENS = 1024  # model.norm_linear.CHUNK_TOKENS
+_CHUNK_PATCHES = 2048  # model.embedding
+_NARROW_BACKWARD_TOKENS = 512  # attention.backends: the CPU kernel takes bfloat16 as it is from here on
+_RANDOM_STATE = 5056  # kept per recomputed layer
+_STREAM = 4  # bytes: parameters, gradients and the residual stream are float32 under autocast
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one device is given: T = `tokens` of a model, and how it computes."""
+
+    config: LongViTConfig
+    tokens: int
+    columns: int
+    """Patches of one row of the image, over all sequences of the batch."""
+    first_segment: int
+    """Segment length of the first branch, tokens."""
+    dtype: str = "float32"
+    recompute: bool = False
+    device: str = "cpu"
+    shared_keys: int = 0
+    """Tokens whose keys and values sequence parallelism brings here per layer (its own part of them included)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    """AdamW's two moments, float32."""
+    image: int
+    saved: int
+    """Kept between forward and backward: activations and the image."""
+    peak: int
+    """Of forward and backward, above parameters and optimiser: kept tensors, gradients so far, temporaries."""
+    moment: str
+    """When that is."""
+    inference: int
+    """Peak of a forward pass without gradients, above the parameters."""
+
+    @property
+    def total(self) -> int:
+        """Parameters, optimiser and the peak of a step."""
+        return self.parameters + self.optimizer + self.peak
+
+
+def parameter_counts(config: LongViTConfig) -> dict[str, int]:
+    """Numbers in the embedding (positions included), in one layer's attention and FFN, in norm and head."""
+    d, f, k = config.embed_dim, config.ffn_dim, config.num_classes
+    grid = config.grid
+    return {
+        "embedding": 3 * config.patch_px**2 * d + d + grid.height * grid.width * d,
+        "attention": 4 * d * d + 4 * d + 4 * d,
+        "ffn": 2 * d * f + d + f + 2 * d + 2 * f,
+        "head": 2 * d + (d * k + k if k else 0),
+    }
+
+
+def parameters(config: LongViTConfig) -> int:
+    """Numbers in the whole model."""
+    n = parameter_counts(config)
+    return n["embedding"] + config.depth * (n["attention"] + n["ffn"]) + n["head"]
+
+
+def saved_per_layer(load: Load) -> dict[str, int]:
+    """Bytes that a layer keeps for its backward without recomputation, by tensor."""
+    t, d, c = load.tokens, load.config.embed_dim, DTYPE_BYTES[load.dtype]
+    return {
+        "x": _STREAM * t * d,
+        "qkv": 3 * c * t * d,
+        "out": c * t * d,
+        "lse": 4 * t * load.config.num_heads,
+        "shared keys": 2 * c * load.shared_keys * d,
+        "middle x": _STREAM * t * d,
+        "hidden": c * t * load.config.ffn_dim,
+    }
+
+
+_KEPT_WITH_RECOMPUTE = ("x", "out", "lse", "shared keys")
+
+
+def _kept(load: Load) -> int:
+    layer = saved_per_layer(load)
+    if not load.recompute:
+        return sum(layer.values())
+    return sum(layer[name] for name in _KEPT_WITH_RECOMPUTE) + (_RANDOM_STATE if load.device == "cpu" else 0)
+
+
+def image_bytes(load: Load) -> int:
+    """The uint8 pixels."""
+    return 3 * load.config.patch_px**2 * load.tokens
+
+
+def saved_bytes(load: Load) -> int:
+    """Kept between forward and backward, the image included."""
+    return image_bytes(load) + load.config.depth * _kept(load)
+
+
+def training_memory(load: Load) -> Memory:
+    """The peak of one training step (forward, backward, AdamW) of `load`."""
+    moment, peak = max(_moments(load), key=lambda m: m[1])
+    p = _STREAM * parameters(load.config)
+    return Memory(p, p, 2 * p, image_bytes(load), saved_bytes(load), peak, moment, inference_bytes(load))
+
+
+def inference_bytes(load: Load) -> int:
+    """Peak of a forward pass without gradients: image, stream and one layer's temporaries."""
+    layer, casts = saved_per_layer(load), _cast_weights(load)
+    held = image_bytes(load) + layer["x"]
+    attention = held + layer["qkv"] + layer["lse"] + layer["shared keys"] + _attention_forward(load)
+    ffn = held + layer["middle x"] + layer["out"] + casts + 3 * _hidden_chunk(load)
+    return max(_embedding(load), attention, ffn)
+
+
+def _hidden_chunk(load: Load) -> int:
+    return DTYPE_BYTES[load.dtype] * min(load.tokens, _CHUNK_TOKENS) * load.config.ffn_dim
+
+
+def _cast_weights(load: Load) -> int:
+    """The FFN's matrices in 16 bits; in float32 they are used as they are."""
+    c = DTYPE_BYTES[load.dtype]
+    return 2 * c * load.config.embed_dim * load.config.ffn_dim if c < _STREAM else 0
+
+
+def _embedding(load: Load) -> int:
+    """Image, tokens, and a chunk of patches as uint8 and in the arithmetic's dtype."""
+    rows = max(1, _CHUNK_PATCHES // load.columns)
+    chunk = min(load.tokens, rows * load.columns) * 3 * load.config.patch_px**2
+    return image_bytes(load) + saved_per_layer(load)["x"] + (1 + DTYPE_BYTES[load.dtype]) * chunk
+
+
+def _attention_forward(load: Load) -> int:
+    """Temporaries: the running output in float32, what the first branch returned, casts of q, k, v on a CPU."""
+    wide = _STREAM * load.tokens * load.config.embed_dim
+    if load.dtype == "float32":
+        return wide
+    return 4 * wide if load.device == "cpu" else 2 * wide
+
+
+def _attention_backward(load: Load) -> int:
+    """Temporaries: the gradient of q, k, v in float32, and the first branch's call, which covers all tokens."""
+    t, d, c = load.tokens, load.config.embed_dim, DTYPE_BYTES[load.dtype]
+    shared = 2 * _STREAM * load.shared_keys * d
+    fused = 3 * _STREAM * t * d
+    if load.device == "cuda":
+        # the kernel's float32 sum of the query's gradient has its head dim rounded up to 32; q, k, v's in c, then wide
+        accumulated = 4 * t * load.config.num_heads * -(-d // load.config.num_heads // 32) * 32
+        return shared + fused + 3 * c * t * d + max(fused if c < _STREAM else 0, accumulated)
+    if c == _STREAM:
+        return shared + 2 * fused
+    if load.dtype == "bfloat16" and load.first_segment >= _NARROW_BACKWARD_TOKENS:
+        return shared + fused + 3 * c * t * d + fused
+    return shared + fused + (5 + 3) * _STREAM * t * d  # grad_out, q, k, v and out widened
+
+
+def _moments(load: Load) -> Iterator[tuple[str, int]]:
+    """(what happens, bytes above parameters and optimiser) of one forward and backward pass."""
+    config, layer = load.config, saved_per_layer(load)
+    counts = {name: _STREAM * n for name, n in parameter_counts(config).items()}
+    t, d, c = load.tokens, config.embed_dim, DTYPE_BYTES[load.dtype]
+    stream, narrow, chunk, casts = _STREAM * t * d, c * t * d, _hidden_chunk(load), _cast_weights(load)
+    several_chunks = t > _CHUNK_TOKENS
+    again = sum(bytes_ for name, bytes_ in layer.items() if name not in _KEPT_WITH_RECOMPUTE)
+
+    yield "embedding", _embedding(load)
+    # forward: the last layer has all others' tensors beside it
+    before = image_bytes(load) + (config.depth - 1) * _kept(load) + layer["x"]
+    attention = layer["qkv"] + layer["lse"] + layer["shared keys"]
+    yield "forward, last layer's attention", before + attention + _attention_forward(load)
+    ffn = attention + layer["out"] + layer["middle x"] + layer["hidden"]
+    yield "forward, last layer's FFN", before + ffn + narrow + casts + 2 * chunk
+
+    gradients = counts["head"]
+    for i in reversed(range(config.depth)):
+        here = f"backward, layer {i + 1}"
+        below = image_bytes(load) + i * _kept(load) + gradients
+        held = below + _kept(load) + stream  # `stream`: the gradient that arrives
+        if load.recompute:
+            yield f"{here}, recomputation", held + again + narrow + casts + 2 * chunk
+            held += again
+        narrow_grad = narrow if c < _STREAM else 0
+        sums = (2 if several_chunks else 1) * _STREAM * d * config.ffn_dim
+        yield f"{here}, FFN", held + narrow_grad + casts + 5 * chunk + sums + (stream if several_chunks else 0)
+        gradients += counts["ffn"]
+        held += counts["ffn"] - layer["hidden"] - layer["middle x"]
+        yield f"{here}, sum of the stream's gradients", held + 2 * stream
+        yield f"{here}, attention", held + narrow + _attention_backward(load)
+        gradients += counts["attention"]
+        held += counts["attention"] - layer["qkv"] - layer["out"] - layer["lse"] - layer["shared keys"]
+        yield f"{here}, q, k, v", held + 3 * narrow + stream + (stream if several_chunks else 0)
+    rows = max(1, _CHUNK_PATCHES // load.columns)
+    patches = min(t, rows * load.columns) * 3 * config.patch_px**2
+    yield "backward, embedding", image_bytes(load) + gradients + stream + counts["embedding"] + (1 + c) * patches

@@ -42,7 +42,7 @@ def _rows_adjoin(*tensors: Tensor) -> bool:
     return all(t.stride(0) == t.shape[1] * t.stride(1) for t in tensors)
 
 
-def _merge(out: Tensor, lse: Tensor, o: Tensor, l: Tensor) -> None:
+def merge_into(out: Tensor, lse: Tensor, o: Tensor, l: Tensor) -> None:
     """Equations 9 and 10, one branch at a time, in place: (out, lse) ← (out, lse) ∪ (o, l). No part: l = −inf."""
     weight = torch.sigmoid(l - lse).nan_to_num_(0.0)  # exp(l) / (exp(l) + exp(lse)); both −inf: nan
     out.lerp_(o.to(out.dtype), weight.unsqueeze(-1))
@@ -60,7 +60,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, s: Settings) -> tuple[Tensor, Tenso
             if s.padded and is_shifted(run.length, w, r):
                 out = q.new_zeros(q.shape, dtype=wide) if out is None else out
                 o, l = _shifted_branch(run.view(q), run.view(k), run.view(v), w, r, s)
-                _merge(run.view(out), run.view(lse), o, l)
+                merge_into(run.view(out), run.view(lse), o, l)
                 continue
             for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin and run.length == N):
                 o, l = s.kernel.forward(call.view(q), call.view(k), call.view(v), s.scale)
@@ -71,7 +71,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, s: Settings) -> tuple[Tensor, Tenso
                     lse = l.transpose(1, 2).contiguous().view(B, N, H)
                     continue
                 out = q.new_zeros(q.shape, dtype=wide) if out is None else out
-                _merge(call.view(out), call.view(lse), o, l)
+                merge_into(call.view(out), call.view(lse), o, l)
     return q.new_zeros(q.shape) if out is None else out.to(q.dtype), lse
 
 
@@ -98,7 +98,7 @@ def backward(
                     run.view(grad).add_(part)
                 continue
             for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin and run.length == N):
-                parts = _call_backward(call, (grad_out, q, k, v, out, lse), s)
+                parts = call_backward(call, (grad_out, q, k, v, out, lse), s)
                 if grads is None and parts[0].numel() == q.numel():  # covers everything, as in `forward`
                     grads = [p.to(wide).transpose(1, 2).contiguous().view(q.shape) for p in parts]
                     if into is not None:
@@ -116,7 +116,7 @@ def _zeros(q: Tensor, into: Sequence[Tensor] | None) -> Sequence[Tensor]:
     return [grad.zero_() for grad in into]
 
 
-def _call_backward(call: Call, tensors: Sequence[Tensor], s: Settings) -> tuple[Tensor, Tensor, Tensor]:
+def call_backward(call: Call, tensors: Sequence[Tensor], s: Settings) -> tuple[Tensor, Tensor, Tensor]:
     """One call's part of the gradients, from (grad_out, q, k, v, out, lse) and the merged softmax in the last two."""
     grad_out, q, k, v, out, lse = (call.view(t) for t in tensors)
     if s.detached:  # P of the merged softmax, but the row sum of this branch's own output
@@ -155,6 +155,6 @@ def _shifted_branch_backward(tensors: Sequence[Tensor], w: int, r: int, s: Setti
     lse = F.pad(lse, (0, 0, 0, behind), value=math.inf)
     grads = [torch.zeros_like(q, dtype=lse.dtype) for _ in range(3)]
     for call in _shifted_calls(q, w, r):
-        for grad, part in zip(grads, _call_backward(call, (grad_out, q, k, v, out, lse), s), strict=True):
+        for grad, part in zip(grads, call_backward(call, (grad_out, q, k, v, out, lse), s), strict=True):
             call.view(grad).add_(part)
     return [gathered(g, n, w, r) for g in grads]

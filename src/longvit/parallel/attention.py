@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from longvit.attention.backends import Backend, pick
 from longvit.attention.branches import Call, Run, calls
-from longvit.attention.merge import Settings, _call_backward, _merge, wide_dtype
+from longvit.attention.merge import Settings, call_backward, merge_into, wide_dtype
 from longvit.parallel.exchange import Exchange, Wire
 from longvit.parallel.shards import Comb, Shards, SharedSegment, combs, shared_segments
 
@@ -193,7 +193,7 @@ class _Attention(torch.autograd.Function):
         exchange = _send_grads(k, shared_grads, shared, part) if part.exchanges else None
         for call in part.own_calls(len(q), _adjoin(q, k, v, grad_out)):
             tensors = (grad_out, q, k, v, out, lse)
-            for grad, piece in zip(grads, _call_backward(call, tensors, part.settings), strict=True):
+            for grad, piece in zip(grads, call_backward(call, tensors, part.settings), strict=True):
                 call.view(grad).add_(piece)
         if exchange:
             _add_grads(exchange.wait(), grads[1], grads[2], shared, part)
@@ -209,7 +209,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, part: _Part) -> list[Tensor]:
     lse = out.new_full(q.shape[:3], -math.inf)
     for call in part.own_calls(len(q), _adjoin(q, k, v)):
         o, l = part.kernel.forward(call.view(q), call.view(k), call.view(v), part.settings.scale)
-        _merge(call.view(out), call.view(lse), o, l.to(wide))
+        merge_into(call.view(out), call.view(lse), o, l.to(wide))
     gathered = _receive_keys(exchange.wait(), k, v, shared, part) if exchange else []
     for s, keys, values in zip(shared, gathered[::2], gathered[1::2], strict=True):
         for comb in s.own:
@@ -218,7 +218,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, part: _Part) -> list[Tensor]:
             o, l = part.kernel.forward(q_c, k_c, v_c, part.settings.scale)
             groups = (comb.groups, comb.heads)
             o, l = o.unflatten(1, groups), l.to(wide).unflatten(1, groups)
-            _merge(comb.view(out, part.first), comb.view(lse, part.first), o, l)
+            merge_into(comb.view(out, part.first), comb.view(lse, part.first), o, l)
     return [out.to(q.dtype), lse, *gathered]
 
 

@@ -210,5 +210,10 @@ def _notes(s: PlanSettings, device: Device) -> Iterator[str]:
         yield "the memory formula is checked against measured peaks on a CPU; a GPU's temporaries are not checked yet."
         if s.dtype == "float32":
             yield "float32 attention runs the memory-efficient kernel, whose own workspace is estimated."
+    if device.kind == "cpu":
+        yield (
+            "glibc's heap keeps holes between tensors: up to 1.7 times this at 2,048² (benchmarks/plan.py); "
+            "MALLOC_MMAP_THRESHOLD_=131072 in the environment avoids that."
+        )
     if device.name.startswith("v100") and s.dtype == "bfloat16":
         yield "a V100 has no bfloat16 units and no fused kernel for it: take float16."

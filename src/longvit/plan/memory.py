@@ -150,11 +150,23 @@ def _cast_weights(load: Load) -> int:
     return 2 * c * load.config.embed_dim * load.config.ffn_dim if c < _STREAM else 0
 
 
+def _chunk_patches(load: Load) -> int:
+    """Patches that the embedding takes at once: whole rows."""
+    return min(load.tokens, max(1, _CHUNK_PATCHES // load.columns) * load.columns)
+
+
+def _embedding_weight(load: Load) -> int:
+    """The projection's matrix in the arithmetic's dtype."""
+    return 3 * load.config.patch_px**2 * load.config.embed_dim * DTYPE_BYTES[load.dtype]
+
+
 def _embedding(load: Load) -> int:
-    """Image, tokens, and a chunk of patches as uint8 and in the arithmetic's dtype."""
-    rows = max(1, _CHUNK_PATCHES // load.columns)
-    chunk = min(load.tokens, rows * load.columns) * 3 * load.config.patch_px**2
-    return image_bytes(load) + saved_per_layer(load)["x"] + (1 + DTYPE_BYTES[load.dtype]) * chunk
+    """Image, tokens, the weight with the normalisation folded in, and a chunk of patches, the one before beside it."""
+    c, chunk, pixels = DTYPE_BYTES[load.dtype], _chunk_patches(load), 3 * load.config.patch_px**2
+    following = min(chunk, load.tokens - chunk)
+    patches = pixels * max((1 + c) * chunk, c * chunk + (1 + c) * following)  # as uint8 first, then in the dtype
+    tokens = 2 * _STREAM * chunk * load.config.embed_dim
+    return image_bytes(load) + saved_per_layer(load)["x"] + _embedding_weight(load) + patches + tokens
 
 
 def _attention_forward(load: Load) -> int:
@@ -196,6 +208,7 @@ def _moments(load: Load) -> Iterator[tuple[str, int]]:
     attention = layer["qkv"] + layer["lse"] + layer["shared keys"]
     yield "forward, last layer's attention", before + attention + _attention_forward(load)
     ffn = attention + layer["out"] + layer["middle x"] + layer["hidden"]
+    ffn -= layer["qkv"] if load.recompute else 0  # nothing holds it any more
     yield "forward, last layer's FFN", before + ffn + narrow + casts + 2 * chunk
 
     gradients = counts["head"]
@@ -216,6 +229,8 @@ def _moments(load: Load) -> Iterator[tuple[str, int]]:
         gradients += counts["attention"]
         held += counts["attention"] - layer["qkv"] - layer["out"] - layer["lse"] - layer["shared keys"]
         yield f"{here}, q, k, v", held + 3 * narrow + stream + (stream if several_chunks else 0)
-    rows = max(1, _CHUNK_PATCHES // load.columns)
-    patches = min(t, rows * load.columns) * 3 * config.patch_px**2
-    yield "backward, embedding", image_bytes(load) + gradients + stream + counts["embedding"] + (1 + c) * patches
+    chunk = _chunk_patches(load)
+    pixels = 3 * config.patch_px**2 * chunk
+    patches = max((1 + c) * pixels, c * pixels + _embedding_weight(load))  # made; multiplied
+    held = image_bytes(load) + gradients + counts["embedding"] + stream
+    yield "backward, embedding", held + patches + _STREAM * chunk * d + c * chunk * d

@@ -206,6 +206,7 @@ def _tried(asked: PlanSettings, changes: dict[str, object], device: Device, budg
 def _notes(s: PlanSettings, device: Device) -> Iterator[str]:
     if s.gpus > 1:
         yield f"more than one device: {EXISTS['gpus']}."
+        yield "bytes between devices: as counted by the tests of longvit.parallel; memory per device: not measured yet."
     if device.kind == "cuda":
         yield "the memory formula is checked against measured peaks on a CPU; a GPU's temporaries are not checked yet."
         if s.dtype == "float32":

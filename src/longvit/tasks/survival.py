@@ -67,8 +67,7 @@ class Survival(Task):
             return cohort
         from dataclasses import replace
 
-        seen: set[str] = set()
-        rows = tuple(row for row in cohort.rows if not (row.case_id in seen or seen.add(row.case_id)))  # type: ignore[func-returns-value]
+        rows = patients_of(cohort.rows)
         note = f"the first slide of each patient: {len(rows)} of {len(cohort.rows)} slides"
         return replace(cohort, rows=rows, notes=(*cohort.notes, note))
 
@@ -282,7 +281,10 @@ def _cell(row: SlideRow, column: str, absent: str) -> str:
 
 def patients_of(rows: Sequence[SlideRow]) -> tuple[SlideRow, ...]:
     """The first row of each patient, in their order."""
-    return tuple({row.case_id: row for row in reversed(rows)}[case] for case in dict.fromkeys(r.case_id for r in rows))
+    first: dict[str, SlideRow] = {}
+    for row in rows:
+        first.setdefault(row.case_id, row)
+    return tuple(first.values())
 
 
 def survival_of(logits: np.ndarray) -> np.ndarray:

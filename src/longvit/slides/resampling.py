@@ -22,7 +22,7 @@ get from Pillow by default, and decoding (265 MPix/s) costs little less. (One co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,8 @@ _FILTER_SUPPORT = 2.0  # px either side of the centre, at scale 1
 # Columns that are read at once: 1,024 × 256 px of RGBX are 1 MB, which stay in the cache of one core. Larger chunks are
 # no faster, and a large `box` is less exact in float32.
 CHUNK_PX = 1024
+# Canvas rows that are made at once; whole blocks of them lie on a grid from the top of the picture.
+ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,23 @@ def _resize_columns(buffer: Block, filled: int, axis: Axis, first: int, end: int
     return np.asarray(image.resize((end - first, height), FILTER, box=(left, 0, right, height)))
 
 
-def reduce_rows(rows: Block, y_axis: Axis, first: int, end: int, offset: int) -> Block:
-    """Filters narrow rows along y: RGBX (n, width, 4) from input row `offset` on -> (end - first, width, 4)."""
-    height, width = rows.shape[:2]
-    image = Image.frombuffer("RGBX", (width, height), np.ascontiguousarray(rows), "raw", "RGBX", 0, 1)
-    top, bottom = y_axis.box(first, end, offset, height)
-    return np.asarray(image.resize((width, end - first), FILTER, box=(0, top, width, bottom)))
+def reduce_rows(rows: Block, y_axis: Axis, first: int, end: int, offset: int) -> Iterator[Block]:
+    """Filters narrow rows along y: RGBX (n, width, 4) from input row `offset` on -> blocks of outputs [first, end).
+
+    Outputs are made in the blocks of a fixed grid, each with the same `box` on the same inputs whoever asks: Pillow
+    takes `box` in float32, and with another one a few pixels would come out one grey level apart. So an output row has
+    the same bytes in every strip. Of a block that is wanted in part only, inputs that this part does not need may be
+    missing. Yields RGBX (up to ROWS_AT_ONCE, width, 4).
+    """
+    width = rows.shape[1]
+    for start in range(first // ROWS_AT_ONCE * ROWS_AT_ONCE, end, ROWS_AT_ONCE):
+        stop = min(start + ROWS_AT_ONCE, y_axis.n_out)
+        low, high = y_axis.needs(start, stop)
+        from_row, to_row = max(low, offset), min(high, offset + len(rows))
+        inputs = rows[from_row - offset : to_row - offset]
+        if to_row - from_row < high - low:
+            inputs = np.pad(inputs, ((from_row - low, high - to_row), (0, 0), (0, 0)))
+        image = Image.frombuffer("RGBX", (width, high - low), np.ascontiguousarray(inputs), "raw", "RGBX", 0, 1)
+        top, bottom = y_axis.box(start, stop, low, high - low)
+        made = np.asarray(image.resize((width, stop - start), FILTER, box=(0, top, width, bottom)))
+        yield made[max(first - start, 0) : end - start]

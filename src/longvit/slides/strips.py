@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from longvit.errors import InputError
 from longvit.slides.pixel_reader import BadTile, Block, Level
 from longvit.slides.placement import Fit, Placement
-from longvit.slides.resampling import CHUNK_PX, Axis, reduce_block, reduce_rows
+from longvit.slides.resampling import CHUNK_PX, ROWS_AT_ONCE, Axis, reduce_block, reduce_rows
 
 if TYPE_CHECKING:
     from longvit.slides.reader import Slide
@@ -34,7 +34,6 @@ MEMORY_BYTES = 256 * 2**20
 """What the rows in flight may take together."""
 # Rows that are read at once where the tiles of a file are lower (strips of a plain TIFF have 1 to 16 rows).
 _MIN_ROWS = 128
-_MAX_ROWS_MADE = 256
 
 ProgressCall = Callable[[int, int], None]
 
@@ -60,11 +59,15 @@ class CanvasPlan:
     y_axis: Axis
 
     def tile_rows(self, first: int, end: int) -> list[tuple[int, int]]:
-        """The stretches [y, y + height) of the level that canvas image rows [first, end) need, cut at tile borders."""
+        """The stretches [y, y + height) of the level that canvas image rows [first, end) need: whole rows of tiles.
+
+        Whole though their rim may not be needed, so that the regions read are the same whoever asks. OpenSlide takes
+        a corner in whole level-0 pixels: another one would move the pixels by a fraction.
+        """
         low, high = self.y_axis.needs(first, end)
         tile_h = self.level.tile_px[1]
         step = tile_h * max(1, -(-_MIN_ROWS // tile_h))
-        borders = [low, *range((low // step + 1) * step, high, step), high]
+        borders = [*range(low // step * step, high, step), min(-(-high // step) * step, self.y_axis.n_in)]
         return [(y, after - y) for y, after in pairwise(borders)]
 
     def area_px(self) -> int:
@@ -190,14 +193,13 @@ class _Collector:
         axis, last = self.plan.y_axis, self.image_rows[1]
         have = self.kept_from + len(self.kept)
         ready = last if have >= axis.needs(0, last)[1] else min(last, axis.ready(have))
+        if ready < last:
+            ready -= ready % ROWS_AT_ONCE  # a block that is begun would be made twice
         if ready <= self.made:
             return
-        while self.made < ready:
-            # Not all at once: a small slide that is much enlarged would be in memory twice.
-            end = min(ready, self.made + _MAX_ROWS_MADE)
-            rows = reduce_rows(self.kept, axis, self.made, end, self.kept_from)
-            self.made = end
+        for rows in reduce_rows(self.kept, axis, self.made, ready, self.kept_from):
             yield from self._put(rows, len(rows))
+        self.made = ready
         if ready < last:
             drop = axis.needs(ready, ready + 1)[0] - self.kept_from
             self.kept, self.kept_from = self.kept[drop:], self.kept_from + drop

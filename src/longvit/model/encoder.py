@@ -6,7 +6,7 @@ A block (torchscale `architecture/encoder.py`, subln; MAGNETO, arXiv 2210.06423)
     x = x + drop_path(fc2(norm(gelu(fc1(norm2(x))))))             norm: over the hidden activations
 
 What differs from the authors' code: q, k and v are one product; per layer only x, qkv, the attention's (out, lse), the
-middle x and (optionally) the hidden activations are kept for backward, 2.5 of about 10 × T·D·4 bytes.
+middle x and the hidden activations are kept for backward, with recomputation only x and (out, lse) (`recomputation`).
 
 B sequences, N tokens, D model width, H heads.
 """
@@ -24,7 +24,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from longvit.attention import dilated_attention_packed
 from longvit.model.feedforward import FeedForward
-from longvit.model.norm_linear import norm_linear
+from longvit.model.norm_linear import compute_dtype, norm_linear
+from longvit.model.offload import host_store
+from longvit.model.recomputation import Keeping, attend, finish
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,16 @@ class DilatedSelfAttention(nn.Module):
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     """Sets whole sequences of a batch to 0 with probability `rate` and scales the others by 1 / (1 − rate)."""
+    scale = _drop_path_scale(x, rate, training, x.dtype)
+    return x if scale is None else x * scale
+
+
+def _drop_path_scale(x: Tensor, rate: float, training: bool, dtype: torch.dtype) -> Tensor | None:
+    """Per sequence 0 or 1 / (1 − rate), (B, 1, …, 1); None: all stay as they are."""
     if rate == 0 or not training:
-        return x
-    keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
-    return x * keep.div_(1 - rate)
+        return None
+    keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1), dtype=dtype).bernoulli_(1 - rate)
+    return keep.div_(1 - rate)
 
 
 class Block(nn.Module):
@@ -82,6 +90,12 @@ class Block(nn.Module):
         x = x + drop_path(self.attn(x, pattern, lengths), self.drop_path_rate, self.training)
         return x + drop_path(self.mlp(x), self.drop_path_rate, self.training)
 
+    def recomputed(self, x: Tensor, pattern: AttentionPattern, keeping: Keeping) -> Tensor:
+        """`forward`, but only x and the attention's result are kept for backward (see `recomputation`)."""
+        rate, dtype = self.drop_path_rate, compute_dtype(x)
+        scales = (_drop_path_scale(x, rate, self.training, dtype), _drop_path_scale(x, rate, self.training, dtype))
+        return finish(self.attn, self.mlp, x, attend(self.attn, x, pattern, keeping), scales, keeping)
+
 
 def _keep_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Recomputation keeps the attention's (out, lse), so that attention is not computed twice."""
@@ -93,6 +107,7 @@ class Encoder(nn.ModuleList):
     """`depth` blocks; drop path grows linearly from 0 to its rate. (B, N, D) → (B, N, D).
 
     `recompute`: keep only the input of every layer and the attention's result, and compute the rest again in backward.
+    `offload`: with `recompute` on a CUDA device, what is kept spends the time until backward in host memory.
     """
 
     def __init__(
@@ -100,15 +115,20 @@ class Encoder(nn.ModuleList):
     ) -> None:
         rates = torch.linspace(0, drop_path_rate, depth, dtype=torch.float64).tolist()
         super().__init__(Block(dim, num_heads, ffn_dim, eps, rate) for rate in rates)
-        self.recompute = False
+        self.recompute = self.offload = False
 
     def forward(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:
-        for block in self:
-            if self.recompute and torch.is_grad_enabled():
+        recompute = self.recompute and torch.is_grad_enabled()
+        store = host_store(x.device) if recompute and self.offload else None
+        for i, block in enumerate(self):
+            assert isinstance(block, Block)
+            if not recompute:
+                x = block(x, pattern, lengths)
+            elif lengths is None and type(block.attn).forward is DilatedSelfAttention.forward:
+                x = block.recomputed(x, pattern, Keeping(i, store, leaves=store is not None and i + 1 < len(self)))
+            else:  # rows of different length, an attention from outside (longvit.parallel): in the general form
                 context = partial(create_selective_checkpoint_contexts, _keep_attention)
                 x = checkpoint(block, x, pattern, lengths, use_reentrant=False, context_fn=context)
-            else:
-                x = block(x, pattern, lengths)
         return x
 
     def states(self, x: Tensor, pattern: AttentionPattern) -> list[Tensor]:

@@ -159,9 +159,12 @@ class LongViT(nn.Module):
         self.head = nn.Linear(self.num_features, num_classes, device=device) if num_classes else nn.Identity()
         self.head.apply(init_weights)
 
-    def set_recompute(self, enable: bool = True) -> None:
-        """Recompute each layer in backward: about a third of the memory for one more forward without attention."""
-        self.blocks.recompute = enable
+    def set_recompute(self, enable: bool = True, *, offload: bool = False) -> None:
+        """Recompute each layer in backward: about a third of the memory for two thirds of a forward without attention.
+
+        `offload`: what is still kept waits in host memory (CUDA; elsewhere the host is where it is already).
+        """
+        self.blocks.recompute, self.blocks.offload = enable, offload
 
     def pattern(self, n_patches: int) -> AttentionPattern:
         """The branches of dilated attention for a sequence of this length."""

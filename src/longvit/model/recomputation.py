@@ -1,0 +1,212 @@
+"""A LongNet block that keeps its input and its attention's (out, lse), and computes the rest again in backward.
+
+Only attention looks at more than one token. So a block is two functions, of which the second works token by token:
+
+    out = attention(qkv(norm1(x)))                                     kept: x, out, lse
+    y   = mid + fc2(norm(gelu(fc1(norm2(mid))))),  mid = x + proj(norm(out))          x, out again, nothing of its own
+
+Backward of the second takes one chunk of tokens after the other: mid, hidden activations, their gradients, those of x
+and out, so that mid and the hidden activations exist for a chunk alone; fc2's product is not computed again. Backward
+of the first computes q, k, v again and calls attention's backward. Written as one piece rather than with
+`torch.utils.checkpoint`, which runs the whole block again and then holds all that a plain forward keeps.
+
+Values and gradients are those of `Block.forward`, to the last bit. On a CUDA device what is kept can spend the time in
+between on the host (`offload`).
+
+B sequences, N tokens, T = B·N, D width, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from longvit.attention.operators import backward_op, forward_op
+from longvit.model import norm_linear as nl
+from longvit.model.offload import HostStore
+
+if TYPE_CHECKING:
+    from longvit.model.encoder import AttentionPattern, DilatedSelfAttention
+    from longvit.model.feedforward import FeedForward
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where the layer `index` of a forward pass keeps its tensors: with autograd, or (`leaves`) in `store`."""
+
+    index: int = 0
+    store: HostStore | None = None
+    leaves: bool = False
+    """The last layer's backward comes right after its forward: it stays on the device, but has others fetched."""
+
+    def keep(self, ctx: Any, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *, again: bool = False) -> None:
+        """`again`: the same tensors as the layer's first function."""
+        ctx.keeping, ctx.parameters = self, len(parameters)
+        ctx.save_for_backward(*parameters, *(() if self.leaves else tensors))
+        if self.leaves and not again:
+            assert self.store is not None
+            self.store.put(self.index, tensors)
+
+    @staticmethod
+    def kept(ctx: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """→ tensors, parameters."""
+        me: Keeping = ctx.keeping
+        parameters, tensors = ctx.saved_tensors[: ctx.parameters], ctx.saved_tensors[ctx.parameters :]
+        if me.store is not None:
+            tensors = me.store.take(me.index) if me.leaves else tensors
+            me.store.prefetch(me.index - 1)
+        return tensors, parameters
+
+
+class _Linear(NamedTuple):
+    """A norm and the linear layer behind it, the latter in the arithmetic's dtype."""
+
+    norm_w: Tensor
+    norm_b: Tensor
+    w: Tensor
+    b: Tensor
+    eps: float
+    gelu: bool
+
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return nl.forward_chunk(x, *self, out)
+
+    def backward(self, grad: Tensor, x: Tensor, sums: nl.Grads, grad_x: Tensor | None = None) -> Tensor:
+        return nl.backward_chunk(grad, x, self.norm_w, self.norm_b, self.w, self.eps, self.gelu, sums, grad_x)
+
+
+def _linears(parameters: Sequence[Tensor], eps: Sequence[float], dtype: torch.dtype) -> list[_Linear]:
+    """Four parameters each; the third layer of a block's second half is the one behind GELU."""
+    found = []
+    for i, e in enumerate(eps):
+        norm_w, norm_b, w, b = parameters[4 * i : 4 * i + 4]
+        found.append(_Linear(norm_w, norm_b, w.to(dtype), b.to(dtype), e, gelu=i == 2))
+    return found
+
+
+def _parameters(*pairs: tuple[nn.LayerNorm, nn.Linear]) -> list[Tensor]:
+    return [t for norm, linear in pairs for t in (norm.weight, norm.bias, linear.weight, linear.bias)]
+
+
+def _chunks(tokens: int) -> list[slice]:
+    return [slice(i, min(i + nl.CHUNK_TOKENS, tokens)) for i in range(0, tokens, nl.CHUNK_TOKENS)]
+
+
+# --- first half -----------------------------------------------------------------------------------------------------
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, heads: int, settings, eps: float, dtype: torch.dtype, keeping: Keeping, *parameters):
+        qkv = _projected(x, parameters, eps, dtype, heads)
+        out, lse = forward_op([qkv], *settings)
+        del qkv
+        ctx.heads, ctx.settings, ctx.eps, ctx.dtype = heads, settings, eps, dtype
+        keeping.keep(ctx, (x, out, lse), parameters)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor):
+        (x, out, lse), parameters = Keeping.kept(ctx)
+        qkv = _projected(x, parameters, ctx.eps, ctx.dtype, ctx.heads)
+        (grad_qkv,) = backward_op(grad_out, [qkv], out, lse, *ctx.settings)
+        del qkv, out, lse, grad_out
+        (linear,), sums = _linears(parameters, [ctx.eps], ctx.dtype), nl.Grads(parameters[0], parameters[2])
+        flat, grad = x.flatten(0, 1), grad_qkv.flatten(0, 1).flatten(1)
+        grad_x = torch.empty_like(flat)
+        for c in _chunks(len(flat)):
+            linear.backward(grad[c], flat[c], sums, grad_x[c])
+        if ctx.keeping.leaves:
+            ctx.keeping.store.drop(ctx.keeping.index)
+        return grad_x.view(x.shape), None, None, None, None, None, *sums.result()
+
+
+def _projected(x: Tensor, parameters: Sequence[Tensor], eps: float, dtype: torch.dtype, heads: int) -> Tensor:
+    """(B, N, D) → q, k, v (B, N, 3, H, D / H)."""
+    (linear,) = _linears(parameters, [eps], dtype)
+    flat = x.flatten(0, 1)
+    qkv = nl.by_chunks(len(flat), lambda c, out: linear.forward(flat[c], out))
+    return qkv.view(*x.shape[:2], 3, heads, -1)
+
+
+def attend(attn: DilatedSelfAttention, x: Tensor, pattern: AttentionPattern, keeping: Keeping) -> Tensor:
+    """(B, N, D) → (B, N, H, D / H), what `attn` computes before its output projection."""
+    settings = (
+        [int(w) for w in pattern.segment_lengths],
+        [int(r) for r in pattern.dilated_ratios],
+        None,
+        pattern.gradient == "detached",
+        pattern.ragged == "padded",
+        (x.shape[-1] // attn.num_heads) ** -0.5,
+        "auto",
+    )
+    dtype = nl.compute_dtype(x)
+    parameters = _parameters((attn.norm_in, attn.qkv))
+    with torch.autocast(x.device.type, enabled=False):
+        return _Attend.apply(x.contiguous(), attn.num_heads, settings, attn.norm_in.eps, dtype, keeping, *parameters)
+
+
+# --- second half ----------------------------------------------------------------------------------------------------
+
+
+class _Finish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x, out, scales, eps, dtype: torch.dtype, keeping: Keeping, *parameters):
+        flat, heads = x.flatten(0, 1), out.flatten(0, 1).flatten(1)
+        proj, fc1, fc2 = _linears(parameters, eps, dtype)
+        ctx.scales, ctx.eps, ctx.dtype = scales, eps, dtype
+        keeping.keep(ctx, (x, out), parameters, again=True)
+
+        def one(c: slice, into: Tensor | None) -> Tensor:
+            mid = flat[c] + _scaled(proj.forward(heads[c]), scales[0], c)
+            branch = _scaled(fc2.forward(fc1.forward(mid)), scales[1], c)
+            return mid + branch if into is None else torch.add(mid, branch, out=into)
+
+        return nl.by_chunks(len(flat), one).view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):
+        (x, out, *_), parameters = Keeping.kept(ctx)
+        proj, fc1, fc2 = _linears(parameters, ctx.eps, ctx.dtype)
+        sums = [nl.Grads(parameters[i], parameters[i + 2]) for i in (0, 4, 8)]
+        flat, heads, grad = x.flatten(0, 1), out.flatten(0, 1).flatten(1), grad.reshape(-1, x.shape[-1])
+        grad_x, grad_out = torch.empty_like(flat), torch.empty_like(heads)
+        for c in _chunks(len(flat)):
+            mid = flat[c] + _scaled(proj.forward(heads[c]), ctx.scales[0], c)
+            hidden = fc1.forward(mid)
+            of_branch = _scaled(grad[c].to(ctx.dtype), ctx.scales[1], c)
+            of_hidden = fc2.backward(of_branch, hidden, sums[2])
+            of_mid = torch.add(grad[c], fc1.backward(of_hidden, mid, sums[1]), out=grad_x[c])
+            proj.backward(_scaled(of_mid.to(ctx.dtype), ctx.scales[0], c), heads[c], sums[0], grad_out[c])
+        results = [t for s in sums for t in s.result()]
+        return grad_x.view(x.shape), grad_out.view(out.shape), None, None, None, None, *results
+
+
+def _scaled(branch: Tensor, scale: Tensor | None, c: slice) -> Tensor:
+    return branch if scale is None else branch * scale[c]
+
+
+def finish(
+    attn: DilatedSelfAttention,
+    mlp: FeedForward,
+    x: Tensor,
+    out: Tensor,
+    scales: tuple[Tensor | None, Tensor | None],
+    keeping: Keeping,
+) -> Tensor:
+    """The block's result (B, N, D) from its input and its attention's (B, N, H, D / H).
+
+    `scales`: drop path's factor (B, 1, 1) of each branch, or None: 1.
+    """
+    layers = (attn.norm, attn.proj), (mlp.norm_in, mlp.fc1), (mlp.norm, mlp.fc2)
+    per_token = tuple(None if s is None else s.expand(*x.shape[:2], 1).reshape(-1, 1) for s in scales)
+    eps, dtype = [norm.eps for norm, _ in layers], nl.compute_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return _Finish.apply(x.contiguous(), out, per_token, eps, dtype, keeping, *_parameters(*layers))

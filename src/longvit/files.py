@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from longvit.errors import InputError
@@ -31,10 +35,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is synced and renamed over it, on any error removed.
 
     For writers that want a file name (HDF5, TIFF, safetensors). The old file stays intact until the rename.
-    The temporary name keeps the suffix, since some writers look at it.
+    The temporary name keeps the suffix, since some writers look at it; it is no other host's, process's or thread's.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    mark = f"{_mark(os.getpid())}-{uuid.uuid4().hex[:6]}"
+    temporary = path.with_name(f".{path.name}.{mark}.part{path.suffix}")
     try:
         make_folder(path.parent)
         yield temporary
@@ -71,6 +76,30 @@ def make_folder(path: str | Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise InputError(f"{path}: not written: no permission to write there; choose another folder")
     return path
+
+
+def remove_parts(folder: Path, process: int) -> None:
+    """Removes the half files that a process of this host left in `folder` when it was killed."""
+    for part in folder.glob(f".*.{_mark(process)}-*.part*"):
+        part.unlink(missing_ok=True)
+
+
+@cache
+def this_host() -> str:
+    """This machine since it was started: its name, and what tells it from others of that name. A container counts its
+    processes anew, so it is a host of its own."""
+    parts = [socket.gethostname()]
+    try:
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8])
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    except OSError:  # no Linux
+        pass
+    return " ".join(parts)
+
+
+def _mark(process: int) -> str:
+    """Names a process among those of all hosts that share a folder."""
+    return f"{hashlib.sha256(this_host().encode()).hexdigest()[:6]}-{process}"
 
 
 def _sync_folder(path: Path) -> None:

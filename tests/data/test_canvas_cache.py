@@ -19,6 +19,7 @@ from data.shared_cache import rows_of
 from longvit.data import claims
 from longvit.data.canvas_cache import CanvasSettings, cache_canvases, read_pixels
 from longvit.data.claims import Claims
+from longvit.files import this_host
 
 SCRIPT = Path(__file__).with_name("shared_cache.py")
 SETTINGS = CanvasSettings(64)
@@ -128,7 +129,7 @@ def test_a_holder_keeps_its_claim_fresh(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_dead_process_of_this_machine_is_taken_over_at_once(tmp_path: Path) -> None:
     done = subprocess.Popen(["true"])
     done.wait()
-    foreign(tmp_path / "x", claims._host(), done.pid)
+    foreign(tmp_path / "x", this_host(), done.pid)
     with Claims() as ours, ours.take(tmp_path / "x") as is_ours:
         assert is_ours
 
@@ -151,7 +152,7 @@ def test_a_process_that_slept_does_not_remove_the_claim_of_its_heir(tmp_path: Pa
 
 def test_of_many_that_take_over_one_wins(tmp_path: Path) -> None:
     for _ in range(100):
-        claim = foreign(tmp_path / "x", claims._host(), 2**22 + 1)  # above the largest process id
+        claim = foreign(tmp_path / "x", this_host(), 2**22 + 1)  # above the largest process id
         barrier, winners, release = threading.Barrier(4), [], threading.Event()
 
         def contend(

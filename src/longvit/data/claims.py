@@ -1,8 +1,10 @@
-"""Claim files: which process makes a file, where several share a folder (folds in parallel, machines on one disk).
+"""Claim files: which process works on a thing, where several share a folder (processes, machines on one disk).
 
-`x.tif.claim` is created by one process and no other (O_EXCL). It names host, process and a token, and its holder
-touches it every few seconds. It is taken over where its holder is dead: a process of this machine that is gone, or
-a file that nobody touched for a minute of our own clock (clocks of two machines need not agree).
+A claim is created by one process and no other (O_EXCL, which network folders keep too). It names host, process, the
+process's start and a token, and its holder touches it every few seconds. It is taken over where its holder is dead: a
+process of this host that is gone (or whose number another one has now), or a claim that nobody touches any more.
+That is judged by the folder's own clock, the time of a file that is written there now, and by ours: clocks of two
+machines need not agree, so a claim that we have not yet seen at rest for a while is never dead.
 
 Claims save work, nothing more: files are written atomically anyway, so two holders would only do the same twice.
 """
@@ -12,23 +14,41 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from longvit.files import this_host
 
 BEAT_S = 5.0
 """A holder touches its claims this often."""
 DEAD_AFTER_S = 60.0
 """A claim that was not touched for so long has no holder."""
+_SEEN_AT_REST_S = 3 * BEAT_S
+"""However old a claim looks: so long we look ourselves, in case the folder's clock is not one clock."""
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A claim that this process holds."""
+
+    path: Path
+    token: str
+    former: Mapping[str, Any] | None
+    """What the claim of the dead process said that was in its place."""
 
 
 class Claims:
-    """The claims of one process; a context manager that keeps them fresh. Any of its threads may take one."""
+    """The claims of one process; a context manager that keeps them fresh and lets go of what is still held at the end.
+
+    Any of its threads may take one.
+    """
 
     def __init__(self) -> None:
         self._held: dict[Path, str] = {}
@@ -43,64 +63,167 @@ class Claims:
     def __exit__(self, *error: object) -> None:
         self._end.set()
         self._thread.join()
+        for claim, token in list(self._held.items()):
+            self.release(Hold(claim, token, None))
 
     @contextmanager
     def take(self, path: Path) -> Iterator[bool]:
         """Claims the making of `path` while it is entered; False: another process, or thread, is making it."""
-        claim = path.with_name(f"{path.name}.claim")
-        token = uuid.uuid4().hex
-        if not (self._create(claim, token) or self._take_over(claim, token)):
+        hold = self.hold(path.with_name(f"{path.name}.claim"))
+        if hold is None:
             yield False
             return
-        self._held[claim] = token
         try:
             yield True
         finally:
-            del self._held[claim]
-            if _read(claim).get("token") == token:  # not where we slept so long that it was taken over
-                claim.unlink(missing_ok=True)
+            self.release(hold)
 
     def is_free(self, path: Path) -> bool:
         """Whether `take` is worth another try: no claim there, or one whose holder is dead."""
-        return self._is_dead(path.with_name(f"{path.name}.claim"))
+        claim = path.with_name(f"{path.name}.claim")
+        return not claim.exists() or self.is_dead(claim)
 
-    def _create(self, claim: Path, token: str) -> bool:
-        try:
-            handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except FileExistsError:
+    def hold(self, claim: Path, facts: Mapping[str, Any] | None = None) -> Hold | None:
+        """Creates `claim`, or takes it over from a dead holder; None where another one holds it. `facts` stand in it."""
+        token = uuid.uuid4().hex
+        content = json.dumps(holder(facts) | {"token": token})
+        former: dict[str, Any] | None = None
+        if not _create(claim, content):
+            former = self._take_over(claim, content)
+            if former is None:
+                return None
+        self._held[claim] = token
+        return Hold(claim, token, former)
+
+    def is_ours(self, hold: Hold) -> bool:
+        """Whether the claim was not taken over while this process slept."""
+        return read_claim(hold.path).get("token") == hold.token
+
+    def release(self, hold: Hold) -> None:
+        """Gives the claim back."""
+        if self._held.pop(hold.path, None) is not None and self.is_ours(hold):
+            hold.path.unlink(missing_ok=True)
+
+    def settle(self, hold: Hold, facts: Mapping[str, Any]) -> bool:
+        """Leaves `facts` in the place of the claim for good: nobody will claim it again. False: it was taken over."""
+        self._held.pop(hold.path, None)
+        if not self.is_ours(hold):
             return False
-        with os.fdopen(handle, "w") as file:
-            json.dump({"host": _host(), "process": os.getpid(), "token": token}, file)
+        part = hold.path.with_name(f".{hold.path.name}.{hold.token}")
+        try:
+            part.write_text(json.dumps({**facts, "settled": True}), encoding="utf-8")
+            part.replace(hold.path)
+        finally:
+            part.unlink(missing_ok=True)
         return True
 
-    def _take_over(self, claim: Path, token: str) -> bool:
-        """Puts our claim in the place of one whose holder is dead; one at a time, or two would remove each other's."""
-        if not self._is_dead(claim):
-            return False
-        with _locked(claim.with_name(".claims.lock")):
-            if not self._is_dead(claim):
-                return False
-            claim.unlink(missing_ok=True)
-            return self._create(claim, token)
-
-    def _is_dead(self, claim: Path) -> bool:
+    def is_dead(self, claim: Path) -> bool:
+        """Whether a claim has no holder any more: one that was settled or is gone needs none."""
         try:
             touched = claim.stat().st_mtime_ns
         except FileNotFoundError:
-            return True
-        holder = _read(claim)
-        if holder.get("host") == _host() and not _is_running(holder.get("process")):
+            return False
+        content = read_claim(claim)
+        if content.get("settled"):
+            return False
+        if content.get("host") == this_host() and not is_running(content.get("process"), content.get("started")):
             return True
         now = time.monotonic()
         if self._seen.get(claim, (None, 0.0))[0] != touched:
             self._seen[claim] = (touched, now)
-        return now - self._seen[claim][1] > DEAD_AFTER_S
+        at_rest_s = now - self._seen[claim][1]
+        if at_rest_s > DEAD_AFTER_S:
+            return True
+        return at_rest_s > _SEEN_AT_REST_S and folder_time(claim.parent) - touched / 1e9 > DEAD_AFTER_S
+
+    def _take_over(self, claim: Path, content: str) -> dict[str, Any] | None:
+        """Puts our claim in the place of one whose holder is dead and returns what that one said.
+
+        One at a time, or two would remove each other's: by the system's lock, and where a network folder has none, by
+        a rename that we take back if what we moved away was not the dead one.
+        """
+        if not self.is_dead(claim):
+            return None
+        with _locked(claim.with_name(".claims.lock")):
+            former = read_claim(claim)
+            if not self.is_dead(claim):
+                return None
+            aside = claim.with_name(f".{claim.name}.{uuid.uuid4().hex}")
+            try:
+                claim.rename(aside)
+            except FileNotFoundError:
+                return None
+            try:
+                if read_claim(aside).get("token") != former.get("token"):
+                    with contextlib.suppress(OSError):
+                        os.link(aside, claim)
+                    return None
+                return former if _create(claim, content) else None
+            finally:
+                aside.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_S):
             for claim in list(self._held):
                 with contextlib.suppress(OSError):  # taken over, or released this instant
                     os.utime(claim)
+
+
+def holder(facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a claim says of this process."""
+    process = os.getpid()
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"host": this_host(), "process": process, "started": _start_of(process), "since": since, **(facts or {})}
+
+
+def read_claim(claim: Path) -> dict[str, Any]:
+    """What a claim says; nothing where it is gone or was only begun."""
+    try:
+        content = json.loads(claim.read_bytes())
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def folder_time(folder: Path) -> float:
+    """Now, by the clock that stamps the files of `folder`: on a network folder the server's."""
+    probe = folder / f".time.{uuid.uuid4().hex}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def is_running(process: Any, started: Any = None) -> bool:
+    """Whether a process of this host is there, and is the one that was started then."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, TypeError, ValueError, OverflowError):  # another user's; or not a number
+        return True
+    start = _start_of(int(process))
+    return started is None or start is None or start == started
+
+
+def _start_of(process: int) -> int | None:
+    """When a process was started, in the kernel's ticks since boot; None where the system does not say."""
+    try:
+        # The name in brackets may hold spaces and brackets: count from the last one.
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _create(claim: Path, content: str) -> bool:
+    try:
+        handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except FileExistsError:
+        return False
+    with os.fdopen(handle, "w") as file:
+        file.write(content)
+    return True
 
 
 @contextmanager
@@ -113,30 +236,3 @@ def _locked(path: Path) -> Iterator[None]:
             file = stack.enter_context(path.open("a"))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _read(claim: Path) -> dict[str, Any]:
-    """What a claim says; nothing where it is gone or was only begun."""
-    try:
-        content = json.loads(claim.read_bytes())
-        return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _host() -> str:
-    """This machine; a container counts its processes anew, so it is one of its own."""
-    try:
-        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # no Linux
-        return socket.gethostname()
-
-
-def _is_running(process: Any) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, TypeError, ValueError, OverflowError):  # another user's; or not a number
-        return True
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from longvit.model import norm_linear as nl
 from longvit.model.embedding import IMAGENET_MEAN, IMAGENET_STD, PatchEmbedding, PatchGrid, interpolation
 from longvit.model.feedforward import FeedForward
 from longvit.model.longvit import SEGMENT_TABLE, SIZES, LongViT, LongViTConfig, create_model, segment_schedule
+from longvit.slides.strips import Strip
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 4, "ffn_dim": 64, "patch_px": 8, "grid_patches": 4}
 
@@ -257,9 +259,9 @@ def test_an_unknown_model_or_setting_names_those_that_exist() -> None:
 
 def test_embed_takes_a_slide_or_a_canvas_and_leaves_the_mode_alone() -> None:
     class Slide:
-        def canvas(self, side_px: int, fit: str) -> np.ndarray:
+        def strips(self, side_px: int, fit: str, strip_px: int) -> Iterator[Strip]:
             assert (side_px, fit) == (64, "pad")
-            return np.full((64, 64, 3), 200, np.uint8)
+            yield Strip(0, np.full((64, 64, 3), 200, np.uint8), ())
 
     model = small(image_px=64, fit="pad").train()
     found = model.embed(Slide())

@@ -10,17 +10,22 @@ What differs from the authors' code:
   too (the image itself is what is kept).
 - the interpolation is a product with two small matrices, so positions for a strip of the image are made for that strip
   alone. The published code makes a parameter of 400 M numbers of them at 32,768².
+- an image may come as a stream of strips (`from_strips`), or lie in host memory while the parameters are on a GPU: a
+  few rows of patches are moved at a time, in backward again.
 
 B images, H × W pixels, P patch side, h × w patches, G grid side, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from longvit.model.norm_linear import compute_dtype, linear
@@ -36,6 +41,22 @@ class PatchGrid(NamedTuple):
 
     height: int
     width: int
+
+
+class _Projection(NamedTuple):
+    """tokens = weight (patches − shift) + bias + (rows @ columns, or columns where rows is None)."""
+
+    weight: Tensor  # (D, 3·P·P)
+    bias: Tensor
+    shift: int
+    rows: Tensor | None  # (h, G)
+    columns: Tensor  # (G, w·D) or (h, w·D)
+
+    def band(self, first: int, end: int) -> _Projection:
+        """The same for rows of patches [first, end) alone."""
+        if self.rows is None:
+            return self._replace(columns=self.columns[first:end])
+        return self._replace(rows=self.rows[first:end])
 
 
 class PatchEmbedding(nn.Module):
@@ -56,7 +77,11 @@ class PatchEmbedding(nn.Module):
         """The patch grid of a batch of images; raises ValueError where the patch does not divide it."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, height, width), got {tuple(images.shape)}")
-        height, width, p = *images.shape[2:], self.patch_px
+        return self.patches_in(*images.shape[2:])
+
+    def patches_in(self, height: int, width: int) -> PatchGrid:
+        """The patch grid of an image of height × width px; raises ValueError where the patch does not divide it."""
+        p = self.patch_px
         if height % p or width % p or not height or not width:
             nearest = [max(p, round(n / p) * p) for n in (height, width)]
             raise ValueError(
@@ -65,23 +90,64 @@ class PatchEmbedding(nn.Module):
             )
         return PatchGrid(height // p, width // p)
 
-    def forward(self, images: Tensor) -> Tensor:
-        target = self.patches(images)
-        dtype = compute_dtype(self.proj.weight)
-        with torch.autocast(images.device.type, enabled=False):
-            return self._embedded(images, target, dtype)
+    def forward(self, images: Tensor, *, first: int = 0, rows: int | None = None) -> Tensor:
+        """`first`, `rows`: the images are strips that begin at row `first` of the `rows` rows of patches of an image.
 
-    def _embedded(self, images: Tensor, target: PatchGrid, dtype: torch.dtype) -> Tensor:
+        The images may be on another device than the parameters; the tokens are where the parameters are.
+        """
+        target = self.patches(images)
+        weight = self.proj.weight
+        dtype = compute_dtype(weight)  # before autocast is off
+        with torch.autocast(weight.device.type, enabled=False):
+            p = self._projection(PatchGrid(rows or target.height, target.width), images.dtype, dtype)
+            p = p.band(first, first + target.height)
+            if images.requires_grad:  # saliency: the plain form gives the gradient of the (float) pixels too
+                kernel = p.weight.to(dtype).unflatten(1, weight.shape[1:])
+                tokens = F.conv2d(images.to(weight.device, dtype), kernel, p.bias.to(dtype), self.patch_px)
+                positions = p.columns if p.rows is None else p.rows @ p.columns
+                return tokens.flatten(2).transpose(1, 2) + positions.view(1, -1, tokens.shape[1])
+            return _Embed.apply(images, p.weight, p.bias, p.rows, p.columns, self.patch_px, p.shift, dtype)
+
+    def strip_px(self, width: int) -> int:
+        """How high the strips of `from_strips` are, for an image `width` px wide, so that `forward` gives the same."""
+        return self.patch_px * _rows_at_once(1, width // self.patch_px)
+
+    @torch.no_grad()
+    def from_strips(
+        self, strips: Iterable[NDArray[np.uint8]], image: PatchGrid, *, first: int = 0, end: int | None = None
+    ) -> Tensor:
+        """Tokens (1, (end − first)·w, D) of rows of patches [first, end) of an image that comes in strips.
+
+        `strips`: uint8 (height, W, 3), top to bottom, whole rows of patches, the first the highest; each is projected
+        as it comes, so neither the image nor more than a strip is held. With strips of `strip_px` rows the result is
+        that of `forward` to the last bit (the products have the same sizes). Raises ValueError for too few or too many.
+        """
+        weight, end = self.proj.weight, image.height if end is None else end
+        dtype, dim = compute_dtype(weight), len(weight)
+        with torch.autocast(weight.device.type, enabled=False):
+            whole = self._projection(image, torch.uint8, dtype)
+            w, b = whole.weight.to(dtype), whole.bias.to(dtype)
+            tokens = weight.new_empty(1, end - first, image.width * dim, dtype=whole.columns.dtype)
+            at = first
+            for strip in _on_device(strips, weight.device):
+                height, width = self.patches(strip)
+                if width != image.width or at + height > end:
+                    raise ValueError(f"strips of {at + height} × {width} patches for {end} × {image.width}")
+                p = whole.band(at, at + height)
+                out = tokens[:, at - first : at - first + height]
+                _project(strip, w, b, p.rows, p.columns, self.patch_px, p.shift, out)
+                at += height
+        if at != end:
+            raise ValueError(f"the strips end at row {at} of patches, not at {end}")
+        return tokens.view(1, -1, dim)
+
+    def _projection(self, image: PatchGrid, pixels: torch.dtype, dtype: torch.dtype) -> _Projection:
+        """What is multiplied with the patches of an image and added to them."""
         assert self.proj.bias is not None
         weight, bias, shift = self.proj.weight, self.proj.bias, 0
-        if images.dtype == torch.uint8:
+        if pixels == torch.uint8:
             weight, bias, shift = *_folded(weight, bias), _MIDDLE
-        rows, columns = self._positions(target)
-        if images.requires_grad:  # saliency: the plain form gives the gradient of the pixels too
-            tokens = F.conv2d(images.to(dtype), weight.to(dtype), bias.to(dtype), self.patch_px)
-            positions = columns if rows is None else rows @ columns
-            return tokens.flatten(2).transpose(1, 2) + positions.view(1, -1, tokens.shape[1])
-        return _Embed.apply(images, weight.flatten(1), bias, rows, columns, self.patch_px, shift, dtype)
+        return _Projection(weight.flatten(1), bias, shift, *self._positions(image))
 
     def _positions(self, target: PatchGrid) -> tuple[Tensor | None, Tensor]:
         """(A_h (h, G_h), C (G_h, w·D)): the positions are A_h @ C; A_h None: C is (h, w·D) already."""
@@ -121,12 +187,8 @@ class _Embed(torch.autograd.Function):
         ctx.save_for_backward(images, rows)
         ctx.settings = patch_px, shift, dtype, weight.shape, weight.dtype, columns.shape, columns.dtype
         b, h, w, dim = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px, len(weight)
-        weight, bias = weight.to(dtype), bias.to(dtype)
         y = weight.new_empty(b, h, w * dim, dtype=columns.dtype)
-        for r in _row_chunks(b, h, w):
-            x = _patches(images, r, patch_px, shift, dtype)  # (b·r·w, 3·P·P)
-            tokens = linear(x, weight, bias).view(b, -1, w * dim)
-            torch.add(tokens, columns[r] if rows is None else rows[r] @ columns, out=y[:, r])
+        _project(images, weight.to(dtype), bias.to(dtype), rows, columns, patch_px, shift, y)
         return y.view(b, h * w, dim)
 
     @staticmethod
@@ -146,19 +208,73 @@ class _Embed(torch.autograd.Function):
             else:
                 grad_columns.addmm_(rows[r].t(), over_batch)
             g = part.reshape(-1, dim).to(dtype)
-            grad_weight += g.t() @ _patches(images, r, patch_px, shift, dtype)
+            grad_weight += g.t() @ _patches(images, r, patch_px, shift, g)
             grad_bias += g.sum(0)
         return None, grad_weight.to(weight_dtype), grad_bias.to(weight_dtype), None, grad_columns, None, None, None
 
 
+def _project(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    rows: Tensor | None,
+    columns: Tensor,
+    patch_px: int,
+    shift: int,
+    out: Tensor,
+) -> None:
+    """Tokens and positions of images into `out` (B, h, w·D), a few rows of patches at a time; without autograd."""
+    b, h, w = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px
+    for r in _row_chunks(b, h, w):
+        x = _patches(images, r, patch_px, shift, weight)  # (b·r·w, 3·P·P)
+        tokens = linear(x, weight, bias).view(b, -1, w * len(weight))
+        torch.add(tokens, columns[r] if rows is None else rows[r] @ columns, out=out[:, r])
+
+
+def _rows_at_once(batch: int, width: int) -> int:
+    return max(1, _CHUNK_PATCHES // (batch * width))
+
+
 def _row_chunks(batch: int, height: int, width: int) -> list[slice]:
-    step = max(1, _CHUNK_PATCHES // (batch * width))
+    step = _rows_at_once(batch, width)
     return [slice(i, min(i + step, height)) for i in range(0, height, step)]
 
 
-def _patches(images: Tensor, rows: slice, patch_px: int, shift: int, dtype: torch.dtype) -> Tensor:
-    """Rows of patches → (B · rows · w, 3 · P · P) in `dtype`, minus `shift`."""
-    strip = images[:, :, rows.start * patch_px : rows.stop * patch_px]
+def _patches(images: Tensor, rows: slice, patch_px: int, shift: int, like: Tensor) -> Tensor:
+    """Rows of patches → (B · rows · w, 3 · P · P), minus `shift`, on the device and in the dtype of `like`."""
+    strip = _moved(images[:, :, rows.start * patch_px : rows.stop * patch_px], like.device)
     x = strip.unflatten(3, (-1, patch_px)).unflatten(2, (-1, patch_px))  # B 3 r P w P
-    x = x.permute(0, 2, 4, 1, 3, 5).reshape(-1, 3 * patch_px * patch_px).to(dtype)
+    x = x.permute(0, 2, 4, 1, 3, 5).reshape(-1, 3 * patch_px * patch_px).to(like.dtype)
     return x.sub_(shift) if shift else x
+
+
+def _moved(strip: Tensor, device: torch.device) -> Tensor:
+    """Rows of images on `device`. From pinned memory the copy does not wait, so it goes plane by plane: PyTorch would
+    first gather a strip that has gaps in memory that is not pinned."""
+    if strip.device == device:
+        return strip
+    if not strip[0, 0].is_contiguous():  # colours side by side: the rows of one image have no gaps
+        return strip.to(device, non_blocking=True)
+    moved = torch.empty(strip.shape, dtype=strip.dtype, device=device)
+    for to, image in zip(moved, strip, strict=True):
+        for plane, pixels in zip(to, image, strict=True):
+            plane.copy_(pixels, non_blocking=True)
+    return moved
+
+
+def _on_device(strips: Iterable[NDArray[np.uint8]], device: torch.device) -> Iterator[Tensor]:
+    """uint8 (height, W, 3) → (1, 3, height, W) on `device`; to a GPU through two pinned buffers in turn, so that the
+    next strip is made while this one travels and is projected."""
+    buffers: list[Tensor] = []
+    copied: list[torch.cuda.Event] = []
+    for index, strip in enumerate(strips):
+        pixels = torch.from_numpy(strip)
+        if device.type == "cuda":
+            if index < 2:
+                buffers.append(torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True))
+                copied.append(torch.cuda.Event())
+            else:
+                copied[index % 2].synchronize()
+            pixels = buffers[index % 2][: len(pixels)].copy_(pixels).to(device, non_blocking=True)
+            copied[index % 2].record(torch.cuda.current_stream(device))
+        yield pixels.to(device).permute(2, 0, 1).unsqueeze(0)

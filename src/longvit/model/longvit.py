@@ -180,8 +180,11 @@ class LongViT(nn.Module):
         return AttentionPattern(segments, c.dilated_ratios, c.gradient, c.ragged)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → tokens (B, N, D), row-major."""
-        x = self.patch_embed(images)
+        """(B, 3, H, W) → tokens (B, N, D), row-major. uint8 images may stay in host memory beside a model on a GPU."""
+        return self.encode(self.patch_embed(images))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Embedded patches (B, N, D), row-major → tokens (B, N, D)."""
         return self.blocks(x, self.pattern(x.shape[1]))
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -203,27 +206,38 @@ class LongViT(nn.Module):
     def embed(self, slide: Any) -> np.ndarray:
         """The embedding of a slide (or canvas), float32 (D,): its canvas of `config.image_px` through the model.
 
-        `slide` is what `longvit.open_slide` returns, or a uint8 (height, width, 3) array or canvas.
+        `slide` is what `longvit.open_slide` returns, or a uint8 (height, width, 3) array or canvas. Of a slide the
+        canvas is never held: strips are embedded as they come while threads decode the next ones. Same bits both ways.
         """
-        if hasattr(slide, "canvas"):
-            slide = slide.canvas(self.config.image_px, self.config.fit)
-        elif isinstance(slide, (str, Path)):
+        if isinstance(slide, (str, Path)):
             raise TypeError(f"embed takes an open slide: model.embed(longvit.open_slide({str(slide)!r}))")
-        pixels = np.ascontiguousarray(np.asarray(slide))
-        device = self.fc_norm.weight.device
-        images = torch.from_numpy(pixels).to(device).permute(2, 0, 1).unsqueeze(0)
         was_training = self.training
         self.eval()
         try:
-            return self.forward_head(self.forward_features(images), pre_logits=True)[0].float().cpu().numpy()
+            tokens = self._tokens_of(slide)
+            return self.forward_head(tokens, pre_logits=True)[0].float().cpu().numpy()
         finally:
             self.train(was_training)
+
+    def _tokens_of(self, slide: Any) -> Tensor:
+        """A slide, or pixels (height, width, 3) → tokens (1, N, D)."""
+        if not hasattr(slide, "strips"):
+            return self.forward_features(image_of(np.asarray(slide)))
+        side_px = self.config.image_px
+        image = self.patch_embed.patches_in(side_px, side_px)
+        strips = slide.strips(side_px, self.config.fit, strip_px=self.patch_embed.strip_px(side_px))
+        return self.encode(self.patch_embed.from_strips((strip.pixels for strip in strips), image))
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes model.safetensors and config.json (see `longvit.model.pretrained.save_pretrained`)."""
         from longvit.model.pretrained import save_pretrained
 
         return save_pretrained(self, folder)
+
+
+def image_of(pixels: np.ndarray) -> Tensor:
+    """(height, width, 3) → (1, 3, height, width), without a copy where the pixels lie in order."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0)
 
 
 def create_model(name: str, *, num_classes: int = 0, **settings: Any) -> LongViT:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +29,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from longvit.model.embedding import PatchEmbedding, PatchGrid
 from longvit.model.encoder import AttentionPattern, Block, DilatedSelfAttention
-from longvit.model.longvit import LongViT
-from longvit.model.norm_linear import compute_dtype, norm_linear
+from longvit.model.longvit import LongViT, image_of
+from longvit.model.norm_linear import norm_linear
 from longvit.parallel.attention import sharded_dilated_attention
 from longvit.parallel.exchange import Wire
 from longvit.parallel.shards import Shards
-from longvit.slides.strips import canvas_strips
 
 
 def shard(model: LongViT, mesh: DeviceMesh | dist.ProcessGroup | None = None) -> ShardedLongViT:
@@ -79,8 +76,7 @@ class ShardedLongViT(LongViT):
         nn.Module.__init__(self)
         twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})  # modules of its own, the same parameters
         self.config, self.group, self.wire = model.config, group, Wire()
-        self.patch_embed = _StripEmbedding(twin.patch_embed)
-        self.blocks, self.fc_norm, self.head = twin.blocks, twin.fc_norm, twin.head
+        self.patch_embed, self.blocks, self.fc_norm, self.head = twin.patch_embed, twin.blocks, twin.fc_norm, twin.head
         for block in self.blocks:
             assert isinstance(block, Block)
             block.attn = _ShardedSelfAttention(block.attn, group, self.wire)
@@ -105,8 +101,11 @@ class ShardedLongViT(LongViT):
         """This rank's strip (B, 3, rows, W) → its tokens (B, n, D), row-major."""
         strips, columns = self._strips(images)
         rank, _ = _place(self.group)
-        x = self.patch_embed(images, strips.bounds[rank], strips.tokens)
-        shards = Shards(tuple(b * columns for b in strips.bounds))
+        x = self.patch_embed(images, first=strips.bounds[rank], rows=strips.tokens)
+        return self._encode(x, Shards(tuple(b * columns for b in strips.bounds)))
+
+    def _encode(self, x: Tensor, shards: Shards) -> Tensor:
+        """This rank's embedded patches (B, n, D) → its tokens."""
         p = self.pattern(shards.tokens)
         kept: dict[int, list[Tensor]] | None = {} if self.blocks.recompute else None
         pattern = _ShardedPattern(p.segment_lengths, p.dilated_ratios, p.gradient, p.ragged, shards, kept)
@@ -117,7 +116,7 @@ class ShardedLongViT(LongViT):
         if images.ndim != 4:
             raise ValueError(f"images must be (B, 3, rows, W), got {tuple(images.shape)}")
         _, ranks = _place(self.group)
-        mine = torch.tensor(images.shape, device=images.device)
+        mine = torch.tensor(images.shape, device=self.fc_norm.weight.device)  # images may be in host memory
         shapes = [torch.empty_like(mine) for _ in range(ranks)]
         if dist.is_initialized():
             dist.all_gather(shapes, mine, group=self.group)
@@ -144,27 +143,21 @@ class ShardedLongViT(LongViT):
         mean = (total[:, :-1] / total[:, -1:].detach()).to(x.dtype)
         return mean if token_norm else self.fc_norm(mean)
 
-    @torch.inference_mode()
-    def embed(self, slide: Any) -> np.ndarray:
-        """See `LongViT.embed`; each rank reads only the rows of the slide that its strip needs. Same on every rank."""
-        if isinstance(slide, (str, Path)):
-            raise TypeError(f"embed takes an open slide: model.embed(longvit.open_slide({str(slide)!r}))")
-        if hasattr(slide, "canvas"):
-            rows = self.rows_px(self.config.image_px)
-            (strip,) = canvas_strips(slide, self.config.image_px, self.config.fit, rows=rows)
-            pixels = strip.pixels
-        else:
+    def _tokens_of(self, slide: Any) -> Tensor:
+        """For `embed`: each rank reads only the rows of the slide that its strip needs."""
+        if not hasattr(slide, "strips"):
             pixels = np.asarray(slide)
             first_px, end_px = self.rows_px(len(pixels))
-            pixels = pixels[first_px:end_px]
-        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.fc_norm.weight.device)
-        was_training = self.training
-        self.eval()
-        try:
-            tokens = self.forward_features(images.permute(2, 0, 1).unsqueeze(0))
-            return self.forward_head(tokens, pre_logits=True)[0].float().cpu().numpy()
-        finally:
-            self.train(was_training)
+            return self.forward_features(image_of(pixels[first_px:end_px]))
+        side_px, p = self.config.image_px, self.config.patch_px
+        image = self.patch_embed.patches_in(side_px, side_px)
+        rows = self.rows_px(side_px)
+        strips = slide.strips(side_px, self.config.fit, rows=rows, strip_px=self.patch_embed.strip_px(side_px))
+        x = self.patch_embed.from_strips(
+            (strip.pixels for strip in strips), image, first=rows[0] // p, end=rows[1] // p
+        )
+        _, ranks = _place(self.group)
+        return self._encode(x, Shards.even(image.height * image.width, ranks, step=image.width))
 
 
 def _place(group: dist.ProcessGroup | None) -> tuple[int, int]:
@@ -208,28 +201,6 @@ class _ShardedSelfAttention(DilatedSelfAttention):
             keep=keep,
         )
         return norm_linear(out.flatten(-2), self.norm, self.proj)
-
-
-class _StripEmbedding(PatchEmbedding):
-    """`PatchEmbedding` of a strip, with that one's parameters and the positions of the strip in its image."""
-
-    def __init__(self, whole: PatchEmbedding) -> None:
-        nn.Module.__init__(self)
-        self.patch_px, self.grid, self.proj, self.pos_embed = whole.patch_px, whole.grid, whole.proj, whole.pos_embed
-        self._first, self._rows = 0, 0
-
-    def forward(self, images: Tensor, first: int, rows: int) -> Tensor:  # type: ignore[override]
-        """`first`: row of patches at which the strip begins, of `rows` in the image."""
-        target = self.patches(images)
-        self._first, self._rows = first, rows
-        dtype = compute_dtype(self.proj.weight)  # before autocast is off
-        with torch.autocast(images.device.type, enabled=False):
-            return self._embedded(images, target, dtype)
-
-    def _positions(self, target: PatchGrid) -> tuple[Tensor | None, Tensor]:
-        rows, columns = super()._positions(PatchGrid(self._rows, target.width))
-        own = slice(self._first, self._first + target.height)
-        return (None, columns[own]) if rows is None else (rows[own], columns)
 
 
 class _SumOverRanks(torch.autograd.Function):

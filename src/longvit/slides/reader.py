@@ -9,7 +9,7 @@ canvas = slide.canvas(4096)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from longvit.slides.placement import Box, Fit
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
+    from longvit.slides.strips import Strip
 
 
 def open_slide(path: str | os.PathLike[str], *, mpp: float | None = None, reader: ReaderName = "auto") -> Slide:
@@ -220,6 +221,20 @@ class Slide:
         from longvit.slides.canvas import canvas
 
         return canvas(self, side_px, fit, progress=progress, max_bad_tiles=max_bad_tiles, threads=threads)
+
+    def strips(
+        self,
+        side_px: int,
+        fit: Fit = "stretch",
+        *,
+        rows: tuple[int, int] | None = None,
+        strip_px: int | None = None,
+        threads: int | None = None,
+    ) -> Iterator[Strip]:
+        """The canvas, or its rows [first, end), top to bottom; see `longvit.slides.strips.canvas_strips`."""
+        from longvit.slides.strips import canvas_strips
+
+        return canvas_strips(self, side_px, fit, rows=rows, strip_px=strip_px, threads=threads)
 
 
 def _closed_slide(path: str, mpp: float | None, reader: ReaderName) -> Slide:

@@ -154,6 +154,7 @@ def test_what_does_not_fit_names_settings_that_do(capsys: Captured) -> None:
             32768,
             device="v100-32gb",
             recompute=found["recompute"],
+            offload=found["offload"],
             dtype=found["dtype"],
             batch_size=found["batch_size"],
             gpus=found["gpus"],
@@ -174,6 +175,26 @@ def test_the_papers_machine_fits_and_the_lines_say_so(capsys: Captured) -> None:
         "longvit.parallel.shard",
     ):
         assert words in out
+
+
+def test_one_card_of_24_gb_takes_the_whole_slide_with_offload(capsys: Captured) -> None:
+    words = ["plan", "--side-px", "32768", "--gpus", "1", "--gpu-gb", "24"]
+    assert main(words) == 1
+    assert "recompute + offload" in capsys.readouterr().out
+    assert main([*words, "--recompute", "--offload"]) == 0
+
+
+def test_offload_leaves_two_layers_on_the_card_and_the_rest_on_the_host() -> None:
+    load = Load(SIZES["longvit_small_patch32"], 1 << 20, 1024, 1024, "bfloat16", recompute=True, device="cuda")
+    stays, leaves = training_memory(load), training_memory(replace(load, offload=True))
+    layer = (1 << 20) * (4 * 384 + 2 * 384 + 4 * 16)
+    assert stays.saved - leaves.saved == 10 * layer + image_bytes(load)
+    assert stays.host == 0
+    assert leaves.host >= 11 * layer
+    assert (
+        training_memory(replace(load, offload=True, device="cpu")).peak
+        == training_memory(replace(load, device="cpu")).peak
+    )
 
 
 def test_more_devices_and_recomputation_take_less() -> None:
@@ -197,6 +218,8 @@ def test_more_devices_and_recomputation_take_less() -> None:
         (["--side-px", "1024", "--device", "tpu"], "v100-32gb"),
         (["--side-px", "1024", "--model", "vit"], "longvit_small_patch32"),
         (["--side-px", "1024", "--dtype", "int8"], "bfloat16"),
+        (["--side-px", "1024", "--offload"], "--recompute too"),
+        (["--side-px", "1024", "--recompute", "--offload", "--device", "cpu"], "no card"),
     ],
 )
 def test_a_question_that_has_no_answer_is_one_line(words: list[str], said: str, capsys: Captured) -> None:

@@ -26,6 +26,9 @@ def plan(
     ] = "bfloat16",
     batch_size: Annotated[int, Parameter(help="Images of one forward pass, over all devices.")] = 1,
     recompute: Annotated[bool, Parameter(help="Compute each layer again in backward.")] = False,
+    offload: Annotated[
+        bool, Parameter(help="With --recompute: what layers keep waits in host memory until backward.")
+    ] = False,
     device: Annotated[
         str,
         Parameter(help="h100, h200, a100-80gb, v100-32gb, or cpu: this machine, timed for a moment."),
@@ -40,6 +43,7 @@ def plan(
 
     ```
     longvit plan --side-px 32768 --gpus 8 --gpu-gb 32
+    longvit plan --side-px 32768 --gpus 1 --gpu-gb 24 --recompute --offload
     longvit plan --side-px 16384 --device v100-32gb --dtype float16 --recompute
     longvit plan --side-px 4096 --device cpu --dtype float32 --json
     ```
@@ -56,6 +60,7 @@ def plan(
             dtype=dtype,
             batch_size=batch_size,
             recompute=recompute,
+            offload=offload,
             device=device,
         )
     )
@@ -69,8 +74,9 @@ def facts_of(plan: Plan) -> dict[str, Any]:
 
     facts = dataclasses.asdict(plan)
     facts["fits"] = plan.fits
-    for name in ("plain", "recomputed"):
-        facts[name]["total"] = getattr(plan, name).total
+    for name in ("plain", "recomputed", "offloaded"):
+        if facts[name] is not None:
+            facts[name]["total"] = getattr(plan, name).total
     for name in ("forward_floor", "training_floor"):
         facts[name]["seconds"] = getattr(plan, name).seconds
     return facts
@@ -81,6 +87,8 @@ def lines_of(plan: Plan) -> list[str]:
     from longvit.plan.answer import EXISTS
 
     s, moved = plan.settings, plan.exchange
+    ways = {"kept layers": plan.plain, "recomputed": plan.recomputed, "offloaded": plan.offloaded}
+    memories = {name: memory for name, memory in ways.items() if memory}
     rows = s.side_px // s.config.patch_px
     branches = zip(plan.segment_lengths, s.config.dilated_ratios, strict=True)
     shape = f"{rows:,} × {rows:,}" + (f", {s.batch_size} images" if s.batch_size > 1 else "")
@@ -90,7 +98,7 @@ def lines_of(plan: Plan) -> list[str]:
         ("segments", " ".join(f"{w:,}/{r}" for w, r in branches)),
         ("devices", f"{s.gpus} × {plan.device.name}, {_size(plan.budget)} each for tensors"),
         ("", ""),
-        ("memory per device", f"{'kept layers':>12}  {'recomputed':>12}"),
+        ("memory per device", "  ".join(f"{name:>12}" for name in memories)),
     ]
     for name, field in (
         ("  parameters", "parameters"),
@@ -100,10 +108,11 @@ def lines_of(plan: Plan) -> list[str]:
         ("  peak of the step", "total"),
         ("  forward pass alone", "inference"),
     ):
-        both = [getattr(m, field) for m in (plan.plain, plan.recomputed)]
-        lines += [(name, "  ".join(f"{_size(b):>12}" for b in both))]
+        lines += [(name, "  ".join(f"{_size(getattr(m, field)):>12}" for m in memories.values()))]
+    if plan.offloaded:
+        lines += [("  on the host", f"{_size(plan.offloaded.host)}, page-locked (offloaded), per device")]
     lines += [
-        ("  the peak is in", f"{plan.plain.moment}; {plan.recomputed.moment}"),
+        ("  the peak is in", "; ".join(m.moment for m in memories.values())),
         ("", ""),
         ("between devices", f"{_size(moved.total)} received per device and step" if s.gpus > 1 else "nothing"),
     ]
@@ -126,7 +135,11 @@ def lines_of(plan: Plan) -> list[str]:
     ]
     for a in plan.alternatives[1:]:
         lines += [(f"  {' + '.join(a.changes)}", f"{_size(a.total)}: {'fits' if a.fits else 'does not fit'}")]
-    lines += [("today", f"recompute: {EXISTS['recompute']}; dtype: {EXISTS['dtype']}; batch: {EXISTS['batch_size']}")]
+    if plan.cards:
+        enough = (f"{gb} GiB: {way or 'too small'}" for gb, way in plan.cards.items())
+        lines += [("cards", f"{s.gpus} of {s.dtype}, " + "; ".join(enough))]
+    names = ("recompute", "offload", "dtype", "batch_size")
+    lines += [("today", "; ".join(f"{name}: {EXISTS[name]}" for name in names))]
     lines += [("note", note) for note in plan.notes]
     width = max(len(name) for name, _ in lines)
     return [f"{name:<{width}}  {value}".rstrip() for name, value in lines]

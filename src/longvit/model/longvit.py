@@ -162,7 +162,8 @@ class LongViT(nn.Module):
     def set_recompute(self, enable: bool = True, *, offload: bool = False) -> None:
         """Recompute each layer in backward: about a third of the memory for two thirds of a forward without attention.
 
-        `offload`: what is still kept waits in host memory (CUDA; elsewhere the host is where it is already).
+        `offload`: what is still kept waits in host memory (CUDA; elsewhere the host is where it is already). Leave the
+        images there as well: `forward` moves a few rows at a time.
         """
         self.blocks.recompute, self.blocks.offload = enable, offload
 

@@ -12,9 +12,11 @@ from longvit.plan.memory import DTYPE_BYTES, Load, Memory, parameters, training_
 from longvit.plan.work import Exchange, Floor, Work, exchange, floor, forward_work, training_work
 
 MAX_GPUS = 64  # of the settings that are tried
+CARDS_GB = (24, 32, 80, 141)  # what cards are sold with
 
 EXISTS = {
     "recompute": "longvit train --recompute",
+    "offload": "model.set_recompute(offload=True) from Python, the images left on the host",
     "dtype": "longvit train --dtype",
     "batch_size": "longvit train --batch-size",
     "gpus": "longvit.parallel.shard from Python, with torchrun; longvit train runs on one device",
@@ -35,6 +37,8 @@ class PlanSettings:
     batch_size: int = 1
     """Images of one forward pass, over all devices together."""
     recompute: bool = False
+    offload: bool = False
+    """With `recompute`: what layers keep waits on the host."""
     device: str = "h100"
     num_classes: int = 2
 
@@ -52,6 +56,10 @@ class PlanSettings:
             raise InputError(f"{self.gpus} GPUs for {self.side_px // patch} rows of patches: at most one row each")
         if self.gpu_gb is not None and not self.gpu_gb > 0:
             raise InputError(f"{self.gpu_gb:g} GB of memory per device: above 0")
+        if self.offload and not self.recompute:
+            raise InputError("offload moves what recomputation keeps: give --recompute too")
+        if self.offload and self.device == "cpu":
+            raise InputError("offload moves tensors from a card to the host: there is no card in --device cpu")
         if self.dtype not in DTYPE_BYTES:
             raise InputError(f"no dtype {self.dtype!r}; there are {', '.join(DTYPE_BYTES)}")
 
@@ -67,6 +75,7 @@ class Alternative:
     changes: tuple[str, ...]
     """In words, those that differ; empty: as asked."""
     recompute: bool
+    offload: bool
     dtype: str
     batch_size: int
     gpus: int
@@ -88,6 +97,8 @@ class Plan:
     plain: Memory
     """Without recomputation."""
     recomputed: Memory
+    offloaded: Memory | None
+    """None on a CPU."""
     exchange: Exchange
     forward: Work
     training: Work
@@ -95,11 +106,16 @@ class Plan:
     training_floor: Floor
     alternatives: tuple[Alternative, ...]
     """As asked, then the fewest changes first."""
+    cards: dict[int, str | None]
+    """GiB of a card → the first of "kept layers", "recompute", "recompute + offload" with which it is enough."""
     notes: tuple[str, ...]
 
     @property
     def memory(self) -> Memory:
         """With the settings as asked."""
+        if self.settings.offload:
+            assert self.offloaded is not None
+            return self.offloaded
         return self.recomputed if self.settings.recompute else self.plain
 
     @property
@@ -115,7 +131,8 @@ def plan(settings: PlanSettings) -> Plan:
     budget = round(GIB * ((settings.gpu_gb or device.memory_gib) - device.runtime_gib))
     forward = forward_work(config, settings.batch_size, patches, segments)
     training = training_work(config, forward, settings.batch_size * patches, recompute=settings.recompute)
-    memory = {r: _memory(replace(settings, recompute=r), device) for r in (False, True)}
+    plain, recomputed = (_memory(replace(settings, recompute=r, offload=False), device) for r in (False, True))
+    offloaded = _memory(replace(settings, recompute=True, offload=True), device) if device.kind == "cuda" else None
     speed = settings.dtype, settings.gpus
     return Plan(
         settings,
@@ -124,16 +141,27 @@ def plan(settings: PlanSettings) -> Plan:
         patches,
         segments,
         parameters(config),
-        memory[False],
-        memory[True],
+        plain,
+        recomputed,
+        offloaded,
         _exchange(settings),
         forward,
         training,
         floor(forward, config, device, *speed),
         floor(training, config, device, *speed),
         tuple(_alternatives(settings, device, budget)),
+        _cards(device, plain, recomputed, offloaded) if device.kind == "cuda" else {},
         tuple(_notes(settings, device)),
     )
+
+
+def _cards(device: Device, plain: Memory, recomputed: Memory, offloaded: Memory | None) -> dict[int, str | None]:
+    ways = {"kept layers": plain, "recompute": recomputed, "recompute + offload": offloaded}
+    found: dict[int, str | None] = {}
+    for gb in CARDS_GB:
+        budget = GIB * (gb - device.runtime_gib)
+        found[gb] = next((way for way, memory in ways.items() if memory and memory.total <= budget), None)
+    return found
 
 
 def _exchange(s: PlanSettings) -> Exchange:
@@ -153,8 +181,9 @@ def _memory(s: PlanSettings, device: Device) -> Memory:
             segment_schedule(rows * rows)[0],
             s.dtype,
             s.recompute,
-            device.kind,
-            s.batch_size * _exchange(s).shared_keys,
+            offload=s.offload,
+            device=device.kind,
+            shared_keys=s.batch_size * _exchange(s).shared_keys,
         )
     )
 
@@ -166,7 +195,7 @@ def _alternatives(asked: PlanSettings, device: Device, budget: int) -> Iterator[
     yield from found
     if any(a.fits for a in found):
         return
-    for size in (2, 3, 4):
+    for size in (2, 3, 4, 5):
         fitting = [a for c in _changes(asked) if len(c) == size and (a := _tried(asked, c, device, budget)).fits]
         if fitting:
             yield from fitting
@@ -176,31 +205,32 @@ def _alternatives(asked: PlanSettings, device: Device, budget: int) -> Iterator[
 def _changes(asked: PlanSettings) -> list[dict[str, object]]:
     """Sets of changed settings; of the numbers of GPUs the smallest one comes first."""
     rows = asked.side_px // asked.config.patch_px
-    single: list[list[tuple[str, object]]] = [[], [], [], []]
+    single: list[list[tuple[str, object]]] = []
     if not asked.recompute:
-        single[0] = [("recompute", True)]
+        single.append([("recompute", True)])
+    if not asked.offload and asked.device != "cpu":
+        single.append([("offload", True)])
     if asked.dtype == "float32":
-        single[1] = [("dtype", "bfloat16")]
+        single.append([("dtype", "bfloat16")])
     if asked.batch_size > 1:
-        single[2] = [("batch_size", 1)]
+        single.append([("batch_size", 1)])
     gpus, n = [], 2 * asked.gpus
     while n <= min(MAX_GPUS, rows) and asked.device != "cpu":
         gpus.append(n)
         n *= 2
-    single[3] = [("gpus", n) for n in gpus]
+    single.append([("gpus", n) for n in gpus])
     sets: list[dict[str, object]] = [{}]
     for options in single:
         sets += [{**s, name: value} for s in sets for name, value in options]
-    return [s for s in sets if s]
+    return [s for s in sets if s and (asked.recompute or "recompute" in s or "offload" not in s)]
 
 
 def _tried(asked: PlanSettings, changes: dict[str, object], device: Device, budget: int) -> Alternative:
     s = replace(asked, **changes)  # type: ignore[arg-type]
     total = _memory(s, device).total
-    words = {"recompute": "recompute", "dtype": s.dtype, "batch_size": "batch 1", "gpus": f"{s.gpus} GPUs"}
-    return Alternative(
-        tuple(words[name] for name in changes), s.recompute, s.dtype, s.batch_size, s.gpus, total, total <= budget
-    )
+    words = {"dtype": s.dtype, "batch_size": "batch 1", "gpus": f"{s.gpus} GPUs"}
+    named = tuple(words.get(name, name) for name in changes)
+    return Alternative(named, s.recompute, s.offload, s.dtype, s.batch_size, s.gpus, total, total <= budget)
 
 
 def _notes(s: PlanSettings, device: Device) -> Iterator[str]:

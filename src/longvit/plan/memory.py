@@ -6,12 +6,14 @@ width, H heads; `model.encoder`, `model.norm_linear`, `model.feedforward`, `atte
     without recomputation   x: sD   q, k, v: 3cD   out: cD   lse: 4H   middle x: sD   hidden: cF
     with recomputation      x: sD                  out: cD   lse: 4H
 
-beside the uint8 image. In backward one layer after the other is taken up, from the last to the first: its
-temporaries come on top, its kept tensors go, its gradients stay. The peak is the largest of these moments:
+beside the uint8 image. With `offload` (CUDA, with recomputation) the image and the second line wait on the host: on the
+device are that of the layer at work and that of the next one, on its way. In backward one layer after the other is
+taken up, from the last to the first: its temporaries come on top, its kept tensors go, its gradients stay. The peak is
+the largest of these moments:
 
-    recompute a layer       the rest of the line above, two hidden chunks
-    FFN                     5 hidden chunks of at most 1,024 tokens, the gradients of x on both sides
-    attention               the gradient of q, k, v in float32, once more as the first branch's call returns it
+    FFN                     6 hidden chunks of at most 1,024 tokens, the gradients of x on both sides
+    attention               q, k, v (computed again with recomputation) and the gradient of out; their gradient in
+                            float32, once more as the first branch's call returns it
 
 T tokens of this device in all its sequences.
 """
@@ -26,7 +28,6 @@ from longvit.model.longvit import LongViTConfig
 _CHUNK_TOKENS = 1024  # model.norm_linear.CHUNK_TOKENS
 _CHUNK_PATCHES = 2048  # model.embedding
 _NARROW_BACKWARD_TOKENS = 512  # attention.backends: the CPU kernel takes bfloat16 as it is from here on
-_RANDOM_STATE = 5056  # kept per recomputed layer
 _STREAM = 4  # bytes: parameters, gradients and the residual stream are float32 under autocast
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -43,6 +44,8 @@ class Load:
     """Segment length of the first branch, tokens."""
     dtype: str = "float32"
     recompute: bool = False
+    offload: bool = False
+    """What layers keep waits on the host (`model.offload`), where the image stays; on CUDA devices with `recompute`."""
     device: str = "cpu"
     shared_keys: int = 0
     """Tokens whose keys and values sequence parallelism brings here per layer (its own part of them included)."""
@@ -58,7 +61,9 @@ class Memory:
     """AdamW's two moments, float32."""
     image: int
     saved: int
-    """Kept between forward and backward: activations and the image."""
+    """Kept on the device between forward and backward: activations and the image."""
+    host: int
+    """Page-locked host memory with offload, the image included, tensors rounded up to powers of two as PyTorch does."""
     peak: int
     """Of forward and backward, above parameters and optimiser: kept tensors, gradients so far, temporaries."""
     moment: str
@@ -109,26 +114,48 @@ _KEPT_WITH_RECOMPUTE = ("x", "out", "lse", "shared keys")
 
 def _kept(load: Load) -> int:
     layer = saved_per_layer(load)
-    if not load.recompute:
-        return sum(layer.values())
-    return sum(layer[name] for name in _KEPT_WITH_RECOMPUTE) + (_RANDOM_STATE if load.device == "cpu" else 0)
+    return sum(layer[name] for name in _KEPT_WITH_RECOMPUTE) if load.recompute else sum(layer.values())
+
+
+def _offloads(load: Load) -> bool:
+    return load.offload and load.recompute and load.device == "cuda"
+
+
+def _kept_by(layers: int, load: Load) -> int:
+    """Bytes on the device of what so many layers keep, below the one at work."""
+    return (min(layers, 1) if _offloads(load) else layers) * _kept(load)
 
 
 def image_bytes(load: Load) -> int:
-    """The uint8 pixels."""
+    """The uint8 pixels on the device: with offload they are moved a few rows at a time."""
+    return 0 if _offloads(load) else _pixels(load)
+
+
+def _pixels(load: Load) -> int:
     return 3 * load.config.patch_px**2 * load.tokens
 
 
 def saved_bytes(load: Load) -> int:
-    """Kept between forward and backward, the image included."""
-    return image_bytes(load) + load.config.depth * _kept(load)
+    """Kept on the device between forward and backward, the image included."""
+    return image_bytes(load) + _kept_by(load.config.depth - 1, load) + _kept(load)
+
+
+def host_bytes(load: Load) -> int:
+    """Page-locked host memory that offload takes."""
+    if not _offloads(load):
+        return 0
+    layer = saved_per_layer(load)
+    tensors = [_pixels(load), *(load.config.depth - 1) * [layer[name] for name in ("x", "out", "lse")]]
+    return sum(1 << (size - 1).bit_length() for size in tensors)
 
 
 def training_memory(load: Load) -> Memory:
     """The peak of one training step (forward, backward, AdamW) of `load`."""
     moment, peak = max(_moments(load), key=lambda m: m[1])
     p = _STREAM * parameters(load.config)
-    return Memory(p, p, 2 * p, image_bytes(load), saved_bytes(load), peak, moment, inference_bytes(load))
+    return Memory(
+        p, p, 2 * p, image_bytes(load), saved_bytes(load), host_bytes(load), peak, moment, inference_bytes(load)
+    )
 
 
 def inference_bytes(load: Load) -> int:
@@ -200,27 +227,33 @@ def _moments(load: Load) -> Iterator[tuple[str, int]]:
     t, d, c = load.tokens, config.embed_dim, DTYPE_BYTES[load.dtype]
     stream, narrow, chunk, casts = _STREAM * t * d, c * t * d, _hidden_chunk(load), _cast_weights(load)
     several_chunks = t > _CHUNK_TOKENS
-    again = sum(bytes_ for name, bytes_ in layer.items() if name not in _KEPT_WITH_RECOMPUTE)
+    sums = (2 if several_chunks else 1) * _STREAM * d * config.ffn_dim
 
     yield "embedding", _embedding(load)
     # forward: the last layer has all others' tensors beside it
-    before = image_bytes(load) + (config.depth - 1) * _kept(load) + layer["x"]
+    before = image_bytes(load) + _kept_by(config.depth - 1, load) + layer["x"]
     attention = layer["qkv"] + layer["lse"] + layer["shared keys"]
     yield "forward, last layer's attention", before + attention + _attention_forward(load)
-    ffn = attention + layer["out"] + layer["middle x"] + layer["hidden"]
-    ffn -= layer["qkv"] if load.recompute else 0  # nothing holds it any more
-    yield "forward, last layer's FFN", before + ffn + narrow + casts + 2 * chunk
+    ffn = attention + layer["out"]
+    # recomputation: nothing holds q, k, v any more, and the middle x goes by in chunks
+    ffn += -layer["qkv"] if load.recompute else layer["middle x"] + layer["hidden"]
+    yield "forward, last layer's FFN", before + ffn + (stream if load.recompute else narrow) + casts + 2 * chunk
 
     gradients = counts["head"]
     for i in reversed(range(config.depth)):
         here = f"backward, layer {i + 1}"
-        below = image_bytes(load) + i * _kept(load) + gradients
-        held = below + _kept(load) + stream  # `stream`: the gradient that arrives
+        held = image_bytes(load) + _kept_by(i, load) + gradients + _kept(load) + stream  # the gradient that arrives
         if load.recompute:
-            yield f"{here}, recomputation", held + again + narrow + casts + 2 * chunk
-            held += again
+            rows = _STREAM * min(t, _CHUNK_TOKENS) * d
+            yield f"{here}, FFN", held + stream + narrow + casts + 6 * chunk + 2 * rows + sums
+            gradients += counts["ffn"]
+            held += counts["ffn"]
+            yield f"{here}, attention", held + narrow + layer["qkv"] + _attention_backward(load)
+            gradients += counts["attention"]
+            held += counts["attention"]
+            yield f"{here}, q, k, v", held + 3 * narrow + stream
+            continue
         narrow_grad = narrow if c < _STREAM else 0
-        sums = (2 if several_chunks else 1) * _STREAM * d * config.ffn_dim
         yield f"{here}, FFN", held + narrow_grad + casts + 5 * chunk + sums + (stream if several_chunks else 0)
         gradients += counts["ffn"]
         held += counts["ffn"] - layer["hidden"] - layer["middle x"]

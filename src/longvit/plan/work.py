@@ -3,7 +3,7 @@
 Per token and layer the linear layers take 2 (4 D² + 2 D F) FLOPs, the embedding once 2 · 3 P² D; attention 4 D/H FLOPs
 and one exponential per (query, key) pair and head (`attention.operators.attention_pairs`). Backward takes twice the
 linear layers' forward, and 5/2 of attention's with its exponentials once more; recomputation adds the layers' linear
-products once (attention's result is kept).
+products once, but for the FFN's second (attention's result is kept, the layer's is not needed).
 
 Sequence parallelism: `parallel.shards.exchanged_bytes`, 2 Σ (w' − piece) / r · D numbers received per layer in
 forward, as many sent back in backward; then one all-reduce of the parameters' gradients.
@@ -62,7 +62,8 @@ def forward_work(config: LongViTConfig, batch: int, patches: int, segments: Sequ
 def training_work(config: LongViTConfig, forward: Work, tokens: int, *, recompute: bool) -> Work:
     """Forward and backward: the embedding needs no gradient of its pixels, so its backward is one product, not two."""
     embedding = 2 * tokens * 3 * config.patch_px**2 * config.embed_dim
-    again = config.depth * _layer_flops(config, tokens) if recompute else 0
+    of_a_layer = _layer_flops(config, tokens) - 2 * tokens * config.embed_dim * config.ffn_dim
+    again = config.depth * of_a_layer if recompute else 0
     # a detached gradient computes each branch's output once more
     products, passes = (7, 3) if config.gradient == "detached" else (5, 2)
     return Work(

@@ -18,6 +18,8 @@ class Progress:
     not make it look fast). One may run inside another: its bar stands below while it lasts.
     """
 
+    is_silent = False
+    """Whether this process leaves the talking to another one (a rank of a distributed run that is not the first)."""
     _live: Any = None  # rich allows one live display: an inner bar is a line of the outer one's
 
     def __init__(
@@ -44,7 +46,7 @@ class Progress:
     def __enter__(self) -> Progress:
         self._start = self._clock()
         self._last_line = self._start if self._brief else self._start - self._every_s
-        if self._stream.isatty():
+        if self._stream.isatty() and not Progress.is_silent:
             self._is_outer = Progress._live is None
             if self._is_outer:
                 Progress._live = self._new_display()
@@ -90,6 +92,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line of its own, above the bar."""
+        if Progress.is_silent:
+            return
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
@@ -97,6 +101,8 @@ class Progress:
 
     def _line(self, end: str = "") -> None:
         self._last_line, self._has_spoken = self._clock(), True
+        if Progress.is_silent:
+            return
         now = self._last_line
         count = self.done - self._first
         share = f" ({100 * self.done // self.total} %)" if self.total else ""

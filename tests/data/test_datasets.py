@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +154,19 @@ def test_items_are_uint8_channels_first_with_label_and_name(tmp_path: Path) -> N
 
 
 def batches_of(batches: CanvasBatches, epoch: int, start: int = 0) -> list[tuple[tuple[str, ...], torch.Tensor]]:
-    return [(batch.names, batch.images) for batch in batches.epoch(epoch, start)]
+    return [(batch.names, batch.images) for batch in batches.epoch(epoch, range(start, len(batches)))]
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flips", "flips+stain"])
+def test_a_strip_is_the_rows_of_the_whole_whatever_its_flips_and_turns(tmp_path: Path, augmentation: Any) -> None:
+    """A rank of a sequence reads its part of the file alone, and must see what one process would see there."""
+    data = dataset(tmp_path, 6, memory_mb=0)
+    for epoch in range(4):  # 24 canvases: all 8 orientations
+        whole = batches_of(CanvasBatches(data, 2, augmentation=augmentation, workers=0), epoch)
+        for rows in ((0, 20), (20, 36), (36, 64)):
+            batches = CanvasBatches(data, 2, augmentation=augmentation, workers=0, strip_px=(*rows, 64))
+            for (names, images), (_, strips) in zip(whole, batches_of(batches, epoch), strict=True):
+                assert torch.equal(strips, images[:, :, slice(*rows)]), (names, rows)
 
 
 @pytest.mark.parametrize("memory_mb", [0, 512])

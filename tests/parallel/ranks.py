@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,15 +14,29 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from longvit.parallel.ranks import all_ranks
+
 
 def on_ranks(ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """[function(*args) of rank 0, of rank 1, …]; an error in one of them is raised here."""
+    return _started(_in_a_group, ranks, (), function, args)
+
+
+def on_mesh(data: int, sequence: int, function: Callable[..., Any], *args: Any, timeout_s: float = 40.0) -> list[Any]:
+    """[function(ranks, *args) of each]: ranks as torchrun starts them, on a mesh of data × sequence."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    return _started(_as_torchrun_does, data * sequence, (port, sequence, timeout_s), function, args)
+
+
+def _started(how: Callable[..., None], ranks: int, settings: tuple[Any, ...], function: Any, args: Any) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_one, (ranks, folder, function, args), nprocs=ranks, start_method="fork")
+        mp.start_processes(how, (ranks, folder, *settings, function, args), nprocs=ranks, start_method="fork")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
-def _one(rank: int, ranks: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _in_a_group(rank: int, ranks: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -32,3 +48,13 @@ def _one(rank: int, ranks: int, folder: str, function: Callable[..., Any], args:
     torch.save(function(*args), Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _as_torchrun_does(
+    rank: int, ranks: int, folder: str, port: int, sequence: int, timeout_s: float, function: Any, args: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with all_ranks(sequence, timeout_s=timeout_s) as mesh:
+        torch.save(function(mesh, *args), Path(folder) / f"{rank}.pt")

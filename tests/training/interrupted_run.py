@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch._dynamo  # the first optimiser of a process loads it, which takes longer than the run
 
-from longvit.training.loop import Interrupted, train
-from training.small_run import SETTINGS, PointBatches, run, step
+from longvit.training.loop import Interrupted
+from training.small_run import SETTINGS, run
 
 RESUMED = replace(SETTINGS, epochs=4, ema=0.9)  # a checkpoint after every step
 
@@ -41,14 +41,3 @@ def whole_run(folder: Path, die_at: int | None = None) -> None:
     except Interrupted as error:
         sys.exit(error.exit_code)
     folder.with_suffix(".operations").write_text(str(count[0]))
-
-
-def one_of_two(rank: int, folder: Path, poison: int) -> None:
-    """A process of a distributed run; the second one's data holds a NaN."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    batches = PointBatches(poison=poison if rank else None)
-    torch.manual_seed(3)
-    model = torch.nn.Linear(6, 2)
-    train(model, batches, step, SETTINGS, folder=folder / str(rank), progress=False)
-    torch.distributed.destroy_process_group()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +44,10 @@ class PointBatches:
         if poison is not None:
             self.x[poison, 3] = float("nan")
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Points]:
+    def epoch(self, epoch: int, numbers: Sequence[int] | None = None) -> Iterator[Points]:
         """The order and the noise are functions of (epoch, index)."""
         order = np.random.default_rng([7, epoch]).permutation(self.samples)
-        for i in range(start, -(-self.samples // self.batch_size)):
+        for i in range(-(-self.samples // self.batch_size)) if numbers is None else numbers:
             index = order[i * self.batch_size : (i + 1) * self.batch_size]
             time.sleep(self.seconds)
             yield Points(self.x[index], self.y[index], tuple(f"slide_{k}" for k in index))

@@ -5,6 +5,7 @@ All in NumPy on one image: it runs in loader threads, where torch would start a 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,7 +20,9 @@ _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 STAIN_SIGMA = 0.2
 
 
-def augment(pixels: np.ndarray, kind: Augmentation, rng: np.random.Generator) -> np.ndarray:
+def augment(
+    pixels: np.ndarray, kind: Augmentation, rng: np.random.Generator, *, orientation: Orientation | None = None
+) -> np.ndarray:
     """uint8 (S, S, 3) -> the same shape; `rng` decides, so seed it by (seed, epoch, index). May return a view.
 
     "flips": one of the 8 symmetries of the square. "flips+stain": then each stain's density is scaled by up to
@@ -27,14 +30,13 @@ def augment(pixels: np.ndarray, kind: Augmentation, rng: np.random.Generator) ->
     "flips+colour": then any hue, a saturation of 0 to 1.5 and a density of 2/3 to 3/2 times its own, so that colour
     says nothing and only structure is left to learn from (after the strong hue shifts of Tellez et al. 2019, who
     found them best across laboratories).
+
+    `orientation`: what `draw_orientation` has drawn from `rng` already, where `pixels` are a part of the canvas.
     """
-    if kind not in get_args(Augmentation):
-        raise InputError(f"augmentation {kind!r}: choose {', '.join(get_args(Augmentation))}")
+    orientation = draw_orientation(kind, rng) if orientation is None else orientation
     if kind == "none":
         return pixels
-    turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
-    pixels = np.rot90(pixels, turns)
-    pixels = pixels[:, ::-1] if mirror else pixels
+    pixels = orientation(pixels)
     if kind == "flips+stain":
         scale = rng.uniform(1 - STAIN_SIGMA, 1 + STAIN_SIGMA, 3)
         shift = rng.uniform(-STAIN_SIGMA / 4, STAIN_SIGMA / 4, 3)
@@ -43,6 +45,38 @@ def augment(pixels: np.ndarray, kind: Augmentation, rng: np.random.Generator) ->
         gain = float(np.exp(rng.uniform(-1, 1) * np.log(1.5)))
         pixels = recolour(pixels, rng.uniform(0, 2 * np.pi), rng.uniform(0, 1.5), gain)
     return pixels
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """One of the 8 symmetries of the square: quarter turns against the clock, then a mirror from left to right."""
+
+    turns: int = 0
+    mirror: bool = False
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """(height, width, 3) turned; a view."""
+        pixels = np.rot90(pixels, self.turns)
+        return pixels[:, ::-1] if self.mirror else pixels
+
+    def source(self, side_px: int, first_px: int, end_px: int) -> tuple[int, int, int, int]:
+        """Where the rows [first, end) of the turned canvas come from: (first row, end row, first column, end column),
+        a part that, turned by itself, is those rows."""
+        back = side_px - end_px, side_px - first_px
+        if self.turns == 0:
+            return first_px, end_px, 0, side_px
+        if self.turns == 1:
+            return 0, side_px, *back
+        if self.turns == 2:
+            return *back, 0, side_px
+        return 0, side_px, first_px, end_px
+
+
+def draw_orientation(kind: Augmentation, rng: np.random.Generator) -> Orientation:
+    """The first thing that an augmentation draws."""
+    if kind not in get_args(Augmentation):
+        raise InputError(f"augmentation {kind!r}: choose {', '.join(get_args(Augmentation))}")
+    return Orientation() if kind == "none" else Orientation(int(rng.integers(4)), bool(rng.integers(2)))
 
 
 def restain(pixels: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:

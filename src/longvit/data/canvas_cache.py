@@ -115,12 +115,21 @@ def cache_canvases(
     )
 
 
-def read_pixels(path: str | Path) -> np.ndarray:
-    """A cached canvas as uint8 (side, side, 3). `InputError` with the way out where the file was damaged since."""
+def read_pixels(path: str | Path, part: tuple[int, int, int, int] | None = None) -> np.ndarray:
+    """A cached canvas as uint8 (side, side, 3), or the part [first row, end row, first column, end column) of it, for
+    which only its tiles are read. `InputError` with the way out where the file was damaged since."""
     from longvit.slides.canvas import read_canvas
+    from longvit.slides.reader import open_slide
 
     try:
-        return read_canvas(path).pixels
+        if part is None:
+            return read_canvas(path).pixels
+        top, bottom, left, right = part
+        pixels = np.empty((bottom - top, right - left, 3), np.uint8)
+        with open_slide(path, reader="tiff") as canvas:
+            if canvas.read_block(0, left, top, pixels):
+                raise InputError("bad tiles")
+        return pixels
     except InputError as error:
         raise InputError(f"{path}: this cached canvas is damaged; remove it to have it made anew") from error
 

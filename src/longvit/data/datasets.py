@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from longvit.data.augmentation import Augmentation, augment
+from longvit.data.augmentation import Augmentation, augment, draw_orientation
 from longvit.data.canvas_cache import read_pixels
 from longvit.data.cohort import SlideRow
 
@@ -35,7 +35,7 @@ class CanvasBatch:
     """One batch."""
 
     images: torch.Tensor
-    """uint8 (B, 3, S, S), raw pixels 0 … 255."""
+    """uint8 (B, 3, S, S), raw pixels 0 … 255; (B, 3, rows of the strip, S) where the batches are of strips."""
     targets: dict[str, torch.Tensor]
     """Name -> (B,): what the task wants to know of each slide."""
     names: tuple[str, ...]
@@ -58,7 +58,7 @@ class CanvasDataset(Dataset):
     """The group of every slide, for balanced sampling; may be left out elsewhere."""
     memory_mb: int = 512
     """Canvases kept in memory, in MB."""
-    _kept: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    _kept: dict[tuple[int, tuple[int, int, int, int] | None], np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         missing = [row.slide_id for row in self.rows if row.slide_id not in self.paths]
@@ -72,13 +72,14 @@ class CanvasDataset(Dataset):
         targets = {name: of[index] for name, of in self.targets.items()}
         return torch.from_numpy(self.pixels(index)).permute(2, 0, 1), targets, self.rows[index].slide_id
 
-    def pixels(self, index: int) -> np.ndarray:
-        """The canvas as uint8 (S, S, 3); do not write into it."""
-        if (kept := self._kept.get(index)) is not None:
+    def pixels(self, index: int, part: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        """The canvas as uint8 (S, S, 3), or the part [first row, end row, first column, end column) of it; do not
+        write into it."""
+        if (kept := self._kept.get((index, part))) is not None:
             return kept
-        pixels = read_pixels(self.paths[self.rows[index].slide_id])
+        pixels = read_pixels(self.paths[self.rows[index].slide_id], part)
         if (len(self._kept) + 1) * pixels.nbytes <= self.memory_mb * 2**20:
-            self._kept[index] = pixels
+            self._kept[index, part] = pixels
         return pixels
 
 
@@ -98,6 +99,8 @@ class CanvasBatches:
     """Threads that read ahead; 0 reads in the caller's."""
     ahead: int = 2
     """Batches held ready beyond the one in use, for each worker; one in all where they are large."""
+    strip_px: tuple[int, int, int] | None = None
+    """(first row, end row, S): only this strip of every canvas (after its flips and turns) is read and given."""
 
     @property
     def samples(self) -> int:
@@ -121,10 +124,11 @@ class CanvasBatches:
         weight = 1 / count[stratum]
         return rng.choice(self.samples, self.samples, p=weight / weight.sum())
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[CanvasBatch]:
-        """The batches of `epoch` (0 …) from batch `start` on; closing the iterator ends its threads."""
+    def epoch(self, epoch: int, numbers: Sequence[int] | None = None) -> Iterator[CanvasBatch]:
+        """The batches of `epoch` (0 …) with these numbers (default: all); closing the iterator ends its threads."""
         order = self.order(epoch)
-        chunks = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, len(self))]
+        numbers = range(len(self)) if numbers is None else numbers
+        chunks = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in numbers]
         if self.workers < 1:
             for chunk in chunks:
                 yield self.batch(chunk, epoch)
@@ -151,7 +155,13 @@ class CanvasBatches:
         images = []
         for index in map(int, indices):
             rng = np.random.default_rng([self.seed, epoch, _AUGMENT, index])
-            images.append(augment(self.dataset.pixels(index), self.augmentation, rng))
+            if self.strip_px is None:
+                images.append(augment(self.dataset.pixels(index), self.augmentation, rng))
+            else:
+                first, end, side = self.strip_px
+                orientation = draw_orientation(self.augmentation, rng)
+                part = self.dataset.pixels(index, orientation.source(side, first, end))
+                images.append(augment(part, self.augmentation, rng, orientation=orientation))
         # (B, S, S, 3) seen as (B, 3, S, S): the one copy is the one that makes it contiguous.
         stacked = np.ascontiguousarray(images[0])[None] if len(images) == 1 else np.stack(images)
         return CanvasBatch(

@@ -2,13 +2,19 @@
 
 from longvit.parallel.attention import sharded_dilated_attention
 from longvit.parallel.exchange import Wire
+from longvit.parallel.ranks import ALONE, Ranks, all_ranks
 from longvit.parallel.shard import ShardedLongViT, average_gradients, shard
 from longvit.parallel.shards import Shards, exchanged_bytes
+from longvit.parallel.watch import RankLostError
 
 __all__ = [
+    "ALONE",
+    "RankLostError",
+    "Ranks",
     "ShardedLongViT",
     "Shards",
     "Wire",
+    "all_ranks",
     "average_gradients",
     "exchanged_bytes",
     "shard",

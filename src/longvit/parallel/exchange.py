@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from longvit.parallel.watch import waiting
+
 
 @dataclass
 class Wire:
@@ -54,5 +56,6 @@ class Exchange:
 
     def wait(self) -> list[Tensor]:
         """What each rank sent, one flat tensor per rank."""
-        self._work.wait()
+        with waiting():
+            self._work.wait()
         return list(torch.split(self._received, self._sizes))

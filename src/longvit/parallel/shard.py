@@ -35,6 +35,7 @@ from longvit.model.norm_linear import norm_linear
 from longvit.parallel.attention import sharded_dilated_attention
 from longvit.parallel.exchange import Wire
 from longvit.parallel.shards import Shards
+from longvit.parallel.watch import waiting
 
 
 def shard(model: LongViT, mesh: DeviceMesh | dist.ProcessGroup | None = None) -> ShardedLongViT:
@@ -49,7 +50,7 @@ def shard(model: LongViT, mesh: DeviceMesh | dist.ProcessGroup | None = None) ->
     return ShardedLongViT(model, mesh)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGroup | None = None) -> None:
+def average_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup | None = None) -> None:
     """Averages the gradients over the ranks of `group` (None: all ranks, of every axis of the mesh), in place."""
     if not dist.is_initialized():
         return
@@ -59,7 +60,8 @@ def average_gradients(parameters: Iterable[nn.Parameter], group: dist.ProcessGro
             by_dtype.setdefault(p.grad.dtype, []).append(p.grad)
     for grads in by_dtype.values():
         flat = torch.cat([g.flatten() for g in grads])
-        dist.all_reduce(flat, group=group)
+        with waiting():
+            dist.all_reduce(flat, group=group)
         flat /= dist.get_world_size(group)
         for g, averaged in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             g.copy_(averaged.view_as(g))
@@ -119,7 +121,8 @@ class ShardedLongViT(LongViT):
         mine = torch.tensor(images.shape, device=self.fc_norm.weight.device)  # images may be in host memory
         shapes = [torch.empty_like(mine) for _ in range(ranks)]
         if dist.is_initialized():
-            dist.all_gather(shapes, mine, group=self.group)
+            with waiting():
+                dist.all_gather(shapes, mine, group=self.group)
         else:
             shapes = [mine]
         found = [tuple(s.tolist()) for s in shapes]
@@ -219,5 +222,6 @@ class _SumOverRanks(torch.autograd.Function):
 def _summed(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     x = x.clone(memory_format=torch.contiguous_format)
     if dist.is_initialized():
-        dist.all_reduce(x, group=group)
+        with waiting():
+            dist.all_reduce(x, group=group)
     return x

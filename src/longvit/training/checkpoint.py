@@ -37,7 +37,7 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor]
     """On the CPU, in the dtype they were saved in."""
     state: dict[str, Any]
-    """Everything that is no tensor: settings, epochs, random states."""
+    """Everything that is no tensor: settings, epochs."""
     path: Path
     """The JSON file."""
     skipped: tuple[str, ...] = ()

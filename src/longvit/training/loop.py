@@ -1,12 +1,13 @@
 """The training loop: accumulation, clipping, schedule, average, checkpoints; it knows neither slides nor tasks.
 
-A run is a function of its settings, its batches and the seed. The batches of an epoch are a function of
-(seed, epoch, index), the learning rate one of the step, and a checkpoint holds the rest (parameters, optimiser,
-random states, history), taken between two optimiser steps. So a run that was killed at any instant and
-started again ends with the same bits as one that was not.
+A run is a function of its settings, its batches and the seed. The batches of an epoch, and what is random in the
+forward pass of each (drop path), are functions of (seed, epoch, number), the learning rate one of the step, and a
+checkpoint holds the rest (parameters, optimiser, history), taken between two optimiser steps. So a run that was killed
+at any instant and started again ends with the same bits as one that was not.
 
-In a distributed run (`torch.distributed` initialised, the model averages the gradients) a step is skipped by all
-processes or by none.
+In a run of several ranks (`longvit.parallel`) the batches of an optimiser step are dealt out over the data axis of the
+mesh, and the model computes one strip of each image. The gradient is that of one process whatever the mesh, so a
+checkpoint goes on on another one. Steps are skipped, and signals obeyed, by all ranks or by none; the first one writes.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ import torch
 from torch import nn
 
 from longvit.errors import InputError
+from longvit.parallel.ranks import ALONE, Ranks
+from longvit.parallel.watch import waiting
 from longvit.progress import Progress
 from longvit.training.average import ParameterAverage
-from longvit.training.checkpoint import read_checkpoint, refuse_other_settings, write_checkpoint
+from longvit.training.checkpoint import refuse_other_settings, write_checkpoint
 from longvit.training.events import EventFiles
 from longvit.training.interruption import Interrupted, StopSignals
 from longvit.training.non_finite import (
@@ -47,7 +50,7 @@ from longvit.training.optim import (
     set_learning_rate,
 )
 from longvit.training.settings import TrainSettings
-from longvit.training.state import RunState, pack, seed_everything, unpack
+from longvit.training.state import RunState, checkpoint_of_first, pack, seed_forward, unpack
 
 __all__ = ["Interrupted", "NonFiniteError", "TrainResult", "TrainSettings", "autocast", "train"]
 
@@ -60,7 +63,7 @@ class Batch(Protocol):
 
 
 class Batches(Protocol):
-    """Batches whose order is a function of (seed, epoch, index): any epoch can be started anywhere."""
+    """Batches whose order is a function of (seed, epoch, number): any of them can be had by itself."""
 
     @property
     def samples(self) -> int:
@@ -70,8 +73,8 @@ class Batches(Protocol):
     def batch_size(self) -> int:
         """Samples of every batch but the last of an epoch, which holds the rest."""
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterable[Any]:
-        """The batches of an epoch (0 …) from batch `start` on; each has `names`."""
+    def epoch(self, epoch: int, numbers: Sequence[int]) -> Iterable[Any]:
+        """The batches of an epoch (0 …) with these numbers (0 …), in this order; each has `names`."""
 
 
 Step = Callable[[nn.Module, Any], Mapping[str, torch.Tensor]]
@@ -111,12 +114,18 @@ def train(
     evaluate: Evaluate | None = None,
     facts: Mapping[str, Any] | None = None,
     progress: bool = True,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Trains `model` in place, on the device where it is, and returns the history.
 
     `folder` takes the checkpoints; where it holds some, the run goes on from the newest valid one (a finished run
     returns at once). `facts`: JSON values beside `settings` that must be the same for a run to go on (which
-    data, which model), checked like them. Seeds the global random states of torch, NumPy and Python.
+    data, which model), checked like them. Seeds the global random states of torch, NumPy and Python before every
+    forward pass.
+
+    `ranks`: every rank calls with the same arguments, and `model` on its strip of the image (`longvit.parallel.shard`)
+    where a sequence has several; `step` and `evaluate` return the same on all ranks of a sequence, `evaluate` on all.
+    What is returned is the same on every rank. Only the first one's `folder` is read and written.
 
     With `settings.ema` it is the averaged parameters that `evaluate` sees and that `model` holds at the end; the
     checkpoints keep both kinds. With `settings.tensorboard` event files lie in `folder`/tensorboard.
@@ -131,6 +140,7 @@ def train(
     """
     if batches.samples < 1:
         raise InputError("no training samples")
+    ranks.tensors_from_first(model.state_dict().values())
     optimizer = adamw(
         model,
         lr=settings.lr,
@@ -144,9 +154,8 @@ def train(
         raise InputError(f"dtype float16: not on {device.type}; choose bfloat16 or float32")
     average = None if settings.ema is None else ParameterAverage(model, settings.ema)
     decisive = {**settings.decisive(), **(facts or {})}
-    saved = read_checkpoint(folder)
+    saved = checkpoint_of_first(folder, ranks)
     if saved is None:
-        seed_everything(settings.seed)
         state = RunState(loss_scale=FIRST_SCALE if settings.dtype == "float16" else 1.0)
     else:
         refuse_other_settings(saved.state["settings"], decisive, folder)
@@ -154,7 +163,7 @@ def train(
     if name := first_non_finite(model.named_parameters()):
         raise NonFiniteError(f"parameter {name} holds a NaN or an infinity before step {state.step + 1}")
 
-    run = _Run(model, optimizer, average, batches, step, evaluate, settings, folder, decisive, state)
+    run = _Run(model, optimizer, average, batches, step, evaluate, settings, folder, decisive, state, ranks)
     with ExitStack() as stack:
         if progress:
             run.bar = stack.enter_context(Progress("training", run.steps, unit="steps", done=state.step))
@@ -162,9 +171,9 @@ def train(
             for reason in saved.skipped:
                 run.say(f"passed over: {reason}")
             run.say(f"going on after step {saved.step} of {run.steps}")
-        if settings.tensorboard and len(state.epochs) < settings.epochs:
+        if settings.tensorboard and ranks.is_first and len(state.epochs) < settings.epochs:
             run.events = stack.enter_context(run.event_files())
-        run.signals = stack.enter_context(StopSignals(say=progress))
+        run.signals = stack.enter_context(StopSignals(say=progress and ranks.is_first))
         while len(state.epochs) < settings.epochs:
             run.epoch()
     if average is not None:
@@ -205,10 +214,11 @@ class _Run:
         folder: Path,
         decisive: Mapping[str, Any],
         state: RunState,
+        ranks: Ranks,
     ) -> None:
         self.model, self.optimizer, self.average, self.batches, self.step = model, optimizer, average, batches, step
         self.evaluate, self.settings, self.folder, self.decisive = evaluate, settings, folder, decisive
-        self.state = state
+        self.state, self.ranks = state, ranks
         self.steps_per_epoch = math.ceil(batches.samples / (batches.batch_size * settings.accumulation))
         self.steps = self.steps_per_epoch * settings.epochs
         self.device = next(model.parameters()).device
@@ -228,9 +238,10 @@ class _Run:
         epoch = len(state.epochs)
         first = state.step - epoch * self.steps_per_epoch  # all of them where only the evaluation is missing
         self.model.train()
-        stream = iter(self.batches.epoch(epoch, start=first * settings.accumulation))
+        windows = range(first, self.steps_per_epoch)
+        stream = iter(self.batches.epoch(epoch, [number for w in windows for number, _ in self.share(w)]))
         try:
-            for window in range(first, self.steps_per_epoch):
+            for window in windows:
                 if window > first and time.monotonic() - self.saved_at_s >= 60 * settings.checkpoint_minutes:
                     self.save()
                 figures = self.optimiser_step(stream, epoch, window)
@@ -238,9 +249,9 @@ class _Run:
                     self.events.write("train", state.step, figures)
                 if self.bar is not None:
                     self.bar.advance(note=f"epoch {epoch + 1}/{settings.epochs}, loss {figures['loss']:.4f}")
-                if self.signals.received is not None:
+                if received := self.signal():
                     self.save()
-                    self.signals.check()
+                    raise Interrupted(received)
         finally:
             if close := getattr(stream, "close", None):
                 close()  # a generator's threads end here, also after an error
@@ -258,13 +269,29 @@ class _Run:
         if self.events is not None:
             self.events.write("epoch", state.step, figures)
         self.save()
-        self.signals.check()
+        if received := self.signal():
+            raise Interrupted(received)
+
+    def signal(self) -> int:
+        """The signal that has come to any of the ranks; 0: none."""
+        return self.ranks.highest([self.signals.received or 0], torch.device("cpu"))[0]
+
+    def share(self, window: int) -> list[tuple[int, bool]]:
+        """The numbers of the batches that this rank computes of an optimiser step, and whether they count: a rank
+        that has none computes the first one with weight 0, so that all have the same gradients to average."""
+        last = math.ceil(self.batches.samples / self.batches.batch_size)
+        first = window * self.settings.accumulation
+        of_window = range(first, min(first + self.settings.accumulation, last))
+        own = of_window[self.ranks.data_rank :: self.ranks.data_ranks]
+        return [(number, True) for number in own] or [(first, False)]
 
     def evaluation(self, epoch: int) -> Mapping[str, float]:
         """What `evaluate` finds; a signal stops it, and the checkpoint is that of before it began."""
         if self.evaluate is None:
             return {}
         before = self.packed()
+        if self.ranks.world > 1:  # a signal that breaks in need not come to all of them at once
+            self.save(before)
         self.model.eval()
         averaged = nullcontext() if self.average is None else self.average.in_the_model()
         try:
@@ -272,7 +299,8 @@ class _Run:
             with averaged, self.signals.breaking_in(), torch.no_grad(), autocast(self.device, self.settings.dtype):
                 return self.evaluate(self.model, epoch)
         except Interrupted:
-            self.save(before)
+            if self.ranks.world == 1:
+                self.save(before)
             raise
 
     def optimiser_step(self, stream: Iterator[Any], epoch: int, window: int) -> dict[str, float]:
@@ -289,46 +317,47 @@ class _Run:
         per_step = settings.accumulation * batches.batch_size
         samples = min(per_step, batches.samples - window * per_step)
         seen: list[Seen] = []
-        taken = 0
-        while taken < samples:
+        for number, counts in self.share(window):
             batch = next(stream)
+            promised = min(batches.batch_size, batches.samples - number * batches.batch_size)
+            assert len(batch.names) == promised, "the batches do not hold what batch_size and samples promise"
+            seed_forward(settings.seed, epoch, number)
             with autocast(self.device, settings.dtype):
                 out = self.step(self.model, batch)
-            weight = len(batch.names) / samples
+            weight = len(batch.names) / samples if counts else 0.0
             loss = out["loss"].float() if settings.dtype == "float16" else out["loss"]
-            (loss * (weight * state.loss_scale)).backward()
+            # Gradients are averaged over all ranks, those of the data axis are to be added up.
+            (loss * (weight * self.ranks.data_ranks * state.loss_scale)).backward()
             losses = out.get("losses")
             figures = {k: v.detach().float() * weight for k, v in out.items() if k != "losses"}
             seen.append(Seen(batch.names, figures, None if losses is None else losses.detach()))
-            taken += len(batch.names)
-        assert taken == samples, "the batches do not hold what batch_size and samples promise"
 
+        self.ranks.average_gradients(p for _, p in named_parameters(optimizer))
         gradients = [p.grad for _, p in named_parameters(optimizer) if p.grad is not None]
         if state.loss_scale != 1:
             torch._foreach_mul_(gradients, 1 / state.loss_scale)
         norm = torch.nn.utils.get_total_norm(gradients)
-        # The one wait for the device in a step: every figure comes over in one piece.
-        flat = torch.stack([*(v for s in seen for v in s.figures.values()), norm.float()]).tolist()
+        names = list(seen[0].figures)
+        sums = self.ranks.sum_over_data(torch.stack([torch.stack([s.figures[n] for s in seen]).sum() for n in names]))
+        with waiting():  # the one wait for the device in a step: every figure comes over in one piece
+            *flat, length = torch.cat([sums, norm.float().view(1)]).tolist()
         verdict, culprit = Verdict.FINE, ""
-        if not all(map(math.isfinite, flat)):
+        if not all(map(math.isfinite, [*flat, length])):  # on all ranks or on none
             at = f"epoch {epoch + 1}, step {state.step + 1}"
-            verdict, culprit = judge(self.model, optimizer, seen, at=at, scale=state.loss_scale)
-        verdict = agreed(verdict, self.device)
+            verdict, culprit = agreed(judge(self.model, optimizer, seen, at=at, scale=state.loss_scale), self.ranks)
         if verdict is Verdict.FINE:
-            if settings.clip_norm is not None and flat[-1] > settings.clip_norm:
-                torch._foreach_mul_(gradients, settings.clip_norm / (flat[-1] + 1e-6))
+            if settings.clip_norm is not None and length > settings.clip_norm:
+                torch._foreach_mul_(gradients, settings.clip_norm / (length + 1e-6))
             optimizer.step()
             if self.average is not None:
                 self.average.update(state.step + 1)
         optimizer.zero_grad(set_to_none=True)
-        names = list(seen[0].figures)
-        figures_of_step: dict[str, float] = {name: sum(flat[i : -1 : len(names)]) for i, name in enumerate(names)}
-        figures_of_step |= {"lr": lr, "grad_norm": flat[-1]}
+        figures_of_step = dict(zip(names, flat, strict=True)) | {"lr": lr, "grad_norm": length}
         state.record(figures_of_step)
         if settings.dtype == "float16":
             state.loss_scale, state.steps_since_scale = next_scale(state.loss_scale, state.steps_since_scale, verdict)
         if verdict is Verdict.BAD:
-            self.count_bad(culprit or f"epoch {epoch + 1}, step {state.step}: not finite in another process")
+            self.count_bad(culprit)
         elif verdict is Verdict.FINE:
             state.bad_in_a_row = 0
         return figures_of_step
@@ -353,9 +382,11 @@ class _Run:
             raise NonFiniteError(f"step {self.state.step}: parameter {name} holds a NaN or an infinity; not saved")
         if self.events is not None:
             self.events.flush()
-        tensors, rest = packed or self.packed()
-        content = {"settings": dict(self.decisive), **rest}
-        write_checkpoint(self.folder, self.state.step, tensors, content, keep=self.settings.keep_checkpoints)
+        if self.ranks.is_first:
+            tensors, rest = packed or self.packed()
+            content = {"settings": dict(self.decisive), **rest}
+            with self.ranks.busy("writes a checkpoint"):
+                write_checkpoint(self.folder, self.state.step, tensors, content, keep=self.settings.keep_checkpoints)
         self.saved_at_s = time.monotonic()
 
     @contextmanager

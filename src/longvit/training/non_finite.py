@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from longvit.errors import InputError
+from longvit.parallel.ranks import Ranks
 from longvit.training.optim import first_non_finite, named_parameters
 
 FIRST_SCALE = 2.0**16
@@ -72,13 +73,13 @@ def judge(
     return Verdict.FINE, ""
 
 
-def agreed(verdict: Verdict, device: torch.device) -> Verdict:
-    """The worst verdict of all processes of a distributed run: they skip a step together or not at all."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return verdict
-    worst = torch.tensor(int(verdict), device=device)
-    torch.distributed.all_reduce(worst, torch.distributed.ReduceOp.MIN)
-    return Verdict(int(worst.item()))
+def agreed(own: tuple[Verdict, str], ranks: Ranks) -> tuple[Verdict, str]:
+    """The worst verdict of all ranks, which skip a step together or not at all, and the first culprit behind it: a
+    rank whose own loss is not finite before one that has only the gradient of all."""
+    said = [text.partition(" ") for text in ranks.texts(f"{int(own[0])} {own[1]}")]
+    worst = min(int(verdict) for verdict, _, _ in said)
+    culprits = [culprit for verdict, _, culprit in said if int(verdict) == worst]
+    return Verdict(worst), next((c for c in culprits if ": the loss is " in c), culprits[0])
 
 
 def next_scale(scale: float, steps_since: int, verdict: Verdict) -> tuple[float, int]:

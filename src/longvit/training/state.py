@@ -1,19 +1,21 @@
-"""Everything that moves during a run, as tensors + JSON: parameters, average, optimiser, history, random states."""
+"""Everything that moves during a run, as tensors + JSON: parameters, average, optimiser, history."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from longvit.errors import InputError
+from longvit.parallel.ranks import Ranks
 from longvit.training.average import ParameterAverage
-from longvit.training.checkpoint import Checkpoint
+from longvit.training.checkpoint import Checkpoint, read_checkpoint
 from longvit.training.optim import named_parameters
 
 # Fields of `RunState` that are plain numbers.
@@ -22,7 +24,7 @@ _PLAIN = ("bad_in_a_row", "loss_scale", "steps_since_scale")
 
 @dataclass
 class RunState:
-    """What moves, but for the model, the optimiser and the random states."""
+    """What moves, but for the model and the optimiser."""
 
     step: int = 0
     """Optimiser steps done."""
@@ -53,11 +55,33 @@ class RunState:
         return {name: table[:, i].copy() for i, name in enumerate(self.columns)}
 
 
-def seed_everything(seed: int) -> None:
-    """The global random states of torch (all devices), NumPy and Python."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (the state that third-party code may use)
-    random.seed(seed)
+def seed_forward(seed: int, epoch: int, number: int) -> None:
+    """The global random states of torch (all devices), NumPy and Python before the forward pass of a batch: drop path
+    is then the same on all ranks of a sequence, on every mesh, and in a run that was interrupted."""
+    low, high = np.random.SeedSequence([seed, epoch, number]).generate_state(2)
+    torch.manual_seed(int(high) << 32 | int(low))
+    np.random.seed(low)  # noqa: NPY002 (the state that third-party code may use)
+    random.seed(int(low))
+
+
+def checkpoint_of_first(folder: Path, ranks: Ranks) -> Checkpoint | None:
+    """The newest valid checkpoint that the first rank finds in its folder, on every rank."""
+    saved = read_checkpoint(folder) if ranks.is_first else None
+    if ranks.world == 1:
+        return saved
+    head = None
+    if saved is not None:
+        kinds = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in saved.tensors.items()}
+        head = [saved.step, saved.state, str(saved.path), saved.skipped, kinds]
+    head = ranks.from_first(head)
+    if head is None:
+        return None
+    step, state, path, skipped, kinds = head
+    if saved is None:
+        tensors = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, (dtype, shape) in kinds.items()}
+        saved = Checkpoint(step, tensors, state, Path(path), tuple(skipped))
+    ranks.tensors_from_first(saved.tensors[name] for name in kinds)
+    return saved
 
 
 def pack(
@@ -71,19 +95,11 @@ def pack(
     if average is not None:
         tensors |= {f"ema.{name}": tensor for name, tensor in average.tensors.items()}
     tensors["history"] = torch.tensor(run.rows, dtype=torch.float64)
-    tensors["random.torch"] = torch.get_rng_state()
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-    version, internal, gauss_next = random.getstate()
     state = {
         "columns": list(run.columns),
         "epochs": list(run.epochs),
         **{name: getattr(run, name) for name in _PLAIN},
         "skipped": list(run.skipped),
-        "random_numpy": [kind, cast(np.ndarray, keys).tolist(), *rest],
-        "random_python": [version, list(internal), gauss_next],
     }
     return tensors, state
 
@@ -91,7 +107,7 @@ def pack(
 def unpack(
     saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: ParameterAverage | None = None
 ) -> RunState:
-    """Puts a checkpoint into the model, the optimiser, the average and the random states.
+    """Puts a checkpoint into the model, the optimiser and the average.
 
     `InputError`: it is another model's.
     """
@@ -111,14 +127,6 @@ def unpack(
                 optimizer.state[parameter][key] = value.to(parameter.device)
     for name, tensor in average.tensors.items() if average is not None else ():
         tensor.copy_(tensors[f"ema.{name}"])
-    torch.set_rng_state(tensors["random.torch"])
-    device = next(model.parameters()).device
-    if "random.cuda" in tensors and device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["random.cuda"], device)
-    kind, keys, *rest = state["random_numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
-    version, internal, gauss_next = state["random_python"]
-    random.setstate((version, tuple(internal), gauss_next))
     rows = tensors["history"].tolist()
     return RunState(
         saved.step,

@@ -193,6 +193,8 @@ def test_a_slide_of_which_nothing_can_be_read_is_no_blank_canvas(tmp_path: Path)
     for reader in ("tiff", "openslide"):
         with pytest.raises(InputError, match=r"a\.tif: not one tile of level 0 can be read; level 0, 64 × 64 px"):
             open_slide(path, reader=reader).canvas(128)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="not one tile of level 0"):  # nor as a stream, which is what is embedded
+            list(open_slide(path, reader=reader).strips(128, strip_px=32))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("code", "ends"), [(errno.ESTALE, True), (errno.EIO, False)])

@@ -125,8 +125,6 @@ def canvas(
     with bar as call:
         strips = canvas_strips(slide, side_px, fit, threads=threads, progress=call or None, max_bad_tiles=max_bad_tiles)
         (whole,) = strips
-    if whole.bad_tiles and sum(tile.width_px * tile.height_px for tile in whole.bad_tiles) >= plan.area_px():
-        raise InputError(f"{slide.path}: not one tile of level {plan.level.index} can be read; {whole.bad_tiles[0]}")
     return Canvas(whole.pixels, plan.placement, plan.level.index, _tiles(plan), whole.bad_tiles, source_of(slide))
 
 

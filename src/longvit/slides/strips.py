@@ -122,7 +122,8 @@ def canvas_strips(
 
     The last strip may be lower. `threads`: how many decode (default: the CPUs of this process; 1: no thread at all).
     `progress(done, total)` is called with counts of tiles from the caller's thread. More than `max_bad_tiles`
-    unreadable tiles raise an `InputError` at once. A generator that is closed early stops its threads.
+    unreadable tiles raise an `InputError` at once; a whole canvas without one readable tile raises it at its end. A
+    generator that is closed early stops its threads.
     """
     plan = plan_canvas(slide, side_px, fit)
     first, end = rows or (0, side_px)
@@ -131,11 +132,11 @@ def canvas_strips(
     collector = _Collector(slide, plan, first, end, strip_px or end - first)
     narrow = _narrow_rows(slide, plan, collector.image_rows, threads or cpu_count(), memory_bytes)
     done, total = 0, sum(plan.tiles_in(*stretch) for stretch in collector.stretches)
-    n_bad = 0
+    n_bad = bad_px = 0
     try:
         yield from collector.padding_above()
         for (y_px, height_px), (block, bad) in zip(collector.stretches, narrow, strict=True):
-            n_bad += len(bad)
+            n_bad, bad_px = n_bad + len(bad), bad_px + sum(tile.width_px * tile.height_px for tile in bad)
             if bad and max_bad_tiles is not None and n_bad > max_bad_tiles:
                 raise InputError(
                     f"{slide.path}: {n_bad} unreadable tiles, more than the {max_bad_tiles} of --max-bad-tiles; "
@@ -145,6 +146,8 @@ def canvas_strips(
             done += plan.tiles_in(y_px, height_px)
             if progress is not None:
                 progress(done, total)
+            if done == total and bad and (first, end) == (0, side_px) and bad_px >= plan.area_px():
+                raise InputError(f"{slide.path}: not one tile of level {plan.level.index} can be read; {bad[0]}")
             yield from strips
         yield from collector.padding_below()
     finally:

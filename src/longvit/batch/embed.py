@@ -17,14 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longvit.batch.work import (
-    BatchResult,
-    Reading,
-    ReadSettings,
-    SlideJob,
-    run,
-    write_table,
-)
+from longvit.batch.job import ModelJob, config_of, write_table
+from longvit.batch.reading import ReadSettings
+from longvit.batch.run import BatchResult, JobFacts, RunSettings, model_folder, model_for, run
 from longvit.data.slide_list import ListedSlide
 from longvit.files import write_bytes
 
@@ -32,7 +27,6 @@ if TYPE_CHECKING:
     from longvit.model.longvit import LongViT
     from longvit.slides.canvas import Canvas
     from longvit.slides.placement import Placement
-    from longvit.slides.reader import Slide
 
 ENCODER = "longvit"
 FOLDER = f"slide_features_{ENCODER}"
@@ -40,22 +34,31 @@ TABLE = "embeddings.csv"
 
 
 def embed_slides(
-    model: LongViT, slides: Sequence[ListedSlide], out_dir: str | Path, settings: ReadSettings | None = None
+    model: LongViT | str | Path,
+    slides: Sequence[ListedSlide],
+    out_dir: str | Path,
+    settings: ReadSettings | None = None,
+    run_settings: RunSettings | None = None,
 ) -> BatchResult:
-    """Writes a vector of `model.config.embed_dim` float32 per slide, and `embeddings.csv` for all of them.
+    """Writes a vector of `embed_dim` float32 per slide, and `embeddings.csv` for all of them.
 
-    Raises `InputError` where the folder cannot be written to; a slide that fails becomes a row of `problems.csv`.
+    `model`: a LongViT, or its folder. Raises `InputError` where the folder cannot be written to; a slide that fails
+    becomes a row of `problems.csv`.
     """
-    out_dir = Path(out_dir)
-    job = EmbedJob(model, out_dir / FOLDER, settings)
-    result = run(job, slides, out_dir)
-    columns = ["slide_id", "path", *(f"f{i}" for i in range(model.config.embed_dim))]
+    out_dir, settings, run_settings = Path(out_dir), settings or ReadSettings(), run_settings or RunSettings()
+    dim = config_of(model).embed_dim
+    job = JobFacts(EmbedJob.verb, out_dir / FOLDER, {"model": model_folder(model, out_dir, run_settings)})
+
+    def build() -> EmbedJob:
+        return EmbedJob(model_for(model, run_settings), out_dir / FOLDER, settings)
+
+    result = run(build, job, slides, out_dir, settings, run_settings)
     rows = []
     for record in result.records:
-        features = read_features(job.features_path(record["slide_id"]))
+        features = read_features(out_dir / FOLDER / record["features"]["file"])
         cells = {f"f{i}": f"{value:.9g}" for i, value in enumerate(features)}
         rows.append({"slide_id": record["slide_id"], "path": record["path"], **cells})
-    write_table(out_dir / TABLE, columns, rows)
+    write_table(out_dir / TABLE, ["slide_id", "path", *(f"f{i}" for i in range(dim))], rows)
     return result
 
 
@@ -68,7 +71,7 @@ def read_features(path: str | Path) -> np.ndarray:
     return features
 
 
-class EmbedJob(SlideJob):
+class EmbedJob(ModelJob):
     """Slide -> canvas -> mean token -> HDF5."""
 
     verb = "embed"
@@ -89,14 +92,14 @@ class EmbedJob(SlideJob):
         except (OSError, KeyError):
             return False
 
-    def compute(self, listed: ListedSlide, reading: Reading, canvas: Canvas) -> dict[str, Any]:
+    def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
         features = self.model.embed(canvas)
         if not np.isfinite(features).all():
             raise ValueError("the embedding is not finite")
-        patches = self._write(listed, reading, features, canvas)
+        patches = self._write(listed, digest, features, canvas)
         return {"features": {"file": f"{listed.slide_id}.h5", "dim": len(features), "patches": patches}}
 
-    def _write(self, listed: ListedSlide, reading: Reading, features: np.ndarray, canvas: Canvas) -> int:
+    def _write(self, listed: ListedSlide, digest: str, features: np.ndarray, canvas: Canvas) -> int:
         """The HDF5 file; returns the number of patches."""
         import h5py
 
@@ -107,10 +110,10 @@ class EmbedJob(SlideJob):
         content = io.BytesIO()
         with h5py.File(content, "w") as file:
             data = file.create_dataset("features", data=features)
-            data.attrs.update(attributes | {"encoder": ENCODER, "digest": reading.digest})
+            data.attrs.update(attributes | {"encoder": ENCODER, "digest": digest})
             # A grid of corners shrinks about 100-fold.
             grid = file.create_dataset("coords", data=coords, compression="gzip", shuffle=True)
-            grid.attrs.update(attributes | coords_attributes(reading.slide, canvas.placement, patch_px))
+            grid.attrs.update(attributes | coords_attributes(canvas, patch_px))
         write_bytes(self.features_path(listed.slide_id), content.getvalue())
         return len(coords)
 
@@ -126,11 +129,12 @@ def patch_corners(placement: Placement, patch_px: int) -> np.ndarray:
     return np.stack([x_grid.ravel(), y_grid.ravel()], axis=1)
 
 
-def coords_attributes(slide: Slide, placement: Placement, patch_px: int) -> dict[str, Any]:
+def coords_attributes(canvas: Canvas, patch_px: int) -> dict[str, Any]:
     """What TRIDENT's reader asks of `coords`. A stretched canvas has patches that are not square on the slide:
     `patch_size_level0` is their width there and `patch_height_level0` (ours) their height."""
-    x_scale, y_scale = placement.downsample
-    magnification = _magnification(slide.mpp.mean) if slide.mpp else None
+    x_scale, y_scale = canvas.placement.downsample
+    mpp, (width_px, height_px) = canvas.source.mpp, canvas.source.size_px
+    magnification = _magnification(mpp.mean) if mpp else None
     return {
         "patch_size": patch_px,
         "patch_size_level0": round(patch_px * x_scale),
@@ -138,8 +142,8 @@ def coords_attributes(slide: Slide, placement: Placement, patch_px: int) -> dict
         "level0_magnification": "None" if magnification is None else magnification,
         "target_magnification": "None" if magnification is None else magnification / x_scale,
         "overlap": 0,
-        "level0_width": slide.size_px[0],
-        "level0_height": slide.size_px[1],
+        "level0_width": width_px,
+        "level0_height": height_px,
     }
 
 

@@ -11,25 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longvit.batch.work import (
-    BatchResult,
-    Reading,
-    ReadSettings,
-    SlideJob,
-    read_record,
-    run,
-    write_table,
-)
+from longvit.batch.job import ModelJob, config_of, read_record, write_table
+from longvit.batch.reading import ReadSettings
+from longvit.batch.run import BatchResult, JobFacts, RunSettings, model_folder, model_for, run
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.interpret import class_contributions, draw, tokens_of
-from longvit.tasks.task import task_class
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from longvit.model.longvit import LongViT
+    from longvit.model.longvit import LongViT, LongViTConfig
     from longvit.slides.canvas import Canvas
 
 FOLDER = "slides"
@@ -37,27 +29,37 @@ TABLE = "predictions.csv"
 
 
 def predict_slides(
-    model: LongViT,
+    model: LongViT | str | Path,
     slides: Sequence[ListedSlide],
     out_dir: str | Path,
     settings: ReadSettings | None = None,
+    run_settings: RunSettings | None = None,
     *,
     pictures: bool = False,
 ) -> BatchResult:
     """Writes `predictions.csv`: for subtyping a probability per class (they sum to 1) and the likeliest class of every
     slide; for survival its risk (higher: earlier) and the probability of no event up to each inner edge of the bins.
 
-    `pictures`: also a PNG per slide with what each patch contributes to its highest output.
+    `model`: a LongViT, or its folder. `pictures`: also a PNG per slide with what each patch contributes to its highest
+    output.
 
     Raises `InputError` for a model without head, and where the folder cannot be written to; a slide that fails
     becomes a row of `problems.csv`.
     """
-    if model.config.num_classes < 1:
+    from longvit.tasks.task import task_class
+
+    config = config_of(model)
+    if config.num_classes < 1:
         raise InputError("this model has no classes; fine-tune it with `longvit train`, or use `longvit embed`")
-    out_dir = Path(out_dir)
-    job = PredictJob(model, out_dir / FOLDER, settings, pictures=pictures)
-    result = run(job, slides, out_dir)
-    of_task = task_class(model.config.task).columns(class_names(model))
+    out_dir, settings, run_settings = Path(out_dir), settings or ReadSettings(), run_settings or RunSettings()
+    facts = {"model": model_folder(model, out_dir, run_settings), "pictures": pictures}
+
+    def build() -> PredictJob:
+        return PredictJob(model_for(model, run_settings), out_dir / FOLDER, settings, pictures=pictures)
+
+    job = JobFacts(PredictJob.verb, out_dir / FOLDER, facts)
+    result = run(build, job, slides, out_dir, settings, run_settings)
+    of_task = task_class(config.task).columns(class_names(config))
     columns = ["slide_id", "path", *of_task, "n_bad_tiles", "mpp", "mpp_source"]
     rows = [
         {
@@ -74,12 +76,12 @@ def predict_slides(
     return result
 
 
-def class_names(model: LongViT) -> tuple[str, ...]:
+def class_names(config: LongViTConfig) -> tuple[str, ...]:
     """The classes by name; by number where the model does not know their names."""
-    return model.config.class_names or tuple(str(i) for i in range(model.config.num_classes))
+    return config.class_names or tuple(str(i) for i in range(config.num_classes))
 
 
-class PredictJob(SlideJob):
+class PredictJob(ModelJob):
     """Slide -> canvas -> tokens -> prediction, and the picture."""
 
     verb = "predict"
@@ -102,8 +104,11 @@ class PredictJob(SlideJob):
             self.picture_path(slide_id).exists() and bool(read_record(self.record_path(slide_id)).get("picture"))
         )
 
-    def compute(self, listed: ListedSlide, reading: Reading, canvas: Canvas) -> dict[str, Any]:
-        names, task = class_names(self.model), task_class(self.model.config.task)
+    def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
+        from longvit.interpret import class_contributions, draw, tokens_of
+        from longvit.tasks.task import task_class
+
+        names, task = class_names(self.model.config), task_class(self.model.config.task)
         tokens_1ND, _ = tokens_of(self.model, canvas)
         logits = logits_of(self.model, tokens_1ND)
         highest = int(logits.argmax())

@@ -84,7 +84,7 @@ class Claims:
         return not claim.exists() or self.is_dead(claim)
 
     def hold(self, claim: Path, facts: Mapping[str, Any] | None = None) -> Hold | None:
-        """Creates `claim`, or takes it over from a dead holder; None where another one holds it. `facts` stand in it."""
+        """Creates `claim`, which says `facts`, or takes it over from a dead holder; None where another one holds it."""
         token = uuid.uuid4().hex
         content = json.dumps(holder(facts) | {"token": token})
         former: dict[str, Any] | None = None

@@ -20,9 +20,11 @@ import h5py
 import numpy as np
 import pytest
 
-from longvit.batch import ReadSettings, embed_slides, predict_slides
+from longvit.batch import ReadSettings, embed_slides, predict_slides, reading
 from longvit.batch.embed import EmbedJob, read_features
-from longvit.batch.work import SlideFailedError, model_digest, run
+from longvit.batch.job import model_digest
+from longvit.batch.reading import ReadRequest, SlideFailedError, ThreadReader
+from longvit.batch.run import BatchResult, JobFacts, run
 from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError
 from longvit.model.longvit import LongViT
@@ -41,6 +43,10 @@ def slides(tmp_path: Path) -> tuple[ListedSlide, ...]:
     for i in range(3):
         write_slide(tmp_path / "slides" / f"s{i}.tif", seed=i)
     return find_slides([tmp_path / "slides"])
+
+
+def run_job(job: EmbedJob, slides: Any, out: Path) -> BatchResult:
+    return run(lambda: job, JobFacts("embed", job.folder, {}), slides, out)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -236,7 +242,7 @@ def test_a_killed_run_goes_on_without_redoing_finished_slides(tmp_path: Path) ->
     write_model(tmp_path / "model")
     for i in range(6):
         write_slide(tmp_path / "slides" / f"s{i}.tif", seed=i)
-    command = [sys.executable, str(Path(__file__).with_name("small_slides.py"))]
+    command = [sys.executable, str(Path(__file__).parents[1] / "small_slides.py")]
     command += [str(tmp_path / name) for name in ("model", "slides", "out")]
     folder = tmp_path / "out" / "slide_features_longvit"
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -273,15 +279,21 @@ def test_a_full_disk_stops_the_run_and_leaves_the_old_file(
 ) -> None:
     out = tmp_path / "out"
     embed_slides(model, slides, out)
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    results = (out / "slide_features_longvit", out / "embeddings.csv")
+    before = {path: path.read_bytes() for top in results for path in (top, *top.rglob("*")) if path.is_file()}
+    sync = os.fsync
 
-    def full(_: int) -> None:
+    def full(handle: int) -> None:
+        if ".h5" not in os.readlink(f"/proc/self/fd/{handle}"):  # noqa: PTH115
+            return sync(handle)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"s0\.h5: not written: no space left"):
         embed_slides(model, slides, out, ReadSettings(mpp=0.25))
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    after = {path: path.read_bytes() for top in results for path in (top, *top.rglob("*")) if path.is_file()}
+    assert after == before
+    assert not [path for path in out.rglob("*") if ".part" in path.name or path.suffix == ".claim"]
 
 
 def test_a_really_full_disk_gives_one_line(tmp_path: Path, model: LongViT, slides: tuple[ListedSlide, ...]) -> None:
@@ -305,28 +317,28 @@ def test_at_most_two_canvases_are_held(
 ) -> None:
     job = EmbedJob(model, tmp_path / "out" / "features")
     alive = most = 0
-    read, finish = job.read, job.finish
+    read, finish = reading.read, job.finish
 
     def gone() -> None:
         nonlocal alive
         alive -= 1
 
-    def counted_read(listed: ListedSlide) -> Any:
+    def counted_read(*arguments: Any) -> Any:
         nonlocal alive, most
-        reading = read(listed)
+        canvas = read(*arguments)
         alive += 1
         most = max(most, alive)
-        weakref.finalize(reading.canvas, gone)
-        return reading
+        weakref.finalize(canvas, gone)
+        return canvas
 
-    def slow_finish(listed: ListedSlide, reading: Any) -> Any:
+    def slow_finish(*arguments: Any) -> Any:
         time.sleep(0.1)  # long enough for a reader that runs too far ahead to be seen
-        return finish(listed, reading)
+        return finish(*arguments)
 
-    monkeypatch.setattr(job, "read", counted_read)
+    monkeypatch.setattr(reading, "read", counted_read)
     monkeypatch.setattr(job, "finish", slow_finish)
     many = [ListedSlide(f"n{i}", slides[i % 3].path) for i in range(9)]
-    assert len(run(job, many, tmp_path / "out").done) == 9
+    assert len(run_job(job, many, tmp_path / "out").done) == 9
     assert most == 2
 
 
@@ -335,22 +347,22 @@ def test_the_next_slide_is_read_while_the_model_works(
 ) -> None:
     job = EmbedJob(model, tmp_path / "out" / "features")
     second_was_read = threading.Event()
-    read, finish = job.read, job.finish
+    read, finish = reading.read, job.finish
 
-    def watched_read(listed: ListedSlide) -> Any:
-        reading = read(listed)
-        if listed.slide_id == "s1":
+    def watched_read(request: ReadRequest, *arguments: Any) -> Any:
+        canvas = read(request, *arguments)
+        if request.path == slides[1].path:
             second_was_read.set()
-        return reading
+        return canvas
 
-    def waiting_finish(listed: ListedSlide, reading: Any) -> Any:
+    def waiting_finish(listed: ListedSlide, *arguments: Any) -> Any:
         if listed.slide_id == "s0":
             assert second_was_read.wait(20), "nothing is read ahead"
-        return finish(listed, reading)
+        return finish(listed, *arguments)
 
-    monkeypatch.setattr(job, "read", watched_read)
+    monkeypatch.setattr(reading, "read", watched_read)
     monkeypatch.setattr(job, "finish", waiting_finish)
-    run(job, slides, tmp_path / "out")
+    run_job(job, slides, tmp_path / "out")
 
 
 def test_an_interrupt_ends_the_reading_thread_and_keeps_what_is_finished(
@@ -359,27 +371,27 @@ def test_an_interrupt_ends_the_reading_thread_and_keeps_what_is_finished(
     job = EmbedJob(model, tmp_path / "out" / "features")
     finish = job.finish
 
-    def interrupted(listed: ListedSlide, reading: Any) -> Any:
+    def interrupted(listed: ListedSlide, *arguments: Any) -> Any:
         if listed.slide_id == "s1":
             raise KeyboardInterrupt
-        return finish(listed, reading)
+        return finish(listed, *arguments)
 
     monkeypatch.setattr(job, "finish", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(job, slides, tmp_path / "out")
+        run_job(job, slides, tmp_path / "out")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
     monkeypatch.undo()
-    again = run(job, slides, tmp_path / "out")
+    again = run_job(job, slides, tmp_path / "out")
     assert (again.skipped, again.done) == (("s0",), ("s1", "s2"))
 
 
-def test_a_stopped_job_raises_inside_the_canvas(
+def test_a_stopped_reader_raises_inside_the_canvas(
     tmp_path: Path, model: LongViT, slides: tuple[ListedSlide, ...]
 ) -> None:
-    job = EmbedJob(model, tmp_path / "out")
-    job.stopping.set()
+    reader = ThreadReader()
+    reader.stop()
     with pytest.raises(SlideFailedError, match="stopped"):
-        job.read(slides[0])
+        reader.read(EmbedJob(model, tmp_path / "out").request(slides[0]), lambda identity: True)
 
 
 def test_digest_of_a_model_is_that_of_its_numbers(tmp_path: Path) -> None:

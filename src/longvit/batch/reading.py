@@ -1,0 +1,138 @@
+"""Reading one slide of a list: what is asked, what comes back, what can go wrong. Imports nothing of the model.
+
+`ThreadReader` reads where it is called; `read_process.ReadProcess` does the same in a process that can be ended, with
+the same pixels.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from longvit.errors import InputError
+
+if TYPE_CHECKING:
+    from longvit.slides.canvas import Canvas
+
+Stage = Literal["open", "read", "model"]
+Cause = Literal["slide", "passing", "death", "time"]
+"""Whose fault it is: the slide's own; something that may pass (a network folder, memory); a process died; too slow."""
+
+Wanted = Callable[[str], bool]
+"""Told the identity of a slide once it is open: whether its canvas is still wanted."""
+Heard = Callable[[int, int], None]
+"""Told (tiles read, tiles in all) now and then."""
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """How slides are read."""
+
+    mpp: float | None = None
+    """µm per pixel at level 0, instead of what the files say (a CSV's own column goes first)."""
+    reader: Literal["auto", "openslide", "tiff"] = "auto"
+    """Which reader decodes; auto picks per file and says which in the record."""
+    max_bad_tiles: int | None = None
+    """A slide with more unreadable tiles than this counts as a problem; default: they are filled and counted."""
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """Which canvas of which slide."""
+
+    path: Path
+    side_px: int
+    fit: Literal["stretch", "pad"]
+    settings: ReadSettings
+
+
+class SlideFailedError(Exception):
+    """One slide failed at a named stage; the run goes on."""
+
+    def __init__(self, stage: Stage, text: str, cause: Cause = "slide") -> None:
+        super().__init__(text)
+        self.stage, self.cause = stage, cause
+
+    @classmethod
+    def of(cls, stage: Stage, error: BaseException) -> SlideFailedError:
+        """An error in one line, and whether it may pass."""
+        text = " ".join(str(error).split()) or "no further word"
+        line = text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+        return cls(stage, line, "passing" if _may_pass(error) else "slide")
+
+    def at(self, attempt: int) -> SlideFailedError:
+        """The same, saying how often it was tried."""
+        return self if attempt < 2 else SlideFailedError(self.stage, f"{self}; tried {attempt} times", self.cause)
+
+
+class Reader(Protocol):
+    """Reads canvases, one at a time."""
+
+    def read(self, request: ReadRequest, is_wanted: Wanted, hear: Heard | None = None) -> Canvas | None:
+        """The canvas, or None where `is_wanted` says so. Raises `SlideFailedError`."""
+
+    def stop(self) -> None:
+        """Ends what is being read, from any thread; nothing can be read afterwards."""
+
+
+class ThreadReader:
+    """Reads in the calling thread; stops between two strips."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._stopping, self._threads = threading.Event(), threads
+
+    def read(self, request: ReadRequest, is_wanted: Wanted, hear: Heard | None = None) -> Canvas | None:
+        def between_strips(done: int, total: int) -> None:
+            if self._stopping.is_set():
+                raise InterruptedError("stopped")
+            if hear is not None:
+                hear(done, total)
+
+        return read(request, is_wanted, between_strips, self._threads)
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+
+def read(request: ReadRequest, is_wanted: Wanted, hear: Heard, threads: int | None = None) -> Canvas | None:
+    """Opens a slide, asks whether its canvas is wanted, and makes it. Raises `SlideFailedError`."""
+    from longvit.slides.reader import open_slide
+
+    settings = request.settings
+    try:
+        slide = open_slide(request.path, mpp=settings.mpp, reader=settings.reader)
+        identity = slide.identity()
+    except Exception as error:
+        raise SlideFailedError.of("open", error) from error
+    with slide:
+        if not is_wanted(identity):
+            return None
+        try:
+            return slide.canvas(
+                request.side_px, request.fit, progress=hear, max_bad_tiles=settings.max_bad_tiles, threads=threads
+            )
+        except Exception as error:
+            raise SlideFailedError.of("read", error) from error
+
+
+def with_mpp(settings: ReadSettings, mpp: float | None) -> ReadSettings:
+    """The settings for a slide whose list states its own resolution."""
+    return settings if mpp is None else replace(settings, mpp=mpp)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether trying again makes sense: the system's errors, but for a file that is not there or not allowed, and
+    memory. What a file's content causes does not pass."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, InterruptedError | FileNotFoundError | PermissionError | IsADirectoryError):
+            return False
+        if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno is not None):
+            return True
+        if type(seen).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            return True
+        seen = seen.__cause__
+    return False

@@ -1,0 +1,236 @@
+"""The work list of a run, in the folder of its results: whoever sees that folder can work on it, or look.
+
+    OUT/work/embed/run.json                which run is the present one, its settings, its slides
+    OUT/work/embed/<run>/slides/ID.json    a claim while a worker has the slide, then how it ended; none: it waits
+    OUT/work/embed/<run>/tried/ID.json     what went wrong before it was tried again
+    OUT/work/embed/<run>/workers/NAME.jsonl  what a worker did, a line each (`worker_log`)
+
+A slide's file is created by one worker alone and stays when the slide has ended, so within a run nothing is done
+twice: that rests on these files, not on what started the workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from longvit.batch.reading import SlideFailedError
+from longvit.batch.worker_log import WorkerLog, log_path, stage_at_death
+from longvit.data.claims import Claims, Hold, read_claim
+from longvit.data.slide_list import ListedSlide
+from longvit.errors import InputError
+from longvit.files import make_folder, write_text
+
+RUN_JSON = "run.json"
+MAX_DEATHS = 2
+"""A slide on which so many processes died, or that took too long so often, is given up."""
+RETRY_AFTER_S = 5.0
+"""What may pass gets so long, and twice as long the next time."""
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class WorkList:
+    """A run: its slides, and what is known about them."""
+
+    folder: Path
+    """OUT/work/<verb>/<run>."""
+    verb: str
+    slides: tuple[ListedSlide, ...]
+    retries: int
+    """How often a slide is tried again that failed for a reason that may pass."""
+    facts: Mapping[str, Any]
+    """The rest of run.json: settings, when it was begun."""
+
+    @classmethod
+    def begin(
+        cls, out_dir: Path, verb: str, slides: Sequence[ListedSlide], *, retries: int, facts: Mapping[str, Any]
+    ) -> WorkList:
+        """A new run in the place of an older one, whose results stay."""
+        folder = make_folder(out_dir / "work" / verb)
+        run = f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+        for part in ("slides", "tried", "workers"):
+            make_folder(folder / run / part)
+        content = {
+            **facts,
+            "run": run,
+            "begun": time.time(),
+            "retries": retries,
+            "slides": [[s.slide_id, str(s.path), s.mpp] for s in slides],
+        }
+        write_text(folder / RUN_JSON, json.dumps(content))
+        for older in folder.iterdir():
+            if older.is_dir() and older.name != run:
+                shutil.rmtree(older, ignore_errors=True)
+        return cls(folder / run, verb, tuple(slides), retries, content)
+
+    @classmethod
+    def of(cls, folder: Path) -> WorkList:
+        """The present run of a folder OUT/work/<verb>. `InputError` where there is none."""
+        path = folder / RUN_JSON
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            slides = tuple(ListedSlide(slide_id, Path(file), mpp) for slide_id, file, mpp in content.pop("slides"))
+            return cls(folder / content["run"], folder.name, slides, content["retries"], content)
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; no run was begun in {folder.parent.parent}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not the work list of a run ({type(error).__name__}: {error})") from error
+
+    def slide_file(self, slide_id: str) -> Path:
+        """Its claim, then its end."""
+        return self.folder / "slides" / f"{slide_id}.json"
+
+    def present(self) -> set[str]:
+        """The slides that some worker has, or that have ended."""
+        with contextlib.suppress(FileNotFoundError):  # a newer run took the place of this one
+            return {p.name[:-5] for p in (self.folder / "slides").iterdir() if not p.name.startswith(".")}
+        return set()
+
+    def is_replaced(self) -> bool:
+        """Whether a newer run has taken the place of this one."""
+        return not (self.folder / "slides").exists()
+
+    def tried(self, slide_id: str) -> list[dict[str, Any]]:
+        """What went wrong with a slide in this run so far."""
+        try:
+            content: list[dict[str, Any]] = json.loads(self._tried_file(slide_id).read_text(encoding="utf-8"))
+            return content
+        except (OSError, ValueError):
+            return []
+
+    def note_try(self, slide_id: str, error: SlideFailedError) -> SlideFailedError | None:
+        """Remembers a failure, by the holder of the claim; returns it where the slide is given up with that."""
+        tried = self.tried(slide_id)
+        attempt = len(tried) + 1
+        allowed = {"slide": 1, "passing": self.retries + 1}.get(error.cause, min(MAX_DEATHS, self.retries + 1))
+        if attempt >= allowed:
+            return error.at(attempt)
+        tried.append({"stage": error.stage, "error": str(error), "cause": error.cause, "time": time.time()})
+        write_text(self._tried_file(slide_id), json.dumps(tried))
+        return None
+
+    def _tried_file(self, slide_id: str) -> Path:
+        return self.folder / "tried" / f"{slide_id}.json"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A slide that this worker has."""
+
+    listed: ListedSlide
+    hold: Hold
+
+
+class Taking:
+    """How one worker gets its slides: first those that nobody has, in order, then what others let go of."""
+
+    def __init__(self, work_list: WorkList, claims: Claims, log: WorkerLog) -> None:
+        self._list, self._claims, self._log = work_list, claims, log
+        self._first = deque(work_list.slides)
+        self._later: dict[str, ListedSlide] = {}
+        self._not_before: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._present: set[str] = set()
+        self._looked = -_LOOK_EVERY_S
+        self.stopping = threading.Event()
+
+    def next(self) -> Taken | None:
+        """The next slide; waits while others have the last ones, since they may die. None: all have ended."""
+        wait_s = 0.05
+        while not self.stopping.is_set():
+            while self._first and not self.stopping.is_set():
+                listed = self._first.popleft()
+                taken = None if listed.slide_id in self._look() else self._take(listed)
+                if taken is not None:
+                    return taken
+                with self._lock:
+                    self._later[listed.slide_id] = listed
+            for listed in list(self._later.values()):
+                if time.monotonic() < self._not_before.get(listed.slide_id, 0.0):
+                    continue
+                taken = self._take(listed)
+                if taken is not None:
+                    return taken
+                if self.stopping.is_set():
+                    return None
+            if not self._later or self._list.is_replaced():
+                return None
+            self.stopping.wait(wait_s)
+            wait_s = min(2 * wait_s, _LOOK_EVERY_S)
+        return None
+
+    def failed(self, taken: Taken, error: SlideFailedError) -> None:
+        """Ends a slide with a problem, or lets go of it so that it is tried again."""
+        given_up = self._list.note_try(taken.listed.slide_id, error)
+        if given_up is not None:
+            self.ended(taken, "failed", stage=given_up.stage, error=str(given_up))
+            return
+        self._log.write("again", taken.listed.slide_id, stage=error.stage, error=str(error), cause=error.cause)
+        with self._lock:
+            if error.cause == "passing":
+                wait_s = RETRY_AFTER_S * 2 ** (len(self._list.tried(taken.listed.slide_id)) - 1)
+                self._not_before[taken.listed.slide_id] = time.monotonic() + wait_s
+            self._later[taken.listed.slide_id] = taken.listed
+        self._claims.release(taken.hold)
+
+    def ended(self, taken: Taken, end: str, **facts: Any) -> None:
+        """A slide is `done`, `skipped` or `failed`; nobody takes it again in this run."""
+        slide_id = taken.listed.slide_id
+        with contextlib.suppress(FileNotFoundError):  # a newer run took the place of this one
+            if self._claims.settle(taken.hold, {"end": end, "worker": self._log.name, **facts}):
+                self._log.write(end, slide_id, **facts)
+
+    def _take(self, listed: ListedSlide) -> Taken | None:
+        """A slide, if it can be had; one that has ended is forgotten."""
+        path = self._list.slide_file(listed.slide_id)
+        content = read_claim(path)
+        if content.get("settled"):
+            with self._lock:
+                self._later.pop(listed.slide_id, None)
+            return None
+        try:
+            hold = self._claims.hold(path, {"worker": self._log.name})
+        except FileNotFoundError:  # a newer run took the place of this one
+            self.stopping.set()
+            return None
+        if hold is None:
+            return None
+        with self._lock:
+            self._later.pop(listed.slide_id, None)
+        taken = Taken(listed, hold)
+        if hold.former is not None and not self._may_go_on(taken, hold.former):
+            return None
+        return taken
+
+    def _may_go_on(self, taken: Taken, former: Mapping[str, Any]) -> bool:
+        """After a dead worker: whether the slide is worth another try. Only the slide that the model was working on
+        can have killed it (those that were being read do so in processes of their own)."""
+        name = former.get("worker")
+        how = stage_at_death(log_path(self._list.folder, name), taken.listed.slide_id) if name else None
+        if how is None:
+            return True
+        where = "" if not former.get("host") else f" on {str(former['host']).split()[0]}"
+        text = f"{taken.listed.path}: the process that worked on it{where} died ({how})"
+        error = SlideFailedError("model", text, "death")
+        given_up = self._list.note_try(taken.listed.slide_id, error)
+        if given_up is None:
+            self._log.write("again", taken.listed.slide_id, stage="model", error=text, cause="death")
+            return True
+        self.ended(taken, "failed", stage="model", error=str(given_up))
+        return False
+
+    def _look(self) -> set[str]:
+        if time.monotonic() - self._looked >= _LOOK_EVERY_S:
+            self._present, self._looked = self._list.present(), time.monotonic()
+        return self._present

@@ -1,0 +1,183 @@
+"""One worker: takes slides from the work list, one being read ahead while the model computes another.
+
+Two canvases are held, never more. The same loop runs in the process of the command itself (one worker) and as a
+process of its own: `python -m longvit.batch.worker OUT/work/<verb> NAME INDEX`, which `supervisor` starts and which
+ends, letting go of its slides, when its standard input does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longvit.batch.job import SlideJob, load_longvit
+from longvit.batch.read_process import ReadProcess
+from longvit.batch.reading import Reader, ReadSettings, SlideFailedError
+from longvit.batch.work_list import Taken, Taking, WorkList
+from longvit.batch.worker_log import WorkerLog
+from longvit.data.claims import Claims, holder
+from longvit.errors import InputError
+from longvit.files import write_error
+
+if TYPE_CHECKING:
+    from longvit.slides.canvas import Canvas
+
+UNUSABLE = 2
+"""Exit code of a worker that found that nothing can be done (no such model, a full disk): its log says why."""
+_PATIENCE_S = 4.0
+
+
+@dataclass
+class _Fetched:
+    """A slide whose turn in the model has come: its canvas, or what went wrong, or neither: it is finished."""
+
+    taken: Taken
+    digest: str = ""
+    canvas: Canvas | None = None
+    error: SlideFailedError | None = None
+    read_s: float = 0.0
+
+
+def work(
+    job: SlideJob,
+    work_list: WorkList,
+    reader: Reader,
+    log: WorkerLog,
+    *,
+    hear: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Works until every slide of the list has ended, here or elsewhere.
+
+    `hear`: told (slide_id, tiles read, tiles in all). Raises `InputError` where results cannot be written.
+    """
+    with Claims() as claims, ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+        taking = Taking(work_list, claims, log)
+
+        def fetch() -> _Fetched | None:
+            taken = taking.next()
+            return None if taken is None else _fetch(job, taken, reader, hear)
+
+        try:
+            pending = pool.submit(fetch)
+            while (fetched := pending.result()) is not None:
+                pending = pool.submit(fetch)
+                _finish(job, taking, fetched, log)
+                del fetched  # its canvas goes before the next one is fetched
+        except OSError as error:  # what concerns slides and results is told by then: the work list cannot be written
+            raise write_error(work_list.folder, error) from error
+        finally:
+            taking.stopping.set()
+            reader.stop()
+
+
+def _fetch(job: SlideJob, taken: Taken, reader: Reader, hear: Callable[[str, int, int], None] | None) -> _Fetched:
+    listed, begun = taken.listed, time.monotonic()
+    fetched = _Fetched(taken)
+    request = job.request(listed)
+
+    def is_wanted(identity: str) -> bool:
+        fetched.digest = job.digest(identity, request)
+        return not job.is_finished(listed.slide_id, fetched.digest)
+
+    def heard(done: int, total: int) -> None:
+        if hear is not None:
+            hear(listed.slide_id, done, total)
+
+    try:
+        fetched.canvas = reader.read(request, is_wanted, heard)
+    except SlideFailedError as error:
+        fetched.error = error
+    fetched.read_s = time.monotonic() - begun
+    return fetched
+
+
+def _finish(job: SlideJob, taking: Taking, fetched: _Fetched, log: WorkerLog) -> None:
+    taken, slide_id = fetched.taken, fetched.taken.listed.slide_id
+    try:
+        if fetched.error is not None:
+            raise fetched.error
+        if fetched.canvas is None:
+            taking.ended(taken, "skipped")
+            return
+        log.write("model", slide_id)
+        begun = time.monotonic()
+        job.finish(taken.listed, fetched.digest, fetched.canvas)
+        model_s = time.monotonic() - begun
+        taking.ended(taken, "done", read_s=round(fetched.read_s, 4), model_s=round(model_s, 4))
+    except SlideFailedError as error:
+        taking.failed(taken, error)
+
+
+def build_job(facts: Any, index: int) -> SlideJob:
+    """The job that run.json describes. Raises `InputError` (no such model, no such device)."""
+    settings, folder = ReadSettings(**facts["read"]), Path(facts["folder"])
+    kind, given = facts["job"]["kind"], facts["job"]
+    if kind == "canvas":
+        from longvit.batch.canvas import CanvasJob
+
+        return CanvasJob(folder, given["side_px"], given["fit"], settings)
+    from longvit.batch.embed import EmbedJob
+    from longvit.batch.predict import PredictJob
+    from longvit.device import pick_device, set_threads
+
+    set_threads(facts["threads"])
+    device = pick_device(facts["device"]).device
+    if device.type == "cuda" and device.index is None:  # a card each, as far as they go
+        import torch
+
+        device = torch.device("cuda", index % torch.cuda.device_count())
+    model = load_longvit(given["model"]).to(device)
+    if kind == "embed":
+        return EmbedJob(model, folder, settings)
+    return PredictJob(model, folder, settings, pictures=given["pictures"])
+
+
+def main(folder: Path, name: str, index: int) -> int:
+    """A worker process; returns its exit code."""
+    stop_with_parent()
+    work_list = WorkList.of(folder)
+    log = WorkerLog(work_list.folder, name)
+    log.write("start", **holder())
+    reader = ReadProcess(work_list.facts["timeout_s"], work_list.facts["threads"])
+    try:
+        job = build_job(work_list.facts, index)
+        work(job, work_list, reader, log)
+        log.write("end")
+        return 0
+    except InputError as error:
+        log.write("unusable", error=" ".join(str(error).split()))
+        return UNUSABLE
+    except KeyboardInterrupt:
+        log.write("end")
+        return 128 + signal.SIGTERM
+    finally:
+        reader.stop()
+
+
+def stop_with_parent() -> None:
+    """SIGTERM, or the end of standard input (whoever started this process is gone or wants it to end), raise
+    KeyboardInterrupt in the main thread; where that sits in a long native call, the process ends soon anyway."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the command itself to hear
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_PATIENCE_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command does
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

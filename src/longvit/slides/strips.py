@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from longvit.errors import InputError
 from longvit.slides.pixel_reader import BadTile, Block, Level
 from longvit.slides.placement import Fit, Placement
-from longvit.slides.resampling import CHUNK_PX, ROWS_AT_ONCE, Axis, reduce_block, reduce_rows
+from longvit.slides.resampling import CHUNK_PX, Axis, reduce_block, reduce_rows
 
 if TYPE_CHECKING:
     from longvit.slides.reader import Slide
 
 MIN_SIDE_PX = 32
 """A slide smaller than one patch of the model has no canvas."""
-MEMORY_BYTES = 256 * 2**20
+MEMORY_BYTES = 512 * 2**20
 """What the rows in flight may take together."""
 # Rows that are read at once where the tiles of a file are lower (strips of a plain TIFF have 1 to 16 rows).
 _MIN_ROWS = 128
@@ -85,7 +85,7 @@ class CanvasPlan:
         """Roughly what one stretch takes while it is worked on: its chunk, its narrow rows, decoder's memory."""
         chunk = max(CHUNK_PX, self.level.tile_px[0]) + 4 * math.ceil(self.x_axis.support) + 8
         width = min(chunk, self.x_axis.n_in)
-        return 4 * height_px * (2 * width + 2 * self.x_axis.n_out)
+        return 4 * height_px * (2 * width + self.x_axis.n_out)
 
 
 def plan_canvas(slide: Slide, side_px: int, fit: Fit = "stretch") -> CanvasPlan:
@@ -196,8 +196,6 @@ class _Collector:
         axis, last = self.plan.y_axis, self.image_rows[1]
         have = self.kept_from + len(self.kept)
         ready = last if have >= axis.needs(0, last)[1] else min(last, axis.ready(have))
-        if ready < last:
-            ready -= ready % ROWS_AT_ONCE  # a block that is begun would be made twice
         if ready <= self.made:
             return
         for rows in reduce_rows(self.kept, axis, self.made, ready, self.kept_from):

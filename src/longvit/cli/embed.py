@@ -8,16 +8,20 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from longvit.cli.options import (
+    Cluster,
     Device,
     MaxBadTiles,
     Model,
     Mpp,
     Reader,
+    Retries,
     Slides,
     SlidesDir,
     Threads,
+    TimeoutS,
+    Workers,
     end_of_batch,
-    load_longvit,
+    model_and_run,
 )
 
 
@@ -33,18 +37,25 @@ def embed(
     reader: Reader = "auto",
     slides_dir: SlidesDir = None,
     threads: Threads = None,
+    workers: Workers = 1,
+    cluster: Cluster = None,
+    retries: Retries = 2,
+    timeout_s: TimeoutS = 1800.0,
 ) -> int:
     """One vector per slide, for a model of your own.
 
     Writes `OUT/embeddings.csv` (a line per slide) and `OUT/slide_features_longvit/<slide_id>.h5` in TRIDENT's layout,
     with a `.json` beside it that says where it came from. Finished slides are skipped when the command is given
-    again. A slide that cannot be read costs one row of `OUT/problems.csv` and exit code 1, not the run.
+    again; `longvit status OUT` looks on from elsewhere. A slide that cannot be read costs one row of
+    `OUT/problems.csv` and exit code 1, not the run.
 
     **Examples**
 
     ```
     longvit embed run/model slides/
     longvit embed run/model a.svs b.ndpi --out embeddings
+    longvit embed run/model slides/ --workers 4
+    longvit embed run/model slides/ --cluster tcp://scheduler:8786
     longvit embed run/model cohort.csv --slides-dir /data/slides --max-bad-tiles 0
     ```
     """
@@ -54,6 +65,6 @@ def embed(
 
     make_folder(out)
     listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
-    loaded = load_longvit(model, device, threads)
-    result = embed_slides(loaded, listed, out, ReadSettings(mpp, reader, max_bad_tiles))
+    loaded, run = model_and_run(model, device, threads, workers, cluster, retries, timeout_s)
+    result = embed_slides(loaded, listed, out, ReadSettings(mpp, reader, max_bad_tiles), run)
     return end_of_batch(result, out, f"Vectors: {out / 'embeddings.csv'}")

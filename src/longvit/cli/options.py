@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from longvit.errors import InputError
-
 if TYPE_CHECKING:
-    from longvit.batch import BatchResult
+    from longvit.batch import BatchResult, RunSettings
     from longvit.model.longvit import LongViT
 
 Model = Annotated[
@@ -45,23 +43,56 @@ MaxBadTiles = Annotated[
         "background and counted."
     ),
 ]
-Threads = Annotated[int | None, Parameter(help="CPU threads of the model. Default: one per core.")]
+Threads = Annotated[
+    int | None,
+    Parameter(help="CPU threads of the model, in each worker. Default: one per core, divided by the workers."),
+]
+Workers = Annotated[
+    int,
+    Parameter(help="Processes that work at the same time, each with a model of its own (on each node of a cluster)."),
+]
+Cluster = Annotated[
+    str | None,
+    Parameter(
+        help="A Dask scheduler, tcp://host:8786: its workers, on as many machines as it has, do the work. They must "
+        "see the same files. Needs `pip install longvit[cluster]`.",
+        show_default=False,
+    ),
+]
+Retries = Annotated[int, Parameter(help="How often a slide is tried again that failed for a reason that may pass.")]
+TimeoutS = Annotated[
+    float, Parameter(help="Seconds after which a slide that is still being read is given up. 0: never.")
+]
 
 
-def load_longvit(folder: Path, device: str, threads: int | None) -> LongViT:
-    """A LongViT on the device that was asked for; the choice is printed."""
+def model_and_run(
+    folder: Path,
+    device: str,
+    threads: int | None,
+    workers: int,
+    cluster: str | None,
+    retries: int,
+    timeout_s: float,
+) -> tuple[LongViT | Path, RunSettings]:
+    """What a run over many slides needs: the model on its device, which is printed; or its folder, where others load
+    it."""
+    from longvit.batch import RunSettings
+    from longvit.batch.job import config_of, load_longvit
     from longvit.device import pick_device, set_threads
 
+    settings = RunSettings(
+        workers, cluster, retries, timeout_s or None, reads_apart=True, device=device, threads=threads
+    )
+    if not settings.is_here:
+        config_of(folder)
+        where = "" if cluster is None else f" on each node of {cluster}"
+        say(f"model {folder} in {workers} process{'es' * (workers != 1)}{where}")
+        return folder, settings
     set_threads(threads)
     chosen = pick_device(device)
-    from longvit.model.longvit import LongViT
-    from longvit.model.pretrained import load_model
-
-    model = load_model(folder)
-    if not isinstance(model, LongViT):
-        raise InputError(f"{folder}: a {type(model).__name__}: it reads tile features, not slides; use it from Python")
+    model = load_longvit(folder)
     say(f"model {folder} on {chosen.name}")
-    return model.to(chosen.device)
+    return model.to(chosen.device), settings
 
 
 def say(text: Any) -> None:

@@ -8,16 +8,20 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from longvit.cli.options import (
+    Cluster,
     Device,
     MaxBadTiles,
     Model,
     Mpp,
     Reader,
+    Retries,
     Slides,
     SlidesDir,
     Threads,
+    TimeoutS,
+    Workers,
     end_of_batch,
-    load_longvit,
+    model_and_run,
 )
 
 
@@ -36,18 +40,25 @@ def predict(
     reader: Reader = "auto",
     slides_dir: SlidesDir = None,
     threads: Threads = None,
+    workers: Workers = 1,
+    cluster: Cluster = None,
+    retries: Retries = 2,
+    timeout_s: TimeoutS = 1800.0,
 ) -> int:
     """Class probabilities, or risk and survival, for slides with a fine-tuned model.
 
     Writes `OUT/predictions.csv`: `prob_<class>` and prediction (survival: risk and `survival_<time>_months`) of every
-    slide; where each came from stands in `OUT/slides/<slide_id>.json`. Finished slides are skipped when the command is
-    given again. A slide that cannot be read costs one row of `OUT/problems.csv` and exit code 1, not the run.
+    slide; where each came from stands in `OUT/slides/<slide_id>.json`. Finished slides are skipped when the command
+    is given again; `longvit status OUT` looks on from elsewhere. A slide that cannot be read costs one row of
+    `OUT/problems.csv` and exit code 1, not the run.
 
     **Examples**
 
     ```
     longvit predict run/model slides/
     longvit predict run/model "scans/*.svs" --pictures --device cuda
+    longvit predict run/model slides/ --workers 4
+    longvit predict run/model slides/ --cluster tcp://scheduler:8786
     longvit predict run/model cohort.csv --slides-dir /data/slides
     ```
     """
@@ -57,6 +68,6 @@ def predict(
 
     make_folder(out)
     listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
-    loaded = load_longvit(model, device, threads)
-    result = predict_slides(loaded, listed, out, ReadSettings(mpp, reader, max_bad_tiles), pictures=pictures)
+    loaded, run = model_and_run(model, device, threads, workers, cluster, retries, timeout_s)
+    result = predict_slides(loaded, listed, out, ReadSettings(mpp, reader, max_bad_tiles), run, pictures=pictures)
     return end_of_batch(result, out, f"Predictions: {out / 'predictions.csv'}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest -n: one core each; small tensors lose time to more threads
+os.environ.setdefault("TRITON_INTERPRET", "1")  # our GPU kernels run on a CPU; read when torch imports triton
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

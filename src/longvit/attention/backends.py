@@ -6,12 +6,19 @@ softmax: so the library's own kernels serve dilated attention unchanged, and no 
 
 All tensors are (B, H, L, D) views with stride 1 in the last axis; lse is (B, H, L), float32 (float64 for float64).
 `pick` decides once per call, in one place, and says why; `longvit doctor` prints it.
+
+What the CUDA kernels ask of their arguments was read in PyTorch's sources (aten/src/ATen/native/transformers/cuda:
+flash_attn/flash_api.cpp, mem_eff_attention/kernel_backward.h); the comments name it where it bites.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +37,26 @@ class Backend:
     """
 
     name: str
+    runs_on: str  # a device type, or "any"
     forward: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    branches: BranchKernel | None = None
+
+
+@dataclass(frozen=True)
+class BranchKernel:
+    """Of a back end that takes a whole branch at once, all offset groups and segments, on (B, N, H, …) tensors.
+
+    forward(q, k, v, out, lse, w, r, scale, padded, first): the branch is merged into out and lse (float32) in place;
+    `first`: it covers every token and head, what they held is not read.
+    row_sums(grad_out, out) → (B, N, H), Σ_d grad_out · out.
+    backward(grad_out, q, k, v, lse, sums, grads, w, r, scale, first): its gradients are added to `grads` (float32), or,
+    `first`, set.
+    """
+
+    forward: Callable[..., None]
+    row_sums: Callable[[Tensor, Tensor], Tensor]
+    backward: Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -51,9 +76,12 @@ def pick(device: torch.device, dtype: torch.dtype, head_dim: int, name: str = "a
     if name != "auto":
         if name not in BACKENDS:
             raise ValueError(f"no attention back end {name!r}; there are {', '.join(['auto', *BACKENDS])}")
-        kind = "cpu" if name == "cpu_flash" else "cuda"
-        if name != "plain" and device.type != kind:
-            raise ValueError(f"attention back end {name!r} runs on {kind}, the tensors are on {device.type}")
+        if name == "triton":
+            _check_triton(device, dtype, head_dim)
+        elif BACKENDS[name].runs_on not in ("any", device.type):
+            raise ValueError(
+                f"attention back end {name!r} runs on {BACKENDS[name].runs_on}, the tensors are on {device.type}"
+            )
         return Choice(BACKENDS[name], "asked for")
     if device.type == "cpu":
         if dtype in _CPU_DTYPES:
@@ -112,6 +140,25 @@ def _cpu_backward(grad_out, q, k, v, out, lse, scale):
 # --- PyTorch's fused CUDA kernels -----------------------------------------------------------------------------------
 
 
+# The kernels put the batch (here B · segments) on the second or third axis of the grid, which CUDA limits to this.
+# Newer versions of PyTorch split it themselves for the memory-efficient kernel, none does for flash.
+_GRID_ROWS = 65_535
+
+
+def _in_parts(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel of (tensors …, scale) for any batch: in parts of at most `_GRID_ROWS` rows."""
+
+    @wraps(kernel)
+    def run(*args: Any) -> Any:
+        *tensors, scale = args
+        if len(tensors[0]) <= _GRID_ROWS:
+            return kernel(*args)
+        parts = [kernel(*part, scale) for part in zip(*(t.split(_GRID_ROWS) for t in tensors), strict=True)]
+        return tuple(torch.cat(results) for results in zip(*parts, strict=True))
+
+    return run
+
+
 def _aligned(x: Tensor, multiple: int) -> Tensor:
     """Head dim and strides as multiples of `multiple` elements, by zero padding or a copy where they are not."""
     if x.shape[-1] % multiple:
@@ -121,39 +168,82 @@ def _aligned(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
+@_in_parts
 def _flash_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     D = v.shape[-1]
     q, k, v = (_aligned(t, 8) for t in (q, k, v))
     out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False, scale=scale)
-    return out[..., :D], lse
+    return out.narrow(-1, 0, D), lse
 
 
+@_in_parts
 def _flash_backward(grad_out, q, k, v, out, lse, scale):
-    D, L = q.shape[-1], q.shape[-2]
+    D, L, M = q.shape[-1], q.shape[-2], k.shape[-2]
     grad_out, q, k, v, out = (_aligned(t, 8) for t in (grad_out, q, k, v, out))
-    rng = torch.zeros(2, dtype=torch.uint64, device=q.device)  # unread: there is no dropout
-    grads = aten._scaled_dot_product_flash_attention_backward(
-        grad_out, q, k, v, out, lse.contiguous(), None, None, L, L, 0.0, False, rng, rng[:0], scale=scale
+    rng = torch.empty(2, dtype=torch.uint64, device=q.device)  # unread: there is no dropout
+    grads = (
+        aten._scaled_dot_product_flash_attention_backward(  # reads lse as (B, H, L) without gaps, whatever its strides
+            grad_out, q, k, v, out, lse.contiguous(), None, None, L, M, 0.0, False, rng, rng, scale=scale
+        )
     )
-    return tuple(g[..., :D] for g in grads)
+    return tuple(g.narrow(-1, 0, D) for g in grads)
 
 
+@_in_parts
 def _efficient_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     D = v.shape[-1]
     q, k, v = (_aligned(t, 8) for t in (q, k, v))
     out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, False, scale=scale)
-    return out[..., :D], lse[..., : q.shape[-2]]  # the kernel rounds the length of lse up to 32
+    return out.narrow(-1, 0, D), lse.narrow(-1, 0, q.shape[-2])  # the kernel rounds the length of lse up to 32
 
 
+@_in_parts
 def _efficient_backward(grad_out, q, k, v, out, lse, scale):
     D = q.shape[-1]
     grad_out, q, k, v, out = (_aligned(t, 8) for t in (grad_out, q, k, v, out))
-    lse = F.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf")).contiguous()
-    seed = torch.zeros((), dtype=torch.int64, device=q.device)  # unread: there is no dropout
+    # Of `out` the kernel reads the strides of batch and head, and takes H · D for that of the position (o_strideM): a
+    # strided view would be misread without a word. `grad_out` is copied by the operator itself.
+    out = out.transpose(1, 2).contiguous().transpose(1, 2)
+    lse = F.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf")).contiguous()  # as its forward pads it
+    seed = torch.empty((), dtype=torch.int64, device=q.device)  # unread: there is no dropout
     grads = aten._scaled_dot_product_efficient_attention_backward(
         grad_out, q, k, v, None, out, lse, seed, seed, 0.0, (True, True, True, False), False, scale=scale
     )
-    return tuple(g[..., :D] for g in grads[:3])
+    return tuple(g.narrow(-1, 0, D) for g in grads[:3])
+
+
+# --- our own kernel, in Triton (see `triton_branch`) ----------------------------------------------------------------
+
+
+def _check_triton(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+    """Raises ValueError, in one line, where the kernel cannot run."""
+    if find_spec("triton") is None:
+        raise ValueError("attention back end 'triton' needs the package triton: pip install 'longvit[triton]'")
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            "attention back end 'triton' runs on cuda, the tensors are on cpu (TRITON_INTERPRET=1 to test it)"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"attention back end 'triton' runs on cuda, the tensors are on {device.type}")
+    if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < (8, 0):
+        raise ValueError(
+            f"attention back end 'triton' needs compute capability 8.0, {device} has {found[0]}.{found[1]}"
+        )
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"attention back end 'triton' takes float32, bfloat16 or float16, got {_short(dtype)}")
+    if head_dim > 128:
+        raise ValueError(f"attention back end 'triton' takes head dims up to 128, got {head_dim}")
+
+
+def _triton(name: str) -> Callable[..., Any]:
+    """A function of `triton_branch`, which is imported at its first call: it needs triton."""
+
+    def call(*args: Any) -> Any:
+        from longvit.attention import triton_branch
+
+        return getattr(triton_branch, name)(*args)
+
+    return call
 
 
 # --- plain torch, for everything else -------------------------------------------------------------------------------
@@ -195,9 +285,16 @@ def _plain_backward(grad_out, q, k, v, out, lse, scale):
 BACKENDS = {
     b.name: b
     for b in (
-        Backend("cpu_flash", _cpu_forward, _cpu_backward),
-        Backend("cuda_flash", _flash_forward, _flash_backward),
-        Backend("cuda_efficient", _efficient_forward, _efficient_backward),
-        Backend("plain", _plain_forward, _plain_backward),
+        Backend("cpu_flash", "cpu", _cpu_forward, _cpu_backward),
+        Backend("cuda_flash", "cuda", _flash_forward, _flash_backward),
+        Backend("cuda_efficient", "cuda", _efficient_forward, _efficient_backward),
+        Backend(
+            "triton",
+            "cuda",
+            _triton("call_forward"),
+            _triton("call_backward"),
+            BranchKernel(_triton("branch_forward"), _triton("row_sums"), _triton("branch_backward")),
+        ),
+        Backend("plain", "any", _plain_forward, _plain_backward),
     )
 }

@@ -62,6 +62,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, s: Settings) -> tuple[Tensor, Tenso
                 o, l = _shifted_branch(run.view(q), run.view(k), run.view(v), w, r, s)
                 merge_into(run.view(out), run.view(lse), o, l)
                 continue
+            if s.kernel.branches:
+                first = out is None and r == 1 and run.batch * run.length == B * N  # reaches every token and head
+                out = q.new_empty(q.shape, dtype=wide) if first else out
+                out = q.new_zeros(q.shape, dtype=wide) if out is None else out
+                tensors = [run.view(t) for t in (q, k, v, out, lse)]
+                s.kernel.branches.forward(*tensors, w, r, s.scale, s.padded, first)
+                continue
             for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin and run.length == N):
                 o, l = s.kernel.forward(call.view(q), call.view(k), call.view(v), s.scale)
                 o, l = with_zero_keys(o, l.to(wide), call.pad_keys)
@@ -89,6 +96,7 @@ def backward(
     B, N, H, _ = q.shape
     wide, adjoin = wide_dtype(q.dtype), _rows_adjoin(q, k, v, grad_out, *(into or ()))
     grads: Sequence[Tensor] | None = None
+    sums = s.kernel.branches.row_sums(grad_out, out) if s.kernel.branches and not s.detached else None
     for run in runs(B, N, s.lengths):
         for w, r in s.branches:
             if s.padded and is_shifted(run.length, w, r):
@@ -97,17 +105,41 @@ def backward(
                 for grad, part in zip(grads, _shifted_branch_backward(tensors, w, r, s), strict=True):
                     run.view(grad).add_(part)
                 continue
+            if s.kernel.branches:
+                first = grads is None and r == 1 and run.batch * run.length == B * N
+                if grads is None:
+                    grads = (into or _empty(q)) if first else _zeros(q, into)
+                branch_sums = sums if sums is not None else _own_row_sums(grad_out, q, k, v, w, r, run, s)
+                tensors = [run.view(t) for t in (grad_out, q, k, v, lse, branch_sums)]
+                s.kernel.branches.backward(*tensors, [run.view(g) for g in grads], w, r, s.scale, first)
+                continue
             for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin and run.length == N):
                 parts = call_backward(call, (grad_out, q, k, v, out, lse), s)
                 if grads is None and parts[0].numel() == q.numel():  # covers everything, as in `forward`
-                    grads = [p.to(wide).transpose(1, 2).contiguous().view(q.shape) for p in parts]
-                    if into is not None:
-                        grads = [grad.copy_(part) for grad, part in zip(into, grads, strict=True)]
+                    if into is None:
+                        grads = [p.to(wide).transpose(1, 2).contiguous().view(q.shape) for p in parts]
+                        continue
+                    grads = into
+                    for grad, part in zip(grads, parts, strict=True):
+                        call.view(grad).copy_(part)
                     continue
                 grads = grads or _zeros(q, into)
                 for grad, part in zip(grads, parts, strict=True):
                     call.view(grad).add_(part)
     return grads or _zeros(q, into)
+
+
+def _own_row_sums(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, w: int, r: int, run: Run, s: Settings) -> Tensor:
+    """(B, N, H) row sums with this branch's own output, defined where the branch reaches."""
+    assert s.kernel.branches
+    out, lse = q.new_zeros(q.shape, dtype=wide_dtype(q.dtype)), q.new_full(q.shape[:3], -math.inf, dtype=torch.float32)
+    tensors = [run.view(t) for t in (q, k, v, out, lse)]
+    s.kernel.branches.forward(*tensors, w, r, s.scale, s.padded, False)
+    return s.kernel.branches.row_sums(grad_out, out)
+
+
+def _empty(q: Tensor) -> Sequence[Tensor]:
+    return [q.new_empty(q.shape, dtype=wide_dtype(q.dtype)) for _ in range(3)]
 
 
 def _zeros(q: Tensor, into: Sequence[Tensor] | None) -> Sequence[Tensor]:

@@ -1,0 +1,201 @@
+"""Launches of the Triton kernels: a branch of dilated attention at once, or one call as the other back ends take it.
+
+All tensors are (B, N, H, D) or (B, N, H) with any strides, but stride 1 in the last axis of the former. B sequences,
+N tokens, H heads, D head dim, w segment length, r dilated ratio, L tokens of one offset group in one segment.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from longvit.attention import triton_kernels
+
+_LOG2_E = 1 / math.log(2)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows of a block (each program's own tokens), columns (what it steps through), warps, stages of the pipeline."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+    def fitting(self, tokens: int) -> Tile:
+        """Smaller blocks where an offset group has fewer `tokens`."""
+        most = max(16, triton.next_power_of_2(tokens))
+        return Tile(min(self.rows, most), min(self.columns, most), self.warps, self.stages)
+
+
+# Chosen from the compiled loops (compute capability 9.0, head dim 24: instructions beside exponentials, registers, no
+# spills), not measured on a card yet: `benchmarks/gpu.py` tries others and says which is fastest.
+TILES = {
+    "forward": Tile(128, 64, 4, 3),
+    "keys": Tile(64, 64, 4, 3),
+    "queries": Tile(64, 64, 4, 3),
+}
+
+
+def _launch(
+    kernel: Any, tile: Tile, own: Tensor, tensors: dict[str, Tensor], w: int, r: int, others: int = -1, **settings: Any
+) -> None:
+    """`kernel` over all (row, segment, head, block of `own`); its pointers and strides from `tensors`, by name."""
+    B, N, H, D = own.shape
+    if not B * N * H:
+        return
+    w = min(w, N)
+    longest = triton.cdiv(w, r)  # L of the first offset group in a whole segment
+    tile = tile.fitting(longest)
+    blocks = triton.cdiv(longest, tile.rows)
+    step = r * max(abs(t.stride(1)) for t in tensors.values())
+    if step * max(tile.rows, tile.columns) >= 2**31:  # offsets within a tile are 32 bits
+        raise ValueError(f"attention back end 'triton': a dilated ratio of {r} is too large for these strides")
+    strides = {f"{name}_{axis}": t.stride(i) for name, t in tensors.items() for i, axis in enumerate(("row", "n", "h"))}
+    kernel[(blocks * H * triton.cdiv(N, w) * B,)](
+        **{name.upper(): t for name, t in tensors.items()},
+        **strides,
+        **settings,
+        N=N,
+        w=w,
+        r=r,
+        H=H,
+        g=-(-H // r),
+        BLOCKS=blocks,
+        others=others,
+        D=D,
+        D_TILE=_tile_width(D),
+        rows=tile.rows,
+        columns=tile.columns,
+        PRECISION=_precision(own.dtype),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        enable_fp_fusion=True,  # s · scale − m in one instruction
+    )
+
+
+def _tile_width(D: int) -> int:
+    return max(16, triton.next_power_of_2(D))
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """Of matrix products of float32: as the user told PyTorch (torch.set_float32_matmul_precision)."""
+    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+
+
+def branch_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    w: int,
+    r: int,
+    scale: float,
+    padded: bool = False,
+    first: bool = False,
+) -> None:
+    """Goes on with the softmax (out, lse) over the keys of one branch, in place.
+
+    Args:
+        q, k, v: (B, N, H, D), float32, bfloat16 or float16.
+        out, lse: (B, N, H, D) and (B, N, H), float32; lse is −inf (and out 0) where no branch has come by.
+        w, r: segment length and dilated ratio, ≥ 1.
+        scale: factor on q·k, > 0.
+        padded: short offset groups are filled up with zero keys (see `padding`), where r divides w or w ≥ N.
+        first: what out and lse hold is not read. The branch must reach every token and head (r = 1), or the caller
+            must want only what it reaches.
+
+    Raises:
+        ValueError: `scale` is not positive.
+    """
+    group = triton.cdiv(min(w, q.shape[1]), r)
+    _forward(q, k, v, out, lse, w, r, scale, FIRST=first, PADDED=padded, group=group)
+
+
+def _forward(q, k, v, out, lse, w, r, scale, others=-1, **settings):
+    if not scale > 0:
+        raise ValueError(f"attention back end 'triton' needs a scale above 0, got {scale}")
+    tensors = {"q": q, "k": k, "v": v, "out": out, "lse": lse}
+    _launch(triton_kernels.forward, TILES["forward"], q, tensors, w, r, others, scale=scale * _LOG2_E, **settings)
+
+
+def row_sums(grad_out: Tensor, out: Tensor) -> Tensor:
+    """Two (B, N, H, D) → Σ_d grad_out · out, float32 (B, N, H): what the softmax's backward subtracts."""
+    B, N, H, D = out.shape
+    sums = torch.empty((B, N, H), dtype=torch.float32, device=out.device)
+    rows = 128
+    if sums.numel():
+        triton_kernels.row_sums[(triton.cdiv(sums.numel(), rows),)](
+            grad_out, out, sums, sums.numel(), N, H, *grad_out.stride()[:3], *out.stride()[:3],
+            D=D, D_TILE=_tile_width(D), rows=rows,
+        )  # fmt: skip
+    return sums
+
+
+def branch_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse: Tensor,
+    sums: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    w: int,
+    r: int,
+    scale: float,
+    first: bool = False,
+) -> None:
+    """Adds one branch's part to the gradients of q, k and v.
+
+    Args:
+        grad_out, q, k, v: (B, N, H, D) in one dtype.
+        lse: float32 (B, N, H), of the merged softmax.
+        sums: `row_sums` of grad_out and the merged output (detached: the branch's own output).
+        grads: three float32 (B, N, H, D); `first`: they are set, not added to.
+    """
+    lse2 = lse * _LOG2_E
+    _keys_backward(grad_out, q, k, v, lse2, sums, grads[1:], w, r, scale, first)
+    _queries_backward(grad_out, q, k, v, lse2, sums, grads[0], w, r, scale, first)
+
+
+def _keys_backward(grad_out, q, k, v, lse2, sums, grads, w, r, scale, first, others=-1):
+    tensors = {"q": q, "k": k, "v": v, "grad": grad_out, "lse2": lse2, "sums": sums, "dk": grads[0], "dv": grads[1]}
+    settings = {"scale": scale, "scale_log2": scale * _LOG2_E, "FIRST": first}
+    _launch(triton_kernels.keys_backward, TILES["keys"], k, tensors, w, r, others, **settings)
+
+
+def _queries_backward(grad_out, q, k, v, lse2, sums, grad_q, w, r, scale, first, others=-1):
+    tensors = {"q": q, "k": k, "v": v, "grad": grad_out, "lse2": lse2, "sums": sums, "dq": grad_q}
+    settings = {"scale": scale, "scale_log2": scale * _LOG2_E, "FIRST": first}
+    _launch(triton_kernels.queries_backward, TILES["queries"], q, tensors, w, r, others, **settings)
+
+
+# --- the interface of the other back ends: one call, (B, H, L, D) views, queries and keys of any two lengths ---------
+
+
+def call_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """→ out (B, H, L, D), lse (B, H, L), float32."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    _forward(q, k, v, out, lse, q.shape[1], 1, scale, k.shape[1], FIRST=True, PADDED=False, group=0)
+    return out.transpose(1, 2), lse.transpose(1, 2)
+
+
+def call_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """→ the gradients of q, k and v, float32 (B, H, L, D), from any (out, lse)."""
+    grad_out, q, k, v, out, lse = (t.transpose(1, 2) for t in (grad_out, q, k, v, out, lse))
+    dq, dk, dv = (torch.empty(t.shape, dtype=torch.float32, device=q.device) for t in (q, k, v))
+    sums, lse2 = row_sums(grad_out, out), lse * _LOG2_E
+    _keys_backward(grad_out, q, k, v, lse2, sums, (dk, dv), k.shape[1], 1, scale, True, q.shape[1])
+    _queries_backward(grad_out, q, k, v, lse2, sums, dq, q.shape[1], 1, scale, True, k.shape[1])
+    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)

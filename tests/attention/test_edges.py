@@ -151,6 +151,17 @@ def test_the_back_end_says_why_and_refuses_the_wrong_device() -> None:
         pick(cpu, torch.float32, 24, "flash3")
 
 
+def test_a_back_end_for_a_whole_model_is_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setenv("LONGVIT_ATTENTION", "plain")
+    assert pick(cpu, torch.float32, 24).backend.name == "plain"
+    assert "LONGVIT_ATTENTION" in pick(cpu, torch.float32, 24).reason
+    assert pick(cpu, torch.float32, 24, "cpu_flash").backend.name == "cpu_flash"  # a name in the call goes first
+    monkeypatch.setenv("LONGVIT_ATTENTION", "cuda_flash")
+    with pytest.raises(ValueError, match=r"cuda_flash.*cuda.*cpu"):
+        pick(cpu, torch.float32, 24)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 aten = torch.ops.aten
+VARIABLE = "LONGVIT_ATTENTION"
 _SCORES = 1 << 24  # elements of the score matrix that the plain back end holds at once
 
 
@@ -70,9 +71,13 @@ class Choice:
 def pick(device: torch.device, dtype: torch.dtype, head_dim: int, name: str = "auto") -> Choice:
     """The back end for tensors of this device, dtype and head dim; `name` forces one of `BACKENDS`.
 
+    Where `name` is "auto", the environment variable LONGVIT_ATTENTION may name one instead (for whole models).
+
     Raises:
         ValueError: `name` is unknown, or does not run on that device.
     """
+    asked = "asked for" if name != "auto" else f"{VARIABLE} asks for it"
+    name = os.environ.get(VARIABLE, name) if name == "auto" else name
     if name != "auto":
         if name not in BACKENDS:
             raise ValueError(f"no attention back end {name!r}; there are {', '.join(['auto', *BACKENDS])}")
@@ -82,7 +87,7 @@ def pick(device: torch.device, dtype: torch.dtype, head_dim: int, name: str = "a
             raise ValueError(
                 f"attention back end {name!r} runs on {BACKENDS[name].runs_on}, the tensors are on {device.type}"
             )
-        return Choice(BACKENDS[name], "asked for")
+        return Choice(BACKENDS[name], asked)
     if device.type == "cpu":
         if dtype in _CPU_DTYPES:
             return Choice(BACKENDS["cpu_flash"], f"PyTorch's fused CPU kernel takes {_short(dtype)}")

@@ -61,18 +61,13 @@ class WorkList:
         run = f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         for part in ("slides", "tried", "workers"):
             make_folder(folder / run / part)
-        content = {
-            **facts,
-            "run": run,
-            "begun": time.time(),
-            "retries": retries,
-            "slides": [[s.slide_id, str(s.path), s.mpp] for s in slides],
-        }
-        write_text(folder / RUN_JSON, json.dumps(content))
+        facts = {**facts, "run": run, "begun": time.time(), "retries": retries}
+        listed = [[slide.slide_id, str(slide.path), slide.mpp] for slide in slides]
+        write_text(folder / RUN_JSON, json.dumps({**facts, "slides": listed}))
         for older in folder.iterdir():
             if older.is_dir() and older.name != run:
                 shutil.rmtree(older, ignore_errors=True)
-        return cls(folder / run, verb, tuple(slides), retries, content)
+        return cls(folder / run, verb, tuple(slides), retries, facts)
 
     @classmethod
     def of(cls, folder: Path) -> WorkList:
@@ -157,8 +152,6 @@ class Taking:
                 with self._lock:
                     self._later[listed.slide_id] = listed
             for listed in list(self._later.values()):
-                if time.monotonic() < self._not_before.get(listed.slide_id, 0.0):
-                    continue
                 taken = self._take(listed)
                 if taken is not None:
                     return taken
@@ -198,6 +191,8 @@ class Taking:
         if content.get("settled"):
             with self._lock:
                 self._later.pop(listed.slide_id, None)
+            return None
+        if time.monotonic() < self._not_before.get(listed.slide_id, 0.0):
             return None
         try:
             hold = self._claims.hold(path, {"worker": self._log.name})

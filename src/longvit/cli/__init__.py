@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from longvit import __version__
+from longvit.cli.canvas import canvas
 from longvit.cli.cohort import cohort
 from longvit.cli.convert import convert
 from longvit.cli.demo import demo
@@ -25,6 +26,7 @@ from longvit.cli.info import info
 from longvit.cli.plan import plan
 from longvit.cli.predict import predict
 from longvit.cli.recipes import recipes
+from longvit.cli.status import status
 from longvit.cli.tables import tables
 from longvit.cli.train import train
 from longvit.config import one_line, recipe_config
@@ -47,6 +49,8 @@ app.command(info, sort_key=2)
 app.command(train, sort_key=3)
 app.command(predict, sort_key=4)
 app.command(embed, sort_key=5)
+app.command(canvas, sort_key=5)
+app.command(status, sort_key=5)
 app.command(convert, sort_key=6)
 app.command(cohort)
 app.command(evaluate, sort_key=10)

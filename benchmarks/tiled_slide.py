@@ -1,0 +1,80 @@
+"""A slide of any size in a minute: an Aperio SVS whose JPEG tiles are those of the real example slide, byte for byte.
+
+The 108 whole tiles of the example (9 × 12, each of other tissue) are laid over and over. With `pyramid` a level of a
+quarter of the size lies below, as a scanner writes it: the pattern of tiles, reduced. 100,000² px are 2.1 GB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "CMU-1-Small-Region.svs"
+_DOWN = 4
+
+
+def make_slide(path: Path, size_px: int, *, pyramid: bool) -> None:
+    """Writes an SVS of size_px², with one level or two."""
+    import tifffile
+
+    with tifffile.TiffFile(EXAMPLE) as tiff:
+        page = tiff.pages.first
+        tile_px, tables, description = page.tilewidth, page.jpegtables, page.description
+        columns, rows = page.imagewidth // tile_px, page.imagelength // tile_px
+        across = -(-page.imagewidth // tile_px)
+        data = EXAMPLE.read_bytes()
+        # Whole tiles only: those at the right and bottom edge are partly padding.
+        at = [row * across + column for row in range(rows) for column in range(columns)]
+        tiles = [data[page.dataoffsets[i] : page.dataoffsets[i] + page.databytecounts[i]] for i in at]
+        pixels = page.asarray()[: rows * tile_px, : columns * tile_px]
+    small, small_columns, small_rows = _reduced(pixels, tile_px)
+    with tifffile.TiffWriter(path, bigtiff=size_px > 20_000) as writer:
+        levels = [
+            (size_px, tiles, columns, rows, tables),
+            (size_px // _DOWN, small, small_columns, small_rows, None),
+        ]
+        for level_px, pattern, wide, high, jpegtables in levels[: 1 + pyramid]:
+            writer.write(
+                _laid(pattern, wide, high, -(-level_px // tile_px)),
+                shape=(level_px, level_px, 3),
+                dtype="uint8",
+                tile=(tile_px, tile_px),
+                photometric="rgb",
+                compression="jpeg",
+                jpegtables=jpegtables,
+                description=description if jpegtables else None,
+                subfiletype=0 if jpegtables else 1,
+                metadata=None,
+            )
+    with tifffile.TiffFile(path, mode="r+") as tiff:
+        # tifffile takes every JPEG for YCbCr, as simplejpeg writes it; the example's tiles are RGB.
+        tiff.pages.first.tags["PhotometricInterpretation"].overwrite(2)
+
+
+def _laid(pattern: list[bytes], columns: int, rows: int, n: int) -> Iterator[bytes]:
+    """The tiles of n × n, row by row."""
+    for row in range(n):
+        for column in range(n):
+            yield pattern[row % rows * columns + column % columns]
+
+
+def _reduced(pixels, tile_px: int) -> tuple[list[bytes], int, int]:
+    """The pattern of the level below: as many repeats of `pixels` as give whole tiles, reduced and encoded."""
+    import numpy as np
+    import simplejpeg
+    from PIL import Image
+
+    height, width = pixels.shape[:2]
+    step = tile_px * _DOWN
+    repeats = [step // int(np.gcd(n, step)) for n in (height, width)]
+    tiled = Image.fromarray(np.tile(pixels, (*repeats, 1))).reduce(_DOWN)
+    small = np.ascontiguousarray(tiled)
+    rows, columns = small.shape[0] // tile_px, small.shape[1] // tile_px
+    tiles = [
+        simplejpeg.encode_jpeg(
+            np.ascontiguousarray(small[y : y + tile_px, x : x + tile_px]), quality=85, colorsubsampling="444"
+        )
+        for y in range(0, rows * tile_px, tile_px)
+        for x in range(0, columns * tile_px, tile_px)
+    ]
+    return tiles, columns, rows

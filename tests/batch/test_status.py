@@ -1,0 +1,113 @@
+"""`longvit status`: what a run's files say, while it is at work, after its end, and after it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from longvit.batch import status as module
+from longvit.batch.status import status
+from longvit.batch.work_list import WorkList
+from longvit.batch.worker_log import WorkerLog, note_death
+from longvit.cli import main
+from longvit.data.claims import Claims
+from longvit.data.slide_list import ListedSlide
+from longvit.errors import InputError
+
+Captured = pytest.CaptureFixture[str]
+
+
+def begin(out: Path, n: int) -> WorkList:
+    slides = [ListedSlide(f"s{i}", out / f"s{i}.svs") for i in range(n)]
+    return WorkList.begin(out, "embed", slides, retries=2, facts={"timeout_s": None})
+
+
+def test_counts_add_up_and_the_rate_is_that_of_done_slides(tmp_path: Path, capsys: Captured) -> None:
+    listed = begin(tmp_path, 10)
+    log = WorkerLog(listed.folder, "w0")
+    with Claims() as claims:
+        run = claims.hold(tmp_path / "work" / "embed.claim")
+        assert run is not None
+        for i, end in enumerate(("done", "done", "skipped", "failed")):
+            hold = claims.hold(listed.slide_file(f"s{i}"), {"worker": "w0"})
+            assert hold is not None
+            more = {"stage": "read", "error": "s3.svs: damaged"} if end == "failed" else {}
+            if end == "done":
+                log.write("model", f"s{i}")
+                time.sleep(0.05)
+            claims.settle(hold, {"end": end, **more})
+            log.write(end, f"s{i}", **more)
+        log.write("again", "s8", stage="read", error="x", cause="passing")
+        for slide in ("s4", "s5"):
+            claims.hold(listed.slide_file(slide), {"worker": "w0"})
+        log.write("model", "s4")
+        os.utime(listed.slide_file("s5"), (time.time() - 40, time.time() - 40))
+        (now,) = status(tmp_path)
+        assert main(["status", str(tmp_path)]) == 3
+        picture = capsys.readouterr().out
+    assert (now.state, now.total, now.done, now.skipped, now.waiting) == ("at work", 10, 2, 1, 4)
+    assert [one.slide for one in now.failed] == ["s3"]
+    assert [(one.slide, one.stage, one.process) for one in now.running] == [
+        ("s4", "model", os.getpid()),
+        ("s5", "read", os.getpid()),
+    ]
+    assert now.running[0].beat_s < 30 < now.running[1].beat_s < 60
+    assert now.per_hour is not None
+    assert 0 < now.per_hour <= 2 * 3600 / 0.1
+    assert now.left_s == pytest.approx(6 / now.per_hour * 3600)
+    assert now.tried_again == 1
+    for words in ("embed: 10 slides, at work", "s4", "model", str(os.getpid()), "s3.svs: damaged", "1 tried again"):
+        assert words in picture
+
+    note_death(listed.folder, "w0", "SIGKILL")
+    (stopped,) = status(tmp_path)  # the claims are given back
+    assert (stopped.state, stopped.workers_lost, stopped.left_s) == ("stopped", 1, None)
+    assert (stopped.running, stopped.waiting) == ((), 6)
+    assert main(["status", str(tmp_path)]) == 4
+    assert "the same command" in capsys.readouterr().out
+
+
+def test_a_run_whose_machine_is_gone_counts_as_stopped(tmp_path: Path) -> None:
+    begin(tmp_path, 2)
+    claim = tmp_path / "work" / "embed.claim"
+    claim.write_text(json.dumps({"host": "elsewhere", "process": 1, "token": "x"}))
+    assert status(tmp_path)[0].state == "at work"
+    os.utime(claim, (time.time() - 100, time.time() - 100))
+    assert status(tmp_path)[0].state == "stopped"
+
+
+def test_a_finished_run_ends_the_watch_and_gives_the_exit_code_of_its_problems(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    listed = begin(tmp_path, 1)
+    with Claims() as claims:
+        hold = claims.hold(listed.slide_file("s0"))
+        assert hold is not None
+        claims.settle(hold, {"end": "failed", "stage": "open", "error": "s0.svs: no such file"})  # no line in a log
+    assert main(["status", str(tmp_path), "--watch"]) == 1
+    assert "s0.svs: no such file" in capsys.readouterr().out
+    assert main(["status", str(tmp_path), "--json"]) == 1
+    (run,) = json.loads(capsys.readouterr().out)
+    assert (run["state"], run["failed"][0]["stage"]) == ("finished", "open")
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path: Path, capsys: Captured) -> None:
+    with pytest.raises(InputError, match="no run in it"):
+        status(tmp_path)
+    assert main(["status", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_looked_at_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> float:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(module, "folder_time", refuse)
+    begin(tmp_path, 1)
+    assert status(tmp_path)[0].waiting == 1

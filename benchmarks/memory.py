@@ -5,9 +5,7 @@
 LongViT-S, batch 1, float32, random pixels: mean of the tokens, norm, head, cross-entropy, forward and backward, every
 measurement in a process of its own. `peak_mib` is VmHWM above VmRSS before the model is made (after a step of a tiny
 one, which loads libraries): parameters, image, activations, gradients; no optimiser. Ours takes the image as uint8 and
-the published code the normalised float image, as each is used. Both run once as glibc's malloc comes and once with the
-settings of `longvit.device.return_freed_memory`, which cut what malloc keeps of freed tensors; `ratio` compares each
-with each.
+the published code the normalised float image, as each is used.
 
 At 8,192² the published code would take some 60 GB: its peak there follows from its own slope between 2,048² and 4,096²
 (it is linear in tokens), and is marked `from_slope`. So is any other size for which this machine has too little memory.
@@ -15,7 +13,7 @@ At 8,192² the published code would take some 60 GB: its peak there follows from
 `time`: with and without recomputation in turn in one process.
 
 --save writes results/memory.json after every measurement (and memory.png where matplotlib is there); --resume keeps
-what it holds already. Some 30 minutes on two cores.
+what it holds already. Some 20 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -181,27 +179,24 @@ def from_slope(peaks: dict[int, float], image_px: int) -> float | None:
     return p2 + (image_px**2 - n2) * (p2 - p1) / (n2 - n1)
 
 
-def peaks(results: Results, sizes: list[int], dtype: str) -> dict[tuple[str, bool, str], dict[int, float]]:
-    """(who, recompute, malloc) → image side → MiB."""
-    found: dict[tuple[str, bool, str], dict[int, float]] = {}
-    for malloc in ("returned", "default"):
-        for who, recompute in (("ours", True), ("ours", False), ("published", False), ("published", True)):
-            if who == "published" and not has_published():
+def peaks(results: Results, sizes: list[int], dtype: str) -> dict[tuple[str, bool], dict[int, float]]:
+    """(who, recompute) → image side → MiB."""
+    found: dict[tuple[str, bool], dict[int, float]] = {}
+    for who, recompute in (("ours", True), ("ours", False), ("published", False), ("published", True)):
+        if who == "published" and not has_published():
+            continue
+        by_size = found.setdefault((who, recompute), {})
+        for px in sizes:
+            if (who, recompute) != ("ours", True) and px > PUBLISHED_TO_PX:
                 continue
-            by_size = found.setdefault((who, recompute, malloc), {})
-            for px in sizes:
-                if (who, recompute) != ("ours", True) and px > PUBLISHED_TO_PX:
-                    continue
-                expected = from_slope(by_size, px) or 0
-                asked = {"what": "peak", "who": who, "recompute": recompute, "malloc": malloc, "image_px": px}
-                asked["dtype"] = dtype
-                if expected * 1.1 > available_mib():
-                    results.add(asked | {"failed": f"needs {expected:.0f} MiB, {available_mib():.0f} are available"})
-                    continue
-                flags = ["--who", who, "--malloc", malloc, *(["--recompute"] if recompute else [])]
-                row = results.measured(asked, *flags)
-                if row:
-                    by_size[px] = row["peak_mib"]
+            expected = from_slope(by_size, px) or 0
+            asked = {"what": "peak", "who": who, "recompute": recompute, "image_px": px, "dtype": dtype}
+            if expected * 1.1 > available_mib():
+                results.add(asked | {"failed": f"needs {expected:.0f} MiB, {available_mib():.0f} are available"})
+                continue
+            row = results.measured(asked, "--who", who, *(["--recompute"] if recompute else []))
+            if row:
+                by_size[px] = row["peak_mib"]
     return found
 
 
@@ -219,22 +214,21 @@ def planned_mib(image_px: int, dtype: str, recompute: bool = True) -> float:
     return (memory.peak + memory.parameters) / 2**20
 
 
-def compared(found: dict[tuple[str, bool, str], dict[int, float]], sizes: list[int], dtype: str) -> list[Row]:
-    """Ours with recomputation against the published code at each size, and the goals."""
+def compared(found: dict[tuple[str, bool], dict[int, float]], sizes: list[int], dtype: str) -> list[Row]:
+    """Ours with recomputation against the published code, as it is and with its recomputation; the goals."""
     rows = []
-    for malloc in ("returned", "default"):
-        for recompute in (False, True):
-            ours, theirs = found[("ours", True, malloc)], found.get(("published", recompute, malloc), {})
-            for px in sizes:
-                published = theirs.get(px) or from_slope(theirs, px)
-                if px not in ours or published is None:
-                    continue
-                row: Row = {"what": "memory", "image_px": px, "dtype": dtype, "malloc": malloc}
-                row |= {"published_recomputes": recompute, "ours_mib": ours[px], "published_mib": round(published)}
-                row |= {"from_slope": px not in theirs, "ratio": round(ours[px] / published, 4)}
-                if px in GOALS and not recompute:
-                    row |= {"goal": round(GOALS[px], 4), "reached": row["ratio"] <= GOALS[px]}
-                rows.append(row)
+    for recompute in (False, True):
+        ours, theirs = found[("ours", True)], found.get(("published", recompute), {})
+        for px in sizes:
+            published = theirs.get(px) or from_slope(theirs, px)
+            if px not in ours or published is None:
+                continue
+            row: Row = {"what": "memory", "image_px": px, "dtype": dtype, "published_recomputes": recompute}
+            row |= {"ours_mib": ours[px], "published_mib": round(published), "from_slope": px not in theirs}
+            row["ratio"] = round(ours[px] / published, 4)
+            if px in GOALS and not recompute:
+                row |= {"goal": round(GOALS[px], 4), "reached": row["ratio"] <= GOALS[px]}
+            rows.append(row)
     return rows
 
 
@@ -250,13 +244,12 @@ def curve(ours: dict[int, float], dtype: str) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    lines = [f"{'image':>7} {'malloc':>9} {'published':>22} {'MiB':>8} {'ours MiB':>9} {'ratio':>7}  goal"]
+    lines = [f"{'image':>7} {'published':>22} {'MiB':>8} {'ours MiB':>9} {'ratio':>7}  goal"]
     for r in (r for r in rows if r["what"] == "memory"):
         how = ("recomputes" if r["published_recomputes"] else "as it is") + (", slope" if r["from_slope"] else "")
         goal = f"≤ {r['goal']:.4f} {'reached' if r['reached'] else 'MISSED'}" if "goal" in r else ""
         lines.append(
-            f"{r['image_px']:>6}² {r['malloc']:>9} {how:>22} {r['published_mib']:>8,} {r['ours_mib']:>9,.0f} "
-            f"{r['ratio']:>7.4f}  {goal}"
+            f"{r['image_px']:>6}² {how:>22} {r['published_mib']:>8,} {r['ours_mib']:>9,.0f} {r['ratio']:>7.4f}  {goal}"
         )
     lines += ["", f"{'patches':>10} {'measured MiB':>13} {'formula MiB':>12} {'formula / measured':>19}"]
     for r in (r for r in rows if r["what"] == "curve"):
@@ -287,7 +280,7 @@ def picture(rows: list[Row], path: Path) -> None:
         points = [
             ((r["image_px"] // 32) ** 2, r["published_mib"])
             for r in rows
-            if r["what"] == "memory" and r["malloc"] == "returned" and not r["published_recomputes"]
+            if r["what"] == "memory" and not r["published_recomputes"]
             if r["from_slope"] == slope
         ]
         if points:
@@ -310,25 +303,18 @@ def main() -> None:
     parser.add_argument("--one", choices=("peak", "time"), help="one measurement in this process")
     parser.add_argument("--who", choices=("ours", "published"), default="ours")
     parser.add_argument("--recompute", action="store_true")
-    parser.add_argument("--malloc", choices=("default", "returned"), default="returned")
     args = parser.parse_args()
     if args.one:
-        if args.malloc == "returned":
-            from longvit.device import return_freed_memory
-
-            return_freed_memory()
         print(json.dumps({"peak": peak, "time": times}[args.one](args)))
         return
     sizes, rounds = ([512, 1024], 1) if args.quick else (sorted(args.image), args.rounds)
     if not has_published():
         print(f"no published code at {PEERS}: ours alone", file=sys.stderr)
     results = Results(args.save and not args.quick, args.resume)
-    for px in [max((px for px in sizes if px <= TIMED_TO_PX), default=sizes[0])]:
-        for malloc in ("returned", "default"):
-            asked = {"what": "time", "image_px": px, "dtype": args.dtype, "malloc": malloc}
-            results.measured(asked, "--rounds", str(rounds), "--malloc", malloc)
+    timed_px = max((px for px in sizes if px <= TIMED_TO_PX), default=sizes[0])
+    results.measured({"what": "time", "image_px": timed_px, "dtype": args.dtype}, "--rounds", str(rounds))
     found = peaks(results, sizes, args.dtype)
-    for row in [*compared(found, sizes, args.dtype), *curve(found[("ours", True, "returned")], args.dtype)]:
+    for row in [*compared(found, sizes, args.dtype), *curve(found[("ours", True)], args.dtype)]:
         results.add(row)
     print(table(results.rows))
     if results.save:

@@ -64,28 +64,3 @@ def set_threads(threads: int | None) -> None:
     import torch
 
     torch.set_num_threads(threads)
-
-
-_MAPPED_BYTES, _TRIM_BYTES = 8 << 20, 64 << 20
-
-
-def return_freed_memory() -> bool:
-    """Large tensors on a CPU go back to the system when they are freed. Once, before the first one is made.
-
-    glibc's malloc gives every block from 128 KiB on a mapping of its own, but raises that limit up to 32 MiB as such
-    blocks are freed; those below it then lie in a heap that keeps the holes between them. Here the limit stays at
-    8 MiB: the tensors of all tokens of a large image are above, the buffers of a chunk of tokens, which come and go
-    thousands of times, below. Peak and time: benchmarks/memory.py.
-
-    Returns False, having done nothing, where malloc is not glibc's or the environment sets its limits already.
-    """
-    import ctypes
-    import os
-    import platform
-
-    set_already = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys()
-    if platform.libc_ver()[0] != "glibc" or set_already:
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-    return bool(mallopt(m_mmap_threshold, _MAPPED_BYTES)) and bool(mallopt(m_trim_threshold, _TRIM_BYTES))

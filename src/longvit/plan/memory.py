@@ -205,18 +205,16 @@ def _attention_forward(load: Load) -> int:
 
 
 def _attention_backward(load: Load) -> int:
-    """Temporaries: the gradient of q, k, v in float32, and the first branch's call, which covers all tokens."""
+    """Temporaries: the gradient of q, k, v in float32, and what the first branch's call, of all tokens, returns."""
     t, d, c = load.tokens, load.config.embed_dim, DTYPE_BYTES[load.dtype]
     shared = 2 * _STREAM * load.shared_keys * d
     fused = 3 * _STREAM * t * d
     if load.device == "cuda":
-        # the kernel's float32 sum of the query's gradient has its head dim rounded up to 32; q, k, v's in c, then wide
+        # the kernel's own float32 sum of the query's gradient, its head dim rounded up to 32
         accumulated = 4 * t * load.config.num_heads * -(-d // load.config.num_heads // 32) * 32
-        return shared + fused + 3 * c * t * d + max(fused if c < _STREAM else 0, accumulated)
-    if c == _STREAM:
-        return shared + 2 * fused
-    if load.dtype == "bfloat16" and load.first_segment >= _NARROW_BACKWARD_TOKENS:
-        return shared + fused + 3 * c * t * d + fused
+        return shared + fused + 3 * c * t * d + accumulated
+    if c == _STREAM or (load.dtype == "bfloat16" and load.first_segment >= _NARROW_BACKWARD_TOKENS):
+        return shared + fused + 3 * c * t * d
     return shared + fused + (5 + 3) * _STREAM * t * d  # grad_out, q, k, v and out widened
 
 

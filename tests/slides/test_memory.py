@@ -30,7 +30,7 @@ print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 
 @pytest.mark.slow
 def test_100_000_px_slide_to_a_canvas_of_4096_stays_under_1_gb(tmp_path: Path) -> None:
-    """Two stretches of the canvas, an eighth of its work: `benchmarks/canvas.py --gigapixel` does the whole one.
+    """Two stretches of the canvas, an eighth of its work: `benchmarks/canvas.py` does a whole one.
 
     With 16 threads, so that what is in flight is as much as the memory budget allows.
     """

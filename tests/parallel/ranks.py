@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,26 @@ from longvit.parallel.ranks import all_ranks
 def on_ranks(ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """[function(*args) of rank 0, of rank 1, …]; an error in one of them is raised here."""
     return _started(_in_a_group, ranks, (), function, args)
+
+
+@contextmanager
+def launcher() -> Iterator[int]:
+    """The port of a store such as torchrun serves. In a process of its own: one that serves must not be forked."""
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(send,), daemon=True)
+    process.start()
+    try:
+        yield receive.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(send: Connection) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    send.send(store.port)
+    signal.pause()
 
 
 def on_mesh(data: int, sequence: int, function: Callable[..., Any], *args: Any, timeout_s: float = 40.0) -> list[Any]:

@@ -16,25 +16,25 @@ import torch
 
 from longvit.errors import InputError
 from longvit.parallel import RankLostError, Ranks, all_ranks
+from parallel.ranks import launcher
 
 
 def outcomes(folder: Path, ranks: int, function: Callable[[Ranks], None], timeout_s: float) -> list[str]:
     """What ended each rank: the text of its error, or its exit code."""
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the launcher's
     context = multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=_rank, args=(rank, ranks, store.port, folder, function, timeout_s))
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    end = time.monotonic() + 60
-    for process in processes:
-        process.join(max(0.0, end - time.monotonic()) if process is not processes[1] else 0.0)
-    if processes[1].is_alive():  # the culprit, where it was stopped or hangs
-        processes[1].kill()
-    for process in processes:
-        process.join()
+    with launcher() as port:
+        rest = (ranks, port, folder, function, timeout_s)
+        processes = [context.Process(target=_rank, args=(rank, *rest)) for rank in range(ranks)]
+        for process in processes:
+            process.start()
+        end = time.monotonic() + 60
+        for process in (p for p in processes if p is not processes[1]):
+            process.join(max(0.0, end - time.monotonic()))
+        processes[1].join(2)
+        if processes[1].is_alive():  # the culprit, where it was stopped or hangs
+            processes[1].kill()
+        for process in processes:
+            process.join()
     texts = [folder / f"{rank}.txt" for rank in range(ranks)]
     return [t.read_text() if t.exists() else str(p.exitcode) for t, p in zip(texts, processes, strict=True)]
 

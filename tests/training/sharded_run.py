@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,9 @@ class StripBatches:
 
     samples = SLIDES
 
-    def __init__(self, rows: tuple[int, int] = (0, HEIGHT_PX), *, batch_size: int = 1, poison: int = -1) -> None:
+    def __init__(
+        self, rows: tuple[int, int] = (0, HEIGHT_PX), *, batch_size: int = 1, poison: int = -1, seconds: float = 0.0
+    ) -> None:
         generator = torch.Generator().manual_seed(1)
         images = torch.randint(0, 256, (SLIDES, 3, HEIGHT_PX, WIDTH_PX), generator=generator)
         self.images = images.double() / 128 - 1
@@ -52,11 +55,12 @@ class StripBatches:
             self.images[poison] = torch.nan
         self.images = self.images[:, :, slice(*rows)]
         self.labels = torch.arange(SLIDES) % 2
-        self.batch_size = batch_size
+        self.batch_size, self.seconds = batch_size, seconds
 
     def epoch(self, epoch: int, numbers: Sequence[int]) -> Iterator[Strips]:
         order = np.random.default_rng([7, epoch]).permutation(SLIDES)
         for i in numbers:
+            time.sleep(self.seconds)
             index = order[i * self.batch_size : (i + 1) * self.batch_size]
             yield Strips(self.images[index], self.labels[index], tuple(f"slide_{k}" for k in index))
 
@@ -76,6 +80,7 @@ def run(
     recompute: bool = False,
     progress: bool = False,
     wait: object = None,
+    seconds: float = 0.0,
 ) -> tuple[dict[str, torch.Tensor], TrainResult]:
     """→ parameters, and what `train` returned."""
     torch.manual_seed(3 + ranks.rank)  # the first rank's weights count
@@ -85,7 +90,7 @@ def run(
     if ranks.sequence_ranks > 1:
         strips = shard(model, ranks.mesh)
         rows = strips.rows_px(HEIGHT_PX)
-    batches = StripBatches(rows, batch_size=batch_size, poison=poison)
+    batches = StripBatches(rows, batch_size=batch_size, poison=poison, seconds=seconds)
     every = StripBatches(rows)
 
     def evaluate(model: torch.nn.Module, epoch: int) -> dict[str, float]:

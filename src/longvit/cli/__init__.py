@@ -1,8 +1,9 @@
 """The `longvit` command: parse, call one function of the package, print. One file per command.
 
 Exit codes: 0 done; 1 done, but some slides had problems (their number and the file are printed) or a check failed;
-2 the input cannot be used (one line says why); 130 stopped by Ctrl-C (the same command goes on where it was), 143 and
-138 a training that SIGTERM or SIGUSR1 stopped, after a checkpoint.
+2 the input cannot be used (one line says why); 3 another rank of a distributed run is gone (the line names it); 130
+stopped by Ctrl-C (the same command goes on where it was), 143 and 138 a training that SIGTERM or SIGUSR1 stopped, after
+a checkpoint.
 `LONGVIT_DEBUG=1` shows the traceback behind a one-line error.
 """
 
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         return _fail(f"{one_line(error)} See: {_command_of(error)} --help", debug)
     except InputError as error:
-        return _fail(one_line(error), debug)
+        return _fail(one_line(error), debug, getattr(error, "exit_code", 2))  # `parallel.RankLostError` has one
     except KeyboardInterrupt as error:
         print("\nlongvit: stopped; the same command goes on where it was", file=sys.stderr)
         return getattr(error, "exit_code", 130)  # `longvit.training.interruption.Interrupted` has one
@@ -86,10 +87,10 @@ def _command_of(error: CycloptsError) -> str:
     return " ".join(("longvit", *(error.command_chain or ())))
 
 
-def _fail(text: str, debug: bool) -> int:
+def _fail(text: str, debug: bool, exit_code: int = 2) -> int:
     if debug:
         import traceback
 
         traceback.print_exc()
     print(f"longvit: {text}", file=sys.stderr)
-    return 2
+    return exit_code

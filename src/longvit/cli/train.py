@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from longvit.tasks.settings import FinetuneSettings
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
     from longvit.data.folds import Fold
+    from longvit.parallel.ranks import Ranks
 
 _SETTINGS = Group("Settings (also keys of a recipe)", sort_key=1)
 
@@ -87,8 +89,54 @@ def train(
     longvit train cohort.csv --folds 5 --jobs 2 --out runs/cv
     longvit train tcga_ucec.csv --task survival --folds splits/tcga_ucec --slides-dir /data/slides
     longvit train labels.csv --label-column subtype --slides-dir /data/slides --weights longvit-s
+    torchrun --nproc-per-node 8 -m longvit train cohort.csv --side-px 32768 --sequence-ranks 4
     ```
+
+    The last one trains on 8 GPUs of a machine: 4 share the patches of a slide, so 2 slides are in work at once. The
+    result is that of one process; `--max-restarts 3` (before -m) lets torchrun go on from the last checkpoint after a
+    rank has died.
     """
+    with _all_ranks(settings) as ranks:
+        return _train(
+            cohort,
+            ranks,
+            out=out,
+            label_column=label_column,
+            keep=keep,
+            slides_dir=slides_dir,
+            allow_missing=allow_missing,
+            folds=folds,
+            fold=fold,
+            patient_disjoint=patient_disjoint,
+            jobs=jobs,
+            settings=settings,
+        )
+
+
+def _all_ranks(settings: FinetuneSettings) -> AbstractContextManager[Ranks | None]:
+    """Those that torchrun has started; a process by itself need not load torch before it has read the cohort."""
+    if "RANK" not in os.environ and settings.sequence_ranks == 1:
+        return nullcontext()
+    from longvit.parallel.ranks import all_ranks
+
+    return all_ranks(settings.sequence_ranks, device=settings.device)
+
+
+def _train(
+    cohort: Path,
+    ranks: Ranks | None,
+    *,
+    out: Path,
+    label_column: str,
+    keep: tuple[str, ...],
+    slides_dir: Path | None,
+    allow_missing: bool,
+    folds: str | None,
+    fold: tuple[str, ...],
+    patient_disjoint: bool,
+    jobs: int,
+    settings: FinetuneSettings,
+) -> int:
     from longvit.data.cohort import read_cohort
     from longvit.device import pick_device
     from longvit.files import make_folder
@@ -96,7 +144,9 @@ def train(
     from longvit.tasks.finetune import finetune
     from longvit.tasks.task import task_class
 
-    make_folder(out)
+    is_first = ranks is None or ranks.is_first
+    if is_first:
+        make_folder(out)
     pick_device(settings.device)  # before any slide is touched
     manifest = read_cohort(
         cohort,
@@ -106,13 +156,15 @@ def train(
         need_files=not allow_missing,
         allow_leak=settings.allow_leak,
     )
-    for line in (manifest.summary(), *manifest.notes):
+    for line in (manifest.summary(), *manifest.notes) if is_first else ():
         say(line)
     if folds is not None:
         command = _command_of_a_fold(cohort, out, label_column, keep, slides_dir, allow_missing)
         rounds = _folds(manifest, folds, settings, patient_disjoint)
-        return _cross_validate(manifest, rounds, settings, out, fold, jobs, command)
-    result = finetune(manifest, settings, out)
+        return _cross_validate(manifest, rounds, settings, out, fold, jobs, command, ranks)
+    result = finetune(manifest, settings, out, ranks=ranks)
+    if not is_first:
+        return 0
     if result.was_finished:
         say(f"{out}: finished before with these settings; nothing was computed")
     report = finetune_report(result, manifest, settings)
@@ -155,6 +207,7 @@ def _cross_validate(
     only: tuple[str, ...],
     jobs: int,
     command: list[str],
+    ranks: Ranks | None,
 ) -> int:
     from dataclasses import replace
 
@@ -163,7 +216,9 @@ def _cross_validate(
 
     if jobs > 1 and settings.threads is None:  # each process would start a thread per core
         settings = replace(settings, threads=max(1, (os.cpu_count() or 1) // jobs))
-    result = cross_validate(manifest, rounds, settings, out, only=only, command=command, jobs=jobs)
+    result = cross_validate(manifest, rounds, settings, out, only=only, command=command, jobs=jobs, ranks=ranks)
+    if result is None:
+        return 0
     print(result.text())
     if result.missing:
         say(f"not finished yet: fold {', '.join(result.missing)}")

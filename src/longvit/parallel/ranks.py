@@ -23,11 +23,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from longvit.errors import InputError
 from longvit.parallel.shard import average_gradients
-from longvit.parallel.watch import RankLostError, Watch, waiting, watched_by
+from longvit.parallel.watch import START_UP_S, RankLostError, Watch, waiting, watched_by
 from longvit.progress import Progress
 
 # The watch ends a run whose ranks wait in vain; the process groups' own time-out knows neither who nor why.
 _FOR_EVER = timedelta(days=7)
+_START_UP = timedelta(seconds=START_UP_S)
 
 
 @dataclass(frozen=True)
@@ -152,12 +153,14 @@ def all_ranks(sequence_ranks: int = 1, *, device: str = "auto", timeout_s: float
     uses_cuda = device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available()
     if uses_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if uses_cuda else "gloo", timeout=_FOR_EVER)
-    watch = _watch(rank, world, timeout_s)
+    store, watch = _meeting_point(rank, world, timeout_s)
     Progress.is_silent = rank > 0
     try:
-        dist.barrier()
         watch.start()
+        with watch.waiting():
+            backends = "cpu:gloo,cuda:nccl" if uses_cuda else "gloo"
+            dist.init_process_group(backends, store=store, rank=rank, world_size=world, timeout=_FOR_EVER)
+            dist.barrier()
         # One backend for both kinds of device: figures and texts travel on the CPU also where the model is on a GPU.
         mesh = init_device_mesh(
             "cuda" if uses_cuda else "cpu",
@@ -183,12 +186,16 @@ def all_ranks(sequence_ranks: int = 1, *, device: str = "auto", timeout_s: float
     dist.destroy_process_group()
 
 
-def _watch(rank: int, world: int, timeout_s: float) -> Watch:
-    """A watch on a connection of its own: the thread must not wait behind a collective's set-up."""
+def _meeting_point(rank: int, world: int, timeout_s: float) -> tuple[dist.Store, Watch]:
+    """The store of the process groups, and a watch with a connection of its own: its thread must not wait behind a
+    collective's set-up. The launcher serves them; where it does not (mpirun), the first rank."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return Watch(dist.PrefixStore(f"longvit/{attempt}", store), rank, world, timeout_s=timeout_s)
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    name = f"longvit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    groups = dist.TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=_START_UP)
+    own = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s))
+    watch = Watch(dist.PrefixStore(f"{name}/watch", own), rank, world, timeout_s=timeout_s)
+    return dist.PrefixStore(f"{name}/groups", groups), watch
 
 
 def _told(error: BaseException, watch: Watch) -> BaseException:

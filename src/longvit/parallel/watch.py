@@ -31,6 +31,8 @@ import torch.distributed as dist
 from longvit.errors import InputError
 
 EXIT_CODE = 3
+START_UP_S = 600.0
+"""How long a rank may take to come: a cold start of torch from a network folder is slow."""
 _POLL_S = 1.0
 _GRACE_S = 5.0  # for the main thread to come out of its collective by itself
 
@@ -72,7 +74,7 @@ class _Heard:
 
 
 class Watch:
-    """The thread of one rank; `start` it when all ranks have made theirs, `close` it at the end."""
+    """The thread of one rank; `start` it before the first collective, `close` it at the end."""
 
     def __init__(self, store: dist.Store, rank: int, ranks: int, *, timeout_s: float = 40.0) -> None:
         self._store, self.rank, self.ranks, self.timeout_s = store, rank, ranks, timeout_s
@@ -88,7 +90,7 @@ class Watch:
         self._speak()
 
     def start(self) -> None:
-        """Begins to listen; every rank has spoken once by then."""
+        """Begins to listen."""
         self._thread.start()
 
     def move(self) -> None:
@@ -167,6 +169,10 @@ class Watch:
 
     def _listen(self, now: float) -> str:
         for rank, heard in self._heard.items():
+            if not heard.words and not self._has_spoken(rank):
+                if now - heard.at_s > START_UP_S:
+                    return f"rank {rank} has not come within {now - heard.at_s:.0f} s"
+                continue
             words = self._words_of(rank)
             if words["done"]:
                 continue
@@ -190,6 +196,10 @@ class Watch:
             if waits is not None and min(now - waits, now - heard.moved_at_s) > self.timeout_s:
                 return f"{words['who']} hangs, for {now - heard.moved_at_s:.0f} s, in {words['place']}"
         return ""
+
+    def _has_spoken(self, rank: int) -> bool:
+        with self._lock:
+            return bool(self._store.check([str(rank)]))
 
     def _words_of(self, rank: int) -> dict[str, Any]:
         with self._lock:

@@ -7,7 +7,7 @@ Each is the task's own head fitted on the training slides (`Task.control`): for 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,12 +17,8 @@ from longvit.progress import Progress
 if TYPE_CHECKING:
     from longvit.data.datasets import CanvasBatch, CanvasBatches, CanvasDataset
     from longvit.model.longvit import LongViT
+    from longvit.parallel.ranks import Ranks
     from longvit.tasks.task import Predictions, Task
-
-
-def mean_colour(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (S, S, 3) -> float64 (3,), the mean red, green and blue."""
-    return pixels.reshape(-1, 3).mean(0)
 
 
 def colour_histogram(pixels: np.ndarray, bins: int = 8) -> np.ndarray:
@@ -36,39 +32,40 @@ def pixel_features(dataset: CanvasDataset, feature: Callable[[np.ndarray], np.nd
     return np.stack([feature(dataset.pixels(i)) for i in range(len(dataset))])
 
 
-def encoder_features(encoder: LongViT, batches: Iterable[CanvasBatch], progress: Progress | None = None) -> np.ndarray:
-    """The pooled embedding of every slide, float64 (slides, width), in the order of `batches`."""
-    import torch
-
-    device = next(encoder.parameters()).device
-    encoder.eval()
-    out = []
-    with torch.no_grad():
-        for batch in batches:
-            tokens = encoder.forward_features(batch.images.to(device))
-            out.append(encoder.forward_head(tokens, pre_logits=True).double().cpu())
-            if progress is not None:
-                progress.advance(len(batch.names))
-    return torch.cat(out).numpy()
-
-
 def run_controls(
     task: Task,
     train: CanvasBatches,
     evaluated: Mapping[str, CanvasBatches],
     random_encoder: LongViT,
+    *,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, dict[str, Predictions]]:
-    """`mean_colour`, `random_encoder` -> split -> predictions (without a loss). The batches are unshuffled."""
+    """`mean_colour`, `random_encoder` -> split -> predictions (without a loss). The batches are unshuffled; on several
+    ranks the encoder is the one for strips, and every rank calls."""
+    import torch
+
+    from longvit.parallel.ranks import ALONE
+    from longvit.tasks.shares import of_every_slide
     from longvit.tasks.task import Predictions
 
-    features: dict[str, Callable[[CanvasBatches], np.ndarray]] = {
-        "mean_colour": lambda batches: pixel_features(batches.dataset, mean_colour),
-        "random_encoder": lambda batches: encoder_features(random_encoder, batches, progress),
-    }
+    ranks, device = ranks or ALONE, next(random_encoder.parameters()).device
+
+    def features(batch: CanvasBatch) -> torch.Tensor:
+        """(B, 3 + width): the mean colour, and the pooled embedding."""
+        colour = ranks.sum_over_sequence(batch.images.sum((2, 3)).double()) / batch.images.shape[3] ** 2
+        tokens = random_encoder.forward_features(batch.images.to(device, non_blocking=True))
+        embedding = random_encoder.forward_head(tokens, pre_logits=True)
+        return torch.cat([colour, embedding.double().cpu()], 1)
+
+    def of(batches: CanvasBatches) -> np.ndarray:
+        return of_every_slide(batches, features, progress=progress, ranks=ranks).numpy()
+
+    random_encoder.eval()
+    x, others = of(train), {split: of(batches) for split, batches in evaluated.items()}
     results: dict[str, dict[str, Predictions]] = {}
-    for name, of in features.items():
-        logits = task.control(of(train), train.dataset.rows, {split: of(b) for split, b in evaluated.items()})
+    for name, columns in (("mean_colour", slice(0, 3)), ("random_encoder", slice(3, None))):
+        logits = task.control(x[:, columns], train.dataset.rows, {split: o[:, columns] for split, o in others.items()})
         results[name] = {
             split: Predictions(tuple(evaluated[split].dataset.rows), z, math.nan) for split, z in logits.items()
         }

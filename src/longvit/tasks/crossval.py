@@ -25,7 +25,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,6 +40,9 @@ from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.study import bind
 from longvit.tasks.task import Predictions, Task, task_class
 from longvit.training.interruption import Interrupted, StopSignals
+
+if TYPE_CHECKING:
+    from longvit.parallel.ranks import Ranks
 
 # The papers' tables: sample SD over the 10 subtyping folds, population SD over the 5 survival folds.
 DDOF = {"subtyping": 1, "survival": 0}
@@ -95,8 +98,11 @@ def cross_validate(
     only: Sequence[str] = (),
     command: Sequence[str] | None = None,
     jobs: int = 1,
-) -> CrossValidation:
+    ranks: Ranks | None = None,
+) -> CrossValidation | None:
     """Fine-tunes on every fold (or on those named in `only`) and sums up those that are finished.
+
+    `ranks`: see `finetune`; the first rank sums up, the others return None.
 
     Started again with the same cohort, folds and settings it goes on where it was. All folds are checked before the
     first slide is read. `jobs` > 1 runs that many folds at once, each in a process that `command` (arguments of
@@ -107,7 +113,11 @@ def cross_validate(
     """
     from longvit.config import settings_yaml
 
-    folder = make_folder(out_dir)
+    is_first, folder = ranks is None or ranks.is_first, Path(out_dir)
+    if is_first:
+        make_folder(folder)
+    if ranks is not None and ranks.world > 1 and jobs > 1:
+        raise InputError(f"--jobs {jobs}: the ranks of torchrun share each fold; leave --jobs away")
     if unknown := [name for name in only if name not in {fold.name for fold in folds}]:
         raise InputError(f"--fold {unknown[0]}: choose {', '.join(fold.name for fold in folds)}")
     if settings.cache_dir is None:
@@ -118,7 +128,7 @@ def cross_validate(
         assigned = assign(replace_splits(cohort), fold, allow_leak=settings.allow_leak)
         bind(assigned, settings)
         ready[fold.name] = assigned
-    if not only:  # one fold's process must not write what its siblings read
+    if not only and is_first:  # one fold's process must not write what its siblings read
         write_folds(folder / "folds", folds)
         write_text(folder / "settings.yaml", settings_yaml(settings))
     wanted = [fold.name for fold in folds if not only or fold.name in only]
@@ -127,8 +137,11 @@ def cross_validate(
         _side_by_side(left, folder, command, jobs)
     else:
         for name in wanted:
-            print(f"fold {name} ({wanted.index(name) + 1} of {len(wanted)})", file=sys.stderr, flush=True)
-            finetune(ready[name], settings, folder / f"fold_{name}")
+            if is_first:
+                print(f"fold {name} ({wanted.index(name) + 1} of {len(wanted)})", file=sys.stderr, flush=True)
+            finetune(ready[name], settings, folder / f"fold_{name}", ranks=ranks)
+    if not is_first:
+        return None
     return sum_up(ready, settings, folder)
 
 

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from longvit.data.problems import PROBLEMS_CSV, Problem, read_problems, write_pr
 from longvit.errors import InputError
 from longvit.files import make_folder, write_text
 from longvit.progress import Progress
+from longvit.tasks.run_folder import alone_in, claim
 from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.starting_model import starting_model
 from longvit.tasks.study import EVALUATED, answers_digest, bind
@@ -38,6 +39,8 @@ from longvit.tasks.task import Task, task_class
 if TYPE_CHECKING:
     from longvit.data.canvas_cache import CachedCanvases
     from longvit.data.datasets import CanvasBatches, CanvasDataset
+    from longvit.model.longvit import LongViT
+    from longvit.parallel.ranks import Ranks
     from longvit.tasks.task import Predictions
 
 __all__ = ["FinetuneResult", "FinetuneSettings", "finetune"]
@@ -122,11 +125,17 @@ class FinetuneResult:
         return "\n".join(lines)
 
 
-def finetune(cohort: Cohort, settings: FinetuneSettings, out_dir: str | Path) -> FinetuneResult:
+def finetune(
+    cohort: Cohort, settings: FinetuneSettings, out_dir: str | Path, *, ranks: Ranks | None = None
+) -> FinetuneResult:
     """Trains on the rows of split `train` and evaluates on `val` and `test` after every epoch.
 
     A cohort without splits is split by patient first (`settings.split`, `settings.seed`). Started again with the
     same cohort and settings it goes on where it was, to the same bits; a finished run returns its result at once.
+
+    `ranks`: the processes that share the work (`longvit.parallel.all_ranks`); each calls with the same arguments and
+    gets the same result, the first one writes. The number of ranks and their mesh may differ when a run goes on; the
+    result is that of one process up to the order of sums.
 
     Raises `InputError` in one line: other settings than the folder was started with (shown), a cohort without
     training or without evaluation rows, a training split that lacks a class, a slide in two splits under two names, a
@@ -134,26 +143,46 @@ def finetune(cohort: Cohort, settings: FinetuneSettings, out_dir: str | Path) ->
     another process is at work. A slide that cannot be read is left out and stands in problems.csv.
     """
     from longvit.config import settings_yaml
+    from longvit.parallel.ranks import ALONE
 
+    ranks, folder = ranks or ALONE, Path(out_dir)
     cohort, task = bind(cohort, settings)
-    folder = make_folder(out_dir)
     facts = {"cohort": cohort.fingerprint(), "answers": answers_digest(cohort, task), "classes": list(task.outputs)}
-    _claim(folder, {**settings.decisive(), **facts})
-    if (finished := _finished(folder)) is not None:
-        return finished
-    with _alone_in(folder):
-        write_text(folder / "settings.yaml", settings_yaml(settings))
-        return _Finetuning(cohort, task, settings, folder).run()
+    finished, slides_per_forward = None, 0
+    if ranks.is_first:
+        make_folder(folder)
+        # Which slides share a forward pass is settled when a run begins, for whatever mesh it goes on on.
+        slides_per_forward = claim(
+            folder, {**settings.decisive(), **facts}, settings.slides_per_forward(ranks.data_ranks)
+        )
+        finished = _finished(folder)
+    if (result := _of_first(finished, folder, ranks)) is not None:
+        return result
+    slides_per_forward = ranks.from_first(slides_per_forward)
+    with alone_in(folder) if ranks.is_first else nullcontext():
+        if ranks.is_first:
+            write_text(folder / "settings.yaml", settings_yaml(settings))
+        return _Finetuning(cohort, task, settings, folder, slides_per_forward, ranks).run()
 
 
 class _Finetuning:
     """One run, from slides to files."""
 
-    def __init__(self, cohort: Cohort, task: Task, settings: FinetuneSettings, folder: Path) -> None:
+    def __init__(
+        self,
+        cohort: Cohort,
+        task: Task,
+        settings: FinetuneSettings,
+        folder: Path,
+        slides_per_forward: int,
+        ranks: Ranks,
+    ) -> None:
         from longvit.device import pick_device, set_threads
 
         set_threads(settings.threads)
         self.cohort, self.task, self.settings, self.folder = cohort, task, settings, folder
+        self.slides_per_forward, self.ranks = slides_per_forward, ranks
+        self.strip_px: tuple[int, int, int] | None = None
         self.device = pick_device(settings.device)
         self.datasets: dict[str, CanvasDataset] = {}
         self.last: dict[str, Predictions] = {}
@@ -164,48 +193,73 @@ class _Finetuning:
         from longvit.tasks.results import write_results
         from longvit.training.loop import autocast, train
 
-        settings = self.settings
+        settings, ranks = self.settings, self.ranks
         # Weights first: a wrong folder should not be found out after an hour of making canvases.
         model = starting_model(settings, self.task.outputs).to(self.device.device)
+        on_strips = self.sharded(model)
         canvases = self.read_slides()
         controls = self.controls() if settings.controls else {}
         try:
             outcome = train(
-                model,
+                on_strips,
                 self.batches("train", training=True),
                 self.task.step,
-                settings.training(),
+                settings.training(self.slides_per_forward),
                 folder=self.folder / "checkpoints",
                 evaluate=self.evaluate,
                 facts={
-                    "slides_per_forward": settings.slides_per_forward(),
+                    "slides_per_forward": self.slides_per_forward,
                     "content of the slides": _content(canvases),
                 },
+                ranks=ranks,
             )
         except torch.OutOfMemoryError as error:
-            n = settings.slides_per_forward()
+            n = self.slides_per_forward
             first = f"--forward-batch {max(1, n // 2)}" if n > 1 else "a smaller --side-px"
             raise InputError(
                 f"{self.device.name}: out of memory with {n} slides of {settings.side_px} px in a forward pass; "
-                f"try {first}, --recompute or --dtype bfloat16, each in a new folder"
+                f"try {first}, --recompute or --dtype bfloat16, each in a new folder, or torchrun and more "
+                f"--sequence-ranks"
             ) from error
         if not self.last:  # the run goes on behind its last epoch: only the files are missing
             with autocast(self.device.device, settings.dtype):
-                self.evaluate(model, settings.epochs - 1)
-        metrics = write_results(
-            self.folder,
-            self.cohort,
-            self.task,
-            settings,
-            model=model,
-            outcome=outcome,
-            predictions=self.last,
-            controls=controls,
-            train_rows=self.datasets["train"].rows,
-            left_out=[problem.slide for problem in canvases.problems if problem.is_left_out],
-            device=self.device.name,
-        )
-        return FinetuneResult(self.folder, metrics, canvases.problems)
+                self.evaluate(on_strips, settings.epochs - 1)
+        result = None
+        with ranks.busy("writes the results"):
+            if ranks.is_first:
+                metrics = write_results(
+                    self.folder,
+                    self.cohort,
+                    self.task,
+                    settings,
+                    model=model,
+                    outcome=outcome,
+                    predictions=self.last,
+                    controls=controls,
+                    train_rows=self.datasets["train"].rows,
+                    left_out=[problem.slide for problem in canvases.problems if problem.is_left_out],
+                    device=self.device.name if ranks.world == 1 else f"{ranks.world} × {self.device.name}",
+                )
+                result = FinetuneResult(self.folder, metrics, canvases.problems)
+        result = _of_first(result, self.folder, ranks)
+        assert result is not None
+        return result
+
+    def sharded(self, model: LongViT) -> LongViT:
+        """The model on this rank's strip of every canvas; the model itself where a slide has one rank."""
+        from longvit.parallel.shard import shard
+
+        if self.ranks.sequence_ranks == 1:
+            return model
+        side_px = self.settings.side_px
+        if side_px // model.config.patch_px < self.ranks.sequence_ranks:
+            raise InputError(
+                f"--sequence-ranks {self.ranks.sequence_ranks}: a canvas of {side_px} px has only "
+                f"{side_px // model.config.patch_px} rows of patches to share"
+            )
+        on_strips = shard(model, self.ranks.mesh)
+        self.strip_px = (*on_strips.rows_px(side_px), side_px)
+        return on_strips
 
     def read_slides(self) -> CachedCanvases:
         """Makes the canvases, and of them one dataset per split."""
@@ -214,13 +268,16 @@ class _Finetuning:
 
         s = self.settings
         rows = [row for row in self.cohort.rows if row.split is not None]
-        canvases = cache_canvases(
-            rows,
-            CanvasSettings(s.side_px, s.fit, s.reader, s.max_bad_tiles),
-            s.cache_dir or self.folder / "canvases",
-            workers=s.num_workers,
-        )
-        write_problems(self.folder / PROBLEMS_CSV, canvases.problems)
+        with self.ranks.busy("makes canvases"):  # the ranks share them out by claims
+            canvases = cache_canvases(
+                rows,
+                CanvasSettings(s.side_px, s.fit, s.reader, s.max_bad_tiles),
+                s.cache_dir or self.folder / "canvases",
+                workers=s.num_workers,
+            )
+        canvases = self.as_first_sees(canvases)
+        if self.ranks.is_first:
+            write_problems(self.folder / PROBLEMS_CSV, canvases.problems)
         read = [row for row in rows if row.slide_id in canvases.paths]
         self.check_read(read, canvases)
         names = [row.slide_id for row in self.cohort.rows]
@@ -235,6 +292,20 @@ class _Finetuning:
                     memory_mb=s.memory_mb * len(of_split) // len(read),
                 )
         return canvases
+
+    def as_first_sees(self, canvases: CachedCanvases) -> CachedCanvases:
+        """All ranks train on the same slides, also where one of them could not read what the others could."""
+        if self.ranks.world == 1:
+            return canvases
+        problems = [[p.slide, p.stage, p.error] for p in canvases.problems]
+        paths = {name: str(path) for name, path in canvases.paths.items()}
+        paths, identities, problems = self.ranks.from_first([paths, dict(canvases.identities), problems])
+        return replace(
+            canvases,
+            paths={name: Path(path) for name, path in paths.items()},
+            identities=identities,
+            problems=tuple(Problem(*problem) for problem in problems),
+        )
 
     def check_read(self, read: Sequence[SlideRow], canvases: CachedCanvases) -> None:
         """What is left after the slides that cannot be read must still be a study."""
@@ -262,12 +333,13 @@ class _Finetuning:
         s = self.settings
         return CanvasBatches(
             self.datasets[split],
-            batch_size=s.slides_per_forward(),
+            batch_size=self.slides_per_forward,
             shuffle=training,
             balanced=training and s.balanced,
             augmentation=s.augmentation if training else "none",
             seed=s.seed,
             workers=s.num_workers,
+            strip_px=self.strip_px,
         )
 
     def evaluated(self) -> dict[str, CanvasBatches]:
@@ -279,7 +351,7 @@ class _Finetuning:
         figures: dict[str, float] = {}
         for split, batches in self.evaluated().items():
             with Progress(f"evaluating on {split}", batches.samples, unit="slides", brief=True) as progress:
-                p = self.task.predict(model, batches, batches.dataset.rows, progress=progress)
+                p = self.task.predict(model, batches, batches.dataset.rows, progress=progress, ranks=self.ranks)
             of_split = {"loss": p.loss, **self.task.figures(p)}
             figures |= {f"{split}_{name}": value for name, value in of_split.items()}
             self.last[split] = p
@@ -292,17 +364,20 @@ class _Finetuning:
         from longvit.training.loop import autocast
 
         path = self.folder / "controls.csv"
-        if path.exists():
-            return read_outputs(path, self.cohort)
+        if self.ranks.from_first(path.exists()):
+            return read_outputs(path, self.cohort) if self.ranks.is_first else {}
         device = self.device.device
-        encoder = starting_model(self.settings, self.task.outputs, random=True).to(device)
+        encoder = self.sharded(starting_model(self.settings, self.task.outputs, random=True).to(device))
         slides = sum(len(dataset) for dataset in self.datasets.values())
         with (
             autocast(device, self.settings.dtype),
             Progress("controls", slides, unit="slides", brief=True) as progress,
         ):
-            results = run_controls(self.task, self.batches("train"), self.evaluated(), encoder, progress)
-        write_outputs(path, results)
+            results = run_controls(
+                self.task, self.batches("train"), self.evaluated(), encoder, progress=progress, ranks=self.ranks
+            )
+        if self.ranks.is_first:
+            write_outputs(path, results)
         return results
 
 
@@ -311,36 +386,18 @@ def _content(canvases: CachedCanvases) -> str:
     return hashlib.sha256(json.dumps(sorted(canvases.identities.items())).encode()).hexdigest()[:16]
 
 
-def _claim(folder: Path, decisive: Mapping[str, Any]) -> None:
-    """Writes run.json, or refuses a folder that was started with other settings or another cohort."""
-    from longvit.training.checkpoint import refuse_other_settings
-
-    path = folder / "run.json"
-    if path.exists():
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path}: damaged; remove the folder to start anew") from error
-        refuse_other_settings(saved, decisive, folder)
-    else:
-        write_text(path, json.dumps(decisive, indent=1) + "\n")
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Two processes in one run folder would trip over each other's files; the lock goes with its process."""
-    import fcntl
-
-    with (folder / "run.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{folder}: another process is at work in it; wait for it, or choose another folder"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        yield
+def _of_first(result: FinetuneResult | None, folder: Path, ranks: Ranks) -> FinetuneResult | None:
+    """The first rank's result, on every rank."""
+    if ranks.world == 1:
+        return result
+    content = None
+    if result is not None:
+        problems = [[p.slide, p.stage, p.error] for p in result.problems]
+        content = [result.metrics, problems, result.was_finished]
+    if (content := ranks.from_first(content)) is None:
+        return None
+    metrics, problems, was_finished = content
+    return FinetuneResult(folder, metrics, tuple(Problem(*p) for p in problems), was_finished)
 
 
 def _finished(folder: Path) -> FinetuneResult | None:

@@ -21,6 +21,7 @@ _NOT_DECISIVE = (
     "checkpoint_minutes",
     "device",
     "threads",
+    "sequence_ranks",
 )
 # Patches in one forward pass where `forward_batch` is left open: those of one 4,096 × 4,096 px canvas.
 _PATCHES_PER_FORWARD = 16_384
@@ -125,6 +126,9 @@ class FinetuneSettings:
     """Where to compute: auto (the first of cuda, mps, cpu that is there), cpu, cuda, cuda:1 or mps."""
     threads: int | None = None
     """CPU threads for the model; default: one per core."""
+    sequence_ranks: int = 1
+    """Under torchrun: how many ranks share the patches of each slide, for canvases that do not fit on one device; the
+    other ranks take other slides."""
 
     def __post_init__(self) -> None:
         if self.side_px < _PATCH_PX or self.side_px % _PATCH_PX:
@@ -142,8 +146,10 @@ class FinetuneSettings:
             raise InputError(f"n_bins {self.n_bins}: at least 2")
         if not 0 <= self.alpha <= 1:
             raise InputError(f"alpha {self.alpha}: between 0 and 1")
-        if self.task == "survival" and self.survival_loss == "cox" and self.slides_per_forward() < 2:
+        if self.compares_slides() and self.slides_per_forward() < 2:
             raise InputError("survival_loss cox compares the slides of a forward pass: forward_batch must be above 1")
+        if self.sequence_ranks < 1:
+            raise InputError(f"sequence_ranks {self.sequence_ranks}: at least 1")
         for name in ("bootstrap", "num_workers", "memory_mb", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)}: at least 0")
@@ -153,18 +159,25 @@ class FinetuneSettings:
                 raise InputError(f"{name} {getattr(self, name)!r}: choose {choices}")
         self.training()  # checks the rest
 
-    def slides_per_forward(self) -> int:
-        """`forward_batch`, or the rule that its help states: the largest divisor of batch_size within the limit."""
+    def slides_per_forward(self, data_ranks: int = 1) -> int:
+        """`forward_batch`, or the rule that its help states: the largest divisor of batch_size within the limit that
+        leaves a forward pass for each of the ranks that take different slides."""
         if self.forward_batch is not None:
             return self.forward_batch
         limit = max(1, _PATCHES_PER_FORWARD // (self.side_px // _PATCH_PX) ** 2)
+        if not self.compares_slides():
+            limit = min(limit, max(1, self.batch_size // data_ranks))
         return max(n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0 and n <= limit)
 
-    def training(self) -> TrainSettings:
+    def compares_slides(self) -> bool:
+        """Whether the loss depends on which slides share a forward pass."""
+        return self.task == "survival" and self.survival_loss == "cox"
+
+    def training(self, slides_per_forward: int | None = None) -> TrainSettings:
         """The part that the training loop takes."""
         return TrainSettings(
             epochs=self.epochs,
-            accumulation=self.batch_size // self.slides_per_forward(),
+            accumulation=self.batch_size // (slides_per_forward or self.slides_per_forward()),
             lr=self.lr,
             min_lr=self.min_lr,
             warmup_epochs=self.warmup_epochs,

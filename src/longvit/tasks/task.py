@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from longvit.data.datasets import CanvasBatches
+    from longvit.parallel.ranks import Ranks
     from longvit.tasks.metrics import Interval
     from longvit.tasks.settings import FinetuneSettings
 
@@ -156,29 +158,33 @@ class Task(ABC):
         return {"loss": losses.mean(), "losses": losses}
 
     def predict(
-        self, model: nn.Module, batches: Iterable[Any], rows: Sequence[SlideRow], *, progress: Progress | None = None
+        self,
+        model: nn.Module,
+        batches: CanvasBatches,
+        rows: Sequence[SlideRow],
+        *,
+        progress: Progress | None = None,
+        ranks: Ranks | None = None,
     ) -> Predictions:
         """The logits of `rows`, which `batches` brings in this order; call it with the model in eval mode.
 
-        `InputError` names the slide where a logit is NaN or infinite. `progress` counts slides.
+        `InputError` names the slide where a logit is NaN or infinite. `progress` counts slides. Every rank calls it,
+        and gets the logits of all slides.
         """
         import torch
 
-        device = next(model.parameters()).device
-        logits: list[torch.Tensor] = []
-        with torch.no_grad():
-            for batch in batches:
-                out = model(batch.images.to(device, non_blocking=True)).double().cpu()
-                for name, finite in zip(batch.names, torch.isfinite(out).all(1).tolist(), strict=True):
-                    if not finite:
-                        raise InputError(
-                            f"slide {name}: the model's output is not finite; look at the slide, or use float32"
-                        )
-                logits.append(out)
-                if progress is not None:
-                    progress.advance(len(batch.names))
-        if not logits:
+        from longvit.tasks.shares import of_every_slide
+
+        if not rows:
             return Predictions((), np.zeros((0, len(self.outputs))), math.nan)
-        z = torch.cat(logits)
+        device = next(model.parameters()).device
+        z = of_every_slide(
+            batches, lambda batch: model(batch.images.to(device, non_blocking=True)), progress=progress, ranks=ranks
+        )
+        for row, finite in zip(rows, torch.isfinite(z).all(1).tolist(), strict=True):
+            if not finite:
+                raise InputError(
+                    f"slide {row.slide_id}: the model's output is not finite; look at the slide, or use float32"
+                )
         targets = {name: torch.from_numpy(value) for name, value in self.targets(rows).items()}
         return Predictions(tuple(rows), z.numpy(), self.losses(z, targets).mean().item())

@@ -28,10 +28,11 @@ class Tile:
     warps: int
     stages: int
 
-    def fitting(self, tokens: int) -> Tile:
-        """Smaller blocks where an offset group has fewer `tokens`."""
+    def fitting(self, tokens: int, row_bytes: int) -> Tile:
+        """Smaller blocks for offset groups of fewer `tokens`, and for rows wider than 32 numbers of 16 bits."""
         most = max(16, triton.next_power_of_2(tokens))
-        return Tile(min(self.rows, most), min(self.columns, most), self.warps, self.stages)
+        columns = max(16, self.columns * 64 // max(64, row_bytes))
+        return Tile(min(self.rows, most), min(columns, most), self.warps, self.stages)
 
 
 # Chosen from the compiled loops (compute capability 9.0, head dim 24: instructions beside exponentials, registers, no
@@ -52,7 +53,7 @@ def _launch(
         return
     w = min(w, N)
     longest = triton.cdiv(w, r)  # L of the first offset group in a whole segment
-    tile = tile.fitting(longest)
+    tile = tile.fitting(longest, _tile_width(D) * own.element_size())
     blocks = triton.cdiv(longest, tile.rows)
     step = r * max(abs(t.stride(1)) for t in tensors.values())
     if step * max(tile.rows, tile.columns) >= 2**31:  # offsets within a tile are 32 bits
@@ -161,17 +162,19 @@ def branch_backward(
         grads: three float32 (B, N, H, D); `first`: they are set, not added to.
     """
     lse2 = lse * _LOG2_E
-    _keys_backward(grad_out, q, k, v, lse2, sums, grads[1:], w, r, scale, first)
-    _queries_backward(grad_out, q, k, v, lse2, sums, grads[0], w, r, scale, first)
+    keys_backward(grad_out, q, k, v, lse2, sums, grads[1:], w, r, scale, first)
+    queries_backward(grad_out, q, k, v, lse2, sums, grads[0], w, r, scale, first)
 
 
-def _keys_backward(grad_out, q, k, v, lse2, sums, grads, w, r, scale, first, others=-1):
+def keys_backward(grad_out, q, k, v, lse2, sums, grads, w, r, scale, first=False, others=-1):
+    """`branch_backward` of k and v; lse2: the log-sum-exp in base 2; others: how many queries, where not as many."""
     tensors = {"q": q, "k": k, "v": v, "grad": grad_out, "lse2": lse2, "sums": sums, "dk": grads[0], "dv": grads[1]}
     settings = {"scale": scale, "scale_log2": scale * _LOG2_E, "FIRST": first}
     _launch(triton_kernels.keys_backward, TILES["keys"], k, tensors, w, r, others, **settings)
 
 
-def _queries_backward(grad_out, q, k, v, lse2, sums, grad_q, w, r, scale, first, others=-1):
+def queries_backward(grad_out, q, k, v, lse2, sums, grad_q, w, r, scale, first=False, others=-1):
+    """`branch_backward` of q; others: how many keys, where not as many."""
     tensors = {"q": q, "k": k, "v": v, "grad": grad_out, "lse2": lse2, "sums": sums, "dq": grad_q}
     settings = {"scale": scale, "scale_log2": scale * _LOG2_E, "FIRST": first}
     _launch(triton_kernels.queries_backward, TILES["queries"], q, tensors, w, r, others, **settings)
@@ -196,6 +199,6 @@ def call_backward(
     grad_out, q, k, v, out, lse = (t.transpose(1, 2) for t in (grad_out, q, k, v, out, lse))
     dq, dk, dv = (torch.empty(t.shape, dtype=torch.float32, device=q.device) for t in (q, k, v))
     sums, lse2 = row_sums(grad_out, out), lse * _LOG2_E
-    _keys_backward(grad_out, q, k, v, lse2, sums, (dk, dv), k.shape[1], 1, scale, True, q.shape[1])
-    _queries_backward(grad_out, q, k, v, lse2, sums, dq, q.shape[1], 1, scale, True, k.shape[1])
+    keys_backward(grad_out, q, k, v, lse2, sums, (dk, dv), k.shape[1], 1, scale, True, q.shape[1])
+    queries_backward(grad_out, q, k, v, lse2, sums, dq, q.shape[1], 1, scale, True, k.shape[1])
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)

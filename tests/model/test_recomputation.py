@@ -14,6 +14,7 @@ from torch import Tensor
 
 from longvit.model import encoder as encoder_file
 from longvit.model import norm_linear as nl
+from longvit.model.encoder import DilatedSelfAttention
 from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.model.offload import HostStore
 
@@ -106,6 +107,38 @@ def test_recomputation_changes_no_bit_of_loss_and_gradients(
     assert len(plain) == len(list(model.parameters())) + 1
     assert all(torch.equal(a, b) for a, b in zip(plain, lean, strict=True))
     assert all(a.dtype == b.dtype for a, b in zip(plain, lean, strict=True))
+
+
+@pytest.mark.parametrize("from_outside", [False, True])
+def test_rows_of_different_length_and_other_attentions_recompute_too(
+    monkeypatch, model: LongViT, from_outside: bool
+) -> None:
+    class Other(DilatedSelfAttention):
+        """As longvit.parallel puts one in."""
+
+    attended = 0
+    forward = DilatedSelfAttention.attend
+
+    def counted(self: Any, *args: Any) -> Tensor:
+        nonlocal attended
+        attended += 1
+        return forward(self, *args)
+
+    for block in model.blocks:
+        block.attn.__class__ = Other if from_outside else DilatedSelfAttention
+    monkeypatch.setattr(DilatedSelfAttention, "attend", counted)
+    lengths = None if from_outside else [9, 4]
+    found = []
+    for recompute in (False, True):
+        model.set_recompute(recompute)
+        x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        model.zero_grad()
+        model.blocks(x, model.pattern(9), lengths).square().sum().backward()
+        assert x.grad is not None
+        found.append([x.grad, *(p.grad.clone() for p in model.blocks.parameters() if p.grad is not None)])
+    assert attended == 3 * CONFIG.depth
+    assert len(found[0]) == 1 + 16 * CONFIG.depth
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_layer_keeps_its_input_and_its_attention_and_nothing_else(model: LongViT) -> None:

@@ -13,7 +13,7 @@ B sequences, N tokens, D model width, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -50,9 +50,10 @@ class DilatedSelfAttention(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=eps)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:
+    def attend(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:
+        """(B, N, D) → (B, N, H, D / H): attention, before the output projection."""
         qkv = norm_linear(x, self.norm_in, self.qkv)
-        out = dilated_attention_packed(
+        return dilated_attention_packed(
             qkv.unflatten(-1, (3, self.num_heads, -1)),
             segment_lengths=pattern.segment_lengths,
             dilated_ratios=pattern.dilated_ratios,
@@ -60,7 +61,9 @@ class DilatedSelfAttention(nn.Module):
             gradient=pattern.gradient,
             ragged=pattern.ragged,
         )
-        return norm_linear(out.flatten(-2), self.norm, self.proj)
+
+    def forward(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:
+        return norm_linear(self.attend(x, pattern, lengths).flatten(-2), self.norm, self.proj)
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
@@ -90,17 +93,30 @@ class Block(nn.Module):
         x = x + drop_path(self.attn(x, pattern, lengths), self.drop_path_rate, self.training)
         return x + drop_path(self.mlp(x), self.drop_path_rate, self.training)
 
-    def recomputed(self, x: Tensor, pattern: AttentionPattern, keeping: Keeping) -> Tensor:
+    def recomputed(
+        self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None, keeping: Keeping
+    ) -> Tensor:
         """`forward`, but only x and the attention's result are kept for backward (see `recomputation`)."""
         rate, dtype = self.drop_path_rate, compute_dtype(x)
         scales = (_drop_path_scale(x, rate, self.training, dtype), _drop_path_scale(x, rate, self.training, dtype))
-        return finish(self.attn, self.mlp, x, attend(self.attn, x, pattern, keeping), scales, keeping)
+        if lengths is None and type(self.attn) is DilatedSelfAttention:
+            out = attend(self.attn, x, pattern, keeping)
+        else:  # rows of different length, an attention put in from outside: by PyTorch's own recomputation
+            keeping = Keeping()
+            out = _checkpointed(self.attn.attend, x, pattern, lengths)
+        return finish(self.attn, self.mlp, x, out, scales, keeping)
 
 
 def _keep_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """Recomputation keeps the attention's (out, lse), so that attention is not computed twice."""
     kept = op is torch.ops.longvit.dilated_attention.default
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _checkpointed(function: Callable[..., Tensor], *args: Any) -> Tensor:
+    context = partial(create_selective_checkpoint_contexts, _keep_attention)
+    result: Tensor = checkpoint(function, *args, use_reentrant=False, context_fn=context)
+    return result
 
 
 class Encoder(nn.ModuleList):
@@ -124,11 +140,11 @@ class Encoder(nn.ModuleList):
             assert isinstance(block, Block)
             if not recompute:
                 x = block(x, pattern, lengths)
-            elif lengths is None and type(block.attn).forward is DilatedSelfAttention.forward:
-                x = block.recomputed(x, pattern, Keeping(i, store, leaves=store is not None and i + 1 < len(self)))
-            else:  # rows of different length, an attention from outside (longvit.parallel): in the general form
-                context = partial(create_selective_checkpoint_contexts, _keep_attention)
-                x = checkpoint(block, x, pattern, lengths, use_reentrant=False, context_fn=context)
+            elif type(block.attn).forward is DilatedSelfAttention.forward:
+                leaves = store is not None and i + 1 < len(self)
+                x = block.recomputed(x, pattern, lengths, Keeping(i, store, leaves))
+            else:
+                x = _checkpointed(block, x, pattern, lengths)
         return x
 
     def states(self, x: Tensor, pattern: AttentionPattern) -> list[Tensor]:

@@ -60,6 +60,10 @@ class LateCopies:
             self.log.append((f"{way} done", number))
             arrive()
 
+    def finish(self, event: Any) -> None:
+        self.log.append(("finished", event[1]))
+        self.wait(event)
+
 
 def gradients(model: LongViT, images: Tensor, autocast: bool = False) -> list[Tensor]:
     torch.manual_seed(3)  # drop path
@@ -244,6 +248,16 @@ def test_a_forward_pass_that_never_goes_backward_frees_its_host_memory(monkeypat
         assert stores[0]() is None  # at once: no cycle waits for the garbage collector
     finally:
         gc.enable()
+
+
+def test_a_layer_fetched_in_vain_keeps_its_memory_until_its_copy_is_done(monkeypatch, model: LongViT) -> None:
+    copies = offloaded(model, monkeypatch)
+    loss = model(images()).square().sum()
+    torch.autograd.grad(loss, model.blocks[-1].mlp.fc1.weight)  # layer 3 is on its way back; nobody takes it
+    assert copies.log[-1] == ("back", 4)
+    del loss
+    gc.collect()
+    assert copies.log[-2:] == [("finished", 4), ("back done", 4)]
 
 
 def test_on_a_cpu_offload_keeps_what_recomputation_keeps(model: LongViT) -> None:

@@ -33,6 +33,9 @@ class Copies(Protocol):
     def wait(self, event: Any) -> None:
         """Work queued from now on runs after `event`; this call itself does not block."""
 
+    def finish(self, event: Any) -> None:
+        """Blocks until `event`."""
+
 
 class CudaCopies:
     """Through pinned memory, on a side stream. Pinned buffers are cached by PyTorch from one step to the next."""
@@ -60,6 +63,9 @@ class CudaCopies:
 
     def wait(self, event: Any) -> None:
         torch.cuda.current_stream(self.device).wait_event(event)
+
+    def finish(self, event: Any) -> None:
+        event.synchronize()
 
 
 @lru_cache
@@ -100,6 +106,12 @@ class HostStore:
     def drop(self, layer: int) -> None:
         """Frees the device's copy. The host's goes with the graph."""
         del self._fetched[layer]
+
+    def __del__(self) -> None:
+        # fetched for a layer whose backward never came (it failed, or gradients of upper layers alone were wanted): the
+        # memory must not be given away while the copy still writes to it
+        for _, event in self._fetched.values():
+            self._copies.finish(event)
 
     def _settle(self) -> None:
         """Lets go of what was copied out: work from now on, which may be given its memory, runs after those copies."""

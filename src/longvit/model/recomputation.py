@@ -56,7 +56,8 @@ class Keeping:
     def kept(ctx: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """→ tensors, parameters."""
         me: Keeping = ctx.keeping
-        parameters, tensors = ctx.saved_tensors[: ctx.parameters], ctx.saved_tensors[ctx.parameters :]
+        saved = ctx.saved_tensors
+        parameters, tensors = saved[: ctx.parameters], saved[ctx.parameters :]
         if me.store is not None:
             tensors = me.store.take(me.index) if me.leaves else tensors
             me.store.prefetch(me.index - 1)

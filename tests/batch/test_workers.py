@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -147,6 +148,22 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(t
         with pytest.raises(InputError, match=rf"process {os.getpid()} on .* is at work there since"):
             embed_slides(model, slides, tmp_path / "out", run_settings=ONE)
     assert len(embed_slides(model, slides, tmp_path / "out", run_settings=ONE).done) == 2
+
+
+def test_a_run_whose_machine_is_gone_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its claim on the folder is an hour old, by the folder's clock, and stays so while we look."""
+    from longvit.data import claims
+
+    monkeypatch.setattr(claims, "_SEEN_AT_REST_S", 0.3)
+    model, slides = make(tmp_path, 2)
+    claim = tmp_path / "out" / "work" / "embed.claim"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps({"host": "elsewhere", "process": 1, "token": "theirs", "since": "yesterday"}))
+    with pytest.raises(InputError, match="process 1 on elsewhere is at work there since yesterday"):
+        embed_slides(model, slides, tmp_path / "out", run_settings=ONE)
+    os.utime(claim, (time.time() - 3600, time.time() - 3600))
+    assert len(embed_slides(model, slides, tmp_path / "out", run_settings=ONE).done) == 2
+    assert not claim.exists()
 
 
 def test_canvases_are_those_of_one_slide_at_a_time(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def run(
     with Claims() as claims:
         claim = make_folder(out_dir / "work") / f"{job.kind}.claim"
         try:
-            hold = claims.hold(claim)
+            hold = claims.hold_after_a_look(claim)
         except OSError as error:
             raise write_error(claim, error) from error
         if hold is None:

@@ -79,8 +79,8 @@ class LocalWorkers:
                 worker.slide = ""
             code = _code_of(worker.process)
             if code is not None:
-                del self._workers[worker.name]
                 self._listen()
+                del self._workers[worker.name]
                 self._after(worker, code)
         return bool(self._workers)
 
@@ -115,10 +115,8 @@ class LocalWorkers:
         self._workers[name] = _Worker(index, name, process)
 
     def _listen(self) -> None:
-        for name, line in self._tail.new_lines():
-            worker = self._workers.get(name)
-            if worker is None:
-                continue
+        for name, line in self._tail.new_lines(list(self._workers)):
+            worker = self._workers[name]
             if line["event"] == "model":
                 worker.slide, worker.since, worker.has_worked = line["slide"], line["t"], True
             elif line.get("slide") == worker.slide:

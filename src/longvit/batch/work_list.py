@@ -137,7 +137,7 @@ class Taking:
         self._not_before: dict[str, float] = {}
         self._lock = threading.Lock()
         self._present: set[str] = set()
-        self._looked = -_LOOK_EVERY_S
+        self._look_again = 0.0
         self.stopping = threading.Event()
 
     def next(self) -> Taken | None:
@@ -226,6 +226,9 @@ class Taking:
         return False
 
     def _look(self) -> set[str]:
-        if time.monotonic() - self._looked >= _LOOK_EVERY_S:
-            self._present, self._looked = self._list.present(), time.monotonic()
+        begun = time.monotonic()
+        if begun >= self._look_again:
+            self._present = self._list.present()
+            now = time.monotonic()
+            self._look_again = now + max(_LOOK_EVERY_S, 50 * (now - begun))  # long lists on slow network folders
         return self._present

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,10 @@ class LogTail:
         self._folder = run_folder / "workers"
         self._read_bytes: dict[Path, int] = {}
 
-    def new_lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(worker, line) in the order of each worker's own; a line that is only half written comes next time."""
-        for path in sorted(self._folder.glob("*.jsonl")):
+    def new_lines(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(worker, line) in the order of each worker's own; a line that is only half written comes next time. `names`:
+        of these workers only."""
+        for path in sorted(self._folder.glob("*.jsonl") if names is None else (self._of(name) for name in names)):
             start = self._read_bytes.get(path, 0)
             try:
                 with path.open("rb") as file:
@@ -65,6 +66,9 @@ class LogTail:
                     yield path.stem, json.loads(text)
                 except ValueError:  # a worker was killed within the line
                     continue
+
+    def _of(self, name: str) -> Path:
+        return self._folder / f"{name}.jsonl"
 
 
 def log_path(run_folder: Path, name: str) -> Path:

@@ -112,6 +112,13 @@ def test_stop_ends_a_read_from_another_thread(hanging: Path) -> None:
         reader.read(request(hanging), lambda identity: True)
 
 
+def test_a_thread_that_reads_stops_inside_the_canvas(tmp_path: Path) -> None:
+    reader = ThreadReader()
+    reader.stop()
+    with pytest.raises(SlideFailedError, match="stopped"):
+        reader.read(request(write_slide(tmp_path / "a.tif")), lambda identity: True)
+
+
 def test_a_slide_that_hangs_and_one_that_crashes_its_reader_are_a_row_each(
     tmp_path: Path, hanging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

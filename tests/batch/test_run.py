@@ -23,7 +23,7 @@ import pytest
 from longvit.batch import ReadSettings, embed_slides, predict_slides, reading
 from longvit.batch.embed import EmbedJob, read_features
 from longvit.batch.job import model_digest
-from longvit.batch.reading import ReadRequest, SlideFailedError, ThreadReader
+from longvit.batch.reading import ReadRequest
 from longvit.batch.run import BatchResult, JobFacts, run
 from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError
@@ -383,15 +383,6 @@ def test_an_interrupt_ends_the_reading_thread_and_keeps_what_is_finished(
     monkeypatch.undo()
     again = run_job(job, slides, tmp_path / "out")
     assert (again.skipped, again.done) == (("s0",), ("s1", "s2"))
-
-
-def test_a_stopped_reader_raises_inside_the_canvas(
-    tmp_path: Path, model: LongViT, slides: tuple[ListedSlide, ...]
-) -> None:
-    reader = ThreadReader()
-    reader.stop()
-    with pytest.raises(SlideFailedError, match="stopped"):
-        reader.read(EmbedJob(model, tmp_path / "out").request(slides[0]), lambda identity: True)
 
 
 def test_digest_of_a_model_is_that_of_its_numbers(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """One worker: takes slides from the work list, one being read ahead while the model computes another.
 
-Two canvases are held, never more. The same loop runs in the process of the command itself (one worker) and as a
-process of its own: `python -m longvit.batch.worker OUT/work/<verb> NAME INDEX`, which `supervisor` starts and which
-ends, letting go of its slides, when its standard input does.
+A worker holds two canvases, never more; its reading process a third one while it hands that over. The same loop
+runs in the process of the command itself (one worker) and as a process of its own: `python -m longvit.batch.worker
+OUT/work/<verb> NAME INDEX`, which `supervisor` starts and which ends, letting go of its slides, when its standard
+input does.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class _FeedForward(torch.autograd.Function):
                 hidden.append(h)
             return nl.forward_chunk(h, *second, out)
 
-        y = nl.by_chunks(len(x), one)
+        y = nl.by_chunks(x, one)
         ctx.save_for_backward(x, n1w, n1b, w1, b1, n2w, n2b, w2, *hidden)
         ctx.eps, ctx.dtype = eps, dtype
         return y
@@ -46,7 +46,7 @@ class _FeedForward(torch.autograd.Function):
             grad_h = nl.backward_chunk(grad[c], h, n2w, n2b, w2, eps, True, second)
             return nl.backward_chunk(grad_h, x[c], n1w, n1b, w1, eps, False, first, out)
 
-        grad_x = nl.by_chunks(len(x), one)
+        grad_x = nl.by_chunks(x, one)
         return grad_x, *first.result(), *second.result(), None, None, None
 
 

@@ -94,10 +94,6 @@ def _parameters(*pairs: tuple[nn.LayerNorm, nn.Linear]) -> list[Tensor]:
     return [t for norm, linear in pairs for t in (norm.weight, norm.bias, linear.weight, linear.bias)]
 
 
-def _chunks(tokens: int) -> list[slice]:
-    return [slice(i, min(i + nl.CHUNK_TOKENS, tokens)) for i in range(0, tokens, nl.CHUNK_TOKENS)]
-
-
 # --- first half -----------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +117,7 @@ class _Attend(torch.autograd.Function):
         (linear,), sums = _linears(parameters, [ctx.eps], ctx.dtype), nl.Grads(parameters[0], parameters[2])
         flat, grad = x.flatten(0, 1), grad_qkv.flatten(0, 1).flatten(1)
         grad_x = torch.empty_like(flat)
-        for c in _chunks(len(flat)):
+        for c in nl.chunks(flat):
             linear.backward(grad[c], flat[c], sums, grad_x[c])
         if ctx.keeping.leaves:
             ctx.keeping.store.drop(ctx.keeping.index)
@@ -132,7 +128,7 @@ def _projected(x: Tensor, parameters: Sequence[Tensor], eps: float, dtype: torch
     """(B, N, D) → q, k, v (B, N, 3, H, D / H)."""
     (linear,) = _linears(parameters, [eps], dtype)
     flat = x.flatten(0, 1)
-    qkv = nl.by_chunks(len(flat), lambda c, out: linear.forward(flat[c], out))
+    qkv = nl.by_chunks(flat, lambda c, out: linear.forward(flat[c], out))
     return qkv.view(*x.shape[:2], 3, heads, -1)
 
 
@@ -169,7 +165,7 @@ class _Finish(torch.autograd.Function):
             branch = _scaled(fc2.forward(fc1.forward(mid)), scales[1], c)
             return mid + branch if into is None else torch.add(mid, branch, out=into)
 
-        return nl.by_chunks(len(flat), one).view(x.shape)
+        return nl.by_chunks(flat, one).view(x.shape)
 
     @staticmethod
     @once_differentiable
@@ -179,7 +175,7 @@ class _Finish(torch.autograd.Function):
         sums = [nl.Grads(parameters[i], parameters[i + 2]) for i in (0, 4, 8)]
         flat, heads, grad = x.flatten(0, 1), out.flatten(0, 1).flatten(1), grad.reshape(-1, x.shape[-1])
         grad_x, grad_out = torch.empty_like(flat), torch.empty_like(heads)
-        for c in _chunks(len(flat)):
+        for c in nl.chunks(flat):
             mid = flat[c] + _scaled(proj.forward(heads[c]), ctx.scales[0], c)
             hidden = fc1.forward(mid)
             of_branch = _scaled(grad[c].to(ctx.dtype), ctx.scales[1], c)

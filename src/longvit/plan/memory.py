@@ -11,7 +11,7 @@ device are that of the layer at work and that of the next one, on its way. In ba
 taken up, from the last to the first: its temporaries come on top, its kept tensors go, its gradients stay. The peak is
 the largest of these moments:
 
-    FFN                     6 hidden chunks of at most 1,024 tokens, the gradients of x on both sides
+    FFN                     6 hidden chunks of tokens (`norm_linear.chunks`), the gradients of x on both sides
     attention               q, k, v (computed again with recomputation) and the gradient of out; their gradient in
                             float32, once more as the first branch's call returns it
 
@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from longvit.model.longvit import LongViTConfig
+from longvit.model.norm_linear import CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS
 
-_CHUNK_TOKENS = 1024  # model.norm_linear.CHUNK_TOKENS
 _CHUNK_PATCHES = 2048  # model.embedding
 _NARROW_BACKWARD_TOKENS = 512  # attention.backends: the CPU kernel takes bfloat16 as it is from here on
 _STREAM = 4  # bytes: parameters, gradients and the residual stream are float32 under autocast
@@ -167,8 +167,12 @@ def inference_bytes(load: Load) -> int:
     return max(_embedding(load), attention, ffn)
 
 
+def _chunk_tokens(load: Load) -> int:
+    return CPU_CHUNK_TOKENS if load.device == "cpu" else GPU_CHUNK_TOKENS
+
+
 def _hidden_chunk(load: Load) -> int:
-    return DTYPE_BYTES[load.dtype] * min(load.tokens, _CHUNK_TOKENS) * load.config.ffn_dim
+    return DTYPE_BYTES[load.dtype] * min(load.tokens, _chunk_tokens(load)) * load.config.ffn_dim
 
 
 def _cast_weights(load: Load) -> int:
@@ -224,7 +228,7 @@ def _moments(load: Load) -> Iterator[tuple[str, int]]:
     counts = {name: _STREAM * n for name, n in parameter_counts(config).items()}
     t, d, c = load.tokens, config.embed_dim, DTYPE_BYTES[load.dtype]
     stream, narrow, chunk, casts = _STREAM * t * d, c * t * d, _hidden_chunk(load), _cast_weights(load)
-    several_chunks = t > _CHUNK_TOKENS
+    several_chunks = t > _chunk_tokens(load)
     sums = (2 if several_chunks else 1) * _STREAM * d * config.ffn_dim
 
     yield "embedding", _embedding(load)
@@ -242,7 +246,7 @@ def _moments(load: Load) -> Iterator[tuple[str, int]]:
         here = f"backward, layer {i + 1}"
         held = image_bytes(load) + _kept_by(i, load) + gradients + _kept(load) + stream  # the gradient that arrives
         if load.recompute:
-            rows = _STREAM * min(t, _CHUNK_TOKENS) * d
+            rows = _STREAM * min(t, _chunk_tokens(load)) * d
             yield f"{here}, FFN", held + stream + narrow + casts + 6 * chunk + 2 * rows + sums
             gradients += counts["ffn"]
             held += counts["ffn"]

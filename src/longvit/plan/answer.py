@@ -60,6 +60,8 @@ class PlanSettings:
             raise InputError("offload moves what recomputation keeps: give --recompute too")
         if self.offload and self.device == "cpu":
             raise InputError("offload moves tensors from a card to the host: there is no card in --device cpu")
+        if self.offload and self.gpus > 1:
+            raise InputError(f"offload is for one device, not for {self.gpus} that share an image: drop --offload")
         if self.dtype not in DTYPE_BYTES:
             raise InputError(f"no dtype {self.dtype!r}; there are {', '.join(DTYPE_BYTES)}")
 
@@ -98,7 +100,7 @@ class Plan:
     """Without recomputation."""
     recomputed: Memory
     offloaded: Memory | None
-    """None on a CPU."""
+    """None on a CPU, and where several devices share an image."""
     exchange: Exchange
     forward: Work
     training: Work
@@ -132,7 +134,8 @@ def plan(settings: PlanSettings) -> Plan:
     forward = forward_work(config, settings.batch_size, patches, segments)
     training = training_work(config, forward, settings.batch_size * patches, recompute=settings.recompute)
     plain, recomputed = (_memory(replace(settings, recompute=r, offload=False), device) for r in (False, True))
-    offloaded = _memory(replace(settings, recompute=True, offload=True), device) if device.kind == "cuda" else None
+    one_card = device.kind == "cuda" and settings.gpus == 1
+    offloaded = _memory(replace(settings, recompute=True, offload=True), device) if one_card else None
     speed = settings.dtype, settings.gpus
     return Plan(
         settings,
@@ -190,46 +193,49 @@ def _memory(s: PlanSettings, device: Device) -> Memory:
 
 def _alternatives(asked: PlanSettings, device: Device, budget: int) -> Iterator[Alternative]:
     """As asked, every single change, then the smallest combinations that fit where none of those does."""
-    one = [c for c in _changes(asked) if len(c) == 1]
-    found = [_tried(asked, {}, device, budget), *(_tried(asked, c, device, budget) for c in one)]
+    changes = _changes(asked)
+    found = [_tried(asked, c, device, budget) for c in ([], *(c for c in changes if len(c) == 1))]
     yield from found
     if any(a.fits for a in found):
         return
-    for size in (2, 3, 4, 5):
-        fitting = [a for c in _changes(asked) if len(c) == size and (a := _tried(asked, c, device, budget)).fits]
+    for size in (2, 3, 4):
+        fitting = [a for c in changes if len(c) == size and (a := _tried(asked, c, device, budget)).fits]
         if fitting:
             yield from fitting
             return
 
 
-def _changes(asked: PlanSettings) -> list[dict[str, object]]:
-    """Sets of changed settings; of the numbers of GPUs the smallest one comes first."""
+def _changes(asked: PlanSettings) -> list[list[dict[str, object]]]:
+    """Combinations of changes; of the numbers of GPUs the smallest one comes first."""
     rows = asked.side_px // asked.config.patch_px
-    single: list[list[tuple[str, object]]] = []
-    if not asked.recompute:
-        single.append([("recompute", True)])
-    if not asked.offload and asked.device != "cpu":
-        single.append([("offload", True)])
-    if asked.dtype == "float32":
-        single.append([("dtype", "bfloat16")])
-    if asked.batch_size > 1:
-        single.append([("batch_size", 1)])
-    gpus, n = [], 2 * asked.gpus
+    keeping: list[dict[str, object]] = [] if asked.recompute else [{"recompute": True}]
+    if not asked.offload and asked.device != "cpu" and asked.gpus == 1:
+        keeping.append({"offload": True} if asked.recompute else {"recompute": True, "offload": True})
+    narrower: list[dict[str, object]] = [{"dtype": "bfloat16"}] if asked.dtype == "float32" else []
+    smaller: list[dict[str, object]] = [{"batch_size": 1}] if asked.batch_size > 1 else []
+    more: list[dict[str, object]] = []
+    n = 2 * asked.gpus
     while n <= min(MAX_GPUS, rows) and asked.device != "cpu":
-        gpus.append(n)
+        more.append({"gpus": n})
         n *= 2
-    single.append([("gpus", n) for n in gpus])
-    sets: list[dict[str, object]] = [{}]
-    for options in single:
-        sets += [{**s, name: value} for s in sets for name, value in options]
-    return [s for s in sets if s and (asked.recompute or "recompute" in s or "offload" not in s)]
+    sets: list[list[dict[str, object]]] = [[]]
+    for options in (keeping, narrower, smaller, more):
+        sets += [[*s, option] for s in sets for option in options]
+    return [s for s in sets if s and _possible(asked, s)]
 
 
-def _tried(asked: PlanSettings, changes: dict[str, object], device: Device, budget: int) -> Alternative:
-    s = replace(asked, **changes)  # type: ignore[arg-type]
+def _possible(asked: PlanSettings, changes: list[dict[str, object]]) -> bool:
+    """Offload is for one device."""
+    names = {name for change in changes for name in change}
+    return not ("gpus" in names and (asked.offload or "offload" in names))
+
+
+def _tried(asked: PlanSettings, changes: list[dict[str, object]], device: Device, budget: int) -> Alternative:
+    merged = {name: value for change in changes for name, value in change.items()}
+    s = replace(asked, **merged)  # type: ignore[arg-type]
     total = _memory(s, device).total
     words = {"dtype": s.dtype, "batch_size": "batch 1", "gpus": f"{s.gpus} GPUs"}
-    named = tuple(words.get(name, name) for name in changes)
+    named = tuple(words.get(name, name) for name in merged)
     return Alternative(named, s.recompute, s.offload, s.dtype, s.batch_size, s.gpus, total, total <= budget)
 
 

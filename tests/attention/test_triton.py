@@ -181,7 +181,8 @@ def test_without_triton_the_way_out_is_named(monkeypatch) -> None:
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_kernels_compile_without_a_card_and_read_16_bytes_at_once(capability: int) -> None:
-    # the interpreter takes what the compiler refuses; a row of 24 bfloat16 must not be read element by element
+    # the interpreter takes what the compiler refuses; a row of 24 bfloat16 must not be read element by element, and
+    # ratios and segments must not be compiled anew (seconds each): twice, for the first branch and for the others
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "compiled_kernels.py"), str(capability)],
         capture_output=True,
@@ -189,4 +190,9 @@ def test_the_kernels_compile_without_a_card_and_read_16_bytes_at_once(capability
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["forward", "keys_backward", "queries_backward"]
+    assert done.stdout.splitlines() == [
+        "row_sums 1 1 False",
+        "forward 3 2 True",
+        "keys_backward 3 2 True",
+        "queries_backward 3 2 True",
+    ]

@@ -58,27 +58,29 @@ def _launch(
     step = r * max(abs(t.stride(1)) for t in tensors.values())
     if step * max(tile.rows, tile.columns) >= 2**31:  # offsets within a tile are 32 bits
         raise ValueError(f"attention back end 'triton': a dilated ratio of {r} is too large for these strides")
-    strides = {f"{name}_{axis}": t.stride(i) for name, t in tensors.items() for i, axis in enumerate(("row", "n", "h"))}
-    kernel[(blocks * H * triton.cdiv(N, w) * B,)](
-        **{name.upper(): t for name, t in tensors.items()},
-        **strides,
-        **settings,
-        N=N,
-        w=w,
-        r=r,
-        H=H,
-        g=-(-H // r),
-        BLOCKS=blocks,
-        others=others,
-        D=D,
-        D_TILE=_tile_width(D),
-        rows=tile.rows,
-        columns=tile.columns,
-        PRECISION=_precision(own.dtype),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        enable_fp_fusion=True,  # s · scale − m in one instruction
-    )
+    settings |= {
+        f"{name}_{axis}": t.stride(i) for name, t in tensors.items() for i, axis in enumerate(("row", "n", "h"))
+    }
+    with torch.cuda.device_of(own):  # Triton launches on the current card
+        kernel[(blocks * H * triton.cdiv(N, w) * B,)](
+            **{name.upper(): t for name, t in tensors.items()},
+            **settings,
+            N=N,
+            w=w,
+            r=r,
+            H=H,
+            g=-(-H // r),
+            BLOCKS=blocks,
+            others=others,
+            D=D,
+            D_TILE=_tile_width(D),
+            rows=tile.rows,
+            columns=tile.columns,
+            PRECISION=_precision(own.dtype),
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            enable_fp_fusion=True,  # s · scale − m in one instruction
+        )
 
 
 def _tile_width(D: int) -> int:
@@ -132,7 +134,9 @@ def row_sums(grad_out: Tensor, out: Tensor) -> Tensor:
     B, N, H, D = out.shape
     sums = torch.empty((B, N, H), dtype=torch.float32, device=out.device)
     rows = 128
-    if sums.numel():
+    if not sums.numel():
+        return sums
+    with torch.cuda.device_of(out):
         triton_kernels.row_sums[(triton.cdiv(sums.numel(), rows),)](
             grad_out, out, sums, sums.numel(), N, H, *grad_out.stride()[:3], *out.stride()[:3],
             D=D, D_TILE=_tile_width(D), rows=rows,

@@ -82,7 +82,8 @@ def test_a_killed_node_of_two_leaves_every_slide_done_once_with_the_bits_of_one_
 
 
 @pytest.mark.slow
-def test_nodes_let_go_when_the_command_is_gone(tmp_path: Path, cluster: Any) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_nodes_let_go_when_the_command_is_gone(tmp_path: Path, cluster: Any, number: int) -> None:
     import subprocess
 
     make(tmp_path, 80)
@@ -94,11 +95,13 @@ def test_nodes_let_go_when_the_command_is_gone(tmp_path: Path, cluster: Any) -> 
         stderr=subprocess.DEVNULL,
     )
     wait_for(lambda: in_model(out))
-    command.kill()
-    command.wait()
+    command.send_signal(number)
+    assert command.wait(60) == (130 if number == signal.SIGINT else -number)
     processes = {line["process"] for _, line in lines_of(out) if line["event"] == "start"}
     wait_for(lambda: not any(Path(f"/proc/{process}").exists() for process in processes), 30)
     assert status(out)[0].state == "stopped"
+    if number == signal.SIGINT:
+        assert_nothing_left(out)
 
 
 def test_without_dask_the_flag_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

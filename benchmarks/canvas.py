@@ -146,11 +146,9 @@ def _one_thread_each() -> Any:
     """One thread decodes, one computes; → the model."""
     import torch
 
-    from longvit.device import return_freed_memory
     from longvit.model.longvit import create_model
     from longvit.slides import strips
 
-    return_freed_memory()
     torch.set_num_threads(1)
     strips.cpu_count = lambda: 1
     torch.manual_seed(0)

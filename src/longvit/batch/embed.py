@@ -11,7 +11,7 @@ bring every float32 back to the last bit. `coords` are the top-left corners of t
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +53,18 @@ def embed_slides(
         return EmbedJob(model_for(model, run_settings), out_dir / FOLDER, settings)
 
     result = run(build, job, slides, out_dir, settings, run_settings)
+    write_embeddings(out_dir, result.records, dim)
+    return result
+
+
+def write_embeddings(out_dir: Path, records: Sequence[Mapping[str, Any]], dim: int) -> None:
+    """embeddings.csv: a row per record, from the vectors that lie beside them."""
     rows = []
-    for record in result.records:
+    for record in records:
         features = read_features(out_dir / FOLDER / record["features"]["file"])
         cells = {f"f{i}": f"{value:.9g}" for i, value in enumerate(features)}
         rows.append({"slide_id": record["slide_id"], "path": record["path"], **cells})
     write_table(out_dir / TABLE, ["slide_id", "path", *(f"f{i}" for i in range(dim))], rows)
-    return result
 
 
 def read_features(path: str | Path) -> np.ndarray:
@@ -93,7 +98,10 @@ class EmbedJob(ModelJob):
             return False
 
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
-        features = self.model.embed(canvas)
+        return self.written(listed, digest, canvas, self.model.embed(canvas))
+
+    def written(self, listed: ListedSlide, digest: str, canvas: Canvas, features: np.ndarray) -> dict[str, Any]:
+        """Writes a slide's vector (D,), returns what its record says of it; the canvas need not have all its pixels."""
         if not np.isfinite(features).all():
             raise ValueError("the embedding is not finite")
         patches = self._write(listed, digest, features, canvas)

@@ -76,7 +76,11 @@ class SlideJob(ABC):
             raise
         except Exception as error:
             raise SlideFailedError.of("model", error) from error
-        record = self._provenance(listed, digest, canvas) | extra
+        return self.record(listed, digest, canvas, extra)
+
+    def record(self, listed: ListedSlide, digest: str, canvas: Canvas, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the record of a slide and returns it; what `compute` wrote stands beside it by now."""
+        record = self._provenance(listed, digest, canvas) | dict(extra)
         write_text(self.record_path(listed.slide_id), json.dumps(record, indent=1) + "\n")
         return record
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -23,6 +24,7 @@ from longvit.cli.options import (
     end_of_batch,
     model_and_run,
 )
+from longvit.errors import InputError
 
 
 def embed(
@@ -41,6 +43,10 @@ def embed(
     cluster: Cluster = None,
     retries: Retries = 2,
     timeout_s: TimeoutS = 1800.0,
+    sequence_ranks: Annotated[
+        int,
+        Parameter(help="Under torchrun: how many ranks share the patches of each slide; the others take other slides."),
+    ] = 1,
 ) -> int:
     """One vector per slide, for a model of your own.
 
@@ -57,14 +63,46 @@ def embed(
     longvit embed run/model slides/ --workers 4
     longvit embed run/model slides/ --cluster tcp://scheduler:8786
     longvit embed run/model cohort.csv --slides-dir /data/slides --max-bad-tiles 0
+    torchrun --nproc-per-node 8 -m longvit embed run/model slides/ --sequence-ranks 8
     ```
     """
     from longvit.batch import ReadSettings, embed_slides
     from longvit.data.slide_list import find_slides
     from longvit.files import make_folder
 
+    if "RANK" in os.environ or sequence_ranks > 1:
+        if workers > 1 or cluster is not None:
+            raise InputError("torchrun has started the ranks that work: leave --workers and --cluster away")
+        return _over_ranks(
+            model, slides, out, device, slides_dir, threads, sequence_ranks, (mpp, reader, max_bad_tiles)
+        )
     make_folder(out)
     listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
     loaded, run = model_and_run(model, device, threads, workers, cluster, retries, timeout_s)
     result = embed_slides(loaded, listed, out, ReadSettings(mpp, reader, max_bad_tiles), run)
     return end_of_batch(result, out, f"Vectors: {out / 'embeddings.csv'}")
+
+
+def _over_ranks(
+    model: Path,
+    slides: tuple[Path, ...],
+    out: Path,
+    device: str,
+    slides_dir: Path | None,
+    threads: int | None,
+    sequence_ranks: int,
+    read: tuple[Any, ...],
+) -> int:
+    from longvit.batch import ReadSettings
+    from longvit.batch.embed_ranks import embed_over_ranks
+    from longvit.batch.job import load_longvit
+    from longvit.data.slide_list import find_slides
+    from longvit.device import pick_device, set_threads
+    from longvit.parallel import all_ranks
+
+    with all_ranks(sequence_ranks, device=device) as ranks:
+        set_threads(threads)
+        listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
+        loaded = load_longvit(model).to(pick_device(device).device)
+        result = embed_over_ranks(loaded, listed, out, ranks, ReadSettings(*read))
+    return end_of_batch(result, out, f"Vectors: {out / 'embeddings.csv'}") if ranks.is_first else 0

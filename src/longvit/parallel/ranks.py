@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -108,17 +108,21 @@ class Ranks:
             with waiting():
                 dist.broadcast(tensor, 0)
 
-    def texts(self, text: str) -> list[str]:
-        """What every rank says, in the order of the ranks; at most 2,000 bytes of each."""
-        if self.world == 1:
-            return [text]
-        mine = torch.zeros(2000, dtype=torch.uint8)
-        data = text.encode()[:2000]
-        mine[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
-        of_all = [torch.empty_like(mine) for _ in range(self.world)]
+    def from_all(self, value: Any, axis: Literal["data", "sequence"] | None = None) -> list[Any]:
+        """Every rank's JSON value, in the order of the ranks; of an axis: of those beside this one on it."""
+        count = {None: self.world, "data": self.data_ranks, "sequence": self.sequence_ranks}[axis]
+        if count == 1:
+            return [value]
+        group = None if axis is None or self.mesh is None else self.mesh.get_group(axis)
+        text = json.dumps(value).encode()
+        sizes = [torch.empty(1, dtype=torch.int64) for _ in range(count)]
         with waiting():
-            dist.all_gather(of_all, mine)
-        return [bytes(t.numpy()).rstrip(b"\0").decode(errors="ignore") for t in of_all]
+            dist.all_gather(sizes, torch.tensor([len(text)]), group=group)
+            longest = max(int(size.item()) for size in sizes)
+            mine = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)
+            texts = [torch.empty_like(mine) for _ in range(count)]
+            dist.all_gather(texts, mine, group=group)
+        return [json.loads(bytes(t.numpy())) for t in texts]
 
     def wait_for_all(self) -> None:
         """Goes on when every rank has come here."""

@@ -121,11 +121,11 @@ def canvas(
     """
     check_side_and_fit(side_px, fit)
     plan = plan_canvas(slide, side_px, fit)
-    bar = _Bar(f"read {slide.path.name}", _tiles(plan)) if progress is True else nullcontext(progress or None)
+    bar = _Bar(f"read {slide.path.name}", tiles_of(plan)) if progress is True else nullcontext(progress or None)
     with bar as call:
         strips = canvas_strips(slide, side_px, fit, threads=threads, progress=call or None, max_bad_tiles=max_bad_tiles)
         (whole,) = strips
-    return Canvas(whole.pixels, plan.placement, plan.level.index, _tiles(plan), whole.bad_tiles, source_of(slide))
+    return Canvas(whole.pixels, plan.placement, plan.level.index, tiles_of(plan), whole.bad_tiles, source_of(slide))
 
 
 def source_of(slide: Slide) -> CanvasSource:
@@ -204,7 +204,8 @@ def _canvas_of(pixels: NDArray[np.uint8], record: dict[str, Any]) -> Canvas:
     return Canvas(pixels, placement, record["level"], record["tiles"], bad, CanvasSource(**slide))
 
 
-def _tiles(plan: CanvasPlan) -> int:
+def tiles_of(plan: CanvasPlan) -> int:
+    """How many tiles of the slide a canvas reads."""
     return sum(plan.tiles_in(*stretch) for stretch in plan.tile_rows(0, plan.y_axis.n_out))
 
 

@@ -76,9 +76,9 @@ def judge(
 def agreed(own: tuple[Verdict, str], ranks: Ranks) -> tuple[Verdict, str]:
     """The worst verdict of all ranks, which skip a step together or not at all, and the first culprit behind it: a
     rank whose own loss is not finite before one that has only the gradient of all."""
-    said = [text.partition(" ") for text in ranks.texts(f"{int(own[0])} {own[1]}")]
-    worst = min(int(verdict) for verdict, _, _ in said)
-    culprits = [culprit for verdict, _, culprit in said if int(verdict) == worst]
+    said = ranks.from_all([int(own[0]), own[1]])
+    worst = min(verdict for verdict, _ in said)
+    culprits = [culprit for verdict, culprit in said if verdict == worst]
     return Verdict(worst), next((c for c in culprits if ": the loss is " in c), culprits[0])
 
 

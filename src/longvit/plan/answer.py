@@ -249,7 +249,7 @@ def _notes(s: PlanSettings, device: Device) -> Iterator[str]:
             yield "float32 attention runs the memory-efficient kernel, whose own workspace is estimated."
     if device.kind == "cpu":
         yield (
-            "glibc's heap keeps holes between tensors: up to 1.7 times this at 2,048² (benchmarks/plan.py); "
+            "glibc's heap keeps holes between tensors: up to 1.8 times this up to 2,048² (benchmarks/plan.py); "
             "MALLOC_MMAP_THRESHOLD_=131072 in the environment avoids that."
         )
     if device.name.startswith("v100") and s.dtype == "bfloat16":

@@ -304,3 +304,18 @@ def test_every_setting_has_its_help() -> None:
 
     documented = {param.arg_name for param in parse_from_object(FinetuneSettings).params}
     assert documented == set(FinetuneSettings.__dataclass_fields__)
+
+
+def test_offload_leaves_the_numbers_and_needs_recomputation(tmp_path: Path) -> None:
+    """On a CPU the host is where tensors are already; the settings and the way of the images are the same."""
+    settings = replace(SETTINGS, epochs=1, recompute=True, controls=False)
+    cohort = study(tmp_path / "slides")
+    plain = finetune(cohort, settings, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    offloaded = finetune(cohort, replace(settings, offload=True), tmp_path / "offloaded")
+    assert offloaded.metrics == plain.metrics
+    assert not finetune(cohort, replace(settings, offload=True), tmp_path / "run").was_finished  # it may go on with it
+    with pytest.raises(InputError, match="give --recompute too"):
+        replace(SETTINGS, offload=True)
+    with pytest.raises(InputError, match="offload is for slides on one device"):
+        replace(SETTINGS, offload=True, recompute=True, sequence_ranks=2)

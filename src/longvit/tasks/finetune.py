@@ -218,8 +218,8 @@ class _Finetuning:
             first = f"--forward-batch {max(1, n // 2)}" if n > 1 else "a smaller --side-px"
             raise InputError(
                 f"{self.device.name}: out of memory with {n} slides of {settings.side_px} px in a forward pass; "
-                f"try {first}, --recompute or --dtype bfloat16, each in a new folder, or torchrun and more "
-                f"--sequence-ranks"
+                f"try {first}, --recompute (then --offload) or --dtype bfloat16, each in a new folder, or torchrun and "
+                f"more --sequence-ranks"
             ) from error
         if not self.last:  # the run goes on behind its last epoch: only the files are missing
             with autocast(self.device.device, settings.dtype):

@@ -22,6 +22,7 @@ _NOT_DECISIVE = (
     "device",
     "threads",
     "sequence_ranks",
+    "offload",
 )
 # Patches in one forward pass where `forward_batch` is left open: those of one 4,096 × 4,096 px canvas.
 _PATCHES_PER_FORWARD = 16_384
@@ -94,6 +95,9 @@ class FinetuneSettings:
     """Decay of a running average of the parameters (say 0.999), which is then evaluated and kept as the model."""
     recompute: bool = False
     """Compute each layer twice and keep less: for canvases that do not fit into memory otherwise."""
+    offload: bool = False
+    """With recompute: what layers keep waits in host memory until backward, and so do the images: for a canvas of
+    32,768 px on one card of 24 GB (`longvit plan` says what fits). The same bits."""
     cell: str | None = None
     """Which cell of the paper's tables the run measures, for `longvit tables`, e.g. table1/brca/1024."""
     split: tuple[float, float, float] = (0.7, 0.1, 0.2)
@@ -148,6 +152,10 @@ class FinetuneSettings:
             raise InputError(f"alpha {self.alpha}: between 0 and 1")
         if self.compares_slides() and self.slides_per_forward() < 2:
             raise InputError("survival_loss cox compares the slides of a forward pass: forward_batch must be above 1")
+        if self.offload and not self.recompute:
+            raise InputError("offload moves what recomputation keeps: give --recompute too")
+        if self.offload and self.sequence_ranks > 1:
+            raise InputError("offload is for slides on one device: leave --sequence-ranks or --offload away")
         if self.sequence_ranks < 1:
             raise InputError(f"sequence_ranks {self.sequence_ranks}: at least 1")
         for name in ("bootstrap", "num_workers", "memory_mb", "seed"):

@@ -52,5 +52,5 @@ def starting_model(settings: FinetuneSettings, outputs: Sequence[str], *, random
         missing = model.load_state_dict(own, strict=False)
         assert not missing.unexpected_keys
         assert all(name.startswith("head.") for name in missing.missing_keys), missing.missing_keys
-    model.set_recompute(settings.recompute)
+    model.set_recompute(settings.recompute, offload=settings.offload)
     return model

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from longvit.data.datasets import CanvasBatches
+    from longvit.data.datasets import CanvasBatch, CanvasBatches
     from longvit.parallel.ranks import Ranks
     from longvit.tasks.metrics import Interval
     from longvit.tasks.settings import FinetuneSettings
@@ -152,7 +152,9 @@ class Task(ABC):
     def step(self, model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
         """The training loop's step: `batch` has images (B, 3, S, S) and targets, name -> (B,)."""
         device = next(model.parameters()).device
-        logits = model(batch.images.to(device, non_blocking=True)).float()
+        # With offload the model takes a few rows of patches at a time from the host.
+        images = batch.images if self.settings.offload else batch.images.to(device, non_blocking=True)
+        logits = model(images).float()
         targets = {name: value.to(device, non_blocking=True) for name, value in batch.targets.items()}
         losses = self.losses(logits, targets)
         return {"loss": losses.mean(), "losses": losses}
@@ -178,9 +180,13 @@ class Task(ABC):
         if not rows:
             return Predictions((), np.zeros((0, len(self.outputs))), math.nan)
         device = next(model.parameters()).device
-        z = of_every_slide(
-            batches, lambda batch: model(batch.images.to(device, non_blocking=True)), progress=progress, ranks=ranks
-        )
+        leave = self.settings.offload  # as in `step`
+
+        def logits(batch: CanvasBatch) -> torch.Tensor:
+            out: torch.Tensor = model(batch.images if leave else batch.images.to(device, non_blocking=True))
+            return out
+
+        z = of_every_slide(batches, logits, progress=progress, ranks=ranks)
         for row, finite in zip(rows, torch.isfinite(z).all(1).tolist(), strict=True):
             if not finite:
                 raise InputError(

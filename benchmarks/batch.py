@@ -4,20 +4,23 @@
 
 Each round runs, one after another on the same slides with one thread per process:
 
-- `bare`: a loop in one process that opens, reads, embeds and writes each slide: the pure work, no more;
+- `bare`: as many processes as there are workers, each with its share of the slides and its model loaded: a loop that
+  opens, reads, embeds and writes, no more. The pure work, as fast as the machine does it at that time;
 - `batch`: `longvit.batch` with the workers, undisturbed;
 - `killed`: the same, one worker killed (SIGKILL) when half of the slides are done.
 
-Overhead per slide, in ms: (workers × wall of the batch − wall of the bare loop) / slides. So it counts all that the
-workers' cores did or waited for: claims, the reading processes and their pixels, the end of the list, and in `all` also
-what is paid once (start of Python, torch and the model, the worker that takes the dead one's place). `steady` leaves
-that out: from the first slide that went into a model to the last end. Where others were using the machine (see
-`load`) these figures are too large; `cpu` is the same in processor seconds of all our processes, which holds then too
-but counts no waiting: (CPU of the batch, start-up and all − CPU of the bare loop) / slides.
+Overhead per slide, in ms:
 
-`parts` are measured in place, alone: the claim of a slide with its end and its log, and reading through a process minus
-reading here. Goal: ≤ 50 ms. `each_once`: no slide was done twice, all have ended, the vectors are those of the bare
-loop to the last bit.
+- `in_place`: (wall of the workers from their first slide to their last − the work that they measured themselves: model
+  and writing) / slides: claims, logs, pixels from the reading process, and all reading that was not done ahead;
+- `cpu`: (processor seconds of all our processes − those of the bare loops) / slides: also what is paid once (start of
+  Python, torch and the model, thrice where one is killed); it counts no waiting;
+- `steady`, `all`: workers × (wall of the batch − wall of the bare loops) / slides, from the first slide on and in all.
+  Where others are using the machine (see `load`) these say nothing: whoever has more processes gets more of it.
+
+`parts` are measured alone: the claim of a slide with its end and its log, reading through a process and reading here.
+Goal: `in_place` and `cpu` ≤ 50 ms. `each_once`: no slide was done twice, all have ended, the vectors are those of the
+bare loops to the last bit.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import json
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -47,10 +51,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/batch.json")
+    parser.add_argument("--bare", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    import torch
-
-    torch.set_num_threads(1)
+    if options.bare:
+        *folders, index, count = options.bare
+        bare_loop(*map(Path, folders), int(index), int(count))
+        return
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(Path(folder), options.slides, options.workers, options.rounds)
         report("batch", rows, save=options.save)
@@ -65,12 +71,10 @@ def measure(folder: Path, n: int, workers: int, rounds: int) -> list[dict[str, A
     results: list[dict[str, Any]] = []
     for number in range(rounds):
         load = os.getloadavg()[0]
-        cpu = cpu_s()
-        bare_s = bare_loop(model, slides, folder / f"bare{number}")
-        cpu = cpu_s() - cpu
+        bare_s, cpu = bare_loops(model, folder / "slides", folder / f"bare{number}", workers)
         found: dict[str, Any] = {
             "load_before": round(load, 2),
-            "bare_ms_per_slide": round(1e3 * bare_s / n, 1),
+            "bare_ms_per_slide": round(1e3 * workers * bare_s / n, 1),
             "bare_cpu_ms_per_slide": round(1e3 * cpu / n, 1),
         }
         for name, kills in (("batch", False), ("killed", True)):
@@ -86,7 +90,7 @@ def measure(folder: Path, n: int, workers: int, rounds: int) -> list[dict[str, A
     overheads = {
         f"{name}_{figure}_ms": median(name, f"overhead_{figure}_ms")
         for name in ("batch", "killed")
-        for figure in ("all", "steady", "cpu")
+        for figure in ("in_place", "cpu", "steady", "all")
     }
     summary = {
         "slides": n,
@@ -94,7 +98,7 @@ def measure(folder: Path, n: int, workers: int, rounds: int) -> list[dict[str, A
         "model": f"LongViT-tiny, {SIDE_PX} px",
         "overhead": overheads,
         "goal_ms": GOAL_MS,
-        "meets_goal": overheads["killed_steady_ms"] <= GOAL_MS,
+        "meets_goal": max(overheads["killed_in_place_ms"], overheads["killed_cpu_ms"]) <= GOAL_MS,
         "each_once": all(
             one[name]["each_once"] and one[name]["same_bits_as_bare"] for one in results for name in ("batch", "killed")
         ),
@@ -128,20 +132,46 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def bare_loop(model_folder: Path, slides: Any, out: Path) -> float:
-    """Seconds for the pure work, the model being loaded before."""
+def bare_loops(model: Path, slides: Path, out: Path, n: int) -> tuple[float, float]:
+    """Wall seconds of n loops side by side, the models being loaded before, and their processor seconds."""
+    command = [sys.executable, __file__, "--bare", str(model), str(slides), str(out)]
+    loops = [
+        subprocess.Popen([*command, str(i), str(n)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for i in range(n)
+    ]
+    for loop in loops:
+        assert loop.stdout is not None
+        assert loop.stdout.readline() == "ready\n"
+    begun = time.perf_counter()
+    for loop in loops:
+        assert loop.stdin is not None
+        loop.stdin.write("go\n")
+        loop.stdin.flush()
+    cpu = sum(float(loop.communicate()[0]) for loop in loops)
+    return time.perf_counter() - begun, cpu
+
+
+def bare_loop(model: Path, slides: Path, out: Path, index: int, n: int) -> None:
+    """Every n-th slide, from the `index`-th."""
+    import torch
+
     import longvit
     from longvit.batch.embed import FOLDER, EmbedJob
+    from longvit.data.slide_list import find_slides
 
-    job = EmbedJob(longvit.load_model(model_folder), out / FOLDER)
-    (out / FOLDER).mkdir(parents=True)
-    begun = time.perf_counter()
-    for listed in slides:
-        with longvit.open_slide(listed.path) as slide:
-            request = job.request(listed)
+    torch.set_num_threads(1)
+    listed = find_slides([slides])[index::n]
+    job = EmbedJob(longvit.load_model(model), out / FOLDER)
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    cpu = cpu_s()
+    for one in listed:
+        with longvit.open_slide(one.path) as slide:
+            request = job.request(one)
             digest = job.digest(slide.identity(), request)
-            job.finish(listed, digest, slide.canvas(request.side_px, request.fit, threads=1))
-    return time.perf_counter() - begun
+            job.finish(one, digest, slide.canvas(request.side_px, request.fit, threads=1))
+    print(cpu_s() - cpu)
 
 
 def batch(
@@ -165,7 +195,8 @@ def batch(
     cpu = cpu_s() - cpu
     (result,) = results
     (run,) = [path for path in (out / "work" / "embed").iterdir() if path.is_dir()]
-    lines = [line for _, line in LogTail(run).new_lines()]
+    named = list(LogTail(run).new_lines())
+    lines = [line for _, line in named]
     done = Counter(line["slide"] for line in lines if line["event"] == "done")
     steady_s = max(line["t"] for line in lines if line["event"] == "done") - min(
         line["t"] for line in lines if line["event"] == "model"
@@ -174,8 +205,9 @@ def batch(
     return {
         "wall_s": round(wall_s, 3),
         "steady_s": round(steady_s, 3),
-        "overhead_all_ms": round(1e3 * (workers * wall_s - bare_s) / n, 2),
-        "overhead_steady_ms": round(1e3 * (workers * steady_s - bare_s) / n, 2),
+        "overhead_in_place_ms": round(1e3 * beside_work_s(named) / n, 2),
+        "overhead_all_ms": round(1e3 * workers * (wall_s - bare_s) / n, 2),
+        "overhead_steady_ms": round(1e3 * workers * (steady_s - bare_s) / n, 2),
         "overhead_cpu_ms": round(1e3 * (cpu - bare_cpu_s) / n, 2),
         "load_after": round(os.getloadavg()[0], 2),
         "done": len(result.done),
@@ -185,6 +217,18 @@ def batch(
         "tried_again": sum(line["event"] == "again" for line in lines),
         "killed": killed,
     }
+
+
+def beside_work_s(lines: list[tuple[str, dict[str, Any]]]) -> float:
+    """Seconds that the workers, between their first slide and their last, did not spend in the model or writing."""
+    total = 0.0
+    for name in {name for name, _ in lines}:
+        own = [line for worker, line in lines if worker == name]
+        ends = [line for line in own if line["event"] == "done"]
+        if ends:
+            first = min(line["t"] for line in own if line["event"] == "model")
+            total += ends[-1]["t"] - first - sum(line["model_s"] for line in ends)
+    return total
 
 
 def kill_halfway(out: Path, after: int, run: threading.Thread) -> int | None:

@@ -43,13 +43,14 @@ class Results:
     """The rows so far, on the disk after each."""
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.rows = path, []  # type: ignore[var-annotated]
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
         self.machine = machine()
 
     def add(self, part: str, row: dict[str, Any]) -> None:
         self.rows.append({"part": part} | row)
         print(json.dumps(self.rows[-1]), flush=True)
-        if self.path is not None:
+        if self.path is not None and len(self.rows) > 1:  # the first row says whether there is a card at all
             self.path.parent.mkdir(exist_ok=True)
             new = self.path.with_suffix(".new")
             new.write_text(self.text())

@@ -141,7 +141,7 @@ def pairs_of(n: int, segments: tuple[int, ...], heads: int = HEADS) -> int:
 
 
 def peer(b: Bench) -> Any:
-    """The authors' code as a module (see ../shared/peers). Raises ImportError, in one line, where it is not to be had."""
+    """The authors' code as a module (see ../shared/peers); ImportError, in one line, where it is not to be had."""
     path = Path(b.args.peer)
     if not path.is_file():
         raise ImportError(f"not at {path}")

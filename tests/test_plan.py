@@ -173,7 +173,7 @@ def test_the_papers_machine_fits_and_the_lines_say_so(capsys: Captured) -> None:
         "fits",
         "keys and values",
         "TFLOP",
-        "longvit.parallel.shard",
+        "--sequence-ranks",
     ):
         assert words in out
 

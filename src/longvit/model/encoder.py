@@ -138,13 +138,11 @@ class Encoder(nn.ModuleList):
         store = host_store(x.device) if recompute and self.offload else None
         for i, block in enumerate(self):
             assert isinstance(block, Block)
-            if not recompute:
-                x = block(x, pattern, lengths)
-            elif type(block.attn).forward is DilatedSelfAttention.forward:
+            if recompute:
                 leaves = store is not None and i + 1 < len(self)
                 x = block.recomputed(x, pattern, lengths, Keeping(i, store, leaves))
             else:
-                x = _checkpointed(block, x, pattern, lengths)
+                x = block(x, pattern, lengths)
         return x
 
     def states(self, x: Tensor, pattern: AttentionPattern) -> list[Tensor]:

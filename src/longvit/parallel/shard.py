@@ -185,14 +185,14 @@ class _ShardedSelfAttention(DilatedSelfAttention):
         self.norm_in, self.qkv, self.norm, self.proj = whole.norm_in, whole.qkv, whole.norm, whole.proj
         self.group, self.wire = group, wire
 
-    def forward(self, x: Tensor, pattern: AttentionPattern, lengths: Any = None) -> Tensor:
+    def attend(self, x: Tensor, pattern: AttentionPattern, lengths: Any = None) -> Tensor:
         assert isinstance(pattern, _ShardedPattern), pattern
         assert lengths is None, "one sequence over several ranks has no rows of different length"
         keep = None
         if pattern.kept is not None and torch.is_grad_enabled():
             keep = pattern.kept.setdefault(id(self), [])
         qkv = norm_linear(x, self.norm_in, self.qkv)
-        out = sharded_dilated_attention(
+        return sharded_dilated_attention(
             *qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2),
             shards=pattern.shards,
             group=self.group,
@@ -203,7 +203,6 @@ class _ShardedSelfAttention(DilatedSelfAttention):
             wire=self.wire,
             keep=keep,
         )
-        return norm_linear(out.flatten(-2), self.norm, self.proj)
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -16,10 +16,10 @@ CARDS_GB = (24, 32, 80, 141)  # what cards are sold with
 
 EXISTS = {
     "recompute": "longvit train --recompute",
-    "offload": "model.set_recompute(offload=True) from Python, the images left on the host",
+    "offload": "longvit train --recompute --offload",
     "dtype": "longvit train --dtype",
     "batch_size": "longvit train --batch-size",
-    "gpus": "longvit.parallel.shard from Python, with torchrun; longvit train runs on one device",
+    "gpus": "torchrun --nproc-per-node N -m longvit train --sequence-ranks N",
 }
 """How each setting is reached today."""
 

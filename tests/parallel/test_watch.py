@@ -110,6 +110,19 @@ def test_a_rank_that_takes_its_time_is_waited_for(tmp_path: Path) -> None:
         assert text.endswith("has ended: the disk is full")
 
 
+def test_a_rank_that_computes_for_long_is_waited_for(tmp_path: Path) -> None:
+    """A layer on a CPU may take minutes between two collectives."""
+
+    def compute(ranks: Ranks) -> None:
+        end = time.monotonic() + 6
+        while time.monotonic() < end:
+            torch.randn(200, 200).square().sum()
+        raise InputError("it has come to an end")
+
+    ended = outcomes(tmp_path, 3, steps(compute), 2.0)
+    assert ended[1] == "InputError it has come to an end"
+
+
 def test_the_same_mistake_is_said_once(tmp_path: Path) -> None:
     def refuse(ranks: Ranks) -> None:
         raise InputError("no such file")

@@ -6,7 +6,8 @@ others or not, doing something that takes its time) and reads those of the other
 
 dead      its process is gone (same machine), or its words have not changed for `timeout_s` (another machine, stopped)
 failed    it says itself why it ends
-hangs     it neither waits for others nor has moved on for `timeout_s`, while this rank waits for as long
+hangs     it neither waits for others nor has moved on for `timeout_s`, while this rank waits for as long; one that
+          computes all the while (a long layer on a CPU) gets 15 times as long
 
 The main thread that a broken collective throws out asks `lost()`, which says the name; one that stays stuck is ended
 by the thread, with the same line.
@@ -34,6 +35,9 @@ EXIT_CODE = 3
 START_UP_S = 600.0
 """How long a rank may take to come: a cold start of torch from a network folder is slow."""
 _POLL_S = 1.0
+_COMPUTES = 0.2
+"""Share of a core above which a process is at work; the watch's thread takes far less."""
+_PATIENCE = 15
 _GRACE_S = 5.0  # for the main thread to come out of its collective by itself
 
 
@@ -71,6 +75,8 @@ class _Heard:
     """When its words last changed."""
     moved_at_s: float
     """When its main thread last moved on."""
+    worked_at_s: float
+    """When it last used the processor."""
 
 
 class Watch:
@@ -150,12 +156,12 @@ class Watch:
 
     def _run(self) -> None:
         start = last = time.monotonic()
-        self._heard = {r: _Heard({}, start, start) for r in range(self.ranks) if r != self.rank}
+        self._heard = {r: _Heard({}, start, start, start) for r in range(self.ranks) if r != self.rank}
         while not self._stop.wait(_POLL_S):
             now = time.monotonic()
             if now - last > 5 * _POLL_S:  # it was this process that was stopped: the others get their time anew
                 for heard in self._heard.values():
-                    heard.at_s = heard.moved_at_s = now
+                    heard.at_s = heard.moved_at_s = heard.worked_at_s = now
             last = now
             try:
                 self._speak()
@@ -177,6 +183,8 @@ class Watch:
             if words["done"]:
                 continue
             if words["n"] != heard.words.get("n"):
+                if words["cpu_s"] - heard.words.get("cpu_s", 0.0) > _COMPUTES * (now - heard.at_s):
+                    heard.worked_at_s = now
                 heard.at_s = now
             if words["moves"] != heard.words.get("moves") or words["waits"] or words["busy"]:
                 heard.moved_at_s = now
@@ -192,9 +200,10 @@ class Watch:
                 return f"{words['who']} has ended: {words['failed'] or 'it was killed'}"
             if now - heard.at_s > self.timeout_s:
                 return f"{words['who']} has not been heard of for {now - heard.at_s:.0f} s: stopped, or cut off"
-            waits = self._waits_since
-            if waits is not None and min(now - waits, now - heard.moved_at_s) > self.timeout_s:
-                return f"{words['who']} hangs, for {now - heard.moved_at_s:.0f} s, in {words['place']}"
+            waits, still_s = self._waits_since, now - heard.moved_at_s
+            limit_s = self.timeout_s * (_PATIENCE if now - heard.worked_at_s < self.timeout_s else 1)
+            if waits is not None and now - waits > self.timeout_s and still_s > limit_s:
+                return f"{words['who']} hangs, for {still_s:.0f} s, in {words['place']}"
         return ""
 
     def _has_spoken(self, rank: int) -> bool:
@@ -214,6 +223,7 @@ class Watch:
             "pid": os.getpid(),
             "n": self._n,
             "moves": self._moves,
+            "cpu_s": time.process_time(),
             "waits": self._waits_since is not None,
             "busy": self._busy,
             "place": self._place(),

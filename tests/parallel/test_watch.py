@@ -121,6 +121,8 @@ def test_a_rank_that_computes_for_long_is_waited_for(tmp_path: Path) -> None:
 
     ended = outcomes(tmp_path, 3, steps(compute), 2.0)
     assert ended[1] == "InputError it has come to an end"
+    for text in (ended[0], ended[2]):
+        assert text.endswith("has ended: it has come to an end")
 
 
 def test_the_same_mistake_is_said_once(tmp_path: Path) -> None:

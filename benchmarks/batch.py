@@ -227,7 +227,7 @@ def beside_work_s(lines: list[tuple[str, dict[str, Any]]]) -> float:
         ends = [line for line in own if line["event"] == "done"]
         if ends:
             first = min(line["t"] for line in own if line["event"] == "model")
-            total += ends[-1]["t"] - first - sum(line["model_s"] for line in ends)
+            total += ends[-1]["t"] - first - sum(line.get("model_s", 0.0) for line in ends)
     return total
 
 

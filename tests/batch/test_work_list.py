@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from batch.many_slides import wait_for
+from batch.many_slides import make, wait_for
+from longvit.batch import embed_slides
 from longvit.batch import work_list as module
-from longvit.batch.reading import SlideFailedError
+from longvit.batch.embed import FOLDER, EmbedJob
+from longvit.batch.job import load_longvit
+from longvit.batch.reading import SlideFailedError, ThreadReader
 from longvit.batch.work_list import Taking, WorkList
+from longvit.batch.worker import work
 from longvit.batch.worker_log import LogTail, WorkerLog, note_death
 from longvit.data.claims import Claims, read_claim
 from longvit.data.slide_list import ListedSlide
@@ -101,6 +105,7 @@ def test_the_slide_in_a_dead_workers_model_gets_the_blame_and_is_given_up_the_se
             taken = taking.next()
             assert taken is not None
             names.append(taken.listed.slide_id)
+            assert taken.was_in_model == (taken.listed.slide_id == "s1")
             if taken.listed.slide_id == "s1":
                 claims.release(taken.hold)
             else:
@@ -116,6 +121,17 @@ def test_the_slide_in_a_dead_workers_model_gets_the_blame_and_is_given_up_the_se
     end = read_claim(listed.slide_file("s1"))
     assert (end["end"], end["stage"]) == ("failed", "model")
     assert end["error"].endswith("died (SIGSEGV); tried 2 times")
+
+
+def test_a_result_that_was_written_before_its_worker_died_counts_as_done_in_this_run(tmp_path: Path) -> None:
+    model, slides = make(tmp_path, 2, image_px=64)
+    out = tmp_path / "out"
+    embed_slides(model, slides, out)
+    listed = WorkList.begin(out, "embed", slides, retries=2, facts={"timeout_s": None})
+    left_by_the_dead(listed, "s01", in_model=True)
+    job = EmbedJob(load_longvit(model), out / FOLDER)
+    work(job, listed, ThreadReader(), WorkerLog(listed.folder, "heir"))
+    assert [read_claim(listed.slide_file(slide))["end"] for slide in ("s00", "s01")] == ["skipped", "done"]
 
 
 def test_without_retries_the_first_failure_is_the_last(tmp_path: Path) -> None:

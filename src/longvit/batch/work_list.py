@@ -19,7 +19,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,8 @@ class Taken:
 
     listed: ListedSlide
     hold: Hold
+    was_in_model: bool = False
+    """A worker of this run died with it in its model; it may have written the result before."""
 
 
 class Taking:
@@ -203,27 +205,24 @@ class Taking:
             return None
         with self._lock:
             self._later.pop(listed.slide_id, None)
-        taken = Taken(listed, hold)
-        if hold.former is not None and not self._may_go_on(taken, hold.former):
-            return None
-        return taken
+        return Taken(listed, hold) if hold.former is None else self._after_the_dead(Taken(listed, hold), hold.former)
 
-    def _may_go_on(self, taken: Taken, former: Mapping[str, Any]) -> bool:
-        """After a dead worker: whether the slide is worth another try. Only the slide that the model was working on
-        can have killed it (those that were being read do so in processes of their own)."""
+    def _after_the_dead(self, taken: Taken, former: Mapping[str, Any]) -> Taken | None:
+        """A slide whose worker died, if it is worth another try. Only the slide that the model was working on can have
+        killed it (those that were being read do so in processes of their own)."""
         name = former.get("worker")
         how = stage_at_death(log_path(self._list.folder, name), taken.listed.slide_id) if name else None
         if how is None:
-            return True
+            return taken
         where = "" if not former.get("host") else f" on {str(former['host']).split()[0]}"
         text = f"{taken.listed.path}: the process that worked on it{where} died ({how})"
         error = SlideFailedError("model", text, "death")
         given_up = self._list.note_try(taken.listed.slide_id, error)
         if given_up is None:
             self._log.write("again", taken.listed.slide_id, stage="model", error=text, cause="death")
-            return True
+            return replace(taken, was_in_model=True)
         self.ended(taken, "failed", stage="model", error=str(given_up))
-        return False
+        return None
 
     def _look(self) -> set[str]:
         begun = time.monotonic()

@@ -106,7 +106,7 @@ def _finish(job: SlideJob, taking: Taking, fetched: _Fetched, log: WorkerLog) ->
         if fetched.error is not None:
             raise fetched.error
         if fetched.canvas is None:
-            taking.ended(taken, "skipped")
+            taking.ended(taken, "done" if taken.was_in_model else "skipped")
             return
         log.write("model", slide_id)
         begun = time.monotonic()

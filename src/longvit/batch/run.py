@@ -40,8 +40,8 @@ class RunSettings:
     retries: int = 2
     """How often a slide is tried again that failed for a reason that may pass."""
     timeout_s: float | None = 1800.0
-    """A slide that is being read for longer is given up, and with several workers one that is in the model; None: never.
-    One worker that reads in a thread (`reads_apart` unset) knows no limit."""
+    """A slide that is being read for longer is given up, with several workers also one that is in the model for longer;
+    None: never. One worker that reads in a thread (`reads_apart` unset) knows no limit."""
     reads_apart: bool = False
     """One worker only: read in a process of its own, which may crash or hang (several workers always do)."""
     device: str = "auto"

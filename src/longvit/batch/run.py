@@ -166,7 +166,8 @@ def _work_here(job: SlideJob, work_list: WorkList, report: _Report, settings: Ru
     from longvit.batch.read_process import ReadProcess
     from longvit.batch.worker import work
 
-    reader: Reader = ReadProcess(settings.timeout_s) if settings.reads_apart else ThreadReader()
+    is_apart, threads = settings.reads_apart, settings.threads
+    reader: Reader = ReadProcess(settings.timeout_s, threads) if is_apart else ThreadReader(threads)
     log = WorkerLog(work_list.folder, f"here-{os.getpid()}", report.hear)
     log.write("start", **holder())
     try:

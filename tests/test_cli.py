@@ -27,7 +27,7 @@ from tasks.study import write_study
 pytestmark = pytest.mark.xdist_group("cli")  # one worker: a fixture trains
 COMMANDS = (
     *("demo", "doctor", "info", "cohort", "train", "predict", "embed", "evaluate", "tables", "recipes", "convert"),
-    "plan",
+    *("plan", "canvas", "status"),
 )
 Captured = pytest.CaptureFixture[str]
 

@@ -30,6 +30,7 @@ from typing import Any
 import torch.distributed as dist
 
 from longvit.errors import InputError
+from longvit.files import this_host
 
 EXIT_CODE = 3
 START_UP_S = 600.0
@@ -193,7 +194,7 @@ class Watch:
                 return str(words["lost"])  # all name the same one
             if words["failed"]:
                 return f"{words['who']} has ended: {words['failed']}"
-            if words["host"] == socket.gethostname() and _is_gone(words["pid"]):
+            if words["host"] == this_host() and _is_gone(words["pid"]):
                 words = self._words_of(rank)  # its last ones
                 if words["lost"] or words["done"]:
                     return str(words["lost"])
@@ -219,7 +220,7 @@ class Watch:
         self._n += 1
         words = {
             "who": self._who,
-            "host": socket.gethostname(),
+            "host": this_host(),
             "pid": os.getpid(),
             "n": self._n,
             "moves": self._moves,

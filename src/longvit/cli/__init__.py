@@ -33,6 +33,9 @@ from longvit.cli.train import train
 from longvit.config import one_line, recipe_config
 from longvit.errors import InputError
 
+LOST = 3
+"""Exit code of `longvit.parallel.RankLostError`."""
+
 app = App(
     name="longvit",
     help="One model that reads a whole slide: from the gigapixel file to the prediction.",
@@ -74,7 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         return _fail(f"{one_line(error)} See: {_command_of(error)} --help", debug)
     except InputError as error:
-        return _fail(one_line(error), debug, getattr(error, "exit_code", 2))  # `parallel.RankLostError` has one
+        code = _fail(one_line(error), debug, getattr(error, "exit_code", 2))
+        if code == LOST:  # no clean-up: the process groups would wait for the rank that is gone
+            sys.stderr.flush()
+            os._exit(code)
+        return code
     except KeyboardInterrupt as error:
         print("\nlongvit: stopped; the same command goes on where it was", file=sys.stderr)
         return getattr(error, "exit_code", 130)  # `longvit.training.interruption.Interrupted` has one

@@ -128,14 +128,20 @@ class Watch:
     def fail(self, why: str) -> None:
         """This rank ends with an error, which the others may say."""
         self._failed = why
-        self._stop.set()
+        self._end_thread()
         self._try_to_speak()
 
     def close(self) -> None:
         """This rank has done all it had to do."""
         self._is_done = True
-        self._stop.set()
+        self._end_thread()
         self._try_to_speak()
+
+    def _end_thread(self) -> None:
+        """One that is inside the store while the interpreter ends would abort the process."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(self.timeout_s)
 
     def lost(self) -> str:
         """Which rank is lost and why; waits until that is known, at most `timeout_s`. Empty: all are well."""

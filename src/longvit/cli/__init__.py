@@ -33,9 +33,6 @@ from longvit.cli.train import train
 from longvit.config import one_line, recipe_config
 from longvit.errors import InputError
 
-LOST = 3
-"""Exit code of `longvit.parallel.RankLostError`."""
-
 app = App(
     name="longvit",
     help="One model that reads a whole slide: from the gigapixel file to the prediction.",
@@ -64,7 +61,19 @@ app.command(plan, sort_key=13)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Runs one command and returns its exit code; a rank of torchrun's ends with it."""
+    code = _run(arguments)
+    if "RANK" in os.environ and "torch" in sys.modules:
+        # All is written. At the interpreter's end gloo's threads may still let go of tensors, for which they want the
+        # GIL, and abort the process (torch 2.13: "terminate called without an active exception", 1 run in 5); and
+        # groups with a dead rank would wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     # torch's OpenMP threads wait for each other in a busy loop. On a machine that others use too that loop takes the
     # cores from those who have work: two trainings on 2 cores took 1.43 s a step each, with this 0.22 s; alone 0.127
     # and 0.123 s (2026-11). Read by libgomp when torch is imported, hence here.
@@ -77,11 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CycloptsError as error:
         return _fail(f"{one_line(error)} See: {_command_of(error)} --help", debug)
     except InputError as error:
-        code = _fail(one_line(error), debug, getattr(error, "exit_code", 2))
-        if code == LOST:  # no clean-up: the process groups would wait for the rank that is gone
-            sys.stderr.flush()
-            os._exit(code)
-        return code
+        return _fail(one_line(error), debug, getattr(error, "exit_code", 2))  # `parallel.RankLostError` has one
     except KeyboardInterrupt as error:
         print("\nlongvit: stopped; the same command goes on where it was", file=sys.stderr)
         return getattr(error, "exit_code", 130)  # `longvit.training.interruption.Interrupted` has one

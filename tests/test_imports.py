@@ -104,6 +104,16 @@ def test_attention_can_be_read_alone() -> None:
             assert ok, f"{path.relative_to(ROOT)}:{line} imports {name}"
 
 
+def test_dino_knows_neither_slides_nor_the_loop() -> None:
+    """The mathematics of pretraining can be tested on tensors alone."""
+    allowed = {"torch", "longvit.errors", "longvit.model", "longvit.parallel", "longvit.dino"}
+    for path in (PACKAGE / "dino").rglob("*.py"):
+        for name, line in imports(path):
+            top = name.split(".")[0]
+            ok = any(name == a or name.startswith(a + ".") for a in allowed) or top in sys.stdlib_module_names
+            assert ok, f"{path.relative_to(ROOT)}:{line} imports {name}"
+
+
 def test_slides_need_no_torch() -> None:
     for path in (PACKAGE / "slides").rglob("*.py"):
         for name, line in imports(path):

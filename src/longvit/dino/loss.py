@@ -1,0 +1,191 @@
+"""The loss of DINO (Caron et al. 2021, arXiv 2104.14294, equations 1–4): the student tells what the teacher sees.
+
+    P_t = softmax((g_t − c) / τ_t)          for the global crops t,  c: the centre
+    L   = 1/|pairs| Σ_t Σ_{v ≠ t} mean over the batch of −Σ_k P_t[k] log softmax(g_v / τ_s)[k]
+    c  ← m c + (1 − m) mean of g_t over crops and batch
+
+What differs from the authors' code: the sum over the pairs is taken once per student crop, with the sum of the
+teacher's probabilities of the other crops as its target; the softmax of the student is never stored, its gradient is
+made in one pass. Beside the student's and the teacher's outputs there are the teacher's probabilities and, in backward,
+the gradient; everything else is a few rows at a time. Arithmetic is float32 at least, whatever the outputs are.
+
+The batch statistics are sums over the data axis of the mesh alone: the ranks of a sequence see the same crops.
+
+B regions of this rank, C crops, G global crops (the first), K prototypes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from longvit.parallel import ALONE, Ranks
+
+_CHUNK_NUMBERS = 2**22  # rows at once: 16 MB in float32
+
+
+@dataclass(frozen=True)
+class DinoTerms:
+    """What one batch gives.
+
+    loss: scalar, mean over this rank's regions; the gradient is its. center: (1, K) mean of the teacher's outputs over
+    crops, batch and data ranks: for `DinoLoss.update_center`. The figures are over all data ranks, in nats:
+    teacher_entropy: mean entropy of P_t, 0 … log K. kl_to_uniform: log K less that: near 0 for uniform outputs (one of
+    the two collapses). mean_kl_to_uniform: the same of the mean of P_t over the batch: near log K where every crop
+    falls to the same few prototypes (the other collapse).
+    """
+
+    loss: Tensor
+    center: Tensor
+    teacher_entropy: Tensor
+    kl_to_uniform: Tensor
+    mean_kl_to_uniform: Tensor
+
+    def figures(self) -> dict[str, Tensor]:
+        """Scalars for the history, without gradient."""
+        return {
+            "teacher_entropy": self.teacher_entropy,
+            "kl_to_uniform": self.kl_to_uniform,
+            "mean_kl_to_uniform": self.mean_kl_to_uniform,
+        }
+
+
+class DinoLoss(nn.Module):
+    """The loss and its centre (a buffer of the name that the authors' checkpoints have)."""
+
+    def __init__(
+        self, prototypes: int, *, student_temperature: float = 0.1, center_momentum: float = 0.9, global_crops: int = 2
+    ) -> None:
+        super().__init__()
+        self.student_temperature, self.center_momentum = student_temperature, center_momentum
+        self.global_crops = global_crops
+        self.register_buffer("center", torch.zeros(1, prototypes))
+        self.center: Tensor
+
+    def forward(
+        self, student: Tensor, teacher: Tensor, *, teacher_temperature: float, ranks: Ranks = ALONE
+    ) -> DinoTerms:
+        """student: (C·B, K) crop by crop, the global ones first; teacher: (G·B, K), no gradient flows into it.
+
+        The centre is that of the steps before. It is not changed here, so that a step that is skipped leaves it alone
+        and an accumulated one moves it once. Raises ValueError for shapes that do not fit.
+        """
+        regions = self._regions(student, teacher)
+        with torch.no_grad(), torch.autocast(teacher.device.type, enabled=False):
+            targets, sums = _targets(teacher.detach(), self.center, teacher_temperature)
+            sums = ranks.sum_over_data(sums)
+        with torch.autocast(student.device.type, enabled=False):
+            loss = _CrossEntropy.apply(student, targets, regions, self.global_crops, self.student_temperature)
+        k = teacher.shape[1]
+        outputs, probabilities, entropy, rows = sums[:k], sums[k : 2 * k], sums[2 * k], sums[2 * k + 1]
+        mean = probabilities / rows
+        log_k, entropy = math.log(k), entropy / rows
+        return DinoTerms(
+            loss=loss,
+            center=(outputs / rows).view(1, k),
+            teacher_entropy=entropy,
+            kl_to_uniform=log_k - entropy,
+            mean_kl_to_uniform=log_k + torch.special.xlogy(mean, mean).sum(),
+        )
+
+    @torch.no_grad()
+    def update_center(self, center: Tensor) -> None:
+        """After the optimiser's step; `center`: that of the batch (or the mean of those of accumulated ones)."""
+        self.center.lerp_(center.to(self.center), 1 - self.center_momentum)
+
+    def _regions(self, student: Tensor, teacher: Tensor) -> int:
+        g, k = self.global_crops, self.center.shape[1]
+        regions, rest = divmod(len(teacher), g)
+        if student.ndim != 2 or teacher.ndim != 2 or {student.shape[1], teacher.shape[1]} != {k}:
+            raise ValueError(f"outputs must be (crops, {k}), got {tuple(student.shape)} and {tuple(teacher.shape)}")
+        if rest or not regions or len(student) % regions or len(student) < g * regions or len(student) < 2 * regions:
+            raise ValueError(
+                f"{len(student)} rows of the student for {len(teacher)} of the teacher: these are {g} global crops of "
+                "each region, those all its crops, two at least"
+            )
+        return regions
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _chunks(start: int, end: int, k: int) -> Iterator[slice]:
+    step = max(1, _CHUNK_NUMBERS // k)
+    for i in range(start, end, step):
+        yield slice(i, min(i + step, end))
+
+
+def _targets(teacher: Tensor, center: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """→ P (G·B, K); [Σ outputs (K), Σ P (K), Σ entropy, rows], sums over the rows."""
+    n, k = teacher.shape
+    dtype = _wide(teacher.dtype)
+    targets, sums = teacher.new_empty(n, k, dtype=dtype), teacher.new_zeros(2 * k + 2, dtype=dtype)
+    for c in _chunks(0, n, k):
+        rows = teacher[c].to(dtype)
+        sums[:k] += rows.sum(0)
+        log_p = torch.log_softmax((rows - center.to(dtype)).div_(temperature), -1)
+        p = torch.exp(log_p, out=targets[c])
+        sums[k : 2 * k] += p.sum(0)
+        sums[2 * k] -= log_p.mul_(p).sum()
+    sums[2 * k + 1] = n
+    return targets, sums
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Mean over pairs and regions; keeps the student's outputs as they came and one log-sum-exp per row."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, targets: Tensor, regions: int, global_crops: int, temperature: float):
+        n, k = student.shape
+        lse, total = targets.new_empty(n, 1), targets.new_zeros(())
+        for crop in range(n // regions):
+            for c in _chunks(crop * regions, (crop + 1) * regions, k):
+                x = student[c].to(targets.dtype).div(temperature)
+                lse[c] = torch.logsumexp(x, -1, keepdim=True)
+                x -= lse[c]
+                total -= x.mul_(_target(targets, regions, global_crops, crop, c)).sum()
+        ctx.save_for_backward(student, targets, lse)
+        ctx.settings = regions, global_crops, temperature
+        return total / _weight(n, regions, global_crops)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor):
+        student, targets, lse = ctx.saved_tensors
+        regions, global_crops, temperature = ctx.settings
+        n, k = student.shape
+        scale = grad / (_weight(n, regions, global_crops) * temperature)
+        grads = torch.empty_like(student)
+        for crop in range(n // regions):
+            others = global_crops - (crop < global_crops)  # the mass of this crop's target
+            for c in _chunks(crop * regions, (crop + 1) * regions, k):
+                x = (
+                    torch.div(student[c], temperature, out=grads[c])
+                    if student.dtype == targets.dtype
+                    else (student[c].to(targets.dtype).div_(temperature))
+                )
+                x.sub_(lse[c]).exp_().mul_(others).sub_(_target(targets, regions, global_crops, crop, c)).mul_(scale)
+                if x.dtype != grads.dtype:
+                    grads[c] = x
+        return grads, None, None, None, None
+
+
+def _target(targets: Tensor, regions: int, global_crops: int, crop: int, rows: slice) -> Tensor:
+    """Σ of P_t over the global crops t other than `crop`, for rows of that crop."""
+    first, count = rows.start - crop * regions, rows.stop - rows.start
+    parts = [targets[t * regions + first : t * regions + first + count] for t in range(global_crops) if t != crop]
+    if not parts:  # the only global crop has no other one
+        return targets.new_zeros(())
+    return parts[0] if len(parts) == 1 else torch.add(*parts) if len(parts) == 2 else torch.stack(parts).sum(0)
+
+
+def _weight(rows: int, regions: int, global_crops: int) -> int:
+    """Pairs of a teacher's and another crop, times regions."""
+    return global_crops * (rows // regions - 1) * regions

@@ -1,0 +1,149 @@
+"""All crops of a step through a LongViT in one pass: crops of different size lie behind each other in one sequence.
+
+DINO makes a pass for every size of crop. Here the tokens of all of them are packed (`lengths` of dilated attention, of
+which each crop is a sequence of its own), so that the products see all tokens at once; the result is that of separate
+passes. Drop path is drawn for every crop and layer, as if each were a row of a batch.
+
+A crop takes the segments of its own length. Those of the longest crop, clipped to a shorter one, are the same up to
+1,024² px (table 7 has one row there); where they are not, the crops go in several packs.
+
+B regions, C crops, N tokens of a crop, T tokens of a pack, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from longvit.model.encoder import AttentionPattern, Block, Encoder, _checkpointed
+from longvit.model.longvit import LongViT
+from longvit.model.norm_linear import compute_dtype
+from longvit.model.recomputation import Keeping, finish
+from longvit.parallel import ShardedLongViT
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Crops that share a pass. crops: their numbers; tokens: of each; regions: B, rows of every crop."""
+
+    crops: tuple[int, ...]
+    tokens: tuple[int, ...]
+    regions: int
+    pattern: AttentionPattern
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of every sequence in the pack: crop by crop, region by region."""
+        return [n for n in self.tokens for _ in range(self.regions)]
+
+
+def features(
+    backbone: LongViT, crops: Sequence[Tensor], *, packed: bool = True, scales: Tensor | None = None
+) -> Tensor:
+    """Crops (B, 3, h, w) of any sizes, pixels as the model takes them → embeddings (C·B, D), crop by crop.
+
+    `packed` False: a pass for every size. A model over the ranks of a sequence takes its strips of the crops, always in
+    separate passes. `scales`: drop path's factors, `drop_path_scales`, drawn here where left out; for packed passes.
+    Raises ValueError for no crops or different numbers of regions.
+    """
+    regions = {len(crop) for crop in crops}
+    if len(regions) != 1:
+        raise ValueError(f"crops of one step have a row for every region, got {[len(c) for c in crops]} rows")
+    if not packed or isinstance(backbone, ShardedLongViT):
+        return _by_size(backbone, crops)
+    if scales is None:
+        scales = drop_path_scales(backbone.blocks, len(crops) * regions.pop())
+    found: dict[int, Tensor] = {}
+    for pack in _packs(backbone, crops):
+        for number, pooled in zip(pack.crops, _run(backbone, crops, pack, scales), strict=True):
+            found[number] = pooled
+    return torch.cat([found[i] for i in range(len(crops))])
+
+
+def drop_path_scales(blocks: Encoder, sequences: int) -> Tensor | None:
+    """(layers, 2, sequences): 0 with the layer's rate, else 1 / (1 − rate), for both branches of every block.
+
+    None: nothing is dropped. Drawn on the device of the blocks, in one go, from the global random state.
+    """
+    rates = [_block(b).drop_path_rate if b.training else 0.0 for b in blocks]
+    if not any(rates):
+        return None
+    weight = next(blocks.parameters())
+    keep = 1 - torch.tensor(rates, dtype=torch.float64).view(-1, 1, 1)
+    keep = keep.to(weight.device, weight.dtype)
+    return torch.bernoulli(keep.expand(-1, 2, sequences)) / keep
+
+
+def _block(module: nn.Module) -> Block:
+    assert isinstance(module, Block)
+    return module
+
+
+def _by_size(backbone: LongViT, crops: Sequence[Tensor]) -> Tensor:
+    """A pass for every run of crops of one size, as the authors' code has it."""
+    found: list[Tensor] = []
+    start = 0
+    while start < len(crops):
+        end = start + 1
+        while end < len(crops) and crops[end].shape == crops[start].shape:
+            end += 1
+        images = crops[start] if end == start + 1 else torch.cat(list(crops[start:end]))
+        found.append(backbone.pool(backbone.forward_features(images)))
+        start = end
+    return torch.cat(found)
+
+
+def _packs(backbone: LongViT, crops: Sequence[Tensor]) -> Iterator[Pack]:
+    """The crops in as few packs as their segments allow, longest first."""
+    tokens = [grid.height * grid.width for grid in (backbone.patch_embed.patches(crop) for crop in crops)]
+    left = sorted(range(len(crops)), key=lambda i: (-tokens[i], i))
+    while left:
+        pattern = backbone.pattern(tokens[left[0]])
+        fits = [i for i in left if _clipped(pattern, tokens[i]) == _clipped(backbone.pattern(tokens[i]), tokens[i])]
+        yield Pack(tuple(fits), tuple(tokens[i] for i in fits), len(crops[0]), pattern)
+        left = [i for i in left if i not in fits]
+
+
+def _clipped(pattern: AttentionPattern, n: int) -> tuple[int, ...]:
+    return tuple(min(w, n) for w in pattern.segment_lengths)
+
+
+def _run(backbone: LongViT, crops: Sequence[Tensor], pack: Pack, scales: Tensor | None) -> Iterator[Tensor]:
+    """→ per crop of the pack its embeddings (B, D)."""
+    x = torch.cat([backbone.patch_embed(crops[i]).flatten(0, 1) for i in pack.crops]).unsqueeze(0)  # (1, T, D)
+    if scales is not None:
+        per_crop = scales.unflatten(-1, (len(crops), pack.regions))[:, :, list(pack.crops)]
+        repeats = torch.tensor(pack.lengths, device=x.device)
+        scales = per_crop.flatten(-2).repeat_interleave(repeats, -1, output_size=x.shape[1])  # (layers, 2, T)
+    x = encode_packed(backbone.blocks, x, pack.pattern, pack.lengths, scales)
+    at = 0
+    for n in pack.tokens:
+        end = at + n * pack.regions
+        yield backbone.pool(x[0, at:end].unflatten(0, (pack.regions, n)))
+        at = end
+
+
+def encode_packed(
+    blocks: Encoder, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int], scales: Tensor | None
+) -> Tensor:
+    """`Encoder.forward` of packed sequences (1, T, D), with a factor of drop path for every token: (layers, 2, T)."""
+    recompute = blocks.recompute and torch.is_grad_enabled()
+    for i, module in enumerate(blocks):
+        block = _block(module)
+        factors: list[Tensor | None] = [None, None]
+        if scales is not None and block.drop_path_rate > 0:
+            factors = [s.view(1, -1, 1).to(compute_dtype(x)) for s in scales[i]]
+        if recompute:
+            out = _checkpointed(block.attn.attend, x, pattern, lengths)
+            x = finish(block.attn, block.mlp, x, out, (factors[0], factors[1]), Keeping())
+            continue
+        x = x + _times(block.attn(x, pattern, lengths), factors[0])
+        x = x + _times(block.mlp(x), factors[1])
+    return x
+
+
+def _times(branch: Tensor, factor: Tensor | None) -> Tensor:
+    return branch if factor is None else branch * factor

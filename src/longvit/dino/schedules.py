@@ -22,8 +22,8 @@ from longvit.dino.settings import DinoSettings
 
 def cosine(step: int, steps: int, start: float, end: float) -> float:
     """From `start` at step 0 towards `end`, which step `steps` would have."""
-    share = min(1.0, step / steps) if steps > 0 else 1.0
-    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * share))
+    left = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))) if steps > 0 else 0.0
+    return left * start + (1 - left) * end  # both ends to the last bit
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from longvit.dino import (
     set_rates,
 )
 from longvit.dino.multicrop import _packs
+from longvit.model import encoder
 from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.training.optim import parameter_groups as groups_of_training
 from oracles import dino as oracle
@@ -107,22 +108,25 @@ def test_crops_that_differ_in_their_segments_go_in_packs_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_drop_path_is_drawn_for_every_crop_and_layer(recompute: bool) -> None:
-    """Packed with given factors is each crop alone with its own; what is drawn has the rates of the layers."""
-    model, images = networks().train().student.backbone, crops(*FIVE)
-    model.set_recompute(recompute)
+def test_drop_path_of_a_packed_crop_is_that_of_the_crop_alone(recompute: bool, monkeypatch) -> None:
+    """Each crop through the plain encoder, which is handed its factors: per layer, attention's and the FFN's."""
+    model, images = networks().train().student.backbone, crops(*MIXED)
     torch.manual_seed(3)
-    scales = drop_path_scales(model.blocks, 5 * REGIONS)
+    scales = drop_path_scales(model.blocks, len(MIXED) * REGIONS)
     assert scales is not None
-    assert {tuple(s.unique().tolist()) for s in scales[1:2]} == {(0.0, 1 / 0.75)}
-    together = features(model, images, scales=scales).unflatten(0, (5, REGIONS))
+    assert not torch.equal(scales[:, 0], scales[:, 1])
+    model.set_recompute(recompute)
+    together = features(model, images, scales=scales).unflatten(0, (len(MIXED), REGIONS))
     together.square().sum().backward()
     found = gradients(model)
     model.zero_grad()
+    model.set_recompute(False)
     for c, crop in enumerate(images):
         for b in range(REGIONS):
-            i = c * REGIONS + b
-            alone = features(model, [crop[b : b + 1]], scales=scales[:, :, i : i + 1])
+            left = iter(scales[:, :, c * REGIONS + b].flatten())
+            monkeypatch.setattr(encoder, "_drop_path_scale", lambda *_, left=left: next(left))
+            alone = model(crop[b : b + 1])
+            assert next(left, None) is None
             assert (together[c, b] - alone[0]).abs().max() <= 1e-12
             alone.square().sum().backward()
     for name, g in gradients(model).items():

@@ -21,20 +21,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvit.data.cohort import Cohort, SlideRow
-from longvit.data.problems import PROBLEMS_CSV, Problem, read_problems, write_problems
+from longvit.data.problems import PROBLEMS_CSV, Problem, write_problems
 from longvit.errors import InputError
 from longvit.files import make_folder, write_text
 from longvit.progress import Progress
+from longvit.tasks.finetune_result import FinetuneResult, finished, result_of_first
 from longvit.tasks.run_folder import alone_in, claim
 from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.starting_model import starting_model
 from longvit.tasks.study import EVALUATED, answers_digest, bind
-from longvit.tasks.task import Task, task_class
+from longvit.tasks.task import Task
 
 if TYPE_CHECKING:
     from longvit.data.canvas_cache import CachedCanvases
@@ -44,85 +45,6 @@ if TYPE_CHECKING:
     from longvit.tasks.task import Predictions
 
 __all__ = ["FinetuneResult", "FinetuneSettings", "finetune"]
-
-
-@dataclass(frozen=True)
-class FinetuneResult:
-    """A finished fine-tuning; every file of it lies in `folder` (see the top of this file)."""
-
-    folder: Path
-    metrics: dict[str, Any]
-    """What metrics.json holds (a figure that is not defined is None there):
-
-    task, figure: the task's name, and its main figure (auc, c_index).
-    classes: names of the head's outputs: the classes (of two, the second is the positive one), or bins of time.
-    splits: `val`, `test` -> slides, patients, the task's figures (auc, balanced_accuracy, accuracy, f1; c_index, …),
-        <figure>_interval [low, high] and loss, all of the last epoch. A split without slides is absent.
-    best_val: epoch (1 …) of the highest main figure on val (the first, if several) and `val`, `test` -> figures of that
-        epoch; None where it is not defined. The model in `model/` is that of the last epoch.
-    controls: `mean_colour`, `random_encoder` -> `val`, `test` -> the task's figures.
-    training: slides, patients, epochs, steps, train_loss, skipped_steps (for a NaN, each named), parameters, device,
-        starts_from.
-    left_out: slide ids without a result. notes: what was assumed, one sentence each.
-    """
-    problems: tuple[Problem, ...] = ()
-    """What problems.csv holds."""
-    was_finished: bool = False
-    """The folder held a finished run with the same settings: nothing was computed."""
-
-    @property
-    def predictions_csv(self) -> Path:
-        return self.folder / "predictions.csv"
-
-    @property
-    def metrics_json(self) -> Path:
-        return self.folder / "metrics.json"
-
-    @property
-    def history_csv(self) -> Path:
-        return self.folder / "history.csv"
-
-    @property
-    def settings_yaml(self) -> Path:
-        return self.folder / "settings.yaml"
-
-    @property
-    def problems_csv(self) -> Path:
-        return self.folder / PROBLEMS_CSV
-
-    @property
-    def loss_png(self) -> Path:
-        return self.folder / "loss.png"
-
-    @property
-    def roc_png(self) -> Path:
-        return self.folder / "roc.png"
-
-    @property
-    def model_dir(self) -> Path:
-        return self.folder / "model"
-
-    def summary(self) -> str:
-        """A few lines for the terminal: the main figure of each split with its interval, beside the controls."""
-        lines = []
-        main = self.metrics["figure"]
-        words = task_class(self.metrics["task"]).figure_words
-        for split, figures in self.metrics["splits"].items():
-            low, high = figures[f"{main}_interval"]
-            interval = "" if low is None else f" (95 % interval {low:.2f}-{high:.2f})"
-            controls = [
-                f"{name.replace('_', ' ')} {_text(of[split][main])}"
-                for name, of in self.metrics["controls"].items()
-                if split in of
-            ]
-            accuracy = figures.get("balanced_accuracy")
-            lines.append(
-                f"{split}: {words} {_text(figures[main])}{interval}, "
-                + (f"balanced accuracy {_text(accuracy)}, " if accuracy is not None else "")
-                + f"{figures['slides']} slides"
-                + (f"; controls: {', '.join(controls)}" if controls else "")
-            )
-        return "\n".join(lines)
 
 
 def finetune(
@@ -148,15 +70,15 @@ def finetune(
     ranks, folder = ranks or ALONE, Path(out_dir)
     cohort, task = bind(cohort, settings)
     facts = {"cohort": cohort.fingerprint(), "answers": answers_digest(cohort, task), "classes": list(task.outputs)}
-    finished, slides_per_forward = None, 0
+    former, slides_per_forward = None, 0
     if ranks.is_first:
         make_folder(folder)
         # Which slides share a forward pass is settled when a run begins, for whatever mesh it goes on on.
         slides_per_forward = claim(
             folder, {**settings.decisive(), **facts}, settings.slides_per_forward(ranks.data_ranks)
         )
-        finished = _finished(folder)
-    if (result := _of_first(finished, folder, ranks)) is not None:
+        former = finished(folder)
+    if (result := result_of_first(former, folder, ranks)) is not None:
         return result
     slides_per_forward = ranks.from_first(slides_per_forward)
     with alone_in(folder) if ranks.is_first else nullcontext():
@@ -241,7 +163,7 @@ class _Finetuning:
                     device=self.device.name if ranks.world == 1 else f"{ranks.world} × {self.device.name}",
                 )
                 result = FinetuneResult(self.folder, metrics, canvases.problems)
-        result = _of_first(result, self.folder, ranks)
+        result = result_of_first(result, self.folder, ranks)
         assert result is not None
         return result
 
@@ -384,32 +306,3 @@ class _Finetuning:
 def _content(canvases: CachedCanvases) -> str:
     """A hash of the slides' contents: a slide that changed, or is missing now, makes another run."""
     return hashlib.sha256(json.dumps(sorted(canvases.identities.items())).encode()).hexdigest()[:16]
-
-
-def _of_first(result: FinetuneResult | None, folder: Path, ranks: Ranks) -> FinetuneResult | None:
-    """The first rank's result, on every rank."""
-    if ranks.world == 1:
-        return result
-    content = None
-    if result is not None:
-        problems = [[p.slide, p.stage, p.error] for p in result.problems]
-        content = [result.metrics, problems, result.was_finished]
-    if (content := ranks.from_first(content)) is None:
-        return None
-    metrics, problems, was_finished = content
-    return FinetuneResult(folder, metrics, tuple(Problem(*p) for p in problems), was_finished)
-
-
-def _finished(folder: Path) -> FinetuneResult | None:
-    """The result of a run that has written its metrics (they come last)."""
-    try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise InputError(f"{folder / 'metrics.json'}: damaged; remove it to have it written anew") from error
-    return FinetuneResult(folder, metrics, read_problems(folder / PROBLEMS_CSV), was_finished=True)
-
-
-def _text(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.2f}"

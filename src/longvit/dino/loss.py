@@ -9,7 +9,9 @@ teacher's probabilities of the other crops as its target; the softmax of the stu
 made in one pass. Beside the student's and the teacher's outputs there are the teacher's probabilities and, in backward,
 the gradient; everything else is a few rows at a time. Arithmetic is float32 at least, whatever the outputs are.
 
-The batch statistics are sums over the data axis of the mesh alone: the ranks of a sequence see the same crops.
+The batch statistics are means over the samples of one call; those of an optimiser step, over accumulated calls and
+the data axis of the mesh, are their means weighted by samples, which the training loop takes. The ranks of a sequence
+see the same crops.
 
 B regions of this rank, C crops, G global crops (the first), K prototypes.
 """
@@ -25,8 +27,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from longvit.parallel import ALONE, Ranks
-
 _CHUNK_NUMBERS = 2**22  # rows at once: 16 MB in float32
 
 
@@ -34,26 +34,26 @@ _CHUNK_NUMBERS = 2**22  # rows at once: 16 MB in float32
 class DinoTerms:
     """What one batch gives.
 
-    loss: scalar, mean over this rank's regions; the gradient is its. center: (1, K) mean of the teacher's outputs over
-    crops, batch and data ranks: for `DinoLoss.update_center`. The figures are over all data ranks, in nats:
-    teacher_entropy: mean entropy of P_t, 0 … log K. kl_to_uniform: log K less that: near 0 for uniform outputs (one of
-    the two collapses). mean_kl_to_uniform: the same of the mean of P_t over the batch: near log K where every crop
-    falls to the same few prototypes (the other collapse).
+    loss: scalar, mean over the regions; the gradient is its. statistics: (2, K) means over global crops and regions of
+    the teacher's outputs and of its probabilities P_t. teacher_entropy: mean entropy of P_t, 0 … log K nats.
+    kl_to_uniform: log K less that: near 0 for uniform outputs (one of the two collapses).
     """
 
     loss: Tensor
-    center: Tensor
+    statistics: Tensor
     teacher_entropy: Tensor
     kl_to_uniform: Tensor
-    mean_kl_to_uniform: Tensor
 
     def figures(self) -> dict[str, Tensor]:
         """Scalars for the history, without gradient."""
-        return {
-            "teacher_entropy": self.teacher_entropy,
-            "kl_to_uniform": self.kl_to_uniform,
-            "mean_kl_to_uniform": self.mean_kl_to_uniform,
-        }
+        return {"teacher_entropy": self.teacher_entropy, "kl_to_uniform": self.kl_to_uniform}
+
+
+def mean_kl_to_uniform(statistics: Tensor) -> Tensor:
+    """Divergence of the mean of P_t over a step from uniform, 0 … log K nats: near log K where every crop falls to the
+    same few prototypes (the other collapse)."""
+    mean = statistics[1]
+    return math.log(len(mean)) + torch.special.xlogy(mean, mean).sum()
 
 
 class DinoLoss(nn.Module):
@@ -68,9 +68,7 @@ class DinoLoss(nn.Module):
         self.register_buffer("center", torch.zeros(1, prototypes))
         self.center: Tensor
 
-    def forward(
-        self, student: Tensor, teacher: Tensor, *, teacher_temperature: float, ranks: Ranks = ALONE
-    ) -> DinoTerms:
+    def forward(self, student: Tensor, teacher: Tensor, *, teacher_temperature: float) -> DinoTerms:
         """student: (C·B, K) crop by crop, the global ones first; teacher: (G·B, K), no gradient flows into it.
 
         The centre is that of the steps before. It is not changed here, so that a step that is skipped leaves it alone
@@ -79,25 +77,17 @@ class DinoLoss(nn.Module):
         regions = self._regions(student, teacher)
         with torch.no_grad(), torch.autocast(teacher.device.type, enabled=False):
             targets, sums = _targets(teacher.detach(), self.center, teacher_temperature)
-            sums = ranks.sum_over_data(sums)
         with torch.autocast(student.device.type, enabled=False):
             loss = _CrossEntropy.apply(student, targets, regions, self.global_crops, self.student_temperature)
         k = teacher.shape[1]
-        outputs, probabilities, entropy, rows = sums[:k], sums[k : 2 * k], sums[2 * k], sums[2 * k + 1]
-        mean = probabilities / rows
-        log_k, entropy = math.log(k), entropy / rows
-        return DinoTerms(
-            loss=loss,
-            center=(outputs / rows).view(1, k),
-            teacher_entropy=entropy,
-            kl_to_uniform=log_k - entropy,
-            mean_kl_to_uniform=log_k + torch.special.xlogy(mean, mean).sum(),
-        )
+        means = sums / len(teacher)
+        entropy = means[2 * k]
+        return DinoTerms(loss, means[: 2 * k].view(2, k), entropy, math.log(k) - entropy)
 
     @torch.no_grad()
-    def update_center(self, center: Tensor) -> None:
-        """After the optimiser's step; `center`: that of the batch (or the mean of those of accumulated ones)."""
-        self.center.lerp_(center.to(self.center), 1 - self.center_momentum)
+    def update_center(self, statistics: Tensor) -> None:
+        """After the optimiser's step, with the `statistics` of all its samples (2, K)."""
+        self.center.lerp_(statistics[:1].to(self.center), 1 - self.center_momentum)
 
     def _regions(self, student: Tensor, teacher: Tensor) -> int:
         g, k = self.global_crops, self.center.shape[1]
@@ -123,10 +113,10 @@ def _chunks(start: int, end: int, k: int) -> Iterator[slice]:
 
 
 def _targets(teacher: Tensor, center: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """→ P (G·B, K); [Σ outputs (K), Σ P (K), Σ entropy, rows], sums over the rows."""
+    """→ P (G·B, K); [Σ outputs (K), Σ P (K), Σ entropy], sums over the rows."""
     n, k = teacher.shape
     dtype = _wide(teacher.dtype)
-    targets, sums = teacher.new_empty(n, k, dtype=dtype), teacher.new_zeros(2 * k + 2, dtype=dtype)
+    targets, sums = teacher.new_empty(n, k, dtype=dtype), teacher.new_zeros(2 * k + 1, dtype=dtype)
     for c in _chunks(0, n, k):
         rows = teacher[c].to(dtype)
         sums[:k] += rows.sum(0)
@@ -134,7 +124,6 @@ def _targets(teacher: Tensor, center: Tensor, temperature: float) -> tuple[Tenso
         p = torch.exp(log_p, out=targets[c])
         sums[k : 2 * k] += p.sum(0)
         sums[2 * k] -= log_p.mul_(p).sum()
-    sums[2 * k + 1] = n
     return targets, sums
 
 

@@ -42,13 +42,8 @@ from longvit.training.non_finite import (
     judge,
     next_scale,
 )
-from longvit.training.optim import (
-    adamw,
-    first_non_finite,
-    learning_rate,
-    named_parameters,
-    set_learning_rate,
-)
+from longvit.training.optim import first_non_finite, named_parameters
+from longvit.training.rule import FineTuning, Rule
 from longvit.training.settings import TrainSettings
 from longvit.training.state import RunState, checkpoint_of_first, pack, seed_forward, unpack
 
@@ -79,7 +74,8 @@ class Batches(Protocol):
 
 Step = Callable[[nn.Module, Any], Mapping[str, torch.Tensor]]
 """step(model, batch) -> {"loss": mean over the batch's samples, further scalars for the history}; it may add
-"losses", one per sample, by which a sample with a NaN is named."""
+"losses", one per sample, by which a sample with a NaN is named, and "statistics", a tensor of means over the batch's
+samples, of which the rule gets the mean over all samples of the optimiser step."""
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
 """evaluate(model, epoch) -> figures for the history, after every epoch; the model is in eval mode, no gradients."""
 
@@ -115,6 +111,7 @@ def train(
     facts: Mapping[str, Any] | None = None,
     progress: bool = True,
     ranks: Ranks = ALONE,
+    rule: Rule | None = None,
 ) -> TrainResult:
     """Trains `model` in place, on the device where it is, and returns the history.
 
@@ -126,6 +123,8 @@ def train(
     `ranks`: every rank calls with the same arguments, and `model` on its strip of the image (`longvit.parallel.shard`)
     where a sequence has several; `step` and `evaluate` return the same on all ranks of a sequence, `evaluate` on all.
     What is returned is the same on every rank. Only the first one's `folder` is read and written.
+
+    `rule`: how the parameters move; the paper's fine-tuning by `settings` where left out.
 
     With `settings.ema` it is the averaged parameters that `evaluate` sees and that `model` holds at the end; the
     checkpoints keep both kinds. With `settings.tensorboard` event files lie in `folder`/tensorboard.
@@ -141,13 +140,8 @@ def train(
     if batches.samples < 1:
         raise InputError("no training samples")
     ranks.tensors_from_first(model.state_dict().values())
-    optimizer = adamw(
-        model,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        betas=settings.betas,
-        layer_decay=settings.layer_decay,
-    )
+    rule = rule or FineTuning(settings, steps_per_epoch(batches, settings))
+    optimizer = rule.optimizer(model)
     folder = Path(folder)
     device = next(model.parameters()).device
     if settings.dtype == "float16" and not _has_float16(device):
@@ -163,7 +157,7 @@ def train(
     if name := first_non_finite(model.named_parameters()):
         raise NonFiniteError(f"parameter {name} holds a NaN or an infinity before step {state.step + 1}")
 
-    run = _Run(model, optimizer, average, batches, step, evaluate, settings, folder, decisive, state, ranks)
+    run = _Run(model, rule, optimizer, average, batches, step, evaluate, settings, folder, decisive, state, ranks)
     with ExitStack() as stack:
         if progress:
             run.bar = stack.enter_context(Progress("training", run.steps, unit="steps", done=state.step))
@@ -189,6 +183,11 @@ def train(
     )
 
 
+def steps_per_epoch(batches: Batches, settings: TrainSettings) -> int:
+    """Optimiser steps of an epoch; the last one takes the rest of the samples."""
+    return math.ceil(batches.samples / (batches.batch_size * settings.accumulation))
+
+
 def autocast(device: torch.device, dtype: str) -> Any:
     """The context in which `step` and `evaluate` run: bfloat16 or float16 where asked for; float32 needs nothing."""
     return nullcontext() if dtype == "float32" else torch.autocast(device.type, getattr(torch, dtype))
@@ -205,6 +204,7 @@ class _Run:
     def __init__(
         self,
         model: nn.Module,
+        rule: Rule,
         optimizer: torch.optim.Optimizer,
         average: ParameterAverage | None,
         batches: Batches,
@@ -216,10 +216,11 @@ class _Run:
         state: RunState,
         ranks: Ranks,
     ) -> None:
-        self.model, self.optimizer, self.average, self.batches, self.step = model, optimizer, average, batches, step
+        self.model, self.rule, self.optimizer, self.average = model, rule, optimizer, average
+        self.batches, self.step = batches, step
         self.evaluate, self.settings, self.folder, self.decisive = evaluate, settings, folder, decisive
         self.state, self.ranks = state, ranks
-        self.steps_per_epoch = math.ceil(batches.samples / (batches.batch_size * settings.accumulation))
+        self.steps_per_epoch = steps_per_epoch(batches, settings)
         self.steps = self.steps_per_epoch * settings.epochs
         self.device = next(model.parameters()).device
         self.saved_at_s = time.monotonic()
@@ -306,17 +307,11 @@ class _Run:
     def optimiser_step(self, stream: Iterator[Any], epoch: int, window: int) -> dict[str, float]:
         """One window of batches: mean gradient over its samples, finite or skipped, clipped, applied."""
         settings, batches, optimizer, state = self.settings, self.batches, self.optimizer, self.state
-        lr = learning_rate(
-            state.step,
-            lr=settings.lr,
-            min_lr=settings.min_lr,
-            warmup_steps=round(settings.warmup_epochs * self.steps_per_epoch),
-            steps=self.steps,
-        )
-        set_learning_rate(optimizer, lr)
+        rates = self.rule.begin(optimizer, state.step)
         per_step = settings.accumulation * batches.batch_size
         samples = min(per_step, batches.samples - window * per_step)
         seen: list[Seen] = []
+        statistics: torch.Tensor | None = None
         for number, counts in self.share(window):
             batch = next(stream)
             promised = min(batches.batch_size, batches.samples - number * batches.batch_size)
@@ -329,7 +324,10 @@ class _Run:
             # Gradients are averaged over all ranks, those of the data axis are to be added up.
             (loss * (weight * self.ranks.data_ranks * state.loss_scale)).backward()
             losses = out.get("losses")
-            figures = {k: v.detach().float() * weight for k, v in out.items() if k != "losses"}
+            figures = {k: v.detach().float() * weight for k, v in out.items() if k not in ("losses", "statistics")}
+            if (means := out.get("statistics")) is not None:
+                weighted = means.detach() * weight
+                statistics = weighted if statistics is None else statistics.add_(weighted)
             seen.append(Seen(batch.names, figures, None if losses is None else losses.detach()))
 
         self.ranks.average_gradients(p for _, p in named_parameters(optimizer))
@@ -339,6 +337,11 @@ class _Run:
         norm = torch.nn.utils.get_total_norm(gradients)
         names = list(seen[0].figures)
         sums = self.ranks.sum_over_data(torch.stack([torch.stack([s.figures[n] for s in seen]).sum() for n in names]))
+        if statistics is not None:
+            statistics = self.ranks.sum_over_data(statistics)
+            more = self.rule.figures(statistics)
+            names += more
+            sums = torch.stack([*sums.unbind(), *(value.float() for value in more.values())])
         with waiting():  # the one wait for the device in a step: every figure comes over in one piece
             *flat, length = torch.cat([sums, norm.float().view(1)]).tolist()
         verdict, culprit = Verdict.FINE, ""
@@ -346,13 +349,13 @@ class _Run:
             at = f"epoch {epoch + 1}, step {state.step + 1}"
             verdict, culprit = agreed(judge(self.model, optimizer, seen, at=at, scale=state.loss_scale), self.ranks)
         if verdict is Verdict.FINE:
-            if settings.clip_norm is not None and length > settings.clip_norm:
-                torch._foreach_mul_(gradients, settings.clip_norm / (length + 1e-6))
+            self.rule.clip(gradients, length)
             optimizer.step()
+            self.rule.moved(state.step, statistics)
             if self.average is not None:
                 self.average.update(state.step + 1)
         optimizer.zero_grad(set_to_none=True)
-        figures_of_step = dict(zip(names, flat, strict=True)) | {"lr": lr, "grad_norm": length}
+        figures_of_step = dict(zip(names, flat, strict=True)) | dict(rates) | {"grad_norm": length}
         state.record(figures_of_step)
         if settings.dtype == "float16":
             state.loss_scale, state.steps_since_scale = next_scale(state.loss_scale, state.steps_since_scale, verdict)

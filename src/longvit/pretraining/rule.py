@@ -1,0 +1,99 @@
+"""A step of DINO as the training loop takes it: networks, loss and centre as one module, and how they move.
+
+    freeze, rates → forward, loss, backward (any number of forward passes) → every gradient clipped by itself
+    → AdamW on the student → teacher ← average, centre ← batch
+
+A step that is skipped (a NaN) moves neither teacher nor centre. The batch statistics are means over all regions of the
+optimiser step: accumulated passes and ranks of the data axis alike.
+
+B regions of a forward pass, C crops, K prototypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from longvit.dino import (
+    DinoLoss,
+    DinoSettings,
+    Schedules,
+    StudentTeacher,
+    mean_kl_to_uniform,
+    parameter_groups,
+    set_rates,
+)
+from longvit.model.longvit import LongViTConfig
+from longvit.parallel import ShardedLongViT
+
+
+class Crops(Protocol):
+    """What a step needs of a batch."""
+
+    @property
+    def crops(self) -> Sequence[Tensor]:
+        """C tensors uint8 (B, 3, h, w), the global ones first."""
+
+
+class SelfDistillation(nn.Module):
+    """Student, teacher and centre: what a checkpoint of a pretraining holds, beside the optimiser's moments."""
+
+    def __init__(self, config: LongViTConfig, settings: DinoSettings) -> None:
+        super().__init__()
+        self.networks = StudentTeacher(config, settings)
+        self.loss = DinoLoss(
+            settings.prototypes,
+            student_temperature=settings.student_temperature,
+            center_momentum=settings.center_momentum,
+            global_crops=settings.global_crops,
+        )
+
+
+class DinoRule:
+    """The rates of every step, per-parameter clipping, and what follows the optimiser's step."""
+
+    def __init__(self, model: SelfDistillation, schedules: Schedules, *, packed: bool = True) -> None:
+        self.model, self.schedules, self.packed = model, schedules, packed
+        self.teacher_temperature = schedules.teacher_temperature(0)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW as DINO's code has it, with its default betas."""
+        fused = {p.device.type for p in model.parameters()} <= {"cpu", "cuda"}
+        return torch.optim.AdamW(parameter_groups(self.model.networks.student), lr=0.0, fused=fused)
+
+    def begin(self, optimizer: torch.optim.Optimizer, step: int) -> Mapping[str, float]:
+        s = self.schedules
+        self.model.networks.freeze_last_layer(s.last_layer_is_frozen(step))
+        self.teacher_temperature = s.teacher_temperature(step)
+        rates = {"lr": s.lr(step), "weight_decay": s.weight_decay(step)}
+        set_rates(optimizer, **rates)
+        return {**rates, "teacher_momentum": s.teacher_momentum(step), "teacher_temperature": self.teacher_temperature}
+
+    def step(self, model: nn.Module, batch: Crops) -> dict[str, Tensor]:
+        """The loop's step: loss of a forward pass, its figures, its share of the batch statistics."""
+        networks = self.model.networks
+        backbone = networks.student.backbone
+        device = next(backbone.parameters()).device
+        crops = list(batch.crops)
+        if isinstance(backbone, ShardedLongViT):
+            crops = [crop[:, :, slice(*backbone.rows_px(crop.shape[2]))] for crop in crops]
+        outputs = networks([crop.to(device, non_blocking=True) for crop in crops], packed=self.packed)
+        terms = self.model.loss(*outputs, teacher_temperature=self.teacher_temperature)
+        return {"loss": terms.loss, **terms.figures(), "statistics": terms.statistics}
+
+    def figures(self, statistics: Tensor) -> Mapping[str, Tensor]:
+        return {"mean_kl_to_uniform": mean_kl_to_uniform(statistics)}
+
+    def clip(self, gradients: Sequence[Tensor], norm: float) -> None:
+        """DINO's code shortens the gradient of each parameter by itself."""
+        longest = self.schedules.settings.clip_norm
+        factors = [(longest / (of_one + 1e-6)).clamp(max=1.0) for of_one in torch._foreach_norm(list(gradients))]
+        torch._foreach_mul_(list(gradients), factors)
+
+    def moved(self, step: int, statistics: Tensor | None) -> None:
+        assert statistics is not None
+        self.model.networks.update_teacher(self.schedules.teacher_momentum(step))
+        self.model.loss.update_center(statistics)

@@ -96,7 +96,7 @@ def train(
     result is that of one process; `--max-restarts 3` (before -m) lets torchrun go on from the last checkpoint after a
     rank has died.
     """
-    with _all_ranks(settings) as ranks:
+    with all_ranks_of(settings.sequence_ranks, settings.device) as ranks:
         return _train(
             cohort,
             ranks,
@@ -113,13 +113,13 @@ def train(
         )
 
 
-def _all_ranks(settings: FinetuneSettings) -> AbstractContextManager[Ranks | None]:
+def all_ranks_of(sequence_ranks: int, device: str) -> AbstractContextManager[Ranks | None]:
     """Those that torchrun has started; a process by itself need not load torch before it has read the cohort."""
-    if "RANK" not in os.environ and settings.sequence_ranks == 1:
+    if "RANK" not in os.environ and sequence_ranks == 1:
         return nullcontext()
     from longvit.parallel.ranks import all_ranks
 
-    return all_ranks(settings.sequence_ranks, device=settings.device)
+    return all_ranks(sequence_ranks, device=device)
 
 
 def _train(

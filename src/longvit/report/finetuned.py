@@ -86,8 +86,9 @@ def _figures_points(metrics: dict[str, Any]) -> list[str]:
     return [
         *(text for name, text in MEANINGS.items() if name in shown),
         "The 95 % interval comes from drawing the patients anew.",
-        "The controls see the same slides: the same kind of head on the mean colour of each slide, and on the output "
-        "of an untrained encoder.",
+        "The controls see the same slides: the same kind of head on the mean colour of each slide, on the output of an "
+        "untrained encoder, and, where the run starts from weights, on the output of these as they were (a linear "
+        "probe).",
     ]
 
 

@@ -17,6 +17,7 @@ _FIGURES = {
 _OTHER = {
     "mean_colour": "control: mean colour",
     "random_encoder": "control: random frozen encoder",
+    "frozen_weights": "control: the starting weights, frozen",
     "val": "validation",
 }
 

@@ -1,6 +1,7 @@
-"""Two controls beside every run: what the slides' mean colour, and a random encoder, reach on the same split.
+"""Controls beside every run: what the slides' mean colour, and frozen encoders, reach on the same split.
 
-A user sees from them whether the trained encoder earned its number: stain and scanner alone often carry a label far.
+A user sees from them whether the trained encoder earned its number: stain and scanner alone often carry a label far,
+and so may a random encoder, or (a linear probe) the weights that the run starts from before any of them moves.
 Each is the task's own head fitted on the training slides (`Task.control`): for subtyping a logistic regression.
 """
 
@@ -36,36 +37,41 @@ def run_controls(
     task: Task,
     train: CanvasBatches,
     evaluated: Mapping[str, CanvasBatches],
-    random_encoder: LongViT,
+    encoders: Mapping[str, LongViT],
     *,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, dict[str, Predictions]]:
-    """`mean_colour`, `random_encoder` -> split -> predictions (without a loss). The batches are unshuffled; on several
-    ranks the encoder is the one for strips, and every rank calls."""
+    """`mean_colour`, and each of the frozen encoders by its name -> split -> predictions (without a loss). The batches
+    are unshuffled; on several ranks the encoders are those for strips, and every rank calls."""
     import torch
 
     from longvit.parallel.ranks import ALONE
     from longvit.tasks.shares import of_every_slide
     from longvit.tasks.task import Predictions
 
-    ranks, device = ranks or ALONE, next(random_encoder.parameters()).device
+    ranks = ranks or ALONE
 
     def features(batch: CanvasBatch) -> torch.Tensor:
-        """(B, 3 + width): the mean colour, and the pooled embedding."""
-        colour = ranks.sum_over_sequence(batch.images.sum((2, 3)).double()) / batch.images.shape[3] ** 2
-        tokens = random_encoder.forward_features(batch.images.to(device, non_blocking=True))
-        embedding = random_encoder.forward_head(tokens, pre_logits=True)
-        return torch.cat([colour, embedding.double().cpu()], 1)
+        """(B, 3 + the widths): the mean colour, and the pooled embeddings."""
+        found = [ranks.sum_over_sequence(batch.images.sum((2, 3)).double()) / batch.images.shape[3] ** 2]
+        for encoder in encoders.values():
+            images = batch.images.to(next(encoder.parameters()).device, non_blocking=True)
+            found.append(encoder.forward_head(encoder.forward_features(images), pre_logits=True).double().cpu())
+        return torch.cat(found, 1)
 
     def of(batches: CanvasBatches) -> np.ndarray:
         return of_every_slide(batches, features, progress=progress, ranks=ranks).numpy()
 
-    random_encoder.eval()
+    columns, first = {"mean_colour": slice(0, 3)}, 3
+    for name, encoder in encoders.items():
+        encoder.eval()
+        columns[name] = slice(first, first + encoder.config.embed_dim)
+        first += encoder.config.embed_dim
     x, others = of(train), {split: of(batches) for split, batches in evaluated.items()}
     results: dict[str, dict[str, Predictions]] = {}
-    for name, columns in (("mean_colour", slice(0, 3)), ("random_encoder", slice(3, None))):
-        logits = task.control(x[:, columns], train.dataset.rows, {split: o[:, columns] for split, o in others.items()})
+    for name, own in columns.items():
+        logits = task.control(x[:, own], train.dataset.rows, {split: o[:, own] for split, o in others.items()})
         results[name] = {
             split: Predictions(tuple(evaluated[split].dataset.rows), z, math.nan) for split, z in logits.items()
         }

@@ -289,14 +289,17 @@ class _Finetuning:
         if self.ranks.from_first(path.exists()):
             return read_outputs(path, self.cohort) if self.ranks.is_first else {}
         device = self.device.device
-        encoder = self.sharded(starting_model(self.settings, self.task.outputs, random=True).to(device))
+        encoders = {"random_encoder": starting_model(self.settings, self.task.outputs, random=True)}
+        if self.settings.weights is not None:
+            encoders["frozen_weights"] = starting_model(self.settings, self.task.outputs)
+        encoders = {name: self.sharded(encoder.to(device)) for name, encoder in encoders.items()}
         slides = sum(len(dataset) for dataset in self.datasets.values())
         with (
             autocast(device, self.settings.dtype),
             Progress("controls", slides, unit="slides", brief=True) as progress,
         ):
             results = run_controls(
-                self.task, self.batches("train"), self.evaluated(), encoder, progress=progress, ranks=self.ranks
+                self.task, self.batches("train"), self.evaluated(), encoders, progress=progress, ranks=self.ranks
             )
         if self.ranks.is_first:
             write_outputs(path, results)

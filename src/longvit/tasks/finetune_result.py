@@ -29,7 +29,8 @@ class FinetuneResult:
         <figure>_interval [low, high] and loss, all of the last epoch. A split without slides is absent.
     best_val: epoch (1 …) of the highest main figure on val (the first, if several) and `val`, `test` -> figures of that
         epoch; None where it is not defined. The model in `model/` is that of the last epoch.
-    controls: `mean_colour`, `random_encoder` -> `val`, `test` -> the task's figures.
+    controls: `mean_colour`, `random_encoder` and, where the run starts from weights, `frozen_weights` (a linear probe)
+        -> `val`, `test` -> the task's figures.
     training: slides, patients, epochs, steps, train_loss, skipped_steps (for a NaN, each named), parameters, device,
         starts_from.
     left_out: slide ids without a result. notes: what was assumed, one sentence each.

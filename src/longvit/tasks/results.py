@@ -48,7 +48,7 @@ def write_results(
     loss_picture(outcome.history, outcome.epochs, folder / "loss.png", loss_name=task.loss_words)
     task.pictures(folder, predictions, intervals, of_controls)
     model.save_pretrained(folder / "model")
-    metrics = _no_nan(
+    metrics = without_nan(
         {
             "task": task.name,
             "figure": task.figure,
@@ -132,10 +132,10 @@ def _write_csv(path: str | Path, header: Sequence[str], table: Iterable[Sequence
     write_text(path, text.getvalue())
 
 
-def _no_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """NaN is not JSON: a figure that is not defined becomes null."""
     if isinstance(value, Mapping):
-        return {key: _no_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_no_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -107,7 +107,7 @@ class FinetuneSettings:
     seed: int = 0
     """Seeds the weights, the split, the order of the slides, augmentation and drop path."""
     controls: bool = True
-    """Also report what mean colour and a random, frozen encoder reach on the same slides."""
+    """Also report what mean colour, a random frozen encoder and the starting weights, frozen, reach on the slides."""
     bootstrap: int = 1000
     """Resamples of the patients for the 95 % interval of the AUC."""
     max_bad_tiles: int | None = None

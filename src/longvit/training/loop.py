@@ -112,6 +112,7 @@ def train(
     progress: bool = True,
     ranks: Ranks = ALONE,
     rule: Rule | None = None,
+    epoch_done: Callable[[TrainResult], None] | None = None,
 ) -> TrainResult:
     """Trains `model` in place, on the device where it is, and returns the history.
 
@@ -124,7 +125,8 @@ def train(
     where a sequence has several; `step` and `evaluate` return the same on all ranks of a sequence, `evaluate` on all.
     What is returned is the same on every rank. Only the first one's `folder` is read and written.
 
-    `rule`: how the parameters move; the paper's fine-tuning by `settings` where left out.
+    `rule`: how the parameters move; the paper's fine-tuning by `settings` where left out. `epoch_done`: called by the
+    first rank after an epoch and its checkpoint with what there is so far, to show it while the run goes on.
 
     With `settings.ema` it is the averaged parameters that `evaluate` sees and that `model` holds at the end; the
     checkpoints keep both kinds. With `settings.tensorboard` event files lie in `folder`/tensorboard.
@@ -158,6 +160,17 @@ def train(
         raise NonFiniteError(f"parameter {name} holds a NaN or an infinity before step {state.step + 1}")
 
     run = _Run(model, rule, optimizer, average, batches, step, evaluate, settings, folder, decisive, state, ranks)
+
+    def result() -> TrainResult:
+        return TrainResult(
+            steps=state.step,
+            history=state.history(),
+            epochs=tuple(state.epochs),
+            resumed_at=None if saved is None else saved.step,
+            skipped=() if saved is None else saved.skipped,
+            skipped_steps=tuple(state.skipped),
+        )
+
     with ExitStack() as stack:
         if progress:
             run.bar = stack.enter_context(Progress("training", run.steps, unit="steps", done=state.step))
@@ -170,17 +183,13 @@ def train(
         run.signals = stack.enter_context(StopSignals(say=progress and ranks.is_first))
         while len(state.epochs) < settings.epochs:
             run.epoch()
+            if epoch_done is not None and ranks.is_first:
+                with ranks.busy("shows what there is so far"):
+                    epoch_done(result())
     if average is not None:
         average.exchange()
     model.eval()
-    return TrainResult(
-        steps=state.step,
-        history=state.history(),
-        epochs=tuple(state.epochs),
-        resumed_at=None if saved is None else saved.step,
-        skipped=() if saved is None else saved.skipped,
-        skipped_steps=tuple(state.skipped),
-    )
+    return result()
 
 
 def steps_per_epoch(batches: Batches, settings: TrainSettings) -> int:

@@ -1,0 +1,231 @@
+"""Where on a slide there is tissue: a mask of some 8 µm per pixel, made on a thumbnail.
+
+A pixel is tissue where it is more saturated than a threshold (Otsu 1979, on the HSV saturation of the thumbnail,
+smoothed) and darker than the glass. Then gaps are closed, small holes filled, small pieces dropped, pen marks taken
+out. All lengths are in µm and all areas in µm², so the same settings mean the same on every scanner.
+
+What differs from the usual recipe: colours are divided by the colour of the slide's own glass first; Otsu's threshold
+is held within `_SATURATION`, since it splits whatever it is given: noise where a slide is blank, pale from dark tissue
+where there is no glass. Pen is told from stain by what it absorbs. With the optical density OD = -log10(I / I_glass),
+haematoxylin, eosin and DAB all absorb green at least about as much as red (Ruifrok and Johnston 2001); blue and green
+ink absorb red the most. Red ink looks like blood: only what absorbs all green and blue and hardly any red is taken for
+it. Tissue under ink is lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longvit.errors import InputError
+from longvit.slides.placement import Box
+
+if TYPE_CHECKING:
+    from longvit.slides.canvas import Canvas
+    from longvit.slides.mpp import Mpp
+
+# Glass divided by its own colour stays below 0.05 even with JPEG noise; fat and mucus begin at about 0.06, eosin has
+# 0.2 to 0.4.
+_SATURATION = (0.05, 0.1)
+# Relative to the glass. Smears of eosin beside a section have 0.90 to 0.93 (and the saturation of pale stroma), loose
+# collagen 0.75.
+_BRIGHTEST = 0.9
+# Scanner's black, text, black ink; the densest nuclei are as dark, but purple.
+_BLACK_LUMA, _BLACK_CHROMA = 0.25, 0.12
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# Glass is at least this bright and at most this tinted; without any, the whole picture is tissue.
+_GLASS_LUMA, _GLASS_SATURATION = 0.8, 0.1
+_INK_RED_OVER_GREEN, _INK_RED_OD = 1.3, 0.4
+_RED_INK_OD, _RED_INK_RED_OD = 1.0, 0.2
+_CLOSE_UM = 32.0
+_INK_UM2, _INK_MARGIN_UM = 20_000.0, 60.0
+
+
+@dataclass(frozen=True)
+class TissueSettings:
+    """What counts as tissue."""
+
+    mpp: float = 8.0
+    """µm per pixel of the mask, at least that of the thumbnail."""
+    smooth_um: float = 12.0
+    """Standard deviation of the Gauss filter before the thresholds: about a cell."""
+    min_piece_um2: float = 30_000.0
+    """Smaller pieces are dirt; two tiles of 256 px at 0.5 µm/px have 32,768 µm²."""
+    max_hole_um2: float = 50_000.0
+    """Smaller holes (glands, vessels, fat cells) belong to the tissue."""
+
+    def __post_init__(self) -> None:
+        if self.mpp <= 0:
+            raise InputError(f"a tissue mask of {self.mpp:g} µm/px: more than 0")
+        if min(self.smooth_um, self.min_piece_um2, self.max_hole_um2) < 0:
+            raise InputError("smooth_um, min_piece_um2 and max_hole_um2 of a tissue mask are not negative")
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """The mask, and where it lies."""
+
+    mask: NDArray[np.bool_]
+    """(height, width)."""
+    bounds: Box
+    """What the mask covers, in level-0 px."""
+    px_um: tuple[float, float]
+    """Width and height of a pixel of the mask in µm."""
+    threshold: float
+    """Of the saturation."""
+    glass: tuple[float, float, float]
+    """The colour of the glass, 0 … 1."""
+    ink_mm2: float
+    """Area of pen marks (and of the scanner's black), with their margin."""
+
+    @property
+    def area_mm2(self) -> float:
+        return float(self.mask.sum()) * self.px_um[0] * self.px_um[1] * 1e-6
+
+    def share(self, x_level0_px: Any, y_level0_px: Any, width_px: float, height_px: float) -> NDArray[np.float64]:
+        """Share of tissue (0 … 1) in rectangles with these corners (arrays) and this size, in level-0 px; exact, pixels
+        of the mask may be cut. Outside the bounds there is none."""
+        height, width = self.mask.shape
+        # Sums over all that lies above and left, linear inside a pixel of the mask.
+        sums = np.zeros((height + 1, width + 1))
+        sums[1:, 1:] = self.mask.cumsum(0).cumsum(1)
+        scale_x, scale_y = width / self.bounds.width, height / self.bounds.height
+
+        def until(x: Any, y: Any) -> NDArray[np.float64]:
+            u = np.clip((np.asarray(x, float) - self.bounds.x) * scale_x, 0, width)
+            v = np.clip((np.asarray(y, float) - self.bounds.y) * scale_y, 0, height)
+            i, j = np.minimum(u.astype(int), width - 1), np.minimum(v.astype(int), height - 1)
+            du, dv = u - i, v - j
+            above = sums[j, i] * (1 - du) + sums[j, i + 1] * du
+            below = sums[j + 1, i] * (1 - du) + sums[j + 1, i + 1] * du
+            return np.asarray(above * (1 - dv) + below * dv)
+
+        x, y = np.asarray(x_level0_px, float), np.asarray(y_level0_px, float)
+        right, bottom = x + width_px, y + height_px
+        inside = until(right, bottom) - until(x, bottom) - until(right, y) + until(x, y)
+        return np.clip(inside / (width_px * scale_x * height_px * scale_y), 0.0, 1.0)
+
+
+def tissue_of_canvas(canvas: Canvas, settings: TissueSettings | None = None) -> Tissue:
+    """The tissue of a slide, from a padded or stretched canvas of it that serves as thumbnail.
+
+    The canvas should be at least as fine as `settings.mpp`; a coarser one gives a mask of its own resolution. Its
+    slide's resolution must be known.
+    """
+    assert canvas.source.mpp is not None, "a mask in µm needs the slide's resolution"
+    box = canvas.placement.image_box
+    rows, columns = slice(int(box.y), int(box.bottom)), slice(int(box.x), int(box.right))
+    return find_tissue(
+        canvas.pixels[rows, columns], canvas.placement.bounds, canvas.source.mpp, canvas.source.background, settings
+    )
+
+
+def find_tissue(
+    pixels: NDArray[np.uint8],
+    bounds: Box,
+    mpp: Mpp,
+    background: tuple[int, int, int] = (255, 255, 255),
+    settings: TissueSettings | None = None,
+) -> Tissue:
+    """The tissue in `bounds` (level-0 px), of which `pixels` (uint8 (height, width, 3)) is a picture of any size.
+
+    `mpp`: µm per level-0 px. `background`: what stands where nothing was scanned; it is no sample of the glass.
+    """
+    from PIL import Image
+    from scipy.ndimage import gaussian_filter
+
+    settings = settings or TissueSettings()
+    width_um, height_um = bounds.width * mpp.x, bounds.height * mpp.y
+    width = min(pixels.shape[1], max(1, round(width_um / settings.mpp)))
+    height = min(pixels.shape[0], max(1, round(height_um / settings.mpp)))
+    picture = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BOX)
+    rgb = np.asarray(picture, np.float32) / 255
+    glass = _glass_of(rgb, np.asarray(background, np.float32) / 255)
+    px_um = (width_um / width, height_um / height)
+    per_px = (px_um[1], px_um[0])  # as arrays count: rows first
+
+    sigma = (settings.smooth_um / px_um[1], settings.smooth_um / px_um[0], 0)
+    rgb = gaussian_filter(np.minimum(rgb / glass, 1), sigma, mode="nearest")
+    luma, saturation = rgb @ _LUMA, _saturation(rgb)
+    black = (luma < _BLACK_LUMA) & (rgb.max(2) - rgb.min(2) < _BLACK_CHROMA)
+    ink = _grown(_large(black | _is_ink(rgb), _INK_UM2, per_px), _INK_MARGIN_UM, per_px)
+
+    countable = ~(black | ink)
+    threshold = float(np.clip(otsu(saturation[countable]), *_SATURATION)) if countable.any() else _SATURATION[1]
+    mask = (saturation > threshold) & (luma < _BRIGHTEST) & ~black & ~ink
+    mask = _closed(mask, _CLOSE_UM, per_px)
+    mask = _filled(mask, settings.max_hole_um2, per_px) & ~ink
+    mask = _large(mask, settings.min_piece_um2, per_px)
+    r, g, b = (float(c) for c in glass)
+    return Tissue(mask, bounds, px_um, threshold, (r, g, b), float(ink.sum()) * px_um[0] * px_um[1] * 1e-6)
+
+
+def otsu(values: NDArray[Any], bins: int = 256) -> float:
+    """Otsu's threshold of values in [0, 1]: the border of two classes with the largest variance between their means."""
+    counts, edges = np.histogram(values, bins, range=(0, 1))
+    centres = (edges[1:] + edges[:-1]) / 2
+    below, sum_below = counts.cumsum()[:-1], (counts * centres).cumsum()
+    above, total = counts.sum() - below, sum_below[-1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gap = sum_below[:-1] / below - (total - sum_below[:-1]) / above
+        between = np.nan_to_num(below * above * gap**2)
+    return float(edges[1 + between.argmax()])
+
+
+def _glass_of(rgb: NDArray[np.float32], background: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The colour of the glass: the median of the brightest twentieth of what may be glass; white without any."""
+    luma, saturation = rgb @ _LUMA, _saturation(rgb)
+    may_be = (np.abs(rgb - background) > 0.5 / 255).any(2) & (luma > _GLASS_LUMA) & (saturation < _GLASS_SATURATION)
+    if not may_be.any():
+        return np.ones(3, np.float32)
+    bright = may_be & (luma >= np.quantile(luma[may_be], 0.95))
+    return np.asarray(np.median(rgb[bright], axis=0), np.float32)
+
+
+def _saturation(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
+    """That of HSV."""
+    high = rgb.max(2)
+    return np.asarray((high - rgb.min(2)) / np.maximum(high, 1e-3))
+
+
+def _is_ink(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Blue, green and (where it is unmistakable) red pen."""
+    red, green, blue = np.moveaxis(-np.log10(np.maximum(rgb, 1 / 255)), 2, 0)
+    blue_or_green = (red > _INK_RED_OVER_GREEN * green) & (red > _INK_RED_OD)
+    return np.asarray(blue_or_green | ((np.minimum(green, blue) > _RED_INK_OD) & (red < _RED_INK_RED_OD)))
+
+
+def _large(mask: NDArray[np.bool_], least_um2: float, px_um: tuple[float, float]) -> NDArray[np.bool_]:
+    """Without the pieces (8-connected) that are smaller."""
+    from scipy.ndimage import label
+
+    pieces, _ = label(mask, np.ones((3, 3)))
+    keep = np.bincount(pieces.ravel()) * (px_um[0] * px_um[1]) >= least_um2
+    keep[0] = False
+    return np.asarray(keep[pieces])
+
+
+def _filled(mask: NDArray[np.bool_], most_um2: float, px_um: tuple[float, float]) -> NDArray[np.bool_]:
+    """With its holes of up to that area filled; what reaches the rim of the picture is no hole."""
+    from scipy.ndimage import label
+
+    gaps, _ = label(~mask)
+    is_hole = np.bincount(gaps.ravel()) * (px_um[0] * px_um[1]) <= most_um2
+    is_hole[np.concatenate([gaps[0], gaps[-1], gaps[:, 0], gaps[:, -1]])] = False
+    is_hole[0] = True
+    return np.asarray(is_hole[gaps])
+
+
+def _grown(mask: NDArray[np.bool_], by_um: float, px_um: tuple[float, float]) -> NDArray[np.bool_]:
+    from scipy.ndimage import distance_transform_edt
+
+    # With nothing to measure from there is no distance.
+    return distance_transform_edt(~mask, sampling=px_um) <= by_um if mask.any() else mask
+
+
+def _closed(mask: NDArray[np.bool_], by_um: float, px_um: tuple[float, float]) -> NDArray[np.bool_]:
+    """Grown and shrunk again; at the rim of the picture the tissue is taken to go on."""
+    return ~_grown(~_grown(mask, by_um, px_um), by_um, px_um)

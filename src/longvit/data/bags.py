@@ -1,0 +1,270 @@
+"""Feature bags: the tiles of a slide as vectors, read from the files that the field's extractors write.
+
+    bag = read_bag("features_uni/a.h5")      # TRIDENT's layout or CLAM's (.h5, .pt), see `bag_layouts`
+    bag.features, bag.coords, bag.attributes
+
+A bag that cannot be used is refused in one line: missing, damaged, empty, not finite, features and coordinates of
+different number, slides of one patient of different width. `.pt` files are opened as tensors only: no pickled code
+runs.
+
+N tiles, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longvit.data.bag_layouts import H5_FILES, PT_FILES, tile_level0_px
+from longvit.data.slide_files import slide_stem
+from longvit.errors import InputError
+
+if TYPE_CHECKING:
+    import h5py
+
+_SUFFIXES = (".h5", ".pt")  # the first has coordinates, so it goes first
+_LFS_HEAD = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class FeatureBag:
+    """The tiles of one slide."""
+
+    path: Path
+    features: NDArray[np.float32] = field(repr=False)
+    """(N, D), finite, N ≥ 1."""
+    coords: NDArray[np.int64] | None = field(default=None, repr=False)
+    """(N, 2) level-0 px; None where the file has none (CLAM's .pt)."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """Those of `features` and of `coords`, together; texts, numbers and arrays."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def tile_level0_px(self) -> float | None:
+        """Side of a tile in level-0 px, where the attributes say it."""
+        return tile_level0_px(self.attributes)
+
+
+@dataclass(frozen=True)
+class PatientBag:
+    """The tiles of all slides of a patient, one slide after the other."""
+
+    features: NDArray[np.float32] = field(repr=False)
+    """(N, D)."""
+    coords: NDArray[np.int64] | None = field(repr=False)
+    """(N, 2), each in level-0 px of its own slide; None where one slide has none."""
+    slide_numbers: NDArray[np.int64] = field(repr=False)
+    """(N,): which of `slides` a tile lies on. Tiles of different slides are no neighbours, whatever their coords."""
+    slides: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True)
+class FoundBags:
+    """Where the bags of a list of slides lie."""
+
+    paths: Mapping[str, Path]
+    """slide_id -> file."""
+    missing: tuple[str, ...]
+    """Slides without one."""
+
+
+def read_bag(path: str | Path) -> FeatureBag:
+    """Reads a bag that TRIDENT, CLAM, or anyone in their layouts wrote; features become float32, coords int64.
+
+    Raises `InputError` in one line for whatever cannot be used, an empty bag included.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".pt":
+        bag = FeatureBag(path, _checked_features(path, _tensor_of(path)))
+    else:
+        with _open_h5(path) as file:
+            features = _checked_features(path, _dataset(path, file, "features")[()])
+            coords = _checked_coords(path, file["coords"][()], len(features)) if "coords" in file else None
+            bag = FeatureBag(path, features, coords, MappingProxyType(_attributes_of(file, "features", "coords")))
+    if not len(bag):
+        raise InputError(f"{path}: an empty bag: features of shape {bag.features.shape}; leave this slide out")
+    bad = ~np.isfinite(bag.features).all(1)
+    if bad.any():
+        raise InputError(
+            f"{path}: {bad.sum():,} of {len(bag):,} tiles have features that are not finite (the first is tile "
+            f"{bad.argmax():,}); extract this slide again"
+        )
+    return bag
+
+
+def bag_shape(path: str | Path) -> tuple[int, int]:
+    """(N, D) without reading an .h5 whole. Raises `InputError` as `read_bag` does for a file that is none."""
+    path = Path(path)
+    shape = _tensor_of(path).shape if path.suffix.lower() == ".pt" else _shape_in_h5(path)
+    if len(shape) != 2:
+        raise InputError(f"{path}: features of shape {tuple(shape)}, not (tiles, width)")
+    return int(shape[0]), int(shape[1])
+
+
+def check_same_width(paths: Iterable[str | Path]) -> int:
+    """The D that all bags share. `InputError` names the first two that differ."""
+    first: tuple[Path, int] | None = None
+    for path in map(Path, paths):
+        width = bag_shape(path)[1]
+        if first is None:
+            first = path, width
+        elif width != first[1]:
+            raise _widths_differ(*first, path, width)
+    if first is None:
+        raise InputError("no bags given")
+    return first[1]
+
+
+def join_bags(bags: Sequence[FeatureBag]) -> PatientBag:
+    """One bag of all slides of a patient, in their order. `InputError` where the slides' features differ in width."""
+    if not bags:
+        raise InputError("a patient without slides has no bag")
+    width = bags[0].features.shape[1]
+    for bag in bags:
+        if bag.features.shape[1] != width:
+            raise _widths_differ(bags[0].path, width, bag.path, bag.features.shape[1])
+    coords = [bag.coords for bag in bags if bag.coords is not None]
+    return PatientBag(
+        np.concatenate([bag.features for bag in bags]),
+        np.concatenate(coords) if len(coords) == len(bags) else None,
+        np.repeat(np.arange(len(bags)), [len(bag) for bag in bags]),
+        tuple(bag.path for bag in bags),
+    )
+
+
+def find_bags(folder: str | Path, slide_ids: Iterable[str]) -> FoundBags:
+    """The files of these slides (ids with or without a slide's extension) in a folder of TRIDENT's or CLAM's layout.
+
+    `folder`: the one with the `.h5` files, CLAM's above `h5_files` and `pt_files` (an .h5 goes before a .pt, since it
+    has coordinates), or one from which a single `features_*` folder is reached. Raises `InputError` where there is no
+    such folder, or more than one.
+    """
+    folder = _bag_folder(Path(folder))
+    by_stem: dict[str, Path] = {}
+    for suffix, place in ((".h5", folder), (".h5", folder / H5_FILES), (".pt", folder), (".pt", folder / PT_FILES)):
+        for path in sorted(place.glob(f"[!.]*{suffix}")):
+            by_stem.setdefault(slide_stem(path.name[: -len(suffix)]), path)
+    ids = list(dict.fromkeys(slide_ids))
+    found = {slide_id: by_stem[slide_stem(slide_id)] for slide_id in ids if slide_stem(slide_id) in by_stem}
+    return FoundBags(found, tuple(slide_id for slide_id in ids if slide_id not in found))
+
+
+def _bag_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of features")
+    if _has_bags(folder):
+        return folder
+    inside = [path for pattern in ("features_*", "*/features_*") for path in sorted(folder.glob(pattern))]
+    inside = [path for path in inside if path.is_dir() and _has_bags(path)]
+    if len(inside) == 1:
+        return inside[0]
+    if inside:
+        names = ", ".join(str(path.relative_to(folder)) for path in inside)
+        raise InputError(f"{folder}: {len(inside)} folders of features in it ({names}); name one")
+    raise InputError(f"{folder}: no features in it (looked for .h5 and .pt, in {H5_FILES}, {PT_FILES} and features_*)")
+
+
+def _has_bags(folder: Path) -> bool:
+    places = (folder, folder / H5_FILES, folder / PT_FILES)
+    return any(next(place.glob(f"[!.]*{suffix}"), None) for place in places for suffix in _SUFFIXES)
+
+
+def _open_h5(path: Path) -> h5py.File:
+    import h5py
+
+    _check_there(path)
+    try:
+        return h5py.File(path)
+    except OSError as error:
+        raise InputError(f"{path}: no HDF5 file, or damaged ({_one_line(error)}); extract this slide again") from error
+
+
+def _check_there(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_LFS_HEAD))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    if head == _LFS_HEAD:
+        raise InputError(f"{path}: a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`")
+
+
+def _dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
+    import h5py
+
+    data = file.get(name)
+    if not isinstance(data, h5py.Dataset):
+        there = ", ".join(sorted(file)) or "nothing"
+        raise InputError(f"{path}: no dataset {name!r} (it has {there}); is this a file of tile features?")
+    return data
+
+
+def _shape_in_h5(path: Path) -> tuple[int, ...]:
+    with _open_h5(path) as file:
+        shape: tuple[int, ...] = _dataset(path, file, "features").shape
+        return shape
+
+
+def _tensor_of(path: Path) -> Any:
+    """The tensor of a .pt file, as an array of its own dtype, or float32 where NumPy has none for it."""
+    import torch
+
+    _check_there(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive fails in many ways; pickled code in one
+        raise InputError(
+            f"{path}: not a tensor file, or damaged ({_one_line(error)[:120]}); only plain tensors are opened"
+        ) from error
+    if not isinstance(content, torch.Tensor):
+        what = f"a dict of {', '.join(map(str, content))}"[:80] if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path}: holds {what}, not a tensor of features")
+    content = content.detach()
+    return (content.float() if content.dtype == torch.bfloat16 else content).numpy()
+
+
+def _checked_features(path: Path, features: Any) -> NDArray[np.float32]:
+    if features.ndim != 2 or features.dtype.kind != "f":
+        raise InputError(f"{path}: features of shape {features.shape} and type {features.dtype}, not (tiles, width)")
+    return np.ascontiguousarray(features, np.float32)
+
+
+def _checked_coords(path: Path, coords: Any, n: int) -> NDArray[np.int64]:
+    if coords.ndim != 2 or coords.shape[1] != 2 or coords.dtype.kind not in "iuf":
+        raise InputError(f"{path}: coords of shape {coords.shape} and type {coords.dtype}, not (tiles, 2)")
+    if len(coords) != n:
+        raise InputError(f"{path}: {n:,} features and {len(coords):,} coords do not match; extract this slide again")
+    if coords.dtype.kind == "f" and not np.isfinite(coords).all():
+        raise InputError(f"{path}: coords that are not finite; extract this slide again")
+    return np.ascontiguousarray(coords, np.int64)
+
+
+def _attributes_of(file: h5py.File, *names: str) -> dict[str, Any]:
+    """Scalars as Python's own, bytes as text."""
+
+    def plain(value: Any) -> Any:
+        value = value.item() if isinstance(value, np.generic) else value
+        return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+    return {key: plain(value) for name in names if name in file for key, value in file[name].attrs.items()}
+
+
+def _widths_differ(one: Path, width: int, other: Path, other_width: int) -> InputError:
+    return InputError(
+        f"{other}: features of width {other_width}, while {one} has {width}; were both made by the same encoder?"
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from longvit.model.encoder import AttentionPattern, Block, Encoder, _checkpointed
+from longvit.model.encoder import AttentionPattern, Block, Encoder, Scales
 from longvit.model.longvit import LongViT
 from longvit.model.norm_linear import compute_dtype
-from longvit.model.recomputation import Keeping, finish
 from longvit.parallel import ShardedLongViT
 
 
@@ -114,11 +113,8 @@ def _clipped(pattern: AttentionPattern, n: int) -> tuple[int, ...]:
 def _run(backbone: LongViT, crops: Sequence[Tensor], pack: Pack, scales: Tensor | None) -> Iterator[Tensor]:
     """→ per crop of the pack its embeddings (B, D)."""
     x = torch.cat([backbone.patch_embed(crops[i]).flatten(0, 1) for i in pack.crops]).unsqueeze(0)  # (1, T, D)
-    if scales is not None:
-        per_crop = scales.unflatten(-1, (len(crops), pack.regions))[:, :, list(pack.crops)]
-        repeats = torch.tensor(pack.lengths, device=x.device)
-        scales = per_crop.flatten(-2).repeat_interleave(repeats, -1, output_size=x.shape[1])  # (layers, 2, T)
-    x = encode_packed(backbone.blocks, x, pack.pattern, pack.lengths, scales)
+    per_token = None if scales is None else _per_token(backbone.blocks, x, len(crops), pack, scales)
+    x = backbone.blocks(x, pack.pattern, pack.lengths, per_token)
     at = 0
     for n in pack.tokens:
         end = at + n * pack.regions
@@ -126,24 +122,13 @@ def _run(backbone: LongViT, crops: Sequence[Tensor], pack: Pack, scales: Tensor 
         at = end
 
 
-def encode_packed(
-    blocks: Encoder, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int], scales: Tensor | None
-) -> Tensor:
-    """`Encoder.forward` of packed sequences (1, T, D), with a factor of drop path for every token: (layers, 2, T)."""
-    recompute = blocks.recompute and torch.is_grad_enabled()
-    for i, module in enumerate(blocks):
-        block = _block(module)
-        factors: list[Tensor | None] = [None, None]
-        if scales is not None and block.drop_path_rate > 0:
-            factors = [s.view(1, -1, 1).to(compute_dtype(x)) for s in scales[i]]
-        if recompute:
-            out = _checkpointed(block.attn.attend, x, pattern, lengths)
-            x = finish(block.attn, block.mlp, x, out, (factors[0], factors[1]), Keeping())
-            continue
-        x = x + _times(block.attn(x, pattern, lengths), factors[0])
-        x = x + _times(block.mlp(x), factors[1])
-    return x
-
-
-def _times(branch: Tensor, factor: Tensor | None) -> Tensor:
-    return branch if factor is None else branch * factor
+def _per_token(blocks: Encoder, x: Tensor, crops: int, pack: Pack, scales: Tensor) -> list[Scales]:
+    """Factors of all sequences (layers, 2, C·B) → of every layer those of the pack's tokens, (1, T, 1) each."""
+    of_pack = scales.unflatten(-1, (crops, pack.regions))[:, :, list(pack.crops)].flatten(-2)
+    repeats = torch.tensor(pack.lengths, device=x.device)
+    of_tokens = of_pack.repeat_interleave(repeats, -1, output_size=x.shape[1])  # (layers, 2, T)
+    of_tokens = of_tokens.to(compute_dtype(x))[:, :, None, :, None]  # (layers, 2, 1, T, 1)
+    return [
+        (attn, mlp) if _block(block).drop_path_rate > 0 else (None, None)
+        for block, (attn, mlp) in zip(blocks, of_tokens, strict=True)
+    ]

@@ -80,6 +80,11 @@ def _drop_path_scale(x: Tensor, rate: float, training: bool, dtype: torch.dtype)
     return keep.div_(1 - rate)
 
 
+Scales = tuple[Tensor | None, Tensor | None]
+"""Drop path's factors of a block's two branches, attention's and the FFN's: (B, 1, 1), or one per token (B, N, 1), in
+the dtype of the products. None: 1."""
+
+
 class Block(nn.Module):
     """One LongNet layer."""
 
@@ -89,16 +94,35 @@ class Block(nn.Module):
         self.attn = DilatedSelfAttention(dim, num_heads, eps)
         self.mlp = FeedForward(dim, ffn_dim, eps)
 
-    def forward(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:
-        x = x + drop_path(self.attn(x, pattern, lengths), self.drop_path_rate, self.training)
-        return x + drop_path(self.mlp(x), self.drop_path_rate, self.training)
+    def forward(
+        self,
+        x: Tensor,
+        pattern: AttentionPattern,
+        lengths: Sequence[int] | None = None,
+        scales: Scales | None = None,
+    ) -> Tensor:
+        """`scales`: drop path's factors, where the caller has drawn them."""
+        x = x + self._dropped(self.attn(x, pattern, lengths), scales, 0)
+        return x + self._dropped(self.mlp(x), scales, 1)
+
+    def _dropped(self, branch: Tensor, scales: Scales | None, which: int) -> Tensor:
+        if scales is None:
+            return drop_path(branch, self.drop_path_rate, self.training)
+        scale = scales[which]
+        return branch if scale is None else branch * scale
 
     def recomputed(
-        self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None, keeping: Keeping
+        self,
+        x: Tensor,
+        pattern: AttentionPattern,
+        lengths: Sequence[int] | None,
+        keeping: Keeping,
+        scales: Scales | None = None,
     ) -> Tensor:
         """`forward`, but only x and the attention's result are kept for backward (see `recomputation`)."""
-        rate, dtype = self.drop_path_rate, compute_dtype(x)
-        scales = (_drop_path_scale(x, rate, self.training, dtype), _drop_path_scale(x, rate, self.training, dtype))
+        if scales is None:
+            rate, dtype = self.drop_path_rate, compute_dtype(x)
+            scales = (_drop_path_scale(x, rate, self.training, dtype), _drop_path_scale(x, rate, self.training, dtype))
         if lengths is None and type(self.attn) is DilatedSelfAttention:
             out = attend(self.attn, x, pattern, keeping)
         else:  # rows of different length, an attention put in from outside: by PyTorch's own recomputation
@@ -133,16 +157,25 @@ class Encoder(nn.ModuleList):
         super().__init__(Block(dim, num_heads, ffn_dim, eps, rate) for rate in rates)
         self.recompute = self.offload = False
 
-    def forward(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        pattern: AttentionPattern,
+        lengths: Sequence[int] | None = None,
+        scales: Sequence[Scales] | None = None,
+    ) -> Tensor:
+        """`lengths`: of the sequences in x, where they differ (see `dilated_attention_packed`); `scales`: drop path's
+        factors per layer, where the caller has drawn them."""
         recompute = self.recompute and torch.is_grad_enabled()
         store = host_store(x.device) if recompute and self.offload else None
         for i, block in enumerate(self):
             assert isinstance(block, Block)
+            own = None if scales is None else scales[i]
             if recompute:
                 leaves = store is not None and i + 1 < len(self)
-                x = block.recomputed(x, pattern, lengths, Keeping(i, store, leaves))
+                x = block.recomputed(x, pattern, lengths, Keeping(i, store, leaves), own)
             else:
-                x = block(x, pattern, lengths)
+                x = block(x, pattern, lengths, own)
         return x
 
     def states(self, x: Tensor, pattern: AttentionPattern) -> list[Tensor]:

@@ -69,6 +69,37 @@ def test_saving_and_loading_gives_the_same_model(model: LongViT, folder: Path) -
     assert torch.equal(again(images()), model(images()))
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])
+def test_half_the_bytes_round_the_weights_and_load_as_float32(
+    model: LongViT, folder: Path, tmp_path: Path, dtype: str, bits: int
+) -> None:
+    half = model.save_pretrained(tmp_path / "half", dtype=dtype)
+    assert json.loads((half / "config.json").read_text())["weights_dtype"] == dtype
+    assert "weights_dtype" not in json.loads((folder / "config.json").read_text())
+    sizes = [(f / "model.safetensors").stat().st_size for f in (half, folder)]
+    assert 2 * sizes[0] <= sizes[1] + 8_192  # the table of names
+    again, weights = load_model(half), model.state_dict()
+    assert again.config == model.config
+    for name, value in again.state_dict().items():
+        assert value.dtype == torch.float32
+        assert (value - weights[name]).abs().max() <= weights[name].abs().max() * 2**-bits, name
+    assert torch.equal(load_model(half.parent / "half")(images()), again(images()))
+
+
+def test_longvit_tiny_with_half_the_bytes_is_below_12_mb(tmp_path: Path) -> None:
+    folder = longvit.create_model("longvit_tiny_patch32").save_pretrained(tmp_path, dtype="float16")
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 12e6
+
+
+def test_a_weight_beyond_float16_is_named_and_nothing_is_written(model: LongViT, tmp_path: Path) -> None:
+    with torch.no_grad():
+        model.head.bias[1] = 7e4
+    with pytest.raises(InputError, match=r"not written: head\.bias does not fit float16; take bfloat16"):
+        model.save_pretrained(tmp_path, dtype="float16")
+    assert not list(tmp_path.iterdir())
+    assert load_model(model.save_pretrained(tmp_path, dtype="bfloat16")).head.bias[1] == 70144  # 7e4 in 8 bits
+
+
 def test_a_gigapath_encoder_goes_the_same_way(tmp_path: Path) -> None:
     config = GigaPathConfig(in_dim=6, embed_dim=16, depth=1, num_heads=4, ffn_dim=32, grid_tiles=8, pool="mean")
     encoder = GigaPathSlideEncoder(config).eval()

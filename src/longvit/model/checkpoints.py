@@ -1,7 +1,7 @@
-"""Reading published checkpoints: what is in the file, under which names, and what those are called here.
+"""Published checkpoints: what is in the file, under which names, and what those are called here.
 
 A file is opened without running code from it: safetensors, or `torch.load(weights_only=True)`. Names are translated by
-one table; every key must find its place and every parameter its key, or the error names them.
+one table, in both directions; every key must find its place and every parameter its key, or the error names them.
 """
 
 from __future__ import annotations
@@ -28,18 +28,29 @@ _LAYER = {  # torchscale's name in an encoder layer → ours
     "ffn.ffn_layernorm": "mlp.norm",
     "ffn.fc2": "mlp.fc2",
 }
+LONGVIT_NAMES = {"pos_embed": "patch_embed.pos_embed", "norm": "fc_norm"}
+"""The authors' name outside the layers → ours, of a LongViT that DINO pretrained; one with a head has `fc_norm`."""
 _DINO_HEAD = re.compile(r"head\.(mlp|last_layer)\b")
 
 
 def read_tensors(path: str | Path, *, which: str = "teacher") -> dict[str, Tensor]:
     """The state dict in a .safetensors, .pth, .pt or .bin file, without its wrappers and prefixes.
 
-    `which`: "teacher" or "student", of a DINO checkpoint that holds both.
+    `which`: "teacher" or "student", of a DINO checkpoint that holds both. Raises InputError as `read_content` does, and
+    for nothing that looks like weights.
+    """
+    return unwrapped(read_content(path), path, which)
+
+
+def read_content(path: str | Path) -> Any:
+    """All that a .safetensors, .pth, .pt or .bin file holds.
 
     Raises:
-        InputError: no such file; a Git-LFS pointer; a pickle that wants to run code; nothing that looks like weights.
+        InputError: no such file; a Git-LFS pointer; a pickle that wants to run code; damaged.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, not a checkpoint; `longvit convert --to dino` makes one of a model folder")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     with path.open("rb") as file:
@@ -48,11 +59,7 @@ def read_tensors(path: str | Path, *, which: str = "teacher") -> dict[str, Tenso
         raise InputError(f"{path}: the file is empty; copy or download it again")
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{path}: a Git-LFS pointer, not the weights; run `git lfs pull` where it came from")
-    if path.suffix == ".safetensors":
-        content: Any = _read_safetensors(path)
-    else:
-        content = _read_pickle(path)
-    return _unwrapped(content, path, which)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -81,7 +88,8 @@ def _read_pickle(path: Path) -> Any:
         ) from error
 
 
-def _unwrapped(content: Any, path: Path, which: str) -> dict[str, Tensor]:
+def unwrapped(content: Any, path: str | Path, which: str) -> dict[str, Tensor]:
+    """The backbone in what `read_content` found, or InputError."""
     if isinstance(content, Mapping) and {"teacher", "student"} & set(content):
         if which not in content:
             raise InputError(f"{path}: holds no {which!r}; it holds {', '.join(map(str, content))}")
@@ -134,6 +142,25 @@ def translated(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[
         ):
             ours[key] = value
     return ours
+
+
+def published(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Our names → torchscale's, what `translated` with the same `names` undoes; q, k and v are apart again."""
+    in_layer, outside = ({ours: theirs for theirs, ours in table.items()} for table in (_LAYER, names))
+    theirs: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        found = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", key)
+        if found is None:
+            stem = next((s for s in outside if key == s or key.startswith(s + ".")), None)
+            theirs[key if stem is None else outside[stem] + key.removeprefix(stem)] = value
+            continue
+        layer, part, kind = found.groups()
+        if part == "attn.qkv":
+            for x, third in zip("qkv", value.chunk(3), strict=True):
+                theirs[f"encoder.layers.{layer}.self_attn.{x}_proj.{kind}"] = third.clone()
+        else:
+            theirs[f"encoder.layers.{layer}.{in_layer[part]}.{kind}"] = value
+    return theirs
 
 
 def depth_of(tensors: Mapping[str, Tensor]) -> int:

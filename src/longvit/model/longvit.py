@@ -229,11 +229,11 @@ class LongViT(nn.Module):
         strips = slide.strips(side_px, self.config.fit, strip_px=self.patch_embed.strip_px(side_px))
         return self.encode(self.patch_embed.from_strips((strip.pixels for strip in strips), image))
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def save_pretrained(self, folder: str | Path, *, dtype: Literal["float16", "bfloat16"] | None = None) -> Path:
         """Writes model.safetensors and config.json (see `longvit.model.pretrained.save_pretrained`)."""
         from longvit.model.pretrained import save_pretrained
 
-        return save_pretrained(self, folder)
+        return save_pretrained(self, folder, dtype=dtype)
 
 
 def image_of(pixels: np.ndarray) -> Tensor:

@@ -13,27 +13,44 @@ import math
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from longvit.errors import InputError
 from longvit.files import atomic_path, make_folder, write_text
-from longvit.model.checkpoints import depth_of, is_published, load_strictly, read_tensors, translated
+from longvit.model.checkpoints import (
+    LONGVIT_NAMES,
+    depth_of,
+    is_published,
+    load_strictly,
+    read_content,
+    read_tensors,
+    translated,
+    unwrapped,
+)
 from longvit.model.gigapath import GigaPathConfig, GigaPathSlideEncoder
 from longvit.model.longvit import LongViT, LongViTConfig
+from longvit.model.published import stored_settings
 
 FORMAT = 1
 _KINDS: dict[str, tuple[type, type]] = {
     "longvit": (LongViTConfig, LongViT),
     "gigapath": (GigaPathConfig, GigaPathSlideEncoder),
 }
-_LONGVIT_NAMES = {"pos_embed": "patch_embed.pos_embed", "norm": "fc_norm"}
 _GIGAPATH_NAMES = {"patch_embed.proj": "patch_embed", "encoder.layer_norm": "encoder_norm"}
 
 
-def save_pretrained(model: LongViT | GigaPathSlideEncoder, folder: str | Path) -> Path:
-    """Writes `folder`/model.safetensors (float32 as the model has it) and config.json, each atomically; → folder."""
+def save_pretrained(
+    model: LongViT | GigaPathSlideEncoder, folder: str | Path, *, dtype: Literal["float16", "bfloat16"] | None = None
+) -> Path:
+    """Writes `folder`/model.safetensors and config.json, each atomically; → folder.
+
+    dtype: half the bytes, with each weight rounded to 11 or 8 bits (config.json then says `weights_dtype`), where the
+    model's own is written otherwise. Loading gives float32 parameters always. Raises InputError for a weight that is
+    beyond float16.
+    """
     from safetensors.torch import save_file
 
     from longvit import __version__
@@ -41,9 +58,15 @@ def save_pretrained(model: LongViT | GigaPathSlideEncoder, folder: str | Path) -
     folder = make_folder(folder)
     kind = next(name for name, (_, cls) in _KINDS.items() if isinstance(model, cls))
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    config = {"format": FORMAT, "model": kind, "longvit_version": __version__, **asdict(model.config)}
+    if dtype is not None:
+        config["weights_dtype"] = dtype
+        for name, value in tensors.items():
+            tensors[name] = value.to(getattr(torch, dtype))
+            if not torch.isfinite(tensors[name]).all():
+                raise InputError(f"{folder}: not written: {name} does not fit {dtype}; take bfloat16")
     with atomic_path(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    config = {"format": FORMAT, "model": kind, "longvit_version": __version__, **asdict(model.config)}
     write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     return folder
 
@@ -85,7 +108,8 @@ def _from_config(path: Path) -> nn.Module:
         kind, version = content.pop("model"), content.pop("format")
     except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: not the config of a longvit model ({type(error).__name__}: {error})") from error
-    content.pop("longvit_version", None)
+    for note in ("longvit_version", "weights_dtype"):
+        content.pop(note, None)
     if kind not in _KINDS or version > FORMAT:
         raise InputError(f"{path}: model {kind!r} in format {version} is newer than this longvit; update it")
     config_type, model_type = _KINDS[kind]
@@ -112,12 +136,14 @@ def convert(
     """A published checkpoint as a model: the authors' LongViT (DINO teacher or student, fine-tuned) or Prov-GigaPath's.
 
     Sizes are read off the tensors; what they do not tell is asked for: `num_heads` (16 where left out, as both
-    papers have it), `segment_lengths` ("auto" where left out). A position per patch of a larger grid than 32 × 32
-    gives a model with `positions="per_patch"`.
+    papers have it), `segment_lengths` ("auto" where left out). A file that we wrote (`model.published`) tells that
+    too. A position per patch of a larger grid than 32 × 32 gives a model with `positions="per_patch"`.
 
     Raises InputError as `read_tensors` and `load_strictly` do.
     """
-    tensors = read_tensors(path, which=which)
+    content = read_content(path)
+    tensors = unwrapped(content, path, which)
+    stored = stored_settings(content)
     if not is_published(tensors):
         raise InputError(f"{path}: not a LongViT or Prov-GigaPath checkpoint: no encoder.layers.* among its names")
     is_gigapath = tensors.get("patch_embed.proj.weight", tensors["encoder.layers.0.ffn.fc1.weight"]).ndim == 2
@@ -125,13 +151,16 @@ def convert(
         "depth": depth_of(tensors),
         "embed_dim": tensors["encoder.layers.0.ffn.fc1.weight"].shape[1],
         "ffn_dim": tensors["encoder.layers.0.ffn.fc1.weight"].shape[0],
-        "num_heads": num_heads or 16,
+        "num_heads": 16,
+        **stored,
+        **({"num_heads": num_heads} if num_heads else {}),
         **({"segment_lengths": tuple(segment_lengths)} if segment_lengths else {}),
         **settings,
     }
     if is_gigapath:
         return _gigapath(tensors, path, common)
-    return _longvit(tensors, path, common, image_px, class_names)
+    stored_px = common.pop("image_px", None)
+    return _longvit(tensors, path, common, image_px or stored_px, class_names)
 
 
 def _longvit(
@@ -158,7 +187,7 @@ def _longvit(
         **common,
     )
     model = LongViT(config)
-    ours = translated(tensors, _LONGVIT_NAMES)
+    ours = translated(tensors, LONGVIT_NAMES)
     if dino and "fc_norm.weight" not in ours:  # a bare backbone: the mean of its tokens, as it was pretrained
         ours |= {k: v for k, v in model.state_dict().items() if k.startswith("fc_norm.")}
     load_strictly(model, ours, path)

@@ -1,4 +1,4 @@
-"""`longvit convert CHECKPOINT OUT`"""
+"""`longvit convert SOURCE OUT`"""
 
 from __future__ import annotations
 
@@ -11,10 +11,22 @@ from longvit.cli.options import say
 
 
 def convert(
-    checkpoint: Annotated[Path, Parameter(help="A published .pth, .pt, .bin or .safetensors file.")],
-    out: Annotated[Path, Parameter(help="Folder for config.json and model.safetensors.")],
+    source: Annotated[
+        Path,
+        Parameter(
+            help="A published .pth, .pt, .bin or .safetensors file. With --to dino: a model folder or that of "
+            "`longvit pretrain`."
+        ),
+    ],
+    out: Annotated[Path, Parameter(help="Folder for config.json and model.safetensors. With --to dino: a .pth file.")],
     /,
     *,
+    to: Annotated[
+        Literal["model", "dino"],
+        Parameter(
+            help="model: a model folder of ours. dino: a checkpoint as DINO's code writes it, for the authors' code."
+        ),
+    ] = "model",
     which: Annotated[
         Literal["teacher", "student"], Parameter(help="Of a DINO checkpoint that holds both networks.")
     ] = "teacher",
@@ -37,10 +49,13 @@ def convert(
         Parameter(consume_multiple=True, negative="", help="Names of the classes of its head.", show_default=False),
     ] = (),
 ) -> int:
-    """A published checkpoint into a model folder.
+    """A published checkpoint into a model folder, or the way back.
 
     Reads the authors' LongViT (pretrained or fine-tuned) and Prov-GigaPath's slide encoder. Every tensor must find its
     place and every parameter its tensor; nothing is left at random. Pickles are opened without running code from them.
+
+    --to dino writes student, teacher, their heads and the centre of a pretraining, or the teacher's backbone alone of
+    a model folder. The optimiser's moments stay where they are.
 
     **Examples**
 
@@ -48,15 +63,25 @@ def convert(
     longvit convert longvit_small_dino.pth longvit-s
     longvit convert finetuned.pth brca --class-names IDC ILC
     longvit convert slide_encoder.pth gigapath --num-heads 16
+    longvit convert runs/dino dino.pth --to dino
     ```
     """
+    if to == "dino":
+        given = {
+            "--which": which != "teacher",
+            "--num-heads": num_heads is not None,
+            "--segment-lengths": segment_lengths is not None,
+            "--image-px": image_px is not None,
+            "--class-names": class_names,
+        }
+        return _to_dino(source, out, [option for option, is_given in given.items() if is_given])
     from longvit.files import make_folder
     from longvit.model.pretrained import convert as read_checkpoint
     from longvit.model.pretrained import save_pretrained
 
     make_folder(out)
     model = read_checkpoint(
-        checkpoint,
+        source,
         which=which,
         num_heads=num_heads,
         segment_lengths=segment_lengths,
@@ -66,4 +91,18 @@ def convert(
     folder = save_pretrained(model, out)
     parameters = sum(p.numel() for p in model.parameters())
     say(f"{type(model).__name__} with {parameters / 1e6:.1f} million parameters: {folder}")
+    return 0
+
+
+def _to_dino(source: Path, out: Path, given: list[str]) -> int:
+    from longvit.errors import InputError
+    from longvit.pretraining.publish import publish
+
+    if given:
+        raise InputError(f"{', '.join(given)}: for reading a published checkpoint, not for --to dino")
+    written = publish(source, out)
+    parts = ["the teacher's backbone"]
+    if written.student is not None:
+        parts = ["student and teacher with their heads", f"centre, after {written.epoch} epochs"]
+    say(f"{', '.join(parts)}: {out}")
     return 0

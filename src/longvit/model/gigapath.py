@@ -2,7 +2,7 @@
 
 Tile features are projected linearly, get a fixed sine-cosine position of their tile (column and row on a grid of
 256-px tiles at level 0), a CLS token comes first; the result is LayerNorm(CLS), or LayerNorm(mean of the tiles). Its
-weights were trained with zero-padded segments, so `ragged="padded"` throughout.
+weights were trained with zero-padded segments, so `ragged="padded"` where nothing else is said.
 
 What differs from the authors' code: positions are computed from the coordinates (theirs is a table of 1,000² × 768
 numbers), and a length is never padded in memory.
@@ -27,7 +27,8 @@ class GigaPathConfig:
     """Sizes of a slide encoder.
 
     in_dim: width of the tile features; tile_px: side of a tile in level-0 px; grid_tiles: tiles per side of the
-    position grid; max_slide_px: the largest slide side, from which the published code takes its segments.
+    position grid; max_slide_px: the largest slide side, from which the published code takes its segments; ragged:
+    "padded" for published weights, which were trained with it.
     """
 
     in_dim: int = 1536
@@ -41,15 +42,16 @@ class GigaPathConfig:
     dilated_ratios: tuple[int, ...] = (1, 2, 4, 8, 16)
     segment_lengths: tuple[int, ...] | Literal["auto"] = "auto"
     pool: Literal["cls", "mean"] = "cls"
+    ragged: Literal["masked", "padded"] = "padded"
 
     def pattern(self) -> AttentionPattern:
         """Five segments, evenly spaced in log from 1,024 to all tiles of the largest slide."""
         if self.segment_lengths != "auto":
-            return AttentionPattern(self.segment_lengths, self.dilated_ratios, ragged="padded")
+            return AttentionPattern(self.segment_lengths, self.dilated_ratios, ragged=self.ragged)
         low, high = 10.0, math.log2((self.max_slide_px // self.tile_px) ** 2)
         count = len(self.dilated_ratios)
         segments = (int(2 ** (low + (high - low) * i / (count - 1))) for i in range(count))
-        return AttentionPattern(tuple(segments), self.dilated_ratios, ragged="padded")
+        return AttentionPattern(tuple(segments), self.dilated_ratios, ragged=self.ragged)
 
 
 def sine_cosine_positions(columns: Tensor, rows: Tensor, dim: int) -> Tensor:

@@ -1,0 +1,135 @@
+"""GCN-MIL: graph convolutions over the tiles of a slide (Zhao et al. 2020; HIPT's DeepGraphConv), GIN's sum.
+
+    x_i ← relu(MLP(x_i + Σ_{j next to i} x_j))                three times (Xu et al. 2019, equation 4.1 with ε = 0)
+    a gated attention over the tiles,  logits = W ρ(Σ_i a_i x_i) + b
+
+Next to tile i are its k nearest tiles of the same slide: in the space of the features (HIPT's default) or by their
+coordinates. Each tile sums up over its own neighbours, so the graph is a directed one.
+
+What differs from the published preparation of graphs: there the tree of the features is asked with coordinates, so that
+those neighbours are wrong; and a graph is a file made by a notebook, here `prepare` makes it once for each bag. Exact
+neighbours in feature space cost time quadratic in the tiles, in memory that is linear (scikit-learn, in chunks);
+by coordinates it is a k-d tree, N log N. Training is linear either way.
+
+N tiles, k neighbours, E edges, D width of the features, H width of the layers, C outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from longvit.baselines.bag import Bag, Prediction, all_tiles
+from longvit.baselines.fusion import Head
+from longvit.baselines.gated_attention import GatedAttention
+from longvit.baselines.system import Shape, System, check_settings, hidden_layer
+from longvit.errors import InputError
+
+
+def nearest(points: Tensor, k: int, slides: Sequence[slice], *, few_dims: bool) -> Tensor:
+    """points (N, P) → (N, k) int64: the k nearest others of each within its slide, by Euclidean distance.
+
+    −1 where a slide has fewer than k others. `few_dims`: a k-d tree instead of all distances.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    x = points.detach().cpu().numpy()
+    found = np.full((len(x), k), -1, dtype=np.int64)
+    for s in slides:
+        if others := min(k, s.stop - s.start - 1):
+            tree = NearestNeighbors(n_neighbors=others, algorithm="kd_tree" if few_dims else "brute").fit(x[s])
+            # without arguments: a point is not its own neighbour
+            found[s, :others] = s.start + tree.kneighbors(return_distance=False)
+    return torch.from_numpy(found).to(points.device)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Neighbours behind each other (E,), and where those of each tile begin (N,)."""
+
+    neighbours: Tensor
+    starts: Tensor
+
+    def sum(self, x: Tensor) -> Tensor:
+        """x (N, D) → x_i + Σ_j x_j (N, D), without the (E, D) that are summed."""
+        return x + functional.embedding_bag(self.neighbours, x, self.starts, mode="sum")
+
+
+def joined(bags: Sequence[Bag]) -> Graph:
+    """The graphs of bags as one of as many parts."""
+    flat, degrees, first = [], [], 0
+    for bag in bags:
+        assert bag.neighbours is not None
+        there = bag.neighbours >= 0
+        flat.append(bag.neighbours[there] + first)
+        degrees.append(there.sum(1))
+        first += len(bag)
+    degree = torch.cat(degrees)
+    return Graph(torch.cat(flat), degree.cumsum(0) - degree)
+
+
+@dataclass(frozen=True)
+class GcnMilSettings:
+    """HIPT's DeepGraphConv."""
+
+    graph: Literal["features", "coordinates"] = "features"
+    """Where tiles are neighbours: features, or coordinates (HIPT's edge_latent, its default, and edge_index)."""
+    k: int = 8
+    """Neighbours of each tile (Patch-GCN's notebook)."""
+    layers: int = 3
+    """Graph convolutions (HIPT)."""
+    hidden: int = 256
+    """H, of the convolutions, the attention's gate and ρ (HIPT)."""
+    dropout: float = 0.25
+    """Of the gate and ρ (HIPT)."""
+
+    def __post_init__(self) -> None:
+        check_settings(self, at_least={"k": 0, "layers": 1, "hidden": 1})
+
+
+class GcnMil(System):
+    """GCN-MIL."""
+
+    Settings = GcnMilSettings
+
+    def __init__(self, shape: Shape, settings: GcnMilSettings) -> None:
+        super().__init__(shape)
+        self.settings = settings
+        h = settings.hidden
+        self.convolutions = nn.ModuleList(
+            nn.Sequential(nn.Linear(h if i else shape.in_dim, h), nn.ReLU(), nn.Linear(h, h))
+            for i in range(settings.layers)
+        )
+        self.attention = GatedAttention(h, h, settings.dropout)
+        self.rho = hidden_layer(h, h, settings.dropout)
+        self.head = Head(h, shape)
+
+    def prepare(self, bag: Bag) -> Bag:
+        """The neighbours of each tile, where `bag.neighbours` does not say them."""
+        if bag.neighbours is not None:
+            if len(bag.neighbours) != len(bag):
+                raise InputError(f"{bag.name}: {len(bag)} tiles, neighbours of {len(bag.neighbours)}")
+            return bag
+        by_place = self.settings.graph == "coordinates"
+        if by_place and bag.coords is None:
+            raise InputError(f"{bag.name}: no coordinates, which graph=coordinates needs; take graph=features")
+        points = bag.coords if by_place and bag.coords is not None else bag.features
+        return replace(bag, neighbours=nearest(points, self.settings.k, bag.slides, few_dims=by_place))
+
+    def encode(self, bags: Sequence[Bag]) -> Sequence[Any]:
+        """→ x (N, H) of each."""
+        graph = joined(bags)
+        x = all_tiles(bags)
+        for convolution in self.convolutions:
+            x = convolution(graph.sum(x)).relu()
+        return list(x.split([len(bag) for bag in bags]))
+
+    def pool(self, encoded: Tensor, bag: Bag, label: Tensor | None) -> Prediction:
+        a, pooled = self.attention.pool(encoded)
+        return Prediction(self.head(self.rho(pooled), self.omics(bag)), a.detach())

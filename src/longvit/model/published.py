@@ -62,8 +62,13 @@ def write_dino(path: str | Path, checkpoint: DinoCheckpoint) -> Path:
     if c.epoch is not None:
         content["epoch"] = c.epoch
     content["args"] = {"longvit_version": __version__, **c.settings}
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # PyTorch says where it stood, the disk said why
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
     return path
 
 

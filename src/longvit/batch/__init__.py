@@ -1,5 +1,6 @@
-"""Many slides: a vector each (`embed_slides`), predictions (`predict_slides`) or canvases (`canvas_slides`), resumable,
-by one process or by many on one or several machines. Light: a reading process loads nothing of the model."""
+"""Many slides: a vector each (`embed_slides`), predictions (`predict_slides`), canvases (`canvas_slides`), where their
+tiles lie (`tile_slides`), features of the tiles (`feature_slides`); resumable, by one process or by many on one or
+several machines. Light: a reading process loads nothing of the model."""
 
 from __future__ import annotations
 
@@ -12,17 +13,30 @@ _WHERE = {
     "RunSettings": "longvit.batch.run",
     "canvas_slides": "longvit.batch.canvas",
     "embed_slides": "longvit.batch.embed",
+    "feature_slides": "longvit.batch.features",
     "predict_slides": "longvit.batch.predict",
+    "tile_slides": "longvit.batch.tiles",
 }
-__all__ = ["BatchResult", "ReadSettings", "RunSettings", "canvas_slides", "embed_slides", "predict_slides"]
+__all__ = [
+    "BatchResult",
+    "ReadSettings",
+    "RunSettings",
+    "canvas_slides",
+    "embed_slides",
+    "feature_slides",
+    "predict_slides",
+    "tile_slides",
+]
 
 if TYPE_CHECKING:
     from longvit.batch.canvas import canvas_slides as canvas_slides
     from longvit.batch.embed import embed_slides as embed_slides
+    from longvit.batch.features import feature_slides as feature_slides
     from longvit.batch.predict import predict_slides as predict_slides
     from longvit.batch.reading import ReadSettings as ReadSettings
     from longvit.batch.run import BatchResult as BatchResult
     from longvit.batch.run import RunSettings as RunSettings
+    from longvit.batch.tiles import tile_slides as tile_slides
 
 
 def __getattr__(name: str) -> Any:

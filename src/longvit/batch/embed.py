@@ -20,6 +20,7 @@ import numpy as np
 from longvit.batch.job import ModelJob, config_of, write_table
 from longvit.batch.reading import ReadSettings
 from longvit.batch.run import BatchResult, JobFacts, RunSettings, model_folder, model_for, run
+from longvit.data import bag_layouts
 from longvit.data.slide_list import ListedSlide
 from longvit.files import write_bytes
 
@@ -142,7 +143,7 @@ def coords_attributes(canvas: Canvas, patch_px: int) -> dict[str, Any]:
     `patch_size_level0` is their width there and `patch_height_level0` (ours) their height."""
     x_scale, y_scale = canvas.placement.downsample
     mpp, (width_px, height_px) = canvas.source.mpp, canvas.source.size_px
-    magnification = _magnification(mpp.mean) if mpp else None
+    magnification = bag_layouts.magnification(mpp.mean) if mpp else None
     return {
         "patch_size": patch_px,
         "patch_size_level0": round(patch_px * x_scale),
@@ -153,9 +154,3 @@ def coords_attributes(canvas: Canvas, patch_px: int) -> dict[str, Any]:
         "level0_width": width_px,
         "level0_height": height_px,
     }
-
-
-def _magnification(mpp: float) -> int:
-    """TRIDENT's bins; for its reader alone, since a magnification is no resolution."""
-    bins = ((0.16, 80), (0.2, 60), (0.3, 40), (0.6, 20), (1.2, 10), (2.4, 5))
-    return next((magnification for limit, magnification in bins if mpp < limit), 2)

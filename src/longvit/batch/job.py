@@ -24,6 +24,8 @@ from longvit.errors import InputError
 from longvit.files import write_text
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from longvit.model.longvit import LongViT
     from longvit.slides.canvas import Canvas
 
@@ -46,7 +48,8 @@ class SlideJob(ABC):
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
         """Writes what stands beside the record and returns what the record says of it.
 
-        An `InputError` says that nothing can be written; any other error is this slide's own.
+        An `InputError` says that nothing can be written; any other error is this slide's own, at the stage `model` or
+        the one that a `SlideFailedError` names.
         """
 
     def record_path(self, slide_id: str) -> Path:
@@ -72,7 +75,7 @@ class SlideJob(ABC):
         """Computes, writes, and returns the record. Raises `SlideFailedError`, or `InputError` if it cannot write."""
         try:
             extra = self.compute(listed, digest, canvas)
-        except InputError:
+        except (InputError, SlideFailedError):
             raise
         except Exception as error:
             raise SlideFailedError.of("model", error) from error
@@ -152,10 +155,15 @@ def digest_of(**parts: Any) -> str:
 
 def model_digest(model: LongViT) -> str:
     """A hash of a model's settings and weights, the same wherever the files lie."""
+    return weights_digest(model, json.dumps(asdict(model.config), sort_keys=True, default=str))
+
+
+def weights_digest(module: nn.Module, settings: str) -> str:
+    """A hash of a module's weights and of a text that says what else it is."""
     import torch
 
-    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    digest = hashlib.sha256(settings.encode())
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]

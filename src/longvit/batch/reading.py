@@ -6,6 +6,7 @@ the same pixels.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from longvit.errors import InputError
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
+    from longvit.slides.reader import Slide
 
 Stage = Literal["open", "read", "model"]
 Cause = Literal["slide", "passing", "death", "time"]
@@ -47,6 +49,8 @@ class ReadRequest:
     side_px: int
     fit: Literal["stretch", "pad"]
     settings: ReadSettings
+    coarsest_mpp: float | None = None
+    """The side is larger than `side_px` where a pixel would have more µm; a slide without resolution fails."""
 
 
 class SlideFailedError(Exception):
@@ -104,6 +108,7 @@ def read(request: ReadRequest, is_wanted: Wanted, hear: Heard, threads: int | No
     settings = request.settings
     try:
         slide = open_slide(request.path, mpp=settings.mpp, reader=settings.reader)
+        side_px = _side_px(slide, request)
         identity = slide.identity()
     except Exception as error:
         raise SlideFailedError.of("open", error) from error
@@ -112,10 +117,18 @@ def read(request: ReadRequest, is_wanted: Wanted, hear: Heard, threads: int | No
             return None
         try:
             return slide.canvas(
-                request.side_px, request.fit, progress=hear, max_bad_tiles=settings.max_bad_tiles, threads=threads
+                side_px, request.fit, progress=hear, max_bad_tiles=settings.max_bad_tiles, threads=threads
             )
         except Exception as error:
             raise SlideFailedError.of("read", error) from error
+
+
+def _side_px(slide: Slide, request: ReadRequest) -> int:
+    if request.coarsest_mpp is None:
+        return request.side_px
+    mpp, bounds = slide.require_mpp(), slide.bounds
+    longest_um = max(bounds.width * mpp.x, bounds.height * mpp.y)
+    return max(request.side_px, math.ceil(longest_um / request.coarsest_mpp))
 
 
 def with_mpp(settings: ReadSettings, mpp: float | None) -> ReadSettings:

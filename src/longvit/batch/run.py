@@ -88,11 +88,11 @@ class JobFacts:
     """A job as run.json describes it to workers: what they build it from."""
 
     kind: str
-    """embed, predict or canvas."""
+    """embed, predict, canvas, tiles or features."""
     folder: Path
     """Where the records go."""
     facts: dict[str, Any]
-    """model and pictures, or side_px and fit."""
+    """What the job is made of there: model and pictures; side_px and fit; encoder, settings of tiles and tissue."""
 
 
 def run(
@@ -244,7 +244,8 @@ class _Report:
             record = read_record(self._folder / f"{slide_id}.json") | {"path": str(self._slides[slide_id].path)}
             self._records[slide_id] = record
             if bad := record.get("n_bad_tiles"):
-                text = f"{bad} of {record['canvas']['tiles']} tiles cannot be read; filled with background"
+                read = record.get("n_read_tiles", record["canvas"]["tiles"])
+                text = f"{bad} of {read} tiles cannot be read; filled with background"
                 self._add_problem(slide_id, "tiles", f"{record['path']}: {text}")
         self.progress.advance(note=slide_id)
 

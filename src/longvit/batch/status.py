@@ -44,7 +44,7 @@ class RunStatus:
     """A run: its counts add up to `total`."""
 
     verb: str
-    """embed, predict or canvas."""
+    """embed, predict, canvas, tiles or features."""
     state: Literal["at work", "finished", "stopped"]
     """stopped: some slides have not ended, and whoever began the run is gone."""
     total: int
@@ -68,7 +68,9 @@ def status(out_dir: str | Path) -> tuple[RunStatus, ...]:
     work = Path(out_dir) / "work"
     folders = sorted(path.parent for path in work.glob(f"*/{RUN_JSON}"))
     if not folders:
-        raise InputError(f"{out_dir}: no run in it; name the folder that was --out of embed, predict or canvas")
+        raise InputError(
+            f"{out_dir}: no run in it; name the folder that was --out of embed, predict, canvas, tiles or features"
+        )
     return tuple(_status(WorkList.of(folder)) for folder in folders)
 
 

@@ -125,8 +125,10 @@ def build_job(facts: Any, index: int) -> SlideJob:
         from longvit.batch.canvas import CanvasJob
 
         return CanvasJob(folder, given["side_px"], given["fit"], settings)
-    from longvit.batch.embed import EmbedJob
-    from longvit.batch.predict import PredictJob
+    if kind == "tiles":
+        from longvit.batch.tiles import TilesJob
+
+        return TilesJob.of(folder, given, settings)
     from longvit.device import pick_device, set_threads
 
     set_threads(facts["threads"])
@@ -135,6 +137,13 @@ def build_job(facts: Any, index: int) -> SlideJob:
         import torch
 
         device = torch.device("cuda", index % torch.cuda.device_count())
+    if kind == "features":
+        from longvit.batch.features import FeaturesJob
+
+        return FeaturesJob.of(folder, given, settings, device, facts["threads"])
+    from longvit.batch.embed import EmbedJob
+    from longvit.batch.predict import PredictJob
+
     model = load_longvit(given["model"]).to(device)
     if kind == "embed":
         return EmbedJob(model, folder, settings)

@@ -6,10 +6,10 @@
 
 each cut off at 0 and 255, which is what torchvision does through Pillow's ImageEnhance. What differs: the steps run in
 float32 and are rounded once, at the end, not after each; the blur is a Gaussian, cut off at 3.5 σ, where Pillow's is
-three box filters; the mean of a large crop is that of every k-th pixel. The pixels go through all steps a few rows at a
-time, so that they stay in the cache of one core.
+three box filters; the mean is that of every k-th pixel. The pixels go through all steps some rows at a time, so that
+they stay in the cache of one core.
 
-h, w: height and width of a crop in px; n: pixels of a piece of it.
+h, w: height and width of a crop in px.
 """
 
 from __future__ import annotations
@@ -27,38 +27,40 @@ Step = tuple[Literal["brightness", "contrast", "saturation", "hue"], float]
 """A change and its size: the factor f (1 changes nothing), for the hue the share of a full turn (0 changes nothing)."""
 
 GREY = (0.299, 0.587, 0.114)
-# Pixels that go through all steps at once: 3 planes of them are 400 kB.
-_PIECE_PX = 2**15
-# The mean for the contrast is that of at least so many pixels.
-_MEAN_PX = 2**14
 _SIGN_BIT = np.int32(-(2**31))
 # The blur is a product with a band matrix of so many rows.
 _BAND = 32
 
 
-def recolour(
-    words: NDArray[np.int32], steps: Sequence[Step], grey: bool, blur_px: float, out: NDArray[np.uint8]
-) -> None:
-    """RGBX pixels as 32-bit words (h, w) → `out`, uint8 (3, h, w): the steps in their order, greyscale, then a Gaussian
-    blur of σ `blur_px` (0: none)."""
-    height, width = words.shape
-    with_means = _with_means(words, steps)
-    reach = _reach(blur_px)
-    # With room for the blur on both sides of every row.
-    planes = np.empty((1 if grey else 3, height, width + 2 * reach), np.float32) if reach else None
-    rows = max(1, _PIECE_PX // width)
-    for y in range(0, height, rows):
-        piece = words[y : y + rows]
-        x = _apply(_planes(piece.reshape(-1)), with_means)
-        if grey:
-            x = _grey(x)[None]
-        if planes is None:
-            x += 0.5
-            out[:, y : y + rows] = x.astype(np.uint8).reshape(-1, *piece.shape)
-        else:
-            planes[:, y : y + rows, reach : reach + width] = x.reshape(-1, *piece.shape)
-    if planes is not None:
-        _blur(planes, blur_px, out)
+class ColourJitter:
+    """Steps in their order. sample: some of the crop's pixels, float32 (3, …), 0 … 255, for the mean of the contrast:
+    that of the crop when its turn comes."""
+
+    def __init__(self, steps: Sequence[Step], sample: Floats) -> None:
+        self._steps: list[tuple[str, float, float]] = []
+        for name, amount in steps:
+            if name == "contrast":
+                self._steps.append((name, float(amount), float(grey_of(self(sample.copy())).mean(dtype=np.float64))))
+            else:
+                self._steps.append((name, float(amount), 0.0))
+
+    def __call__(self, x: Floats) -> Floats:
+        """Pixels (3, …), 0 … 255, changed in place. A factor below 1 leads nowhere beyond 0 … 255."""
+        for name, amount, mean in self._steps:
+            if name == "hue":
+                _turn_hue(x, amount)
+                continue
+            if name == "saturation":
+                grey = grey_of(x)
+                grey *= 1 - amount
+            x *= amount
+            if name == "contrast":
+                x += (1 - amount) * mean
+            elif name == "saturation":
+                x += grey
+            if amount > 1:
+                np.clip(x, 0, 255, out=x)
+        return x
 
 
 def solarise(out: NDArray[np.uint8]) -> None:
@@ -66,48 +68,8 @@ def solarise(out: NDArray[np.uint8]) -> None:
     np.minimum(out, ~out, out=out)
 
 
-def _with_means(words: NDArray[np.int32], steps: Sequence[Step]) -> list[tuple[str, float, float]]:
-    """The steps, the contrast with the mean grey that the crop has when its turn comes."""
-    out: list[tuple[str, float, float]] = []
-    for name, amount in steps:
-        mean = 0.0
-        if name == "contrast":
-            every = max(1, math.isqrt(words.size // _MEAN_PX))
-            sample = _apply(_planes(np.ascontiguousarray(words[::every, ::every]).reshape(-1)), out)
-            mean = float(_grey(sample).mean(dtype=np.float64))
-        out.append((name, float(amount), mean))
-    return out
-
-
-def _planes(words: NDArray[np.int32]) -> Floats:
-    """RGBX words (n,) → (3, n), 0 … 255."""
-    x = np.empty((3, len(words)), np.float32)
-    for channel in range(3):
-        x[channel] = (words >> (8 * channel)) & 255
-    return x
-
-
-def _apply(x: Floats, steps: Sequence[tuple[str, float, float]]) -> Floats:
-    """All steps on (3, n), which is written into. A factor below 1 leads nowhere beyond 0 … 255."""
-    for name, amount, mean in steps:
-        if name == "hue":
-            _turn_hue(x, amount)
-            continue
-        if name == "saturation":
-            grey = _grey(x)
-            grey *= 1 - amount
-        x *= amount
-        if name == "contrast":
-            x += (1 - amount) * mean
-        elif name == "saturation":
-            x += grey
-        if amount > 1:
-            np.clip(x, 0, 255, out=x)
-    return x
-
-
-def _grey(x: Floats) -> Floats:
-    """(3, n) → (n,)."""
+def grey_of(x: Floats) -> Floats:
+    """(3, …) → (…)."""
     red, green, blue = GREY
     grey = x[0] * np.float32(red)
     part = x[1] * np.float32(green)
@@ -118,7 +80,7 @@ def _grey(x: Floats) -> Floats:
 
 
 def _turn_hue(x: Floats, turn: float) -> None:
-    """On (3, n), in place: the hue of HSV turned by a share of a full turn, at most a sixth of one.
+    """On (3, …), in place: the hue of HSV turned by a share of a full turn, at most a sixth of one.
 
     Let M ≥ d ≥ m be the three channels of a pixel, C = M − m, and h its hue as seen from a channel's own (of red from
     red: 0) in sixths of a turn, −3 … 3. Then that channel is m + C · min(max(2 − |h|, 0), 1). For each of them, p being
@@ -151,42 +113,43 @@ def _turn_hue(x: Floats, turn: float) -> None:
     np.minimum(x, most, out=x)
 
 
-def _reach(sigma_px: float) -> int:
+def blur_reach(sigma_px: float) -> int:
     """How far the blur reaches; 0 where it changes no pixel by more than a third of a grey level."""
     return math.ceil(3.5 * sigma_px) if sigma_px > 0.25 else 0
 
 
-@lru_cache(maxsize=8)
-def _band(sigma_px: float, size: int) -> Floats:
-    """(size, size + 2 · reach): row i holds the Gaussian from column i on."""
-    reach = _reach(sigma_px)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_px) ** 2)
-    kernel /= kernel.sum()
-    band = np.zeros((size, size + 2 * reach), np.float32)
-    for i in range(size):
-        band[i, i : i + len(kernel)] = kernel
-    return band
+def blur(planes: Floats, sigma_px: float, out: NDArray[np.uint8]) -> None:
+    """(1 or 3, h, w + 2 · reach), the pixels in the middle of every row → `out` (3, h, w), rounded; beyond its rims a
+    crop goes on as it ends there.
 
-
-def _blur(planes: Floats, sigma_px: float, out: NDArray[np.uint8]) -> None:
-    """(1 or 3, h, w + 2 · reach) → `out` (3, h, w), rounded; beyond its rims a crop goes on as it ends there.
-
-    Along either axis `_BAND` pixels at a time are a product with the same band matrix: twice the additions of the
-    sum itself, at the speed of a matrix product.
+    Along either axis `_BAND` pixels at a time are a product with the same band matrix: more products than the sum has,
+    at the speed of a matrix product.
     """
-    reach, (channels, height) = _reach(sigma_px), planes.shape[:2]
+    reach, (channels, height) = blur_reach(sigma_px), planes.shape[:2]
     width = planes.shape[2] - 2 * reach
     planes[:, :, :reach] = planes[:, :, reach : reach + 1]
     planes[:, :, reach + width :] = planes[:, :, reach + width - 1 : reach + width]
     narrow = np.empty((channels, height + 2 * reach, width), np.float32)
     for x in range(0, width, _BAND):
         size = min(_BAND, width - x)
-        band = _band(sigma_px, size).T
+        band = _gaussian_band(sigma_px, size).T
         np.matmul(planes[:, :, x : x + size + 2 * reach], band, out=narrow[:, reach : reach + height, x : x + size])
     narrow[:, :reach] = narrow[:, reach : reach + 1]
     narrow[:, reach + height :] = narrow[:, reach + height - 1 : reach + height]
     for y in range(0, height, _BAND):
         size = min(_BAND, height - y)
-        sums = _band(sigma_px, size) @ narrow[:, y : y + size + 2 * reach]
+        sums = _gaussian_band(sigma_px, size) @ narrow[:, y : y + size + 2 * reach]
         sums += 0.5
         out[:, y : y + size] = sums.astype(np.uint8)
+
+
+@lru_cache(maxsize=8)
+def _gaussian_band(sigma_px: float, size: int) -> Floats:
+    """(size, size + 2 · reach): row i holds the Gaussian from column i on."""
+    reach = blur_reach(sigma_px)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_px) ** 2)
+    kernel /= kernel.sum()
+    band = np.zeros((size, size + 2 * reach), np.float32)
+    for i in range(size):
+        band[i, i : i + len(kernel)] = kernel
+    return band

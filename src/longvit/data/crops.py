@@ -12,19 +12,22 @@ Each crop is resampled once, from the pixels of the slide's level that the regio
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from longvit.data.augmentation import STAIN_SIGMA, restain
-from longvit.data.crop_colour import Step, recolour, solarise
+from longvit.data.crop_colour import ColourJitter, Floats, Step, blur, blur_reach, grey_of, solarise
+from longvit.data.crop_pixels import CropPixels, rows_at_once
 from longvit.errors import InputError
 
 # torchvision's RandomResizedCrop gives up after so many draws that do not fit, and takes all of a square.
 _TRIES = 10
+# Pixels that go through all changes at once: 3 planes of them are 400 kB.
+_PIECE_PX = 2**15
+# The mean for the contrast is that of about so many pixels.
+_SAMPLE_PX = 2**12
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,10 @@ class Look:
 
     box: tuple[float, float, float, float]
     """Left, top, right, bottom as shares of the region."""
+    mirror: bool
+    """From left to right."""
     turns: int
     """Quarter turns against the clock."""
-    mirror: bool
     stain: tuple[tuple[float, ...], tuple[float, ...]] | None
     """Factors and shifts of the stains."""
     steps: tuple[Step, ...]
@@ -121,79 +125,121 @@ class Look:
 
 
 def draw_looks(settings: CropSettings, rng: np.random.Generator) -> tuple[Look, ...]:
-    """The crops of one region, the global ones first."""
-    return tuple(_draw(settings, number, rng) for number in range(len(settings.sides_px)))
+    """The crops of one region, the global ones first.
+
+    Everything is drawn whether it happens or not, so that an option changes nothing else of a run.
+    """
+    n = len(settings.sides_px)
+    boxes = rng.random((n, _TRIES, 4)).tolist()
+    chances = rng.random((n, 7)).tolist()
+    orders = rng.random((n, 4)).argsort(axis=1).tolist()
+    amounts = rng.uniform(-1, 1, (n, 4)).tolist()
+    stains = rng.uniform(-1, 1, (n, 2, 3)).tolist()
+    return tuple(
+        _look(settings, number, *drawn)
+        for number, drawn in enumerate(zip(boxes, chances, orders, amounts, stains, strict=True))
+    )
 
 
-def make_crop(region: Image.Image, look: Look, out: NDArray[np.uint8]) -> None:
-    """Cuts a crop out of an RGB image and fills `out` with it: uint8 (3, side, side)."""
-    side_px = out.shape[-1]
-    box = _whole_pixels(look.box, region.size)
-    small = region.resize((side_px, side_px), Image.Resampling.BICUBIC, box=box)
-    words = np.frombuffer(small.tobytes("raw", "RGBX"), np.int32).reshape(side_px, side_px)
-    if look.turns or look.mirror:
-        turned = np.rot90(words, look.turns)
-        words = np.ascontiguousarray(turned[:, ::-1] if look.mirror else turned)
-    if look.stain is not None:
-        words = _restained(words, *look.stain)
-    recolour(words, look.steps, look.grey, look.blur_px, out)
-    if look.solarise:
-        solarise(out)
-
-
-def _draw(settings: CropSettings, number: int, rng: np.random.Generator) -> Look:
-    """Everything is drawn whether it happens or not, so that an option changes nothing else of a run."""
-    is_global = number < settings.global_crops
-    box = _draw_box(settings.global_scale if is_global else settings.local_scale, settings.aspect, rng)
-    turns, mirror = int(rng.integers(4)), bool(rng.random() < settings.flip)
-    scale, shift = rng.uniform(1 - STAIN_SIGMA, 1 + STAIN_SIGMA, 3), rng.uniform(-STAIN_SIGMA / 4, STAIN_SIGMA / 4, 3)
-    is_jittered, order, amounts = rng.random() < settings.jitter, rng.permutation(4), rng.uniform(-1, 1, 4).tolist()
+def _look(
+    settings: CropSettings,
+    number: int,
+    tries: list[list[float]],
+    chances: list[float],
+    order: list[int],
+    amounts: list[float],
+    stains: list[list[float]],
+) -> Look:
+    """Of numbers that are uniform in 0 … 1, amounts and stains in −1 … 1."""
+    kind = min(number, 1) if number < settings.global_crops else 2
+    turn, flip, jitter, grey, blur, sigma, solarised = chances
     steps: tuple[Step, ...] = (
         ("brightness", 1 + settings.brightness * amounts[0]),
         ("contrast", 1 + settings.contrast * amounts[1]),
         ("saturation", 1 + settings.saturation * amounts[2]),
         ("hue", settings.hue * amounts[3]),
     )
-    grey = bool(rng.random() < settings.grey)
-    kind = 2 if not is_global else min(number, 1)
-    is_blurred, blur_px = rng.random() < settings.blur[kind], float(rng.uniform(*settings.blur_px))
-    is_solarised = rng.random() < settings.solarise and kind == 1
+    stain = None
+    if settings.stain:
+        scale, shift = stains
+        stain = tuple(1 + STAIN_SIGMA * s for s in scale), tuple(STAIN_SIGMA / 4 * s for s in shift)
     return Look(
-        box=box,
-        turns=turns if settings.turns else 0,
-        mirror=mirror,
-        stain=(tuple(scale.tolist()), tuple(shift.tolist())) if settings.stain else None,
-        steps=tuple(steps[i] for i in order) if is_jittered else (),
-        grey=grey,
-        blur_px=blur_px if is_blurred else 0.0,
-        solarise=is_solarised,
+        box=_box(settings.local_scale if kind == 2 else settings.global_scale, settings.aspect, tries),
+        mirror=flip < settings.flip,
+        turns=int(4 * turn) if settings.turns else 0,
+        stain=stain,
+        steps=tuple(steps[i] for i in order) if jitter < settings.jitter else (),
+        grey=grey < settings.grey,
+        blur_px=_between(sigma, settings.blur_px) if blur < settings.blur[kind] else 0.0,
+        solarise=kind == 1 and solarised < settings.solarise,
     )
 
 
-def _draw_box(
-    scale: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
+def _box(
+    scale: tuple[float, float], aspect: tuple[float, float], tries: list[list[float]]
 ) -> tuple[float, float, float, float]:
-    """A share of the area, uniform; width over height, uniform in its logarithm; drawn again where it does not fit."""
-    for _ in range(_TRIES):
-        area = rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
-        width, height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+    """A share of the area, uniform; width over height, uniform in its logarithm; the next try where it does not fit."""
+    for area, ratio, across, down in tries:
+        share = _between(area, scale)
+        stretch = math.exp(_between(ratio, (math.log(aspect[0]), math.log(aspect[1]))))
+        width, height = math.sqrt(share * stretch), math.sqrt(share / stretch)
         if width <= 1 and height <= 1:
-            left, top = rng.random() * (1 - width), rng.random() * (1 - height)
+            left, top = across * (1 - width), down * (1 - height)
             return left, top, left + width, top + height
     return 0.0, 0.0, 1.0, 1.0
 
 
-def _whole_pixels(box: tuple[float, float, float, float], size_px: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The box in pixels of the region, at least one."""
+def _between(share: float, ends: tuple[float, float]) -> float:
+    return ends[0] + share * (ends[1] - ends[0])
+
+
+def make_crop(region: NDArray[np.uint8], look: Look, out: NDArray[np.uint8]) -> None:
+    """Cuts a crop out of a region, uint8 (3, h, w), and fills `out` with it: uint8 (3, side, side)."""
+    side_px, box = out.shape[-1], whole_pixels(look.box, region.shape[2], region.shape[1])
+    pixels = CropPixels(region, box, side_px, look.mirror)
+    jitter = ColourJitter(look.steps, _stained(_sample(region, box), look))
+    reach = blur_reach(look.blur_px)
+    # With room for the blur on both sides of every row.
+    planes = np.empty((1 if look.grey else 3, side_px, side_px + 2 * reach), np.float32) if reach else None
+    rows = rows_at_once(side_px, _PIECE_PX)
+    for first in range(0, side_px, rows):
+        of = slice(first, min(first + rows, side_px))
+        x = jitter(_stained(pixels.rows(of.start, of.stop), look))
+        if look.grey:
+            x = grey_of(x)[None]
+        if planes is None:
+            x += 0.5
+            out[:, of] = x.astype(np.uint8)
+        else:
+            planes[:, of, reach : reach + side_px] = x
+    if planes is not None:
+        blur(planes, look.blur_px, out)
+    if look.turns:
+        out[...] = np.rot90(out, look.turns, axes=(1, 2)).copy()
+    if look.solarise:
+        solarise(out)
+
+
+def whole_pixels(box: tuple[float, float, float, float], width_px: int, height_px: int) -> tuple[int, int, int, int]:
+    """The box of a `Look` in pixels of the region, at least one: left, top, right, bottom."""
     (left, right), (top, bottom) = (
         (min(round(low * size), size - 1), round(high * size))
-        for low, high, size in zip(box[:2], box[2:], size_px, strict=True)
+        for low, high, size in zip(box[:2], box[2:], (width_px, height_px), strict=True)
     )
     return left, top, max(right, left + 1), max(bottom, top + 1)
 
 
-def _restained(words: NDArray[np.int32], scale: Sequence[float], shift: Sequence[float]) -> NDArray[np.int32]:
-    pixels = words.view(np.uint8).reshape(*words.shape, 4).copy()
-    pixels[..., :3] = restain(pixels[..., :3], np.array(scale), np.array(shift))
-    return pixels.view(np.int32)[..., 0]
+def _sample(region: NDArray[np.uint8], box: tuple[int, int, int, int]) -> Floats:
+    """Some of the region's pixels under a crop, float32 (3, …)."""
+    left, top, right, bottom = box
+    every = max(1, math.isqrt((right - left) * (bottom - top) // _SAMPLE_PX))
+    return region[:, top:bottom:every, left:right:every].astype(np.float32)
+
+
+def _stained(x: Floats, look: Look) -> Floats:
+    """(3, …) with its stains changed, where the look has that."""
+    if look.stain is None:
+        return x
+    scale, shift = (np.array(of) for of in look.stain)
+    pixels = np.moveaxis((x + 0.5).astype(np.uint8), 0, -1)
+    return np.ascontiguousarray(np.moveaxis(restain(pixels, scale, shift), -1, 0), np.float32)

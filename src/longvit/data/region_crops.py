@@ -72,7 +72,7 @@ class CropMaker:
             about_to_read(taken)
             region = regions.region(taken, epoch)
             try:
-                image = self._reader.image(region)
+                planes = self._reader.planes(region)
                 break
             except RegionUnreadableError as error:
                 failed.append((region, str(error)))
@@ -80,7 +80,7 @@ class CropMaker:
             raise InputError(f"{attempts} regions in a row cannot be read, the first: {failed[0][1]}")
         rng = np.random.default_rng([self._job.seed, epoch, _CROPS, index])
         for look, out in zip(draw_looks(self._job.crops, rng), outs, strict=True):
-            make_crop(image, look, out)
+            make_crop(planes, look, out)
         problems = (Problem(r.source.slide_id, "read", f"{text}; region {r.name} is replaced") for r, text in failed)
         return Made(region.name, tuple(problems))
 

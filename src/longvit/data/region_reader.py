@@ -41,8 +41,8 @@ class RegionReader:
         self._settings, self._cache = settings, cache
         self._open: OrderedDict[Path, Slide] = OrderedDict()
 
-    def image(self, region: Region) -> Image.Image:
-        """An RGB image of `region.width_px` × `region.height_px`, at the resolution of its level.
+    def planes(self, region: Region) -> NDArray[np.uint8]:
+        """The region as the slide has it: uint8 (3, `region.height_px`, `region.width_px`).
 
         Raises `RegionUnreadableError` where the slide does not give it, `InputError` where the folder takes nothing.
         """
@@ -51,14 +51,14 @@ class RegionReader:
         path = self._cache / cache_name(region)
         if (kept := _kept(path, region)) is not None:
             return kept
-        image = self._read(region)
+        planes = self._read(region)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, np.asarray(image))
-        return image
+            np.save(file, planes)
+        return planes
 
     def pixels(self, region: Region) -> NDArray[np.uint8]:
         """The region at its resolution: uint8 (side, side, 3)."""
-        image, side = self.image(region), region.side_px
+        image, side = Image.fromarray(np.moveaxis(self.planes(region), 0, -1)), region.side_px
         if image.size != (side, side):
             image = image.resize((side, side), Image.Resampling.BICUBIC)
         return np.array(image)
@@ -76,7 +76,7 @@ class RegionReader:
     ) -> None:
         self.close()
 
-    def _read(self, region: Region) -> Image.Image:
+    def _read(self, region: Region) -> NDArray[np.uint8]:
         source, size = region.source, (region.width_px, region.height_px)
         block = np.empty((size[1], size[0], 4), np.uint8)
         try:
@@ -91,7 +91,8 @@ class RegionReader:
             raise RegionUnreadableError(f"{source.path}: {type(error).__name__}: {text}") from error
         if len(bad) > self._settings.max_bad_tiles:
             raise RegionUnreadableError(f"{source.path}: {len(bad)} tiles cannot be read, the first {bad[0]}")
-        return Image.frombytes("RGB", size, block, "raw", "RGBX")  # type: ignore[arg-type]  # any buffer will do
+        whole = Image.frombuffer("RGBX", size, block, "raw", "RGBX", 0, 1)
+        return np.stack([np.asarray(channel) for channel in whole.split()[:3]])  # Pillow parts channels 4 times as fast
 
     def _slide(self, source: RegionSource) -> Slide:
         from longvit.slides.reader import open_slide
@@ -126,15 +127,14 @@ def cache_name(region: Region) -> str:
     return f"{safe}_{key}.npy"
 
 
-def _kept(path: Path, region: Region) -> Image.Image | None:
+def _kept(path: Path, region: Region) -> NDArray[np.uint8] | None:
     """What lies in the folder; None where nothing whole does."""
     try:
-        pixels = np.load(path, allow_pickle=False)
+        planes: NDArray[np.uint8] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):  # not there, or cut off: then it is read again
         return None
-    if pixels.dtype != np.uint8 or pixels.shape != (region.height_px, region.width_px, 3):
-        return None
-    return Image.fromarray(pixels)
+    is_whole = planes.dtype == np.uint8 and planes.shape == (3, region.height_px, region.width_px)
+    return planes if is_whole else None
 
 
 def _bytes(slide: Slide) -> int:

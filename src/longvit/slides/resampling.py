@@ -88,7 +88,7 @@ class Axis:
         return end
 
     @cached_property
-    def _taps(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def taps(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The first input of each output (n_out,), and the weights from there on (n_out, T), zeros behind the last."""
         centre = self.start + (np.arange(self.n_out) + 0.5) * self.scale
         first = np.maximum(np.floor(centre - self.support + 0.5), 0).astype(np.int64)
@@ -103,7 +103,7 @@ class Axis:
         """Sparse (end - first, available): outputs [first, end) of the inputs [offset, offset + available)."""
         from scipy.sparse import csr_array
 
-        lowest, weights = self._taps
+        lowest, weights = self.taps
         weights = weights[first:end]
         n, taps = weights.shape
         # Where inputs end, weights are zero: they may point at any input.

@@ -225,10 +225,11 @@ def _probe_section(run: _Run) -> list[Section]:
         "After every epoch that was looked at; epoch 0: the random start. Dashed: on mean colour; dotted: guessing."
     )
     shown = {name: words for name, words in _FIGURES.items() if run.last(name) is not None}
-    rows = [Row(["pretrained", *(number(run.last(name)) for name in shown)], "strong")]
+    decimals = {name: 1 if name == "rankme" else 2 for name in shown}
+    rows = [Row(["pretrained", *(number(run.last(name), decimals[name]) for name in shown)], "strong")]
     for control, words in {"random_start": "random start", "mean_colour": "mean colour"}.items():
         if run.controls.get(control):
-            rows.append(Row([words, *(number(run.control(control, name)) for name in shown)]))
+            rows.append(Row([words, *(number(run.control(control, name), decimals[name]) for name in shown)]))
     rows.append(Row(["guessing", *(number(chance) if "balanced" in name else "" for name in shown)], "other"))
     n = probe["regions"]
     cases = f" of {counted(probe['cases'], 'case')}" if probe.get("cases") else ""

@@ -82,7 +82,7 @@ def rank_picture(epochs: Table, controls: Mapping[str, Mapping[str, float | None
             x, y = np.concatenate([[0.0], x]), np.concatenate([[value], y])
         axes.plot(x, y, color=COLOURS[i], marker="o", ms=3)
         axes.set(ylabel=words)
-        axes.set_ylim(0, None)
+        axes.set_ylim(0, 1.1 * max(y, default=0) or 1)
     _finish(panels[-1], names["feature_std"])
     save(figure, path)
 
@@ -101,10 +101,11 @@ def rates_picture(steps: Table, path: Path) -> None:
     for axes, (name, words) in zip(panels, shown.items(), strict=False):
         _line(axes, steps, name, color=COLOURS[0], linewidth=1.2)
         axes.set_ylabel(words, fontsize=8.5)
-        if name == "grad_norm" and np.nanmin(steps[name]) > 0:
+        known = steps[name][np.isfinite(steps[name])]
+        if name == "grad_norm" and 0 < 30 * known.min() < known.max():
             axes.set_yscale("log")
     if shown:
-        panels[-1].set(xlabel="epoch")
+        _finish(panels[-1], shown.popitem()[1])
     else:
         say(panels[0], "no rates in steps.csv")
     figure.align_ylabels(list(panels))
@@ -138,7 +139,8 @@ def _finish(axes: Axes, words: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set(xlabel="epoch", ylabel=words)
-    axes.set_xlim(0, None)
+    if axes.dataLim.x1 > 0:
+        axes.set_xlim(0, 1.01 * axes.dataLim.x1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)

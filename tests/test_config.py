@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from longvit.config import load_settings, one_line, read_recipe, recipe_config, recipe_names, settings_yaml
 from longvit.errors import InputError
+from longvit.pretraining.settings import PretrainSettings
 from longvit.tasks.settings import FinetuneSettings
 
 
@@ -125,15 +126,19 @@ def test_an_unknown_recipe_lists_those_that_come_along() -> None:
 
 
 def test_every_recipe_that_comes_along_can_be_read_and_opens_with_its_command() -> None:
-    assert {"subtyping", "tiny"} <= set(recipe_names())
+    assert {"subtyping", "tiny", "dino-tiny", "dino-longvit-s-1024"} <= set(recipe_names())
     for name in recipe_names():
-        load_settings(FinetuneSettings, name)
+        load_settings(PretrainSettings if name.startswith("dino") else FinetuneSettings, name)
         text = (Path(__file__).parents[1] / "src" / "longvit" / "recipes" / f"{name}.yaml").read_text()
         assert f"--recipe {name}" in text.split("model:")[0]
 
 
 def test_the_recipe_subtyping_is_table_6() -> None:
     assert load_settings(FinetuneSettings, "subtyping") == FinetuneSettings()
+
+
+def test_the_recipe_of_pretraining_is_table_5() -> None:
+    assert load_settings(PretrainSettings, "dino-longvit-s-1024") == PretrainSettings()
 
 
 def test_settings_written_as_yaml_read_back_as_they_were(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from longvit.cli.evaluate import evaluate
 from longvit.cli.info import info
 from longvit.cli.plan import plan
 from longvit.cli.predict import predict
+from longvit.cli.pretrain import pretrain
 from longvit.cli.recipes import recipes
 from longvit.cli.status import status
 from longvit.cli.tables import tables
@@ -48,6 +49,7 @@ app.command(demo, sort_key=0)
 app.command(doctor, sort_key=1)
 app.command(info, sort_key=2)
 app.command(train, sort_key=3)
+app.command(pretrain, sort_key=3)
 app.command(predict, sort_key=4)
 app.command(embed, sort_key=5)
 app.command(canvas, sort_key=5)

@@ -1,0 +1,75 @@
+"""`longvit pretrain SLIDES`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from longvit.cli.options import Slides, SlidesDir, say
+from longvit.pretraining.settings import PretrainSettings
+
+_SETTINGS = Group("Settings (also keys of a recipe)", sort_key=1)
+
+
+def pretrain(
+    slides: Slides,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder of the run.")] = Path("pretrained"),
+    recipe: Annotated[
+        str | None,
+        Parameter(
+            help="YAML file with settings, or the name of one that comes along (`longvit recipes` lists them).",
+            show_default=False,
+        ),
+    ] = None,
+    probe: Annotated[
+        Path | None,
+        Parameter(
+            help="CSV of labelled regions (columns path, label and, where several are of one patient, case_id) that "
+            "are looked at while the run goes on and never trained on.",
+            show_default=False,
+        ),
+    ] = None,
+    slides_dir: SlidesDir = None,
+    settings: Annotated[PretrainSettings, Parameter(name="*", group=_SETTINGS)] = PretrainSettings(),  # noqa: B008
+) -> int:
+    """Pretrain a LongViT on random regions of slides, without labels (DINO).
+
+    Regions are read from the slides themselves at 0.5 µm per pixel, whatever the slides' own resolution. Writes
+    `OUT/teacher`, from which `longvit train --weights OUT/teacher` starts, and `OUT/index.html`, which is written anew
+    while the run goes on: open it in a browser. Given again, the same command goes on where it was interrupted. A slide
+    that cannot be used costs one row of `problems.csv` and exit code 1, not the run.
+
+    **Examples**
+
+    ```
+    longvit pretrain slides/ --recipe dino-longvit-s-1024 --out runs/dino
+    longvit pretrain slides/ --recipe dino-tiny --probe labelled.csv --out runs/try
+    longvit pretrain tiles/ --ignore-mpp --recipe dino-tiny
+    torchrun --nproc-per-node 8 -m longvit pretrain slides/ --recipe dino-longvit-s-1024 --dtype bfloat16
+    ```
+    """
+    from longvit.cli.train import all_ranks_of
+    from longvit.data.slide_list import find_slides
+    from longvit.device import pick_device
+    from longvit.pretraining.run import pretrain as run
+    from longvit.report.pretrained import pretrain_report
+
+    pick_device(settings.device)  # before any slide is touched
+    listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
+    with all_ranks_of(settings.sequence_ranks, settings.device) as ranks:
+        result = run(listed, settings, out, probe=probe, ranks=ranks, show=pretrain_report)
+        if ranks is not None and not ranks.is_first:
+            return 0
+    if result.was_finished:
+        say(f"{out}: finished before with these settings; nothing was computed")
+        pretrain_report(out)
+    print(result.summary())
+    print(f"report: {out / 'index.html'}")
+    if result.metrics["left_out"]:
+        say(f"{len(result.metrics['left_out'])} slides were left out, see {out / 'problems.csv'}")
+        return 1
+    return 0

@@ -1,0 +1,147 @@
+"""The settings of a pretraining: those of DINO, of the regions and of the crops, and what of a run is the user's.
+
+Each default stands once, with its source: `dino.settings` (what is trained), `data.regions` (which regions),
+`data.crops` (how crops look). Light to import: the command line reads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from longvit.data.crops import CropSettings
+from longvit.data.regions import RegionSettings
+from longvit.dino.settings import DinoSettings
+from longvit.errors import InputError
+from longvit.training.settings import TrainSettings
+
+# What may differ when a run is started again: it changes how fast it goes, or what is shown, not what comes out.
+_NOT_DECISIVE = (
+    "tensorboard",
+    "max_bad_steps",
+    "num_workers",
+    "cache_dir",
+    "checkpoint_minutes",
+    "report_minutes",
+    "device",
+    "threads",
+    "sequence_ranks",
+)
+_Part = TypeVar("_Part")
+# Tokens of the student in one forward pass where `forward_batch` is left open: 4 regions of the paper's crops.
+_TOKENS_PER_FORWARD = 16_384
+
+
+@dataclass(frozen=True)
+class PretrainSettings(DinoSettings, RegionSettings, CropSettings):
+    """DINO pretraining of a LongViT on regions of slides; the defaults are those of the paper's table 5."""
+
+    model: str = "longvit_small_patch32"
+    """Size of the model: longvit_tiny_patch32, longvit_small_patch32 (the paper's) or longvit_base_patch32."""
+    weights: Path | None = None
+    """Folder of a model whose weights student and teacher start from; its size counts then. Without it they start
+    from random weights."""
+    batch_size: int = 1024
+    """Regions per optimiser step, over all ranks (LongViT, table 5)."""
+    forward_batch: int | None = None
+    """Regions per forward pass; the gradients of batch_size / forward_batch passes are averaged. Left out: as many as
+    hold together 16,384 patches of crops (4 regions with the paper's crops), at most batch_size."""
+    packed: bool = True
+    """All crops of a pass in one sequence; off: a pass for every size of crop. The same numbers to rounding."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the model (the authors' code: float16 autocast on GPUs); parameters stay float32."""
+    recompute: bool = False
+    """Compute each layer twice and keep less: for more regions in a forward pass than fit otherwise."""
+    seed: int = 0
+    """Seeds the weights, the regions, their order, crops and drop path."""
+    probe_every: int = 1
+    """Epochs between two looks at what was learned (k-NN, linear probe, rank); the last epoch is always looked at."""
+    probe_regions: int = 256
+    """Regions, unchanged, whose embeddings are looked at: their rank, principal components, nearest neighbours."""
+    num_workers: int = 2
+    """Processes that read regions and cut crops; 0 does it in the training process."""
+    cache_dir: Path | None = None
+    """Folder that takes the pixels of every region when it is first read, 3 bytes a pixel; for slides that are slow to
+    read. Runs may share it."""
+    checkpoint_minutes: float = 10.0
+    """A checkpoint after this long, beside the one after every epoch."""
+    report_minutes: float = 2.0
+    """The report is written anew after an epoch when it is older than this, and at the end."""
+    max_bad_steps: int = 3
+    """Steps in a row with a NaN or an infinity, each skipped and named, that end the run."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files (needs the extra tensorboard)."""
+    device: str = "auto"
+    """Where to compute: auto (the first of cuda, mps, cpu that is there), cpu, cuda, cuda:1 or mps."""
+    threads: int | None = None
+    """CPU threads for the model; default: one per core."""
+    sequence_ranks: int = 1
+    """Under torchrun: how many ranks share the patches of each crop; the other ranks take other regions."""
+
+    def __post_init__(self) -> None:
+        for of in (DinoSettings, RegionSettings, CropSettings):
+            if check := getattr(of, "__post_init__", None):
+                check(self)
+        for name in ("batch_size", "probe_every", "sequence_ranks"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)}: at least 1")
+        for name in ("num_workers", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} {getattr(self, name)}: at least 0")
+        if self.probe_regions < 8:
+            raise InputError(f"probe_regions {self.probe_regions}: at least 8, for nearest neighbours")
+        if not self.report_minutes >= 0:
+            raise InputError(f"report_minutes {self.report_minutes}: at least 0")
+        if self.forward_batch is not None and (self.forward_batch < 1 or self.batch_size % self.forward_batch):
+            raise InputError(f"forward_batch {self.forward_batch}: it must divide batch_size {self.batch_size}")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise InputError(f"{name} {getattr(self, name)!r}: choose {', '.join(get_args(hint))}")
+        self.training()  # checks the rest
+
+    def regions(self) -> RegionSettings:
+        """The part that says which regions are taken."""
+        return self._part(RegionSettings)
+
+    def crops(self) -> CropSettings:
+        """The part that says how crops look."""
+        return self._part(CropSettings)
+
+    def _part(self, kind: type[_Part]) -> _Part:
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})  # type: ignore[arg-type]
+
+    def regions_per_forward(self, patch_px: int = 32, data_ranks: int = 1) -> int:
+        """`forward_batch`, or the rule that its help states: the largest divisor of batch_size within the limit that
+        leaves a forward pass for each of the ranks that take different regions."""
+        if self.forward_batch is not None:
+            return self.forward_batch
+        tokens = [(side_px // patch_px) ** 2 for side_px in (self.global_px, self.local_px)]
+        per_region = max(1, self.global_crops * tokens[0] + self.local_crops * tokens[1])
+        limit = max(1, min(_TOKENS_PER_FORWARD // per_region, self.batch_size // data_ranks))
+        return max(n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0 and n <= limit)
+
+    def training(self, regions_per_forward: int | None = None) -> TrainSettings:
+        """The part that the training loop takes; rates and clipping are `DinoRule`'s."""
+        return TrainSettings(
+            epochs=self.epochs,
+            accumulation=self.batch_size // (regions_per_forward or self.regions_per_forward()),
+            lr=self.lr,
+            min_lr=self.min_lr,
+            warmup_epochs=self.warmup_epochs,
+            weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+            dtype=self.dtype,
+            max_bad_steps=self.max_bad_steps,
+            tensorboard=self.tensorboard,
+            seed=self.seed,
+            checkpoint_minutes=self.checkpoint_minutes,
+        )
+
+    def decisive(self) -> dict[str, object]:
+        """Name -> value of what decides the result; a run goes on only with the same."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _NOT_DECISIVE}
+        return {
+            name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+            for name, v in values.items()
+        }

@@ -51,7 +51,7 @@ def regions_of(region_px: tuple[int, int], per_slide: int) -> Regions:
 def pillow_crop(region: Image.Image, look: Look, side_px: int) -> np.ndarray:
     """A look as DINO's code has it made by torchvision: Pillow, a rounded image after every step → uint8 (3, h, w)."""
     box = whole_pixels(look.box, *region.size)
-    image = region.resize((side_px, side_px), Image.Resampling.BICUBIC, box=box)
+    image = region.crop(box).resize((side_px, side_px), Image.Resampling.BICUBIC)
     if look.mirror:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for step, amount in look.steps:

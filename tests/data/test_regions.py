@@ -13,7 +13,6 @@ from PIL import Image
 from longvit.data.region_reader import RegionReader, read_region
 from longvit.data.regions import Regions, RegionSettings, find_regions
 from longvit.data.slide_list import ListedSlide
-from longvit.data.tissue import otsu, tissue_mask
 from longvit.errors import InputError
 from longvit.slides.placement import Box
 from longvit.slides.reader import Slide
@@ -123,7 +122,7 @@ def test_a_folder_of_regions_gives_the_same_bits(tmp_path: Path) -> None:
             assert np.array_equal(reader.pixels(region), plain)
     (file,) = cache.iterdir()
     kept = np.load(file)
-    assert kept.shape == (region.height_px, region.width_px, 3)
+    assert kept.shape == (3, region.height_px, region.width_px)
     file.write_bytes(file.read_bytes()[:-1000])
     with RegionReader(regions.settings, cache) as reader:  # read again, and mended
         assert np.array_equal(reader.pixels(region), plain)
@@ -220,10 +219,11 @@ def test_centres_lie_on_tissue_where_that_is_asked_for(tmp_path: Path) -> None:
     path = write_plain(tmp_path / "a.tif", pixels, 0.5)
     drawn = np.array(boxes(found(path, RegionSettings(region_px=(40, 60), per_slide=500, tissue=True))))
     x, y = drawn[:, 1] + drawn[:, 3] / 2, drawn[:, 2] + drawn[:, 4] / 2
-    assert x.min() > 490
-    assert x.max() < 810
-    assert y.min() > 90
-    assert y.max() < 310
+    near = 48  # px: the mask is one of cells of 8 µm, and smoothed
+    assert x.min() > 500 - near
+    assert x.max() < 800 + near
+    assert y.min() > 100 - near
+    assert y.max() < 300 + near
     assert np.ptp(x) > 250  # all over it
     anywhere = np.array(boxes(found(path, RegionSettings(region_px=(40, 60), per_slide=500))))
     assert (anywhere[:, 1] < 400).mean() > 0.3
@@ -245,23 +245,9 @@ def test_the_fingerprint_tells_seeds_settings_and_slides_apart(tmp_path: Path) -
     assert found(moved).fingerprint == found(a).fingerprint
 
 
-def test_tissue_of_real_pixels_and_of_glass() -> None:
-    stained = tissue(400, 300)
-    assert tissue_mask(stained).mean() > 0.5
-    noise = np.random.default_rng(0).normal((240, 238, 242), 2, (50, 50, 3)).clip(0, 255).astype(np.uint8)
-    assert not tissue_mask(noise).any()
-    assert not tissue_mask(np.zeros((5, 5, 3), np.uint8)).any()
-
-
-def test_otsu_parts_two_humps_where_its_definition_says() -> None:
-    rng = np.random.default_rng(1)
-    values = np.concatenate([rng.normal(40, 8, 4000), rng.normal(160, 20, 1500)]).clip(0, 255).astype(np.uint8)
-    # by the definition: the largest variance between the classes
-    between = [
-        (values <= t).mean() * (values > t).mean() * (values[values <= t].mean() - values[values > t].mean()) ** 2
-        for t in range(int(values.min()), int(values.max()))
-    ]
-    assert otsu(values) == int(values.min()) + int(np.argmax(between))
+def test_a_small_field_that_is_all_tissue_is_taken_whole(tmp_path: Path) -> None:
+    regions = found(write_plain(tmp_path / "a.tif", tissue(100, 100), 0.5), replace(SMALL, tissue=True))
+    assert len({box[1:3] for box in boxes(regions)}) > 10
 
 
 @pytest.mark.parametrize(

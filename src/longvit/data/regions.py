@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from longvit.data.problems import Problem
 from longvit.data.slide_list import ListedSlide
-from longvit.data.tissue import tissue_mask
 from longvit.errors import InputError
 from longvit.progress import Progress
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 # A level this much coarser than asked for still counts as that resolution: "0.5 µm/px" is 0.4961 to 0.5054 in files.
 _TOLERANCE = 0.05
-# Side of the mask of tissue, in cells: a cell of a large slide is about as large as a quarter of a region.
-_MASK_CELLS = 256
+# Side of the thumbnail that tissue is looked for on: a pixel of it is some 50 µm of a large slide, a region 512.
+_THUMBNAIL_PX = 512
 # A slide is looked at for being blank where that costs no more than decoding this.
 _LOOK_PX = 2**22
 _THREADS = 4
@@ -105,6 +105,19 @@ class Region:
 
 
 @dataclass(frozen=True)
+class TissueCells:
+    """A mask over what was scanned of a slide, a bit for each of rows × columns cells."""
+
+    rows: int
+    columns: int
+    bits: bytes
+
+    def cells(self) -> NDArray[np.int64]:
+        """The numbers of the cells with tissue, row by row."""
+        return np.flatnonzero(np.unpackbits(np.frombuffer(self.bits, np.uint8)))
+
+
+@dataclass(frozen=True)
 class RegionSource:
     """A slide that regions can be read of: which level, where on it."""
 
@@ -123,8 +136,8 @@ class RegionSource:
     """Pixels of `level` per pixel of a region, along x and y; below 1 the slide is enlarged."""
     sides_px: tuple[int, int]
     """Smallest and largest side of its regions: those of the settings, or what fits."""
-    tissue: bytes | None = None
-    """The mask over what was scanned, _MASK_CELLS² bits; None: regions lie anywhere."""
+    tissue: TissueCells | None = None
+    """Where the centres of its regions lie; None: anywhere."""
 
     def region(self, number: int, seed: int, draw: int = 0) -> Region:
         """Region `number`; with `draw` (an epoch) it is another one."""
@@ -138,9 +151,10 @@ class RegionSource:
         if self.tissue is None:
             corner = [int(a * (size - box + 1)) for a, size, box in zip(at, self.size_px, box_px, strict=True)]
         else:
-            cells = np.flatnonzero(np.unpackbits(np.frombuffer(self.tissue, np.uint8)))
-            row, column = divmod(int(cells[rng.integers(len(cells))]), _MASK_CELLS)
-            centre = [(c + a) / _MASK_CELLS * size for c, a, size in zip((column, row), at, self.size_px, strict=True)]
+            cells = self.tissue.cells()
+            row, column = divmod(int(cells[rng.integers(len(cells))]), self.tissue.columns)
+            shares = (column + at[0]) / self.tissue.columns, (row + at[1]) / self.tissue.rows
+            centre = [share * size for share, size in zip(shares, self.size_px, strict=True)]
             corner = [
                 min(max(0, round(c - box / 2)), size - box)
                 for c, box, size in zip(centre, box_px, self.size_px, strict=True)
@@ -254,9 +268,10 @@ def _looked_at(listed: ListedSlide, settings: RegionSettings) -> _Found | Proble
         with open_slide(listed.path, mpp=given, reader=settings.reader) as slide:
             identity = slide.identity()
             stage = "region"
-            source, notes = _placed(listed, slide, identity, _mpp(slide, settings), settings)
+            mpp = _mpp(slide, settings)
+            source, notes = _placed(listed, slide, identity, mpp, settings)
             stage = "read"
-            return _on_tissue(source, notes, slide, settings)
+            return _on_tissue(source, notes, slide, mpp, settings)
     except InputError as error:
         return Problem(listed.slide_id, stage, str(error))
     except Exception as error:
@@ -305,7 +320,7 @@ def _placed(
             f"{mpp.mean / settings.mpp:.3g} times"
         )
     sides_px = min(low_px, short_px), min(high_px, short_px)
-    readers: dict[str, Literal["openslide", "tiff"]] = {"openslide": "openslide", "tiff": "tiff"}
+    readers: dict[str, Literal["auto", "openslide", "tiff"]] = {"openslide": "openslide", "tiff": "tiff"}
     reader = readers.get(slide.reader, "auto")
     source = RegionSource(
         listed.slide_id, listed.path, identity, reader, level.index, (left, top), size_px, scale, sides_px
@@ -313,16 +328,29 @@ def _placed(
     return source, tuple(notes)
 
 
-def _on_tissue(source: RegionSource, notes: tuple[str, ...], slide: Slide, settings: RegionSettings) -> _Found:
+def _on_tissue(
+    source: RegionSource, notes: tuple[str, ...], slide: Slide, mpp: Mpp, settings: RegionSettings
+) -> _Found:
     """With its mask where asked for; a blank slide is an error then, else a note where it can be told cheaply."""
     if settings.tissue:
-        mask = tissue_mask(slide.canvas(_MASK_CELLS, threads=1).pixels)
+        mask = _tissue(slide.canvas(_THUMBNAIL_PX, threads=1).pixels, slide, mpp)
         if not mask.any():
             raise InputError(f"{slide.path}: no tissue seen on it; leave it out, or take regions anywhere")
-        return _Found(replace(source, tissue=np.packbits(mask).tobytes()), notes)
-    level = slide.levels[-1]
+        cells = TissueCells(mask.shape[0], mask.shape[1], np.packbits(mask).tobytes())
+        return _Found(replace(source, tissue=cells), notes)
+    level, bounds = slide.levels[-1], slide.bounds
     if slide.reader != "image" and level.size_px[0] * level.size_px[1] <= _LOOK_PX:
-        pixels = slide.read_region(0, 0, level.index, *level.size_px)
-        if not tissue_mask(pixels).any():
+        size_px = (max(1, int(side / level.downsample)) for side in (bounds.width, bounds.height))
+        pixels = slide.read_region(int(bounds.x), int(bounds.y), level.index, *size_px)
+        if not _tissue(pixels, slide, mpp).any():
             notes = (*notes, f"{slide.path}: no tissue seen on it, so its regions are empty")
     return _Found(source, notes)
+
+
+def _tissue(pixels: NDArray[np.uint8], slide: Slide, mpp: Mpp) -> NDArray[np.bool_]:
+    """A mask over what was scanned. On a field of a few cells every piece counts."""
+    from longvit.slides.tissue import TissueSettings, find_tissue
+
+    bounds, settings = slide.bounds, TissueSettings()
+    least_um2 = min(settings.min_piece_um2, 0.01 * bounds.width * bounds.height * mpp.x * mpp.y)
+    return find_tissue(pixels, bounds, mpp, slide.background, replace(settings, min_piece_um2=least_um2)).mask

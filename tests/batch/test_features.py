@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,19 +13,24 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-import torch
 
 from batch.test_tiles import FOLDER, TILES, TISSUE, rows, write_slides
 from longvit.batch import ReadSettings, RunSettings, feature_slides, tile_slides
 from longvit.batch.features import FeaturesJob, batches
+from longvit.batch.reading import SlideFailedError
 from longvit.batch.stain_texture import describe_tile
 from longvit.batch.status import status
 from longvit.batch.tile_encoders import StainTexture
+from longvit.batch.tile_process import ThreadTiles, TileProcess, TilesRequest
 from longvit.data.bags import find_bags, read_bag
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
+from longvit.slides.mpp import Mpp
+from longvit.slides.placement import Box
 from longvit.slides.reader import open_slide
 from longvit.slides.tile_reading import TilePixels
+from longvit.slides.tiles import TileGrid, TileSettings, tile_grid
+from longvit.slides.tissue import Tissue
 from slides.slide_files import write_svs
 from small_slides import write_model
 
@@ -189,12 +197,63 @@ def test_batches_are_full_whatever_the_blocks() -> None:
     assert list(batches(iter(()), 4)) == []
 
 
+def everywhere(mpp: float = 0.25) -> TileGrid:
+    """The whole grid of such a slide, in many small tiles."""
+    whole = Tissue(np.ones((4, 4), bool), Box(0, 0, 600, 500), (8.0, 8.0), 0.1, (1, 1, 1), 0.0)
+    return tile_grid(whole, Mpp(0.25, 0.25, "explicit"), TileSettings(tile_px=16, mpp=mpp))
+
+
+def test_a_process_reads_the_same_tiles_as_threads(tmp_path: Path) -> None:
+    slides = write_slides(tmp_path / "slides", 1)
+    damage(slides[0].path)
+    request = TilesRequest(slides[0].path, everywhere(0.5), ReadSettings())
+    here, apart = ThreadTiles(2), TileProcess(threads=2)
+    try:
+        for one, other in zip(here.tiles(request), apart.tiles(request), strict=True):
+            np.testing.assert_array_equal(one.numbers, other.numbers)
+            np.testing.assert_array_equal(one.pixels, other.pixels)
+        assert here.bad_tiles == apart.bad_tiles == 2
+        assert here.file_tiles == apart.file_tiles > 10
+        first = apart.process
+        with pytest.raises(SlideFailedError, match="no such file") as caught:
+            list(apart.tiles(TilesRequest(tmp_path / "none.svs", request.grid, ReadSettings())))
+        assert caught.value.stage == "open"
+        assert sum(len(block.numbers) for block in apart.tiles(request)) == len(request.grid)
+        assert apart.process == first  # a slide that fails costs no process
+    finally:
+        apart.stop()
+
+
+def test_a_process_that_dies_or_is_silent_costs_one_slide(tmp_path: Path) -> None:
+    slides = write_slides(tmp_path / "slides", 1)
+    request = TilesRequest(slides[0].path, everywhere(), ReadSettings())
+    reader = TileProcess(silence_s=60)
+    try:
+        tiles = reader.tiles(request)
+        assert len(next(tiles).numbers)
+        tiles.close()  # an encoder that fails leaves the rest unread
+        for cause, words in (("death", r"the process that read its tiles died \(SIGKILL\)"), ("time", "within 1 s")):
+            assert sum(len(block.numbers) for block in reader.tiles(request)) == len(request.grid)
+            assert reader.process
+            os.kill(reader.process, signal.SIGSTOP)
+            killer = threading.Timer(0.5, os.kill, (reader.process, signal.SIGKILL))
+            if cause == "death":
+                killer.start()
+            else:
+                reader._timeout_s = 1.0
+            with pytest.raises(SlideFailedError, match=words) as caught:
+                list(reader.tiles(request))
+            assert caught.value.cause == cause
+            killer.cancel()
+    finally:
+        reader.stop()
+
+
 @pytest.mark.slow
 def test_two_workers_write_the_bags_of_one(tmp_path: Path) -> None:
     slides = write_slides(tmp_path / "slides", 4)
     (tmp_path / "slides" / "x.svs").write_text("no slide\n")
     slides = find_slides([tmp_path / "slides"])
-    torch.manual_seed(0)
     model = f"longvit:{write_model(tmp_path / 'model')}"
     for out, more in (("one", {}), ("two", {"workers": 2})):
         settings: dict[str, Any] = {"device": "cpu", "threads": 1, **more}

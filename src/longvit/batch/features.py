@@ -13,7 +13,7 @@ no tiles.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from longvit.batch.job import read_record, write_table
 from longvit.batch.reading import ReadSettings, SlideFailedError
 from longvit.batch.run import BatchResult, JobFacts, RunSettings, run
 from longvit.batch.tile_encoders import TileEncoder, absolute, encoder_name, open_encoder
+from longvit.batch.tile_process import SILENCE_S, ThreadTiles, TileProcess, TileReader, TilesRequest
 from longvit.batch.tiles import TiledJob, has_sizes, tile_folder
 from longvit.data.bag_layouts import Layout, write_bag
 from longvit.data.slide_list import ListedSlide
@@ -35,9 +36,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longvit.slides.canvas import Canvas
-    from longvit.slides.reader import Slide
     from longvit.slides.tile_reading import TilePixels
-    from longvit.slides.tiles import TileGrid, TileSettings
+    from longvit.slides.tiles import TileSettings
     from longvit.slides.tissue import TissueSettings
 
 TABLE = "features.csv"
@@ -80,16 +80,23 @@ def feature_slides(
         "tissue": asdict(tissue),
     }
 
+    reader: TileReader = ThreadTiles(run_settings.threads)
+    if run_settings.is_here and run_settings.reads_apart:
+        reader = TileProcess(silence_of(run_settings.timeout_s), run_settings.threads)
+
     def build() -> FeaturesJob:
-        device, threads = None, run_settings.threads
+        device = None
         if encoder_needs_torch(encoder):
             from longvit.device import pick_device, set_threads
 
-            set_threads(threads)
+            set_threads(run_settings.threads)
             device = pick_device(run_settings.device).device
-        return FeaturesJob.of(folder, given, settings, device, threads, show_progress=True)
+        return FeaturesJob.of(folder, given, settings, device, reader, show_progress=True)
 
-    result = run(build, JobFacts(FeaturesJob.verb, folder, given), slides, out_dir, settings, run_settings)
+    try:
+        result = run(build, JobFacts(FeaturesJob.verb, folder, given), slides, out_dir, settings, run_settings)
+    finally:
+        reader.stop()
     rows = []
     for record in result.records:
         source = {"mpp": record["mpp"]["x"], "mpp_source": record["mpp"]["source"]}
@@ -102,6 +109,11 @@ def feature_slides(
 def feature_folder(out_dir: str | Path, tiles: TileSettings, encoder: str) -> Path:
     """Where the bags of an encoder go."""
     return tile_folder(out_dir, tiles) / f"features_{encoder_name(encoder)}"
+
+
+def silence_of(timeout_s: float | None) -> float | None:
+    """How long the process that reads tiles may say nothing; None: for ever."""
+    return None if timeout_s is None else min(timeout_s, SILENCE_S)
 
 
 def encoder_needs_torch(encoder: str) -> bool:
@@ -124,12 +136,12 @@ class FeaturesJob(TiledJob):
         *,
         layout: Layout = "trident",
         batch: int = BATCH,
-        threads: int | None = None,
+        reader: TileReader | None = None,
         show_progress: bool = False,
     ) -> None:
         super().__init__(folder, tiles, tissue, settings)
         self.encoder, self.layout, self.batch = encoder, layout, batch
-        self._threads, self._show_progress = threads, show_progress
+        self.reader, self._show_progress = reader or ThreadTiles(), show_progress
         self.rests_on |= {"encoder": encoder.digest, "layout": layout}
 
     @classmethod
@@ -138,8 +150,8 @@ class FeaturesJob(TiledJob):
         folder: Path,
         given: Mapping[str, Any],
         settings: ReadSettings,
-        device: torch.device | None,
-        threads: int | None = None,
+        device: torch.device | None = None,
+        reader: TileReader | None = None,
         *,
         show_progress: bool = False,
     ) -> FeaturesJob:
@@ -149,7 +161,7 @@ class FeaturesJob(TiledJob):
 
         tiles, tissue = TileSettings(**given["tiles"]), TissueSettings(**given["tissue"])
         encoder = open_encoder(given["encoder"], tiles.tile_px, device)
-        more = {"layout": given["layout"], "batch": given["batch"], "threads": threads}
+        more = {"layout": given["layout"], "batch": given["batch"], "reader": reader}
         return cls(folder, encoder, tiles, tissue, settings, **more, show_progress=show_progress)
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
@@ -160,21 +172,12 @@ class FeaturesJob(TiledJob):
         return record.get("digest") == digest and bool(paths) and has_sizes(paths, facts.get("bytes"))
 
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
-        from longvit.slides.reader import open_slide
-        from longvit.slides.tile_reading import pieces_read
-
         tissue, grid = self.tissue_and_grid(listed, canvas)
         settings = self.request(listed).settings
-        try:
-            slide = open_slide(listed.path, mpp=settings.mpp, reader=settings.reader)
-        except InputError as error:
-            raise SlideFailedError.of("open", error) from error
-        with slide:
-            features = self.features_of(slide, grid, listed.slide_id)
-            bad, pieces = len(slide.bad_tiles), pieces_read(slide, grid)
-        most = settings.max_bad_tiles
+        features = self.features_of(TilesRequest(listed.path, grid, settings), listed.slide_id)
+        bad, of, most = self.reader.bad_tiles, self.reader.file_tiles, settings.max_bad_tiles
         if most is not None and bad > most:
-            text = f"{listed.path}: {bad} of {pieces} tiles cannot be read, more than --max-bad-tiles {most}"
+            text = f"{listed.path}: {bad} of {of} tiles cannot be read, more than --max-bad-tiles {most}"
             raise SlideFailedError("read", text)
         finite = np.isfinite(features).all(1)
         if not finite.all():
@@ -200,19 +203,15 @@ class FeaturesJob(TiledJob):
                 "layout": self.layout,
             },
             "n_bad_tiles": len(canvas.bad_tiles) + bad,
-            "n_read_tiles": canvas.tiles + pieces,
+            "n_file_tiles": canvas.tiles + of,
         }
 
-    def features_of(self, slide: Slide, grid: TileGrid, name: str = "") -> NDArray[np.float32]:
-        """float32 (N, D), in the order of the grid."""
-        from longvit.slides.tile_reading import read_tiles
-
-        features = np.empty((len(grid), self.encoder.dim), np.float32)
-        blocks = read_tiles(slide, grid, threads=self._threads)
-        bar = (
-            Progress(f"tiles of {name}", len(grid), unit="tiles", brief=True) if self._show_progress else nullcontext()
-        )
-        with bar as progress:
+    def features_of(self, request: TilesRequest, name: str = "") -> NDArray[np.float32]:
+        """float32 (N, D), in the order of the grid. Raises `SlideFailedError`."""
+        n = len(request.grid)
+        features = np.empty((n, self.encoder.dim), np.float32)
+        bar = Progress(f"tiles of {name}", n, unit="tiles", brief=True) if self._show_progress else nullcontext()
+        with closing(self.reader.tiles(request)) as blocks, bar as progress:
             for numbers, pixels in batches(blocks, self.batch):
                 features[numbers] = self.encoder.encode(pixels)
                 if progress is not None:

@@ -20,12 +20,14 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from longvit.batch.reading import Heard, ReadRequest, SlideFailedError, Stage, Wanted, read
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
 
+_MODULE = "longvit.batch.read_process"
 _START_S = 120.0
 _CHUNK_BYTES = 2**24
 _HEAR_EVERY_S = 0.5
@@ -52,7 +54,7 @@ class ReadProcess:
         stage: Stage = "open"
         try:
             self._start()
-            deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+            deadline = self._deadline()
             self._connection.send(request)
             while True:
                 kind, *content = self._receive(deadline)
@@ -91,7 +93,7 @@ class ReadProcess:
             if self._process is not None and self._process.poll() is None:
                 return
             self._connection, theirs = multiprocessing.Pipe()
-            command = [sys.executable, "-m", __name__, str(theirs.fileno()), str(self._threads or 0)]
+            command = [sys.executable, "-m", _MODULE, str(theirs.fileno()), str(self._threads or 0)]
             # A session of its own: Ctrl-C is for the parent to hear.
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()], start_new_session=True
@@ -116,14 +118,20 @@ class ReadProcess:
     def _receive_canvas(self, canvas: Canvas, deadline: float | None) -> Canvas:
         side_px = canvas.side_px
         pixels = np.empty((side_px, side_px, 3), np.uint8)
-        rest = pixels.reshape(-1).data
+        self._receive_into(pixels, deadline)
+        return replace(canvas, pixels=pixels)
+
+    def _receive_into(self, array: NDArray[np.uint8], deadline: float | None) -> None:
+        rest = array.reshape(-1).data
         while rest:
             self._wait(deadline)
             n = os.readv(self._connection.fileno(), [rest[:_CHUNK_BYTES]])
             if n == 0:
                 raise EOFError
             rest = rest[n:]
-        return replace(canvas, pixels=pixels)
+
+    def _deadline(self) -> float | None:
+        return None if self._timeout_s is None else time.monotonic() + self._timeout_s
 
     def _wait(self, deadline: float | None) -> None:
         """Until something has come. Raises TimeoutError; EOFError where this reader is stopped."""
@@ -178,6 +186,7 @@ def end_with_parent() -> None:
 
 def _serve(connection: Connection, threads: int | None) -> None:
     import longvit.slides.reader  # noqa: F401  loads the readers before the clock of a slide runs
+    from longvit.batch.tile_process import TilesRequest, serve_tiles
 
     connection.send(("ready",))
     while True:
@@ -185,6 +194,9 @@ def _serve(connection: Connection, threads: int | None) -> None:
             request = connection.recv()
         except EOFError:
             return
+        if isinstance(request, TilesRequest):
+            serve_tiles(request, connection, threads)
+            continue
         said = time.monotonic()
 
         def hear(done: int, total: int) -> None:
@@ -206,10 +218,15 @@ def _serve(connection: Connection, threads: int | None) -> None:
             connection.send(("unwanted",))
             continue
         connection.send(("canvas", replace(canvas, pixels=np.empty((0, 0, 3), np.uint8))))
-        rest = np.ascontiguousarray(canvas.pixels).reshape(-1).data
-        while rest:
-            rest = rest[os.writev(connection.fileno(), [rest[:_CHUNK_BYTES]]) :]
-        del canvas, rest
+        send_array(connection, canvas.pixels)
+        del canvas
+
+
+def send_array(connection: Connection, array: NDArray[np.uint8]) -> None:
+    """Its bytes alone; the other side knows the shape."""
+    rest = np.ascontiguousarray(array).reshape(-1).data
+    while rest:
+        rest = rest[os.writev(connection.fileno(), [rest[:_CHUNK_BYTES]]) :]
 
 
 if __name__ == "__main__":

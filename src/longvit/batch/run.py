@@ -244,8 +244,8 @@ class _Report:
             record = read_record(self._folder / f"{slide_id}.json") | {"path": str(self._slides[slide_id].path)}
             self._records[slide_id] = record
             if bad := record.get("n_bad_tiles"):
-                read = record.get("n_read_tiles", record["canvas"]["tiles"])
-                text = f"{bad} of {read} tiles cannot be read; filled with background"
+                of = record.get("n_file_tiles", record["canvas"]["tiles"])
+                text = f"{bad} of {of} tiles cannot be read; filled with background"
                 self._add_problem(slide_id, "tiles", f"{record['path']}: {text}")
         self.progress.advance(note=slide_id)
 

@@ -138,9 +138,11 @@ def build_job(facts: Any, index: int) -> SlideJob:
 
         device = torch.device("cuda", index % torch.cuda.device_count())
     if kind == "features":
-        from longvit.batch.features import FeaturesJob
+        from longvit.batch.features import FeaturesJob, silence_of
+        from longvit.batch.tile_process import TileProcess
 
-        return FeaturesJob.of(folder, given, settings, device, facts["threads"])
+        reader = TileProcess(silence_of(facts["timeout_s"]), facts["threads"])
+        return FeaturesJob.of(folder, given, settings, device, reader)
     from longvit.batch.embed import EmbedJob
     from longvit.batch.predict import PredictJob
 

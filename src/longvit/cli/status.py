@@ -17,7 +17,7 @@ AT_WORK, STOPPED = 3, 4
 
 
 def status(
-    out: Annotated[Path, Parameter(help="The folder that was --out of embed, predict or canvas.")],
+    out: Annotated[Path, Parameter(help="The folder that was --out of embed, predict, canvas, tiles or features.")],
     /,
     *,
     watch: Annotated[bool, Parameter(negative="", help="Look again every two seconds, until the run ends.")] = False,

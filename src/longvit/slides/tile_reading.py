@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -37,11 +37,11 @@ class TilePixels:
     """(n, P, P, 3), RGB."""
 
 
-def read_tiles(slide: Slide, grid: TileGrid, *, threads: int | None = None) -> Iterator[TilePixels]:
+def read_tiles(slide: Slide, grid: TileGrid, *, threads: int | None = None) -> Generator[TilePixels]:
     """All tiles of `grid`, each once, block by block, in the same order every time.
 
     What cannot be decoded, or lies outside the slide, is background; `slide.bad_tiles` counts it. `threads`: that
-    decode; None: one per core.
+    decode; None: one per core. Close it before the slide, if it is not read to its end.
     """
     threads = threads or os.cpu_count() or 1
     level = level_for(slide, grid)

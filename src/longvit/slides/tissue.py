@@ -35,7 +35,6 @@ _SATURATION = (0.05, 0.1)
 _BRIGHTEST = 0.9
 # Scanner's black, text, black ink; the densest nuclei are as dark, but purple.
 _BLACK_LUMA, _BLACK_CHROMA = 0.25, 0.12
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Glass is at least this bright and at most this tinted; without any, the whole picture is tissue.
 _GLASS_LUMA, _GLASS_SATURATION = 0.8, 0.1
 _INK_RED_OVER_GREEN, _INK_RED_OD = 1.3, 0.4
@@ -142,20 +141,21 @@ def find_tissue(
     width = min(pixels.shape[1], max(1, round(width_um / settings.mpp)))
     height = min(pixels.shape[0], max(1, round(height_um / settings.mpp)))
     picture = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BOX)
-    rgb: NDArray[np.float32] = np.asarray(picture, np.float32) / np.float32(255)
-    glass = _glass_of(rgb, np.asarray(background, np.float32) / np.float32(255))
+    rgb = np.ascontiguousarray(np.moveaxis(np.asarray(picture), 2, 0)) / np.float32(255)
+    glass = _glass_of(rgb, background)
     px_um = (width_um / width, height_um / height)
     per_px = (px_um[1], px_um[0])  # as arrays count: rows first
 
-    sigma = (settings.smooth_um / px_um[1], settings.smooth_um / px_um[0], 0)
-    rgb = gaussian_filter(np.minimum(rgb / glass, 1), sigma, mode="nearest")
-    luma, saturation = rgb @ _LUMA, _saturation(rgb)
-    black = (luma < _BLACK_LUMA) & (rgb.max(2) - rgb.min(2) < _BLACK_CHROMA)
+    sigma = (0, settings.smooth_um / px_um[1], settings.smooth_um / px_um[0])
+    rgb = gaussian_filter(np.minimum(rgb / glass[:, None, None], 1), sigma, mode="nearest")
+    luma, low, high = _luma(rgb), rgb.min(0), rgb.max(0)
+    saturation = (high - low) / np.maximum(high, 1e-3)
+    black = (luma < _BLACK_LUMA) & (high - low < _BLACK_CHROMA)
     ink = _grown(_large(black | _is_ink(rgb), _INK_UM2, per_px), _INK_MARGIN_UM, per_px)
 
     countable = ~(black | ink)
     threshold = float(np.clip(otsu(saturation[countable]), *_SATURATION)) if countable.any() else _SATURATION[1]
-    mask = (saturation > threshold) & (luma < _BRIGHTEST) & ~black & ~ink
+    mask = (saturation > threshold) & (luma < _BRIGHTEST) & ~black
     mask = _closed(mask, _CLOSE_UM, per_px)
     mask = _filled(mask, settings.max_hole_um2, per_px) & ~ink
     mask = _large(mask, settings.min_piece_um2, per_px)
@@ -175,25 +175,25 @@ def otsu(values: NDArray[Any], bins: int = 256) -> float:
     return float(edges[1 + between.argmax()])
 
 
-def _glass_of(rgb: NDArray[np.float32], background: NDArray[np.float32]) -> NDArray[np.float32]:
+def _glass_of(rgb: NDArray[np.float32], background: tuple[int, int, int]) -> NDArray[np.float32]:
     """The colour of the glass: the median of the brightest twentieth of what may be glass; white without any."""
-    luma, saturation = rgb @ _LUMA, _saturation(rgb)
-    may_be = (np.abs(rgb - background) > 0.5 / 255).any(2) & (luma > _GLASS_LUMA) & (saturation < _GLASS_SATURATION)
+    luma, low, high = _luma(rgb), rgb.min(0), rgb.max(0)
+    is_filled = np.all([np.abs(plane - c / 255) < 0.5 / 255 for plane, c in zip(rgb, background, strict=True)], axis=0)
+    may_be = ~is_filled & (luma > _GLASS_LUMA) & (high - low < _GLASS_SATURATION * high)
     if not may_be.any():
         return np.ones(3, np.float32)
     bright = may_be & (luma >= np.quantile(luma[may_be], 0.95))
-    return np.asarray(np.median(rgb[bright], axis=0), np.float32)
+    return np.array([np.median(plane[bright]) for plane in rgb], np.float32)
 
 
-def _saturation(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
-    """That of HSV."""
-    high = rgb.max(2)
-    return np.asarray((high - rgb.min(2)) / np.maximum(high, 1e-3))
+def _luma(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rec. 601, of planes (3, height, width)."""
+    return np.asarray(0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2], np.float32)
 
 
 def _is_ink(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Blue, green and (where it is unmistakable) red pen."""
-    red, green, blue = np.moveaxis(-np.log10(np.maximum(rgb, 1 / 255)), 2, 0)
+    red, green, blue = -np.log10(np.maximum(rgb, 1 / 255))
     blue_or_green = (red > _INK_RED_OVER_GREEN * green) & (red > _INK_RED_OD)
     return np.asarray(blue_or_green | ((np.minimum(green, blue) > _RED_INK_OD) & (red < _RED_INK_RED_OD)))
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from conftest import EXAMPLE_SLIDE
 from data.region_run import CROPS, SETTINGS
 from longvit.data import region_process
 from longvit.data.crops import CropSettings
@@ -56,6 +58,17 @@ def test_the_same_bits_whatever_the_number_of_processes(slides: list[ListedSlide
     assert {crop.dtype for crop in alone[0].crops} == {torch.uint8}
     for workers in (1, 2, 4):
         assert all_same(list(batches(slides, workers=workers).epoch(1)), alone)
+
+
+def test_the_threads_of_the_caller_change_no_bit_of_a_large_crop() -> None:
+    """Products of this size are shared out over threads where the process has some; those of the others have one."""
+    settings = RegionSettings(region_px=(1024, 1200), per_slide=2)
+    regions = find_regions([ListedSlide("real", EXAMPLE_SLIDE)], settings, progress=False)
+    crops = CropSettings(local_crops=1)
+    with threadpool_limits(2, "blas"):
+        here = list(RegionBatches(regions, crops, workers=0).epoch(0))
+        assert all(pool["num_threads"] > 1 for pool in threadpool_info() if pool["user_api"] == "blas")
+    assert all_same(here, list(RegionBatches(regions, crops, workers=1).epoch(0)))
 
 
 def test_any_batch_can_be_had_by_itself_as_a_resumed_run_does(slides: list[ListedSlide]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from longvit.data.crops import CropSettings, draw_looks, make_crop
 from longvit.data.problems import Problem
@@ -51,6 +52,7 @@ class CropMaker:
     def __init__(self, job: CropJob) -> None:
         self._job = job
         self._reader = RegionReader(job.regions.settings, job.cache)
+        self._blas = ThreadpoolController()
 
     def make(
         self,
@@ -79,8 +81,10 @@ class CropMaker:
         else:
             raise InputError(f"{attempts} regions in a row cannot be read, the first: {failed[0][1]}")
         rng = np.random.default_rng([self._job.seed, epoch, _CROPS, index])
-        for look, out in zip(draw_looks(self._job.crops, rng), outs, strict=True):
-            make_crop(planes, look, out)
+        # Two threads share a product out by other kernels than one, with other last bits.
+        with self._blas.limit(limits=1, user_api="blas"):
+            for look, out in zip(draw_looks(self._job.crops, rng), outs, strict=True):
+                make_crop(planes, look, out)
         problems = (Problem(r.source.slide_id, "read", f"{text}; region {r.name} is replaced") for r, text in failed)
         return Made(region.name, tuple(problems))
 

@@ -166,7 +166,7 @@ def _rank(epochs: Sequence[Mapping[str, float]]) -> list[Alarm]:
             found.append(
                 Alarm(
                     "falling rank",
-                    f"RankMe of the held-out regions is {now['rankme']:.1f}, and was {best['rankme']:.1f} after epoch "
+                    f"RankMe of the regions looked at is {now['rankme']:.1f}, and was {best['rankme']:.1f} after epoch "
                     f"{best['epoch']:.0f}: the embeddings use fewer and fewer directions.",
                     f"Keep the weights of epoch {best['epoch']:.0f}; a lower lr or weight_decay_end, a higher "
                     "teacher_momentum, more different regions.",
@@ -177,7 +177,7 @@ def _rank(epochs: Sequence[Mapping[str, float]]) -> list[Alarm]:
         found.append(
             Alarm(
                 "constant embeddings",
-                f"The embeddings of the held-out regions differ by {spread:.4f} of what they could (feature_std): all "
+                f"The embeddings of the regions looked at differ by {spread:.4f} of what they could (feature_std): all "
                 "regions have the same one.",
                 "Stop: nothing can be learned from these weights. A lower lr and a longer warm-up; look at the crops, "
                 "whether they are blank.",

@@ -1,7 +1,7 @@
 """Labelled regions beside a pretraining that sees no labels: does what it learns tell them apart?
 
-After every epoch the teacher's backbone, as it stands, embeds the probe's regions and some held-out ones; `figures` is
-what the loop writes down. The same figures of the regions' mean colour and of the network before its first step
+After every epoch the teacher's backbone, as it stands, embeds the probe's regions and some others, always the same;
+`figures` is what the loop writes down. The same figures of mean colour and of the network before its first step
 (`control_figures`) say what there is to beat: stain and scanner alone often carry a label far.
 
 n regions, S side in px, D width. Regions are uint8 (n, S, S, 3), in one array or one by one.
@@ -194,14 +194,14 @@ def probe_figures(features: NDArray[np.floating], probe: Probe) -> dict[str, flo
 def figures(
     backbone: LongViT,
     probe: Probe | None,
-    holdout: Regions,
+    looked_at: Regions,
     batch_size: int = 16,
 ) -> dict[str, float]:
-    """For the loop's `evaluate`: `rankme` and `feature_std` of the held-out regions, and `probe_figures` of a probe.
+    """For the loop's `evaluate`: `rankme` and `feature_std` of `looked_at`, and `probe_figures` of a probe.
 
-    `holdout`: uint8 (n, S, S, 3), the same ones at every call, two at least; rank can be seen up to n.
+    `looked_at`: uint8 (n, S, S, 3), the same ones at every call, two at least; rank can be seen up to n.
     """
-    features = embed_regions(backbone, holdout, batch_size)
+    features = embed_regions(backbone, looked_at, batch_size)
     found = {"rankme": rankme(features), "feature_std": feature_std(features)}
     if probe is not None:
         found |= probe_figures(embed_regions(backbone, probe.pixels, batch_size), probe)
@@ -211,11 +211,11 @@ def figures(
 def control_figures(
     untrained: LongViT,
     probe: Probe | None,
-    holdout: Regions,
+    looked_at: Regions,
     batch_size: int = 16,
 ) -> dict[str, dict[str, float]]:
     """`random_start` (the network before its first step, `figures`) and `mean_colour` (`probe_figures`)."""
-    found = {"random_start": figures(untrained, probe, holdout, batch_size)}
+    found = {"random_start": figures(untrained, probe, looked_at, batch_size)}
     if probe is not None:
         found["mean_colour"] = probe_figures(colour_features(probe.pixels), probe)
     return found

@@ -67,8 +67,8 @@ _OUTPUTS = (
     "distance between them."
 )
 _RANK = (
-    "RankMe: how many directions the embeddings of the held-out regions use, at most their number and the width of the "
-    "model. Spread: how much they differ, 0 where all are the same, about 1 where they fill the sphere."
+    "RankMe: how many directions the embeddings of the regions looked at use, at most their number and the width of "
+    "the model. Spread: how much they differ, 0 where all are the same, about 1 where they fill the sphere."
 )
 
 

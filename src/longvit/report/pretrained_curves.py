@@ -28,7 +28,8 @@ def loss_picture(steps: Table, epochs: Table, log_k: float, path: Path) -> None:
     """Loss of the steps and its mean over each epoch, under that of guessing."""
     figure, axes = blank(5.2, 3.6)
     _line(axes, steps, "loss", color=GREY, alpha=0.5, linewidth=0.8, label="steps")
-    axes.plot(epochs["epoch"], epochs["train_loss"], color=COLOURS[0], marker="o", ms=3, label="mean of the epoch")
+    middle = epochs["epoch"] - 0.5
+    axes.plot(middle, epochs["train_loss"], color=COLOURS[0], marker="o", ms=3, label="mean of the epoch")
     axes.axhline(log_k, color=GREY, linewidth=0.8, linestyle=":", label="guessing: log K")
     axes.set_ylim(0, None)
     _finish(axes, "cross-entropy, nats")
@@ -101,6 +102,7 @@ def rates_picture(steps: Table, path: Path) -> None:
     for axes, (name, words) in zip(panels, shown.items(), strict=False):
         _line(axes, steps, name, color=COLOURS[0], linewidth=1.2)
         axes.set_ylabel(words, fontsize=8.5)
+        axes.ticklabel_format(axis="y", useOffset=False)
         known = steps[name][np.isfinite(steps[name])]
         if name == "grad_norm" and 0 < 30 * known.min() < known.max():
             axes.set_yscale("log")

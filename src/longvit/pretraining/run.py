@@ -355,11 +355,10 @@ def read_looked_at(regions: Regions, n: int, side_px: int) -> Looked:
         for index in order:
             region = regions.region(index)
             try:
-                image = reader.image(region)
+                image = Image.fromarray(reader.pixels(region))
             except RegionUnreadableError:
                 continue
-            small = image.resize((side_px, side_px), Image.Resampling.BICUBIC)
-            pixels.append(np.asarray(small.convert("RGB")))
+            pixels.append(np.asarray(image.resize((side_px, side_px), Image.Resampling.BICUBIC)))
             names.append(region.name)
             slides.append(region.source.slide_id)
             if len(pixels) == n:

@@ -110,8 +110,9 @@ def _moments(x: NDArray[np.float32]) -> list[float]:
 
 
 def _colour(tile: NDArray[np.uint8]) -> list[float]:
-    low, high = tile.min(2), tile.max(2)
-    planes = [*(tile[..., i] for i in range(3)), high - low]
+    red, green, blue = (np.ascontiguousarray(tile[..., i]) for i in range(3))
+    low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    planes = [red, green, blue, high - low]
     means = [float(plane.mean(dtype=np.float64)) / 255 for plane in planes]
     spreads = [float(plane.std(dtype=np.float64)) / 255 for plane in planes]
     return [*means, *spreads, float((low > _GLASS).mean())]

@@ -141,7 +141,7 @@ def _write_h5(
                 continue
             chunks = (min(_ROWS_AT_ONCE, len(values)), values.shape[1]) if len(values) else None
             file.create_dataset(name, data=values, chunks=chunks).attrs.update(attributes)
-    write_bytes(path, content.getvalue())
+    write_bytes(path, content.getbuffer())  # no copy: a bag may have a gigabyte
     return path
 
 
@@ -150,5 +150,5 @@ def _write_tensor(path: Path, features: NDArray[np.float32]) -> Path:
 
     content = io.BytesIO()
     torch.save(torch.from_numpy(features), content)
-    write_bytes(path, content.getvalue())
+    write_bytes(path, content.getbuffer())
     return path

@@ -92,7 +92,7 @@ class RegionProcess:
         )
         theirs.close()
         status.sent()
-        self._send(job)
+        self._has_job = False
 
     @property
     def process(self) -> int:
@@ -100,10 +100,14 @@ class RegionProcess:
         return self._process.pid
 
     def begin(self, part: Part, memory: SharedMemory) -> None:
-        """Has it make a part of a batch; returns at once."""
-        self._send(part)
+        """Has it make a part of a batch; returns at once, but for the first, which waits until it has started."""
         with self._named_where_it_died():
+            if not self._has_job:
+                self._connection.send(self._job)
+                self._has_job = True
+            self._connection.send(part)
             send_handle(self._connection, memory.file, self._process.pid)
+        self._epoch = part.epoch
 
     def finish(self) -> Sequence[Made]:
         """Waits for the oldest part that was begun. Raises `InputError` that names the slide where the process died or
@@ -132,12 +136,6 @@ class RegionProcess:
         self._connection.close()
         if self._job.cache is not None:
             remove_parts(self._job.cache, self._process.pid)
-
-    def _send(self, what: CropJob | Part) -> None:
-        with self._named_where_it_died():
-            self._connection.send(what)
-        if isinstance(what, Part):
-            self._epoch = what.epoch
 
     @contextlib.contextmanager
     def _named_where_it_died(self) -> Iterator[None]:

@@ -115,14 +115,19 @@ def test_one_wild_or_skipped_step_is_no_alarm() -> None:
 
 
 def test_a_rank_that_falls_names_the_better_epoch() -> None:
-    ranks = [*np.linspace(5, 50, 12), *np.linspace(48, 20, 8)]
+    ranks = [*np.linspace(5, 50, 12), *np.linspace(48, 10, 8)]
     (alarm,) = alarms(history(), rows(rankme=ranks), SETTINGS)
-    assert alarm.name == "falling rank"
-    assert "RankMe of the regions looked at is 20.0, and was 50.0 after epoch 12" in alarm.seen
+    assert alarm.name == "low rank"
+    assert "is 10.0; its highest since the warm-up was 50.0, after epoch 12" in alarm.seen
 
 
-def test_a_rank_that_fell_in_the_warm_up_is_none() -> None:
-    assert names(history(), rows(rankme=[80.0, 70.0, *[20.0] * 18])) == []
+def test_a_rank_that_falls_to_a_third_or_fell_in_the_warm_up_is_no_alarm() -> None:
+    assert names(history(), rows(rankme=[*np.linspace(5, 30, 12), *np.linspace(28, 10, 8)])) == []
+    assert names(history(), rows(rankme=[80.0, 70.0, *[15.0] * 18])) == []
+
+
+def test_a_rank_of_one_is_named_though_it_never_was_higher() -> None:
+    assert names(history(), rows(rankme=[1.2] * 20)) == ["low rank"]
 
 
 def test_constant_embeddings_are_named() -> None:

@@ -3,6 +3,7 @@
 from longvit.report.crossval import crossval_report
 from longvit.report.finetuned import finetune_content, finetune_report
 from longvit.report.page import Figure, Picture, Report, Row, Section, Table, write_report
+from longvit.report.pretrained import pretrain_report
 
 __all__ = [
     "Figure",
@@ -14,5 +15,6 @@ __all__ = [
     "crossval_report",
     "finetune_content",
     "finetune_report",
+    "pretrain_report",
     "write_report",
 ]

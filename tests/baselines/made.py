@@ -32,15 +32,15 @@ OMICS: dict[str, Any] = {"mcat": SIGNATURES, "snn": 10}
 
 
 def bag(name: str, tiles: int, *, seed: int = 0, genes: Any = None, dtype: torch.dtype = torch.float64) -> Bag:
-    """A bag for the system of this name: tiles at different places of a grid of 40 × 40."""
+    """A bag for the system of this name: tiles at different places of a grid of 20 × 20."""
     g = torch.Generator().manual_seed(1000 * seed + tiles)
-    places = torch.randperm(1600, generator=g)[:tiles]
+    places = torch.randperm(400, generator=g)[:tiles]
     genes = OMICS.get(name) if genes is None else genes
     sizes = () if genes is None else (genes,) if isinstance(genes, int) else genes
     vectors = tuple(torch.randn(size, generator=g, dtype=torch.float64).to(dtype) for size in sizes)
     return Bag(
         torch.randn(tiles, WIDTH, generator=g, dtype=torch.float64).to(dtype),
-        torch.stack([places % 40, places // 40], 1) * 256,
+        torch.stack([places % 20, places // 20], 1) * 256,
         vectors[0] if isinstance(genes, int) else vectors or None,
         name=f"bag of {tiles}",
     )

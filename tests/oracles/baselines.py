@@ -21,7 +21,7 @@ def sub(w: Weights, name: str) -> Weights:
 
 def linear(x: Array, w: Weights) -> Array:
     """One vector (I,) → (O,)."""
-    return np.array([sum(a * b for a, b in zip(row, x, strict=True)) for row in w["weight"]]) + w.get("bias", 0.0)
+    return w["weight"] @ x + w.get("bias", 0.0)
 
 
 def relu(x: Array) -> Array:

@@ -4,7 +4,7 @@
 
 `augmentation`: the same crops of the same regions of the real slide (10 of each region, DINO's probabilities), cut and
 changed by `longvit.data.crops` and, in turn, by Pillow's functions as DINO's code calls them through torchvision, in
-one process with one thread. `from the slide`: with reading the region, ours and OpenSlide.
+one process with one thread, in seconds of the processor. `from the slide`: with reading the region, ours and OpenSlide.
 `waiting`: LongViT-tiny with a small head, forward, backward and optimiser step in one thread, batches from one process:
 the share of the time in which the loop waits for the next batch. The first batch of an epoch has nothing to hide
 behind; `start_s` is what it costs, `waits_steady` the share without it.
@@ -91,9 +91,9 @@ def augmentation(regions: Regions, crops: CropSettings, rounds: int) -> list[dic
             sums = dict.fromkeys(seconds, 0.0)
 
             def timed(name: str, call: Callable[[], Any], sums: dict[str, float] = sums) -> Any:
-                start = time.perf_counter()
+                start = time.process_time()
                 made = call()
-                sums[name] += time.perf_counter() - start
+                sums[name] += time.process_time() - start
                 return made
 
             for index in range(regions.samples):
@@ -136,7 +136,9 @@ def waiting(regions: Regions, crops: CropSettings, batch_size: int, steps: int) 
     import torch
 
     from longvit.data.region_batches import RegionBatches
-    from longvit.dino import DinoLoss, DinoSettings, StudentTeacher
+    from longvit.dino.loss import DinoLoss
+    from longvit.dino.settings import DinoSettings
+    from longvit.dino.student_teacher import StudentTeacher
     from longvit.model.longvit import SIZES
 
     torch.set_num_threads(1)

@@ -28,7 +28,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line has it; b
 
 import torch
 
-from longvit.dino import DinoSettings, Schedules, features
+from longvit.dino.multicrop import features
+from longvit.dino.schedules import Schedules
+from longvit.dino.settings import DinoSettings
 from longvit.model.longvit import SIZES
 from longvit.pretraining.rule import DinoRule, SelfDistillation
 from side_by_side import has_published, measure, report, worker

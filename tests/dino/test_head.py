@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from longvit.dino import DinoHead, DinoSettings, freeze_last_layer
+from longvit.dino.head import DinoHead, freeze_last_layer
+from longvit.dino.settings import DinoSettings
 from oracles import dino as oracle
 
 SMALL = DinoSettings(prototypes=13, head_hidden=11, head_bottleneck=5)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from longvit.dino import DinoLoss, mean_kl_to_uniform
 from longvit.dino import loss as loss_module
+from longvit.dino.loss import DinoLoss, mean_kl_to_uniform
 from oracles import dino as oracle
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import longvit.dino.settings
-from longvit.dino import DinoSettings, Schedules
+from longvit.dino.schedules import Schedules
+from longvit.dino.settings import DinoSettings
 from longvit.errors import InputError
 from oracles import dino as oracle
 

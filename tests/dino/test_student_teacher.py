@@ -10,17 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from longvit.dino import (
-    DinoLoss,
-    DinoSettings,
-    Schedules,
-    StudentTeacher,
-    drop_path_scales,
-    features,
-    parameter_groups,
-    set_rates,
-)
-from longvit.dino.multicrop import _packs
+from longvit.dino.loss import DinoLoss
+from longvit.dino.multicrop import _packs, drop_path_scales, features
+from longvit.dino.schedules import Schedules
+from longvit.dino.settings import DinoSettings
+from longvit.dino.student_teacher import StudentTeacher, parameter_groups, set_rates
 from longvit.model import encoder
 from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.training.optim import parameter_groups as groups_of_training

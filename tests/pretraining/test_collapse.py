@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from longvit.dino import DinoLoss, DinoSettings, StudentTeacher, mean_kl_to_uniform
+from longvit.dino.loss import DinoLoss, mean_kl_to_uniform
+from longvit.dino.settings import DinoSettings
+from longvit.dino.student_teacher import StudentTeacher
 from longvit.model.longvit import LongViTConfig
 from longvit.pretraining.collapse import WINDOW_STEPS, alarms
 

@@ -10,8 +10,10 @@ import torch
 
 from dino.test_published import CONFIG, SETTINGS, same
 from longvit.cli import main
-from longvit.dino import DinoLoss, Schedules, StudentTeacher
+from longvit.dino.loss import DinoLoss
 from longvit.dino.published import load_published
+from longvit.dino.schedules import Schedules
+from longvit.dino.student_teacher import StudentTeacher
 from longvit.errors import InputError
 from longvit.model.gigapath import GigaPathConfig, GigaPathSlideEncoder
 from longvit.model.longvit import LongViT, LongViTConfig

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from dino.test_student_teacher import CONFIG, SETTINGS, crops
-from longvit.dino import DinoLoss, Schedules, StudentTeacher, parameter_groups, set_rates
+from longvit.dino.loss import DinoLoss
+from longvit.dino.schedules import Schedules
+from longvit.dino.student_teacher import StudentTeacher, parameter_groups, set_rates
 from longvit.model.longvit import LongViTConfig
 from longvit.parallel import ALONE, Ranks, shard
 from longvit.pretraining.rule import DinoRule, SelfDistillation

@@ -17,15 +17,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from longvit.dino import (
-    DinoLoss,
-    DinoSettings,
-    Schedules,
-    StudentTeacher,
-    mean_kl_to_uniform,
-    parameter_groups,
-    set_rates,
-)
+from longvit.dino.loss import DinoLoss, mean_kl_to_uniform
+from longvit.dino.schedules import Schedules
+from longvit.dino.settings import DinoSettings
+from longvit.dino.student_teacher import StudentTeacher, parameter_groups, set_rates
 from longvit.model.longvit import LongViTConfig
 from longvit.parallel import ShardedLongViT
 

@@ -172,7 +172,7 @@ class _Pretraining:
 
         from longvit.data.region_batches import RegionBatches
         from longvit.device import pick_device, set_threads
-        from longvit.dino import Schedules
+        from longvit.dino.schedules import Schedules
         from longvit.pretraining.rule import DinoRule, SelfDistillation
         from longvit.training.loop import steps_per_epoch
 

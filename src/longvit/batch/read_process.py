@@ -185,7 +185,11 @@ def end_with_parent() -> None:
 
 
 def _serve(connection: Connection, threads: int | None) -> None:
-    import longvit.slides.reader  # noqa: F401  loads the readers before the clock of a slide runs
+    # All that a read needs is loaded before the clock of the first slide runs.
+    import scipy.sparse  # noqa: F401
+
+    import longvit.slides.canvas
+    import longvit.slides.reader  # noqa: F401
     from longvit.batch.tile_process import TilesRequest, serve_tiles
 
     connection.send(("ready",))

@@ -30,6 +30,8 @@ GREY = (0.299, 0.587, 0.114)
 _SIGN_BIT = np.int32(-(2**31))
 # The blur is a product with a band matrix of so many rows.
 _BAND = 32
+# A Gaussian that is narrower changes no pixel by more than a third of a grey level.
+LEAST_BLUR_PX = 0.25
 
 
 class ColourJitter:
@@ -113,43 +115,51 @@ def _turn_hue(x: Floats, turn: float) -> None:
     np.minimum(x, most, out=x)
 
 
-def blur_reach(sigma_px: float) -> int:
-    """How far the blur reaches; 0 where it changes no pixel by more than a third of a grey level."""
-    return math.ceil(3.5 * sigma_px) if sigma_px > 0.25 else 0
+class Blur:
+    """A Gaussian of σ `sigma_px` over planes of side_px × side_px; beyond its rims a crop goes on as it ends there.
 
-
-def blur(planes: Floats, sigma_px: float, out: NDArray[np.uint8]) -> None:
-    """(1 or 3, h, w + 2 · reach), the pixels in the middle of every row → `out` (3, h, w), rounded; beyond its rims a
-    crop goes on as it ends there.
-
-    Along either axis `_BAND` pixels at a time are a product with the same band matrix: more products than the sum has,
-    at the speed of a matrix product.
+    Rows are blurred along x as they come, then all along y. `_BAND` pixels at a time are a product with the same band
+    matrix: more products than the sum has, at the speed of a matrix product.
     """
-    reach, (channels, height) = blur_reach(sigma_px), planes.shape[:2]
-    width = planes.shape[2] - 2 * reach
-    planes[:, :, :reach] = planes[:, :, reach : reach + 1]
-    planes[:, :, reach + width :] = planes[:, :, reach + width - 1 : reach + width]
-    narrow = np.empty((channels, height + 2 * reach, width), np.float32)
-    for x in range(0, width, _BAND):
-        size = min(_BAND, width - x)
-        band = _gaussian_band(sigma_px, size).T
-        np.matmul(planes[:, :, x : x + size + 2 * reach], band, out=narrow[:, reach : reach + height, x : x + size])
-    narrow[:, :reach] = narrow[:, reach : reach + 1]
-    narrow[:, reach + height :] = narrow[:, reach + height - 1 : reach + height]
-    for y in range(0, height, _BAND):
-        size = min(_BAND, height - y)
-        sums = _gaussian_band(sigma_px, size) @ narrow[:, y : y + size + 2 * reach]
-        sums += 0.5
-        out[:, y : y + size] = sums.astype(np.uint8)
+
+    def __init__(self, sigma_px: float, planes: int, side_px: int) -> None:
+        self._sigma_px, self._reach, self._side_px = sigma_px, math.ceil(3.5 * sigma_px), side_px
+        self._rows = np.empty((planes, side_px + 2 * self._reach, side_px), np.float32)
+
+    def add(self, x: Floats, first: int) -> None:
+        """(planes, rows, side_px), from row `first` on."""
+        planes, rows, side_px = x.shape
+        reach = self._reach
+        wide = np.empty((planes * rows, side_px + 2 * reach), np.float32)
+        wide[:, reach : reach + side_px] = x.reshape(-1, side_px)
+        wide[:, :reach] = wide[:, reach : reach + 1]
+        wide[:, reach + side_px :] = wide[:, reach + side_px - 1 : reach + side_px]
+        narrow = np.empty((planes * rows, side_px), np.float32)
+        for at in range(0, side_px, _BAND):
+            size = min(_BAND, side_px - at)
+            band = _gaussian_band(self._sigma_px, size)
+            np.matmul(wide[:, at : at + size + 2 * reach], band.T, out=narrow[:, at : at + size])
+        self._rows[:, reach + first : reach + first + rows] = narrow.reshape(x.shape)
+
+    def finish(self, out: NDArray[np.uint8]) -> None:
+        """Fills `out`, uint8 (3, side_px, side_px), once all rows are there; one plane is taken for all three."""
+        rows, reach, side_px = self._rows, self._reach, self._side_px
+        rows[:, :reach] = rows[:, reach : reach + 1]
+        rows[:, reach + side_px :] = rows[:, reach + side_px - 1 : reach + side_px]
+        for at in range(0, side_px, _BAND):
+            size = min(_BAND, side_px - at)
+            sums = _gaussian_band(self._sigma_px, size) @ rows[:, at : at + size + 2 * reach]
+            sums += 0.5
+            out[:, at : at + size] = sums.astype(np.uint8)
 
 
 @lru_cache(maxsize=8)
 def _gaussian_band(sigma_px: float, size: int) -> Floats:
     """(size, size + 2 · reach): row i holds the Gaussian from column i on."""
-    reach = blur_reach(sigma_px)
+    reach = math.ceil(3.5 * sigma_px)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_px) ** 2)
     kernel /= kernel.sum()
-    band = np.zeros((size, size + 2 * reach), np.float32)
-    for i in range(size):
-        band[i, i : i + len(kernel)] = kernel
-    return band
+    width = size + 2 * reach
+    shifted = np.zeros((size, width + 1), np.float32)  # a row longer by one: read without it, the kernel moves on
+    shifted[:, : len(kernel)] = kernel
+    return shifted.reshape(-1)[: size * width].reshape(size, width)

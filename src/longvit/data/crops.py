@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvit.data.augmentation import STAIN_SIGMA, restain
-from longvit.data.crop_colour import ColourJitter, Floats, Step, blur, blur_reach, grey_of, solarise
+from longvit.data.crop_colour import LEAST_BLUR_PX, Blur, ColourJitter, Floats, Step, grey_of, solarise
 from longvit.data.crop_pixels import CropPixels, rows_at_once
 from longvit.errors import InputError
 
@@ -198,22 +198,20 @@ def make_crop(region: NDArray[np.uint8], look: Look, out: NDArray[np.uint8]) -> 
     side_px, box = out.shape[-1], whole_pixels(look.box, region.shape[2], region.shape[1])
     pixels = CropPixels(region, box, side_px, look.mirror)
     jitter = ColourJitter(look.steps, _stained(_sample(region, box), look))
-    reach = blur_reach(look.blur_px)
-    # With room for the blur on both sides of every row.
-    planes = np.empty((1 if look.grey else 3, side_px, side_px + 2 * reach), np.float32) if reach else None
+    blur = Blur(look.blur_px, 1 if look.grey else 3, side_px) if look.blur_px > LEAST_BLUR_PX else None
     rows = rows_at_once(side_px, _PIECE_PX)
     for first in range(0, side_px, rows):
         of = slice(first, min(first + rows, side_px))
         x = jitter(_stained(pixels.rows(of.start, of.stop), look))
         if look.grey:
             x = grey_of(x)[None]
-        if planes is None:
+        if blur is not None:
+            blur.add(x, first)
+        else:
             x += 0.5
             out[:, of] = x.astype(np.uint8)
-        else:
-            planes[:, of, reach : reach + side_px] = x
-    if planes is not None:
-        blur(planes, look.blur_px, out)
+    if blur is not None:
+        blur.finish(out)
     if look.turns:
         out[...] = np.rot90(out, look.turns, axes=(1, 2)).copy()
     if look.solarise:

@@ -6,10 +6,8 @@
 
 each cut off at 0 and 255, which is what torchvision does through Pillow's ImageEnhance. What differs: the steps run in
 float32 and are rounded once, at the end, not after each; the blur is a Gaussian, cut off at 3.5 σ, where Pillow's is
-three box filters; the mean is that of every k-th pixel. The pixels go through all steps some rows at a time, so that
-they stay in the cache of one core.
-
-h, w: height and width of a crop in px.
+three box filters; the mean is that of some of the region's pixels under the crop. The pixels go through all steps some
+rows at a time, so that they stay in the cache of one core.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.model.published import stored_settings
 
 FORMAT = 1
+SHIPPED = Path(__file__).parents[1] / "weights"
+"""Folders of the models that come with the package; each holds a model card, README.md."""
 _KINDS: dict[str, tuple[type, type]] = {
     "longvit": (LongViTConfig, LongViT),
     "gigapath": (GigaPathConfig, GigaPathSlideEncoder),
@@ -72,17 +74,23 @@ def save_pretrained(
 
 
 def load_model(name: str | Path) -> Any:
-    """A model from a folder (config.json, model.safetensors) or a hub id "owner/name"; in eval mode, on the CPU.
+    """A model from a folder (config.json, model.safetensors), one that comes with the package ("longvit-tiny-dino"), or
+    a hub id "owner/name"; in eval mode, on the CPU.
 
-    A folder wins over a hub id of the same text. Only a hub id downloads, and only what is not in the hub's cache.
+    A folder wins over the other two. Only a hub id downloads, and only what is not in the hub's cache.
 
     Raises:
         InputError: no such folder or file; an unknown format; weights that do not fit the config (which, both shapes).
     """
     folder = Path(name)
-    if not folder.exists():
+    if not folder.exists() and str(name) in shipped_names():
+        folder = SHIPPED / name
+    elif not folder.exists():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-            raise InputError(f"{name}: no such folder; a model is a folder with config.json, or a hub id owner/name")
+            raise InputError(
+                f"{name}: no such folder; a model is a folder with config.json, {' or '.join(shipped_names())} (which "
+                f"comes along), or a hub id owner/name"
+            )
         folder = _from_hub(str(name))
     config_path = folder / "config.json"
     if not config_path.is_file():
@@ -90,6 +98,11 @@ def load_model(name: str | Path) -> Any:
     model = _from_config(config_path)
     load_strictly(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
     return model.eval()
+
+
+def shipped_names() -> tuple[str, ...]:
+    """The models that come with the package."""
+    return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/config.json")))
 
 
 def _from_hub(name: str) -> Path:

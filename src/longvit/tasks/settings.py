@@ -39,8 +39,9 @@ class FinetuneSettings:
     """Size of the model where it starts from random weights: longvit_tiny_patch32, longvit_small_patch32 (the
     paper's) or longvit_base_patch32."""
     weights: Path | None = None
-    """Folder of a model to start from (`longvit convert` makes one of a published checkpoint); its size counts then.
-    Without it the model starts from random weights."""
+    """Folder of a model to start from (`longvit pretrain` writes one, `longvit convert` makes one of a published
+    checkpoint), or longvit-tiny-dino, which comes along; its size counts then. Without it the model starts from random
+    weights."""
     side_px: int = 1024
     """Side of the square canvas that every slide is resized to, in px; a multiple of the patch (32)."""
     fit: Literal["stretch", "pad"] = "stretch"

@@ -23,6 +23,7 @@ from longvit.cli.demo import demo
 from longvit.cli.doctor import doctor
 from longvit.cli.embed import embed
 from longvit.cli.evaluate import evaluate
+from longvit.cli.features import features
 from longvit.cli.info import info
 from longvit.cli.plan import plan
 from longvit.cli.predict import predict
@@ -30,6 +31,7 @@ from longvit.cli.pretrain import pretrain
 from longvit.cli.recipes import recipes
 from longvit.cli.status import status
 from longvit.cli.tables import tables
+from longvit.cli.tiles import tiles
 from longvit.cli.train import train
 from longvit.config import one_line, recipe_config
 from longvit.errors import InputError
@@ -54,6 +56,8 @@ app.command(predict, sort_key=4)
 app.command(embed, sort_key=5)
 app.command(canvas, sort_key=5)
 app.command(status, sort_key=5)
+app.command(tiles, sort_key=6)
+app.command(features, sort_key=6)
 app.command(convert, sort_key=6)
 app.command(cohort)
 app.command(evaluate, sort_key=10)

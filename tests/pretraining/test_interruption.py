@@ -1,4 +1,4 @@
-"""A pretraining that was stopped at any instant and started again ends with the same bits."""
+"""A pretraining that was stopped at any instant ends with the same bits; another one starts where it ended."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 
+from longvit.data.slide_list import find_slides
+from longvit.pretraining.publish import publish
+from longvit.pretraining.run import pretrain
 from pretraining.interrupted_run import settings_of, whole_run, write_inputs
 from training.test_interruption import assert_same, code_of, forked, newest
 
@@ -51,3 +55,15 @@ def test_settings_that_change_nothing_of_the_result_may_differ_when_it_goes_on(t
     before = settings_of(tmp_path).decisive()
     assert settings_of(tmp_path, num_workers=3, report_minutes=9.0, device="auto").decisive() == before
     assert settings_of(tmp_path, local_crops=4).decisive() != before
+
+
+def test_a_checkpoint_in_the_layout_of_dino_starts_another_pretraining(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    slides, first, second = find_slides([tmp_path / "slides"]), tmp_path / "first", tmp_path / "second"
+    pretrain(slides, settings_of(tmp_path, epochs=1), first)
+    publish(first, tmp_path / "dino.pth")
+    pretrain(slides, settings_of(tmp_path, weights=tmp_path / "dino.pth", lr=0.0, min_lr=0.0, epochs=1), second)
+    before, after = (newest(of / "checkpoints").tensors for of in (first, second))
+    name = "model.networks.student.head.last_layer.weight_v"
+    assert torch.equal(after[name], before[name])  # the student stands still at lr 0: heads and all come from the file
+    assert not torch.equal(after["model.loss.center"], torch.zeros_like(after["model.loss.center"]))

@@ -135,10 +135,10 @@ def pretrain(
 def _config(settings: PretrainSettings) -> LongViTConfig:
     """The backbone's, of a named size or of `settings.weights`."""
     from longvit.model.longvit import SIZES, LongViT
-    from longvit.model.pretrained import load_model
+    from longvit.model.pretrained import convert, load_model
 
     if settings.weights is not None:
-        loaded = load_model(settings.weights)
+        loaded = convert(settings.weights) if settings.weights.is_file() else load_model(settings.weights)
         if not isinstance(loaded, LongViT):
             raise InputError(f"{settings.weights}: a model of tile features; regions of slides need a LongViT")
         config = loaded.config
@@ -368,11 +368,16 @@ def read_looked_at(regions: Regions, n: int, side_px: int) -> Looked:
     return Looked(pixels, tuple(names), tuple(slides))
 
 
-def _start_from(model: SelfDistillation, folder: Path) -> None:
-    """Student and teacher of a model folder; their heads stay at random."""
+def _start_from(model: SelfDistillation, weights: Path) -> None:
+    """Student and teacher from a model folder, their heads stay at random; or both, heads and centre from a checkpoint
+    in DINO's layout."""
+    from longvit.dino.published import load_published
     from longvit.model.pretrained import load_model
 
-    loaded = load_model(folder).state_dict()
+    if weights.is_file():
+        load_published(model.networks, weights, loss=model.loss)
+        return
+    loaded = load_model(weights).state_dict()
     own = {name: tensor for name, tensor in loaded.items() if not name.startswith("head.")}
     for network in (model.networks.student, model.networks.teacher):
         network.backbone.load_state_dict(own)

@@ -40,8 +40,8 @@ class PretrainSettings(DinoSettings, RegionSettings, CropSettings):
     model: str = "longvit_small_patch32"
     """Size of the model: longvit_tiny_patch32, longvit_small_patch32 (the paper's) or longvit_base_patch32."""
     weights: Path | None = None
-    """Folder of a model whose weights student and teacher start from, or longvit-tiny-dino, which comes along; its size
-    counts then. Without it they start from random weights."""
+    """Folder of a model that student and teacher start from (longvit-tiny-dino comes along), or a checkpoint in
+    DINO's layout, with its heads and centre; its size counts then. Without it they start from random weights."""
     batch_size: int = 1024
     """Regions per optimiser step, over all ranks (LongViT, table 5)."""
     forward_batch: int | None = None

@@ -5,8 +5,8 @@
 Each measurement in a process of its own: a bag of random features on a square grid, then forward (train mode) and
 backward of the cross-entropy. `prepare_seconds` is what is done once per bag (phenotypes, graph), `seconds` the median
 step, `cpu_seconds` the processor's, `peak_mib` VmHWM above what is resident with libraries, system and bag (after a
-step of a bag of 300 tiles): activations, their gradients and those of the parameters. `growth` is the time of the bag
-over that of one half as large: 2 is linear. Only the exact neighbours of GCN-MIL in feature space are quadratic in
+step of a bag of 300 tiles): activations, their gradients and those of the parameters. `growth_of_…`: over a bag half
+as large; 2 is linear. Only the exact neighbours of GCN-MIL in feature space are quadratic in
 time, in their preparation (memory is not: in chunks). SNN has no tiles.
 """
 
@@ -67,9 +67,9 @@ def one(name: str, tiles: int, rounds: int, settings: dict[str, Any]) -> dict[st
         cpu.append(time.process_time() - begun[1])
     return {
         "parameters": sum(p.numel() for p in made.parameters()),
-        "prepare_seconds": round(prepared, 2),
-        "seconds": round(statistics.median(wall), 2),
-        "cpu_seconds": round(statistics.median(cpu), 2),
+        "prepare_seconds": round(prepared, 3),
+        "seconds": round(statistics.median(wall), 4),
+        "cpu_seconds": round(statistics.median(cpu), 4),
         "peak_mib": round(memory_mib("VmHWM") - before),
     }
 
@@ -85,8 +85,9 @@ def rows(names: list[str], sizes: list[int], rounds: int) -> list[dict[str, Any]
                 of_size[tiles] = {"system": name, **settings, "tiles": tiles, **result}
                 if tiles // 2 in of_size:
                     half = of_size[tiles // 2]
-                    of_size[tiles]["growth"] = round(result["seconds"] / half["seconds"], 2)
-                    of_size[tiles]["peak_growth"] = round(result["peak_mib"] / half["peak_mib"], 2)
+                    for what in ("seconds", "peak_mib"):
+                        growth = result[what] / half[what] if half[what] else None
+                        of_size[tiles][f"growth_of_{what}"] = growth and round(growth, 2)
                 print(json.dumps(of_size[tiles]), file=sys.stderr, flush=True)
             found += of_size.values()
     return found

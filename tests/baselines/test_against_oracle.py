@@ -111,36 +111,36 @@ def test_smooth_svm_becomes_the_hinge() -> None:
 @pytest.mark.parametrize("task", ["subtyping", "survival"])
 @pytest.mark.parametrize("tiles", [1, 9])
 def test_dsmil_compares_all_tiles_with_the_critical_one(task: str, tiles: int) -> None:
-    made, given = system("dsmil", task=task), bag("dsmil", tiles)
+    made, given = system("ds_mil", task=task), bag("ds_mil", tiles)
     logits, a, critical = oracle.dsmil(x_of(given), arrays(made))
     agrees(made(given), logits, a[:, logits.argmax()] if task == "subtyping" else a.mean(1))
     assert len(critical) == OUTPUTS
 
 
-@pytest.mark.parametrize("clusters", [[0, 1, 2, 3, 0, 1, 2, 3, 3], [2] * 9, [0, 0, 0, 3, 3, 3, 3, 3, 3]])
+@pytest.mark.parametrize("clusters", [[0, 1, 2, 3, 0, 1, 2, 3, 3], [2] * 9, [1, 0, 0, 3, 3, 3, 3, 3, 3]])
 def test_deepattnmisl_with_empty_phenotypes(clusters: list[int]) -> None:
-    made = system("deepattnmisl")
-    given = replace(bag("deepattnmisl", 9), clusters=torch.tensor(clusters))
+    made = system("deep_attn_misl")
+    given = replace(bag("deep_attn_misl", 9), clusters=torch.tensor(clusters))
     logits, a = oracle.deepattnmisl(x_of(given), clusters, arrays(made), 4)
     share = np.array([a[c] / clusters.count(c) for c in clusters])
     agrees(made(given), logits, share / share.sum())
 
 
 def test_phenotypes_come_from_the_training_bags_alone_and_are_the_nearest_centres() -> None:
-    made, train = system("deepattnmisl"), [bag("deepattnmisl", n, seed=3) for n in (40, 50)]
+    made, train = system("deep_attn_misl"), [bag("deep_attn_misl", n, seed=3) for n in (40, 50)]
     assert isinstance(made, DeepAttnMisl)
     made.fit(train)
     tiles, centers = np.concatenate([x_of(b) for b in train]), made.centers.numpy()
     nearest_of = np.array([np.argmin([((x - c) ** 2).sum() for c in centers]) for x in tiles])
     for k in range(4):  # where k-means has come to rest each centre is the mean of its tiles
         np.testing.assert_allclose(centers[k], tiles[nearest_of == k].mean(0), atol=1e-9)
-    other = bag("deepattnmisl", 12, seed=4)
+    other = bag("deep_attn_misl", 12, seed=4)
     expected = [int(np.argmin([((x - c) ** 2).sum() for c in centers])) for x in x_of(other)]
     prepared = made.prepare(other)
     assert prepared.clusters is not None
     assert prepared.clusters.tolist() == expected
     assert made.prepare(prepared) is prepared
-    again = system("deepattnmisl", seed=5)
+    again = system("deep_attn_misl", seed=5)
     again.fit(train)
     assert torch.equal(again.centers, made.centers), "the same bags, the same phenotypes"
 
@@ -148,13 +148,13 @@ def test_phenotypes_come_from_the_training_bags_alone_and_are_the_nearest_centre
 def test_phenotypes_that_were_not_fitted_or_do_not_fit_are_named() -> None:
     from longvit.baselines.system import create_system
 
-    made = create_system("deepattnmisl", in_dim=12, outputs=2).double()
+    made = create_system("deep_attn_misl", in_dim=12, outputs=2).double()
     with pytest.raises(InputError, match="bag of 5: no phenotypes yet; call fit"):
-        made(bag("deepattnmisl", 5))
+        made(bag("deep_attn_misl", 5))
     with pytest.raises(InputError, match="4 tiles in the training fold are too few for 10 phenotypes"):
-        made.fit([bag("deepattnmisl", 4)])
-    with pytest.raises(InputError, match=r"bag of 5: clusters must be 5 numbers in 0 … 9, got 5 up to 10"):
-        made(replace(bag("deepattnmisl", 5), clusters=torch.tensor([0, 1, 2, 3, 10])))
+        made.fit([bag("deep_attn_misl", 4)])
+    with pytest.raises(InputError, match=r"bag of 5: clusters must be 5 numbers in 0 … 9, got 5 in 0 … 10"):
+        made(replace(bag("deep_attn_misl", 5), clusters=torch.tensor([0, 1, 2, 3, 10])))
 
 
 @pytest.mark.parametrize("graph", ["features", "coordinates"])

@@ -75,7 +75,7 @@ def train(made: System, bags: Bags, lr: float, steps: int) -> None:
         ("mil", {"hidden": 64}, 5e-3, 50),
         ("attention_mil", {"hidden": 64, "gate": 32, "rho": 32}, 5e-3, 40),
         pytest.param("clam_sb", {"hidden": 64, "gate": 32, "k": 1}, 5e-3, 40, marks=pytest.mark.slow),
-        pytest.param("dsmil", {}, 3e-3, 80, marks=pytest.mark.slow),
+        pytest.param("ds_mil", {}, 3e-3, 80, marks=pytest.mark.slow),
     ],
 )
 def test_attention_finds_the_nines(

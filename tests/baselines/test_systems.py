@@ -128,8 +128,8 @@ DESCRIBED = [  # name, inputs, parameters as HIPT's, MCAT's and the other papers
     ("mil", {"outputs": 3}, linear(384, 384) + 3 * linear(384, 1)),
     ("clam_sb", {}, linear(384, 384) + gate(384, 256) + linear(384, 2) + 2 * linear(384, 2)),
     ("clam_sb", {"in_dim": 1024}, linear(1024, 512) + gate(512, 256) + linear(512, 2) + 2 * linear(512, 2)),
-    ("dsmil", {}, linear(384, 2) + linear(384, 128) + linear(384, 384) + 2 * 2 * 384 + 2),
-    ("deepattnmisl", {}, 21 * linear(384, 384) + gate(384, 256) + linear(384, 256) + linear(256, 2)),
+    ("ds_mil", {}, linear(384, 2) + linear(384, 128) + linear(384, 384) + 2 * 2 * 384 + 2),
+    ("deep_attn_misl", {}, 21 * linear(384, 384) + gate(384, 256) + linear(384, 256) + linear(256, 2)),
     ("gcn_mil", {}, GIN + gate(256, 256) + linear(256, 256) + linear(256, 2)),
     ("deep_sets", {"in_dim": 1024, "outputs": 4}, linear(1024, 512) + linear(512, 256) + linear(256, 4)),
     (
@@ -263,6 +263,9 @@ def test_genes_are_standardised_by_the_training_fold_alone() -> None:
     assert (z[:, varies].std(0, correction=0) - 1).abs().max() < 1e-12
     assert not z[:, [4, 6]].any()
     assert z[3, 5] == 0
+    measured = z[torch.arange(40) != 3, 5]
+    assert abs(measured.mean()) < 1e-12
+    assert abs(measured.std(correction=0) - 1) < 1e-12
     test = Bag(torch.zeros(0, 0), omics=torch.full((10,), 3.0).double())
     expected = (3 - x[:, 0].mean()) / x[:, 0].std(correction=0)
     assert abs(made.omics(test)[0][0] - expected) < 1e-12
@@ -272,3 +275,9 @@ def test_omics_that_are_standardised_already_stay_as_they_are() -> None:
     made = create_system("snn", in_dim=0, outputs=2, omics=4)
     x = torch.tensor([0.5, -1.0, 2.0, float("nan")])
     assert made.omics(Bag(torch.zeros(0, 0), omics=x))[0].tolist() == [0.5, -1.0, 2.0, 0.0]
+
+
+def test_systems_are_named_as_the_published_rows() -> None:
+    from longvit.tasks import published
+
+    assert set(published.SYSTEMS) <= set(SYSTEMS)

@@ -1,14 +1,14 @@
 """The list of systems: a new one is its file and its line here. Light to import: the command line reads it."""
 
-# Name in settings and tables -> module:class.
+# Name in settings and tables (those of the published rows, where there are any) -> module:class.
 SYSTEMS = {
     "mean_pooling": "longvit.baselines.mil:MeanPooling",
     "mil": "longvit.baselines.mil:MaxPoolingMil",
     "deep_sets": "longvit.baselines.mil:DeepSets",
     "attention_mil": "longvit.baselines.mil:AttentionMil",
     "clam_sb": "longvit.baselines.clam:ClamSB",
-    "dsmil": "longvit.baselines.dsmil:DualStreamMil",
-    "deepattnmisl": "longvit.baselines.deepattnmisl:DeepAttnMisl",
+    "ds_mil": "longvit.baselines.dsmil:DualStreamMil",
+    "deep_attn_misl": "longvit.baselines.deepattnmisl:DeepAttnMisl",
     "gcn_mil": "longvit.baselines.gcn_mil:GcnMil",
     "transmil": "longvit.baselines.transmil:TransMil",
     "hipt": "longvit.baselines.hipt:Hipt",

@@ -82,11 +82,13 @@ class DeepAttnMisl(System):
 
         super().fit(bags)
         s, rng = self.settings, np.random.default_rng(self.settings.fit_seed)
-        of_each = -(-s.fit_tiles // len(bags))
+        of_each = max(1, s.fit_tiles // len(bags))
         parts = []
         for bag in bags:
-            x = bag.features.detach().cpu().double().numpy()
-            parts.append(x if len(x) <= of_each else x[np.sort(rng.choice(len(x), of_each, replace=False))])
+            x = bag.features.detach()
+            if len(x) > of_each:
+                x = x[np.sort(rng.choice(len(x), of_each, replace=False))]
+            parts.append(x.to("cpu", torch.promote_types(x.dtype, torch.float32)).numpy())
         tiles = np.concatenate(parts)
         if len(tiles) < s.phenotypes:
             raise InputError(f"{len(tiles)} tiles in the training fold are too few for {s.phenotypes} phenotypes")
@@ -97,12 +99,11 @@ class DeepAttnMisl(System):
     def prepare(self, bag: Bag) -> Bag:
         """The phenotype of each tile, where `bag.clusters` does not say it."""
         if bag.clusters is not None:
-            if len(bag.clusters) != len(bag) or not 0 <= int(bag.clusters.min()) <= int(bag.clusters.max()) < len(
-                self.centers
-            ):
+            clusters, last = bag.clusters, len(self.centers) - 1
+            if len(clusters) != len(bag) or int(clusters.min()) < 0 or int(clusters.max()) > last:
                 raise InputError(
-                    f"{bag.name}: clusters must be {len(bag)} numbers in 0 … {len(self.centers) - 1}, got "
-                    f"{len(bag.clusters)} up to {int(bag.clusters.max()) if len(bag.clusters) else 'none'}"
+                    f"{bag.name}: clusters must be {len(bag)} numbers in 0 … {last}, got {len(clusters)} in "
+                    f"{clusters.min() if len(clusters) else None} … {clusters.max() if len(clusters) else None}"
                 )
             return bag
         if self.centers.isnan().any():

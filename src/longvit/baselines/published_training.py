@@ -11,11 +11,12 @@ a sampler that draws each class as often as the others, seed 1, the last epoch i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from longvit.errors import InputError
 
@@ -58,9 +59,9 @@ SUBTYPING_CLAM = PublishedTraining(Steps(bags=1, divisor=1))
 SURVIVAL = PublishedTraining(Steps(bags=32, divisor=32, rest="carried"))
 
 
-def adam(parameters: object, training: PublishedTraining) -> torch.optim.Adam:
+def adam(parameters: Iterable[nn.Parameter], training: PublishedTraining) -> torch.optim.Adam:
     """The optimiser of both; parameters that are frozen are left out."""
-    trained = [p for p in parameters if p.requires_grad]  # type: ignore[attr-defined]
+    trained = [p for p in parameters if p.requires_grad]
     return torch.optim.Adam(trained, lr=training.lr, weight_decay=training.weight_decay)
 
 

@@ -114,7 +114,7 @@ def test_regions_stay_within_what_was_scanned(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_folder_of_regions_gives_the_same_bits(tmp_path: Path) -> None:
-    regions = found(write_jpeg(tmp_path / "a.jpg", tissue(300, 200)), replace(SMALL, mpp_of_slides=0.25, mpp=0.3))
+    regions = found(write_jpeg(tmp_path / "a.jpg", tissue(300, 200)), replace(SMALL, mpp=0.25, region_mpp=0.3))
     region, cache = regions.region(3), tmp_path / "cache"
     plain = read_region(region, regions.settings)
     for _ in range(2):
@@ -151,13 +151,11 @@ def test_a_slide_a_little_smaller_than_a_region_gives_smaller_ones(tmp_path: Pat
 
 def test_slide_without_mpp_names_the_ways_out_and_each_works(tmp_path: Path) -> None:
     path = write_slide(tmp_path / "a.tif", mpp=None, size_px=(300, 200))
-    with pytest.raises(
-        InputError, match=r"no resolution in the file .*--mpp-of-slides 0\.25.*column mpp.*--ignore-mpp"
-    ):
+    with pytest.raises(InputError, match=r"no resolution in the file .*--mpp 0\.25.*column mpp.*--ignore-mpp"):
         found(path)
     assert found(path, replace(SMALL, ignore_mpp=True)).sources[0].scale == (1, 1)
-    assert found(path, replace(SMALL, mpp_of_slides=0.25)).sources[0].scale == (2, 2)
-    by_column = find_regions(listed(path, mpp=0.4), replace(SMALL, mpp_of_slides=0.25), progress=False)
+    assert found(path, replace(SMALL, mpp=0.25)).sources[0].scale == (2, 2)
+    by_column = find_regions(listed(path, mpp=0.4), replace(SMALL, mpp=0.25), progress=False)
     assert by_column.sources[0].scale == pytest.approx((1.25, 1.25))
 
 
@@ -235,7 +233,7 @@ def test_the_fingerprint_tells_seeds_settings_and_slides_apart(tmp_path: Path) -
         found(a),
         found(a, seed=1),
         found(b),
-        found(a, replace(SMALL, mpp=0.6)),
+        found(a, replace(SMALL, region_mpp=0.6)),
         find_regions(listed(a, b), SMALL, progress=False),
     ]
     assert len({r.fingerprint for r in regions}) == len(regions)
@@ -253,7 +251,7 @@ def test_a_small_field_that_is_all_tissue_is_taken_whole(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"mpp": 0}, "mpp 0"),
+        ({"region_mpp": 0}, "region_mpp 0"),
         ({"region_px": (9, 8)}, "region_px 9 8"),
         ({"per_slide": 0}, "per_slide 0"),
         ({"max_bad_tiles": -1}, "max_bad_tiles -1"),

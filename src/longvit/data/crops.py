@@ -12,7 +12,7 @@ Each crop is resampled once, from the pixels of the slide's level that the regio
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,11 +92,6 @@ class CropSettings:
         for name, high in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 1 / 6)):
             if not 0 <= getattr(self, name) <= high:
                 raise InputError(f"{name} {getattr(self, name)}: between 0 and {high:.3g}")
-
-    @classmethod
-    def of(cls, settings: CropSettings) -> CropSettings:
-        """These alone, out of settings that hold more: they travel to other processes."""
-        return CropSettings(**{field.name: getattr(settings, field.name) for field in fields(CropSettings)})
 
     @property
     def sides_px(self) -> tuple[int, ...]:

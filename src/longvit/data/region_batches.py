@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 
@@ -65,7 +65,8 @@ class RegionBatches:
     """All of them so far, by their text."""
 
     def __post_init__(self) -> None:
-        self.crops = CropSettings.of(self.crops)
+        # Without what else a run's settings hold: these travel to other processes.
+        self.crops = CropSettings(**{name.name: getattr(self.crops, name.name) for name in fields(CropSettings)})
 
     @property
     def samples(self) -> int:

@@ -48,7 +48,7 @@ _LINES = 3
 class RegionSettings:
     """Which regions are taken of every slide."""
 
-    mpp: float = 0.5
+    region_mpp: float = 0.5
     """µm per pixel of the regions; 0.5 is 20× (LongViT, section 2)."""
     region_px: tuple[int, int] = (1024, 1536)
     """Smallest and largest side of the square regions at that resolution (LongViT, section 2)."""
@@ -58,7 +58,7 @@ class RegionSettings:
     """New regions in every epoch; the paper's recipe keeps them."""
     tissue: bool = False
     """Only regions whose centre lies on tissue; the paper's recipe takes any."""
-    mpp_of_slides: float | None = None
+    mpp: float | None = None
     """µm per pixel at level 0, instead of what the files say (a CSV's own column goes first)."""
     ignore_mpp: bool = False
     """Slides without a resolution are taken as if they were at the one of the regions."""
@@ -68,8 +68,10 @@ class RegionSettings:
     """A region with more unreadable tiles is replaced by another one."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.mpp) and self.mpp > 0):
-            raise InputError(f"mpp {self.mpp}: a resolution is a positive number of µm per pixel, 0.5 for 20×")
+        if not (math.isfinite(self.region_mpp) and self.region_mpp > 0):
+            raise InputError(
+                f"region_mpp {self.region_mpp}: a resolution is a positive number of µm per pixel, 0.5 for 20×"
+            )
         low, high = self.region_px
         if not 1 <= low <= high:
             raise InputError(f"region_px {low} {high}: the smallest side, then the largest, at least 1 px")
@@ -77,11 +79,6 @@ class RegionSettings:
             raise InputError(f"per_slide {self.per_slide}: at least 1 region of every slide")
         if self.max_bad_tiles < 0:
             raise InputError(f"max_bad_tiles {self.max_bad_tiles}: at least 0")
-
-    @classmethod
-    def of(cls, settings: RegionSettings) -> RegionSettings:
-        """These alone, out of settings that hold more: they travel to other processes and decide a fingerprint."""
-        return RegionSettings(**{field.name: getattr(settings, field.name) for field in fields(RegionSettings)})
 
 
 @dataclass(frozen=True)
@@ -208,7 +205,8 @@ def find_regions(
     `Problem`, and the others are taken. One that is smaller than the largest region gives smaller ones as long as half
     the smallest fits. Raises `InputError` where no slide is left, with the first problem.
     """
-    settings = RegionSettings.of(settings)
+    # Without what else a run's settings hold: these travel to other processes and decide a fingerprint.
+    settings = RegionSettings(**{field.name: getattr(settings, field.name) for field in fields(RegionSettings)})
     found: list[RegionSource] = []
     problems: list[Problem] = []
     said: list[tuple[Path, str]] = []
@@ -264,7 +262,7 @@ def _looked_at(listed: ListedSlide, settings: RegionSettings) -> _Found | Proble
 
     stage = "open"
     try:
-        given = settings.mpp_of_slides if listed.mpp is None else listed.mpp
+        given = settings.mpp if listed.mpp is None else listed.mpp
         with open_slide(listed.path, mpp=given, reader=settings.reader) as slide:
             identity = slide.identity()
             stage = "region"
@@ -285,10 +283,10 @@ def _mpp(slide: Slide, settings: RegionSettings) -> Mpp:
     if slide.mpp is not None:
         return slide.mpp
     if settings.ignore_mpp:
-        return Mpp(settings.mpp, settings.mpp, "ignored")
+        return Mpp(settings.region_mpp, settings.region_mpp, "ignored")
     places = "; ".join(map(str, slide.mpp_search.looked_at)) or "the format has no place for it"
     raise InputError(
-        f"{slide.path}: no resolution in the file (looked at {places}); pass --mpp-of-slides 0.25 (µm per pixel of the "
+        f"{slide.path}: no resolution in the file (looked at {places}); pass --mpp 0.25 (µm per pixel of the "
         f"largest level), or add a column mpp to the CSV, or pass --ignore-mpp to take pixels as they are"
     )
 
@@ -297,10 +295,10 @@ def _placed(
     listed: ListedSlide, slide: Slide, identity: str, mpp: Mpp, settings: RegionSettings
 ) -> tuple[RegionSource, tuple[str, ...]]:
     """The level, and how large the regions are."""
-    fine = [level for level in slide.levels if level.downsample * mpp.mean <= settings.mpp * (1 + _TOLERANCE)]
+    fine = [level for level in slide.levels if level.downsample * mpp.mean <= settings.region_mpp * (1 + _TOLERANCE)]
     level = fine[-1] if fine else slide.levels[0]
     down = [whole / part for whole, part in zip(slide.size_px, level.size_px, strict=True)]
-    scale = settings.mpp / (mpp.x * down[0]), settings.mpp / (mpp.y * down[1])
+    scale = settings.region_mpp / (mpp.x * down[0]), settings.region_mpp / (mpp.y * down[1])
     bounds = slide.bounds
     left, top = math.ceil(bounds.x / down[0]), math.ceil(bounds.y / down[1])
     size_px = math.floor(bounds.right / down[0]) - left, math.floor(bounds.bottom / down[1]) - top
@@ -308,7 +306,7 @@ def _placed(
     short_px, (low_px, high_px) = min(width_px, height_px), settings.region_px
     if 2 * short_px < low_px or short_px < 1:
         raise InputError(
-            f"{slide.path}: {width_px} × {height_px} px at {settings.mpp:g} µm/px, too small for regions of {low_px} "
+            f"{slide.path}: {width_px} × {height_px} px at {settings.region_mpp:g} µm/px, too small for regions of {low_px} "
             f"to {high_px} px (half of the smallest must fit); pass a smaller --region-px"
         )
     notes = []
@@ -316,8 +314,8 @@ def _placed(
         notes.append(f"{slide.path}: {width_px} × {height_px} px, smaller than a region: regions of {short_px} px")
     if not fine:
         notes.append(
-            f"{slide.path}: {mpp.mean:.4g} µm/px, coarser than the {settings.mpp:g} of the regions: it is enlarged "
-            f"{mpp.mean / settings.mpp:.3g} times"
+            f"{slide.path}: {mpp.mean:.4g} µm/px, coarser than the {settings.region_mpp:g} of the regions: it is enlarged "
+            f"{mpp.mean / settings.region_mpp:.3g} times"
         )
     sides_px = min(low_px, short_px), min(high_px, short_px)
     readers: dict[str, Literal["auto", "openslide", "tiff"]] = {"openslide": "openslide", "tiff": "tiff"}

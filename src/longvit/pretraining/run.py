@@ -57,8 +57,8 @@ class PretrainResult:
 
     finished: whether all epochs are done. figures: those of the last look (rankme, knn …). epochs, steps, regions,
     slides, parameters, device, starts_from, seconds (of all processes of the run, checkpoint to checkpoint).
-    skipped_steps, resolution (µm per pixel of the regions), left_out (slides). probe: source, regions, classes; or
-    None.
+    skipped_steps, alarms (a sentence each), resolution (µm per pixel of the regions), left_out (slides). probe: source,
+    regions, cases, classes; or None.
     """
     problems: tuple[Problem, ...] = ()
     """What problems.csv holds."""
@@ -74,9 +74,13 @@ class PretrainResult:
         m = self.metrics
         shown = {name: value for name, value in m["figures"].items() if name not in ("epoch", "step")}
         figures = ", ".join(f"{name} {'not defined' if v is None else f'{v:.3g}'}" for name, v in shown.items())
-        return (
-            f"{m['epochs']} epochs of {m['regions']} regions of {m['slides']} slides, {m['steps']} steps: {figures}\n"
-            f"teacher: {self.teacher_dir}"
+        slides = f"{m['slides']} slide{'' if m['slides'] == 1 else 's'}"
+        return "\n".join(
+            [
+                f"{m['epochs']} epochs of {m['regions']} regions of {slides}, {m['steps']} steps: {figures}",
+                *(f"ALARM: {alarm}" for alarm in m["alarms"]),
+                f"teacher: {self.teacher_dir}",
+            ]
         )
 
 
@@ -110,7 +114,7 @@ def pretrain(
     if ranks.is_first:
         make_folder(folder)
     with ranks.busy("looks at the slides"):
-        regions = find_regions(slides, settings.regions(), settings.seed, progress=ranks.is_first)
+        regions = find_regions(slides, settings, settings.seed, progress=ranks.is_first)
     labelled = None if probe is None else read_probe(probe, settings.global_px)
     facts = {"regions": regions.fingerprint}
     per_forward = 0
@@ -181,7 +185,7 @@ class _Pretraining:
         self.ranks, self.show = ranks, show
         self.device = pick_device(settings.device)
         self.batches = RegionBatches(
-            regions, settings.crops(), per_forward, settings.seed, settings.num_workers, settings.cache_dir
+            regions, settings, per_forward, settings.seed, settings.num_workers, settings.cache_dir
         )
         self.training = settings.training(per_forward)
         schedules = Schedules(settings, steps_per_epoch(self.batches, self.training), settings.batch_size)
@@ -282,6 +286,8 @@ class _Pretraining:
 
     def metrics(self, outcome: TrainResult) -> dict[str, Any]:
         """What metrics.json holds."""
+        from longvit.pretraining.collapse import alarms
+
         looked = [row for row in outcome.epochs if "rankme" in row]
         return without_nan(
             {
@@ -291,12 +297,16 @@ class _Pretraining:
                 "steps": outcome.steps,
                 "regions": self.regions.samples,
                 "slides": len(self.regions.sources),
-                "resolution": self.regions.settings.mpp,
+                "resolution": self.settings.region_mpp,
                 "parameters": sum(p.numel() for p in self.teacher.parameters()),
                 "device": self.device.name if self.ranks.world == 1 else f"{self.ranks.world} × {self.device.name}",
                 "starts_from": "random weights" if self.settings.weights is None else str(self.settings.weights),
                 "seconds": round(self.seconds_before + time.monotonic() - self.started_at_s, 1),
                 "skipped_steps": list(outcome.skipped_steps),
+                "alarms": [
+                    f"{alarm.name}. {alarm.seen} What to do: {alarm.advice}"
+                    for alarm in alarms(outcome.history, outcome.epochs, self.settings)
+                ],
                 "left_out": [p.slide for p in self.regions.problems],
                 "notes": list(self.regions.notes),
                 "probe": None

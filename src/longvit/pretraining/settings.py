@@ -6,9 +6,9 @@ Each default stands once, with its source: `dino.settings` (what is trained), `d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from longvit.data.crops import CropSettings
 from longvit.data.regions import RegionSettings
@@ -28,7 +28,6 @@ _NOT_DECISIVE = (
     "threads",
     "sequence_ranks",
 )
-_Part = TypeVar("_Part")
 # Tokens of the student in one forward pass where `forward_batch` is left open: 4 regions of the paper's crops.
 _TOKENS_PER_FORWARD = 16_384
 
@@ -99,17 +98,6 @@ class PretrainSettings(DinoSettings, RegionSettings, CropSettings):
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise InputError(f"{name} {getattr(self, name)!r}: choose {', '.join(get_args(hint))}")
         self.training()  # checks the rest
-
-    def regions(self) -> RegionSettings:
-        """The part that says which regions are taken."""
-        return self._part(RegionSettings)
-
-    def crops(self) -> CropSettings:
-        """The part that says how crops look."""
-        return self._part(CropSettings)
-
-    def _part(self, kind: type[_Part]) -> _Part:
-        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
     def regions_per_forward(self, patch_px: int = 32, data_ranks: int = 1) -> int:
         """`forward_batch`, or the rule that its help states: the largest divisor of batch_size within the limit that

@@ -306,16 +306,16 @@ def _placed(
     short_px, (low_px, high_px) = min(width_px, height_px), settings.region_px
     if 2 * short_px < low_px or short_px < 1:
         raise InputError(
-            f"{slide.path}: {width_px} × {height_px} px at {settings.region_mpp:g} µm/px, too small for regions of {low_px} "
-            f"to {high_px} px (half of the smallest must fit); pass a smaller --region-px"
+            f"{slide.path}: {width_px} × {height_px} px at {settings.region_mpp:g} µm/px, too small for regions of "
+            f"{low_px} to {high_px} px (half of the smallest must fit); pass a smaller --region-px"
         )
     notes = []
     if short_px < low_px:
         notes.append(f"{slide.path}: {width_px} × {height_px} px, smaller than a region: regions of {short_px} px")
     if not fine:
         notes.append(
-            f"{slide.path}: {mpp.mean:.4g} µm/px, coarser than the {settings.region_mpp:g} of the regions: it is enlarged "
-            f"{mpp.mean / settings.region_mpp:.3g} times"
+            f"{slide.path}: {mpp.mean:.4g} µm/px, coarser than the {settings.region_mpp:g} of the regions: it is "
+            f"enlarged {mpp.mean / settings.region_mpp:.3g} times"
         )
     sides_px = min(low_px, short_px), min(high_px, short_px)
     readers: dict[str, Literal["auto", "openslide", "tiff"]] = {"openslide": "openslide", "tiff": "tiff"}

@@ -1,6 +1,6 @@
 """Crops per second and core against DINO's augmentation in Pillow, and how long a pretraining waits for its data.
 
-    python benchmarks/crops.py [--rounds 5] [--quick] [--save]      (4 minutes)
+    python benchmarks/crops.py [--rounds 5] [--quick] [--save]      (5 minutes)
 
 `augmentation`: the same crops of the same regions of the real slide (10 of each region, DINO's probabilities), cut and
 changed by `longvit.data.crops` and, in turn, by Pillow's functions as DINO's code calls them through torchvision, in
@@ -189,8 +189,8 @@ def main() -> None:
     else:
         rows += augmentation(regions_of((1024, 1536), 4), paper, args.rounds)
         rows += augmentation(regions_of((256, 384), 20), small, args.rounds)
-        rows.append(waiting(regions_of((1024, 1536), 100), paper, 4, 20))
-        rows.append(waiting(regions_of((256, 384), 640), small, 16, 40))
+        rows.append(waiting(regions_of((1024, 1536), 100), paper, 2, 12))
+        rows.append(waiting(regions_of((256, 384), 640), small, 16, 20))
     report("crops", rows, args.save)
 
 

@@ -72,10 +72,12 @@ class Snn(System):
             raise InputError(f"omics {shape.omics}, fusion {shape.fusion}: snn takes one omic vector and no fusion")
 
     def encode(self, bags: Sequence[Bag]) -> Sequence[Any]:
-        return list(self.classifier(self.blocks(torch.stack([self.omics(bag)[0] for bag in bags]))))
+        logits = self.classifier(self.blocks(torch.stack([self.omics(bag)[0] for bag in bags])))
+        loss = None
+        if self.training and self.settings.l1:
+            loss = self.settings.l1 * torch.stack([p.abs().sum() for p in self.parameters()]).sum()
+        return [(of_bag, loss) for of_bag in logits]
 
-    def pool(self, encoded: Tensor, bag: Bag, label: Tensor | None) -> Prediction:
-        return Prediction(encoded, None, self._l1() if self.training and self.settings.l1 else None)
-
-    def _l1(self) -> Tensor:
-        return self.settings.l1 * torch.stack([p.abs().sum() for p in self.parameters()]).sum()
+    def pool(self, encoded: tuple[Tensor, Tensor | None], bag: Bag, label: Tensor | None) -> Prediction:
+        logits, loss = encoded
+        return Prediction(logits, None, loss)

@@ -121,10 +121,11 @@ def unpack(
                 f"{saved.path}: {name} is {shapes[0]} there and {shapes[1]} in this model; it is another model's"
             )
     model.load_state_dict(theirs)
-    for name, parameter in named_parameters(optimizer):
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            if (value := tensors.get(f"optimizer.{key}.{name}")) is not None:
-                optimizer.state[parameter][key] = value.to(parameter.device)
+    parameters = dict(named_parameters(optimizer))
+    for full_name, value in tensors.items():
+        if full_name.startswith("optimizer."):
+            _, key, name = full_name.split(".", 2)
+            optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
     for name, tensor in average.tensors.items() if average is not None else ():
         tensor.copy_(tensors[f"ema.{name}"])
     rows = tensors["history"].tolist()

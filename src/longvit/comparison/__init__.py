@@ -1,0 +1,1 @@
+"""Every system that the paper compares with, on the same folds, seeds and figures: one table."""

@@ -1,0 +1,104 @@
+"""The training bags of a cell in the order in which the loop takes them, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from longvit.baselines.bag import Bag
+from longvit.baselines.system import System
+from longvit.comparison.entrants import Entrant
+from longvit.comparison.study import Study
+from longvit.data.cohort import SlideRow
+
+if TYPE_CHECKING:
+    from longvit.tasks.task import Task
+
+_ORDER = 7  # a stream of random numbers of its own
+
+
+class Bags(Sequence[Bag]):
+    """The bags of rows, each made when it is asked for; what a system prepares of one is kept, its features are not."""
+
+    def __init__(self, study: Study, rows: Sequence[SlideRow], who: Entrant, device: torch.device) -> None:
+        self.study, self.rows, self.who, self.device = study, tuple(rows), who, device
+        self.prepared: dict[int, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Bag:  # type: ignore[override]
+        if not 0 <= i < len(self.rows):
+            raise IndexError(i)
+        bag = self.study.bag(self.rows[i], self.who).to(self.device)
+        if i in self.prepared:
+            clusters, neighbours = self.prepared[i]
+            bag = replace(bag, clusters=clusters, neighbours=neighbours)
+        return bag
+
+    def prepare(self, system: System) -> None:
+        """Phenotypes and graphs, once."""
+        for i, bag in enumerate(self):
+            done = system.prepare(bag)
+            self.prepared[i] = done.clusters, done.neighbours
+
+
+@dataclass(frozen=True)
+class BagBatch:
+    """One bag with its answer."""
+
+    bag: Bag
+    targets: Mapping[str, torch.Tensor]
+    """Name -> (1,)."""
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainingBags:
+    """`training.loop.Batches` of one bag each."""
+
+    bags: Bags
+    targets: Mapping[str, np.ndarray] = field(repr=False)
+    strata: Sequence[str] = field(repr=False)
+    balanced: bool
+    seed: int
+    batch_size: int = 1
+
+    @classmethod
+    def of(cls, bags: Bags, task: Task, *, balanced: bool, seed: int) -> TrainingBags:
+        """With the answers of `task`."""
+        targets = task.targets(bags.rows)
+        return cls(bags, targets, strata_of(targets), balanced, seed)
+
+    @property
+    def samples(self) -> int:
+        """Bags of one epoch."""
+        return len(self.bags)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Places of the bags in the order of an epoch, a function of (seed, epoch)."""
+        rng = np.random.default_rng([self.seed, epoch, _ORDER])
+        if not self.balanced:
+            return rng.permutation(self.samples)
+        _, stratum, count = np.unique(np.asarray(self.strata, str), return_inverse=True, return_counts=True)
+        weight = 1 / count[stratum]
+        return rng.choice(self.samples, self.samples, p=weight / weight.sum())
+
+    def epoch(self, epoch: int, numbers: Sequence[int]) -> Iterator[BagBatch]:
+        """The bags of `epoch` (0 …) at these places of its order."""
+        order = self.order(epoch)
+        for i in (int(order[number]) for number in numbers):
+            targets = {name: torch.from_numpy(of[i : i + 1]).to(self.bags.device) for name, of in self.targets.items()}
+            yield BagBatch(self.bags[i], targets, (self.bags.rows[i].slide_id,))
+
+
+def strata_of(targets: Mapping[str, np.ndarray]) -> list[str]:
+    """What is drawn equally often: the classes; of survival the bins of time, each with and without the event (MCAT's
+    eight)."""
+    names = [name for name in ("label", "bin", "event") if name in targets]
+    n = len(next(iter(targets.values())))
+    return ["/".join(str(targets[name][i]) for name in names) for i in range(n)]

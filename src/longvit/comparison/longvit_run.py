@@ -1,0 +1,71 @@
+"""LongViT in the same table: what `longvit train --folds` predicted, where its folds are those of the comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longvit.data.cohort import Cohort
+from longvit.data.folds import Fold, match, read_folds
+from longvit.errors import InputError
+from longvit.tasks.outputs import read_outputs
+from longvit.tasks.task import Predictions
+
+NAME = "longvit"
+
+
+@dataclass(frozen=True)
+class LongvitRun:
+    """A cross-validation of LongViT."""
+
+    folder: Path
+    predictions: Mapping[str, Predictions]
+    """Fold -> its evaluated slides, last epoch."""
+    best_val: Mapping[str, float | None]
+    """Fold -> the main figure at the epoch picked on val."""
+    parameters: int | None
+
+
+def read_longvit_run(folder: str | Path, cohort: Cohort, folds: Sequence[Fold], task: str, figure: str) -> LongvitRun:
+    """Reads the folder of a cross-validation; `cohort` has all slides of the CSV.
+
+    Raises `InputError`: no finished cross-validation, another task, a fold that it has not or has otherwise.
+    """
+    folder = Path(folder)
+    try:
+        summary = json.loads((folder / "crossval.json").read_text(encoding="utf-8"))
+        evaluated, its_task = summary["evaluated"], summary["task"]
+        of_best = {str(f["fold"]): f["best_val"] for f in summary["folds"]}
+    except OSError as error:
+        raise InputError(
+            f"{folder}: no finished cross-validation (crossval.json); give the folder of `longvit train --folds`"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'crossval.json'}: damaged; run the cross-validation again") from error
+    if its_task != task:
+        raise InputError(f"{folder}: a cross-validation of {its_task}, this is {task}")
+    theirs = {fold.name: fold for fold in read_folds(folder / "folds")}
+    predictions, parameters = {}, None
+    for fold in folds:
+        if (other := theirs.get(fold.name)) is None or _sides(cohort, fold) != _sides(cohort, other):
+            what = "has no fold" if other is None else "has other slides in fold"
+            raise InputError(
+                f"{folder}: {what} {fold.name}: LongViT and the systems must have the same folds; give --folds "
+                f"{folder / 'folds'}"
+            )
+        of_fold = folder / f"fold_{fold.name}"
+        try:
+            predictions[fold.name] = read_outputs(of_fold / "outputs.csv", cohort)["model"][evaluated]
+            metrics: dict[str, Any] = json.loads((of_fold / "metrics.json").read_text(encoding="utf-8"))
+            parameters = metrics["training"].get("parameters")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{of_fold}: no finished fold of {evaluated} predictions, or damaged ({error})") from error
+    best = {name: None if of is None else of.get(figure) for name, of in of_best.items() if name in predictions}
+    return LongvitRun(folder, predictions, best, parameters)
+
+
+def _sides(cohort: Cohort, fold: Fold) -> dict[str, tuple[int, ...]]:
+    return dict(match(cohort, fold).rows)

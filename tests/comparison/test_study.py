@@ -1,0 +1,191 @@
+"""Bags of a study: nothing of the evaluated patients is fitted, classes come equally often, omics are found by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from comparison.made import GENES, QUICK, WIDTH, write_features, write_study
+from longvit.comparison.bags import Bags, TrainingBags
+from longvit.comparison.cell import bags_of_fold, make_system
+from longvit.comparison.entrants import entrant
+from longvit.comparison.omics import OmicTable, read_omics
+from longvit.comparison.settings import ComparisonSettings
+from longvit.comparison.study import Study, make_study
+from longvit.data.cohort import Cohort, read_cohort
+from longvit.data.folds import folds_of_column
+from longvit.errors import InputError
+
+SURVIVAL = replace(QUICK, task="survival", n_bins=2)
+CPU = torch.device("cpu")
+
+
+def read(folder: Path, task: str = "survival") -> Cohort:
+    return read_cohort(folder / "cohort.csv", label_column="label" if task == "subtyping" else None, need_files=False)
+
+
+def fitted(study: Study, cohort: Cohort, name: str, settings: ComparisonSettings) -> dict[str, torch.Tensor]:
+    """Everything that fold 0 fits: buffers of the system, edges of the bins."""
+    of = bags_of_fold(study, folds_of_column(cohort)[0], settings)
+    who = entrant(name)
+    system = make_system(who, study, of.task, settings)
+    system.fit(Bags(study, of.cohort.split("train"), who, CPU))
+    found = dict(system.named_buffers())
+    if edges := getattr(of.task, "edges", None) is not None:
+        found["edges"] = torch.from_numpy(of.task.edges[1:-1])  # type: ignore[attr-defined]
+        assert edges
+    return found
+
+
+@pytest.mark.parametrize("name", ["snn", "deep_attn_misl", "deep_sets+concat"])
+def test_nothing_of_the_evaluated_patients_is_fitted(tmp_path: Path, name: str) -> None:
+    write_study(tmp_path)
+    settings = replace(SURVIVAL, set=("deep_attn_misl.phenotypes=3",))
+
+    def study_of() -> tuple[Study, Cohort]:
+        cohort = read(tmp_path)
+        return make_study(cohort, "survival", tmp_path / "features", read_omics(tmp_path / "omics.csv"), 100), cohort
+
+    study, cohort = study_of()
+    before = fitted(study, cohort, name, settings)
+    evaluated = [row for row in cohort.rows if row.fold == "0"]
+    changed = (tmp_path / "omics.csv").read_text().splitlines()
+    cases = {row.case_id for row in evaluated}
+    changed = [
+        ",".join([line.split(",")[0], *["99"] * len(GENES)]) if line.split(",")[0] in cases else line
+        for line in changed
+    ]
+    (tmp_path / "omics.csv").write_text("\n".join(changed) + "\n")
+    for row in evaluated:
+        write_features(tmp_path / "features", row.slide_id, np.full((9, WIDTH), 50.0))
+    table = (tmp_path / "cohort.csv").read_text().splitlines()
+    at = table[0].split(",").index("survival_months")
+    later = [line.split(",") for line in table]
+    for cells in later[1:]:
+        if cells[0] in cases:
+            cells[at] = "11.5"
+    (tmp_path / "cohort.csv").write_text("\n".join(",".join(cells) for cells in later) + "\n")
+    study, cohort = study_of()
+    after = fitted(study, cohort, name, settings)
+    assert before.keys() == after.keys()
+    assert "edges" in before
+    assert len(before) > 1
+    for key, value in before.items():
+        torch.testing.assert_close(value, after[key], rtol=0, atol=0, msg=key)
+
+
+def test_z_scores_are_those_of_the_training_fold(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    cohort, omics = read(tmp_path), read_omics(tmp_path / "omics.csv")
+    study = make_study(cohort, "survival", None, omics, 100)
+    of = bags_of_fold(study, folds_of_column(cohort)[0], SURVIVAL)
+    who = entrant("snn")
+    system = make_system(who, study, of.task, SURVIVAL)
+    train = Bags(study, of.cohort.split("train"), who, CPU)
+    system.fit(train)
+    z = torch.stack([system.omics(bag)[0] for bag in train])
+    raw = np.array([omics.vector(row.case_id) for row in train.rows], dtype=np.float64)
+    np.testing.assert_allclose(z.numpy(), (raw - raw.mean(0)) / raw.std(0), rtol=1e-4, atol=1e-5)
+
+
+def test_rare_classes_are_drawn_as_often_as_others(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    study = make_study(read(tmp_path, "subtyping"), "subtyping", tmp_path / "features", None, 100)
+    rows = [row for row in study.cohort.rows if row.label == "benign" or row.slide_id == "s01"]
+    bags = Bags(study, rows, entrant("mil"), CPU)
+    strata = [row.label for row in rows]
+    batches = TrainingBags(bags, {"label": np.zeros(len(rows), np.int64)}, strata, balanced=True, seed=1)
+    drawn = np.concatenate([batches.order(epoch) for epoch in range(200)])
+    share = np.mean([strata[i] == "tumour" for i in drawn])
+    assert abs(share - 0.5) < 4 * 0.5 / len(drawn) ** 0.5
+    assert (batches.order(3) == batches.order(3)).all()
+    plain = replace_balanced(batches)
+    assert sorted(plain.order(0)) == list(range(len(rows)))
+
+
+def replace_balanced(of: TrainingBags) -> TrainingBags:
+    return TrainingBags(of.bags, of.targets, of.strata, balanced=False, seed=of.seed)
+
+
+def test_strata_of_survival_are_bins_with_and_without_the_event(tmp_path: Path) -> None:
+    from longvit.comparison.bags import strata_of
+
+    found = strata_of({"bin": np.array([0, 1, 1]), "event": np.array([1, 1, 0]), "months": np.array([1.0, 2, 3])})
+    assert found == ["0/1", "1/1", "1/0"]
+
+
+def test_bags_beyond_the_memory_are_read_anew_and_equal(tmp_path: Path) -> None:
+    write_study(tmp_path, 8, slides_of_a_patient=2)
+    cohort = read(tmp_path)
+    studies = [make_study(cohort, "survival", tmp_path / "features", None, mb) for mb in (100, 0)]
+    assert [len(study.kept) for study in studies] == [4, 0]
+    row = studies[0].unit_rows(cohort.rows)[1]
+    one, other = (study.bag(row, entrant("mil")) for study in studies)
+    assert torch.equal(one.features, other.features)
+    assert one.coords is not None
+    assert other.coords is not None
+    assert torch.equal(one.coords, other.coords)
+    assert one.slide_tiles == other.slide_tiles == (14, 15)
+
+
+def test_signatures_take_their_genes_in_all_kinds(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    found = read_omics(tmp_path / "omics.csv", tmp_path / "signatures.csv")
+    assert [[GENES[i] for i in places] for places in found.signatures.values()] == [
+        ["AAA_cnv", "AAA_rnaseq", "BBB_cnv", "BBB_rnaseq"],
+        ["BBB_cnv", "BBB_rnaseq", "CCC_cnv", "CCC_rnaseq"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("patient,TP53_cnv\nP00,1\n", "no column case_id"),
+        ("case_id,TP53\nP00,1\n", "no column ends with _mut, _cnv, _rnaseq"),
+        ("case_id,TP53_cnv\nP00,1\nP01,high\n", "column TP53_cnv holds 'high'"),
+        ("case_id,TP53_cnv\nP00,inf\n", "column TP53_cnv holds an infinity"),
+    ],
+)
+def test_omics_that_cannot_be_used_are_refused_in_one_line(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "omics.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_omics(path)
+
+
+def test_a_signature_without_any_gene_is_refused(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    (tmp_path / "none.csv").write_text("first,other\nAAA,QQQ\n")
+    with pytest.raises(InputError, match="none of its 6 columns is of signature 'other'"):
+        read_omics(tmp_path / "omics.csv", tmp_path / "none.csv")
+
+
+def test_patients_without_omics_leave_all_systems(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    omics = read_omics(tmp_path / "omics.csv")
+    fewer = OmicTable(omics.columns, {k: v for k, v in omics.of_case.items() if k != "P03"}, {}, "omics.csv")
+    study = make_study(read(tmp_path), "survival", tmp_path / "features", fewer, 100)
+    assert [(p.slide, p.error) for p in study.problems] == [("s03", "omics.csv: no row of patient P03")]
+    assert "s03" not in study.slides_of
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"systems": ("clamm",)}, "system 'clamm': did you mean 'clam_sb'"),
+        ({"systems": ("mil+product",)}, "behind \\+ stands concat or bilinear"),
+        ({"systems": ("snn+concat",)}, "snn takes omics in its own way"),
+        ({"set": ("hidden=3",)}, "--set hidden=3: it reads like"),
+        ({"task": "grading"}, "task 'grading': choose"),
+        ({"rest": "kept"}, "rest 'kept': choose carried, stepped, dropped"),
+        ({"epochs": 0}, "epochs 0: at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        ComparisonSettings(**given)

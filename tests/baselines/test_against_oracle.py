@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from baselines.made import OUTPUTS, SIGNATURES, arrays, bag, system
+from longvit.baselines import gcn_mil
 from longvit.baselines.bag import Bag, Prediction
 from longvit.baselines.clam import ClamSB, smooth_top1_svm
 from longvit.baselines.deepattnmisl import DeepAttnMisl
@@ -172,10 +173,12 @@ def test_gcn_sums_a_tile_and_its_neighbours(graph: str, tiles: int) -> None:
     agrees(made(given), *oracle.gcn_mil(x_of(given), near, arrays(made), 3))
 
 
-def test_neighbours_stay_within_a_slide() -> None:
-    points = torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("few_dims", "at_once"), [(True, 2**24), (False, 2**24), (False, 50)])
+def test_neighbours_stay_within_a_slide(few_dims: bool, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gcn_mil, "_CHUNK_DISTANCES", at_once)
+    points = 100 + torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
     slides = (slice(0, 12), slice(12, 13), slice(13, 30))
-    found = nearest(points, 4, slides, few_dims=True)
+    found = nearest(points, 4, slides, few_dims=few_dims)
     for s in slides:
         expected = [[s.start + j for j in row] for row in oracle.nearest(points[s].numpy(), 4)]
         assert [[j for j in row if j >= 0] for row in found[s].tolist()] == expected

@@ -8,8 +8,8 @@ coordinates. Each tile sums up over its own neighbours, so the graph is a direct
 
 What differs from the published preparation of graphs: there the tree of the features is asked with coordinates, so that
 those neighbours are wrong; and a graph is a file made by a notebook, here `prepare` makes it once for each bag. Exact
-neighbours in feature space cost time quadratic in the tiles, in memory that is linear (scikit-learn, in chunks);
-by coordinates it is a k-d tree, N log N. Training is linear either way.
+neighbours in feature space cost time quadratic in the tiles, though not memory (a few rows of distances at a time); by
+coordinates it is a k-d tree, N log N. Training is linear either way.
 
 N tiles, k neighbours, E edges, D width of the features, H width of the layers, C outputs.
 """
@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,22 +30,40 @@ from longvit.baselines.gated_attention import GatedAttention
 from longvit.baselines.system import Shape, System, check_settings, hidden_layer
 from longvit.errors import InputError
 
+_CHUNK_DISTANCES = 2**24  # at once: 64 MB in float32
+
 
 def nearest(points: Tensor, k: int, slides: Sequence[slice], *, few_dims: bool) -> Tensor:
     """points (N, P) → (N, k) int64: the k nearest others of each within its slide, by Euclidean distance.
 
     −1 where a slide has fewer than k others. `few_dims`: a k-d tree instead of all distances.
     """
-    from sklearn.neighbors import NearestNeighbors
-
-    x = points.detach().cpu().numpy()
-    found = np.full((len(x), k), -1, dtype=np.int64)
+    found = torch.full((len(points), k), -1, device=points.device)
     for s in slides:
         if others := min(k, s.stop - s.start - 1):
-            tree = NearestNeighbors(n_neighbors=others, algorithm="kd_tree" if few_dims else "brute").fit(x[s])
-            # without arguments: a point is not its own neighbour
-            found[s, :others] = s.start + tree.kneighbors(return_distance=False)
-    return torch.from_numpy(found).to(points.device)
+            of_slide = (_by_tree if few_dims else _by_all_distances)(points[s].detach(), others)
+            found[s, :others] = s.start + of_slide
+    return found
+
+
+def _by_tree(points: Tensor, k: int) -> Tensor:
+    from sklearn.neighbors import NearestNeighbors
+
+    tree = NearestNeighbors(n_neighbors=k, algorithm="kd_tree").fit(points.cpu().numpy())
+    # without arguments: a point is not its own neighbour
+    return torch.from_numpy(tree.kneighbors(return_distance=False)).to(points.device)
+
+
+def _by_all_distances(x: Tensor, k: int) -> Tensor:
+    """A few rows of the distances at a time, |x_j|² − 2 x_i · x_j: the same order as |x_i − x_j|²."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x - x.mean(0)  # smaller numbers, smaller rounding
+    squares, found = x.square().sum(1), []
+    for rows in torch.arange(len(x), device=x.device).split(max(1, _CHUNK_DISTANCES // len(x))):
+        far = torch.addmm(squares, x[rows], x.T, alpha=-2)
+        far[torch.arange(len(rows), device=x.device), rows] = torch.inf  # a tile is not its own neighbour
+        found.append(far.topk(k, largest=False).indices)
+    return torch.cat(found)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,82 @@
+"""LongViT in the table: its predictions on the same folds, the gap with its interval; other folds are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from comparison.made import QUICK, write_study
+from longvit.comparison.compare import compare
+from longvit.data.cohort import Cohort, read_cohort
+from longvit.data.folds import folds_of_column, write_folds
+from longvit.errors import InputError
+from longvit.tasks.outputs import write_outputs
+from longvit.tasks.task import Predictions
+
+ONE = replace(QUICK, systems=("mean_pooling",), set=(), bootstrap=30)
+
+
+def write_run(folder: Path, cohort: Cohort, *, without: str = "") -> float:
+    """A cross-validation as `longvit train --folds column` leaves it, of a model that is nearly always right; → its
+    mean AUC."""
+    folds, aucs = folds_of_column(cohort), []
+    write_folds(folder / "folds", folds)
+    for fold in folds:
+        rows = tuple(row for row in cohort.rows if row.slide_id in fold.test and row.slide_id != without)
+        rng = np.random.default_rng(int(fold.name))
+        logits = rng.normal(size=(len(rows), 2))
+        logits[:, 1] += [3.0 * cohort.class_index(row) for row in rows]
+        write_outputs(folder / f"fold_{fold.name}" / "outputs.csv", {"model": {"test": Predictions(rows, logits, 0.0)}})
+        (folder / f"fold_{fold.name}" / "metrics.json").write_text('{"training": {"parameters": 123}}')
+        aucs.append(roc_auc_score([cohort.class_index(r) for r in rows], logits[:, 1] - logits[:, 0]))
+    summary = {
+        "task": "subtyping",
+        "evaluated": "test",
+        "folds": [{"fold": fold.name, "best_val": None} for fold in folds],
+    }
+    (folder / "crossval.json").write_text(json.dumps(summary))
+    return float(np.mean(aucs))
+
+
+def test_longvit_stands_in_the_table_with_its_gap(tmp_path: Path) -> None:
+    cohort = read_cohort(write_study(tmp_path), need_files=False)
+    mean = write_run(tmp_path / "cv", cohort)
+    folds = folds_of_column(cohort)
+    summary = compare(
+        cohort, folds, ONE, tmp_path / "out", features=tmp_path / "features", longvit_run=tmp_path / "cv"
+    ).summary
+    system, longvit = summary["systems"]
+    assert (longvit["system"], longvit["parameters"]) == ("longvit", 123)
+    assert longvit["mean"] == pytest.approx(mean)
+    gap = system["gap"]
+    assert gap["value"] == pytest.approx(mean - system["mean"])
+    assert gap["low"] <= gap["value"] <= gap["high"]
+
+
+def test_a_slide_that_longvit_lacks_is_left_out_of_the_gap_alone(tmp_path: Path) -> None:
+    cohort = read_cohort(write_study(tmp_path), need_files=False)
+    write_run(tmp_path / "cv", cohort, without="s04")
+    folds = folds_of_column(cohort)
+    summary = compare(
+        cohort, folds, ONE, tmp_path / "out", features=tmp_path / "features", longvit_run=tmp_path / "cv"
+    ).summary
+    system, longvit = summary["systems"]
+    assert system["gap"]["value"] != pytest.approx(longvit["mean"] - system["mean"], abs=1e-12)
+    assert abs(system["gap"]["value"] - (longvit["mean"] - system["mean"])) < 0.2
+
+
+def test_longvit_on_other_folds_is_refused_in_one_line(tmp_path: Path) -> None:
+    cohort = read_cohort(write_study(tmp_path), need_files=False)
+    write_run(tmp_path / "cv", cohort)
+    folds = folds_of_column(cohort)
+    moved = (replace(folds[0], train=folds[0].train[1:]), folds[1])
+    for other, words in ((moved, "has other slides in fold 0"), ((replace(folds[0], name="7"),), "has no fold 7")):
+        with pytest.raises(InputError, match=f"{words}.*the same folds; give --folds .*cv/folds"):
+            compare(cohort, other, ONE, tmp_path / "out", features=tmp_path / "features", longvit_run=tmp_path / "cv")
+    with pytest.raises(InputError, match="no finished cross-validation"):
+        compare(cohort, folds, ONE, tmp_path / "out", features=tmp_path / "features", longvit_run=tmp_path)

@@ -59,7 +59,13 @@ def seed_forward(seed: int, epoch: int, number: int) -> None:
     """The global random states of torch (all devices), NumPy and Python before the forward pass of a batch: drop path
     is then the same on all ranks of a sequence, on every mesh, and in a run that was interrupted."""
     low, high = np.random.SeedSequence([seed, epoch, number]).generate_state(2)
-    torch.manual_seed(int(high) << 32 | int(low))
+    # What torch.manual_seed does, but for devices that nothing runs on: it formats the whole stack for them, 0.6 ms.
+    seed = int(high) << 32 | int(low)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
     np.random.seed(low)  # noqa: NPY002 (the state that third-party code may use)
     random.seed(int(low))
 

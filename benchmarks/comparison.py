@@ -1,0 +1,169 @@
+"""Every system of the comparison on real labels; and omics of real patients, where no slides are needed.
+
+    python benchmarks/comparison.py [--save] [--systems clam_sb …] [--folds 0 …] [--epochs 20] [--out DIR]
+    python benchmarks/comparison.py --omics [--save] [--epochs 20] [--out FOLDER]
+
+**Fields**: 338 H&E fields of colon (448 px), adenocarcinoma or healthy, five folds that are disjoint by site; features
+of all 16 tiles of 112 px, at the files' own pixels, by the encoder that needs no download (`stain-texture`). Every
+system as published. Colour is a strong shortcut in these fields, since every site has one label (benchmarks/colon.py):
+the table shows that all systems train under one protocol, not which of them is best on slides.
+
+**Omics**: SNN, and the omic branch of the fusions by itself (two blocks, no L1), on the published folds and tables of
+UCEC (123 copy numbers) and LUAD (3,096 features), beside ridge Cox on the same inputs (benchmarks/omics.py); and a
+balanced logistic regression (standardised, C = 0.01, nothing tuned) of the mutations on the ten published subtyping
+folds of BRCA and NSCLC.
+
+Needs ../shared beside the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from longvit.batch import ReadSettings, RunSettings, feature_slides
+from longvit.batch.features import feature_folder
+from longvit.comparison.compare import compare, print_table
+from longvit.comparison.omics import read_omics
+from longvit.comparison.settings import ComparisonSettings
+from longvit.data.cohort import read_cohort
+from longvit.data.folds import assign, folds_of_column, read_folds
+from longvit.data.slide_list import find_slides
+from longvit.report.comparison import comparison_report
+from longvit.slides.tiles import TileSettings
+from longvit.slides.tissue import TissueSettings
+from longvit.tasks.evaluate import spread
+from longvit.tasks.survival_metrics import c_index
+from omics import MCAT, folds_of, ridge_cox
+from side_by_side import HERE, report
+
+SHARED = HERE.parents[1] / "shared"
+COLON, HIPT = SHARED / "slides" / "colon", SHARED / "data" / "hipt"
+ENCODER, TILES = "stain-texture", TileSettings(tile_px=112, mpp=0.5, min_tissue=0)
+MUTATIONS = {"brca": ("tcga_brca", ("IDC", "ILC"), 0.881), "nsclc": ("tcga_lung", ("LUAD", "LUSC"), 0.846)}
+BRANCH = ("snn.blocks=2", "snn.l1=0", "snn.init=pytorch")
+
+
+def rows_of(summary: Mapping[str, Any], **more: Any) -> Iterator[dict[str, Any]]:
+    """A row per system."""
+    for row in summary["systems"]:
+        found = {**more, "system": row["system"], "inputs": row["inputs"]}
+        for name in ("mean", "sd", "low", "high", "seconds", "peak_memory_mib"):
+            found[name] = None if row[name] is None else round(row[name], 3)
+        found |= {"parameters": row["parameters"], "gap": row["gap"]}
+        found["folds"] = [None if c["value"] is None else round(c["value"], 3) for c in row["cells"]]
+        if errors := [f"fold {c['fold']}: {c['error']}" for c in row["cells"] if c["error"]]:
+            found["errors"] = errors
+        yield found
+
+
+def fields(out: Path, settings: ComparisonSettings, only: list[str], longvit_run: Path | None) -> list[dict[str, Any]]:
+    """All systems on the fields of colon."""
+    cohort = read_cohort(COLON / "cohort.csv")
+    tiles = out / "tiles"
+    feature_slides(
+        ENCODER,
+        find_slides([COLON / "cohort.csv"]),
+        tiles,
+        TILES,
+        TissueSettings(),
+        ReadSettings(mpp=TILES.mpp),  # the files say nothing; this takes their pixels as they are
+        RunSettings(),
+    )
+    result = compare(
+        cohort,
+        folds_of_column(cohort),
+        settings,
+        out / "colon",
+        features=feature_folder(tiles, TILES, ENCODER),
+        only=only,
+        longvit_run=longvit_run,
+    )
+    print_table(result.summary)
+    print(comparison_report(result.summary, result.folder))
+    return list(rows_of(result.summary, cohort="colon", figure="auc", tiles=result.summary["tiles"]))
+
+
+def survival_of_omics(out: Path, settings: ComparisonSettings) -> Iterator[dict[str, Any]]:
+    """SNN, its two-block form and ridge Cox."""
+    for name in ("ucec", "luad"):
+        table = MCAT / "clinical" / f"tcga_{name}_all_clean.csv.zip"
+        cohort = read_cohort(table, label_column=None, need_files=False)
+        for what, given in (("snn", ()), ("omic branch", BRANCH)):
+            result = compare(
+                cohort,
+                read_folds(MCAT / "splits" / f"tcga_{name}"),
+                replace(settings, task="survival", systems=("snn",), set=given, bins="cohort"),
+                out / f"{name}_{what.replace(' ', '_')}",
+                omics=read_omics(table),
+            )
+            yield from rows_of(result.summary, cohort=name, what=what, figure="c_index")
+        values = [c_index(fold.months_val, fold.event_val, ridge_cox(fold)) for fold in folds_of(name)]
+        mean, sd = spread(values, 0)
+        yield {"cohort": name, "what": "ridge Cox", "mean": round(mean, 3), "sd": round(sd, 3)}
+
+
+def subtyping_of_mutations() -> Iterator[dict[str, Any]]:
+    """Logistic regression on the published folds (which leak patients, as published)."""
+    for name, (files, classes, expected) in MUTATIONS.items():
+        label = HIPT / "labels" / f"{files}_subset.csv.zip"
+        cohort = read_cohort(label, label_column="oncotree_code", keep=classes, need_files=False)
+        columns = [column for column in cohort.rows[0].cells if column.endswith("_mut")]
+        values = []
+        for fold in read_folds(HIPT / "splits" / files):
+            of = assign(cohort, fold, allow_leak=True)
+            x, y = {}, {}
+            for split in ("train", "test"):
+                rows = of.split(split)
+                x[split] = np.array([[float(row.cells[c] or 0) for c in columns] for row in rows])
+                y[split] = np.array([of.class_index(row) for row in rows])
+            x = {split: np.nan_to_num(values_of) for split, values_of in x.items()}
+            model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
+            fitted = make_pipeline(StandardScaler(), model).fit(x["train"], y["train"])
+            values.append(roc_auc_score(y["test"], fitted.decision_function(x["test"])))
+        mean, sd = spread(values, 1)
+        yield {
+            "cohort": name,
+            "what": f"{len(columns)} mutations, logistic regression",
+            "figure": "auc",
+            "mean": round(mean, 3),
+            "sd": round(sd, 3),
+            "protocol": expected,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--omics", action="store_true")
+    parser.add_argument("--systems", nargs="*", default=[])
+    parser.add_argument("--folds", nargs="*", default=[], help="of the fields; default: all five")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path, help="folder, where it goes on; default: a temporary one")
+    parser.add_argument("--longvit-run", type=Path, help="of `longvit train --folds column` on the same fields")
+    parser.add_argument("--save", action="store_true")
+    args = parser.parse_args()
+    if not (COLON.is_dir() and MCAT.is_dir() and HIPT.is_dir()):
+        raise SystemExit("needs the reference material: slides/colon, data/mcat and data/hipt are not at ../shared")
+    settings = ComparisonSettings(systems=tuple(args.systems), epochs=args.epochs, threads=args.threads, device="cpu")
+    with tempfile.TemporaryDirectory() as temporary:
+        out = args.out or Path(temporary)
+        if args.omics:
+            rows = [*subtyping_of_mutations(), *survival_of_omics(out, settings)]
+            report("comparison_omics", rows, args.save)
+        else:
+            report("comparison", fields(out, settings, args.folds, args.longvit_run), args.save)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ from longvit.comparison.intervals import drawn_means, interval, mean_of_folds, o
 from longvit.data.cohort import Cohort, SlideRow
 from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.subtyping import Subtyping
+from longvit.tasks.survival import Survival
 from longvit.tasks.task import Predictions
 
 RESAMPLES, SEED = 60, 4
@@ -82,3 +83,29 @@ def test_a_difference_is_taken_on_the_patients_that_both_have(
     assert common[1] == {}
     assert [len(common[0][name].rows) for name in ("one", "two")] == [16, 16]
     assert common[0]["one"].names == common[0]["two"].names
+
+
+def test_a_patient_drawn_twice_counts_as_two_in_the_c_index() -> None:
+    rng = np.random.default_rng(0)
+    months, event, risk = rng.uniform(1, 50, 12), rng.uniform(size=12) < 0.7, rng.normal(size=12)
+    of = tuple(
+        SlideRow(f"P{i}", f"s{i}", "", Path(f"s{i}.svs"), split="train", cells={"survival_months": repr(m), "event": e})
+        for i, (m, e) in enumerate(zip(months.tolist(), np.where(event, "1", "0").tolist(), strict=True))
+    )
+    task = Survival(Cohort(of, ()), FinetuneSettings(task="survival", survival_loss="cox"))
+    draws = drawn_means([{"one": Predictions(of, risk[:, None], 0.0)}], [task], resamples=20, seed=SEED)["one"]
+    rng = np.random.default_rng(SEED)
+    for value in draws:
+        drawn = rng.integers(12, size=12)
+        assert value == pytest.approx(naive_c_index(months[drawn], event[drawn], risk[drawn]), abs=1e-12)
+
+
+def naive_c_index(months: np.ndarray, event: np.ndarray, risk: np.ndarray) -> float:
+    """Pair by pair: i had the event, and j was followed for longer (or as long, without the event)."""
+    right, pairs = 0.0, 0
+    for i in np.flatnonzero(event):
+        for j in range(len(months)):
+            if months[j] > months[i] or (months[j] == months[i] and not event[j]):
+                pairs += 1
+                right += 1.0 if risk[i] > risk[j] else 0.5 if risk[i] == risk[j] else 0.0
+    return right / pairs

@@ -46,9 +46,9 @@ PAIRS = (
 
 
 def squares(out: Path) -> tuple[Cohort, tuple[Fold, ...], FinetuneSettings]:
-    """The squares, their folds, and the settings of `folds.py` with half its epochs."""
+    """The squares, their folds, and the settings of `folds.py` with fewer epochs: pretrained weights need fewer."""
     cohort = read_cohort(write_cohort(out / "squares"))
-    settings = FinetuneSettings(epochs=16, **SETTINGS)
+    settings = FinetuneSettings(epochs=6, **SETTINGS)
     strata = task_class("subtyping").strata(cohort, settings)
     return cohort, make_folds(cohort, FOLDS, strata=strata, by_site=True), settings
 
@@ -59,7 +59,11 @@ def colon(out: Path) -> tuple[Cohort, tuple[Fold, ...], FinetuneSettings]:
 
     cohort = read_cohort(COLON / "cohort.csv")
     ids = {unseen: tuple(r.slide_id for r in cohort.rows if (r.fold in ("3", "4")) == unseen) for unseen in (0, 1)}
-    return cohort, (Fold("unseen_sites", train=ids[0], test=ids[1]),), replace(OF_COLON, epochs=8, bootstrap=500)
+    return (
+        cohort,
+        (Fold("unseen_sites", train=ids[0], test=ids[1]),),
+        replace(OF_COLON, epochs=4, warmup_epochs=1, bootstrap=500),
+    )
 
 
 DATA = {"squares": squares, "colon": colon}

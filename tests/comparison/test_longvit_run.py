@@ -80,3 +80,29 @@ def test_longvit_on_other_folds_is_refused_in_one_line(tmp_path: Path) -> None:
             compare(cohort, other, ONE, tmp_path / "out", features=tmp_path / "features", longvit_run=tmp_path / "cv")
     with pytest.raises(InputError, match="no finished cross-validation"):
         compare(cohort, folds, ONE, tmp_path / "out", features=tmp_path / "features", longvit_run=tmp_path)
+
+
+def test_survival_meets_longvit_on_patients_though_it_saw_a_slide_without_features(tmp_path: Path) -> None:
+    write_study(tmp_path, 32, slides_of_a_patient=2)
+    (tmp_path / "features" / "s00.h5").unlink()  # the first slide of patient P00, whose second one has features
+    cohort = read_cohort(tmp_path / "cohort.csv", label_column=None, need_files=False)
+    folds, rng = folds_of_column(cohort), np.random.default_rng(0)
+    write_folds(tmp_path / "cv" / "folds", folds)
+    for fold in folds:
+        rows = tuple(row for row in cohort.rows if row.slide_id in fold.test)
+        of = {"model": {"test": Predictions(rows, rng.normal(size=(len(rows), 2)), 0.0)}}
+        write_outputs(tmp_path / "cv" / f"fold_{fold.name}" / "outputs.csv", of)
+        (tmp_path / "cv" / f"fold_{fold.name}" / "metrics.json").write_text('{"training": {"parameters": 1}}')
+    summary = {"task": "survival", "evaluated": "test", "folds": [{"fold": f.name, "best_val": None} for f in folds]}
+    (tmp_path / "cv" / "crossval.json").write_text(json.dumps(summary))
+    found = compare(
+        cohort,
+        folds,
+        replace(ONE, task="survival", n_bins=2, bags_per_step=4),
+        tmp_path / "out",
+        features=tmp_path / "features",
+        longvit_run=tmp_path / "cv",
+    ).summary
+    system, longvit = found["systems"]
+    assert found["problems"] == 1
+    assert system["gap"]["value"] == pytest.approx(longvit["mean"] - system["mean"])  # the same patients

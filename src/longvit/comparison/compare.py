@@ -86,8 +86,7 @@ def compare(
         ready = [bags_of_fold(study, fold, settings) for fold in wanted]
         longvit = None
         if longvit_run is not None:
-            figure = task_class(settings.task).figure
-            longvit = read_longvit_run(longvit_run, cohort, wanted, settings.task, figure)
+            longvit = read_longvit_run(longvit_run, cohort, wanted, settings)
         done = {
             (each.name, of.fold.name): found
             for of in ready

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longvit.comparison.settings import ComparisonSettings
 from longvit.data.cohort import Cohort
-from longvit.data.folds import Fold, match, read_folds
+from longvit.data.folds import Fold, assign, match, read_folds
 from longvit.errors import InputError
+from longvit.tasks.crossval import replace_splits
 from longvit.tasks.outputs import read_outputs
-from longvit.tasks.task import Predictions
+from longvit.tasks.task import Predictions, Task, task_class
 
 NAME = "longvit"
 
@@ -27,14 +29,18 @@ class LongvitRun:
     best_val: Mapping[str, float | None]
     """Fold -> the main figure at the epoch picked on val."""
     parameters: int | None
+    tasks: Mapping[str, Task]
+    """Fold -> the task bound to all slides of the CSV: it knows the answers of slides without features, too."""
 
 
-def read_longvit_run(folder: str | Path, cohort: Cohort, folds: Sequence[Fold], task: str, figure: str) -> LongvitRun:
+def read_longvit_run(
+    folder: str | Path, cohort: Cohort, folds: Sequence[Fold], settings: ComparisonSettings
+) -> LongvitRun:
     """Reads the folder of a cross-validation; `cohort` has all slides of the CSV.
 
     Raises `InputError`: no finished cross-validation, another task, a fold that it has not or has otherwise.
     """
-    folder = Path(folder)
+    folder, kind = Path(folder), task_class(settings.task)
     try:
         summary = json.loads((folder / "crossval.json").read_text(encoding="utf-8"))
         evaluated, its_task = summary["evaluated"], summary["task"]
@@ -45,10 +51,10 @@ def read_longvit_run(folder: str | Path, cohort: Cohort, folds: Sequence[Fold], 
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'crossval.json'}: damaged; run the cross-validation again") from error
-    if its_task != task:
-        raise InputError(f"{folder}: a cross-validation of {its_task}, this is {task}")
+    if its_task != settings.task:
+        raise InputError(f"{folder}: a cross-validation of {its_task}, this is {settings.task}")
     theirs = {fold.name: fold for fold in read_folds(folder / "folds")}
-    predictions, parameters = {}, None
+    predictions, tasks, parameters = {}, {}, None
     for fold in folds:
         if (other := theirs.get(fold.name)) is None or _sides(cohort, fold) != _sides(cohort, other):
             what = "has no fold" if other is None else "has other slides in fold"
@@ -56,6 +62,8 @@ def read_longvit_run(folder: str | Path, cohort: Cohort, folds: Sequence[Fold], 
                 f"{folder}: {what} {fold.name}: LongViT and the systems must have the same folds; give --folds "
                 f"{folder / 'folds'}"
             )
+        assigned = assign(replace_splits(cohort), fold, allow_leak=settings.allow_leak)
+        tasks[fold.name] = kind(assigned, settings.of_task())
         of_fold = folder / f"fold_{fold.name}"
         try:
             predictions[fold.name] = read_outputs(of_fold / "outputs.csv", cohort)["model"][evaluated]
@@ -63,8 +71,8 @@ def read_longvit_run(folder: str | Path, cohort: Cohort, folds: Sequence[Fold], 
             parameters = metrics["training"].get("parameters")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{of_fold}: no finished fold of {evaluated} predictions, or damaged ({error})") from error
-    best = {name: None if of is None else of.get(figure) for name, of in of_best.items() if name in predictions}
-    return LongvitRun(folder, predictions, best, parameters)
+    best = {name: None if of is None else of.get(kind.figure) for name, of in of_best.items() if name in predictions}
+    return LongvitRun(folder, predictions, best, parameters, tasks)
 
 
 def _sides(cohort: Cohort, fold: Fold) -> dict[str, tuple[int, ...]]:

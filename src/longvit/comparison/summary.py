@@ -69,7 +69,7 @@ def summarise(
         if longvit is not None:
             here[NAME] = longvit.predictions[of.fold.name]
         rounds.append(here)
-    tasks = [of.task for of in folds]
+    tasks = [of.task if longvit is None else longvit.tasks[of.fold.name] for of in folds]
     draws = drawn_means(rounds, tasks, resamples=settings.bootstrap, seed=settings.seed)
     published = published_column(settings.cell, kind.figure)
     rows = []
@@ -95,7 +95,7 @@ def summarise(
             }
         )
     if longvit is not None:
-        values = [of.task.main_figure(longvit.predictions[of.fold.name]) for of in folds]
+        values = [task.main_figure(longvit.predictions[of.fold.name]) for of, task in zip(folds, tasks, strict=True)]
         rows.append(
             {
                 "system": NAME,

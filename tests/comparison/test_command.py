@@ -34,7 +34,7 @@ def test_command_writes_table_and_report_and_names_the_failed_cells(
     assert "mean pooling" in said.out
     assert "mean_pooling, fold 0: auc" in said.err
     assert "fold 1" not in said.err
-    assert command(*given, *QUICK, "--systems", "mean_pooling", "--systems", "mcat", "--fold", "0") == 1
+    assert command(*given, *QUICK, "--systems", "mean_pooling", "mcat", "--fold", "0") == 1
     said = capsys.readouterr()
     assert "mcat, fold 0: failed: mcat: needs omics" in said.err
     html = (tmp_path / "out" / "index.html").read_text()

@@ -109,7 +109,7 @@ def benchmark(
     longvit benchmark cohort.csv --features job --folds 5 --out comparison
     longvit benchmark cohort.csv --features job --folds runs/cv/folds --longvit-run runs/cv --pictures 2
     longvit benchmark tcga_ucec.csv.zip --task survival --folds splits/tcga_ucec --omics tcga_ucec.csv.zip --systems snn
-    longvit benchmark cohort.csv --features job --folds column --systems clam_sb --systems transmil --epochs 5
+    longvit benchmark cohort.csv --features job --folds column --systems clam_sb transmil --epochs 5
     ```
     """
     from longvit.comparison.compare import compare, print_table

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from cyclopts import Parameter
 
 from longvit.comparison.entrants import Entrant, entrant
 from longvit.errors import InputError
@@ -20,10 +22,10 @@ class ComparisonSettings:
 
     task: str = "subtyping"
     """What is asked: subtyping (a bag is a slide) or survival (a bag is a patient, all slides behind each other)."""
-    systems: tuple[str, ...] = ()
+    systems: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ()
     """Who takes part, e.g. clam_sb, mcat, deep_sets+concat (omics joined to the tiles; or +bilinear). Left out: all
     that the inputs allow."""
-    set: tuple[str, ...] = ()
+    set: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ()
     """Settings of a system, e.g. gcn_mil.graph=coordinates or hipt.region_checkpoint=vit4k_xs_dino.pth."""
     epochs: int = 20
     """Passes over the training bags; the last is evaluated."""

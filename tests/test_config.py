@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +10,7 @@ from typing import Annotated, Literal
 import pytest
 from cyclopts import App, CycloptsError, Parameter
 
+from longvit.comparison.settings import ComparisonSettings
 from longvit.config import load_settings, one_line, read_recipe, recipe_config, recipe_names, settings_yaml
 from longvit.errors import InputError
 from longvit.pretraining.settings import PretrainSettings
@@ -125,12 +127,15 @@ def test_an_unknown_recipe_lists_those_that_come_along() -> None:
         read_recipe("tiiny")
 
 
+SETTINGS_OF = {"dino": PretrainSettings, "baselines": ComparisonSettings}
+
+
 def test_every_recipe_that_comes_along_can_be_read_and_opens_with_its_command() -> None:
     assert {"subtyping", "tiny", "dino-tiny", "dino-longvit-s-1024"} <= set(recipe_names())
     for name in recipe_names():
-        load_settings(PretrainSettings if name.startswith("dino") else FinetuneSettings, name)
+        load_settings(SETTINGS_OF.get(re.split("[-_]", name)[0], FinetuneSettings), name)
         text = (Path(__file__).parents[1] / "src" / "longvit" / "recipes" / f"{name}.yaml").read_text()
-        assert f"--recipe {name}" in text.split("model:")[0]
+        assert f"--recipe {name}" in text.split("\n\n")[0].split("model:")[0]
 
 
 def test_the_recipe_subtyping_is_table_6() -> None:

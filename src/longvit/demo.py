@@ -261,6 +261,9 @@ def write_demo_report(
         text=(*CONTRIBUTIONS_TEXT, "The model was trained on regions of 128 µm and has never seen a whole slide."),
         pictures=(Picture(f"{WHOLE_SIDE_PX // 32} × {WHOLE_SIDE_PX // 32} patches", picture.read_bytes()),),
     )
+    start = "random weights"
+    if settings.weights is not None:
+        start = f"weights that were pretrained without labels on other slides ({settings.weights})"
     figures, *rest = content.sections
     report = replace(
         content,
@@ -268,7 +271,7 @@ def write_demo_report(
         lead=(
             f"A LongViT of {finetuned.metrics['training']['parameters'] / 1e6:.1f} million parameters learned from "
             f"{len(train)} regions on the left of a slide which regions hold much haematoxylin (many nuclei), starting "
-            f"from random weights, and was tested on {len(test)} regions on the right.",
+            f"from {start}, and was tested on {len(test)} regions on the right.",
         ),
         notes=(
             "The label is a stand-in that needs no pathologist: much means that a region's haematoxylin content lies "

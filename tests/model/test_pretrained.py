@@ -247,3 +247,20 @@ def test_a_broken_config_is_one_line(folder: Path) -> None:
     with pytest.raises(InputError, match="not the config") as error:
         load_model(folder)
     assert "\n" not in str(error.value)
+
+
+def test_a_saved_model_can_be_read_by_whom_the_folder_lets(tmp_path: Path) -> None:
+    folder = longvit.create_model("longvit_tiny_patch32").save_pretrained(tmp_path / "model")
+    (tmp_path / "plain").touch()
+    assert (folder / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_weights_that_come_along_load_by_name_and_fit_the_package() -> None:
+    from longvit.model.pretrained import SHIPPED, shipped_names
+
+    assert shipped_names() == ("longvit-tiny-dino",)
+    model = load_model("longvit-tiny-dino")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert (SHIPPED / "longvit-tiny-dino" / "model.safetensors").stat().st_size < 12_000_000
+    card = (SHIPPED / "longvit-tiny-dino" / "README.md").read_text(encoding="utf-8")
+    assert all(f"## {part}" in card for part in ("Data", "Training", "What it brings", "Limits", "Licence"))

@@ -68,7 +68,10 @@ def save_pretrained(
             if not torch.isfinite(tensors[name]).all():
                 raise InputError(f"{folder}: not written: {name} does not fit {dtype}; take bfloat16")
     with atomic_path(folder / "model.safetensors") as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors would leave a file that only its owner may read
         save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.chmod(mode)
     write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     return folder
 

@@ -58,7 +58,7 @@ def rows_of(summary: Mapping[str, Any], **more: Any) -> Iterator[dict[str, Any]]
     """A row per system."""
     for row in summary["systems"]:
         found = {**more, "system": row["system"], "inputs": row["inputs"]}
-        for name in ("mean", "sd", "low", "high", "seconds", "peak_memory_mib"):
+        for name in ("mean", "sd", "low", "high", "seconds", "cpu_seconds", "peak_memory_mib"):
             found[name] = None if row[name] is None else round(row[name], 3)
         found |= {"parameters": row["parameters"], "gap": row["gap"]}
         found["folds"] = [None if c["value"] is None else round(c["value"], 3) for c in row["cells"]]

@@ -66,7 +66,7 @@ def draw_scores(of: Canvas, of_slide: TileScores, path: str | Path, *, title: st
     slide_axes, map_axes = figure.subplots(1, 2)
     slide_axes.imshow(pixels)
     map_axes.imshow(grey, cmap="gray", vmin=0, vmax=1)
-    shown = map_axes.imshow(np.ma.masked_invalid(share), cmap="inferno", vmin=0, vmax=1, alpha=0.6)
+    shown = map_axes.imshow(np.ma.masked_invalid(share), cmap="YlOrRd", vmin=0, vmax=1, alpha=0.6)
     for axes in (slide_axes, map_axes):
         axes.set_xticks([])
         axes.set_yticks([])

@@ -167,7 +167,7 @@ def run_cell(
         for split in ("train", *EVALUATED)
         if cohort.split(split)
     }
-    memory, began_s = PeakMemory(device.device), time.perf_counter()
+    memory, began_s, began_cpu_s = PeakMemory(device.device), time.perf_counter(), time.process_time()
     model = make_system(who, study, task, settings).to(device.device)
     model.fit(bags["train"])
     for of_split in bags.values():
@@ -210,7 +210,7 @@ def run_cell(
         epoch_done=lambda _: epoch_done(),
     )
     found = {split: predict(model, bags[split], task) for split in EVALUATED if split in bags}
-    seconds, peak_mib = time.perf_counter() - began_s, memory.mib()
+    seconds, cpu_seconds, peak_mib = time.perf_counter() - began_s, time.process_time() - began_cpu_s, memory.mib()
     predictions = {split: p for split, (p, _) in found.items()}
     write_outputs(folder / "outputs.csv", {"model": predictions})
     evaluated, scores = found[of_fold.evaluated]
@@ -243,6 +243,7 @@ def run_cell(
                 "parameters": sum(p.numel() for p in model.parameters()),
                 # a cell that went on behind a checkpoint knows only its last part
                 "seconds": None if outcome.resumed_at is not None else round(seconds, 3),
+                "cpu_seconds": None if outcome.resumed_at is not None else round(cpu_seconds, 3),
                 "fit_and_prepare_seconds": round(prepared_s, 3),
                 "peak_memory_mib": None if peak_mib is None else round(peak_mib, 1),
                 "device": device.name,

@@ -12,7 +12,6 @@ A cell that fails costs itself: its reason stands in the table, the others go on
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from longvit.comparison.cell import FoldBags, bags_of_fold, facts_of, finished, 
 from longvit.comparison.entrants import Entrant, all_entrants
 from longvit.comparison.longvit_run import read_longvit_run
 from longvit.comparison.omics import OmicTable
+from longvit.comparison.peak_memory import load_what_all_need
 from longvit.comparison.settings import ComparisonSettings
 from longvit.comparison.study import Study, make_study
 from longvit.comparison.summary import published_column, summarise, write_summary
@@ -130,6 +130,8 @@ def _run_cells(
     """Fills `done`; → the cells that failed."""
     failed: dict[tuple[str, str], Problem] = {}
     left = [(of, each) for of in ready for each in who if (each.name, of.fold.name) not in done]
+    if left:
+        load_what_all_need(device.device)
     total = len(ready) * len(who) * settings.epochs
     with Progress("cells × epochs", total, done=total - len(left) * settings.epochs, brief=not left) as progress:
         for of, each in left:
@@ -153,7 +155,6 @@ def _run_cells(
                 done[key] = metrics
                 progress.say(_finished_words(note, metrics))
             progress.advance(at + settings.epochs - progress.done)  # a cell that went on or failed has done fewer
-            gc.collect()
     return failed
 
 

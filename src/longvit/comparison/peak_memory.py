@@ -1,10 +1,29 @@
-"""The highest memory of a stretch of work above what there was when it began."""
+"""The highest memory of a stretch of work above what there was when it began.
+
+On a CPU this is what the process has from the system, in which the allocator hides a few MiB; benchmarks/bags.py takes
+a process for each measurement.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+
+def load_what_all_need(device: torch.device) -> None:
+    """Libraries that load at their first use; else the first one measured would be charged for them."""
+    import scipy.special  # noqa: F401
+    import sklearn.cluster
+    import sklearn.neighbors  # noqa: F401
+
+    layer = torch.nn.Linear(2, 2, device=device)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.ones(1, 2, device=device)).sum().backward()
+    optimizer.step()
 
 
 class PeakMemory:
@@ -13,6 +32,8 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.before = device, 0.0
+        gc.collect()
+        _give_back_freed()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
@@ -47,3 +68,9 @@ def _reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def _give_back_freed() -> None:
+    """What earlier work has freed goes back to the system (glibc keeps it, and the next would use it uncounted)."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -52,7 +52,8 @@ def summarise(
     systems: system, words, inputs; mean, sd (over the folds that are done), low, high (95 %: patients drawn anew in
         every fold); best_val (mean, sd at the epoch picked on val; None without val); gap (LongViT less the system on
         the patients that both have: value, low, high; None without LongViT); published (mean, sd, or None);
-        parameters, seconds (mean of a fold: fit, training, evaluation), peak_memory_mib (highest of the folds);
+        parameters; seconds and cpu_seconds (mean of a fold: fit, training, evaluation; None where interrupted);
+        peak_memory_mib (highest of the folds);
         cells: fold, value, best_val, seconds, or error.
     published: rows of the paper's column that no system here stands for. bags, tiles, width: what was compared on.
     settings, notes, problems, versions.
@@ -90,6 +91,7 @@ def summarise(
                 "published": _published_of(published, each),
                 "parameters": costs[0]["parameters"] if costs else None,
                 "seconds": _mean([c["seconds"] for c in costs]),
+                "cpu_seconds": _mean([c.get("cpu_seconds") for c in costs]),
                 "peak_memory_mib": max((c["peak_memory_mib"] for c in costs if c["peak_memory_mib"]), default=None),
                 "cells": cells,
             }
@@ -107,6 +109,7 @@ def summarise(
                 "published": None,
                 "parameters": longvit.parameters,
                 "seconds": None,
+                "cpu_seconds": None,
                 "peak_memory_mib": None,
                 "cells": [
                     {"fold": of.fold.name, "value": v, "best_val": longvit.best_val.get(of.fold.name), "error": None}

@@ -187,7 +187,7 @@ def systems_picture(summary: Mapping[str, Any], path: Path) -> None:
         shade = COLOURS[1] if row["system"] == "longvit" else COLOURS[0]
         x = np.array([cell["value"] for cell in row["cells"] if cell["value"] is not None], dtype=np.float64)
         # dots of equal height would hide each other
-        axes.scatter(x, y + 0.13 * (np.arange(len(x)) % 3 - 1), s=14, color=shade, alpha=0.45, linewidth=0)
+        axes.scatter(x, y + 0.13 * (np.arange(len(x)) % 3 - 1), s=14, color=shade, alpha=0.45, linewidth=0, zorder=3)
         if row["mean"] is None:
             axes.text(summary["chance"], y, "  failed", va="center", color=GREY, fontsize=8)
             continue
@@ -204,16 +204,17 @@ def systems_picture(summary: Mapping[str, Any], path: Path) -> None:
 
 
 def costs_picture(summary: Mapping[str, Any], path: Path) -> None:
-    """Seconds of a fold and peak memory, both on logarithmic axes."""
+    """Seconds of a fold and peak memory, the numbers beside the bars."""
     from longvit.tasks.picture_style import COLOURS, blank, save
 
     rows = [row for row in summary["systems"] if row["seconds"] is not None]
     figure, panels = blank(7.6, 1.1 + 0.3 * len(rows), columns=2)
     shown: Sequence[tuple[str, str]] = (("seconds", "seconds of a fold"), ("peak_memory_mib", "peak memory, MiB"))
     for axes, (key, label), shade in zip(panels, shown, COLOURS, strict=False):
-        values = [max(row[key] or 0.0, 0.1) for row in rows]
-        axes.barh(range(len(rows)), values, color=shade, height=0.62, log=True)
-        axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=label)
+        values = [row[key] or 0.0 for row in rows]
+        bars = axes.barh(range(len(rows)), values, color=shade, height=0.62)
+        axes.bar_label(bars, ["–" if row[key] is None else f"{row[key]:,.3g}" for row in rows], padding=3, fontsize=8)
+        axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=label, xlim=(0, 1.18 * max([*values, 1e-9])))
         axes.set_yticks(range(len(rows)), [row["words"] for row in rows] if key == "seconds" else [""] * len(rows))
         axes.tick_params(axis="y", length=0, labelsize=8)
     save(figure, path)

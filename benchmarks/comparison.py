@@ -5,10 +5,10 @@
 
 **Fields**: 338 H&E fields of colon (448 px), adenocarcinoma or healthy, five folds that are disjoint by site; features
 of all 16 tiles of 112 px, at the files' own pixels, by the encoder that needs no download (`stain-texture`). Every
-system as published, but for 4 epochs instead of 20, and for TransMIL's landmarks: 16, since a bag has no more tiles (the
-published 256 would be padding: 0.8 s a step instead of a hundredth). Colour is a strong shortcut in these fields, since
-every site has one label (benchmarks/colon.py): the table shows that all systems train under one protocol, not which of
-them is best on slides.
+system as published, but for 4 epochs instead of 20, and for TransMIL's landmarks: 16, since a bag has no more tiles
+(the published 256 would be padding: 0.8 s a step instead of a hundredth). Colour is a strong shortcut in these fields,
+since every site has one label (benchmarks/colon.py): the table shows that all systems train under one protocol, not
+which of them is best on slides.
 
 **Omics**: SNN, and the omic branch of the fusions by itself (two blocks, no L1), on the published folds and tables of
 UCEC (123 copy numbers) and LUAD (3,096 features), beside ridge Cox on the same inputs (benchmarks/omics.py); and a

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from longvit import __version__
+from longvit.cli.benchmark import benchmark
 from longvit.cli.canvas import canvas
 from longvit.cli.cohort import cohort
 from longvit.cli.convert import convert
@@ -60,6 +61,7 @@ app.command(tiles, sort_key=6)
 app.command(features, sort_key=6)
 app.command(convert, sort_key=6)
 app.command(cohort)
+app.command(benchmark, sort_key=10)
 app.command(evaluate, sort_key=10)
 app.command(tables, sort_key=11)
 app.command(recipes, sort_key=12)

@@ -1,6 +1,5 @@
 """Runs as one HTML file that stands alone."""
 
-from longvit.report.comparison import comparison_report
 from longvit.report.crossval import crossval_report
 from longvit.report.finetuned import finetune_content, finetune_report
 from longvit.report.page import Figure, Picture, Report, Row, Section, Table, write_report
@@ -13,7 +12,6 @@ __all__ = [
     "Row",
     "Section",
     "Table",
-    "comparison_report",
     "crossval_report",
     "finetune_content",
     "finetune_report",

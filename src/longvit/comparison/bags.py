@@ -59,7 +59,7 @@ class BagBatch:
 
 @dataclass(frozen=True)
 class TrainingBags:
-    """`training.loop.Batches` of one bag each."""
+    """`training.batches.Batches` of one bag each."""
 
     bags: Bags
     targets: Mapping[str, np.ndarray] = field(repr=False)

@@ -85,7 +85,7 @@ class CanvasDataset(Dataset):
 
 @dataclass(frozen=True)
 class CanvasBatches:
-    """The batches of a dataset, as the training loop takes them (`longvit.training.loop.Batches`)."""
+    """The batches of a dataset, as the training loop takes them (`longvit.training.batches.Batches`)."""
 
     dataset: CanvasDataset
     batch_size: int = 1

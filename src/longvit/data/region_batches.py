@@ -1,4 +1,4 @@
-"""Crops of regions as batches, as the training loop takes them (`longvit.training.loop.Batches`).
+"""Crops of regions as batches, as the training loop takes them (`longvit.training.batches.Batches`).
 
 The order of an epoch is a permutation of all regions, a function of (seed, epoch); the crops of a region are one of
 (seed, epoch, region). So any batch of any epoch can be had by itself, with the same bits whatever the number of

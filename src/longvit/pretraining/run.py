@@ -21,18 +21,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from longvit.data.problems import PROBLEMS_CSV, Problem, read_problems, write_problems
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.files import make_folder, write_text
+from longvit.pretraining.looked_at import Looked, read_looked_at
+from longvit.pretraining.pretrain_result import PretrainResult, finished, read_metrics
 from longvit.pretraining.settings import PretrainSettings
+from longvit.pretraining.starting_networks import backbone_config, start_from
 from longvit.tasks.results import without_nan, write_history
 from longvit.tasks.run_folder import alone_in, claim
 
@@ -41,47 +40,9 @@ if TYPE_CHECKING:
     from longvit.model.longvit import LongViTConfig
     from longvit.parallel.ranks import Ranks
     from longvit.pretraining.probes import Probe
-    from longvit.pretraining.rule import SelfDistillation
     from longvit.training.loop import TrainResult
 
 __all__ = ["PretrainResult", "PretrainSettings", "pretrain"]
-
-
-@dataclass(frozen=True)
-class PretrainResult:
-    """A finished pretraining; every file of it lies in `folder` (see the top of run.py)."""
-
-    folder: Path
-    metrics: dict[str, Any]
-    """What metrics.json holds (a figure that is not defined is None there):
-
-    finished: whether all epochs are done. figures: those of the last look (rankme, knn …). epochs, steps, regions,
-    slides, parameters, device, starts_from, seconds (of all processes of the run, checkpoint to checkpoint).
-    skipped_steps, alarms (a sentence each), resolution (µm per pixel of the regions), left_out (slides). probe: source,
-    regions, cases, classes; or None.
-    """
-    problems: tuple[Problem, ...] = ()
-    """What problems.csv holds."""
-    was_finished: bool = False
-    """The folder held a finished run with the same settings: nothing was computed."""
-
-    @property
-    def teacher_dir(self) -> Path:
-        return self.folder / "teacher"
-
-    def summary(self) -> str:
-        """A few lines for the terminal."""
-        m = self.metrics
-        shown = {name: value for name, value in m["figures"].items() if name not in ("epoch", "step")}
-        figures = ", ".join(f"{name} {'not defined' if v is None else f'{v:.3g}'}" for name, v in shown.items())
-        slides = f"{m['slides']} slide{'' if m['slides'] == 1 else 's'}"
-        return "\n".join(
-            [
-                f"{m['epochs']} epochs of {m['regions']} regions of {slides}, {m['steps']} steps: {figures}",
-                *(f"ALARM: {alarm}" for alarm in m["alarms"]),
-                f"teacher: {self.teacher_dir}",
-            ]
-        )
 
 
 def pretrain(
@@ -110,7 +71,7 @@ def pretrain(
     from longvit.pretraining.probes import read_probe
 
     ranks, folder = ranks or ALONE, Path(out_dir)
-    config = _config(settings)
+    config = backbone_config(settings)
     if ranks.is_first:
         make_folder(folder)
     with ranks.busy("looks at the slides"):
@@ -123,7 +84,7 @@ def pretrain(
         per_forward = claim(
             folder, {**settings.decisive(), **facts}, settings.regions_per_forward(config.patch_px, ranks.data_ranks)
         )
-        former = _finished(folder)
+        former = finished(folder)
         problems = (*regions.problems, *(labelled.problems if labelled is not None else ()))
         if former is None:
             write_problems(folder / PROBLEMS_CSV, problems)
@@ -134,28 +95,6 @@ def pretrain(
         if ranks.is_first:
             write_text(folder / "settings.yaml", settings_yaml(settings))
         return _Pretraining(regions, labelled, config, settings, folder, per_forward, ranks, show).run()
-
-
-def _config(settings: PretrainSettings) -> LongViTConfig:
-    """The backbone's, of a named size or of `settings.weights`."""
-    from longvit.model.longvit import SIZES, LongViT
-    from longvit.model.pretrained import convert, load_model
-
-    if settings.weights is not None:
-        loaded = convert(settings.weights) if settings.weights.is_file() else load_model(settings.weights)
-        if not isinstance(loaded, LongViT):
-            raise InputError(f"{settings.weights}: a model of tile features; regions of slides need a LongViT")
-        config = loaded.config
-        if config.positions == "per_patch":
-            raise InputError(f"{settings.weights}: one position per patch; crops of several sizes need a grid of them")
-    elif settings.model not in SIZES:
-        raise InputError(f"--model {settings.model}: choose {', '.join(SIZES)}")
-    else:
-        config = SIZES[settings.model]
-    for name in ("global_px", "local_px"):
-        if (side_px := getattr(settings, name)) % config.patch_px or side_px < config.patch_px:
-            raise InputError(f"{name} {side_px}: not a multiple of the model's patch of {config.patch_px} px")
-    return replace(config, image_px=settings.global_px, num_classes=0, class_names=())
 
 
 class _Pretraining:
@@ -178,7 +117,7 @@ class _Pretraining:
         from longvit.device import pick_device, set_threads
         from longvit.dino.schedules import Schedules
         from longvit.pretraining.rule import DinoRule, SelfDistillation
-        from longvit.training.loop import steps_per_epoch
+        from longvit.training.batches import steps_per_epoch
 
         set_threads(settings.threads)
         self.regions, self.probe, self.settings, self.folder = regions, probe, settings, folder
@@ -192,7 +131,7 @@ class _Pretraining:
         torch.manual_seed(settings.seed)
         model = SelfDistillation(config, settings)
         if settings.weights is not None:
-            _start_from(model, settings.weights)
+            start_from(model, settings.weights)
         self.model = model.to(self.device.device)
         networks = self.model.networks
         self.student, self.teacher = networks.student.backbone, networks.teacher.backbone
@@ -208,7 +147,7 @@ class _Pretraining:
 
         from longvit.training.loop import train
 
-        self.seconds_before = float(_read_json(self.folder / "metrics.json").get("seconds", 0.0))
+        self.seconds_before = float(read_metrics(self.folder).get("seconds", 0.0))
         self.shard()
         with self.ranks.busy("reads the regions that are looked at"):
             self.looked_at = read_looked_at(self.regions, self.settings.probe_regions, self.settings.global_px)
@@ -340,71 +279,3 @@ class _Pretraining:
         if self.show is not None:
             self.show(folder)
         self.written_at_s = time.monotonic()
-
-
-@dataclass(frozen=True)
-class Looked:
-    """Regions, unchanged, whose embeddings are looked at."""
-
-    pixels: Sequence[NDArray[np.uint8]]
-    """(S, S, 3) each."""
-    names: tuple[str, ...]
-    slides: tuple[str, ...]
-
-
-def read_looked_at(regions: Regions, n: int, side_px: int) -> Looked:
-    """`n` regions (all of them where there are fewer), the same ones at every call, spread over the slides; one that
-    cannot be read gives its place to the next."""
-    from PIL import Image
-
-    from longvit.data.region_reader import RegionReader, RegionUnreadableError
-
-    order = np.random.default_rng([regions.seed, 2]).permutation(regions.samples).tolist()
-    pixels, names, slides = [], [], []
-    with RegionReader(regions.settings) as reader:
-        for index in order:
-            region = regions.region(index)
-            try:
-                image = Image.fromarray(reader.pixels(region))
-            except RegionUnreadableError:
-                continue
-            pixels.append(np.asarray(image.resize((side_px, side_px), Image.Resampling.BICUBIC)))
-            names.append(region.name)
-            slides.append(region.source.slide_id)
-            if len(pixels) == n:
-                break
-    if len(pixels) < 2:
-        raise InputError(f"{regions.sources[0].path}: fewer than 2 of {regions.samples} regions can be read")
-    return Looked(pixels, tuple(names), tuple(slides))
-
-
-def _start_from(model: SelfDistillation, weights: Path) -> None:
-    """Student and teacher from a model folder, their heads stay at random; or both, heads and centre from a checkpoint
-    in DINO's layout."""
-    from longvit.dino.published import load_published
-    from longvit.model.pretrained import load_model
-
-    if weights.is_file():
-        load_published(model.networks, weights, loss=model.loss)
-        return
-    loaded = load_model(weights).state_dict()
-    own = {name: tensor for name, tensor in loaded.items() if not name.startswith("head.")}
-    for network in (model.networks.student, model.networks.teacher):
-        network.backbone.load_state_dict(own)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise InputError(f"{path}: damaged; remove it to have it written anew") from error
-
-
-def _finished(folder: Path) -> PretrainResult | None:
-    """The result of a run whose epochs are all done."""
-    metrics = _read_json(folder / "metrics.json")
-    if not metrics.get("finished"):
-        return None
-    return PretrainResult(folder, metrics, read_problems(folder / PROBLEMS_CSV), was_finished=True)

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from longvit.parallel.ranks import ALONE, Ranks
 from longvit.parallel.watch import waiting
 from longvit.progress import Progress
 from longvit.training.average import ParameterAverage
+from longvit.training.batches import Batches, steps_per_epoch
 from longvit.training.checkpoint import refuse_other_settings, write_checkpoint
 from longvit.training.events import EventFiles
 from longvit.training.interruption import Interrupted, StopSignals
@@ -48,28 +49,6 @@ from longvit.training.settings import TrainSettings
 from longvit.training.state import RunState, checkpoint_of_first, pack, seed_forward, unpack
 
 __all__ = ["Interrupted", "NonFiniteError", "TrainResult", "TrainSettings", "autocast", "train"]
-
-
-class Batch(Protocol):
-    """What the loop must know of a batch: the names of its samples, for error messages, and their number."""
-
-    @property
-    def names(self) -> Sequence[str]: ...
-
-
-class Batches(Protocol):
-    """Batches whose order is a function of (seed, epoch, number): any of them can be had by itself."""
-
-    @property
-    def samples(self) -> int:
-        """Samples of one epoch."""
-
-    @property
-    def batch_size(self) -> int:
-        """Samples of every batch but the last of an epoch, which holds the rest."""
-
-    def epoch(self, epoch: int, numbers: Sequence[int]) -> Iterable[Any]:
-        """The batches of an epoch (0 …) with these numbers (0 …), in this order; each has `names`."""
 
 
 Step = Callable[[nn.Module, Any], Mapping[str, torch.Tensor]]
@@ -190,11 +169,6 @@ def train(
         average.exchange()
     model.eval()
     return result()
-
-
-def steps_per_epoch(batches: Batches, settings: TrainSettings) -> int:
-    """Optimiser steps of an epoch; the last one takes the rest of the samples."""
-    return math.ceil(batches.samples / (batches.batch_size * settings.accumulation))
 
 
 def autocast(device: torch.device, dtype: str) -> Any:

@@ -13,7 +13,7 @@ import difflib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from longvit.errors import InputError
 
@@ -101,6 +101,15 @@ def check_keys(source: str | Path, keys: Iterable[str], known: Iterable[str]) ->
     for key in keys:
         if key.replace("-", "_") not in known:
             raise InputError(f"{source}: unknown key {key!r}{_nearest(key.replace('-', '_'), known)}")
+
+
+def check_choices(settings: Any) -> None:
+    """An `InputError` for the first field of a dataclass that has none of the values that its `Literal` lists."""
+    for name, hint in get_type_hints(type(settings)).items():
+        choices = [c for h in (hint, *get_args(hint)) if get_origin(h) is Literal for c in get_args(h)]
+        value = getattr(settings, name)
+        if choices and value is not None and value not in choices:
+            raise InputError(f"{name} {value!r}: choose {', '.join(choices)}")
 
 
 def load_settings(kind: type[Settings], recipe: str | Path | None = None, **overrides: Any) -> Settings:

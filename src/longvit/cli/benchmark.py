@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
-from longvit.cli.options import SlidesDir, say
+from longvit.cli.options import SETTINGS, Recipe, SlidesDir, say
 from longvit.comparison.settings import ComparisonSettings
 
 if TYPE_CHECKING:
     from longvit.comparison.compare import Comparison
     from longvit.data.cohort import Cohort
     from longvit.data.folds import Fold
-
-_SETTINGS = Group("Settings (also keys of a recipe)", sort_key=1)
 
 
 def benchmark(
@@ -36,13 +34,7 @@ def benchmark(
         ),
     ] = None,
     out: Annotated[Path, Parameter(help="Folder of the comparison.")] = Path("benchmark"),
-    recipe: Annotated[
-        str | None,
-        Parameter(
-            help="YAML file with settings, or the name of one that comes along (`longvit recipes` lists them).",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: Recipe = None,
     folds: Annotated[
         str | None,
         Parameter(
@@ -92,7 +84,7 @@ def benchmark(
         Parameter(help="For so many slides of each fold: the tiles' scores on the slide, and as GeoJSON for QuPath."),
     ] = 0,
     slides_dir: SlidesDir = None,
-    settings: Annotated[ComparisonSettings, Parameter(name="*", group=_SETTINGS)] = ComparisonSettings(),  # noqa: B008
+    settings: Annotated[ComparisonSettings, Parameter(name="*", group=SETTINGS)] = ComparisonSettings(),  # noqa: B008
 ) -> int:
     """Every system that the paper compares with, on the same folds, seeds and figures, in one table.
 

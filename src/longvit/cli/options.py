@@ -6,12 +6,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 if TYPE_CHECKING:
     from longvit.batch import BatchResult, RunSettings
     from longvit.model.longvit import LongViT
 
+SETTINGS = Group("Settings (also keys of a recipe)", sort_key=1)
+Recipe = Annotated[
+    str | None,
+    Parameter(
+        help="YAML file with settings, or the name of one that comes along (`longvit recipes` lists them).",
+        show_default=False,
+    ),
+]
 Model = Annotated[
     Path, Parameter(help="Model folder (config.json, model.safetensors), as `longvit train` and `convert` write it.")
 ]

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
-from longvit.cli.options import Slides, SlidesDir, say
+from longvit.cli.options import SETTINGS, Recipe, Slides, SlidesDir, say
 from longvit.pretraining.settings import PretrainSettings
-
-_SETTINGS = Group("Settings (also keys of a recipe)", sort_key=1)
 
 
 def pretrain(
@@ -18,13 +16,7 @@ def pretrain(
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder of the run.")] = Path("pretrained"),
-    recipe: Annotated[
-        str | None,
-        Parameter(
-            help="YAML file with settings, or the name of one that comes along (`longvit recipes` lists them).",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: Recipe = None,
     probe: Annotated[
         Path | None,
         Parameter(
@@ -34,7 +26,7 @@ def pretrain(
         ),
     ] = None,
     slides_dir: SlidesDir = None,
-    settings: Annotated[PretrainSettings, Parameter(name="*", group=_SETTINGS)] = PretrainSettings(),  # noqa: B008
+    settings: Annotated[PretrainSettings, Parameter(name="*", group=SETTINGS)] = PretrainSettings(),  # noqa: B008
 ) -> int:
     """Pretrain a LongViT on random regions of slides, without labels (DINO).
 

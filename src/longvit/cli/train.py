@@ -7,17 +7,15 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
-from longvit.cli.options import say
+from longvit.cli.options import SETTINGS, Recipe, say
 from longvit.tasks.settings import FinetuneSettings
 
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
     from longvit.data.folds import Fold
     from longvit.parallel.ranks import Ranks
-
-_SETTINGS = Group("Settings (also keys of a recipe)", sort_key=1)
 
 
 def train(
@@ -31,13 +29,7 @@ def train(
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder of the run.")] = Path("run"),
-    recipe: Annotated[
-        str | None,
-        Parameter(
-            help="YAML file with settings, or the name of one that comes along (`longvit recipes` lists them).",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: Recipe = None,
     label_column: Annotated[str, Parameter(help="Which column of the CSV holds the class.")] = "label",
     keep: Annotated[
         tuple[str, ...],
@@ -72,7 +64,7 @@ def train(
         bool, Parameter(negative="", help="Move patients who stand on two sides of a fold to one side.")
     ] = False,
     jobs: Annotated[int, Parameter(help="Folds at once, each in a process of its own.")] = 1,
-    settings: Annotated[FinetuneSettings, Parameter(name="*", group=_SETTINGS)] = FinetuneSettings(),  # noqa: B008
+    settings: Annotated[FinetuneSettings, Parameter(name="*", group=SETTINGS)] = FinetuneSettings(),  # noqa: B008
 ) -> int:
     """Fine-tune on slides and a CSV of labels or survival times; with --folds, a cross-validation.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from longvit.comparison.entrants import Entrant, entrant
+from longvit.config import check_choices
 from longvit.errors import InputError
 from longvit.tasks.catalogue import TASKS
 from longvit.tasks.settings import FinetuneSettings
@@ -78,11 +79,7 @@ class ComparisonSettings:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise InputError(f"{name} {value}: at least {low}")
-        for name, hint in get_type_hints(type(self)).items():
-            choices = [c for h in (hint, *get_args(hint)) if get_origin(h) is Literal for c in get_args(h)]
-            value = getattr(self, name)
-            if choices and value is not None and value not in choices:
-                raise InputError(f"{name} {value!r}: choose {', '.join(choices)}")
+        check_choices(self)
         self.of_task()  # checks the rest
         for text in self.systems:
             entrant(text)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
+from longvit.config import check_choices
 from longvit.data.crops import CropSettings
 from longvit.data.regions import RegionSettings
 from longvit.dino.settings import DinoSettings
@@ -94,9 +95,7 @@ class PretrainSettings(DinoSettings, RegionSettings, CropSettings):
             raise InputError(f"report_minutes {self.report_minutes}: at least 0")
         if self.forward_batch is not None and (self.forward_batch < 1 or self.batch_size % self.forward_batch):
             raise InputError(f"forward_batch {self.forward_batch}: it must divide batch_size {self.batch_size}")
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise InputError(f"{name} {getattr(self, name)!r}: choose {', '.join(get_args(hint))}")
+        check_choices(self)
         self.training()  # checks the rest
 
     def regions_per_forward(self, patch_px: int = 32, data_ranks: int = 1) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
+from longvit.config import check_choices
 from longvit.errors import InputError
 from longvit.tasks.catalogue import TASKS
 from longvit.training.settings import TrainSettings
@@ -162,10 +163,7 @@ class FinetuneSettings:
         for name in ("bootstrap", "num_workers", "memory_mb", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)}: at least 0")
-        for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                choices = ", ".join(get_args(hint))
-                raise InputError(f"{name} {getattr(self, name)!r}: choose {choices}")
+        check_choices(self)
         self.training()  # checks the rest
 
     def slides_per_forward(self, data_ranks: int = 1) -> int:

@@ -11,11 +11,11 @@ from longvit.baselines.published_training import (
     SUBTYPING_CLAM,
     SURVIVAL,
     PublishedTraining,
-    Stepper,
     Steps,
     adam,
 )
 from longvit.errors import InputError
+from oracles.published_loops import Stepper
 
 
 def trained(steps: Steps, epochs: int, bags: int) -> tuple[float, int]:

@@ -1,4 +1,4 @@
-"""The published loops as a rule of our loop, against the same loops step by step (`baselines.published_training`)."""
+"""The published loops as a rule of our loop, against the same loops step by step (`oracles.published_loops`)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from longvit.baselines.published_training import PublishedTraining, Stepper, Steps, adam
+from longvit.baselines.published_training import PublishedTraining, Steps, adam
 from longvit.comparison.published_rule import PublishedRule
 from longvit.errors import InputError
 from longvit.training.loop import train
 from longvit.training.settings import TrainSettings
+from oracles.published_loops import Stepper
 
 N = 11
 

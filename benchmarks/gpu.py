@@ -1,6 +1,6 @@
 """LongViT on one NVIDIA card: attention, model and training step at the paper's sizes, beside what they could be.
 
-    python benchmarks/gpu.py [--minutes 9] [--peer ../shared/peers/peer.py]
+    python benchmarks/gpu.py [--minutes 9] [--parts check forward training] [--peer ../shared/peers/peer.py]
     python benchmarks/gpu.py --cpu-smoke        the same code at tiny sizes, no card needed
 
 Every part runs in a process of its own (one that crashes or hangs costs its own rows), the most important first; rows
@@ -113,6 +113,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
     shared = ["--peer", str(Path(args.peer).resolve()), *(["--cpu-smoke"] if args.cpu_smoke else [])]
 
     def part(*names: str, more: Sequence[str] = ()) -> None:
+        if not (names := tuple(name for name in names if name in args.parts)):
+            return
         wanted = sum(PARTS[name] for name in names)
         seconds = wanted if args.cpu_smoke else min(wanted, end - time.monotonic() - 5)
         if seconds < 10:
@@ -125,7 +127,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
             results.add(names[0], row)
 
     part("device")
-    if "error" in results.rows[-1]:
+    if results.rows and "error" in results.rows[-1]:
         raise SystemExit(f"gpu.py: {results.rows[-1]['error']}")
     for backend in ["cpu_flash"] if args.cpu_smoke else ["cuda_flash", "cuda_efficient", "triton"]:
         part("check", more=["--backends", backend])
@@ -142,6 +144,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="only these, in their order")
     parser.add_argument("--peer", default=str(PEERS), help="the published code's runner")
     parser.add_argument(
         "--out", type=Path, help="result file; default benchmarks/results/gpu.json, none with --cpu-smoke"

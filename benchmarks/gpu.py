@@ -42,10 +42,11 @@ PARTS = {  # in order of importance: how long each may take, seconds
 class Results:
     """The rows so far, on the disk after each."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, earlier: Path | None = None) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = []
-        self.machine = machine()
+        found = json.loads(earlier.read_text()) if earlier else {"rows": [], "machine": machine()}
+        self.rows: list[dict[str, Any]] = [r for r in found["rows"] if "skipped" not in r]
+        self.machine: dict[str, Any] = found["machine"]
 
     def add(self, part: str, row: dict[str, Any]) -> None:
         self.rows.append({"part": part} | row)
@@ -77,7 +78,7 @@ class Results:
     def agreeing(self) -> list[str]:
         """CUDA back ends that gave the right numbers; those of the wrong ones mean nothing."""
         rows = [r for r in self.rows if r["part"] == "check" and r.get("dtype") == "bfloat16"]
-        return [r["backend"] for r in rows if r.get("agrees")]
+        return list(dict.fromkeys(r["backend"] for r in rows if r.get("agrees")))
 
     def tiles(self) -> dict[str, list[int]]:
         return {r["kernel"]: r["tile"] for r in self.rows if r["part"] == "tune" and r.get("tile")}
@@ -111,6 +112,7 @@ def rows_of(command: list[str], seconds: float) -> Iterator[dict[str, Any]]:
 def run(args: argparse.Namespace, results: Results) -> None:
     end = time.monotonic() + args.minutes * 60
     shared = ["--peer", str(Path(args.peer).resolve()), *(["--cpu-smoke"] if args.cpu_smoke else [])]
+    shared += ["--images", *map(str, args.images)] if args.images else []
 
     def part(*names: str, more: Sequence[str] = ()) -> None:
         if not (names := tuple(name for name in names if name in args.parts)):
@@ -131,7 +133,7 @@ def run(args: argparse.Namespace, results: Results) -> None:
         raise SystemExit(f"gpu.py: {results.rows[-1]['error']}")
     for backend in ["cpu_flash"] if args.cpu_smoke else ["cuda_flash", "cuda_efficient", "triton"]:
         part("check", more=["--backends", backend])
-    backends = results.agreeing()
+    backends = [name for name in results.agreeing() if name in (args.backends or [name])]
     if "triton" in backends:
         part("tune", more=["--backends", "triton"])
     more = ["--backends", *(backends or ["plain"])]
@@ -145,6 +147,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="only these, in their order")
+    parser.add_argument("--backends", nargs="+", help="only these of the attention's, among those that agree")
+    parser.add_argument("--images", nargs="+", type=int, help="sides in px; default: 32768 4096 8192 16384")
+    parser.add_argument("--add-to", type=Path, metavar="FILE", help="go on from these results of the same card")
     parser.add_argument("--peer", default=str(PEERS), help="the published code's runner")
     parser.add_argument(
         "--out", type=Path, help="result file; default benchmarks/results/gpu.json, none with --cpu-smoke"
@@ -152,7 +157,7 @@ def main() -> None:
     parser.add_argument("--cpu-smoke", action="store_true", help="tiny sizes on the CPU, to test this script")
     args = parser.parse_args()
     default = None if args.cpu_smoke else HERE / "results" / "gpu.json"
-    results = Results(args.out or default)
+    results = Results(args.out or default, args.add_to)
     run(args, results)
     for name, value in results.reached().items():
         print(f"{name}: {value} (goal {GOALS[name]})", file=sys.stderr)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Bench:
         self.device = torch.device("cpu" if args.cpu_smoke else "cuda")
         self.cuda = self.device.type == "cuda"
         self.deadline = time.monotonic() + args.seconds
-        self.images = [128] if args.cpu_smoke else [32768, 4096, 8192, 16384]
+        self.images = [128] if args.cpu_smoke else args.images or [32768, 4096, 8192, 16384]
         self.model_name = "longvit_tiny_patch32" if args.cpu_smoke else "longvit_small_patch32"
         self.backends = args.backends or (["cuda_flash", "triton"] if self.cuda else ["cpu_flash"])
         self.half = torch.bfloat16
@@ -256,14 +257,20 @@ def logits_and_gradient(
     return logits.detach().double().cpu(), [p.grad.double().cpu().flatten() for p in model.parameters()]
 
 
-def tune(b: Bench) -> Iterator[dict[str, Any]]:
-    """Block sizes of the Triton kernels, on the segments of 16,384² px."""
-    if not b.cuda:
-        yield {"skipped": "the Triton kernels are tuned on a card"}
-        return
+TILES = {  # rows × columns × warps × stages of the kernels' blocks that are tried
+    "forward": "128x64x4x3 64x64x4x3 64x128x4x3 128x128x8x3 128x64x8x3 128x32x4x3 "
+    "128x128x4x2 128x128x4x3 128x64x4x2 64x128x4x2 64x256x4x2 256x64x8x2",
+    "keys": "64x64x4x3 128x64x4x3 128x64x8x3 64x32x4x4 128x32x4x3 64x128x4x2 "
+    "128x128x8x2 64x64x4x2 128x64x8x2 64x32x4x2 32x64x2x2 32x64x4x3",
+    "queries": "64x64x4x3 128x64x4x3 128x64x8x3 64x128x4x3 128x32x4x3 64x32x4x4 "
+    "128x128x8x2 64x64x4x2 128x64x8x2 128x64x4x2 64x128x4x2 128x128x4x2",
+}
+
+
+def kernel_launches(b: Bench, n: int) -> dict[str, Callable[[str], None]]:
+    """kernel → its launches over all branches of n patches, with blocks of a given size."""
     from longvit.attention import triton_branch as tb
 
-    n = 262_144
     q, k, v = torch.randn(1, n, 3, HEADS, DIM, device=b.device, dtype=b.half).unbind(2)
     grad_out, out = (torch.randn(1, n, HEADS, DIM, device=b.device, dtype=d) for d in (b.half, torch.float32))
     lse = torch.full((1, n, HEADS), 8.0, device=b.device)
@@ -276,18 +283,43 @@ def tune(b: Bench) -> Iterator[dict[str, Any]]:
         "keys": lambda w, r: tb.keys_backward(grad_out, q, k, v, lse, sums, grads[1:], w, r, scale),
         "queries": lambda w, r: tb.queries_backward(grad_out, q, k, v, lse, sums, grads[0], w, r, scale),
     }
-    tried = [(128, 64, 4, 3), (64, 64, 4, 3), (64, 128, 4, 3), (128, 128, 8, 3), (128, 64, 8, 3), (128, 32, 4, 3)]
-    tried += [(64, 64, 4, 2), (128, 128, 8, 2), (64, 32, 4, 4)]
-    for name, launch in kernels.items():
 
-        def step(tile: tuple[int, ...], name: str = name, launch: Any = launch) -> None:
-            tb.TILES[name] = tb.Tile(*tile)
+    def launch(name: str, tile: str) -> None:
+        before = tb.TILES[name]
+        tb.TILES[name] = tb.Tile(*map(int, tile.split("x")))
+        try:
             for w, r in branches:
-                launch(w, r)
+                kernels[name](w, r)
+        finally:
+            tb.TILES[name] = before
 
-        default = tb.TILES[name]
-        found = alternate(b, {"x".join(map(str, t)): (lambda t=t: step(t)) for t in tried}, 3)
-        tb.TILES[name] = default
+    return {name: partial(launch, name) for name in kernels}
+
+
+def compile_tiles(b: Bench) -> Iterator[dict[str, Any]]:
+    """A share of the kernels, for Triton's cache on the disk: `tune` starts several processes of it."""
+    launches = kernel_launches(b, 16_384)
+    share, of = b.args.share
+    every = [(kernel, tile) for kernel, tiles in TILES.items() for tile in tiles.split()]
+    for kernel, tile in every[share::of]:
+        with contextlib.suppress(Exception):  # `tune` says what does not compile
+            launches[kernel](tile)
+    yield {"share": share}
+
+
+def tune(b: Bench) -> Iterator[dict[str, Any]]:
+    """Block sizes of the Triton kernels, on the segments of 16,384² px."""
+    if not b.cuda:
+        yield {"skipped": "the Triton kernels are tuned on a card"}
+        return
+    of = max(1, min(12, (os.cpu_count() or 1) - 2))
+    command = [sys.executable, __file__, "compile_tiles", "--share"]
+    children = [subprocess.Popen([*command, str(i), str(of)], stdout=subprocess.DEVNULL) for i in range(of)]
+    for child in children:
+        child.wait()
+    n = 262_144
+    for name, launch in kernel_launches(b, n).items():
+        found = alternate(b, {tile: partial(launch, tile) for tile in TILES[name].split()}, 3)
         measured = {k: r["seconds"] for k, r in found.items() if "seconds" in r}
         best = min(measured, key=lambda tile: measured[tile]) if measured else None
         row = with_floors(b, found, pairs_of(n, segment_schedule(n)), 0)
@@ -365,13 +397,15 @@ def dense(b: Bench, pairs: int, backward: bool) -> Callable[[], None]:
 def main() -> None:
     import gpu_models
 
-    parts = {f.__name__: f for f in (device, check, check_model, tune, attention, *gpu_models.PARTS)}
+    parts = {f.__name__: f for f in (device, check, check_model, compile_tiles, tune, attention, *gpu_models.PARTS)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=parts)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--backends", nargs="+")
     parser.add_argument("--tiles")
+    parser.add_argument("--images", nargs="+", type=int)
     parser.add_argument("--peer", default=str(ROOT.parent / "shared" / "peers" / "peer.py"))
+    parser.add_argument("--share", nargs=2, type=int, default=(0, 1), metavar=("NUMBER", "OF"))
     parser.add_argument("--cpu-smoke", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(0)

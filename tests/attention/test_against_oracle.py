@@ -37,11 +37,12 @@ def run(function, tensors, *args, **kwargs):
 
 @pytest.mark.parametrize("case", range(len(ODD)))
 @pytest.mark.parametrize("heads", [3, 4])
-def test_every_length_from_1_to_130_matches_the_equation(case: int, heads: int) -> None:
+@pytest.mark.parametrize("backend", ["auto", "cpu_flash"])  # short sequences in one call, or branch by branch
+def test_every_length_from_1_to_130_matches_the_equation(case: int, heads: int, backend: str) -> None:
     segments, ratios = ODD[case]
     for n in range(1, 131):
         tensors = inputs(1 + n % 2, n, heads, 4 + n % 3, seed=n)
-        ours = run(dilated_attention, tensors, segment_lengths=segments, dilated_ratios=ratios)
+        ours = run(dilated_attention, tensors, segment_lengths=segments, dilated_ratios=ratios, backend=backend)
         want = run(oracle.dilated_attention, tensors, segments, ratios)
         for name, a, b in zip(["out", "q", "k", "v"], ours, want, strict=True):
             assert (a - b).abs().max() <= 1e-12, (n, name)

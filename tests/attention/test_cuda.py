@@ -128,7 +128,9 @@ def test_queries_and_keys_of_two_lengths_pass_the_fused_kernels() -> None:
 @pytest.mark.parametrize(
     ("capability", "dtype", "dim", "name", "why"),
     [
-        ((9, 0), torch.bfloat16, 24, "cuda_flash", "bfloat16, compute capability 9.0"),
+        ((9, 0), torch.bfloat16, 24, "triton", "bfloat16, compute capability 9.0"),
+        ((9, 0), torch.float16, 136, "cuda_flash", "float16"),
+        ((8, 9), torch.bfloat16, 24, "cuda_flash", "bfloat16, compute capability 8.9"),
         ((8, 0), torch.float16, 256, "cuda_flash", "float16"),
         ((8, 0), torch.float16, 264, "cuda_efficient", "head dim 264"),
         ((9, 0), torch.float32, 24, "cuda_efficient", "float32"),
@@ -139,6 +141,15 @@ def test_queries_and_keys_of_two_lengths_pass_the_fused_kernels() -> None:
 )
 def test_the_choice_on_a_card_says_why(capability, dtype, dim, name, why, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(backends, "_has_triton", lambda: True)
     choice = pick(torch.device("cuda"), dtype, dim)
     assert choice.backend.name == name
     assert why in choice.reason
+
+
+@pytest.mark.parametrize("missing", ["find_spec", "which"])  # the package, or the C compiler that it needs
+def test_without_triton_a_new_card_takes_the_flash_kernel(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    for name in ("find_spec", "which"):
+        monkeypatch.setattr(backends, name, lambda _, name=name: None if name == missing else "there")
+    assert pick(torch.device("cuda"), torch.bfloat16, 24).backend.name == "cuda_flash"

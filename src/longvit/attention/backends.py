@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from importlib.util import find_spec
+from shutil import which
 from typing import Any
 
 import torch
@@ -66,6 +67,8 @@ class Choice:
 
     backend: Backend
     reason: str
+    is_free: bool = True
+    """Nobody asked for this back end: short sequences may go another way (`short`)."""
 
 
 def pick(device: torch.device, dtype: torch.dtype, head_dim: int, name: str = "auto") -> Choice:
@@ -87,7 +90,7 @@ def pick(device: torch.device, dtype: torch.dtype, head_dim: int, name: str = "a
             raise ValueError(
                 f"attention back end {name!r} runs on {BACKENDS[name].runs_on}, the tensors are on {device.type}"
             )
-        return Choice(BACKENDS[name], asked)
+        return Choice(BACKENDS[name], asked, is_free=False)
     if device.type == "cpu":
         if dtype in _CPU_DTYPES:
             return Choice(BACKENDS["cpu_flash"], f"PyTorch's fused CPU kernel takes {_short(dtype)}")
@@ -104,6 +107,8 @@ def _pick_cuda(device: torch.device, dtype: torch.dtype, head_dim: int) -> Choic
     if torch.version.hip is not None:
         return Choice(BACKENDS["plain"], "the fused kernels are only known to take any (out, lse) on NVIDIA cards")
     half = dtype in (torch.float16, torch.bfloat16)
+    if half and major >= 9 and head_dim <= 128 and _has_triton():
+        return Choice(BACKENDS["triton"], f"our kernel: {_short(dtype)}, compute capability {major}.{minor}")
     if half and major >= 8 and head_dim <= 256:
         return Choice(BACKENDS["cuda_flash"], f"flash kernel: {_short(dtype)}, compute capability {major}.{minor}")
     if dtype == torch.bfloat16 and major < 8:
@@ -218,6 +223,12 @@ def _efficient_backward(grad_out, q, k, v, out, lse, scale):
 
 
 # --- our own kernel, in Triton (see `triton_branch`) ----------------------------------------------------------------
+
+
+def _has_triton() -> bool:
+    """With a C compiler: Triton builds its launchers with it, at their first use."""
+    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return find_spec("triton") is not None and any(name and which(name) for name in compilers)
 
 
 def _check_triton(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longvit.attention import short
 from longvit.attention.backends import Backend
 from longvit.attention.branches import Call, Run, calls, runs
 from longvit.attention.padding import gathered, is_shifted, spread, with_zero_keys
@@ -31,6 +32,7 @@ class Settings:
     padded: bool
     scale: float
     kernel: Backend
+    short: bool = False  # short sequences as one dense attention; not with `padded`
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -56,29 +58,45 @@ def forward(q: Tensor, k: Tensor, v: Tensor, s: Settings) -> tuple[Tensor, Tenso
     out: Tensor | None = None
     lse = q.new_full((B, N, H), -math.inf, dtype=wide)
     for run in runs(B, N, s.lengths):
+        tokens, untouched = run.batch * run.length, True
+        if s.short and short.is_short(run.length, s.branches, q.device):
+            o, l = short.forward(run.view(q), run.view(k), run.view(v), s.branches, s.scale)
+            if tokens == B * N:
+                out, lse = o.view(q.shape), l.view(lse.shape)
+                continue
+            out = q.new_zeros(q.shape, dtype=wide) if out is None else out
+            run.view(out).copy_(o)
+            run.view(lse).copy_(l)
+            continue
         for w, r in s.branches:
             if s.padded and is_shifted(run.length, w, r):
                 out = q.new_zeros(q.shape, dtype=wide) if out is None else out
                 o, l = _shifted_branch(run.view(q), run.view(k), run.view(v), w, r, s)
                 merge_into(run.view(out), run.view(lse), o, l)
+                untouched = False
                 continue
             if s.kernel.branches:
-                first = out is None and r == 1 and run.batch * run.length == B * N  # reaches every token and head
-                out = q.new_empty(q.shape, dtype=wide) if first else out
-                out = q.new_zeros(q.shape, dtype=wide) if out is None else out
+                first, untouched = untouched and r == 1, False  # reaches every token and head of the run
+                if out is None:
+                    out = (q.new_empty if first and tokens == B * N else q.new_zeros)(q.shape, dtype=wide)
                 tensors = [run.view(t) for t in (q, k, v, out, lse)]
                 s.kernel.branches.forward(*tensors, w, r, s.scale, s.padded, first)
                 continue
             for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin and run.length == N):
                 o, l = s.kernel.forward(call.view(q), call.view(k), call.view(v), s.scale)
                 o, l = with_zero_keys(o, l.to(wide), call.pad_keys)
-                if out is None and o.numel() == q.numel():
+                first, untouched = untouched and o.numel() == tokens * H * D, False
+                if first and tokens == B * N:
                     # covers everything; (B·S, H, L, D) as the kernels lay it out is (B, N, H, D) in memory
                     out = o.to(wide).transpose(1, 2).contiguous().view(B, N, H, D)
                     lse = l.transpose(1, 2).contiguous().view(B, N, H)
                     continue
                 out = q.new_zeros(q.shape, dtype=wide) if out is None else out
-                merge_into(call.view(out), call.view(lse), o, l)
+                if first:
+                    call.view(out).copy_(o)
+                    call.view(lse).copy_(l)
+                else:
+                    merge_into(call.view(out), call.view(lse), o, l)
     return q.new_zeros(q.shape) if out is None else out.to(q.dtype), lse
 
 
@@ -93,39 +111,43 @@ def backward(
     into: Sequence[Tensor] | None = None,
 ) -> Sequence[Tensor]:
     """→ the gradients of q, k and v in `wide_dtype`, each (B, N, H, D): `into`, set whatever it held, or new ones."""
-    B, N, H, _ = q.shape
+    B, N, H, D = q.shape
     wide, adjoin = wide_dtype(q.dtype), _rows_adjoin(q, k, v, grad_out, *(into or ()))
     grads: Sequence[Tensor] | None = None
     sums = s.kernel.branches.row_sums(grad_out, out) if s.kernel.branches and not s.detached else None
     for run in runs(B, N, s.lengths):
+        tokens, untouched = run.batch * run.length, True
+        if s.short and not s.detached and short.is_short(run.length, s.branches, q.device):
+            tensors = [run.view(t) for t in (grad_out, q, k, v, out, lse)]
+            parts = short.backward(tensors, s.branches, s.scale)
+            grads = grads or ((into or _empty(q)) if tokens == B * N else _zeros(q, into))
+            for grad, part in zip(grads, parts, strict=True):
+                run.view(grad).copy_(part)
+            continue
         for w, r in s.branches:
             if s.padded and is_shifted(run.length, w, r):
                 tensors = [run.view(t) for t in (grad_out, q, k, v, out, lse)]
                 grads = grads or _zeros(q, into)
                 for grad, part in zip(grads, _shifted_branch_backward(tensors, w, r, s), strict=True):
                     run.view(grad).add_(part)
+                untouched = False
                 continue
             if s.kernel.branches:
-                first = grads is None and r == 1 and run.batch * run.length == B * N
-                if grads is None:
-                    grads = (into or _empty(q)) if first else _zeros(q, into)
+                first, untouched = untouched and r == 1, False
+                grads = grads or ((into or _empty(q)) if first and tokens == B * N else _zeros(q, into))
                 branch_sums = sums if sums is not None else _own_row_sums(grad_out, q, k, v, w, r, run, s)
                 tensors = [run.view(t) for t in (grad_out, q, k, v, lse, branch_sums)]
                 s.kernel.branches.backward(*tensors, [run.view(g) for g in grads], w, r, s.scale, first)
                 continue
             for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin and run.length == N):
                 parts = call_backward(call, (grad_out, q, k, v, out, lse), s)
-                if grads is None and parts[0].numel() == q.numel():  # covers everything, as in `forward`
-                    if into is None:
-                        grads = [p.to(wide).transpose(1, 2).contiguous().view(q.shape) for p in parts]
-                        continue
-                    grads = into
-                    for grad, part in zip(grads, parts, strict=True):
-                        call.view(grad).copy_(part)
+                first, untouched = untouched and parts[0].numel() == tokens * H * D, False
+                if first and tokens == B * N and into is None:  # covers everything, as in `forward`
+                    grads = [p.to(wide).transpose(1, 2).contiguous().view(q.shape) for p in parts]
                     continue
-                grads = grads or _zeros(q, into)
+                grads = grads or ((into or _empty(q)) if first and tokens == B * N else _zeros(q, into))
                 for grad, part in zip(grads, parts, strict=True):
-                    call.view(grad).add_(part)
+                    call.view(grad).copy_(part) if first else call.view(grad).add_(part)
     return grads or _zeros(q, into)
 
 

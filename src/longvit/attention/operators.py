@@ -38,8 +38,9 @@ def _settings(
     backend: str,
 ) -> merge.Settings:
     branches = tuple(zip(segment_lengths, dilated_ratios, strict=True))
-    kernel = pick(q.device, q.dtype, q.shape[-1], backend).backend
-    return merge.Settings(branches, None if lengths is None else tuple(lengths), detached, padded, scale, kernel)
+    choice = pick(q.device, q.dtype, q.shape[-1], backend)
+    rows = None if lengths is None else tuple(lengths)
+    return merge.Settings(branches, rows, detached, padded, scale, choice.backend, choice.is_free and not padded)
 
 
 def _operator(function: Callable[..., Any], name: str, fake: Callable[..., Any]) -> Any:

@@ -1,14 +1,19 @@
 """Every system of the comparison on real labels; and omics of real patients, where no slides are needed.
 
     python benchmarks/comparison.py [--save] [--systems clam_sb …] [--folds 0 …] [--epochs 4] [--out DIR]
+                                    [--encoder longvit:longvit-tiny-dino]
     python benchmarks/comparison.py --omics [--save] [--epochs 20] [--out FOLDER]
 
 **Fields**: 338 H&E fields of colon (448 px), adenocarcinoma or healthy, five folds that are disjoint by site; features
-of all 16 tiles of 112 px, at the files' own pixels, by the encoder that needs no download (`stain-texture`). Every
-system as published, but for 4 epochs instead of 20, and for TransMIL's landmarks: 16, since a bag has no more tiles
-(the published 256 would be padding: 0.8 s a step instead of a hundredth). Colour is a strong shortcut in these fields,
-since every site has one label (benchmarks/colon.py): the table shows that all systems train under one protocol, not
-which of them is best on slides.
+of all 16 tiles of 112 px, at the files' own pixels, by `--encoder`: the one that needs no download (`stain-texture`),
+or another one of `longvit features`. Every system as published, but for 4 epochs instead of 20, and for TransMIL's
+landmarks: 16, since a bag has no more tiles (the published 256 would be padding: 0.8 s a step instead of a hundredth).
+Colour is a strong shortcut in these fields, since every site has one label (benchmarks/colon.py): the table shows that
+all systems train under one protocol, not which of them is best on slides.
+
+A LongViT takes multiples of 32 px, so for `longvit:` the same 16 tiles are enlarged from 112 to 128 px (bicubic, as the
+tile reader enlarges any tile; 16 patches of 32 px, each of 28 px of the file). `longvit-tiny-dino` was pretrained,
+without labels, on the fields of folds 0 to 2: as a test, only folds 3 and 4 are new to it.
 
 **Omics**: SNN, and the omic branch of the fusions by itself (two blocks, no L1), on the published folds and tables of
 UCEC (123 copy numbers) and LUAD (3,096 features), beside ridge Cox on the same inputs (benchmarks/omics.py); and a
@@ -35,7 +40,9 @@ from sklearn.preprocessing import StandardScaler
 
 from longvit.batch import ReadSettings, RunSettings, feature_slides
 from longvit.batch.features import feature_folder
+from longvit.batch.tile_encoders import encoder_name
 from longvit.comparison.compare import compare, print_table
+from longvit.comparison.longvit_run import NAME as LONGVIT
 from longvit.comparison.omics import read_omics
 from longvit.comparison.settings import ComparisonSettings
 from longvit.data.cohort import read_cohort
@@ -52,6 +59,7 @@ from side_by_side import HERE, report
 SHARED = HERE.parents[1] / "shared"
 COLON, HIPT = SHARED / "slides" / "colon", SHARED / "data" / "hipt"
 ENCODER, TILES = "stain-texture", TileSettings(tile_px=112, mpp=0.5, min_tissue=0)
+FOR_LONGVIT = replace(TILES, tile_px=128, mpp=TILES.mpp * TILES.tile_px / 128)  # the same tiles, enlarged
 MUTATIONS = {"brca": ("tcga_brca", ("IDC", "ILC"), 0.881), "nsclc": ("tcga_lung", ("LUAD", "LUSC"), 0.846)}
 BRANCH = ("snn.blocks=2", "snn.l1=0", "snn.init=pytorch")
 
@@ -60,6 +68,8 @@ def rows_of(summary: Mapping[str, Any], **more: Any) -> Iterator[dict[str, Any]]
     """A row per system."""
     for row in summary["systems"]:
         found = {**more, "system": row["system"], "inputs": row["inputs"]}
+        if row["system"] == LONGVIT:  # it reads slides
+            found |= dict.fromkeys({"tiles", "tile_px", "encoder"} & set(found))
         for name in ("mean", "sd", "low", "high", "seconds", "cpu_seconds", "peak_memory_mib"):
             found[name] = None if row[name] is None else round(row[name], 3)
         found |= {"parameters": row["parameters"], "gap": row["gap"]}
@@ -69,31 +79,39 @@ def rows_of(summary: Mapping[str, Any], **more: Any) -> Iterator[dict[str, Any]]
         yield found
 
 
-def fields(out: Path, settings: ComparisonSettings, only: list[str], longvit_run: Path | None) -> list[dict[str, Any]]:
+def of_encoder(name: str, encoder: str) -> str:
+    """A name of results: as it is for the default encoder, else with the encoder's behind it."""
+    return name if encoder == ENCODER else f"{name}_{encoder_name(encoder)}"
+
+
+def fields(
+    out: Path, settings: ComparisonSettings, only: list[str], longvit_run: Path | None, encoder: str
+) -> list[dict[str, Any]]:
     """All systems on the fields of colon."""
     cohort = read_cohort(COLON / "cohort.csv")
-    tiles = out / "tiles"
+    tiles, folder = FOR_LONGVIT if encoder.startswith("longvit:") else TILES, out / "tiles"
     feature_slides(
-        ENCODER,
+        encoder,
         find_slides([COLON / "cohort.csv"]),
+        folder,
         tiles,
-        TILES,
         TissueSettings(),
         ReadSettings(mpp=TILES.mpp),  # the files say nothing; this takes their pixels as they are
-        RunSettings(),
+        RunSettings(device=settings.device, threads=settings.threads),
     )
     result = compare(
         cohort,
         folds_of_column(cohort),
         settings,
-        out / "colon",
-        features=feature_folder(tiles, TILES, ENCODER),
+        out / of_encoder("colon", encoder),
+        features=feature_folder(folder, tiles, encoder),
         only=only,
         longvit_run=longvit_run,
     )
     print_table(result.summary)
     print(comparison_report(result.summary, result.folder))
-    return list(rows_of(result.summary, cohort="colon", figure="auc", tiles=result.summary["tiles"]))
+    of_tiles = {"encoder": encoder, "tile_px": tiles.tile_px, "tiles": result.summary["tiles"]}
+    return list(rows_of(result.summary, cohort="colon", figure="auc", **of_tiles))
 
 
 def survival_of_omics(out: Path, settings: ComparisonSettings) -> Iterator[dict[str, Any]]:
@@ -150,6 +168,7 @@ def main() -> None:
     parser.add_argument("--systems", nargs="*", default=[])
     parser.add_argument("--folds", nargs="*", default=[], help="of the fields; default: all five")
     parser.add_argument("--epochs", type=int, help="default: 4, with --omics 20 as published")
+    parser.add_argument("--encoder", default=ENCODER, help=f"of the fields; default: {ENCODER}")
     parser.add_argument("--set", nargs="*", default=["transmil.landmarks=16"], help="settings of systems")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, help="folder, where it goes on; default: a temporary one")
@@ -171,7 +190,8 @@ def main() -> None:
             rows = [*subtyping_of_mutations(), *survival_of_omics(out, settings)]
             report("comparison_omics", rows, args.save)
         else:
-            report("comparison", fields(out, settings, args.folds, args.longvit_run), args.save)
+            rows = fields(out, settings, args.folds, args.longvit_run, args.encoder)
+            report(of_encoder("comparison", args.encoder), rows, args.save)
 
 
 if __name__ == "__main__":

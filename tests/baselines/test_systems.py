@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
 
 import pytest
 import torch
+import yaml
 from torch.nn import functional
 
 from baselines.made import OUTPUTS, SMALL, WIDTH, bag, system
+from conftest import ROOT
 from longvit.baselines.bag import Bag, Prediction
 from longvit.baselines.catalogue import SYSTEMS
 from longvit.baselines.system import create_system, system_class
@@ -30,6 +33,20 @@ def close(a: Prediction, b: Prediction, atol: float) -> None:
 
 def test_no_system_is_left_out_of_these_tests() -> None:
     assert sorted(SMALL) == ALL
+
+
+def test_the_table_in_the_docs_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (yes|no) \|(.*)\|$", page, re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(SYSTEMS)
+    assert {name for name, scores, _ in rows if scores == "no"} == WITHOUT_ATTENTION
+    for name, _, settings in rows:
+        standing = system_class(name).Settings()
+        for setting, value in re.findall(r"`(\w+)=([\w.-]+)`", settings):
+            if value != "FILE":
+                assert getattr(standing, setting) == yaml.safe_load(value), (name, setting)
+            else:
+                assert hasattr(standing, setting), (name, setting)
 
 
 @pytest.mark.parametrize("name", ALL)

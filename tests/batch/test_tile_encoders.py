@@ -18,7 +18,7 @@ from longvit.batch import tile_encoders
 from longvit.batch.stain_texture import describe_tile
 from longvit.batch.tile_encoders import TorchEncoder, absolute, encoder_name, open_encoder
 from longvit.errors import InputError
-from longvit.model.pretrained import load_model
+from longvit.model.pretrained import SHIPPED, load_model
 from small_slides import write_model
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -153,6 +153,22 @@ def test_a_longvit_gives_its_mean_token(tmp_path: Path) -> None:
         np.testing.assert_allclose(row, model.embed(tile), atol=1e-5)
     with pytest.raises(InputError, match="--tile-px 50: not a multiple of the 32 px of a patch"):
         open_encoder(f"longvit:{folder}", 50)
+
+
+def test_the_longvit_that_comes_along_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "longvit-tiny-dino"
+    encoder = open_encoder(f"longvit:{name}", 64)
+    assert (encoder.name, encoder.dim) == ("longvit-longvit-tiny-dino", 192)
+    assert absolute(f"longvit:{name}") == f"longvit:{name}"  # other processes find it by its name, too
+    model, pixels = load_model(name), tiles(2, 64)
+    for row, tile in zip(encoder.encode(pixels), pixels, strict=True):
+        np.testing.assert_allclose(row, model.embed(tile), atol=1e-5)
+    assert open_encoder(f"longvit:{SHIPPED / name}", 64).digest == encoder.digest
+    with pytest.raises(InputError, match=r"longvit-tiny-din: no such folder; .* longvit-tiny-dino"):
+        open_encoder("longvit:longvit-tiny-din", 64)
+    model.save_pretrained(name)  # a folder wins, as everywhere
+    assert absolute(f"longvit:{name}") == f"longvit:{tmp_path / name}"
 
 
 def test_timm_is_asked_for_by_name_only_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

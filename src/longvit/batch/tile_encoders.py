@@ -3,7 +3,8 @@
     stain-texture       colour and texture statistics (`stain_texture`): no weights, works anywhere
     timm:NAME           a model of the timm package where that is installed; timm finds or downloads its weights
     hipt:FILE           HIPT's ViT-256 (Chen et al. 2022), from its published state dict
-    longvit:FOLDER      a LongViT on tiles: the mean token after its norm
+    longvit:FOLDER      a LongViT on tiles: the mean token after its norm; or one that comes along, or a hub id
+                        (`model.pretrained.load_model`), as `longvit:longvit-tiny-dino`
     torchscript:FILE    a module saved by torch.jit.save
     export:FILE         a program saved by torch.export.save with a batch of any size, on the CPU
 

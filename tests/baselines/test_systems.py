@@ -221,6 +221,8 @@ def test_an_unknown_system_or_setting_names_the_nearest() -> None:
         ("snn", {}, "omics None, fusion None: snn takes one omic vector"),
         ("mcat", {"omics": 5}, "omics 5: mcat takes a vector for each signature"),
         ("transmil", {"hidden": 30}, "hidden 30: a multiple of the 8 heads"),
+        ("snn", {"omics": 5, "l1": "lots"}, "system snn: l1 'lots' is not a number"),
+        ("mil", {"hidden": 2.5}, "system mil: hidden 2.5 is not a whole number"),
         ("hipt", {"level": "region"}, "in_dim 8: features of regions are 192 wide"),
     ],
 )

@@ -186,6 +186,11 @@ def test_patients_without_omics_leave_all_systems(tmp_path: Path) -> None:
     assert "s03" not in study.slides_of
 
 
+def test_numbers_of_systems_may_be_written_as_people_write_them() -> None:
+    settings = ComparisonSettings(set=("snn.l1=1e-4", "snn.blocks=2", "gcn_mil.graph=coordinates"))
+    assert settings.of_systems == {"snn": {"l1": 1e-4, "blocks": 2}, "gcn_mil": {"graph": "coordinates"}}
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

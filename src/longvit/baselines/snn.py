@@ -3,7 +3,8 @@
     block(x) = alpha_dropout(elu(W x + b))           logits = W block(… block(x)) + b
 
 Weights start as N(0, 1 / fan_in), biases at 0, and the sum of the absolute values of all parameters, times 1e-4, is
-added to the loss. ELU stands where the paper on self-normalisation has SELU, as in MCAT.
+added to the loss of every patient. MCAT's loop divides the losses of the 32 patients of a step by 32, but not that term:
+to a step's mean loss it adds 32e-4 times the sum, which is the default here. ELU stands where the paper on self-normalisation has SELU, as in MCAT.
 
 G genes, C outputs.
 """
@@ -42,8 +43,8 @@ class SnnSettings:
     """How many (MCAT)."""
     dropout: float = 0.25
     """Alpha dropout (MCAT)."""
-    l1: float = 1e-4
-    """Weight of the L1 norm of all parameters in the loss (MCAT)."""
+    l1: float = 32e-4
+    """Weight of the L1 norm of all parameters beside the mean loss of a step (MCAT: 1e-4, undivided, 32 times)."""
     init: Literal["snn", "pytorch"] = "snn"
     """How the weights start: N(0, 1 / fan_in) with biases 0 (MCAT), or PyTorch's own way."""
 

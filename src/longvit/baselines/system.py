@@ -12,10 +12,10 @@ N tiles, D width of their features, H hidden width, C outputs, G genes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +165,20 @@ def create_system(
     """
     kind = system_class(name)
     check_keys(f"system {name}", settings, [field.name for field in fields(kind.Settings)])
+    _check_numbers(name, kind.Settings, settings)
     return kind(Shape(in_dim, outputs, task, omics, fusion), kind.Settings(**settings))  # type: ignore[call-arg]
+
+
+def _check_numbers(name: str, kind: type, settings: Mapping[str, Any]) -> None:
+    """An `InputError` for a number that is none, or not a whole one; texts are checked by their choices."""
+    hints = get_type_hints(kind)
+    for key, value in settings.items():
+        kinds = {hints[key], *get_args(hints[key])}
+        if value is None and type(None) in kinds:
+            continue
+        for number, allowed, what in ((int, int, "a whole number"), (float, (int, float), "a number")):
+            if number in kinds and (not isinstance(value, allowed) or isinstance(value, bool)):
+                raise InputError(f"system {name}: {key} {value!r} is not {what}")
 
 
 def hidden_width(in_dim: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -105,7 +106,11 @@ class ComparisonSettings:
             if not (equals and dot and key):
                 raise InputError(f"--set {text}: it reads like gcn_mil.graph=coordinates")
             entrant(system)
-            found.setdefault(system, {})[key] = yaml.safe_load(value)
+            read = yaml.safe_load(value)
+            if isinstance(read, str):
+                with suppress(ValueError):
+                    read = float(read)  # 1e-4 is a text to YAML 1.1
+            found.setdefault(system, {})[key] = read
         return found
 
     def entrants(self) -> tuple[Entrant, ...]:

@@ -94,3 +94,12 @@ def test_long_sequences_go_branch_by_branch(taken: list[int]) -> None:
     out = dilated_attention(q, k, v, **SETTINGS)
     assert not taken
     assert (out - oracle.dilated_attention(q, k, v, SEGMENTS, RATIOS)).abs().max() <= 1e-12
+
+
+def test_what_was_made_without_gradients_serves_a_training_later() -> None:
+    short._log_counts.cache_clear()
+    with torch.inference_mode():
+        dilated_attention(*torch.randn(3, 1, 30, 6, 4), **SETTINGS)
+    q = torch.randn(1, 30, 6, 4, requires_grad=True)
+    dilated_attention(q, q, q, **SETTINGS).sum().backward()
+    assert q.grad is not None

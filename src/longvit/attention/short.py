@@ -75,7 +75,7 @@ def _scores(q: Tensor, k: Tensor, bias: Tensor, scale: float) -> Tensor:
     return torch.matmul(q * scale, k.transpose(-1, -2)).add_(bias)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)
 def _log_counts(
     n: int, heads: int, branches: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:

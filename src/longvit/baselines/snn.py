@@ -3,8 +3,9 @@
     block(x) = alpha_dropout(elu(W x + b))           logits = W block(… block(x)) + b
 
 Weights start as N(0, 1 / fan_in), biases at 0, and the sum of the absolute values of all parameters, times 1e-4, is
-added to the loss of every patient. MCAT's loop divides the losses of the 32 patients of a step by 32, but not that term:
-to a step's mean loss it adds 32e-4 times the sum, which is the default here. ELU stands where the paper on self-normalisation has SELU, as in MCAT.
+added to the loss of every patient. MCAT's loop divides the losses of the 32 patients of a step by 32, but not that
+term: to a step's mean loss it adds 32e-4 times the sum, which is the default here. ELU stands where the paper on
+self-normalisation has SELU, as in MCAT.
 
 G genes, C outputs.
 """

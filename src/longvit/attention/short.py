@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 aten = torch.ops.aten
-# Against the calls of the branches, forward and backward (AMD EPYC with AVX2, one thread, 2026-11): 4 × faster at 9 to
-# 36 tokens, 2 × at 100, 1.4 × at 196, even at 256 to 400. No score is kept there. Elsewhere the scores of a layer are
-# written out, N numbers per token and head; not measured on a card.
+# Against the calls of the branches (`benchmarks/short.py`, AMD EPYC with AVX2, 2026-11): 3 × faster at 9 to 64 tokens,
+# 2 × at 100, 1.5 × at 196 with 8 heads, the same with 16; slower from 256 on. No score is kept there. Elsewhere the
+# scores of a layer are written out, N numbers per token and head; not measured on a card.
 _CPU_TOKENS, _TOKENS = 224, 64
 
 

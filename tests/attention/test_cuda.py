@@ -147,9 +147,13 @@ def test_the_choice_on_a_card_says_why(capability, dtype, dim, name, why, monkey
     assert why in choice.reason
 
 
-@pytest.mark.parametrize("missing", ["find_spec", "which"])  # the package, or the C compiler that it needs
+@pytest.mark.parametrize(
+    "missing", ["", "find_spec", "which", "compiled"]
+)  # the package, a C compiler, compiled kernels
 def test_without_triton_a_new_card_takes_the_flash_kernel(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setenv("TRITON_INTERPRET", str(int(missing == "compiled")))
     for name in ("find_spec", "which"):
         monkeypatch.setattr(backends, name, lambda _, name=name: None if name == missing else "there")
-    assert pick(torch.device("cuda"), torch.bfloat16, 24).backend.name == "cuda_flash"
+    expected = "cuda_flash" if missing else "triton"
+    assert pick(torch.device("cuda"), torch.bfloat16, 24).backend.name == expected

@@ -226,7 +226,9 @@ def _efficient_backward(grad_out, q, k, v, out, lse, scale):
 
 
 def _has_triton() -> bool:
-    """With a C compiler: Triton builds its launchers with it, at their first use."""
+    """With a C compiler: Triton builds its launchers with it, at their first use. Its interpreter is no gain."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return False
     compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
     return find_spec("triton") is not None and any(name and which(name) for name in compilers)
 

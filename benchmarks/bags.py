@@ -6,8 +6,9 @@ Each measurement in a process of its own: a bag of random features on a square g
 backward of the cross-entropy. `prepare_seconds` is what is done once per bag (phenotypes, graph), `seconds` the median
 step, `cpu_seconds` the processor's, `peak_mib` VmHWM above what is resident with libraries, system and bag (after a
 step of a bag of 300 tiles): activations, their gradients and those of the parameters. `growth_of_…`: over a bag half
-as large; 2 is linear. Only the exact neighbours of GCN-MIL in feature space are quadratic in
-time, in their preparation (memory is not: in chunks). SNN has no tiles.
+as large; 2 is linear. In time only two grow faster by what they are: the exact neighbours of GCN-MIL in feature space,
+in their preparation (quadratic; its memory is not: in chunks), and LongNet, whose longest segments are as long as the
+bag (a share of 1 / 256 of all pairs). SNN has no tiles.
 """
 
 from __future__ import annotations

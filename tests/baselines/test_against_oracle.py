@@ -203,14 +203,18 @@ def test_mcat_guides_attention_by_six_signatures(fusion: str, tiles: int) -> Non
     agrees(made(given), *oracle.mcat(x_of(given), genes, arrays(made), fusion))
 
 
-def test_snn_and_its_l1_norm() -> None:
+def test_snn_and_its_l1_norm_which_the_published_loop_adds_undivided() -> None:
     made, given = system("snn", dropout=0.0), bag("snn", 0)
     w, g = arrays(made), made.omics(given)[0].numpy()
     agrees(made(given), oracle.linear(oracle.snn(g, oracle.sub(w, "blocks")), oracle.sub(w, "classifier")), None)
     assert made(given).loss is None
     loss = made.train()(given).loss
     assert loss is not None
-    assert abs(loss.item() - 1e-4 * sum(np.abs(p.detach().numpy()).sum() for p in made.parameters())) < ATOL
+    norm = sum(np.abs(p.detach().numpy()).sum() for p in made.parameters())
+    published = sum(1e-4 * norm for _ in range(32))  # `loss / 32 + 1e-4 norm` of each patient, added up over a step
+    assert abs(loss.item() - published) < ATOL
+    once = system("snn", dropout=0.0, l1=1e-4).train()(given).loss
+    assert abs(once.item() - 1e-4 * norm) < ATOL
 
 
 def test_snn_starts_self_normalising_and_clam_with_xavier() -> None:

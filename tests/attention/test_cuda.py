@@ -147,9 +147,7 @@ def test_the_choice_on_a_card_says_why(capability, dtype, dim, name, why, monkey
     assert why in choice.reason
 
 
-@pytest.mark.parametrize(
-    "missing", ["", "find_spec", "which", "compiled"]
-)  # the package, a compiler, compiled kernels
+@pytest.mark.parametrize("missing", ["", "find_spec", "which", "compiled"])  # the package, a compiler, compiled kernels
 def test_without_triton_a_new_card_takes_the_flash_kernel(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setenv("TRITON_INTERPRET", str(int(missing == "compiled")))

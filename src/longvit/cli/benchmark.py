@@ -84,7 +84,7 @@ def benchmark(
         Parameter(help="For so many slides of each fold: the tiles' scores on the slide, and as GeoJSON for QuPath."),
     ] = 0,
     slides_dir: SlidesDir = None,
-    settings: Annotated[ComparisonSettings, Parameter(name="*", group=SETTINGS)] = ComparisonSettings(),  # noqa: B008
+    settings: Annotated[ComparisonSettings, Parameter(name="*", group=SETTINGS)] = ComparisonSettings(),
 ) -> int:
     """Every system that the paper compares with, on the same folds, seeds and figures, in one table.
 

@@ -26,7 +26,7 @@ def pretrain(
         ),
     ] = None,
     slides_dir: SlidesDir = None,
-    settings: Annotated[PretrainSettings, Parameter(name="*", group=SETTINGS)] = PretrainSettings(),  # noqa: B008
+    settings: Annotated[PretrainSettings, Parameter(name="*", group=SETTINGS)] = PretrainSettings(),
 ) -> int:
     """Pretrain a LongViT on random regions of slides, without labels (DINO).
 

@@ -64,7 +64,7 @@ def train(
         bool, Parameter(negative="", help="Move patients who stand on two sides of a fold to one side.")
     ] = False,
     jobs: Annotated[int, Parameter(help="Folds at once, each in a process of its own.")] = 1,
-    settings: Annotated[FinetuneSettings, Parameter(name="*", group=SETTINGS)] = FinetuneSettings(),  # noqa: B008
+    settings: Annotated[FinetuneSettings, Parameter(name="*", group=SETTINGS)] = FinetuneSettings(),
 ) -> int:
     """Fine-tune on slides and a CSV of labels or survival times; with --folds, a cross-validation.
 

@@ -12,11 +12,13 @@ from sklearn.metrics import roc_auc_score
 
 from comparison.made import QUICK, write_study
 from longvit.comparison.compare import compare
+from longvit.comparison.summary import table
 from longvit.data.cohort import Cohort, read_cohort
 from longvit.data.folds import folds_of_column, write_folds
 from longvit.errors import InputError
 from longvit.tasks.outputs import write_outputs
 from longvit.tasks.task import Predictions
+from longvit.training.costs import write_cost
 
 ONE = replace(QUICK, systems=("mean_pooling",), set=(), bootstrap=30)
 
@@ -56,6 +58,32 @@ def test_longvit_stands_in_the_table_with_its_gap(tmp_path: Path) -> None:
     gap = system["gap"]
     assert gap["value"] == pytest.approx(mean - system["mean"])
     assert gap["low"] <= gap["value"] <= gap["high"]
+
+
+def test_what_longvit_cost_stands_beside_what_the_others_cost(tmp_path: Path) -> None:
+    cohort = read_cohort(write_study(tmp_path), need_files=False)
+    write_run(tmp_path / "cv", cohort)
+
+    def row() -> dict[str, str]:
+        found = compare(
+            cohort,
+            folds_of_column(cohort),
+            ONE,
+            tmp_path / "out",
+            features=tmp_path / "features",
+            longvit_run=tmp_path / "cv",
+        )
+        header, rows = table(found.summary)
+        return dict(zip(header, rows[1], strict=True))
+
+    older = row()  # a run from before costs.json
+    assert (older["seconds"], older["MiB"]) == ("–", "–")
+    write_cost(tmp_path / "cv" / "fold_0", {"seconds": 1000.0, "cpu_seconds": 900.0, "peak_memory_mib": 50.0})
+    write_cost(tmp_path / "cv" / "fold_1", {"seconds": 1480.0, "cpu_seconds": 950.0, "peak_memory_mib": 70.44})
+    known = row()
+    assert (known["seconds"], known["MiB"]) == ("1,240", "70.4")
+    (tmp_path / "cv" / "fold_0" / "costs.json").write_text("{")
+    assert row()["seconds"] == "1,480"
 
 
 def test_a_slide_that_longvit_lacks_is_left_out_of_the_gap_alone(tmp_path: Path) -> None:

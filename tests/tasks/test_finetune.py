@@ -24,6 +24,7 @@ from longvit.errors import InputError
 from longvit.tasks.finetune import FinetuneResult, FinetuneSettings, finetune
 from longvit.tasks.metrics import classification_metrics
 from longvit.tasks.starting_model import starting_model
+from longvit.training.costs import read_cost
 from tasks.study import SETTINGS, study, write_study
 
 SCRIPT = Path(__file__).with_name("study.py")
@@ -149,6 +150,10 @@ def test_killed_while_training_and_started_again_ends_with_the_same_bytes(
     subprocess.run(command, check=True)
     for name in ("predictions.csv", "metrics.json", "history.csv", "model/model.safetensors"):
         assert (tmp_path / "run" / name).read_bytes() == (finished.folder / name).read_bytes(), name
+    whole, part = read_cost(finished.folder), read_cost(tmp_path / "run")
+    assert whole["seconds"] is not None
+    assert whole["seconds"] > 0
+    assert part["seconds"] is None, "the last part of a run passed for its whole"
 
 
 def test_a_slide_that_cannot_be_read_costs_a_row(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -27,7 +26,6 @@ from longvit.baselines.system import System, create_system, system_class
 from longvit.comparison.attention import write_attention
 from longvit.comparison.bags import BagBatch, Bags, TrainingBags
 from longvit.comparison.entrants import Entrant
-from longvit.comparison.peak_memory import PeakMemory
 from longvit.comparison.published_rule import PublishedRule
 from longvit.comparison.settings import ComparisonSettings
 from longvit.comparison.study import Study
@@ -41,6 +39,7 @@ from longvit.tasks.results import best_val, leaks, without_nan, write_history
 from longvit.tasks.study import EVALUATED, answers_digest
 from longvit.tasks.task import Predictions, Task, task_class
 from longvit.training.checkpoint import refuse_other_settings
+from longvit.training.costs import Costs
 from longvit.training.loop import train
 from longvit.training.settings import TrainSettings
 
@@ -167,12 +166,12 @@ def run_cell(
         for split in ("train", *EVALUATED)
         if cohort.split(split)
     }
-    memory, began_s, began_cpu_s = PeakMemory(device.device), time.perf_counter(), time.process_time()
+    costs = Costs(device.device)
     model = make_system(who, study, task, settings).to(device.device)
     model.fit(bags["train"])
     for of_split in bags.values():
         of_split.prepare(model)
-    prepared_s = time.perf_counter() - began_s
+    prepared_s = costs.seconds
 
     def step(model: torch.nn.Module, batch: BagBatch) -> dict[str, torch.Tensor]:
         label = batch.targets["label"][0] if task.has_classes else None
@@ -210,7 +209,7 @@ def run_cell(
         epoch_done=lambda _: epoch_done(),
     )
     found = {split: predict(model, bags[split], task) for split in EVALUATED if split in bags}
-    seconds, cpu_seconds, peak_mib = time.perf_counter() - began_s, time.process_time() - began_cpu_s, memory.mib()
+    cost = costs.cost(whole=outcome.resumed_at is None)
     predictions = {split: p for split, (p, _) in found.items()}
     write_outputs(folder / "outputs.csv", {"model": predictions})
     evaluated, scores = found[of_fold.evaluated]
@@ -241,11 +240,8 @@ def run_cell(
                 "train_loss": outcome.epochs[-1]["train_loss"],
                 "skipped_steps": list(outcome.skipped_steps),
                 "parameters": sum(p.numel() for p in model.parameters()),
-                # a cell that went on behind a checkpoint knows only its last part
-                "seconds": None if outcome.resumed_at is not None else round(seconds, 3),
-                "cpu_seconds": None if outcome.resumed_at is not None else round(cpu_seconds, 3),
+                **cost,
                 "fit_and_prepare_seconds": round(prepared_s, 3),
-                "peak_memory_mib": None if peak_mib is None else round(peak_mib, 1),
                 "device": device.name,
             },
             "notes": list(cohort.notes),

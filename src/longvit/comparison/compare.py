@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from longvit.comparison.cell import FoldBags, bags_of_fold, facts_of, finished, run_cell
 from longvit.comparison.entrants import Entrant, all_entrants
 from longvit.comparison.longvit_run import read_longvit_run
 from longvit.comparison.omics import OmicTable
-from longvit.comparison.peak_memory import load_what_all_need
 from longvit.comparison.settings import ComparisonSettings
 from longvit.comparison.study import Study, make_study
 from longvit.comparison.summary import published_column, summarise, write_summary
@@ -131,7 +132,7 @@ def _run_cells(
     failed: dict[tuple[str, str], Problem] = {}
     left = [(of, each) for of in ready for each in who if (each.name, of.fold.name) not in done]
     if left:
-        load_what_all_need(device.device)
+        _load_what_all_need(device.device)
     total = len(ready) * len(who) * settings.epochs
     with Progress("cells × epochs", total, done=total - len(left) * settings.epochs, brief=not left) as progress:
         for of, each in left:
@@ -158,6 +159,18 @@ def _run_cells(
     return failed
 
 
+def _load_what_all_need(device: torch.device) -> None:
+    """Libraries that load at their first use; else the first cell would be charged for them."""
+    import scipy.special  # noqa: F401
+    import sklearn.cluster
+    import sklearn.neighbors  # noqa: F401
+
+    layer = torch.nn.Linear(2, 2, device=device)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.ones(1, 2, device=device)).sum().backward()
+    optimizer.step()
+
+
 def _finished_words(note: str, metrics: dict[str, Any]) -> str:
     value = metrics["splits"][metrics["evaluated"]][metrics["figure"]]
     text = "not defined" if value is None else f"{value:.3f}"
@@ -176,14 +189,15 @@ def print_table(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from longvit.comparison.summary import TABLE, table_rows
+    from longvit.comparison.summary import table
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=180, file=sys.stdout)
-    table = Table()
-    for i, name in enumerate(TABLE):
-        table.add_column(name, justify="left" if i < 2 else "right")
-    for row in table_rows(summary):
-        table.add_row(*row)
-    console.print(table)
+    header, rows = table(summary)
+    drawn = Table()
+    for i, name in enumerate(header):
+        drawn.add_column(name, justify="left" if i < 2 else "right")
+    for row in rows:
+        drawn.add_row(*row)
+    console.print(drawn)

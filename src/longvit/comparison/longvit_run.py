@@ -15,6 +15,7 @@ from longvit.errors import InputError
 from longvit.tasks.crossval import replace_splits
 from longvit.tasks.outputs import read_outputs
 from longvit.tasks.task import Predictions, Task, task_class
+from longvit.training.costs import Cost, read_cost
 
 NAME = "longvit"
 
@@ -29,6 +30,8 @@ class LongvitRun:
     best_val: Mapping[str, float | None]
     """Fold -> the main figure at the epoch picked on val."""
     parameters: int | None
+    costs: tuple[Cost, ...]
+    """What each fold's training took; unknown where it was interrupted, or is older than costs.json."""
     tasks: Mapping[str, Task]
     """Fold -> the task bound to all slides of the CSV: it knows the answers of slides without features, too."""
 
@@ -54,7 +57,7 @@ def read_longvit_run(
     if its_task != settings.task:
         raise InputError(f"{folder}: a cross-validation of {its_task}, this is {settings.task}")
     theirs = {fold.name: fold for fold in read_folds(folder / "folds")}
-    predictions, tasks, parameters = {}, {}, None
+    predictions, tasks, parameters, costs = {}, {}, None, []
     for fold in folds:
         if (other := theirs.get(fold.name)) is None or _sides(cohort, fold) != _sides(cohort, other):
             what = "has no fold" if other is None else "has other slides in fold"
@@ -69,10 +72,11 @@ def read_longvit_run(
             predictions[fold.name] = read_outputs(of_fold / "outputs.csv", cohort)["model"][evaluated]
             metrics: dict[str, Any] = json.loads((of_fold / "metrics.json").read_text(encoding="utf-8"))
             parameters = metrics["training"].get("parameters")
+            costs.append(read_cost(of_fold))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{of_fold}: no finished fold of {evaluated} predictions, or damaged ({error})") from error
     best = {name: None if of is None else of.get(kind.figure) for name, of in of_best.items() if name in predictions}
-    return LongvitRun(folder, predictions, best, parameters, tasks)
+    return LongvitRun(folder, predictions, best, parameters, tuple(costs), tasks)
 
 
 def _sides(cohort: Cohort, fold: Fold) -> dict[str, tuple[int, ...]]:

@@ -26,7 +26,7 @@ from longvit.tasks.published import COHORTS, FIGURES, SYSTEMS, PublishedRow, pub
 from longvit.tasks.results import leaks, without_nan
 from longvit.tasks.task import task_class
 
-TABLE = ("system", "inputs", "mean ± SD", "95 % interval", "LongViT − it", "published", "seconds", "parameters", "MiB")
+_COLUMNS = ("{}, mean ± SD", "95 % interval", "LongViT − it", "published", "seconds", "parameters", "MiB")
 _WORDS = {
     NAME: "LongViT",
     "mean_pooling": "mean pooling",
@@ -90,9 +90,7 @@ def summarise(
                 "gap": None if longvit is None else _gap(rounds, tasks, each.name, draws, settings),
                 "published": _published_of(published, each),
                 "parameters": costs[0]["parameters"] if costs else None,
-                "seconds": _mean([c["seconds"] for c in costs]),
-                "cpu_seconds": _mean([c.get("cpu_seconds") for c in costs]),
-                "peak_memory_mib": max((c["peak_memory_mib"] for c in costs if c["peak_memory_mib"]), default=None),
+                **_of_folds(costs),
                 "cells": cells,
             }
         )
@@ -108,9 +106,7 @@ def summarise(
                 "gap": None,
                 "published": None,
                 "parameters": longvit.parameters,
-                "seconds": None,
-                "cpu_seconds": None,
-                "peak_memory_mib": None,
+                **_of_folds(longvit.costs),
                 "cells": [
                     {"fold": of.fold.name, "value": v, "best_val": longvit.best_val.get(of.fold.name), "error": None}
                     for of, v in zip(folds, values, strict=True)
@@ -159,8 +155,16 @@ def words_of(name: str) -> str:
     return f"{words} ({fusion})" if fusion else words
 
 
-def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """The table as texts under `TABLE`: the systems, then the published rows that none of them stands for."""
+def table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows as texts: the systems, then the published rows that none of them stands for. The first two
+    columns are words; a column in which nothing stands is left out."""
+    header = ["system", "inputs", *(name.format(summary["figure_words"]) for name in _COLUMNS)]
+    rows = _table_rows(summary)
+    shown = [i for i in range(len(header)) if i < 4 or any(row[i] not in ("", "–") for row in rows)]
+    return [header[i] for i in shown], [[row[i] for i in shown] for row in rows]
+
+
+def _table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for row in summary["systems"]:
         missing = [c for c in row["cells"] if c["error"]]
@@ -178,9 +182,9 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
                 if not gap or gap["value"] is None
                 else f"{gap['value']:+.3f} [{interval_text(gap['low'], gap['high'], '+')}]",
                 "" if published is None else plus_minus(published["mean"], published["sd"]),
-                "–" if row["seconds"] is None else f"{row['seconds']:.3g}",
+                three_digits(row["seconds"]),
                 "–" if row["parameters"] is None else f"{row['parameters']:,}",
-                "–" if row["peak_memory_mib"] is None else f"{row['peak_memory_mib']:,.0f}",
+                three_digits(row["peak_memory_mib"]),
             ]
         )
     for row in summary["published"]:
@@ -212,6 +216,13 @@ def plus_minus(mean: float | None, sd: float | None) -> str:
     if mean is None:
         return "–"
     return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
+
+
+def three_digits(value: float | None) -> str:
+    """`0.811`, `12.7`, `1,240`."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def gap_text(gap: Mapping[str, float | None]) -> str:
@@ -294,6 +305,15 @@ def _published_of(rows: Sequence[PublishedRow], who: Entrant) -> dict[str, float
 
 def _published_row(row: PublishedRow) -> dict[str, Any]:
     return {"words": SYSTEMS[row.system], "inputs": row.inputs, "mean": row.mean, "sd": row.sd}
+
+
+def _of_folds(costs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """The mean time of a fold; the highest memory."""
+    return {
+        "seconds": _mean([c["seconds"] for c in costs]),
+        "cpu_seconds": _mean([c.get("cpu_seconds") for c in costs]),
+        "peak_memory_mib": max((c["peak_memory_mib"] for c in costs if c["peak_memory_mib"] is not None), default=None),
+    }
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from longvit.comparison.summary import TABLE, plus_minus, table_rows
+from longvit.comparison.longvit_run import NAME as LONGVIT
+from longvit.comparison.summary import plus_minus, table, three_digits
 from longvit.report.page import Figure, Report, Row, Section, Table, number, write_report
 from longvit.report.sections import drawn, sure_words
 from longvit.report.versions import versions_line
@@ -39,8 +40,10 @@ def comparison_content(summary: Mapping[str, Any], pictures: Path) -> Report:
         costs_picture(summary, pictures / "costs.png")
         caption = (
             "Mean seconds of a fold (fitting, training, evaluation) and the highest memory above what the process had "
-            "when the cell began. Measured on the machine of the run, beside whatever else ran there."
+            "when it began. Measured on the machine of the run, beside whatever else ran there."
         )
+        if any(row["system"] == LONGVIT for row in systems):
+            caption += " LongViT reads the slides' pixels, the others features that had been made before."
         picture = drawn("Costs", pictures / "costs.png", caption, max_px=760)
         sections.append(Section("What each one cost", pictures=(picture,)))
     return Report(
@@ -96,7 +99,7 @@ def _cards(summary: Mapping[str, Any]) -> list[Figure]:
     """The best, and LongViT where it is not the best."""
     known = [row for row in summary["systems"] if row["mean"] is not None]
     best = sorted(known, key=lambda row: -row["mean"])[:1]
-    shown = best + [row for row in known if row["system"] == "longvit" and row not in best]
+    shown = best + [row for row in known if row["system"] == LONGVIT and row not in best]
     return [
         Figure(
             row["words"],
@@ -109,19 +112,17 @@ def _cards(summary: Mapping[str, Any]) -> list[Figure]:
 
 
 def _table_section(summary: Mapping[str, Any], pictures: Path) -> Section:
-    ours, texts = summary["systems"], table_rows(summary)
+    ours, (header, texts) = summary["systems"], table(summary)
     rows = [
-        Row(cells, "other" if i >= len(ours) else "strong" if ours[i]["system"] == "longvit" else "")
+        Row(cells, "other" if i >= len(ours) else "strong" if ours[i]["system"] == LONGVIT else "")
         for i, cells in enumerate(texts)
     ]
-    columns = [i for i, name in enumerate(TABLE) if any(cells[i] not in ("", "–") for cells in texts) or i < 4]
-    rows = [Row([row.cells[i] for i in columns], row.kind) for row in rows]
     caption = (
         f"{summary['figure_words']}, SD with {'N − 1' if summary['ddof'] else 'N'} in the denominator, as in the "
         f"published table. Intervals of the mean: the patients of every fold drawn anew, the same ones for all "
         f"systems. Published rows rest on other features and slides."
     )
-    table = Table([TABLE[i] for i in columns], rows, frozenset(range(2, len(columns))), caption, first_stays=True)
+    whole = Table(header, rows, frozenset(range(2, len(header))), caption, first_stays=True)
     picture = drawn(
         "Systems",
         pictures / "systems.png",
@@ -129,7 +130,7 @@ def _table_section(summary: Mapping[str, Any], pictures: Path) -> Section:
         max_px=760,
     )
     meaning = MEANINGS.get(summary["figure"])
-    return Section("All systems", text=(meaning,) if meaning else (), tables=(table,), pictures=(picture,))
+    return Section("All systems", text=(meaning,) if meaning else (), tables=(whole,), pictures=(picture,))
 
 
 def _fold_section(summary: Mapping[str, Any]) -> Section:
@@ -184,7 +185,7 @@ def systems_picture(summary: Mapping[str, Any], path: Path) -> None:
     figure, axes = blank(7.0, 1.1 + 0.36 * len(rows))
     axes.axvline(summary["chance"], color=GREY, linewidth=0.8, linestyle=":")
     for y, row in enumerate(rows):
-        shade = COLOURS[1] if row["system"] == "longvit" else COLOURS[0]
+        shade = COLOURS[1] if row["system"] == LONGVIT else COLOURS[0]
         x = np.array([cell["value"] for cell in row["cells"] if cell["value"] is not None], dtype=np.float64)
         # dots of equal height would hide each other
         axes.scatter(x, y + 0.13 * (np.arange(len(x)) % 3 - 1), s=14, color=shade, alpha=0.45, linewidth=0, zorder=3)
@@ -213,7 +214,7 @@ def costs_picture(summary: Mapping[str, Any], path: Path) -> None:
     for axes, (key, label), shade in zip(panels, shown, COLOURS, strict=False):
         values = [row[key] or 0.0 for row in rows]
         bars = axes.barh(range(len(rows)), values, color=shade, height=0.62)
-        axes.bar_label(bars, ["–" if row[key] is None else f"{row[key]:,.3g}" for row in rows], padding=3, fontsize=8)
+        axes.bar_label(bars, [three_digits(row[key]) for row in rows], padding=3, fontsize=8)
         axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=label, xlim=(0, 1.18 * max([*values, 1e-9])))
         axes.set_yticks(range(len(rows)), [row["words"] for row in rows] if key == "seconds" else [""] * len(rows))
         axes.tick_params(axis="y", length=0, labelsize=8)

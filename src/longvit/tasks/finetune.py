@@ -9,6 +9,8 @@ OUT/outputs.csv       system, split, slide_id, output_0 …: the logits behind p
 OUT/checkpoints/      where an interrupted run goes on
 OUT/predictions.csv   val and test, last epoch: case_id, slide_id, split, then label, prob_<class> …, prediction, or
                       survival_months, event, risk, survival_<end of bin>_months …
+OUT/costs.json        seconds, cpu_seconds (both null where the run was interrupted) and peak_memory_mib of the training
+                      and its evaluations, in the first process
 OUT/metrics.json      see `FinetuneResult.metrics`; written last, so it marks a finished run
 OUT/history.csv       a row per epoch: epoch, step, train_loss, val_loss, val_auc, …, test_auc, …
 OUT/loss.png          and the task's curves: roc.png
@@ -113,6 +115,7 @@ class _Finetuning:
         import torch
 
         from longvit.tasks.results import write_results
+        from longvit.training.costs import Costs, write_cost
         from longvit.training.loop import autocast, train
 
         settings, ranks = self.settings, self.ranks
@@ -121,6 +124,7 @@ class _Finetuning:
         on_strips = self.sharded(model)
         canvases = self.read_slides()
         controls = self.controls() if settings.controls else {}
+        costs = Costs(self.device.device)
         try:
             outcome = train(
                 on_strips,
@@ -146,9 +150,11 @@ class _Finetuning:
         if not self.last:  # the run goes on behind its last epoch: only the files are missing
             with autocast(self.device.device, settings.dtype):
                 self.evaluate(on_strips, settings.epochs - 1)
+        cost = costs.cost(whole=outcome.resumed_at is None)
         result = None
         with ranks.busy("writes the results"):
             if ranks.is_first:
+                write_cost(self.folder, cost)
                 metrics = write_results(
                     self.folder,
                     self.cohort,

@@ -113,15 +113,45 @@ def test_an_interrupted_cell_goes_on_to_the_same_bits(tmp_path: Path, monkeypatc
 
 def test_a_failed_cell_says_why_and_the_others_go_on(tmp_path: Path) -> None:
     write_study(tmp_path)
-    result = run(tmp_path, replace(QUICK, systems=("mcat", "mean_pooling"), set=("mean_pooling.hidden=3",)))
+    missing = "hipt.region_checkpoint=nowhere.pth"
+    result = run(tmp_path, replace(QUICK, systems=("mcat", "hipt", "mean_pooling"), set=(missing,)))
     failed = {row["system"]: [c["error"] for c in row["cells"]] for row in result.summary["systems"]}
     assert all("needs omics; give --omics" in error for error in failed["mcat"])
-    assert all("hidden" in error for error in failed["mean_pooling"])  # no such setting
+    assert all("nowhere.pth" in error for error in failed["hipt"])
     assert len(result.failed) == 4
     fine = run(tmp_path, replace(QUICK, systems=("mcat", "mean_pooling"), set=()))
     assert [row["mean"] is None for row in fine.summary["systems"]] == [True, False]
     problems = (tmp_path / "out" / "problems.csv").read_text()
     assert '"mcat, fold 0",cell,' in problems
+
+
+def test_a_wrong_setting_of_a_system_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    for given, words in (
+        ("mean_pooling.hidden=3", "mean_pooling: unknown key 'hidden'"),
+        ("mil.hiden=8", r"did you mean 'hidden'\? \(its settings: hidden"),
+        ("mil.hidden=much", "mil: hidden 'much' is not a whole number"),
+        ("mil.dropout=2", "dropout 2: at least 0 and below 1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run(tmp_path, replace(QUICK, systems=("attention_mil",), set=(given,)))
+    assert not list((tmp_path / "out").glob("*/fold_*"))
+
+
+def test_a_bag_of_another_encoder_costs_itself_unless_nobody_knows_which_is_meant(tmp_path: Path) -> None:
+    write_study(tmp_path)
+    for i, slide in enumerate(("s00", "s05")):
+        write_features(tmp_path / "features", slide, np.ones((5 + i, WIDTH + 3)))
+    result = run(tmp_path)
+    assert (result.summary["bags"], result.summary["width"]) == (22, WIDTH)
+    with (tmp_path / "out" / "problems.csv").open() as file:
+        rows = [(row["slide"], row["stage"], row["error"]) for row in csv.DictReader(file)]
+    words = f"features of width {WIDTH + 3}, those of most slides have {WIDTH}"
+    assert [(slide, stage) for slide, stage, _ in rows] == [("s00", "read"), ("s05", "read")]
+    assert all(words in error for _, _, error in rows)
+    write_features(tmp_path / "features", "s07", np.ones((5, WIDTH + 3)))
+    with pytest.raises(InputError, match=r"width .* while .* has .*; were both made by the same encoder"):
+        run(tmp_path, out="other")
 
 
 def test_damaged_bags_are_left_out_for_all_systems_and_named(tmp_path: Path) -> None:

@@ -163,10 +163,23 @@ def create_system(
 
     Raises InputError: an unknown system or setting (the nearest is named), inputs that the system cannot take.
     """
-    kind = system_class(name)
-    check_keys(f"system {name}", settings, [field.name for field in fields(kind.Settings)])
-    _check_numbers(name, kind.Settings, settings)
-    return kind(Shape(in_dim, outputs, task, omics, fusion), kind.Settings(**settings))  # type: ignore[call-arg]
+    shape = Shape(in_dim, outputs, task, omics, fusion)
+    return system_class(name)(shape, settings_of(name, settings))  # type: ignore[call-arg]
+
+
+def settings_of(name: str, settings: Mapping[str, Any]) -> Any:
+    """A system's `Settings` with what `settings` say otherwise.
+
+    Raises InputError: an unknown system or setting (all are named), a value that cannot be.
+    """
+    kind = system_class(name).Settings
+    known = [field.name for field in fields(kind)]
+    try:
+        check_keys(f"system {name}", settings, known)
+    except InputError as error:
+        raise InputError(f"{error} (its settings: {', '.join(known)})" if known else str(error)) from None
+    _check_numbers(name, kind, settings)
+    return kind(**settings)
 
 
 def _check_numbers(name: str, kind: type, settings: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from longvit.baselines.system import settings_of
 from longvit.comparison.cell import FoldBags, bags_of_fold, facts_of, finished, run_cell
 from longvit.comparison.entrants import Entrant, all_entrants
 from longvit.comparison.longvit_run import read_longvit_run
@@ -66,15 +67,17 @@ def compare(
 
     `features`: folder of bags (`data.bags.find_bags`). `longvit_run`: a cross-validation of LongViT on the same folds.
 
-    Raises `InputError` before anything is trained: a system, fold or cell of the tables that is not there, other
-    settings than a finished cell had, LongViT on other folds, nobody left to train on; what a single cell raises is a
-    row of the table.
+    Raises `InputError` before anything is trained: a system, setting of one, fold or cell of the tables that is not
+    there, other settings than a finished cell had, LongViT on other folds, nobody left to train on; what a single cell
+    raises is a row of the table.
     """
     folder = make_folder(out_dir)
     set_threads(settings.threads)
     device = pick_device(settings.device)
     if unknown := [name for name in only if name not in {fold.name for fold in folds}]:
         raise InputError(f"--fold {unknown[0]}: choose {', '.join(fold.name for fold in folds)}")
+    for system, given in settings.of_systems.items():
+        settings_of(system, given)
     wanted = [fold for fold in folds if not only or fold.name in only]
     published_column(settings.cell, task_class(settings.task).figure)
     with alone_in(folder):
@@ -112,7 +115,7 @@ def cell_folder(folder: Path, who: Entrant, fold: Fold) -> Path:
 def _finished(
     study: Study, of_fold: FoldBags, who: Entrant, settings: ComparisonSettings, folder: Path
 ) -> dict[str, Any] | None:
-    """Metrics of a cell that needs no work; a setting that the system refuses is found out in its cell."""
+    """Metrics of a cell that needs no work."""
     place = cell_folder(folder, who, of_fold.fold)
     if not (place / "metrics.json").exists():
         return None

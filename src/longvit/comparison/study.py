@@ -9,6 +9,7 @@ tiles (or omics, where a table is given) is left out for all of them.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -130,7 +131,8 @@ def make_study(
 ) -> Study:
     """Finds and reads what there is.
 
-    Raises `InputError`: neither features nor omics, nobody who has all that is given, features of different widths.
+    Raises `InputError`: neither features nor omics, nobody who has all that is given, features of different widths of
+    which none is the rule.
     """
     if features is None and omics is None:
         raise InputError("nothing to compare on: give --features FOLDER, or --omics TABLE")
@@ -195,7 +197,9 @@ class _Read:
 
 def _read_all(rows: Sequence[SlideRow], paths: Mapping[str, Path], memory_mb: int) -> _Read:
     """The rows whose bag can be read, and as many bags as memory may hold."""
-    good, kept, tiles_of, problems, first, used = [], {}, {}, [], None, 0
+    good, kept, tiles_of, problems, used = [], {}, {}, [], 0
+    first_of: dict[int, FeatureBag] = {}
+    width_of: dict[str, int] = {}
     with Progress("features", len(rows), unit="slides", brief=True) as progress:
         for row in rows:
             progress.advance()
@@ -204,15 +208,31 @@ def _read_all(rows: Sequence[SlideRow], paths: Mapping[str, Path], memory_mb: in
             except InputError as error:
                 problems.append(Problem(row.slide_id, "read", str(error)))
                 continue
-            first = first or bag
-            if bag.features.shape[1] != first.features.shape[1]:
-                join_bags([first, bag])  # names both files and their widths
+            first_of.setdefault(bag.features.shape[1], bag)
+            width_of[row.slide_id] = bag.features.shape[1]
             used += bag.features.nbytes
             if used <= memory_mb * 2**20:
                 kept[row.slide_id] = bag
             tiles_of[row.slide_id] = len(bag)
             good.append(row)
-    return _Read(tuple(good), tiles_of, kept, first, tuple(problems))
+    if len(first_of) > 1:
+        width = _usual_width(list(width_of.values()), first_of)
+        for row in [row for row in good if width_of[row.slide_id] != width]:
+            words = f"features of width {width_of[row.slide_id]}, those of most slides have {width}"
+            problems.append(Problem(row.slide_id, "read", f"{paths[row.slide_id]}: {words}; another encoder's?"))
+            kept.pop(row.slide_id, None)
+            del tiles_of[row.slide_id]
+            good.remove(row)
+        first_of = {width: first_of[width]}
+    return _Read(tuple(good), tiles_of, kept, next(iter(first_of.values()), None), tuple(problems))
+
+
+def _usual_width(widths: Sequence[int], first_of: Mapping[int, FeatureBag]) -> int:
+    """The width of at least nine bags in ten; `InputError`: none is the rule, so nobody knows which ones are meant."""
+    width, count = Counter(widths).most_common(1)[0]
+    if count < 0.9 * len(widths):
+        join_bags([first_of[w] for w in dict.fromkeys(widths)])  # raises; names two files and their widths
+    return width
 
 
 def _tiles(bags: Sequence[FeatureBag], slides: Sequence[str]) -> Tiles:

@@ -103,29 +103,6 @@ def read_bag(path: str | Path) -> FeatureBag:
     return bag
 
 
-def bag_shape(path: str | Path) -> tuple[int, int]:
-    """(N, D) without reading an .h5 whole. Raises `InputError` as `read_bag` does for a file that is none."""
-    path = Path(path)
-    shape = _tensor_of(path).shape if path.suffix.lower() == ".pt" else _shape_in_h5(path)
-    if len(shape) != 2:
-        raise InputError(f"{path}: features of shape {tuple(shape)}, not (tiles, width)")
-    return int(shape[0]), int(shape[1])
-
-
-def check_same_width(paths: Iterable[str | Path]) -> int:
-    """The D that all bags share. `InputError` names the first two that differ."""
-    first: tuple[Path, int] | None = None
-    for path in map(Path, paths):
-        width = bag_shape(path)[1]
-        if first is None:
-            first = path, width
-        elif width != first[1]:
-            raise _widths_differ(*first, path, width)
-    if first is None:
-        raise InputError("no bags given")
-    return first[1]
-
-
 def join_bags(bags: Sequence[FeatureBag]) -> PatientBag:
     """One bag of all slides of a patient, in their order. `InputError` where the slides' features differ in width."""
     if not bags:
@@ -208,12 +185,6 @@ def _dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
         there = ", ".join(sorted(file)) or "nothing"
         raise InputError(f"{path}: no dataset {name!r} (it has {there}); is this a file of tile features?")
     return data
-
-
-def _shape_in_h5(path: Path) -> tuple[int, ...]:
-    with _open_h5(path) as file:
-        shape: tuple[int, ...] = _dataset(path, file, "features").shape
-        return shape
 
 
 def _tensor_of(path: Path) -> Any:

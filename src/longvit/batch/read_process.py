@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvit.batch.reading import Heard, ReadRequest, SlideFailedError, Stage, Wanted, read
+from longvit.child_process import end_with_parent, how_it_ended
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
@@ -160,28 +161,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         process.wait(5)  # one that hangs in a broken disk cannot even be killed
     if process.stdin:
         process.stdin.close()
-
-
-def how_it_ended(code: int | None) -> str:
-    """A process's return code in words: SIGSEGV, or exit code 1."""
-    if code is None:
-        return "it does not end"
-    if code >= 0:
-        return f"exit code {code}"
-    with contextlib.suppress(ValueError):
-        return signal.Signals(-code).name
-    return f"signal {-code}"
-
-
-def end_with_parent() -> None:
-    """Ends this process, from a thread, when the one that holds the other end of standard input is gone."""
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _serve(connection: Connection, threads: int | None) -> None:

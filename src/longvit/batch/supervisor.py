@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from longvit.batch.read_process import how_it_ended
 from longvit.batch.work_list import WorkList
 from longvit.batch.worker_log import LogTail, note_death
+from longvit.child_process import how_it_ended
 from longvit.data.claims import read_claim
 from longvit.errors import InputError
 from longvit.files import remove_parts, this_host

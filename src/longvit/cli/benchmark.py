@@ -79,6 +79,13 @@ def benchmark(
             show_default=False,
         ),
     ] = None,
+    jobs: Annotated[
+        int,
+        Parameter(
+            help="Systems and folds at once, each in a process of its own; they share the cores, unless --threads says "
+            "how many each has."
+        ),
+    ] = 1,
     pictures: Annotated[
         int,
         Parameter(help="For so many slides of each fold: the tiles' scores on the slide, and as GeoJSON for QuPath."),
@@ -99,7 +106,7 @@ def benchmark(
     ```
     longvit features slides/ --out job
     longvit benchmark cohort.csv --features job --folds 5 --out comparison
-    longvit benchmark cohort.csv --features job --folds runs/cv/folds --longvit-run runs/cv --pictures 2
+    longvit benchmark cohort.csv --features job --folds runs/cv/folds --longvit-run runs/cv --pictures 2 --jobs 8
     longvit benchmark tcga_ucec.csv.zip --task survival --folds splits/tcga_ucec --omics tcga_ucec.csv.zip --systems snn
     longvit benchmark cohort.csv --features job --folds column --systems clam_sb transmil --epochs 5
     ```
@@ -132,6 +139,7 @@ def benchmark(
         omics=None if omics is None else read_omics(omics, signatures),
         only=fold,
         longvit_run=longvit_run,
+        jobs=jobs,
     )
     drawn = _pictures(result, pictures) if pictures else 0
     print_table(result.summary)

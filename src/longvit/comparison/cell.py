@@ -270,6 +270,24 @@ def predict(model: torch.nn.Module, bags: Bags, task: Task) -> tuple[Predictions
     return Predictions(bags.rows, z.numpy(), loss), scores if len(scores) == len(bags) else None
 
 
+def load_what_all_need(device: torch.device) -> None:
+    """Libraries that load at their first use; else the first cell would be charged for them."""
+    import scipy.special  # noqa: F401
+    import sklearn.cluster
+    import sklearn.neighbors  # noqa: F401
+
+    layer = torch.nn.Linear(2, 2, device=device)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.ones(1, 2, device=device)).sum().backward()
+    optimizer.step()
+
+
+def one_line(error: Exception) -> str:
+    """Why a cell failed."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text[:300]}"
+
+
 def _write_weights(model: System, path: Path) -> None:
     from safetensors.torch import save
 

@@ -1,4 +1,4 @@
-"""Every system on every fold: the cells one after another, each resumable, then one table.
+"""Every system on every fold: the cells one after another or side by side, each resumable, then one table.
 
 OUT/folds/splits_<name>.csv      the folds, as every tool reads them
 OUT/settings.yaml                all settings: `longvit benchmark --recipe OUT/settings.yaml`
@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from longvit.baselines.system import settings_of
-from longvit.comparison.cell import FoldBags, bags_of_fold, facts_of, finished, run_cell
+from longvit.comparison.cell import FoldBags, bags_of_fold, facts_of, finished, load_what_all_need, one_line, run_cell
+from longvit.comparison.cell_process import Cell, Heard, job_of, run_side_by_side
 from longvit.comparison.entrants import Entrant, all_entrants
 from longvit.comparison.longvit_run import read_longvit_run
 from longvit.comparison.omics import OmicTable
@@ -62,10 +61,12 @@ def compare(
     omics: OmicTable | None = None,
     only: Sequence[str] = (),
     longvit_run: str | Path | None = None,
+    jobs: int = 1,
 ) -> Comparison:
     """Trains and evaluates whoever takes part on `folds` (or on those called `only`), then sums up what is there.
 
     `features`: folder of bags (`data.bags.find_bags`). `longvit_run`: a cross-validation of LongViT on the same folds.
+    `jobs` > 1 runs that many cells at once, each in a process of its own.
 
     Raises `InputError` before anything is trained: a system, setting of one, fold or cell of the tables that is not
     there, other settings than a finished cell had, LongViT on other folds, nobody left to train on; what a single cell
@@ -76,12 +77,14 @@ def compare(
     device = pick_device(settings.device)
     if unknown := [name for name in only if name not in {fold.name for fold in folds}]:
         raise InputError(f"--fold {unknown[0]}: choose {', '.join(fold.name for fold in folds)}")
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs}: at least 1")
     for system, given in settings.of_systems.items():
         settings_of(system, given)
     wanted = [fold for fold in folds if not only or fold.name in only]
     published_column(settings.cell, task_class(settings.task).figure)
     with alone_in(folder):
-        study = make_study(cohort, settings.task, features, omics, settings.memory_mb)
+        study = make_study(cohort, settings.task, features, omics, 0 if jobs > 1 else settings.memory_mb)
         who = settings.entrants() or all_entrants(
             tiles=features is not None, omics=omics is not None, signatures=bool(omics and omics.signatures)
         )
@@ -99,7 +102,9 @@ def compare(
         }
         write_folds(folder / "folds", folds)
         write_text(folder / "settings.yaml", settings_yaml(settings))
-        failed = _run_cells(study, ready, who, settings, folder, device, done)
+        cells = [Cell(of, each, cell_folder(folder, each, of.fold)) for of in ready for each in who]
+        left = [cell for cell in cells if cell.key not in done]
+        failed = _run_cells(study, left, len(cells), settings, device, jobs, done)
         write_problems(folder / PROBLEMS_CSV, [*study.problems, *failed.values()])
         reasons = {key: problem.error for key, problem in failed.items()}
         summary = summarise(study, ready, who, settings, folder, done, reasons, longvit)
@@ -124,54 +129,59 @@ def _finished(
 
 def _run_cells(
     study: Study,
-    ready: Sequence[FoldBags],
-    who: Sequence[Entrant],
+    cells: Sequence[Cell],
+    total: int,
     settings: ComparisonSettings,
-    folder: Path,
     device: Device,
+    jobs: int,
     done: dict[tuple[str, str], dict[str, Any]],
 ) -> dict[tuple[str, str], Problem]:
-    """Fills `done`; → the cells that failed."""
+    """Fills `done`; → the cells that failed. `total`: cells in all, with those that were finished before."""
     failed: dict[tuple[str, str], Problem] = {}
-    left = [(of, each) for of in ready for each in who if (each.name, of.fold.name) not in done]
-    if left:
-        _load_what_all_need(device.device)
-    total = len(ready) * len(who) * settings.epochs
-    with Progress("cells × epochs", total, done=total - len(left) * settings.epochs, brief=not left) as progress:
-        for of, each in left:
-            key, at = (each.name, of.fold.name), progress.done
-            note = f"{each.name}, fold {of.fold.name}"
-            try:
-                metrics = run_cell(
-                    study,
-                    of,
-                    each,
-                    settings,
-                    cell_folder(folder, each, of.fold),
-                    device,
-                    epoch_done=lambda note=note: progress.advance(note=note),  # type: ignore[misc]
-                )
-            except Exception as error:  # whatever it is: the other cells go on
-                reason = _one_line(error)
-                failed[key] = Problem(note, "cell", reason)
-                progress.say(f"{note}: failed: {reason}")
+    epochs = dict.fromkeys((cell.key for cell in cells), settings.epochs)  # that are left of each
+    started = (total - len(cells)) * settings.epochs
+    with Progress("cells × epochs", total * settings.epochs, done=started, brief=not cells) as progress:
+
+        def heard(cell: Cell, kind: str, content: Any) -> None:
+            if kind == "epoch":
+                epochs[cell.key] -= 1
+                progress.advance(note=cell.note)
+                return
+            if kind == "failed":
+                failed[cell.key] = Problem(cell.note, "cell", content)
+                progress.say(f"{cell.note}: failed: {content}")
             else:
-                done[key] = metrics
-                progress.say(_finished_words(note, metrics))
-            progress.advance(at + settings.epochs - progress.done)  # a cell that went on or failed has done fewer
+                done[cell.key] = content
+                progress.say(_finished_words(cell.note, content))
+            progress.advance(epochs[cell.key])  # a cell that went on or failed has done fewer
+
+        if jobs > 1:
+            run_side_by_side(cells, job_of(study, settings, jobs), jobs, heard)
+        else:
+            _one_by_one(cells, study, settings, device, heard)
     return failed
 
 
-def _load_what_all_need(device: torch.device) -> None:
-    """Libraries that load at their first use; else the first cell would be charged for them."""
-    import scipy.special  # noqa: F401
-    import sklearn.cluster
-    import sklearn.neighbors  # noqa: F401
-
-    layer = torch.nn.Linear(2, 2, device=device)
-    optimizer = torch.optim.Adam(layer.parameters())
-    layer(torch.ones(1, 2, device=device)).sum().backward()
-    optimizer.step()
+def _one_by_one(
+    cells: Sequence[Cell], study: Study, settings: ComparisonSettings, device: Device, heard: Heard
+) -> None:
+    if cells:
+        load_what_all_need(device.device)
+    for cell in cells:
+        try:
+            metrics = run_cell(
+                study,
+                cell.of_fold,
+                cell.who,
+                settings,
+                cell.folder,
+                device,
+                epoch_done=lambda cell=cell: heard(cell, "epoch", None),  # type: ignore[misc]
+            )
+        except Exception as error:  # whatever it is: the other cells go on
+            heard(cell, "failed", one_line(error))
+        else:
+            heard(cell, "done", metrics)
 
 
 def _finished_words(note: str, metrics: dict[str, Any]) -> str:
@@ -180,11 +190,6 @@ def _finished_words(note: str, metrics: dict[str, Any]) -> str:
     seconds = metrics["training"]["seconds"]
     after = "" if seconds is None else f", {clock_text(seconds)}"
     return f"{note}: {metrics['figure']} {text} on {metrics['evaluated']}{after}"
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text[:300]}"
 
 
 def print_table(summary: dict[str, Any]) -> None:

@@ -116,6 +116,19 @@ class Study:
             raise InputError(f"{who.name}: needs signatures; give --signatures TABLE, a column of genes for each")
         return tuple(len(places) for places in self.omics.signatures.values())
 
+    def keeping(self, memory_mb: int) -> Study:
+        """The same with as many bags in memory as that holds."""
+        kept: dict[str, Tiles] = {}
+        room = memory_mb * 2**20
+        for slide, slides in self.slides_of.items():
+            if not self.paths or room <= 0:
+                break
+            tiles = _tiles([read_bag(self.paths[s]) for s in slides], slides)
+            room -= tiles.features.nbytes
+            if room >= 0:
+                kept[slide] = tiles
+        return replace(self, kept=kept)
+
     def digest(self) -> str:
         """A hash of which files of features (names and sizes) and which omics take part."""
         lines = [f"{slide}\t{path.name}\t{path.stat().st_size}" for slide, path in sorted(self.paths.items())]

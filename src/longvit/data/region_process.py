@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from multiprocessing.reduction import recv_handle, send_handle
 import numpy as np
 from numpy.typing import NDArray
 
+from longvit.child_process import end_with_parent, how_it_ended
 from longvit.data.region_crops import CropJob, CropMaker, Made, batch_bytes, views
 from longvit.errors import InputError
 from longvit.files import remove_parts
@@ -144,7 +144,7 @@ class RegionProcess:
         except (EOFError, OSError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)
-            how = _how_it_ended(self._process.poll())
+            how = how_it_ended(self._process.poll())
             raise InputError(f"{self._where()} not read: the process that read it died ({how})") from error
 
     def _where(self) -> str:
@@ -153,25 +153,6 @@ class RegionProcess:
             return "a process that reads regions: its first region was"
         region = self._job.regions.region(index, self._epoch)
         return f"{region.source.path}: region {region.name} was"
-
-
-def _how_it_ended(code: int | None) -> str:
-    if code is None:
-        return "it does not end"
-    with contextlib.suppress(ValueError):
-        return signal.Signals(-code).name
-    return f"exit code {code}"
-
-
-def _end_with_parent() -> None:
-    """Ends this process, from a thread, when the one that holds the other end of standard input is gone."""
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _serve(connection: Connection, status: NDArray[np.float64]) -> None:
@@ -214,5 +195,5 @@ def _make(
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
+    end_with_parent()
     _serve(Connection(int(sys.argv[1])), np.frombuffer(mmap.mmap(int(sys.argv[2]), 16), np.float64))

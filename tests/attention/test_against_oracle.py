@@ -129,7 +129,9 @@ def test_golden_outputs_and_gradients_of_the_authors_code(name: str) -> None:
     )
     for got, key in zip(ours, ("out", "grad_q", "grad_k", "grad_v"), strict=True):
         want = tensors[f"{name}.{key}"]
-        assert (got - want).abs().max() <= 1e-10 * want.abs().max(), key
+        # with one key, q and k get 0 from the authors' code and grad_out · v − grad_out · out from ours: two sums of
+        # the same terms, whose order, and so whose last bit, is the processor's
+        assert (got - want).abs().max() <= max(1e-10 * want.abs().max(), 1e-15), key
 
 
 @pytest.mark.shared

@@ -27,6 +27,7 @@ from longvit.batch.worker_log import WorkerLog
 from longvit.data.claims import Claims, holder
 from longvit.errors import InputError
 from longvit.files import write_error
+from longvit.interrupts import lost_interrupts_come_again
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
@@ -192,4 +193,5 @@ def stop_with_parent() -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command does
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    with lost_interrupts_come_again(signal.SIGTERM):
+        sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

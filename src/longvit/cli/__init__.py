@@ -36,6 +36,7 @@ from longvit.cli.tiles import tiles
 from longvit.cli.train import train
 from longvit.config import one_line, recipe_config
 from longvit.errors import InputError
+from longvit.interrupts import lost_interrupts_come_again
 
 app = App(
     name="longvit",
@@ -88,7 +89,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     debug = os.environ.get("LONGVIT_DEBUG", "") not in ("", "0")
     try:
-        code = app(arguments, exit_on_error=False, print_error=False, help_on_error=False)
+        with lost_interrupts_come_again():
+            code = app(arguments, exit_on_error=False, print_error=False, help_on_error=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except CycloptsError as error:

@@ -23,6 +23,13 @@ def shared(path: str) -> Path:
     return found
 
 
+@pytest.fixture(autouse=True)
+def the_same_random_weights_whichever_tests_ran_before() -> None:
+    import torch
+
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:

@@ -140,7 +140,8 @@ def test_bfloat16_stays_close_to_float32(autocast: bool) -> None:
             model.to(torch.bfloat16)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             got = model(images)
-    assert torch.cosine_similarity(got.float(), want) >= 0.9999
+    # The largest of 40 random networks: 1.4e-5 under autocast; 1.5e-4 where the residual stream is rounded, too.
+    assert 1 - torch.cosine_similarity(got.double(), want.double()) <= (3e-5 if autocast else 3e-4)
     assert got.dtype == (torch.float32 if autocast else torch.bfloat16)  # autocast: residual stream in float32
 
 

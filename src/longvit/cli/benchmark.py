@@ -83,7 +83,7 @@ def benchmark(
         int,
         Parameter(
             help="Systems and folds at once, each in a process of its own; they share the cores, unless --threads says "
-            "how many each has."
+            "how many each has. The table's seconds are then those of cells with busy neighbours."
         ),
     ] = 1,
     pictures: Annotated[

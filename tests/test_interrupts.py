@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +33,8 @@ try:
             last = Last()
             last.strike = strike
             del last
-        time.sleep(30)
+        for _ in range(300):
+            time.sleep(0.1)
         print("went on")
 except KeyboardInterrupt:
     print("stopped")
@@ -45,6 +47,44 @@ def test_an_interrupt_in_a_callback_or_destructor_is_not_lost(number: signal.Sig
     command = [sys.executable, "-c", UNLUCKY, str(int(number)), place]
     found = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (found.stdout, found.stderr) == ("stopped\n", "")
+
+
+STRIKE = """
+import os, signal, sys, time, weakref
+def strike(number):
+    class Thing: pass
+    thing = Thing()
+    heard = weakref.ref(thing, lambda _: os.kill(os.getpid(), number))
+    del thing
+    for _ in range(300):
+        time.sleep(0.1)
+"""
+
+COMMAND = """
+from longvit import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.app = lambda *_, **__: strike(signal.SIGINT)
+sys.exit(cli.main([]))
+"""
+
+WORKER = """
+from pathlib import Path
+from longvit.batch import worker
+from longvit.batch.work_list import WorkList
+here = Path(sys.argv[1])
+WorkList.begin(here, "embed", [], retries=0, facts={"timeout_s": None, "threads": 1})
+worker.build_job = lambda *_: strike(signal.SIGTERM)
+sys.exit(worker.main(here / "work" / "embed", "w", 0))
+"""
+
+
+@pytest.mark.parametrize(("code", "status"), [(COMMAND, 130), (WORKER, 143)])
+def test_commands_and_their_workers_hear_it(tmp_path: Path, code: str, status: int) -> None:
+    command = [sys.executable, "-c", STRIKE + code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.wait(60) == status
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_other_errors_there_are_still_told() -> None:

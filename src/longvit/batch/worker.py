@@ -161,8 +161,8 @@ def main(folder: Path, name: str, index: int) -> int:
     log.write("start", **holder())
     reader = ReadProcess(work_list.facts["timeout_s"], work_list.facts["threads"])
     try:
-        job = build_job(work_list.facts, index)
-        work(job, work_list, reader, log)
+        with lost_interrupts_come_again(signal.SIGTERM):
+            work(build_job(work_list.facts, index), work_list, reader, log)
         log.write("end")
         return 0
     except InputError as error:
@@ -193,5 +193,4 @@ def stop_with_parent() -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command does
-    with lost_interrupts_come_again(signal.SIGTERM):
-        sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

@@ -21,10 +21,15 @@ pytest.importorskip("triton", reason="the package triton is not installed (1 GB:
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from longvit.attention import triton_branch
+    from longvit.attention import padded_branch, triton_branch
 
     small = {name: triton_branch.Tile(16, 16, 4, 2) for name in triton_branch.TILES}
     monkeypatch.setattr(triton_branch, "TILES", small)
+    two = {name: triton_branch.Tile(16, 16, 4, 2, 1 if name == "keys" else 2) for name in padded_branch.TILES}
+    monkeypatch.setattr(padded_branch, "TILES", two)
+
+
+KERNELS = pytest.mark.parametrize("backend", ["triton", "triton_padded"])
 
 
 def tensors(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, n: int = 4) -> list[torch.Tensor]:
@@ -49,43 +54,48 @@ def close(ours, want, tolerance: float = 3e-6) -> None:
     ("shape", "segments", "ratios"),
     [
         ((1, 50, 4, 24), (16, 48), (1, 2)),  # tail of 2 tokens, several blocks
+        ((1, 150, 3, 48), (100, 150), (1, 3)),  # two tiles per program, the second of them part empty
         ((2, 41, 3, 8), (13, 13, 29, 129), (1, 3, 7, 9)),  # nothing divides; segment beyond the sequence
         ((1, 40, 4, 24), (8, 40), (2, 16)),  # ratio 16 of 4 heads; tokens that no branch reaches
         ((2, 7, 2, 3), (5,), (3,)),  # segments shorter than the ratio's last offset
         ((1, 1, 1, 40), (4, 9), (1, 5)),
     ],
 )
-def test_outputs_and_gradients_match_the_equation(shape, segments, ratios) -> None:
+@KERNELS
+def test_outputs_and_gradients_match_the_equation(shape, segments, ratios, backend) -> None:
     inputs = tensors(*shape, seed=shape[1])
-    ours = run(dilated_attention, inputs, segment_lengths=segments, dilated_ratios=ratios, backend="triton")
+    ours = run(dilated_attention, inputs, segment_lengths=segments, dilated_ratios=ratios, backend=backend)
     close(ours, run(oracle.dilated_attention, [t.double() for t in inputs], segments, ratios))
 
 
 @pytest.mark.parametrize("gradient", ["exact", "detached"])
 @pytest.mark.parametrize("ragged", ["masked", "padded"])
-def test_padding_lengths_and_detached_gradients_match_the_plain_twin(gradient: str, ragged: str) -> None:
+@KERNELS
+def test_padding_lengths_and_detached_gradients_match_the_plain_twin(gradient: str, ragged: str, backend: str) -> None:
     settings = {"segment_lengths": (16, 18, 40), "dilated_ratios": (1, 4, 3), "gradient": gradient, "ragged": ragged}
     for shape, lengths in (((1, 39, 4, 8), None), ((3, 19, 3, 8), [19, 0, 11]), ((1, 30, 3, 8), [11, 11, 5])):
         inputs = tensors(*shape, seed=1)
         results = [
-            run(dilated_attention, inputs, **settings, lengths=lengths, backend=name) for name in ("triton", "plain")
+            run(dilated_attention, inputs, **settings, lengths=lengths, backend=name) for name in (backend, "plain")
         ]
         close(*results)
 
 
-def test_what_lies_behind_a_sequence_is_not_read() -> None:
+@KERNELS
+def test_what_lies_behind_a_sequence_is_not_read(backend: str) -> None:
     q, k, v, grad_out = tensors(2, 20, 2, 8)
     for t in (q, k, v):
         t[0, 13:] = float("nan")
-    settings = {"segment_lengths": (8, 20), "dilated_ratios": (1, 2), "lengths": [13, 20], "backend": "triton"}
+    settings = {"segment_lengths": (8, 20), "dilated_ratios": (1, 2), "lengths": [13, 20], "backend": backend}
     for result in run(dilated_attention, [q, k, v, grad_out], **settings):
         assert torch.isfinite(result).all()
         assert not result[0, 13:].any()
 
 
-def test_a_fused_projection_and_an_expanded_gradient_are_read_in_place() -> None:
+@KERNELS
+def test_a_fused_projection_and_an_expanded_gradient_are_read_in_place(backend: str) -> None:
     q, k, v, _ = tensors(2, 36, 4, 24)
-    settings = {"segment_lengths": (16, 36), "dilated_ratios": (1, 4), "backend": "triton"}
+    settings = {"segment_lengths": (16, 36), "dilated_ratios": (1, 4), "backend": backend}
     want = run(dilated_attention, [q, k, v, torch.ones_like(q)], **settings)
     qkv = torch.stack([q, k, v], 2).requires_grad_()
     out = dilated_attention_packed(qkv, **settings)
@@ -126,12 +136,13 @@ def test_half_precision_errs_at_most_twice_as_much_as_pytorch(dtype: torch.dtype
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(5, 37), (33, 16)])
-def test_a_call_takes_queries_and_keys_of_two_lengths(queries: int, keys: int) -> None:
+@KERNELS
+def test_a_call_takes_queries_and_keys_of_two_lengths(queries: int, keys: int, backend: str) -> None:
     # a rank's own queries over the keys of a shared segment
     q, grad_out = (t.transpose(1, 2) for t in tensors(2, queries, 3, 24, seed=3, n=2))
     k, v = (t.transpose(1, 2) for t in tensors(2, keys, 3, 24, seed=4, n=2))
     results = []
-    for name in ("triton", "plain"):
+    for name in (backend, "plain"):
         out, lse = BACKENDS[name].forward(q, k, v, 0.3)
         merged = lse + 1.5  # any (out, lse) will do for backward
         results.append([out, lse, *BACKENDS[name].backward(grad_out, q, k, v, out, merged, 0.3)])
@@ -140,12 +151,13 @@ def test_a_call_takes_queries_and_keys_of_two_lengths(queries: int, keys: int) -
         assert (a - b).abs().max() <= 3e-6 * b.abs().max()
 
 
-def test_very_negative_scores_of_absent_keys_give_no_nan() -> None:
+@KERNELS
+def test_very_negative_scores_of_absent_keys_give_no_nan(backend: str) -> None:
     # lse far below 0: exp(−lse) of a key behind the end would be infinite
     q, k, v, grad_out = tensors(1, 19, 1, 8)
     q, k = q * 0 + 40.0, k * 0 - 40.0
     for result in run(
-        dilated_attention, [q, k, v, grad_out], segment_lengths=(19,), dilated_ratios=(1,), backend="triton"
+        dilated_attention, [q, k, v, grad_out], segment_lengths=(19,), dilated_ratios=(1,), backend=backend
     ):
         assert torch.isfinite(result).all()
 

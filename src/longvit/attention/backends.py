@@ -14,9 +14,10 @@ flash_attn/flash_api.cpp, mem_eff_attention/kernel_backward.h); the comments nam
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from importlib import import_module
 from importlib.util import find_spec
 from shutil import which
 from typing import Any
@@ -49,15 +50,19 @@ class Backend:
 class BranchKernel:
     """Of a back end that takes a whole branch at once, all offset groups and segments, on (B, N, H, …) tensors.
 
-    forward(q, k, v, out, lse, w, r, scale, padded, first): the branch is merged into out and lse (float32) in place;
+    Operands are made once per call of dilated attention and serve all branches; views of them are passed on.
+
+    forward_operands(q, k, v) → tensors (B, N, H, …).
+    forward(operands, out, lse, w, r, scale, padded, first): the branch is merged into out and lse (float32) in place;
     `first`: it covers every token and head, what they held is not read.
-    row_sums(grad_out, out) → (B, N, H), Σ_d grad_out · out.
-    backward(grad_out, q, k, v, lse, sums, grads, w, r, scale, first): its gradients are added to `grads` (float32), or,
-    `first`, set.
+    backward_operands(grad_out, q, k, v, out, lse, scale) → tensors (B, N, H, …).
+    backward(operands, grads, w, r, scale, first): the branch's gradients are added to `grads` (float32), or, `first`,
+    set.
     """
 
+    forward_operands: Callable[..., Sequence[Tensor]]
     forward: Callable[..., None]
-    row_sums: Callable[[Tensor, Tensor], Tensor]
+    backward_operands: Callable[..., Sequence[Tensor]]
     backward: Callable[..., None]
 
 
@@ -84,8 +89,8 @@ def pick(device: torch.device, dtype: torch.dtype, head_dim: int, name: str = "a
     if name != "auto":
         if name not in BACKENDS:
             raise ValueError(f"no attention back end {name!r}; there are {', '.join(['auto', *BACKENDS])}")
-        if name == "triton":
-            _check_triton(device, dtype, head_dim)
+        if name.startswith("triton"):
+            _check_triton(name, device, dtype, head_dim)
         elif BACKENDS[name].runs_on not in ("any", device.type):
             raise ValueError(
                 f"attention back end {name!r} runs on {BACKENDS[name].runs_on}, the tensors are on {device.type}"
@@ -233,35 +238,51 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None and any(name and which(name) for name in compilers)
 
 
-def _check_triton(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+def _check_triton(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
     """Raises ValueError, in one line, where the kernel cannot run."""
     if find_spec("triton") is None:
-        raise ValueError("attention back end 'triton' needs the package triton: pip install 'longvit[triton]'")
+        raise ValueError(f"attention back end {name!r} needs the package triton: pip install 'longvit[triton]'")
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(
-            "attention back end 'triton' runs on cuda, the tensors are on cpu (TRITON_INTERPRET=1 to test it)"
+            f"attention back end {name!r} runs on cuda, the tensors are on cpu (TRITON_INTERPRET=1 to test it)"
         )
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"attention back end 'triton' runs on cuda, the tensors are on {device.type}")
+        raise ValueError(f"attention back end {name!r} runs on cuda, the tensors are on {device.type}")
     if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < (8, 0):
         raise ValueError(
-            f"attention back end 'triton' needs compute capability 8.0, {device} has {found[0]}.{found[1]}"
+            f"attention back end {name!r} needs compute capability 8.0, {device} has {found[0]}.{found[1]}"
         )
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(f"attention back end 'triton' takes float32, bfloat16 or float16, got {_short(dtype)}")
+        raise ValueError(f"attention back end {name!r} takes float32, bfloat16 or float16, got {_short(dtype)}")
     if head_dim > 128:
-        raise ValueError(f"attention back end 'triton' takes head dims up to 128, got {head_dim}")
+        raise ValueError(f"attention back end {name!r} takes head dims up to 128, got {head_dim}")
+    if name == "triton_padded" and (reason := unpadded_reason(dtype, head_dim)):
+        raise ValueError(f"attention back end 'triton_padded': {reason}; use 'triton'")
 
 
-def _triton(name: str) -> Callable[..., Any]:
-    """A function of `triton_branch`, which is imported at its first call: it needs triton."""
+def unpadded_reason(dtype: torch.dtype, head_dim: int) -> str:
+    """Why the kernels on padded operands are not for this dtype and head dim; empty where they are.
 
-    def call(*args: Any) -> Any:
-        from longvit.attention import triton_branch
+    They want three idle columns in a tile, whose width is a power of two and at least 16. A wider tile would cost more
+    matrix products than the columns save. The log-sum-exp, its parts and exp2 without a maximum exceed float16.
+    """
+    if dtype == torch.float16:
+        return "float16 does not hold a log-sum-exp in its columns"
+    width = max(16, 1 << (head_dim - 1).bit_length())
+    return "" if head_dim + 3 <= width else f"a head dim of {head_dim} leaves {width - head_dim} idle columns of 3"
 
-        return getattr(triton_branch, name)(*args)
 
-    return call
+def _triton(module: str) -> tuple[Callable[..., Any], Callable[..., Any], BranchKernel]:
+    """The functions of `triton_branch` or `padded_branch`, which are imported at their first call: they need triton."""
+
+    def function(name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            return getattr(import_module(f"longvit.attention.{module}"), name)(*args)
+
+        return call
+
+    names = ("forward_operands", "branch_forward", "backward_operands", "branch_backward")
+    return function("call_forward"), function("call_backward"), BranchKernel(*map(function, names))
 
 
 # --- plain torch, for everything else -------------------------------------------------------------------------------
@@ -306,13 +327,8 @@ BACKENDS = {
         Backend("cpu_flash", "cpu", _cpu_forward, _cpu_backward),
         Backend("cuda_flash", "cuda", _flash_forward, _flash_backward),
         Backend("cuda_efficient", "cuda", _efficient_forward, _efficient_backward),
-        Backend(
-            "triton",
-            "cuda",
-            _triton("call_forward"),
-            _triton("call_backward"),
-            BranchKernel(_triton("branch_forward"), _triton("row_sums"), _triton("branch_backward")),
-        ),
+        Backend("triton", "cuda", *_triton("triton_branch")),
+        Backend("triton_padded", "cuda", *_triton("padded_branch")),
         Backend("plain", "any", _plain_forward, _plain_backward),
     )
 }

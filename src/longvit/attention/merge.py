@@ -56,6 +56,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, s: Settings) -> tuple[Tensor, Tenso
     B, N, H, D = q.shape
     wide, adjoin = wide_dtype(q.dtype), _rows_adjoin(q, k, v)
     out: Tensor | None = None
+    operands: Sequence[Tensor] = ()
     lse = q.new_full((B, N, H), -math.inf, dtype=wide)
     for run in runs(B, N, s.lengths):
         tokens, untouched = run.batch * run.length, True
@@ -79,8 +80,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, s: Settings) -> tuple[Tensor, Tenso
                 first, untouched = untouched and r == 1, False  # reaches every token and head of the run
                 if out is None:
                     out = (q.new_empty if first and tokens == B * N else q.new_zeros)(q.shape, dtype=wide)
-                tensors = [run.view(t) for t in (q, k, v, out, lse)]
-                s.kernel.branches.forward(*tensors, w, r, s.scale, s.padded, first)
+                operands = operands or s.kernel.branches.forward_operands(q, k, v)
+                views = [run.view(t) for t in operands]
+                s.kernel.branches.forward(views, run.view(out), run.view(lse), w, r, s.scale, s.padded, first)
                 continue
             for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin and run.length == N):
                 o, l = s.kernel.forward(call.view(q), call.view(k), call.view(v), s.scale)
@@ -114,7 +116,7 @@ def backward(
     B, N, H, D = q.shape
     wide, adjoin = wide_dtype(q.dtype), _rows_adjoin(q, k, v, grad_out, *(into or ()))
     grads: Sequence[Tensor] | None = None
-    sums = s.kernel.branches.row_sums(grad_out, out) if s.kernel.branches and not s.detached else None
+    operands: Sequence[Tensor] = ()
     for run in runs(B, N, s.lengths):
         tokens, untouched = run.batch * run.length, True
         if s.short and not s.detached and short.is_short(run.length, s.branches, q.device):
@@ -135,9 +137,11 @@ def backward(
             if s.kernel.branches:
                 first, untouched = untouched and r == 1, False
                 grads = grads or ((into or _empty(q)) if first and tokens == B * N else _zeros(q, into))
-                branch_sums = sums if sums is not None else _own_row_sums(grad_out, q, k, v, w, r, run, s)
-                tensors = [run.view(t) for t in (grad_out, q, k, v, lse, branch_sums)]
-                s.kernel.branches.backward(*tensors, [run.view(g) for g in grads], w, r, s.scale, first)
+                if s.detached or not operands:
+                    of_branch = _own_out(q, k, v, w, r, run, s) if s.detached else out
+                    operands = s.kernel.branches.backward_operands(grad_out, q, k, v, of_branch, lse, s.scale)
+                views = [run.view(t) for t in operands]
+                s.kernel.branches.backward(views, [run.view(g) for g in grads], w, r, s.scale, first)
                 continue
             for call in calls(run, H, w, r, padded=s.padded, rows_adjoin=adjoin and run.length == N):
                 parts = call_backward(call, (grad_out, q, k, v, out, lse), s)
@@ -151,13 +155,13 @@ def backward(
     return grads or _zeros(q, into)
 
 
-def _own_row_sums(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, w: int, r: int, run: Run, s: Settings) -> Tensor:
-    """(B, N, H) row sums with this branch's own output, defined where the branch reaches."""
+def _own_out(q: Tensor, k: Tensor, v: Tensor, w: int, r: int, run: Run, s: Settings) -> Tensor:
+    """(B, N, H, D) output of this branch alone, defined where it reaches."""
     assert s.kernel.branches
     out, lse = q.new_zeros(q.shape, dtype=wide_dtype(q.dtype)), q.new_full(q.shape[:3], -math.inf, dtype=torch.float32)
-    tensors = [run.view(t) for t in (q, k, v, out, lse)]
-    s.kernel.branches.forward(*tensors, w, r, s.scale, s.padded, False)
-    return s.kernel.branches.row_sums(grad_out, out)
+    views = [run.view(t) for t in s.kernel.branches.forward_operands(q, k, v)]
+    s.kernel.branches.forward(views, run.view(out), run.view(lse), w, r, s.scale, s.padded, False)
+    return out
 
 
 def _empty(q: Tensor) -> Sequence[Tensor]:

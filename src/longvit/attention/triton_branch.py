@@ -7,6 +7,7 @@ N tokens, H heads, D head dim, w segment length, r dilated ratio, L tokens of on
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,23 +17,28 @@ from torch import Tensor
 
 from longvit.attention import triton_kernels
 
-_LOG2_E = 1 / math.log(2)
+LOG2_E = 1 / math.log(2)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows of a block (each program's own tokens), columns (what it steps through), warps, stages of the pipeline."""
+    """Rows of a block (each program's own tokens), columns (what it steps through), warps, stages of the pipeline.
+
+    `tiles`: blocks of rows per program, 1 or 2 (`padded_kernels` alone).
+    """
 
     rows: int
     columns: int
     warps: int
     stages: int
+    tiles: int = 1
 
     def fitting(self, tokens: int, row_bytes: int) -> Tile:
         """Smaller blocks for offset groups of fewer `tokens`, and for rows wider than 32 numbers of 16 bits."""
         most = max(16, triton.next_power_of_2(tokens))
         columns = max(16, self.columns * 64 // max(64, row_bytes))
-        return Tile(min(self.rows, most), min(columns, most), self.warps, self.stages)
+        tiles = self.tiles if tokens > self.rows else 1
+        return Tile(min(self.rows, most), min(columns, most), self.warps, self.stages, tiles)
 
 
 # The fastest of twelve each on the segments of 16,384² px (`benchmarks/gpu.py`, H200, head dim 24, bfloat16, 2026-11).
@@ -43,17 +49,30 @@ TILES = {
 }
 
 
-def _launch(
-    kernel: Any, tile: Tile, own: Tensor, tensors: dict[str, Tensor], w: int, r: int, others: int = -1, **settings: Any
+def launch(
+    kernel: Any,
+    tile: Tile,
+    own: Tensor,
+    tensors: dict[str, Tensor],
+    w: int,
+    r: int,
+    others: int = -1,
+    head_dim: int | None = None,
+    **settings: Any,
 ) -> None:
-    """`kernel` over all (row, segment, head, block of `own`); its pointers and strides from `tensors`, by name."""
+    """`kernel` over all (row, segment, head, block of `own`); its pointers and strides from `tensors`, by name.
+
+    `head_dim`: of q, k and v, where `own` is padded.
+    """
     B, N, H, D = own.shape
+    D = head_dim or D
     if not B * N * H:
         return
     w = min(w, N)
     longest = triton.cdiv(w, r)  # L of the first offset group in a whole segment
-    tile = tile.fitting(longest, _tile_width(D) * own.element_size())
-    blocks = triton.cdiv(longest, tile.rows)
+    tile = tile.fitting(longest, tile_width(D) * own.element_size())
+    blocks = triton.cdiv(longest, tile.rows * tile.tiles)
+    settings |= {"TILES": tile.tiles} if "TILES" in kernel.arg_names else {}
     step = r * max(abs(t.stride(1)) for t in tensors.values())
     if step * max(tile.rows, tile.columns) >= 2**31:  # offsets within a tile are 32 bits
         raise ValueError(f"attention back end 'triton': a dilated ratio of {r} is too large for these strides")
@@ -72,29 +91,32 @@ def _launch(
             BLOCKS=blocks,
             others=others,
             D=D,
-            D_TILE=_tile_width(D),
+            D_TILE=tile_width(D),
             rows=tile.rows,
             columns=tile.columns,
-            PRECISION=_precision(own.dtype),
+            PRECISION=precision(own.dtype),
             num_warps=tile.warps,
             num_stages=tile.stages,
             enable_fp_fusion=True,  # s · scale − m in one instruction
         )
 
 
-def _tile_width(D: int) -> int:
+def tile_width(D: int) -> int:
     return max(16, triton.next_power_of_2(D))
 
 
-def _precision(dtype: torch.dtype) -> str:
+def precision(dtype: torch.dtype) -> str:
     """Of matrix products of float32: as the user told PyTorch (torch.set_float32_matmul_precision)."""
     return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
 
 
+def forward_operands(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """What `branch_forward` takes, from (B, N, H, D), float32, bfloat16 or float16: the tensors as they are."""
+    return q, k, v
+
+
 def branch_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    operands: Sequence[Tensor],
     out: Tensor,
     lse: Tensor,
     w: int,
@@ -106,7 +128,7 @@ def branch_forward(
     """Goes on with the softmax (out, lse) over the keys of one branch, in place.
 
     Args:
-        q, k, v: (B, N, H, D), float32, bfloat16 or float16.
+        operands: see `forward_operands`.
         out, lse: (B, N, H, D) and (B, N, H), float32; lse is −inf (and out 0) where no branch has come by.
         w, r: segment length and dilated ratio, ≥ 1.
         scale: factor on q·k, > 0.
@@ -117,15 +139,20 @@ def branch_forward(
     Raises:
         ValueError: `scale` is not positive.
     """
-    group = triton.cdiv(min(w, q.shape[1]), r)
-    _forward(q, k, v, out, lse, w, r, scale, FIRST=first, PADDED=padded, group=group)
+    group = triton.cdiv(min(w, out.shape[1]), r)
+    _forward(*operands, out, lse, w, r, scale, FIRST=first, PADDED=padded, group=group)
+
+
+def check_scale(scale: float) -> None:
+    """Raises ValueError where the kernels cannot take this factor on q·k."""
+    if not scale > 0:
+        raise ValueError(f"attention back end 'triton' needs a scale above 0, got {scale}")
 
 
 def _forward(q, k, v, out, lse, w, r, scale, others=-1, **settings):
-    if not scale > 0:
-        raise ValueError(f"attention back end 'triton' needs a scale above 0, got {scale}")
+    check_scale(scale)
     tensors = {"q": q, "k": k, "v": v, "out": out, "lse": lse}
-    _launch(triton_kernels.forward, TILES["forward"], q, tensors, w, r, others, scale=scale * _LOG2_E, **settings)
+    launch(triton_kernels.forward, TILES["forward"], q, tensors, w, r, others, scale=scale * LOG2_E, **settings)
 
 
 def row_sums(grad_out: Tensor, out: Tensor) -> Tensor:
@@ -138,49 +165,44 @@ def row_sums(grad_out: Tensor, out: Tensor) -> Tensor:
     with torch.cuda.device_of(out):
         triton_kernels.row_sums[(triton.cdiv(sums.numel(), rows),)](
             grad_out, out, sums, sums.numel(), N, H, *grad_out.stride()[:3], *out.stride()[:3],
-            D=D, D_TILE=_tile_width(D), rows=rows,
+            D=D, D_TILE=tile_width(D), rows=rows,
         )  # fmt: skip
     return sums
 
 
-def branch_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lse: Tensor,
-    sums: Tensor,
-    grads: tuple[Tensor, Tensor, Tensor],
-    w: int,
-    r: int,
-    scale: float,
-    first: bool = False,
-) -> None:
-    """Adds one branch's part to the gradients of q, k and v.
+def backward_operands(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    """What `branch_backward` takes.
 
     Args:
         grad_out, q, k, v: (B, N, H, D) in one dtype.
+        out: (B, N, H, D), of the merged softmax (detached: the branch's own).
         lse: float32 (B, N, H), of the merged softmax.
-        sums: `row_sums` of grad_out and the merged output (detached: the branch's own output).
-        grads: three float32 (B, N, H, D); `first`: they are set, not added to.
     """
-    lse2 = lse * _LOG2_E
-    keys_backward(grad_out, q, k, v, lse2, sums, grads[1:], w, r, scale, first)
-    queries_backward(grad_out, q, k, v, lse2, sums, grads[0], w, r, scale, first)
+    return grad_out, q, k, v, lse * LOG2_E, row_sums(grad_out, out)
+
+
+def branch_backward(
+    operands: Sequence[Tensor], grads: Sequence[Tensor], w: int, r: int, scale: float, first: bool = False
+) -> None:
+    """Adds one branch's part to the gradients of q, k and v: three float32 (B, N, H, D); `first`: sets them."""
+    keys_backward(*operands, grads[1:], w, r, scale, first)
+    queries_backward(*operands, grads[0], w, r, scale, first)
 
 
 def keys_backward(grad_out, q, k, v, lse2, sums, grads, w, r, scale, first=False, others=-1):
     """`branch_backward` of k and v; lse2: the log-sum-exp in base 2; others: how many queries, where not as many."""
     tensors = {"q": q, "k": k, "v": v, "grad": grad_out, "lse2": lse2, "sums": sums, "dk": grads[0], "dv": grads[1]}
-    settings = {"scale": scale, "scale_log2": scale * _LOG2_E, "FIRST": first}
-    _launch(triton_kernels.keys_backward, TILES["keys"], k, tensors, w, r, others, **settings)
+    settings = {"scale": scale, "scale_log2": scale * LOG2_E, "FIRST": first}
+    launch(triton_kernels.keys_backward, TILES["keys"], k, tensors, w, r, others, **settings)
 
 
 def queries_backward(grad_out, q, k, v, lse2, sums, grad_q, w, r, scale, first=False, others=-1):
     """`branch_backward` of q; others: how many keys, where not as many."""
     tensors = {"q": q, "k": k, "v": v, "grad": grad_out, "lse2": lse2, "sums": sums, "dq": grad_q}
-    settings = {"scale": scale, "scale_log2": scale * _LOG2_E, "FIRST": first}
-    _launch(triton_kernels.queries_backward, TILES["queries"], q, tensors, w, r, others, **settings)
+    settings = {"scale": scale, "scale_log2": scale * LOG2_E, "FIRST": first}
+    launch(triton_kernels.queries_backward, TILES["queries"], q, tensors, w, r, others, **settings)
 
 
 # --- the interface of the other back ends: one call, (B, H, L, D) views, queries and keys of any two lengths ---------
@@ -201,7 +223,7 @@ def call_backward(
     """→ the gradients of q, k and v, float32 (B, H, L, D), from any (out, lse)."""
     grad_out, q, k, v, out, lse = (t.transpose(1, 2) for t in (grad_out, q, k, v, out, lse))
     dq, dk, dv = (torch.empty(t.shape, dtype=torch.float32, device=q.device) for t in (q, k, v))
-    sums, lse2 = row_sums(grad_out, out), lse * _LOG2_E
-    keys_backward(grad_out, q, k, v, lse2, sums, (dk, dv), k.shape[1], 1, scale, True, q.shape[1])
-    queries_backward(grad_out, q, k, v, lse2, sums, dq, q.shape[1], 1, scale, True, k.shape[1])
+    operands = backward_operands(grad_out, q, k, v, out, lse, scale)
+    keys_backward(*operands, (dk, dv), k.shape[1], 1, scale, True, q.shape[1])
+    queries_backward(*operands, dq, q.shape[1], 1, scale, True, k.shape[1])
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)

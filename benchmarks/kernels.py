@@ -1,0 +1,257 @@
+"""Every Triton kernel compiled for NVIDIA cards without one: what it costs per query-key pair, read from machine code.
+
+    python benchmarks/kernels.py [--capability 90 80] [--save]      needs the extra `triton`; no card, no torch.cuda
+
+Prints, per kernel and tile: registers and stack per thread (a stack above 0 is a spill), CTAs and warps that fit on a
+multiprocessor, and of the main loop, per pair of query and key: instructions, exponentials (MUFU), matrix instructions.
+Beside them stands the floor in cycles of a scheduler per pair and 32 lanes: exponentials at 16 a clock and
+multiprocessor, and matrix products at 4,096 FLOP a clock and multiprocessor (sm_90). `bound` is the number of
+instructions per pair that a test holds the kernel to (`tests/attention/test_compiled.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "src"))
+
+HEADS, DIM = 16, 24
+PRODUCTS = {"forward": 2, "keys": 4, "queries": 3}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kernel with its tile: `rows` × `columns` of queries × keys (keys × queries for `keys`), `tiles` of them."""
+
+    family: str  # "triton": `triton_kernels`; "padded": `padded_kernels`
+    kernel: str  # forward, keys, queries
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    tiles: int = 1
+    folded: bool = True
+    """The scale is part of the queries: no factor per pair."""
+    registers: int | None = None
+    """Most registers per thread."""
+
+    @property
+    def name(self) -> str:
+        shape = f"{'2·' if self.tiles == 2 else ''}{self.rows}x{self.columns}x{self.warps}x{self.stages}"
+        return f"{self.family} {self.kernel} {shape}{'' if self.folded else ' scaled'}" + (
+            f" ≤{self.registers}" if self.registers else ""
+        )
+
+
+@dataclass
+class Machine:
+    """What ptxas made of a variant."""
+
+    variant: str
+    capability: int
+    registers: int
+    stack: int
+    shared_bytes: int
+    ctas: int
+    warps: int
+    pairs_per_thread: float
+    instructions: float  # these four per pair, in the main loop
+    exponentials: float
+    matrix: float
+    wgmma: bool
+    fallback_instructions: float | None  # of the online softmax, where the kernel has one
+    floor: dict[str, float]
+
+
+def constants(variant: Variant, first: bool = False) -> tuple[Any, dict[str, Any], dict[str, str]]:
+    """→ the kernel, its compile-time arguments, the types of its pointers."""
+    from longvit.attention import padded_kernels, triton_kernels
+
+    padded = variant.family == "padded"
+    module = padded_kernels if padded else triton_kernels
+    name = {"forward": "forward", "keys": "keys_backward", "queries": "queries_backward"}[variant.kernel]
+    function = getattr(module, name)
+    half = ["Q", "K", "V", "GRAD"]
+    pointers = {n: "*bf16" if n in half else "*fp32" for n in function.arg_names if n.isupper() and n not in NO_POINTER}
+    width = 32 if padded else DIM
+    given: dict[str, Any] = {
+        "D": DIM, "D_TILE": 32, "rows": variant.rows, "columns": variant.columns, "TILES": variant.tiles,
+        "FIRST": first, "PADDED": False, "FOLDED": variant.folded, "PRECISION": "ieee", "largest_n": 0, "largest_h": 2,
+    }  # fmt: skip
+    for x in ("q", "k", "v", "grad", "out", "dq", "dk", "dv"):
+        of_padded = padded and x in ("q", "k", "v", "grad") and (x != "q" or variant.kernel != "forward")
+        token = HEADS * (width if of_padded else DIM)
+        if not of_padded and x != "out" and x != "grad":
+            token *= 3  # q, k and v, and their gradients, are parts of one tensor
+        given |= {f"{x}_n": token, f"{x}_h": width if of_padded else DIM}
+    for x in ("lse", "lse2", "sums"):
+        given |= {f"{x}_n": HEADS, f"{x}_h": 1}
+    return function, {k: v for k, v in given.items() if k in function.arg_names}, pointers
+
+
+NO_POINTER = {"N", "H", "BLOCKS", "D", "D_TILE", "TILES", "FIRST", "PADDED", "FOLDED", "PRECISION"}
+
+
+def compiled(variant: Variant, capability: int = 90, first: bool = False) -> Any:
+    """Triton's compiled kernel (`.asm`, `.metadata`)."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function, given, pointers = constants(variant, first)
+    signature, values, attributes = {}, {}, {}
+    for i, name in enumerate(function.arg_names):
+        if name in given:
+            signature[name], values[(i,)] = "constexpr", given[name]
+            continue
+        signature[name] = pointers.get(name) or ("fp32" if name.startswith("scale") else "i32")
+        if name in pointers or name.endswith("_row"):
+            attributes[(i,)] = [["tt.divisibility", 16]]  # as the launcher finds on a card
+    options: dict[str, Any] = {
+        "num_warps": variant.warps,
+        "num_stages": variant.stages,
+        "enable_fp_fusion": True,
+    } | ({"maxnreg": variant.registers} if variant.registers else {})
+    source = ASTSource(fn=function, signature=signature, constexprs=values, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def tools() -> Path:
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+def sass(kernel: Any) -> tuple[list[str], str]:
+    """→ the machine code, a line per instruction or label; the resources that it takes."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        run = lambda flag: (
+            subprocess.run(  # noqa: E731
+                [str(tools() / "cuobjdump"), flag, file.name], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        return run("-sass").splitlines(), run("-res-usage")
+
+
+_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);")
+
+
+def loops(lines: list[str]) -> list[list[str]]:
+    """The bodies of innermost loops that hold a matrix instruction, in the order of the code."""
+    code = [(int(m[1], 16), m[2]) for line in lines if (m := _LINE.match(line))]
+    found: list[tuple[int, int]] = []
+    for at, text in code:
+        target = re.search(r"\bBRA(?:\.\w+)* (?:`\(\.L_x_\d+\)|\S*?0x([0-9a-f]+))", text)
+        if target and target[1] and int(target[1], 16) <= at:
+            found.append((int(target[1], 16), at))
+    inner = [a for a in found if not any(b != a and b[0] >= a[0] and b[1] <= a[1] for b in found)]
+    bodies = [[text for at, text in code if start <= at <= end] for start, end in inner]
+    return [body for body in bodies if any(MATRIX.search(text) for text in body)]
+
+
+MATRIX = re.compile(r"\b(HGMMA|HMMA|QGMMA)\b")
+
+
+def measure(variant: Variant, capability: int = 90, first: bool = False) -> Machine:
+    """Compiles a variant and counts."""
+    kernel = compiled(variant, capability, first)
+    lines, resources = sass(kernel)
+    registers = int(re.search(r"REG:(\d+)", resources)[1])  # type: ignore[index]
+    stack = int(re.search(r"STACK:(\d+)", resources)[1])  # type: ignore[index]
+    threads = variant.warps * 32
+    shared = kernel.metadata.shared
+    per_sm = {90: 227, 80: 163}.get(capability, 163)
+    ctas = min(65536 // (-(-registers // 8) * 8 * threads), per_sm * 1024 // (shared + 1024), 64 // variant.warps, 32)
+    pairs = variant.rows * variant.columns * variant.tiles / threads
+    bodies = loops(lines)
+    count = lambda body, what: sum(bool(re.search(what, text)) for text in body)  # noqa: E731
+    # a masked last step (triton_kernels) is a loop too, and so is the online softmax: the main loop comes first by cost
+    bodies.sort(key=len)
+    main, last = bodies[0], bodies[-1]
+    width = 32
+    products = PRODUCTS[variant.kernel]
+    return Machine(
+        variant.name,
+        capability,
+        registers,
+        stack,
+        shared,
+        ctas,
+        ctas * variant.warps,
+        pairs,
+        round(len(main) / pairs, 2),
+        round(count(main, r"\bMUFU\.EX2") / pairs, 3),
+        round(count(main, MATRIX.pattern) / pairs, 4),
+        any("HGMMA" in text for text in main),
+        round(len(last) / pairs * (variant.tiles if variant.family == "padded" else 1), 2)
+        if variant.kernel == "forward" and variant.family == "padded"
+        else None,
+        {"exponentials": 8.0, "matrix": products * 2 * width * 32 / (4096 / 4)},
+    )
+
+
+def variants() -> Iterator[Variant]:
+    """Today's kernels with the tiles in use, then the padded ones that were looked at."""
+    from longvit.attention.triton_branch import TILES
+
+    for kernel, tile in TILES.items():
+        yield Variant("triton", kernel, tile.rows, tile.columns, tile.warps, tile.stages)
+    yield Variant("triton", "keys", 64, 128, 4, 3)
+    for folded in (True, False):
+        for shape in ("64x64x4x3", "64x128x4x3", "128x64x8x3", "128x64x4x3"):
+            yield Variant("padded", "forward", *map(int, shape.split("x")), folded=folded)
+        yield Variant("padded", "forward", 64, 64, 4, 3, 2, folded)
+        yield Variant("padded", "forward", 64, 64, 4, 3, 2, folded, 128)
+        yield Variant("padded", "forward", 64, 128, 4, 3, 1, folded, 128)
+        for shape in ("64x64x4x3", "64x128x4x3", "128x64x8x3", "64x64x4x4"):
+            yield Variant("padded", "keys", *map(int, shape.split("x")), folded=folded)
+        for shape in ("64x64x4x3", "64x128x4x3"):
+            yield Variant("padded", "queries", *map(int, shape.split("x")), folded=folded)
+        yield Variant("padded", "queries", 64, 64, 4, 3, 2, folded)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--capability", type=int, nargs="+", default=[90])
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/kernels.json")
+    args = parser.parse_args()
+    import triton
+
+    rows = []
+    heads = "registers stack shared CTAs warps issue/pair MUFU/pair matrix/pair online"
+    print(f"{'triton ' + triton.__version__:44} {heads}")
+    for capability in args.capability:
+        for variant in variants():
+            try:
+                found = measure(variant, capability)
+            except Exception as error:
+                print(f"{variant.name:44} {type(error).__name__}: {str(error)[:120]}")
+                continue
+            rows.append(asdict(found))
+            print(
+                f"{found.variant:44} {found.registers:9} {found.stack:5} {found.shared_bytes:6} {found.ctas:4} "
+                f"{found.warps:5} {found.instructions:10} {found.exponentials:9} {found.matrix:11} "
+                f"{found.fallback_instructions or '':6} {'' if found.wgmma or capability < 90 else 'no wgmma'}",
+                flush=True,
+            )
+    if args.save:
+        head = {"benchmark": "kernels", "triton": triton.__version__, "rows": rows}
+        (HERE / "results" / "kernels.json").write_text(json.dumps(head, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -44,6 +44,8 @@ class Backend:
     forward: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
     branches: BranchKernel | None = None
+    folds_scale: bool = False
+    """Faster where the scale is part of q: with `scale` ln 2 (see `model.query_scale`)."""
 
 
 @dataclass(frozen=True)
@@ -328,7 +330,7 @@ BACKENDS = {
         Backend("cuda_flash", "cuda", _flash_forward, _flash_backward),
         Backend("cuda_efficient", "cuda", _efficient_forward, _efficient_backward),
         Backend("triton", "cuda", *_triton("triton_branch")),
-        Backend("triton_padded", "cuda", *_triton("padded_branch")),
+        Backend("triton_padded", "cuda", *_triton("padded_branch"), folds_scale=True),
         Backend("plain", "any", _plain_forward, _plain_backward),
     )
 }

@@ -24,7 +24,7 @@ LOG2_E = 1 / math.log(2)
 class Tile:
     """Rows of a block (each program's own tokens), columns (what it steps through), warps, stages of the pipeline.
 
-    `tiles`: blocks of rows per program, 1 or 2 (`padded_kernels` alone).
+    `tiles`: blocks of rows per program, 1 or 2 (`padded_kernels` alone); `registers`: the most per thread, None for any.
     """
 
     rows: int
@@ -32,13 +32,14 @@ class Tile:
     warps: int
     stages: int
     tiles: int = 1
+    registers: int | None = None
 
     def fitting(self, tokens: int, row_bytes: int) -> Tile:
         """Smaller blocks for offset groups of fewer `tokens`, and for rows wider than 32 numbers of 16 bits."""
         most = max(16, triton.next_power_of_2(tokens))
         columns = max(16, self.columns * 64 // max(64, row_bytes))
         tiles = self.tiles if tokens > self.rows else 1
-        return Tile(min(self.rows, most), min(columns, most), self.warps, self.stages, tiles)
+        return Tile(min(self.rows, most), min(columns, most), self.warps, self.stages, tiles, self.registers)
 
 
 # The fastest of twelve each on the segments of 16,384² px (`benchmarks/gpu.py`, H200, head dim 24, bfloat16, 2026-11).
@@ -97,6 +98,7 @@ def launch(
             PRECISION=precision(own.dtype),
             num_warps=tile.warps,
             num_stages=tile.stages,
+            **({"maxnreg": tile.registers} if tile.registers else {}),
             enable_fp_fusion=True,  # s · scale − m in one instruction
         )
 

@@ -26,6 +26,7 @@ from longvit.attention import dilated_attention_packed
 from longvit.model.feedforward import FeedForward
 from longvit.model.norm_linear import compute_dtype, norm_linear
 from longvit.model.offload import host_store
+from longvit.model.query_scale import projection
 from longvit.model.recomputation import Keeping, attend, finish
 
 
@@ -52,7 +53,8 @@ class DilatedSelfAttention(nn.Module):
 
     def attend(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:
         """(B, N, D) → (B, N, H, D / H): attention, before the output projection."""
-        qkv = norm_linear(x, self.norm_in, self.qkv)
+        weights = projection(self.qkv, self.num_heads, compute_dtype(x))
+        qkv = norm_linear(x, self.norm_in, weights)
         return dilated_attention_packed(
             qkv.unflatten(-1, (3, self.num_heads, -1)),
             segment_lengths=pattern.segment_lengths,
@@ -60,6 +62,7 @@ class DilatedSelfAttention(nn.Module):
             lengths=lengths,
             gradient=pattern.gradient,
             ragged=pattern.ragged,
+            scale=weights.scale,
         )
 
     def forward(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:

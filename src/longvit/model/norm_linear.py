@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longvit.model.query_scale import Projection
+
 aten = torch.ops.aten
 CHUNK_TOKENS: int | None = None
 """Tokens at once; None: what suits the device (`chunk_tokens`)."""
@@ -65,7 +67,7 @@ class _NormLinear(torch.autograd.Function):
         return by_chunks(x, one), *sums.result(), None, None, None
 
 
-def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, *, gelu: bool = False) -> Tensor:
+def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear | Projection, *, gelu: bool = False) -> Tensor:
     """(…, I) → (…, O), in the dtype of autocast where it is on, else that of `x`."""
     dtype, flat = compute_dtype(x), x.reshape(-1, x.shape[-1])
     with torch.autocast(x.device.type, enabled=False):

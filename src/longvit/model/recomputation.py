@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from longvit.attention.operators import backward_op, forward_op
 from longvit.model import norm_linear as nl
 from longvit.model.offload import HostStore
+from longvit.model.query_scale import Projection, projection
 
 if TYPE_CHECKING:
     from longvit.model.encoder import AttentionPattern, DilatedSelfAttention
@@ -90,7 +91,7 @@ def _linears(parameters: Sequence[Tensor], eps: Sequence[float], dtype: torch.dt
     return found
 
 
-def _parameters(*pairs: tuple[nn.LayerNorm, nn.Linear]) -> list[Tensor]:
+def _parameters(*pairs: tuple[nn.LayerNorm, nn.Linear | Projection]) -> list[Tensor]:
     return [t for norm, linear in pairs for t in (norm.weight, norm.bias, linear.weight, linear.bias)]
 
 
@@ -134,17 +135,18 @@ def _projected(x: Tensor, parameters: Sequence[Tensor], eps: float, dtype: torch
 
 def attend(attn: DilatedSelfAttention, x: Tensor, pattern: AttentionPattern, keeping: Keeping) -> Tensor:
     """(B, N, D) → (B, N, H, D / H), what `attn` computes before its output projection."""
+    dtype = nl.compute_dtype(x)
+    weights = projection(attn.qkv, attn.num_heads, dtype)
     settings = (
         [int(w) for w in pattern.segment_lengths],
         [int(r) for r in pattern.dilated_ratios],
         None,
         pattern.gradient == "detached",
         pattern.ragged == "padded",
-        (x.shape[-1] // attn.num_heads) ** -0.5,
+        weights.scale,
         "auto",
     )
-    dtype = nl.compute_dtype(x)
-    parameters = _parameters((attn.norm_in, attn.qkv))
+    parameters = _parameters((attn.norm_in, weights))
     with torch.autocast(x.device.type, enabled=False):
         return _Attend.apply(x.contiguous(), attn.num_heads, settings, attn.norm_in.eps, dtype, keeping, *parameters)
 

@@ -31,7 +31,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from longvit.model.encoder import AttentionPattern, Block, DilatedSelfAttention
 from longvit.model.longvit import LongViT, image_of
-from longvit.model.norm_linear import norm_linear
+from longvit.model.norm_linear import compute_dtype, norm_linear
+from longvit.model.query_scale import projection
 from longvit.parallel.attention import sharded_dilated_attention
 from longvit.parallel.exchange import Wire
 from longvit.parallel.shards import Shards
@@ -191,7 +192,8 @@ class _ShardedSelfAttention(DilatedSelfAttention):
         keep = None
         if pattern.kept is not None and torch.is_grad_enabled():
             keep = pattern.kept.setdefault(id(self), [])
-        qkv = norm_linear(x, self.norm_in, self.qkv)
+        weights = projection(self.qkv, self.num_heads, compute_dtype(x))
+        qkv = norm_linear(x, self.norm_in, weights)
         return sharded_dilated_attention(
             *qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2),
             shards=pattern.shards,
@@ -200,6 +202,7 @@ class _ShardedSelfAttention(DilatedSelfAttention):
             dilated_ratios=pattern.dilated_ratios,
             gradient=pattern.gradient,
             ragged=pattern.ragged,
+            scale=weights.scale,
             wire=self.wire,
             keep=keep,
         )

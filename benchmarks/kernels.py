@@ -140,7 +140,7 @@ def sass(kernel: Any) -> tuple[list[str], str]:
         file.write(kernel.asm["cubin"])
         file.flush()
         run = lambda flag: (
-            subprocess.run(  # noqa: E731
+            subprocess.run(
                 [str(tools() / "cuobjdump"), flag, file.name], capture_output=True, text=True, check=True
             ).stdout
         )

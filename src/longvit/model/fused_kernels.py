@@ -84,8 +84,8 @@ def _mean(a, b, d, C: tl.constexpr, K: tl.constexpr):
 
 
 @triton.jit
-def _standardised(a, b, d, c, eps, C: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
-    """→ (x − mean) / σ of all pieces (0 behind the end), 1/σ."""
+def _standardised(a, b, d, c, own, eps, C: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
+    """→ (x − mean) / σ of all pieces, 1/σ; all 0 behind the end and in rows that are not there."""
     mean = _mean(a, b, d, C, K)
     a = a - mean
     b = b - mean
@@ -95,6 +95,7 @@ def _standardised(a, b, d, c, eps, C: tl.constexpr, BLOCK: tl.constexpr, K: tl.c
         b = tl.where((c + BLOCK < C)[None, :], b, 0.0)
         d = tl.where((c + 2 * BLOCK < C)[None, :], d, 0.0)
     rstd = 1.0 / tl.sqrt_rn(_mean(a * a, b * b, d * d, C, K) + eps)
+    rstd = tl.where(own[:, None], rstd, 0.0)  # eps may be 0: no NaN from rows behind the end
     return a * rstd, b * rstd, d * rstd, rstd
 
 
@@ -127,7 +128,7 @@ def norm_forward(
             a, _ = _gelu(a, EXACT)
             b, _ = _gelu(b, EXACT)
             d, _ = _gelu(d, EXACT)
-        a, b, d, _ = _standardised(a, b, d, c, eps, C, BLOCK, K)
+        a, b, d, _ = _standardised(a, b, d, c, own, eps, C, BLOCK, K)
         _store(N, row, n_row, c, own, a * w_a + b_a, b * w_b + b_b, d * w_d + b_d, C, BLOCK, K)
 
 
@@ -175,8 +176,7 @@ def norm_backward(
             a, s_a = _gelu(a, EXACT)
             b, s_b = _gelu(b, EXACT)
             d, s_d = _gelu(d, EXACT)
-        a, b, d, rstd = _standardised(a, b, d, c, eps, C, BLOCK, K)
-        rstd = tl.where(own[:, None], rstd, 0.0)
+        a, b, d, rstd = _standardised(a, b, d, c, own, eps, C, BLOCK, K)
         if WRITE_N:  # the bias comes from the cache: registers are short
             b_a, b_b, b_d = _vector(B, c, C, BLOCK, K)
             _store(N, row, n_row, c, own, a * w_a + b_a, b * w_b + b_b, d * w_d + b_d, C, BLOCK, K)

@@ -4,7 +4,7 @@ Three functions, each with a plain twin of PyTorch operations (`plain_…`), whi
 
     norm            LayerNorm(GELU(x)) in the arithmetic's dtype
     add_norm        x + s · y, and its LayerNorm
-    norm_backward   from the gradient of the norm: that of x, with a residual added, cast; the norm again; sums over rows
+    norm_backward   from the gradient of the norm: that of x plus a residual, cast; the norm again; sums over rows
 
 They serve CUDA cards through Triton (`fused_kernels`). `uses` decides, in one place: the environment variable
 LONGVIT_FUSED says 1, 0 or auto; auto is `ON_CARDS`. A CPU computes as before, to the last bit.

@@ -44,7 +44,7 @@ def strips_of(array: np.ndarray, strip_px: int) -> Iterator[np.ndarray]:
 def test_strips_give_the_bits_of_the_whole_image(
     monkeypatch: pytest.MonkeyPatch, grid: int, height: int, width: int, autocast: bool
 ) -> None:
-    monkeypatch.setattr(embedding, "_CHUNK_PATCHES", 64)
+    monkeypatch.setattr(embedding, "CPU_CHUNK_PATCHES", 64)
     embed, array = patch_embedding(grid), pixels(height, width)
     strip_px = embed.strip_px(width * P)
     assert strip_px % P == 0
@@ -87,7 +87,7 @@ def test_strips_that_do_not_make_the_image_are_an_error() -> None:
 
 def test_an_image_in_host_memory_is_moved_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """3.2 GB of pixels at 32,768² have no place on the GPU; "meta" stands for it here."""
-    monkeypatch.setattr(embedding, "_CHUNK_PATCHES", 8)
+    monkeypatch.setattr(embedding, "CPU_CHUNK_PATCHES", 8)
     moved: list[torch.Size] = []
     honest = embedding._moved
 
@@ -129,7 +129,7 @@ def test_an_image_in_host_memory_gives_what_it_gives_on_the_gpu() -> None:
 
 @pytest.mark.parametrize("fit", ["stretch", "pad"])
 def test_a_slide_embedded_as_a_stream_gives_the_bits_of_its_canvas(monkeypatch: pytest.MonkeyPatch, fit: str) -> None:
-    monkeypatch.setattr(embedding, "_CHUNK_PATCHES", 64)
+    monkeypatch.setattr(embedding, "CPU_CHUNK_PATCHES", 64)
     heights: list[int] = []
     honest = Slide.strips
 

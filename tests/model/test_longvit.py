@@ -65,7 +65,7 @@ def test_segments_are_table_7_at_its_five_lengths_and_grow_in_between() -> None:
 
 @pytest.mark.parametrize("chunk", [5, 2048])
 def test_a_uint8_image_gives_what_the_normalised_float_image_gives(monkeypatch, chunk: int) -> None:
-    monkeypatch.setattr(embedding, "_CHUNK_PATCHES", chunk)
+    monkeypatch.setattr(embedding, "CPU_CHUNK_PATCHES", chunk)
     model = small().double()
     images = pixels(2, 3, 32, 48)
     for a, b in zip(*(_with_gradients(model, x) for x in (images, normalised(images))), strict=True):
@@ -81,7 +81,7 @@ def _with_gradients(model: LongViT, images: torch.Tensor) -> list[torch.Tensor]:
 
 
 def test_saliency_gradients_of_the_pixels_match_the_plain_form(monkeypatch) -> None:
-    monkeypatch.setattr(embedding, "_CHUNK_PATCHES", 5)
+    monkeypatch.setattr(embedding, "CPU_CHUNK_PATCHES", 5)
     model = small().double()
     images = normalised(pixels(1, 3, 32, 32)).requires_grad_()
     with_pixels = _with_gradients(model, images)

@@ -28,11 +28,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from longvit.model import fused_norms
 from longvit.model.norm_linear import compute_dtype, linear
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_CHUNK_PATCHES = 2048
+CPU_CHUNK_PATCHES = 2048  # at once on a CPU
+GPU_CHUNK_PATCHES = 16_384  # on a card: each chunk reads all columns of positions, 50 MB at 32,768² px
 _MIDDLE = 128  # subtracted from uint8 pixels: centred numbers lose nothing in bfloat16
 
 
@@ -110,7 +112,7 @@ class PatchEmbedding(nn.Module):
 
     def strip_px(self, width: int) -> int:
         """How high the strips of `from_strips` are, for an image `width` px wide, so that `forward` gives the same."""
-        return self.patch_px * _rows_at_once(1, width // self.patch_px)
+        return self.patch_px * _rows_at_once(1, width // self.patch_px, self.proj.weight.device)
 
     @torch.no_grad()
     def from_strips(
@@ -200,7 +202,7 @@ class _Embed(torch.autograd.Function):
         grad_weight = grad.new_zeros(shape, dtype=torch.promote_types(weight_dtype, torch.float32))
         grad_bias = torch.zeros_like(grad_weight[:, 0])
         grad_columns = grad.new_zeros(columns_shape, dtype=wide)
-        for r in _row_chunks(b, h, w):
+        for r in _row_chunks(b, h, w, grad.device):
             part = grad[:, r]
             over_batch = part.sum(0).to(wide)
             if rows is None:
@@ -225,24 +227,26 @@ def _project(
 ) -> None:
     """Tokens and positions of images into `out` (B, h, w·D), a few rows of patches at a time; without autograd."""
     b, h, w = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px
-    for r in _row_chunks(b, h, w):
+    for r in _row_chunks(b, h, w, weight.device):
         x = _patches(images, r, patch_px, shift, weight)  # (b·r·w, 3·P·P)
         tokens = linear(x, weight, bias).view(b, -1, w * len(weight))
         torch.add(tokens, columns[r] if rows is None else rows[r] @ columns, out=out[:, r])
 
 
-def _rows_at_once(batch: int, width: int) -> int:
-    return max(1, _CHUNK_PATCHES // (batch * width))
+def _rows_at_once(batch: int, width: int, device: torch.device) -> int:
+    return max(1, (GPU_CHUNK_PATCHES if device.type == "cuda" else CPU_CHUNK_PATCHES) // (batch * width))
 
 
-def _row_chunks(batch: int, height: int, width: int) -> list[slice]:
-    step = _rows_at_once(batch, width)
+def _row_chunks(batch: int, height: int, width: int, device: torch.device) -> list[slice]:
+    step = _rows_at_once(batch, width, device)
     return [slice(i, min(i + step, height)) for i in range(0, height, step)]
 
 
 def _patches(images: Tensor, rows: slice, patch_px: int, shift: int, like: Tensor) -> Tensor:
     """Rows of patches → (B · rows · w, 3 · P · P), minus `shift`, on the device and in the dtype of `like`."""
     strip = _moved(images[:, :, rows.start * patch_px : rows.stop * patch_px], like.device)
+    if strip.dtype == torch.uint8 and fused_norms.uses(like, like.dtype, patch_px):
+        return fused_norms.patches(strip, patch_px, shift, like.dtype)
     x = strip.unflatten(3, (-1, patch_px)).unflatten(2, (-1, patch_px))  # B 3 r P w P
     x = x.permute(0, 2, 4, 1, 3, 5).reshape(-1, 3 * patch_px * patch_px).to(like.dtype)
     return x.sub_(shift) if shift else x

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from longvit.attention import dilated_attention_packed
+from longvit.model import fused_norms
 from longvit.model.feedforward import FeedForward
 from longvit.model.norm_linear import compute_dtype, norm_linear
 from longvit.model.offload import host_store
@@ -105,8 +106,23 @@ class Block(nn.Module):
         scales: Scales | None = None,
     ) -> Tensor:
         """`scales`: drop path's factors, where the caller has drawn them."""
+        if not torch.is_grad_enabled() and self._is_fused(x):
+            return finish(
+                self.attn, self.mlp, x, self.attn.attend(x, pattern, lengths), self._drawn(x, scales), Keeping()
+            )
         x = x + self._dropped(self.attn(x, pattern, lengths), scales, 0)
         return x + self._dropped(self.mlp(x), scales, 1)
+
+    def _is_fused(self, x: Tensor) -> bool:
+        """Whether all norms of the second half run as fused kernels (`fused_norms`)."""
+        dtype, widths = compute_dtype(x), (x.shape[-1], self.mlp.fc1.out_features)
+        return all(fused_norms.uses(x, dtype, width) for width in widths)
+
+    def _drawn(self, x: Tensor, scales: Scales | None) -> Scales:
+        if scales is not None:
+            return scales
+        rate, dtype = self.drop_path_rate, compute_dtype(x)
+        return _drop_path_scale(x, rate, self.training, dtype), _drop_path_scale(x, rate, self.training, dtype)
 
     def _dropped(self, branch: Tensor, scales: Scales | None, which: int) -> Tensor:
         if scales is None:
@@ -123,9 +139,7 @@ class Block(nn.Module):
         scales: Scales | None = None,
     ) -> Tensor:
         """`forward`, but only x and the attention's result are kept for backward (see `recomputation`)."""
-        if scales is None:
-            rate, dtype = self.drop_path_rate, compute_dtype(x)
-            scales = (_drop_path_scale(x, rate, self.training, dtype), _drop_path_scale(x, rate, self.training, dtype))
+        scales = self._drawn(x, scales)
         if lengths is None and type(self.attn) is DilatedSelfAttention:
             out = attend(self.attn, x, pattern, keeping)
         else:  # rows of different length, an attention put in from outside: by PyTorch's own recomputation

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longvit.model import fused_norms
 from longvit.model.query_scale import Projection
 
 aten = torch.ops.aten
@@ -123,7 +124,10 @@ def forward_chunk(
     out: Tensor | None = None,
 ) -> Tensor:
     """One chunk (T, I) → (T, O) in the dtype of w, into `out` where given; without autograd."""
-    n, *_ = _normalised(x, norm_w, norm_b, eps, gelu, w.dtype)
+    if fused_norms.uses(x, w.dtype):
+        n = fused_norms.norm(x, norm_w, norm_b, eps, gelu, w.dtype)
+    else:
+        n, *_ = _normalised(x, norm_w, norm_b, eps, gelu, w.dtype)
     return linear(n, w, b, out)
 
 
@@ -133,26 +137,46 @@ class Grads:
     def __init__(self, norm_w: Tensor, w: Tensor) -> None:
         self.dtypes = norm_w.dtype, norm_w.dtype, w.dtype, w.dtype
         self.sums: list[Tensor] = []
+        self.rows: fused_norms.RowSums | None = None  # of the fused kernels, in place of the norm's sums
 
-    def add(self, grad: Tensor, n: Tensor, norm_w: Tensor, norm_b: Tensor) -> None:
+    def rows_of(self, x: Tensor) -> fused_norms.RowSums:
+        """Where the fused kernels add the norm's gradients, x: a chunk of its input."""
+        if self.rows is None:
+            self.rows = fused_norms.RowSums(x)
+        return self.rows
+
+    def add(self, grad: Tensor, n: Tensor, *of_norm: Tensor) -> None:
         """One chunk: gradient (T, O) and input (T, I) of the linear layer, gradients of the norm's weight and bias."""
         wide = torch.promote_types(grad.dtype, torch.float32)
-        bias = grad.sum(0, dtype=wide)
-        if not self.sums:
-            self.sums = [norm_w.to(wide), norm_b.to(wide), (grad.t() @ n).to(wide), bias]
-            return
-        sum_norm_w, sum_norm_b, sum_w, sum_bias = self.sums
-        sum_norm_w += norm_w
-        sum_norm_b += norm_b
-        sum_bias += bias
-        if grad.dtype == wide:
-            sum_w.addmm_(grad.t(), n)  # the large one, without a tensor in between
-        else:
-            sum_w += grad.t() @ n
+        self.add_product(grad, n, *of_norm, grad.sum(0, dtype=wide))
 
-    def result(self) -> list[Tensor]:
-        """In the dtypes of the parameters: norm weight, norm bias, weight, bias."""
-        return [x.to(dtype) for x, dtype in zip(self.sums, self.dtypes, strict=True)]
+    def add_product(self, grad: Tensor, n: Tensor, *vectors: Tensor) -> None:
+        """`add` with sums over rows that are known: of the norm's weight and bias and of the bias, or fewer."""
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        if not self.sums:
+            self.sums = [(grad.t() @ n).to(wide), *(v.to(wide) for v in vectors)]
+            return
+        for total, v in zip(self.sums[1:], vectors, strict=True):
+            total += v
+        if grad.dtype == wide:
+            self.sums[0].addmm_(grad.t(), n)  # the large one, without a tensor in between
+        else:
+            self.sums[0] += grad.t() @ n
+
+    def layer_before(self) -> Tensor:
+        """What the fused kernels summed of the gradient of the norm's input: the gradient of the bias before it."""
+        assert self.rows is not None
+        return self.rows.result()[2]
+
+    def result(self, bias: Tensor | None = None) -> list[Tensor]:
+        """In the dtypes of the parameters: norm weight, norm bias, weight, bias (given where it was not added here)."""
+        w, *vectors = self.sums
+        if self.rows is not None:
+            vectors = [*self.rows.result()[:2], *vectors]
+        if bias is not None:
+            vectors.append(bias)
+        norm_w, norm_b, b = vectors
+        return [x.to(dtype) for x, dtype in zip((norm_w, norm_b, w, b), self.dtypes, strict=True)]
 
 
 def backward_chunk(
@@ -167,6 +191,13 @@ def backward_chunk(
     grad_x: Tensor | None = None,
 ) -> Tensor:
     """One chunk's backward: adds to `grads`, → gradient of x (written to `grad_x` where given)."""
+    if fused_norms.uses(x, w.dtype):
+        n = torch.empty(x.shape, dtype=w.dtype, device=x.device)
+        result = fused_norms.norm_backward(
+            x, linear(grad, w.t()), norm_w, norm_b, eps, gelu, grads.rows_of(x), out=grad_x, n=n
+        )
+        grads.add(grad, n)
+        return result
     n, a, mean, rstd = _normalised(x, norm_w, norm_b, eps, gelu, w.dtype)
     grad_n = linear(grad, w.t()).to(a.dtype)
     grad_a, d_norm_w, d_norm_b = aten.native_layer_norm_backward(

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from longvit.attention.operators import backward_op, forward_op
+from longvit.model import fused_norms
 from longvit.model import norm_linear as nl
 from longvit.model.offload import HostStore
 from longvit.model.query_scale import Projection, projection
@@ -163,8 +164,8 @@ class _Finish(torch.autograd.Function):
         keeping.keep(ctx, (x, out), parameters, again=True)
 
         def one(c: slice, into: Tensor | None) -> Tensor:
-            mid = flat[c] + _scaled(proj.forward(heads[c]), scales[0], c)
-            branch = _scaled(fc2.forward(fc1.forward(mid)), scales[1], c)
+            mid, hidden, _ = _middle(flat[c], heads[c], proj, fc1, scales[0], c)
+            branch = _scaled(fc2.forward(hidden), scales[1], c)
             return mid + branch if into is None else torch.add(mid, branch, out=into)
 
         return nl.by_chunks(flat, one).view(x.shape)
@@ -177,15 +178,77 @@ class _Finish(torch.autograd.Function):
         sums = [nl.Grads(parameters[i], parameters[i + 2]) for i in (0, 4, 8)]
         flat, heads, grad = x.flatten(0, 1), out.flatten(0, 1).flatten(1), grad.reshape(-1, x.shape[-1])
         grad_x, grad_out = torch.empty_like(flat), torch.empty_like(heads)
+        of_bias = None
         for c in nl.chunks(flat):
-            mid = flat[c] + _scaled(proj.forward(heads[c]), ctx.scales[0], c)
-            hidden = fc1.forward(mid)
+            mid, hidden, n = _middle(flat[c], heads[c], proj, fc1, ctx.scales[0], c)
+            if n is not None:
+                of_bias = of_bias or fused_norms.RowSums(grad[c], "cast")
+                _fused_backward(
+                    grad[c], heads[c], mid, n, hidden, (proj, fc1, fc2), sums, of_bias,
+                    [None if s is None else s[c] for s in ctx.scales], grad_x[c], grad_out[c],
+                )  # fmt: skip
+                continue
             of_branch = _scaled(grad[c].to(ctx.dtype), ctx.scales[1], c)
             of_hidden = fc2.backward(of_branch, hidden, sums[2])
             of_mid = torch.add(grad[c], fc1.backward(of_hidden, mid, sums[1]), out=grad_x[c])
             proj.backward(_scaled(of_mid.to(ctx.dtype), ctx.scales[0], c), heads[c], sums[0], grad_out[c])
-        results = [t for s in sums for t in s.result()]
+        biases: list[Tensor | None] = [None] * 3
+        if of_bias is not None:
+            biases = [sums[1].layer_before(), sums[2].layer_before(), of_bias.result()[0]]
+        results = [t for s, bias in zip(sums, biases, strict=True) for t in s.result(bias)]
         return grad_x.view(x.shape), grad_out.view(out.shape), None, None, None, None, *results
+
+
+def _middle(
+    x: Tensor, heads: Tensor, proj: _Linear, fc1: _Linear, scale: Tensor | None, c: slice
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """→ x + proj(norm(heads)) and the hidden activations of a chunk; what fc1 multiplies, where kernels are fused."""
+    branch, dtype = proj.forward(heads), fc1.w.dtype
+    if all(fused_norms.uses(x, dtype, width) for width in (x.shape[-1], len(fc1.w))):
+        s = None if scale is None else scale[c]
+        mid, n = fused_norms.add_norm(x, branch, s, fc1.norm_w, fc1.norm_b, fc1.eps, dtype)
+        return mid, nl.linear(n, fc1.w, fc1.b), n
+    mid = x + _scaled(branch, scale, c)
+    return mid, fc1.forward(mid), None
+
+
+def _fused_backward(
+    grad: Tensor,
+    heads: Tensor,
+    mid: Tensor,
+    n: Tensor,
+    hidden: Tensor,
+    linears: tuple[_Linear, _Linear, _Linear],
+    sums: Sequence[nl.Grads],
+    of_bias: fused_norms.RowSums,
+    scales: Sequence[Tensor | None],
+    grad_x: Tensor,
+    grad_out: Tensor,
+) -> None:
+    """Backward of a chunk of `_Finish`, with the fused kernels: every tensor is read once and written once.
+
+    The sum over rows that is a bias's gradient comes from the kernel that writes the gradient it is taken of.
+    """
+    proj, fc1, fc2 = linears
+    of_branch = fused_norms.cast_and_sum(grad, scales[1], fc2.w.dtype, of_bias)
+    again = torch.empty(hidden.shape, dtype=fc2.w.dtype, device=hidden.device)
+    of_hidden = fused_norms.norm_backward(
+        hidden, nl.linear(of_branch, fc2.w.t()), fc2.norm_w, fc2.norm_b, fc2.eps, True, sums[2].rows_of(hidden),
+        n=again, sum_out=True,
+    )  # fmt: skip
+    sums[2].add_product(of_branch, again)
+    of_proj = torch.empty(mid.shape, dtype=proj.w.dtype, device=mid.device)
+    fused_norms.norm_backward(
+        mid, nl.linear(of_hidden, fc1.w.t()), fc1.norm_w, fc1.norm_b, fc1.eps, False, sums[1].rows_of(mid),
+        residual=grad, scale=scales[0], out=grad_x, narrow=of_proj, sum_out=True,
+    )  # fmt: skip
+    sums[1].add_product(of_hidden, n)
+    again = torch.empty(heads.shape, dtype=proj.w.dtype, device=heads.device)
+    fused_norms.norm_backward(
+        heads, nl.linear(of_proj, proj.w.t()), proj.norm_w, proj.norm_b, proj.eps, False, sums[0].rows_of(heads),
+        out=grad_out, n=again,
+    )  # fmt: skip
+    sums[0].add_product(of_proj, again)
 
 
 def _scaled(branch: Tensor, scale: Tensor | None, c: slice) -> Tensor:

@@ -23,10 +23,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from longvit.model.embedding import CPU_CHUNK_PATCHES, GPU_CHUNK_PATCHES
 from longvit.model.longvit import LongViTConfig
 from longvit.model.norm_linear import CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS
 
-_CHUNK_PATCHES = 2048  # model.embedding
 _NARROW_BACKWARD_TOKENS = 512  # attention.backends: the CPU kernel takes bfloat16 as it is from here on
 _STREAM = 4  # bytes: parameters, gradients and the residual stream are float32 under autocast
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -183,7 +183,8 @@ def _cast_weights(load: Load) -> int:
 
 def _chunk_patches(load: Load) -> int:
     """Patches that the embedding takes at once: whole rows."""
-    return min(load.tokens, max(1, _CHUNK_PATCHES // load.columns) * load.columns)
+    at_once = GPU_CHUNK_PATCHES if load.device == "cuda" else CPU_CHUNK_PATCHES
+    return min(load.tokens, max(1, at_once // load.columns) * load.columns)
 
 
 def _embedding_weight(load: Load) -> int:

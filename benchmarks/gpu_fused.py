@@ -372,7 +372,7 @@ def layers(s: Sizes) -> Iterator[dict[str, Any]]:
 
 
 def weight_gradient(s: Sizes) -> Iterator[dict[str, Any]]:
-    """gradᵀ @ n of one chunk: one product, or slices of its tokens as a batch (few output tiles fill few processors)."""
+    """gradᵀ @ n of one chunk: one product, or slices of its tokens as a batch: few output tiles fill few processors."""
     for out_width, in_width in ((s.hidden, s.dim), (s.dim, s.hidden), (3 * s.dim, s.dim), (s.dim, s.dim)):
         t = s.tokens if s.card else 16
         g, n = s.normal(t, out_width), s.normal(t, in_width, seed=1)

@@ -40,6 +40,7 @@ from gpu_parts import DIM, HEADS, Bench, alternate, attention_by, one_line, pair
 from longvit.attention import padded_branch, padded_kernels, triton_branch  # noqa: E402
 from longvit.attention.dilated import dilated_attention  # noqa: E402
 from longvit.attention.operators import forward_op  # noqa: E402
+from longvit.model import norm_linear  # noqa: E402
 from longvit.model.longvit import DILATED_RATIOS, create_model, segment_schedule  # noqa: E402
 
 HEADS = 2 if SMOKE else HEADS
@@ -51,11 +52,11 @@ SHAPES = {
     "triton keys": "64x128x4x2 64x128x4x3 64x128x4x4",
     "triton queries": "64x64x4x3",
     "padded forward": "2·64x64x4x3 2·64x64x4x4 2·64x64x4x2 64x64x4x3 64x64x4x4 64x128x4x3≤128 128x64x8x3 128x64x8x4 "
-    "128x64x4x3 2·128x64x8x3 2·64x128x4x3 2·64x32x4x4",
+    "128x64x4x3 2·64x128x4x3 2·64x32x4x4 2·64x64x4x3≤128 64x64x4x3≤96 64x32x4x4 2·64x32x4x3≤128",
     "padded keys": "64x64x4x3 64x64x4x4 64x128x4x3 64x128x4x4 128x64x8x3 128x64x4x3 64x32x4x4 128x32x4x4 "
-    "128x128x8x3 64x64x4x3≤128",
+    "64x64x4x3≤128 64x64x4x2≤128 64x32x4x3 128x64x8x3≤128",
     "padded queries": "2·64x64x4x3 2·64x64x4x4 64x64x4x3 64x64x4x4 64x128x4x3 128x64x8x3 128x64x4x3 2·64x32x4x4 "
-    "2·128x64x8x3",
+    "2·64x64x4x3≤128",
 }
 if SMOKE:
     SHAPES = {
@@ -342,7 +343,9 @@ def check(b: Bench) -> Iterator[dict[str, Any]]:
                 layer.q, layer._operands = q_before, {}
                 same &= all(torch.equal(x, y) for x, y in zip(*results, strict=True))
                 names = {"forward": ["out", "lse"], "keys": ["grad_k", "grad_v"], "queries": ["grad_q"]}[variant.kernel]
-                errors[name] = {k: relative(x, want[k]) for k, x in zip(names, results[0], strict=True)}
+                # as the operator returns them: in the dtype of q, k and v, but for the log-sum-exp
+                rounded = [x if k == "lse" else x.to(b.half) for k, x in zip(names, results[0], strict=True)]
+                errors[name] = {k: relative(x, want[k]) for k, x in zip(names, rounded, strict=True)}
         except Exception as error:
             yield {"variant": variant.name, "error": one_line(error)}
             continue
@@ -501,6 +504,12 @@ def branches(b: Bench) -> Iterator[dict[str, Any]]:
         for w, r in layer.branches:
             steps = {v.name: partial(layer.run, v, into, [(w, r)]) for v in both}
             row[f"w {w} r {r}"] = milliseconds(alternate(b, steps, 1 if SMOKE else 3))
+        if len(both) == 2:  # the same with the rows of one head side by side in memory
+            made = layer.operands(both[1])
+            turned = tuple(t.transpose(1, 2).contiguous().transpose(1, 2) if t.ndim == 4 else t for t in made)
+            steps = {"heads inside": partial(layer.run, both[1], into)}
+            steps["tokens inside"] = partial(_with_operands, layer, turned, both[1], into)
+            row["layout"] = milliseconds(alternate(b, steps, 1 if SMOKE else 3))
         layer._operands = {}
         yield row
     q, k, v, out, lse = layer.q, layer.k, layer.v, layer.out, layer.lse
@@ -511,23 +520,47 @@ def branches(b: Bench) -> Iterator[dict[str, Any]]:
         "today's backward operands": lambda: triton_branch.backward_operands(layer.grad_out, q, k, v, half, lse, SCALE),
         "out to bfloat16": lambda: out.to(q.dtype),
     }
+    for tokens in (4, 8, 32):  # of a program that pads
+        steps[f"padded forward operands, {tokens} tokens"] = partial(_padded_by, tokens, layer)
     yield {"what": "around the kernels", "patches": n, "results": milliseconds(alternate(b, steps, 3))}
+
+
+def _padded_by(tokens: int, layer: Layer) -> None:
+    before = padded_branch._TOKENS
+    padded_branch._TOKENS = tokens
+    try:
+        padded_branch.forward_operands(layer.q, layer.k, layer.v)
+    finally:
+        padded_branch._TOKENS = before
+
+
+def _with_operands(layer: Layer, operands: Any, variant: Variant, into: Any) -> None:
+    before = layer._operands
+    layer._operands = dict.fromkeys(before, operands)
+    try:
+        layer.run(variant, into)
+    finally:
+        layer._operands = before
 
 
 def contenders() -> list[tuple[str, dict[str, str]]]:
     """(name, environment) of whole models: today's kernels, the padded ones, and with fused norms."""
     found = [("triton", {"LONGVIT_ATTENTION": "triton"}), ("padded", {"LONGVIT_ATTENTION": "triton_padded"})]
     if importlib.util.find_spec("longvit.model.fused_norms"):
-        found.append(("padded, fused norms", {"LONGVIT_ATTENTION": "triton_padded", "LONGVIT_FUSED": "1"}))
+        values = {"LONGVIT_ATTENTION": "triton_padded", "LONGVIT_FUSED": "1"}
+        found.append(("padded, fused norms", values))
+        found += [(f"padded, fused norms, chunks of {n}", values | {"CHUNK": str(n)}) for n in (131_072, 262_144)]
     return found
 
 
 def with_environment(values: dict[str, str], step: Callable[[], Any]) -> Any:
     before = {k: os.environ.get(k) for k in values}
     os.environ.update(values)
+    norm_linear.CHUNK_TOKENS = int(values["CHUNK"]) if "CHUNK" in values else None
     try:
         return step()
     finally:
+        norm_linear.CHUNK_TOKENS = None
         for k, v in before.items():
             os.environ.pop(k) if v is None else os.environ.update({k: v})
 
@@ -607,7 +640,8 @@ def fused(b: Bench) -> Iterator[dict[str, Any]]:
         return
     import gpu_fused
 
-    yield from gpu_fused.rows(b.device, SMOKE)
+    parts = ("embeddings", "graphs", "shapes", "weight_gradient", "kernels", "layers")
+    yield from gpu_fused.rows(b.device, SMOKE, b.args.rows or parts)
 
 
 def graphs(b: Bench) -> Iterator[dict[str, Any]]:
@@ -633,8 +667,10 @@ def profile(b: Bench) -> Iterator[dict[str, Any]]:
     model = create_model(b.model_name, num_classes=2).to(b.device)
     model.set_recompute(True, offload=b.cuda)
     host, label = picture(image), torch.tensor([1], device=b.device)
-    for name, values in contenders()[-2:]:
-        step = partial(gradients_in_strips, b, model, host, label)
+    large = picture(128 if SMOKE else 32_768).to(b.device)
+    jobs = [("forward", large.shape[-1], contenders()[2], partial(logits_alone, b, model, large))]
+    jobs += [("step", image, c, partial(gradients_in_strips, b, model, host, label)) for c in contenders()[1:3]]
+    for what, side, (name, values), step in jobs:
         with_environment(values, step)
         kind = ProfilerActivity.CUDA if b.cuda else ProfilerActivity.CPU
         with profiler(activities=[kind]) as seen:
@@ -645,11 +681,17 @@ def profile(b: Bench) -> Iterator[dict[str, Any]]:
         events = sorted(seen.key_averages(), key=total, reverse=True)
         rows = [[e.key[:90], e.count, round(total(e) / 1e3, 2)] for e in events[:25]]
         yield {
+            "what": what,
             "contender": name,
-            "image_px": image,
+            "image_px": side,
             "kernels_count_ms": rows,
             "all_ms": round(sum(map(total, events)) / 1e3, 1),
         }
+
+
+def logits_alone(b: Bench, model: torch.nn.Module, pixels: torch.Tensor) -> None:
+    with torch.inference_mode(), torch.autocast(b.device.type, b.half):
+        model(pixels)
 
 
 def gradients_in_strips(b: Bench, model: torch.nn.Module, host: torch.Tensor, label: torch.Tensor) -> None:
@@ -760,6 +802,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*")
     parser.add_argument("--fastest", help="JSON: kernel → name of a variant")
     parser.add_argument("--share", nargs=2, type=int)
+    parser.add_argument("--rows", nargs="+", help="of `gpu_fused.py`: only these")
     parser.add_argument("--cpu-smoke", action="store_true")
     args = parser.parse_args()
     args.images = args.backends = args.tiles = None

@@ -254,7 +254,7 @@ def patches(
     y = tl.program_id(0) % P
     strip = tl.program_id(0) // P
     image, row = (strip // strips).to(tl.int64), strip % strips
-    colour = tl.program_id(1)
+    colour = tl.program_id(1).to(tl.int64)  # a plane of 32,768² px has 2³⁰ bytes
     patch = tl.program_id(2) * PATCHES + tl.arange(0, PATCHES)
     x = tl.arange(0, P_TILE)
     inside = (patch < width)[:, None] & (x < P)[None, :]

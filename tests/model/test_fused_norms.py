@@ -64,7 +64,7 @@ def close(ours: Tensor, want: Tensor, tolerance: float) -> None:
 
 
 KINDS = ["plain", "far from 0", "nearly constant", "zero rows", "strided"]
-SIZES = [(37, 24), (7, 40), (5, 96), (21, 384), (6, 1536), (3, 200), (9, 1), (1, 16)]
+SIZES = [(23, 24), (7, 40), (5, 96), (21, 384), (6, 1536), (3, 200), (9, 1), (1, 16)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,7 +156,7 @@ def test_rows_of_zero_variance_with_eps_0_leave_no_nan_in_the_sums_of_others() -
     assert torch.isfinite(sums.result()).all()
 
 
-@pytest.mark.parametrize("patch_px", [8, 12, 32])
+@pytest.mark.parametrize("patch_px", [8, 12])
 def test_patches_are_those_of_the_plain_path_whatever_the_strides(patch_px: int) -> None:
     image = torch.randint(0, 256, (2, 3, 2 * patch_px, 5 * patch_px), dtype=torch.uint8)
     interleaved = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
@@ -182,7 +182,7 @@ def model() -> LongViT:
 
 def loss_and_gradients(made: LongViT, autocast: bool) -> list[Tensor]:
     torch.manual_seed(4)  # drop path
-    images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     made.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = F.cross_entropy(made(images).float(), torch.tensor([0, 2]))
@@ -192,7 +192,7 @@ def loss_and_gradients(made: LongViT, autocast: bool) -> list[Tensor]:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_training_step_has_the_plain_path_s_gradients(monkeypatch, recompute: bool) -> None:
-    monkeypatch.setattr(nl, "CHUNK_TOKENS", 7)
+    monkeypatch.setattr(nl, "CHUNK_TOKENS", 5)
     made = model()
     made.set_recompute(recompute)
     want = loss_and_gradients(made, False)
@@ -285,3 +285,12 @@ def test_the_kernels_compile_without_a_card_and_a_row_is_read_in_whole_sectors()
         "cast_and_sum 2 1 True",
         "patches 2 1 True",
     ]
+
+
+def test_three_pieces_hold_a_row_only_where_the_first_two_are_full() -> None:
+    # the kernels mask the last piece alone
+    for width in range(1, fused_norms.WIDEST + 1):
+        pieces = fused_norms._pieces(width)
+        held = pieces["K"] * pieces["BLOCK"]
+        assert width <= held < 2 * width or width == held == 1
+        assert pieces["K"] == 1 or width > 2 * pieces["BLOCK"]

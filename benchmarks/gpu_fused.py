@@ -394,8 +394,7 @@ def embeddings(s: Sizes) -> Iterator[dict[str, Any]]:
     """Image (uint8, on the device) → tokens, by patches at once."""
     module = network(s).patch_embed
     for side in ([4096, 32768] if not s.quick else [32768]) if s.card else [64]:
-        noise = torch.randint(0, 256, (1, 3, min(side, 1024), min(side, 1024)), dtype=torch.uint8, device=s.device)
-        image = noise.repeat(1, 1, side // noise.shape[2], side // noise.shape[3])
+        image = picture(s, side)
 
         def step(value: str, chunk: int, image: Tensor = image) -> Tensor:
             before = embedding.GPU_CHUNK_PATCHES
@@ -413,7 +412,7 @@ def embeddings(s: Sizes) -> Iterator[dict[str, Any]]:
         }
         row = {"what": "embedding", "image_px": side, "patches": (side // 32) ** 2}
         yield row | {"results": in_turn(s.device, steps, 3, 1)}
-        del image, noise, steps
+        del image, steps
 
 
 def graphs(s: Sizes) -> Iterator[dict[str, Any]]:
@@ -437,26 +436,33 @@ def graphs(s: Sizes) -> Iterator[dict[str, Any]]:
                 yield row | {"results": in_turn(s.device, steps, s.rounds, 5)}
 
 
+def picture(s: Sizes, side: int) -> Tensor:
+    """uint8 (1, 3, side, side) on the device: noise, repeated every 1,024 px."""
+    noise = torch.randint(0, 256, (1, 3, min(side, 1024), min(side, 1024)), dtype=torch.uint8, device=s.device)
+    return noise.repeat(1, 1, side // noise.shape[2], side // noise.shape[3])
+
+
+def training_step(model: LongViT, images: Tensor) -> Tensor:
+    """Forward and backward → the gradient of all parameters."""
+    model.zero_grad(set_to_none=True)
+    with torch.autocast(images.device.type, torch.bfloat16):
+        logits = model(images)
+    F.cross_entropy(logits.float(), torch.ones(1, dtype=torch.long, device=images.device)).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
 def models(s: Sizes) -> Iterator[dict[str, Any]]:
     """Forward and a training step with recomputation, plain against fused; logits and gradients compared."""
     model = network(s)
     model.set_recompute(True)
-    label = torch.tensor([1], device=s.device)
     for side in ([4096, 16384] if not s.quick else [4096]) if s.card else [64]:
-        noise = torch.randint(0, 256, (1, 3, min(side, 1024), min(side, 1024)), dtype=torch.uint8, device=s.device)
-        images = noise.repeat(1, 1, side // noise.shape[2], side // noise.shape[3])
+        images = picture(s, side)
 
         def forward(images: Tensor = images) -> Tensor:
             with torch.inference_mode(), torch.autocast(s.device.type, torch.bfloat16):
                 return model(images)
 
-        def step(images: Tensor = images) -> Tensor:
-            model.zero_grad(set_to_none=True)
-            with torch.autocast(s.device.type, torch.bfloat16):
-                logits = model(images)
-            F.cross_entropy(logits.float(), label).backward()
-            return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
+        step = partial(training_step, model, images)
         row: dict[str, Any] = {"what": "model", "image_px": side}
         try:
             logits = {name: f() for name, f in both(forward).items()}
@@ -478,7 +484,29 @@ def models(s: Sizes) -> Iterator[dict[str, Any]]:
         }
 
 
-PARTS = (kernels, layers, embeddings, models, graphs, shapes, weight_gradient)
+def profile(s: Sizes) -> Iterator[dict[str, Any]]:
+    """The 25 largest kernels of a training step with recomputation, by name: ms on the device, launches."""
+    model, images = network(s), picture(s, 16_384 if s.card else 64)
+    model.set_recompute(True)
+    kind = torch.profiler.ProfilerActivity.CUDA if s.card else torch.profiler.ProfilerActivity.CPU
+    for name, step in both(partial(training_step, model, images)).items():
+        step()
+        with torch.profiler.profile(activities=[kind]) as found:
+            step()
+            if s.card:
+                torch.cuda.synchronize()
+        times = [
+            (e.self_device_time_total if s.card else e.self_cpu_time_total, e.count, e.key)
+            for e in found.key_averages()
+        ]
+        largest = [
+            {"kernel": key[:120], "ms": round(t / 1e3, 3), "launches": n} for t, n, key in sorted(times)[:-26:-1]
+        ]
+        total = round(sum(t for t, _, _ in times) / 1e3, 2)
+        yield {"what": "profile", "path": name, "patches": images.numel() // 3072, "ms": total, "largest": largest}
+
+
+PARTS = (kernels, layers, embeddings, models, graphs, shapes, weight_gradient, profile)
 
 
 def rows(device: torch.device, quick: bool, parts: Sequence[str] = ()) -> Iterator[dict[str, Any]]:

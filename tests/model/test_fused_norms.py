@@ -64,7 +64,7 @@ def close(ours: Tensor, want: Tensor, tolerance: float) -> None:
 
 
 KINDS = ["plain", "far from 0", "nearly constant", "zero rows", "strided"]
-SIZES = [(37, 24), (7, 40), (5, 96), (21, 384), (6, 1536), (3, 200), (9, 1), (1, 16)]
+SIZES = [(23, 24), (7, 40), (5, 96), (21, 384), (6, 1536), (3, 200), (9, 1), (1, 16)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,7 +156,7 @@ def test_rows_of_zero_variance_with_eps_0_leave_no_nan_in_the_sums_of_others() -
     assert torch.isfinite(sums.result()).all()
 
 
-@pytest.mark.parametrize("patch_px", [8, 12, 32])
+@pytest.mark.parametrize("patch_px", [8, 12])
 def test_patches_are_those_of_the_plain_path_whatever_the_strides(patch_px: int) -> None:
     image = torch.randint(0, 256, (2, 3, 2 * patch_px, 5 * patch_px), dtype=torch.uint8)
     interleaved = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
@@ -168,7 +168,9 @@ def test_patches_are_those_of_the_plain_path_whatever_the_strides(patch_px: int)
 
 # --- in the model ---------------------------------------------------------------------------------------------------
 
-CONFIG = LongViTConfig(embed_dim=24, depth=2, num_heads=2, ffn_dim=40, num_classes=3, grid_patches=2, drop_path=0.4)
+CONFIG = LongViTConfig(
+    embed_dim=24, depth=2, num_heads=2, ffn_dim=40, num_classes=3, grid_patches=2, patch_px=4, image_px=8, drop_path=0.4
+)
 
 
 def model() -> LongViT:
@@ -182,7 +184,7 @@ def model() -> LongViT:
 
 def loss_and_gradients(made: LongViT, autocast: bool) -> list[Tensor]:
     torch.manual_seed(4)  # drop path
-    images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     made.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = F.cross_entropy(made(images).float(), torch.tensor([0, 2]))
@@ -192,7 +194,7 @@ def loss_and_gradients(made: LongViT, autocast: bool) -> list[Tensor]:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_training_step_has_the_plain_path_s_gradients(monkeypatch, recompute: bool) -> None:
-    monkeypatch.setattr(nl, "CHUNK_TOKENS", 7)
+    monkeypatch.setattr(nl, "CHUNK_TOKENS", 5)
     made = model()
     made.set_recompute(recompute)
     want = loss_and_gradients(made, False)
@@ -216,7 +218,7 @@ def test_bfloat16_gradients_are_no_further_from_float32_than_the_plain_path_s(mo
 
 def test_without_gradients_the_block_is_one_function_with_the_same_values(monkeypatch) -> None:
     made = model().eval()
-    images = torch.randint(0, 256, (1, 3, 96, 96), dtype=torch.uint8)
+    images = torch.randint(0, 256, (1, 3, 12, 12), dtype=torch.uint8)
     launched = []
     add_norm = fused_norms.add_norm
     monkeypatch.setattr(fused_norms, "add_norm", lambda *args: launched.append(1) or add_norm(*args))
@@ -285,3 +287,12 @@ def test_the_kernels_compile_without_a_card_and_a_row_is_read_in_whole_sectors()
         "cast_and_sum 2 1 True",
         "patches 2 1 True",
     ]
+
+
+def test_three_pieces_hold_a_row_only_where_the_first_two_are_full() -> None:
+    # the kernels mask the last piece alone
+    for width in range(1, fused_norms.WIDEST + 1):
+        pieces = fused_norms._pieces(width)
+        held = pieces["K"] * pieces["BLOCK"]
+        assert width <= held < 2 * width or width == held == 1
+        assert pieces["K"] == 1 or width > 2 * pieces["BLOCK"]

@@ -42,26 +42,33 @@ def _gelu(x, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _load(P, row, step, c, inside, C: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
-    """Rows `row` (int64), as `K` pieces in float32; 0 behind the end and where a row is not `inside`."""
-    at = P + row[:, None] * step + c[None, :]
-    if K == 1:
-        a = tl.load(at, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
-        return a, a, a
-    else:
-        a = tl.load(at, mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
-        b = tl.load(at + BLOCK, mask=inside[:, None] & (c + BLOCK < C)[None, :], other=0.0).to(tl.float32)
-        d = tl.load(at + 2 * BLOCK, mask=inside[:, None] & (c + 2 * BLOCK < C)[None, :], other=0.0).to(tl.float32)
-        return a, b, d
+def _inside(own, c, C: tl.constexpr, END: tl.constexpr):
+    """Mask of the rows that are there (`own`), for columns `c` that go up to END."""
+    mask = own[:, None]
+    if END > C:
+        mask = mask & (c < C)[None, :]
+    return mask
 
 
 @triton.jit
-def _store(P, row, step, c, inside, a, b, d, C: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
+def _load(P, row, step, c, own, C: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
+    """Rows `row` (int64) as `K` pieces in float32; 0 behind the end."""
     at = P + row[:, None] * step + c[None, :]
-    tl.store(at, a, mask=inside[:, None] & (c < C)[None, :])
+    a = tl.load(at, mask=_inside(own, c, C, BLOCK), other=0.0).to(tl.float32)
+    b, d = a, a
     if K == 3:
-        tl.store(at + BLOCK, b, mask=inside[:, None] & (c + BLOCK < C)[None, :])
-        tl.store(at + 2 * BLOCK, d, mask=inside[:, None] & (c + 2 * BLOCK < C)[None, :])
+        b = tl.load(at + BLOCK, mask=own[:, None], other=0.0).to(tl.float32)
+        d = tl.load(at + 2 * BLOCK, mask=_inside(own, c + 2 * BLOCK, C, 3 * BLOCK), other=0.0).to(tl.float32)
+    return a, b, d
+
+
+@triton.jit
+def _store(P, row, step, c, own, a, b, d, C: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
+    at = P + row[:, None] * step + c[None, :]
+    tl.store(at, a, mask=_inside(own, c, C, BLOCK))
+    if K == 3:
+        tl.store(at + BLOCK, b, mask=own[:, None])
+        tl.store(at + 2 * BLOCK, d, mask=_inside(own, c + 2 * BLOCK, C, 3 * BLOCK))
 
 
 @triton.jit
@@ -70,7 +77,7 @@ def _vector(P, c, C: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
     a = tl.load(P + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     b, d = a, a
     if K == 3:
-        b = tl.load(P + BLOCK + c, mask=c + BLOCK < C, other=0.0).to(tl.float32)[None, :]
+        b = tl.load(P + BLOCK + c).to(tl.float32)[None, :]
         d = tl.load(P + 2 * BLOCK + c, mask=c + 2 * BLOCK < C, other=0.0).to(tl.float32)[None, :]
     return a, b, d
 
@@ -90,10 +97,11 @@ def _standardised(a, b, d, c, own, eps, C: tl.constexpr, BLOCK: tl.constexpr, K:
     a = a - mean
     b = b - mean
     d = d - mean
-    if K * BLOCK != C:
-        a = tl.where((c < C)[None, :], a, 0.0)
-        b = tl.where((c + BLOCK < C)[None, :], b, 0.0)
-        d = tl.where((c + 2 * BLOCK < C)[None, :], d, 0.0)
+    if K * BLOCK != C:  # of three pieces the last one alone is ragged: else one piece would hold the row
+        if K == 1:
+            a = tl.where((c < C)[None, :], a, 0.0)
+        else:
+            d = tl.where((c + 2 * BLOCK < C)[None, :], d, 0.0)
     rstd = 1.0 / tl.sqrt_rn(_mean(a * a, b * b, d * d, C, K) + eps)
     rstd = tl.where(own[:, None], rstd, 0.0)  # eps may be 0: no NaN from rows behind the end
     return a * rstd, b * rstd, d * rstd, rstd

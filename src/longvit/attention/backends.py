@@ -115,7 +115,10 @@ def _pick_cuda(device: torch.device, dtype: torch.dtype, head_dim: int) -> Choic
         return Choice(BACKENDS["plain"], "the fused kernels are only known to take any (out, lse) on NVIDIA cards")
     half = dtype in (torch.float16, torch.bfloat16)
     if half and major >= 9 and head_dim <= 128 and _has_triton():
-        return Choice(BACKENDS["triton"], f"our kernel: {_short(dtype)}, compute capability {major}.{minor}")
+        if reason := unpadded_reason(dtype, head_dim):
+            return Choice(BACKENDS["triton"], f"our kernel, compute capability {major}.{minor}; not padded: {reason}")
+        why = f"our kernel on padded operands: {_short(dtype)}, compute capability {major}.{minor}"
+        return Choice(BACKENDS["triton_padded"], why)
     if half and major >= 8 and head_dim <= 256:
         return Choice(BACKENDS["cuda_flash"], f"flash kernel: {_short(dtype)}, compute capability {major}.{minor}")
     if dtype == torch.bfloat16 and major < 8:

@@ -16,17 +16,19 @@ from torch import Tensor
 from longvit.attention import padded_kernels
 from longvit.attention.triton_branch import LOG2_E, Tile, check_scale, launch, tile_width
 
+# The fastest of 12 to 15 each on the segments of 16,384² px (`benchmarks/gpu_kernels.py`, H200, head dim 24, bfloat16,
+# 2026-11). At 128 registers 16 warps fit on a multiprocessor; forward and keys spill 16–72 bytes outside their loops.
 TILES = {
-    "forward": Tile(64, 64, 4, 3, 2),
-    "keys": Tile(64, 64, 4, 3),
-    "queries": Tile(64, 64, 4, 3, 2),
+    "forward": Tile(64, 64, 4, 3, tiles=2, registers=128),
+    "keys": Tile(64, 64, 4, 3, registers=128),
+    "queries": Tile(64, 64, 4, 3, tiles=2, registers=128),
 }
-_TOKENS = 16  # of a program that pads
+_TOKENS = 4  # of a program that pads: 1.3 ms for keys and values of 1,048,576 patches, 1.7 ms with 16
 
 
 def _pad(kernel: Any, like: Tensor, *args: Any) -> None:
     """Launches a kernel that pads over all tokens of `like`, (B, N, H, D)."""
-    _, N, H, D = like.shape
+    H, D = like.shape[2:]
     constants = {"D": D, "D_TILE": tile_width(D), "H_TILE": triton.next_power_of_2(H), "tokens": _TOKENS}
     with torch.cuda.device_of(like):
         kernel[(_programs(like),)](*args, **constants)
@@ -55,7 +57,7 @@ def _padded_keys(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def forward_operands(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    """(B, N, H, D) → q, k' and v' (B, N, H, D_TILE), and per head the largest |k|² and, one number on, the largest |v|."""
+    """(B, N, H, D) → q, k' and v' (B, N, H, D_TILE), and per head the largest |k|²; one number on, the largest |v|."""
     k_padded, v_padded, largest = _padded_keys(k, v)
     if not len(largest):
         return q, k_padded, v_padded, largest.new_zeros(q.shape[:3])

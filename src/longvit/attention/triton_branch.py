@@ -24,7 +24,7 @@ LOG2_E = 1 / math.log(2)
 class Tile:
     """Rows of a block (each program's own tokens), columns (what it steps through), warps, stages of the pipeline.
 
-    `tiles`: blocks of rows per program, 1 or 2 (`padded_kernels` alone); `registers`: the most per thread, None for any.
+    `tiles`: blocks of rows per program, 1 or 2 (`padded_kernels` alone); `registers`: most per thread, None: any.
     """
 
     rows: int

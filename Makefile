@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check kernels clean
 demo: $(STAMP)
 	$(BIN)/longvit demo --out demo
 
@@ -16,6 +16,15 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
+
+# The GPU kernels without a card: in Triton's interpreter, and compiled. NumPy 2.4 breaks loops of Triton 3.6's interpreter.
+kernels: $(VENV)/kernels/.installed
+	PYTHONPATH=$(VENV)/kernels $(BIN)/python -m pytest -n 2 -q tests/attention/test_triton.py tests/attention/test_padded.py \
+	  tests/attention/test_compiled.py tests/model/test_fused_norms.py
+
+$(VENV)/kernels/.installed: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/kernels triton==3.6.0 'numpy<2.4'
+	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -121,7 +121,8 @@ class Clocks:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        assert self.process and self.process.stdout
+        assert self.process
+        assert self.process.stdout
         for line in self.process.stdout:
             with contextlib.suppress(ValueError):
                 clock, power = (float(x) for x in line.split(",")[:2])
@@ -427,19 +428,33 @@ def use_fastest(b: Bench) -> None:
             padded_branch.TILES[kernel] = variant.tile
 
 
+_EXP = ("return tl.exp2(s)\n    return", "return s\n    return")
+_KEYS_GO_ON = "            K += columns * r * k_n\n            V += columns * r * v_n\n    else"
+_QUERIES_GO_ON = "        Q += columns * r * q_n\n        GRAD += columns * r * grad_n\n    valid"
+
+
+def _no_product(name: str, left: str, right: str, rest: str) -> tuple[str, str]:
+    """A product replaced by a sum over rows; `rest`: what stands behind it, which tells it from others."""
+    return f"{name} = tl.dot({left}, {right}, {name}, input_precision=PRECISION)\n{rest}", (
+        f"{name} += tl.sum({left.split('.')[0]}, 1)[:, None]\n{rest}"
+    )
+
+
 CUTS = {  # what is left out of a padded kernel, by replacing text of its source
     "forward": {
-        "no exponentials": [("return tl.exp2(s)\n    return", "return s\n    return")],
-        "no value product": [("out = tl.dot(p.to(v.dtype), v, out, input_precision=PRECISION)\n            if", "out += tl.sum(p, 1)[:, None]\n            if"),
-                             ("out2 = tl.dot(p2.to(v.dtype), v, out2, input_precision=PRECISION)\n            K", "out2 += tl.sum(p2, 1)[:, None]\n            K")],
-        "keys and values stay": [("            K += columns * r * k_n\n            V += columns * r * v_n\n    else", "    else"),],
+        "no exponentials": [_EXP],
+        "no value product": [
+            _no_product("out", "p.to(v.dtype)", "v", "            if"),
+            _no_product("out2", "p2.to(v.dtype)", "v", "            K"),
+        ],
+        "keys and values stay": [(_KEYS_GO_ON, "    else")],
     },
     "keys": {
-        "no exponentials": [("return tl.exp2(s)\n    return", "return s\n    return")],
-        "no key product": [("dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)", "dk += tl.sum(ds, 1)[:, None]")],
-        "queries and gradients stay": [("        Q += columns * r * q_n\n        GRAD += columns * r * grad_n\n    valid", "    valid")],
+        "no exponentials": [_EXP],
+        "no key product": [_no_product("dk", "ds.to(q.dtype)", "q", "        Q")],
+        "queries and gradients stay": [(_QUERIES_GO_ON, "    valid")],
     },
-}  # fmt: skip
+}
 
 
 def knockouts(b: Bench) -> Iterator[dict[str, Any]]:
@@ -464,7 +479,8 @@ def knockouts(b: Bench) -> Iterator[dict[str, Any]]:
                 path = Path(folder) / f"cut_{kernel}_{i}.py"
                 path.write_text(text)
                 spec = importlib.util.spec_from_file_location(path.stem, path)
-                assert spec and spec.loader
+                assert spec
+                assert spec.loader
                 module = importlib.util.module_from_spec(spec)
                 sys.modules[path.stem] = module
                 spec.loader.exec_module(module)
@@ -584,8 +600,8 @@ def models(b: Bench) -> Iterator[dict[str, Any]]:
             continue
         first = first or grads
         cosines = [torch.cosine_similarity(x, y, 0).item() for x, y in zip(grads, first, strict=True)]
-        yield {"what": "agreement", "contender": name, "image_px": small.shape[-1], "least_cosine": round(min(cosines), 5),
-               "logits": [round(x, 5) for x in grads[0].tolist()]}  # fmt: skip
+        seen = {"least_cosine": round(min(cosines), 5), "logits": [round(x, 5) for x in grads[0].tolist()]}
+        yield {"what": "agreement", "contender": name, "image_px": small.shape[-1], **seen}
         fine += [(name, values)] if min(cosines) > 0.98 else []
     clocks = Clocks()
     optimizer = adamw(model, lr=1e-4, weight_decay=0.05, betas=(0.9, 0.999))

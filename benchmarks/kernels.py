@@ -5,8 +5,8 @@
 Prints, per kernel and tile: registers and stack per thread (a stack above 0 is a spill), CTAs and warps that fit on a
 multiprocessor, and of the main loop, per pair of query and key: instructions, exponentials (MUFU), matrix instructions.
 Beside them stands the floor in cycles of a scheduler per pair and 32 lanes: exponentials at 16 a clock and
-multiprocessor, and matrix products at 4,096 FLOP a clock and multiprocessor (sm_90). `bound` is the number of
-instructions per pair that a test holds the kernel to (`tests/attention/test_compiled.py`).
+multiprocessor, and matrix products at 4,096 FLOP a clock and multiprocessor (sm_90).
+`tests/attention/test_compiled.py` holds the kernels in use to what is printed here.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Machine:
     capability: int
     registers: int
     stack: int
+    loop_spills: int
+    """Loads and stores of spilled registers in the main loop."""
     shared_bytes: int
     ctas: int
     warps: int
@@ -139,12 +141,12 @@ def sass(kernel: Any) -> tuple[list[str], str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        run = lambda flag: (
-            subprocess.run(
-                [str(tools() / "cuobjdump"), flag, file.name], capture_output=True, text=True, check=True
-            ).stdout
-        )
-        return run("-sass").splitlines(), run("-res-usage")
+        code, resources = (_dump(flag, file.name) for flag in ("-sass", "-res-usage"))
+    return code.splitlines(), resources
+
+
+def _dump(flag: str, path: str) -> str:
+    return subprocess.run([str(tools() / "cuobjdump"), flag, path], capture_output=True, text=True, check=True).stdout
 
 
 _LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);")
@@ -189,6 +191,7 @@ def measure(variant: Variant, capability: int = 90, first: bool = False) -> Mach
         capability,
         registers,
         stack,
+        count(main, r"\b(LDL|STL)\b"),
         shared,
         ctas,
         ctas * variant.warps,
@@ -204,24 +207,35 @@ def measure(variant: Variant, capability: int = 90, first: bool = False) -> Mach
     )
 
 
-def variants() -> Iterator[Variant]:
-    """Today's kernels with the tiles in use, then the padded ones that were looked at."""
-    from longvit.attention.triton_branch import TILES
+def in_use() -> Iterator[Variant]:
+    """The kernels with the tiles of `triton_branch` and `padded_branch`."""
+    from longvit.attention import padded_branch, triton_branch
 
-    for kernel, tile in TILES.items():
-        yield Variant("triton", kernel, tile.rows, tile.columns, tile.warps, tile.stages)
+    for family, branch in (("triton", triton_branch), ("padded", padded_branch)):
+        for kernel, t in branch.TILES.items():
+            yield Variant(family, kernel, t.rows, t.columns, t.warps, t.stages, t.tiles, registers=t.registers)
+
+
+def variants() -> Iterator[Variant]:
+    """Kernels in use, then others that were looked at."""
+    yield from in_use()
     yield Variant("triton", "keys", 64, 128, 4, 3)
-    for folded in (True, False):
-        for shape in ("64x64x4x3", "64x128x4x3", "128x64x8x3", "128x64x4x3"):
-            yield Variant("padded", "forward", *map(int, shape.split("x")), folded=folded)
-        yield Variant("padded", "forward", 64, 64, 4, 3, 2, folded)
-        yield Variant("padded", "forward", 64, 64, 4, 3, 2, folded, 128)
-        yield Variant("padded", "forward", 64, 128, 4, 3, 1, folded, 128)
-        for shape in ("64x64x4x3", "64x128x4x3", "128x64x8x3", "64x64x4x4"):
-            yield Variant("padded", "keys", *map(int, shape.split("x")), folded=folded)
-        for shape in ("64x64x4x3", "64x128x4x3"):
-            yield Variant("padded", "queries", *map(int, shape.split("x")), folded=folded)
-        yield Variant("padded", "queries", 64, 64, 4, 3, 2, folded)
+    for kernel, tiles in (("forward", 2), ("keys", 1), ("queries", 2)):
+        yield Variant("padded", kernel, 64, 64, 4, 3, tiles)
+        yield Variant("padded", kernel, 64, 64, 4, 3, tiles, folded=False)
+    yield Variant("padded", "forward", 64, 64, 4, 3)
+    yield Variant("padded", "queries", 64, 64, 4, 3)
+    for shape in ("128x64x8x3", "128x64x4x3", "64x128x4x3"):
+        for kernel in PRODUCTS:
+            yield Variant("padded", kernel, *map(int, shape.split("x")))
+
+
+def line(m: Machine) -> str:
+    cells = [m.registers, m.stack, m.loop_spills, m.shared_bytes, m.ctas, m.warps]
+    cells += [m.instructions, m.exponentials, m.matrix, m.fallback_instructions or "", *m.floor.values()]
+    widths = (9, 5, 9, 6, 4, 5, 10, 9, 11, 6, 11, 6)
+    text = " ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True))
+    return f"{m.variant:44} {text} {'' if m.wgmma or m.capability < 90 else 'no wgmma'}"
 
 
 def main() -> None:
@@ -232,7 +246,7 @@ def main() -> None:
     import triton
 
     rows = []
-    heads = "registers stack shared CTAs warps issue/pair MUFU/pair matrix/pair online"
+    heads = "registers stack (in loop) shared CTAs warps issue/pair MUFU/pair matrix/pair online floor: MUFU, matrix"
     print(f"{'triton ' + triton.__version__:44} {heads}")
     for capability in args.capability:
         for variant in variants():
@@ -242,12 +256,7 @@ def main() -> None:
                 print(f"{variant.name:44} {type(error).__name__}: {str(error)[:120]}")
                 continue
             rows.append(asdict(found))
-            print(
-                f"{found.variant:44} {found.registers:9} {found.stack:5} {found.shared_bytes:6} {found.ctas:4} "
-                f"{found.warps:5} {found.instructions:10} {found.exponentials:9} {found.matrix:11} "
-                f"{found.fallback_instructions or '':6} {'' if found.wgmma or capability < 90 else 'no wgmma'}",
-                flush=True,
-            )
+            print(line(found), flush=True)
     if args.save:
         head = {"benchmark": "kernels", "triton": triton.__version__, "rows": rows}
         (HERE / "results" / "kernels.json").write_text(json.dumps(head, indent=1) + "\n")

@@ -13,8 +13,8 @@ from longvit.model.longvit import create_model
 from oracles import dilated as oracle
 
 pytest.importorskip("triton", reason="the package triton is not installed (1 GB: extra longvit[triton])")
-from longvit.attention import padded_branch  # noqa: E402
-from longvit.attention.triton_branch import Tile  # noqa: E402
+from longvit.attention import padded_branch
+from longvit.attention.triton_branch import Tile
 
 BRANCHES = {"segment_lengths": (16, 40), "dilated_ratios": (1, 2)}
 

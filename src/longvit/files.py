@@ -47,13 +47,18 @@ def require_regular_file(path: str | Path) -> None:
     gave. A path that is not there passes: the opening that follows says so.
     """
     try:
-        kind = stat.S_IFMT(os.stat(path).st_mode)
+        kind = stat.S_IFMT(Path(path).stat().st_mode)
     except OSError:
         return
     except ValueError as error:  # a NUL in it
         raise InputError(f"{str(path)!r}: no path of a file ({error})") from error
     if kind != stat.S_IFREG:
         raise InputError(f"{path}: {_SPECIAL.get(kind, 'a special file')}, not a file")
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether it is a folder; False for what cannot be looked at, where `Path.is_dir` may raise."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 @contextmanager

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from longvit.errors import InputError
-from longvit.slides.file_kind import SLIDE_SUFFIXES, near_name, slide_stem
-from longvit.slides.folder import Folder, SlideFiles, mirax_file, read_folder
+from longvit.files import is_folder
+from longvit.slides.file_kind import DICOM_SUFFIXES, SLIDE_SUFFIXES, slide_stem
+from longvit.slides.folder import Folder, SlideFiles, dicom_series, mirax_file, read_folder
 from longvit.slides.slide_name import composed, folded, printable
 
 __all__ = ["SLIDE_SUFFIXES", "FolderSearch", "FoundSlide", "SlideFinder", "existing_path", "last_part", "slide_stem"]
@@ -109,7 +110,7 @@ class FolderSearch:
 
     def _is_new(self, path: Path) -> bool:
         """Whether a folder is met for the first time; remembers it. `OSError`: it cannot be looked at."""
-        status = os.stat(path)
+        status = path.stat()
         key = (status.st_dev, status.st_ino)
         if key not in self._seen:
             self._seen[key] = str(path)
@@ -191,14 +192,35 @@ def last_part(given: str) -> str:
     return re.split(r"[/\\]", given.rstrip("/\\"))[-1]
 
 
-def no_such_file(path: Path, near: Path | None = None) -> str:
-    """Words for a path that is not there: what is near, if anything."""
-    return near_name(path) or ("" if near is None else f"; there is {printable(str(near))}")
-
-
 def mirax_slide(folder: Path) -> Path | None:
     """The MRXS file whose data folder this is, or None."""
     return mirax_file(folder) if _exists(folder / "Slidedat.ini") else None
+
+
+def dicom_keys(paths: Sequence[Path], known: Mapping[Path, str] | None = None) -> dict[int, tuple[str, str]]:
+    """Folder and series of the paths (by their place) that lie in a folder with another that may be DICOM.
+
+    Two paths with one key are one slide. `known`: the series of paths whose header was read before.
+    """
+    real_path = cache(os.path.realpath)
+    in_folder: dict[str, list[int]] = {}
+    for index, path in enumerate(paths):
+        if (folder := _dicom_folder(path)) is not None:
+            in_folder.setdefault(real_path(folder), []).append(index)
+    keys = {}
+    for real, indices in in_folder.items():
+        for index in indices if len(indices) > 1 else ():
+            if uid := (known or {}).get(paths[index]) or dicom_series(paths[index]):
+                keys[index] = (real, uid)
+    return keys
+
+
+def _dicom_folder(path: Path) -> Path | None:
+    """The folder of what may be a DICOM slide: its own, where the name says DICOM or nothing; None: it is another."""
+    low = path.name.lower()
+    if slide_stem(low) != low and not low.endswith(DICOM_SUFFIXES):
+        return None
+    return path if is_folder(path) else path.parent
 
 
 def _composed_otherwise(path: Path) -> Path | None:
@@ -218,7 +240,7 @@ def _composed_otherwise(path: Path) -> Path | None:
 
 def _composed_names(folder: Path) -> dict[str, list[str]]:
     try:
-        return _composed_names_at(folder, os.stat(folder).st_mtime_ns)
+        return _composed_names_at(folder, folder.stat().st_mtime_ns)
     except (OSError, ValueError):
         return {}
 

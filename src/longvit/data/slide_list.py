@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,16 +16,16 @@ from longvit.data.slide_files import (
     FolderSearch,
     FoundSlide,
     SlideFinder,
+    dicom_keys,
     existing_path,
     last_part,
     mirax_slide,
-    no_such_file,
     slide_stem,
 )
 from longvit.data.table import read_mpp, read_table
 from longvit.errors import InputError
-from longvit.slides.file_kind import DICOM_SUFFIXES
-from longvit.slides.folder import dicom_series
+from longvit.files import is_folder
+from longvit.slides.file_kind import near_name
 from longvit.slides.slide_name import MAX_ID_BYTES, fault_of_name, printable
 
 _LOG = logging.getLogger("longvit.data")
@@ -74,8 +73,8 @@ def find_slides(
 
     A source is a slide file, a folder (searched to any depth, each folder once whatever links lead to it), a glob, or a
     CSV with a column `slide_id`, `path` or `wsi`, and optionally `mpp`. Paths in a CSV are relative to it, or else to
-    `slides_dir`; a bare `slide_id` is looked up in `slides_dir` and beside the CSV, to any depth. The DICOM files of one
-    series are one slide, by whichever of them it is named; it is called after its folder, where nothing else lies
+    `slides_dir`; a bare `slide_id` is looked up in `slides_dir` and beside the CSV, to any depth. The DICOM files of
+    one series are one slide, by whichever of them it is named; it is called after its folder, where nothing else lies
     there, or after its first file. `leave_out`: a folder whose files are no slides, wherever it lies (that of the
     results, which holds pictures). `note`: told in one line what a search through folders passed over.
 
@@ -96,9 +95,9 @@ def find_slides(
 
 def _add_source(found: _Sources, source: str | Path) -> None:
     path = Path(source)
-    if path.suffix.lower() == ".csv" and not os.path.isdir(path):
+    if path.suffix.lower() == ".csv" and not is_folder(path):
         found.slides += _from_csv(path, found.slides_dir, found.leave_out)
-    elif os.path.isdir(path):
+    elif is_folder(path):
         _add_folder(found, path)
     elif os.path.lexists(path):
         found.add(path)
@@ -107,14 +106,14 @@ def _add_source(found: _Sources, source: str | Path) -> None:
         if not matches:
             raise InputError(f"{source}: no file matches")
         for match in matches:
-            if os.path.isdir(match):
+            if is_folder(match):
                 _add_folder(found, Path(match), is_needed=False)
             else:
                 _add_source(found, match)
     elif (other := existing_path([Path()], str(source))) is not None:
         _add_source(found, other)
     else:
-        raise InputError(f"{printable(str(source))}: no such file or folder{no_such_file(path)}")
+        raise InputError(f"{printable(str(source))}: no such file or folder{near_name(path)}")
 
 
 def _add_folder(found: _Sources, folder: Path, is_needed: bool = True) -> None:
@@ -194,7 +193,7 @@ def _missing(folder: Path, name: str, finder: SlideFinder) -> Path:
 def _of_this_machine(folder: Path, given: str) -> str:
     """A Windows path with `/`, where its folder is here under that name."""
     other = given.replace("\\", "/")
-    return other if os.path.isdir((folder / other).parent) else given
+    return other if is_folder((folder / other).parent) else given
 
 
 def _listed(slide_id: str, path: Path, mpp: float | None = None) -> ListedSlide:
@@ -214,7 +213,7 @@ def _refuse_one_slide_under_two_ids(path: Path, slides: Sequence[ListedSlide], n
     """Several files of one DICOM series that a list gives ids of their own would be one slide, counted twice."""
     rows = list(named)
     first: dict[tuple[str, str], int] = {}
-    for index, key in _dicom_keys([slides[row] for row in rows], {}).items():
+    for index, key in dicom_keys([slides[row].path for row in rows]).items():
         row = rows[index]
         other = first.setdefault(key, row)
         if slides[other].slide_id != slides[row].slide_id:
@@ -225,7 +224,7 @@ def _refuse_one_slide_under_two_ids(path: Path, slides: Sequence[ListedSlide], n
 
 
 def _each_once(slides: Sequence[ListedSlide], series: Mapping[Path, str]) -> tuple[ListedSlide, ...]:
-    dicom = _dicom_keys(slides, series)
+    dicom = dicom_keys([slide.path for slide in slides], series)
     first_of_series: dict[tuple[str, str], ListedSlide] = {}
     by_id: dict[str, ListedSlide] = {}
     for index, slide in enumerate(slides):
@@ -238,30 +237,6 @@ def _each_once(slides: Sequence[ListedSlide], series: Mapping[Path, str]) -> tup
                 f"list them in a CSV with the columns slide_id,path"
             )
     return tuple(by_id.values())
-
-
-def _dicom_keys(slides: Sequence[ListedSlide], known: Mapping[Path, str]) -> dict[int, tuple[str, str]]:
-    """Folder and series of the slides (by their place in the list) that lie in a folder with another DICOM slide."""
-    real_path = cache(os.path.realpath)
-    in_folder: dict[str, list[int]] = {}
-    for index, slide in enumerate(slides):
-        if slide.fault is None and (folder := _dicom_folder(slide.path)) is not None:
-            in_folder.setdefault(real_path(folder), []).append(index)
-    keys = {}
-    for real, indices in in_folder.items():
-        for index in indices if len(indices) > 1 else ():
-            path = slides[index].path
-            if uid := known.get(path) or dicom_series(path):
-                keys[index] = (real, uid)
-    return keys
-
-
-def _dicom_folder(path: Path) -> Path | None:
-    """The folder of what may be a DICOM slide: its own, where the name says DICOM or nothing; None: it is another."""
-    low = path.name.lower()
-    if slide_stem(low) != low and not low.endswith(DICOM_SUFFIXES):
-        return None
-    return path if os.path.isdir(path) else path.parent
 
 
 def _counted(passed_over: Mapping[Path, str]) -> str:

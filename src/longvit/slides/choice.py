@@ -7,7 +7,6 @@ one tile per level; every other scanner's format is OpenSlide's.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from longvit.errors import InputError
+from longvit.files import is_folder
 from longvit.slides.file_kind import Kind, kind_of
 from longvit.slides.folder import dicom_slide, require_plain_files
 from longvit.slides.mpp import Candidate, openslide_candidates
@@ -54,7 +54,7 @@ def open_with_best_reader(path: Path, reader: ReaderName) -> Opened:
     """Opens `path`. Raises `InputError` for what no reader reads and for a forced reader that cannot."""
     if reader not in ("auto", "openslide", "tiff"):
         raise InputError(f"reader {reader!r} is unknown; take one of auto, openslide, tiff")
-    kind = Kind.DICOM_FOLDER if os.path.isdir(path) else kind_of(path)  # noqa: PTH112 (Path.is_dir may raise)
+    kind = Kind.DICOM_FOLDER if is_folder(path) else kind_of(path)
     if kind is Kind.TIFF:
         return _open_tiff(path, reader)
     if reader == "tiff":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from longvit.errors import InputError
+from longvit.files import is_folder
 from longvit.slides.dicom_header import read_dicom_header
 from longvit.slides.file_kind import DICOM_SUFFIXES, SLIDE_SUFFIXES, Kind, family_of, first_bytes
 from longvit.slides.slide_name import printable
@@ -121,7 +122,7 @@ def dicom_slide(path: Path) -> SlideFiles:
 def dicom_series(path: Path) -> str:
     """The SeriesInstanceUID of a DICOM file, or of the one DICOM slide that a folder is; "" where it tells none."""
     file: Path | None = path
-    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir may raise)
+    if is_folder(path):
         try:
             one = read_folder(path).one_dicom
         except OSError:

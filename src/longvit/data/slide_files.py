@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 from longvit.errors import InputError
 from longvit.files import is_folder
@@ -16,21 +15,10 @@ from longvit.slides.file_kind import DICOM_SUFFIXES, SLIDE_SUFFIXES, slide_stem
 from longvit.slides.folder import Folder, SlideFiles, dicom_series, mirax_file, read_folder
 from longvit.slides.slide_name import composed, folded, printable
 
-__all__ = ["SLIDE_SUFFIXES", "FolderSearch", "FoundSlide", "SlideFinder", "existing_path", "last_part", "slide_stem"]
+__all__ = ["SLIDE_SUFFIXES", "FolderSearch", "SlideFinder", "existing_path", "last_part", "slide_stem"]
 
 _Key = tuple[int, int]
-
-
-class FoundSlide(NamedTuple):
-    """A slide that a search through folders met."""
-
-    path: Path
-    """Its file; or the folder whose one DICOM slide it is."""
-    files: tuple[Path, ...]
-    """All files that it is known by."""
-    series: str = ""
-    """The DICOM series, where its header was read."""
-    is_dicom: bool = False
+RESULTS = "folder with results of a run"
 
 
 class FolderSearch:
@@ -42,11 +30,11 @@ class FolderSearch:
 
     def __init__(self, start: str | Path, leave_out: str | Path | None = None) -> None:
         self.start = Path(start)
-        self.passed_over: dict[Path, str] = {}
-        """What is no slide, and what to count it as."""
+        self.passed_over: dict[str, str] = {}
+        """Path and name of what is no slide."""
         self.unlisted: dict[Path, OSError] = {}
         """The folders below that could not be listed, with the reason."""
-        self._seen: dict[_Key, str] = {}
+        self._seen: dict[_Key, Path] = {}
         real = Path(os.path.realpath(self.start))
         not_entered = list(real.parents)  # a link back to one of them is a loop too
         self._is_left_out = False
@@ -58,23 +46,23 @@ class FolderSearch:
             with contextlib.suppress(OSError):
                 self._is_new(path)
 
-    def in_order(self) -> Iterator[FoundSlide]:
+    def in_order(self) -> Iterator[SlideFiles]:
         """All slides, files and folders of a folder in alphabetical order. `InputError`: the start is not listed."""
-        waiting: list[FoundSlide | Path] = [self.start]
+        waiting: list[SlideFiles | Path] = [self.start]
         while waiting:
             item = waiting.pop()
-            if isinstance(item, FoundSlide):
+            if isinstance(item, SlideFiles):
                 yield item
                 continue
             slides, folders = self._enter(item)
-            content: list[FoundSlide | Path] = [*slides, *folders]
+            content: list[SlideFiles | Path] = [*slides, *folders]
             waiting += sorted(content, key=_name_in_folder, reverse=True)
 
-    def by_depth(self) -> Iterator[list[FoundSlide]]:
+    def by_depth(self) -> Iterator[list[SlideFiles]]:
         """The slides in the start itself, then those of the folders in it, and so on. `InputError` as above."""
         folders = [self.start]
         while folders:
-            slides: list[FoundSlide] = []
+            slides: list[SlideFiles] = []
             below: list[Path] = []
             for folder in folders:
                 more, inside = self._enter(folder)
@@ -83,7 +71,7 @@ class FolderSearch:
             yield slides
             folders = below
 
-    def _enter(self, path: Path) -> tuple[list[FoundSlide], list[Path]]:
+    def _enter(self, path: Path) -> tuple[list[SlideFiles], list[Path]]:
         is_start = path is self.start
         try:
             if self._is_left_out or not self._is_new(path):
@@ -97,26 +85,23 @@ class FolderSearch:
             self.unlisted[path] = error
             return [], []
         if not is_start and _holds_results(folder):
-            self.passed_over[path] = "results of a run"
+            self.passed_over[str(path)] = RESULTS
             return [], []
-        if folder.is_mirax_data and not is_start:
-            self.passed_over[path] = "data folder without its .mrxs"
-            return [], []
+        if not is_start and folder.is_mirax_data:  # without its .mrxs: opening it says so
+            return [SlideFiles(path, (path,))], []
         self.passed_over.update(folder.passed_over)
-        one = None if is_start else folder.one_dicom
-        if one is not None:
-            return [FoundSlide(path, one.files, one.series, True)], folder.folders
-        return [_found(slide) for slide in folder.slides], folder.folders
+        if not is_start and (one := folder.one_dicom) is not None:
+            return [one._replace(path=path)], folder.folders
+        return folder.slides, folder.folders
 
     def _is_new(self, path: Path) -> bool:
         """Whether a folder is met for the first time; remembers it. `OSError`: it cannot be looked at."""
         status = path.stat()
         key = (status.st_dev, status.st_ino)
-        if key not in self._seen:
-            self._seen[key] = str(path)
+        if (before := self._seen.setdefault(key, path)) is path:
             return True
         # Two folders of one number happen on file systems that make their numbers up.
-        return os.path.realpath(self._seen[key]) != os.path.realpath(path)
+        return os.path.realpath(before) != os.path.realpath(path)
 
 
 class SlideFinder:
@@ -129,7 +114,7 @@ class SlideFinder:
     def __init__(self, folders: Iterable[str | Path], leave_out: str | Path | None = None) -> None:
         self.folders = tuple(dict.fromkeys(Path(folder) for folder in folders))
         self._searches = [FolderSearch(folder, leave_out) for folder in self.folders]
-        self._levels: list[dict[str, list[FoundSlide]]] = []
+        self._levels: list[dict[str, list[SlideFiles]]] = []
         self._to_come = (level for search in self._searches for level in search.by_depth())
         self._near: dict[str, Path] | None = None
 
@@ -163,7 +148,7 @@ class SlideFinder:
         unlisted = [f"{path}: {error.strerror or error}" for s in self._searches for path, error in s.unlisted.items()]
         return f"{text}, without {printable(unlisted[0])}" if unlisted else text
 
-    def _all_levels(self) -> Iterator[dict[str, list[FoundSlide]]]:
+    def _all_levels(self) -> Iterator[dict[str, list[SlideFiles]]]:
         """Those listed so far, then the next ones, which are listed when they are asked for."""
         at = 0
         while True:
@@ -257,22 +242,18 @@ def _exists(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110 (Path.exists raises where a folder may not be entered)
 
 
-def _found(slide: SlideFiles) -> FoundSlide:
-    return FoundSlide(slide.path, slide.files, slide.series, slide.is_dicom)
+def _name_in_folder(item: SlideFiles | Path) -> str:
+    return item.path.name if isinstance(item, SlideFiles) else item.name
 
 
-def _name_in_folder(item: FoundSlide | Path) -> str:
-    return item.path.name if isinstance(item, FoundSlide) else item.name
-
-
-def _names(slide: FoundSlide) -> set[str]:
+def _names(slide: SlideFiles) -> set[str]:
     if not slide.is_dicom:
         return {slide.path.name}
     return {slide.path.name, *(file.name for file in slide.files)}
 
 
-def _by_stem(slides: Iterable[FoundSlide]) -> dict[str, list[FoundSlide]]:
-    by_stem: dict[str, list[FoundSlide]] = {}
+def _by_stem(slides: Iterable[SlideFiles]) -> dict[str, list[SlideFiles]]:
+    by_stem: dict[str, list[SlideFiles]] = {}
     for slide in slides:
         for stem in {composed(slide_stem(name)) for name in _names(slide)}:
             by_stem.setdefault(stem, []).append(slide)

@@ -13,8 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from longvit.data.slide_files import (
+    RESULTS,
     FolderSearch,
-    FoundSlide,
     SlideFinder,
     dicom_keys,
     existing_path,
@@ -26,6 +26,7 @@ from longvit.data.table import read_mpp, read_table
 from longvit.errors import InputError
 from longvit.files import is_folder
 from longvit.slides.file_kind import near_name
+from longvit.slides.folder import counted_as
 from longvit.slides.slide_name import MAX_ID_BYTES, fault_of_name, printable
 
 _LOG = logging.getLogger("longvit.data")
@@ -52,7 +53,7 @@ class _Sources:
     slides_dir: str | Path | None
     leave_out: str | Path | None
     slides: list[ListedSlide]
-    passed_over: dict[Path, str]
+    passed_over: dict[str, str]
     series: dict[Path, str]
     """The DICOM series of paths whose header was read."""
 
@@ -124,7 +125,7 @@ def _add_folder(found: _Sources, folder: Path, is_needed: bool = True) -> None:
     slides = list(search.in_order())
     found.passed_over.update(search.passed_over)
     if len(slides) == 1 and slides[0].is_dicom and slides[0].path.parent == folder:  # the folder itself is the slide
-        slides = [FoundSlide(folder, slides[0].files, slides[0].series, True)]
+        slides = [slides[0]._replace(path=folder)]
     for slide in slides:
         found.add(slide.path, slide.series)
     for unlisted in search.unlisted:  # it may hold slides: its problem is a row
@@ -239,10 +240,13 @@ def _each_once(slides: Sequence[ListedSlide], series: Mapping[Path, str]) -> tup
     return tuple(by_id.values())
 
 
-def _counted(passed_over: Mapping[Path, str]) -> str:
+def _counted(passed_over: Mapping[str, str]) -> str:
     """`3 files: .btf 1, .qptiff 2`; "" for none."""
     if not passed_over:
         return ""
-    kinds = Counter(passed_over.values())
-    what = "file" if len(passed_over) == 1 else "files"
-    return f"{len(passed_over)} {what}: {', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items()))}"
+    results = sum(name == RESULTS for name in passed_over.values())
+    kinds = Counter(counted_as(name) for name in passed_over.values() if name != RESULTS)
+    files = kinds.total()
+    parts = [f"{files} file{'s' * (files != 1)}: {', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items()))}"]
+    folders = [f"{results} folder{'s' * (results != 1)} with results of a run"]
+    return "; ".join([*(parts if files else []), *(folders if results else [])])

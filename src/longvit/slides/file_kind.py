@@ -132,6 +132,8 @@ def family_of(head: bytes) -> Kind:
 
 def near_name(path: Path) -> str:
     """What may be meant by a path that is not there, for a message: "; there is 001.tif". "" where nothing is near."""
+    if path.is_symlink():
+        return f"; it is a link to {printable(str(path.readlink()))}, which is not there"
     if "\\" in path.name:
         return "; on this machine a path has / where that has \\"
     names = _folded_names(path.parent).get(folded(slide_stem(path.name)), ())

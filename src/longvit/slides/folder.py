@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,9 @@ from longvit.slides.dicom_header import read_dicom_header
 from longvit.slides.file_kind import DICOM_SUFFIXES, SLIDE_SUFFIXES, Kind, family_of, first_bytes
 from longvit.slides.slide_name import printable
 
+NO_SLIDE = " (DICOM, but no whole slide)"
 MIRAX_INDEX = "Slidedat.ini"
+_name = attrgetter("name")
 _HAMAMATSU = (".vms", ".vmu")  # a text that names the pictures the slide consists of
 
 
@@ -27,7 +30,7 @@ class SlideFiles(NamedTuple):
     """A slide as it lies in a folder."""
 
     path: Path
-    """The file that is opened; of a DICOM series the first."""
+    """What is opened: its file, of a DICOM series the first; or the folder whose one DICOM slide it is."""
     files: tuple[Path, ...]
     """All files that the slide is known by: those of its series, or `path` alone."""
     series: str = ""
@@ -43,8 +46,8 @@ class Folder:
     slides: list[SlideFiles] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     """What may hold further slides; no data folders of MRXS slides that lie here."""
-    passed_over: list[tuple[Path, str]] = field(default_factory=list)
-    """Files that are no slides, each with what to count it as: its suffix."""
+    passed_over: list[tuple[str, str]] = field(default_factory=list)
+    """Path and name of files that are no slides; to a name it may be added what the file is."""
     names: set[str] = field(default_factory=set)
 
     @property
@@ -64,32 +67,38 @@ def read_folder(path: Path) -> Folder:
     Only files without a suffix, and DICOM files where there are several, are opened for it.
     """
     with os.scandir(path) as entries:
-        listing = sorted(entries, key=lambda entry: entry.name)
-    folder = Folder(path, names={entry.name for entry in listing})
-    low_names = {name.lower() for name in folder.names}
+        listing = sorted(entries, key=_name)
+    folder = Folder(path, names=set(map(_name, listing)))
+    folders: list[os.DirEntry[str]] = []
     dicom: list[Path] = []
+    has_hamamatsu = False
     for entry in listing:
         name, low = entry.name, entry.name.lower()
-        if name.startswith("."):
+        if name[0] == ".":
             continue
         if _is_folder(entry):
-            if f"{low}.mrxs" not in low_names:
-                folder.folders.append(Path(entry.path))
-        elif low.endswith(DICOM_SUFFIXES):
-            dicom.append(Path(entry.path))
+            folders.append(entry)
         elif low.endswith(SLIDE_SUFFIXES):
-            folder.slides.append(SlideFiles(file := Path(entry.path), (file,)))
-        elif folder.is_mirax_data:
-            continue
-        elif (kind := _kind_without_suffix(entry)) is Kind.DICOM:
+            file = Path(entry.path)
+            if low.endswith(DICOM_SUFFIXES):
+                dicom.append(file)
+                continue
+            folder.slides.append(SlideFiles(file, (file,)))
+            has_hamamatsu = has_hamamatsu or low.endswith(_HAMAMATSU)
+        elif (kind := _kind_without_suffix(entry)) is Kind.OTHER:
+            folder.passed_over.append((entry.path, name))
+        elif kind is Kind.DICOM:
             dicom.append(Path(entry.path))
-        elif kind is not Kind.OTHER:
-            folder.slides.append(SlideFiles(file := Path(entry.path), (file,)))
         else:
-            folder.passed_over.append((Path(entry.path), _counted_as(name)))
-    _leave_out_pictures_of_hamamatsu(folder)
+            folder.slides.append(SlideFiles(file := Path(entry.path), (file,)))
+    if folders:
+        low_names = set(map(str.lower, folder.names))
+        folder.folders = [Path(entry.path) for entry in folders if f"{entry.name.lower()}.mrxs" not in low_names]
+    if has_hamamatsu:
+        _leave_out_pictures_of_hamamatsu(folder)
     if dicom:
-        folder.slides = sorted([*folder.slides, *_by_series(folder, dicom)], key=lambda slide: slide.path.name)
+        folder.slides += _by_series(folder, dicom)
+        folder.slides.sort(key=lambda slide: slide.path.name)
     return folder
 
 
@@ -164,8 +173,11 @@ def _refuse_what_waits(folder: Path) -> None:
                 mode = entry.stat().st_mode
             except OSError:  # a link to nothing
                 continue
-            what = "a FIFO" if stat.S_ISFIFO(mode) else "no file"
-            raise InputError(f"{folder}: {printable(entry.name)} in it is {what}; remove it, the slide beside it waits")
+            what = "a FIFO" if stat.S_ISFIFO(mode) else "a socket or device"
+            raise InputError(
+                f"{folder}: {printable(entry.name)} in it is {what}, and OpenSlide opens all that lies beside "
+                f"this slide; move it away"
+            )
 
 
 def _by_series(folder: Folder, files: list[Path]) -> Iterable[SlideFiles]:
@@ -181,7 +193,7 @@ def _by_series(folder: Folder, files: list[Path]) -> Iterable[SlideFiles]:
         elif header.is_slide:
             series.setdefault(header.series, []).append(file)
         else:
-            folder.passed_over.append((file, f"{_counted_as(file.name)} (DICOM, but no whole slide)"))
+            folder.passed_over.append((str(file), f"{file.name}{NO_SLIDE}"))
     if untold and not series and not folder.slides:
         return [SlideFiles(untold[0], tuple(untold), is_dicom=True)]
     return [
@@ -199,9 +211,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _kind_without_suffix(entry: os.DirEntry[str]) -> Kind:
     """What a file is whose name does not say it; `OTHER` where the name says that it is something else."""
-    suffix = os.path.splitext(entry.name)[1]  # noqa: PTH122
+    _, dot, suffix = entry.name.rpartition(".")
     # The names of DICOM files are often UIDs: numbers with dots.
-    if suffix and not suffix[1:].isdigit():
+    if dot and not suffix.isdigit():
         return Kind.OTHER
     try:
         if not entry.is_file():
@@ -209,12 +221,14 @@ def _kind_without_suffix(entry: os.DirEntry[str]) -> Kind:
         kind = family_of(first_bytes(Path(entry.path), 132))
     except OSError:
         return Kind.OTHER
-    return kind if not suffix or kind is Kind.DICOM else Kind.OTHER
+    return kind if not dot or kind is Kind.DICOM else Kind.OTHER
 
 
-def _counted_as(name: str) -> str:
-    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
-    return printable(suffix) if suffix and not suffix[1:].isdigit() else "no suffix"
+def counted_as(name: str) -> str:
+    """What a file that is passed over is counted as, from its name as `Folder.passed_over` has it: its suffix."""
+    more = NO_SLIDE if name.endswith(NO_SLIDE) else ""
+    stem, dot, suffix = name.removesuffix(NO_SLIDE).rpartition(".")
+    return (f".{printable(suffix.lower())}" if dot and stem and not suffix.isdigit() else "(no suffix)") + more
 
 
 def _leave_out_pictures_of_hamamatsu(folder: Folder) -> None:

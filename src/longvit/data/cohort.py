@@ -302,11 +302,15 @@ def _slide_file(
         folders = [csv_path.parent, *([Path(slides_dir)] if slides_dir is not None else [])]
         tried = [folder / given for folder in folders]
         file = existing_path(folders, given)
-        return file, " and ".join(map(str, tried)), "" if file else next(filter(None, map(near_name, tried)), "")
+        return (
+            file,
+            printable(" and ".join(map(str, tried))),
+            "" if file else next(filter(None, map(near_name, tried)), ""),
+        )
     slide_id = cells["slide_id"]
     file = finder.find(slide_id)
     near = finder.near(slide_id) if file is None else None
-    looked = f"{slide_stem(slide_id)}.svs, .tif, … in {finder.where()}"
+    looked = f"{printable(slide_stem(slide_id))}.svs, .tif, … in {finder.where()}"
     return file, looked, "" if near is None else f"; there is {near}"
 
 

@@ -124,7 +124,9 @@ def _add_folder(found: _Sources, folder: Path, is_needed: bool = True) -> None:
     search = FolderSearch(folder, found.leave_out)
     slides = list(search.in_order())
     found.passed_over.update(search.passed_over)
-    if len(slides) == 1 and slides[0].is_dicom and slides[0].path.parent == folder:  # the folder itself is the slide
+    if (
+        len(slides) == 1 and slides[0].is_dicom and slides[0].files[0].parent == folder
+    ):  # the folder itself is the slide
         slides = [slides[0]._replace(path=folder)]
     for slide in slides:
         found.add(slide.path, slide.series)

@@ -104,7 +104,7 @@ def test_a_folder_of_one_series_is_one_slide_unless_other_slides_lie_below(slide
         ListedSlide("a0", first),
         ListedSlide("p", slides / "below" / "p.tif"),
     )
-    assert ids(slides.parent) == ["slides", "p"]
+    assert ids(slides.parent) == ["p", "slides"]
 
 
 def test_several_series_in_one_folder_are_a_slide_each_however_they_are_given(slides: Path, tmp_path: Path) -> None:

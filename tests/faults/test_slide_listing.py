@@ -305,7 +305,7 @@ def test_a_folder_below_that_cannot_be_listed_is_a_row(
         return whole(path)  # type: ignore[return-value]
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert ids(slides) == ["a", "closed"]
+    assert ids(slides) == ["a", "closed (folder)"]
     with pytest.raises(InputError, match=f"closed: the folder cannot be listed \\({os.strerror(number)}"):
         open_slide(slides / "closed")
     finder = SlideFinder([slides])
@@ -442,9 +442,9 @@ def test_a_name_that_no_result_can_have_costs_one_row(slides: Path, tmp_path: Pa
     assert all("bytes long" in error and "under a shorter one" in error for error in problems.values())
 
 
-def test_a_cohort_with_a_nul_is_refused_with_the_line(slides: Path, tmp_path: Path) -> None:
+def test_a_cohort_with_such_a_name_is_refused_with_the_line(slides: Path, tmp_path: Path) -> None:
     write_slide(slides / "a.tif")
-    for row in (b"b\0,y,slides/a.tif", b"b,y,slides/a\0.tif"):
+    for row in (b"b\0,y,slides/a.tif", b"b,y,slides/a\0.tif", b"b" * 250 + b",y,slides/a.tif"):
         (tmp_path / "c.csv").write_bytes(b"slide_id,label,path\na,x,slides/a.tif\n" + row + b"\n")
         for need_files in (True, False):
             with pytest.raises(InputError, match="line 3") as caught:
@@ -521,3 +521,20 @@ def test_only_a_regular_file_passes(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=words):
             require_regular_file(tmp_path / path)
+
+
+def test_a_cohort_whose_paths_cannot_be_looked_at_is_checked_all_the_same(slides: Path, tmp_path: Path) -> None:
+    (slides / "loop.tif").symlink_to("loop.tif")
+    write_slide(slides / "a.tif")
+    (tmp_path / "c.csv").write_text(
+        f"slide_id,label,path\na,x,slides/a.tif\nb,y,slides/loop.tif\nc,y,{'d' * 300}/c.tif\n"
+    )
+    assert main(["cohort", "check", str(tmp_path / "c.csv")]) == 0
+    with pytest.raises(InputError, match="line 3: no slide b"):
+        read_cohort(tmp_path / "c.csv")
+
+
+def test_a_folder_for_slides_that_is_not_there_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("slide_id\na\nb\n")
+    with pytest.raises(InputError, match=r"--slides-dir .*nowhere: no such folder"):
+        find_slides([tmp_path / "list.csv"], slides_dir=tmp_path / "nowhere")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from longvit.data.slide_files import SlideFinder, dicom_keys, existing_path, las
 from longvit.data.table import column_name, number, read_mpp, read_table
 from longvit.errors import InputError
 from longvit.slides.file_kind import near_name
-from longvit.slides.slide_name import printable
+from longvit.slides.slide_name import fault_of_name, printable
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
@@ -154,7 +155,7 @@ def read_cohort(
     missing: list[str] = []
     misspelt: list[str] = []
     line_of_id: dict[str, int] = {}
-    line_of_path: dict[Path, int] = {}
+    line_of_path: dict[str, int] = {}
     for (line, cells), label in zip(table, labels, strict=True):
         slide_id = slide_stem(cells.get("slide_id", "") or last_part(cells.get("path", "")))
         if not slide_id:
@@ -171,14 +172,13 @@ def read_cohort(
         if file is None and near:
             misspelt.append(f"slide {printable(slide_id)}{near}")
         file = file or Path(slides_dir or path.parent) / (cells.get("path") or cells["slide_id"])
-        if (unwritable := printable(f"{file}\n{slide_id}")) != f"{file}\n{slide_id}":
-            shown = unwritable.replace("\n", ", slide ")
-            raise InputError(f"{path}, line {line}: {shown}: a NUL or bytes that are not UTF-8 in a name; rename it")
-        if (resolved := file.resolve()) in line_of_path:
+        if (fault := fault_of_name(slide_id, str(file))) is not None:
+            raise InputError(f"{path}, line {line}: {printable(str(file))}: {fault}")
+        if (real := os.path.realpath(file)) in line_of_path:
             raise InputError(
-                f"{path}, line {line}: {file} is the file of line {line_of_path[resolved]} already; keep one row"
+                f"{path}, line {line}: {file} is the file of line {line_of_path[real]} already; keep one row"
             )
-        line_of_path[resolved] = line
+        line_of_path[real] = line
         rows.append(
             SlideRow(
                 case_id=cells.get("case_id", "") or slide_id,

@@ -79,10 +79,12 @@ def find_slides(
     there, or after its first file. `leave_out`: a folder whose files are no slides, wherever it lies (that of the
     results, which holds pictures). `note`: told in one line what a search through folders passed over.
 
-    Raises `InputError`: a source that is not there, a folder or glob without slides, two files with one slide id, two
-    ids for one DICOM slide, a CSV without such a column or with an mpp that is no positive number. A CSV row whose file
-    is missing is kept, and so is a slide whose name no result can have (see `ListedSlide.fault`).
+    Raises `InputError`: a source or `slides_dir` that is not there, a folder or glob without slides, two files with one
+    slide id, two ids for one DICOM slide, a CSV without such a column or with an mpp that is no positive number. A CSV
+    row whose file is missing is kept, and so is a slide whose name no result can have (see `ListedSlide.fault`).
     """
+    if slides_dir is not None and not is_folder(slides_dir):
+        raise InputError(f"--slides-dir {slides_dir}: no such folder")
     found = _Sources(slides_dir, leave_out, [], {}, {})
     for source in sources:
         _add_source(found, source)
@@ -131,7 +133,7 @@ def _add_folder(found: _Sources, folder: Path, is_needed: bool = True) -> None:
     for slide in slides:
         found.add(slide.path, slide.series)
     for unlisted in search.unlisted:  # it may hold slides: its problem is a row
-        found.add(unlisted)
+        found.slides.append(_listed(f"{unlisted.name} (folder)", unlisted))
     if is_needed and not slides and not search.unlisted:
         more = f"; passed over: {_counted(search.passed_over)}" if search.passed_over else ""
         raise InputError(f"{folder}: no slides in it (looked for .svs, .ndpi, .mrxs, .tif, .dcm, … to any depth{more})")

@@ -6,6 +6,7 @@ is a thumbnail or a mistake more often than a slide.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from enum import Enum
@@ -13,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from longvit.errors import InputError
-from longvit.files import require_regular_file
+from longvit.files import is_folder, require_regular_file
 from longvit.slides.slide_name import composed, folded, printable
 
 
@@ -132,7 +133,7 @@ def family_of(head: bytes) -> Kind:
 
 def near_name(path: Path) -> str:
     """What may be meant by a path that is not there, for a message: "; there is 001.tif". "" where nothing is near."""
-    if path.is_symlink():
+    with contextlib.suppress(OSError, ValueError):  # no link
         return f"; it is a link to {printable(str(path.readlink()))}, which is not there"
     if "\\" in path.name:
         return "; on this machine a path has / where that has \\"
@@ -194,8 +195,8 @@ def _is_text(head: bytes) -> bool:
 
 def _require_mirax_folder(path: Path) -> None:
     folder = path.with_suffix("")
-    if not (folder / "Slidedat.ini").is_file():
-        what = "holds no Slidedat.ini" if folder.is_dir() else "is missing"
+    if not os.path.isfile(folder / "Slidedat.ini"):  # noqa: PTH113 (Path.is_file may raise)
+        what = "holds no Slidedat.ini" if is_folder(folder) else "is missing"
         raise InputError(
             f"{path}: its data folder {folder.name}/ {what} (a MRXS slide is the file and a folder of the same "
             f"name beside it); copy both"

@@ -108,8 +108,8 @@ def dicom_slide(path: Path) -> SlideFiles:
     Raises `InputError` for a folder that is none, or holds more than one slide.
     """
     try:
-        folder = read_folder(path if path.is_dir() else path.parent)
-        if not path.is_dir():
+        folder = read_folder(path if is_folder(path) else path.parent)
+        if not is_folder(path):
             _refuse_what_waits(folder.path)
             whole = next((slide for slide in folder.slides if slide.is_dicom and path in slide.files), None)
             return whole or SlideFiles(path, (path,), is_dicom=True)
@@ -144,7 +144,7 @@ def dicom_series(path: Path) -> str:
 def mirax_file(data_folder: Path) -> Path | None:
     """The MRXS file beside its data folder, or None."""
     for suffix in (".mrxs", ".MRXS", ".Mrxs"):
-        if (file := data_folder.with_name(data_folder.name + suffix)).exists():
+        if os.path.exists(file := data_folder.with_name(data_folder.name + suffix)):  # noqa: PTH110
             return file
     return None
 

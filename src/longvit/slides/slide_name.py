@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-MAX_ID_BYTES = 200
+MAX_ID_BYTES = 180
 """A slide id names files, whose names hold 255 bytes; the results' own parts of a name need the rest."""
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
 

@@ -18,18 +18,21 @@ from longvit.slides.slide_name import composed, folded, printable
 __all__ = ["SLIDE_SUFFIXES", "FolderSearch", "SlideFinder", "existing_path", "last_part", "slide_stem"]
 
 _Key = tuple[int, int]
-RESULTS = "folder with results of a run"
+_PICTURES = (".png", ".jpg", ".jpeg")
 
 
 class FolderSearch:
     """Goes through a folder and all folders below, each once whatever links lead to it.
 
     A slide is what `slides.folder` says. A folder inside whose files are one DICOM series counts as that slide. Not
-    entered: `leave_out` (a folder of results, wherever it lies), results of other runs of ours, data folders of MRXS.
+    entered: `leave_out` (a folder of results, wherever it lies), data folders of MRXS. `but_results`: pictures and
+    canvases in folders inside that hold the results of a run are no slides; they have the slides' names.
     """
 
-    def __init__(self, start: str | Path, leave_out: str | Path | None = None) -> None:
+    def __init__(self, start: str | Path, leave_out: str | Path | None = None, *, but_results: bool = False) -> None:
         self.start = Path(start)
+        self._but_results = but_results
+        self._results: set[Path] = set()
         self.passed_over: dict[str, str] = {}
         """Path and name of what is no slide."""
         self.unlisted: dict[Path, OSError] = {}
@@ -84,9 +87,9 @@ class FolderSearch:
                 raise InputError(f"{path}: cannot be listed: {error.strerror or error}") from error
             self.unlisted[path] = error
             return [], []
-        if not is_start and _holds_results(folder):
-            self.passed_over[str(path)] = RESULTS
-            return [], []
+        if self._but_results and not is_start and (path.parent in self._results or _holds_results(folder)):
+            self._results.add(path)
+            folder.slides = [slide for slide in folder.slides if not _is_picture(slide.path.name, folder.names)]
         if not is_start and folder.is_mirax_data:  # without its .mrxs: opening it says so
             return [SlideFiles(path, (path,))], []
         self.passed_over.update(folder.passed_over)
@@ -107,13 +110,15 @@ class FolderSearch:
 class SlideFinder:
     """Looks slides up by id in folders, to any depth; each folder is listed once, however many slides are asked for.
 
+    What a run of ours wrote is not taken for a slide (see `FolderSearch`).
+
     An earlier folder goes before a later one, and a folder before the folders inside it (where thumbnails often lie).
     Letters and their marks may be written in one way in the id and in another in the file's name.
     """
 
     def __init__(self, folders: Iterable[str | Path], leave_out: str | Path | None = None) -> None:
         self.folders = tuple(dict.fromkeys(Path(folder) for folder in folders))
-        self._searches = [FolderSearch(folder, leave_out) for folder in self.folders]
+        self._searches = [FolderSearch(folder, leave_out, but_results=True) for folder in self.folders]
         self._levels: list[dict[str, list[SlideFiles]]] = []
         self._to_come = (level for search in self._searches for level in search.by_depth())
         self._near: dict[str, Path] | None = None
@@ -261,7 +266,12 @@ def _by_stem(slides: Iterable[SlideFiles]) -> dict[str, list[SlideFiles]]:
 
 
 def _holds_results(folder: Folder) -> bool:
-    """Whether a run of ours wrote it: its pictures are named after slides."""
+    """Whether a run of ours wrote into it."""
     if "run.lock" in folder.names:
         return True
     return "work" in folder.names and any((folder.path / "work").glob("*/run.json"))
+
+
+def _is_picture(name: str, names: set[str]) -> bool:
+    """Whether it may be a picture or a canvas of a slide, which has a record beside it."""
+    return name.lower().endswith(_PICTURES) or f"{name}.json" in names

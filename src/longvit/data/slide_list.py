@@ -13,7 +13,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from longvit.data.slide_files import (
-    RESULTS,
     FolderSearch,
     SlideFinder,
     dicom_keys,
@@ -248,9 +247,6 @@ def _counted(passed_over: Mapping[str, str]) -> str:
     """`3 files: .btf 1, .qptiff 2`; "" for none."""
     if not passed_over:
         return ""
-    results = sum(name == RESULTS for name in passed_over.values())
-    kinds = Counter(counted_as(name) for name in passed_over.values() if name != RESULTS)
-    files = kinds.total()
-    parts = [f"{files} file{'s' * (files != 1)}: {', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items()))}"]
-    folders = [f"{results} folder{'s' * (results != 1)} with results of a run"]
-    return "; ".join([*(parts if files else []), *(folders if results else [])])
+    kinds = Counter(map(counted_as, passed_over.values()))
+    what = "file" if len(passed_over) == 1 else "files"
+    return f"{len(passed_over)} {what}: {', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items()))}"

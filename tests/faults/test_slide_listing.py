@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import socket
@@ -245,9 +246,14 @@ def test_the_data_folder_of_a_mrxs_slide_is_part_of_it(slides: Path, tmp_path: P
     assert ids(slides) == ["a", "m"]
     assert ids(*sorted(slides.iterdir())) == ["a", "m"]  # `slides/*` of a shell
     assert find_slides([slides / "m"]) == (ListedSlide("m", file),)
+    write_slide(slides / "a" / "inside.tif")
+    (slides / "a.mrxs").touch()
+    (slides / "a.tif").unlink()
+    assert ids(slides) == ["inside", "a", "m"]  # a folder of that name that is none
+    (slides / "a.mrxs").unlink()
     file.unlink()
     code, done, problems = canvases(tmp_path / "out", slides)
-    assert (code, list(done)) == (1, ["a"])
+    assert (code, list(done)) == (1, ["inside"])
     assert "without the file m.mrxs beside it" in problems["m"]
 
 
@@ -283,10 +289,36 @@ def test_a_link_to_itself_or_to_nothing_is_a_row(slides: Path, tmp_path: Path) -
     write_slide(slides / "a.tif")
     (slides / "loop.tif").symlink_to("loop.tif")
     (slides / "gone.tif").symlink_to("/nowhere/gone.tif")
+    (slides / "batch2").symlink_to("/nowhere/batch2")
     code, done, problems = canvases(tmp_path / "out", slides)
     assert (code, list(done)) == (1, ["a"])
     assert "it is a link to /nowhere/gone.tif, which is not there" in problems["gone"]
+    assert "it is a link to /nowhere/batch2, which is not there" in problems["batch2"]
     assert "Too many levels of symbolic links" in problems["loop"]
+
+
+def test_an_entry_that_cannot_be_asked_what_it_is_is_searched_as_a_folder(
+    slides: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does a link to a network folder that is gone."""
+
+    class Stale:
+        name, path = "stale", str(slides / "stale")
+
+        def is_dir(self) -> bool:
+            raise OSError(116, os.strerror(116))
+
+    write_slide(slides / "a.tif")
+    (slides / "stale").symlink_to("stale")  # so that its listing fails too
+    whole = os.scandir
+
+    @contextlib.contextmanager
+    def scandir(path: str | Path = ".") -> Iterator[list[object]]:
+        with whole(path) as entries:
+            yield [Stale() if entry.name == "stale" else entry for entry in entries]
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert ids(slides) == ["a", "stale (folder)"]
 
 
 @pytest.mark.parametrize("number", [13, 116])  # EACCES, ESTALE

@@ -91,7 +91,7 @@ class FolderSearch:
             self._results.add(path)
             folder.slides = [slide for slide in folder.slides if not _is_picture(slide.path.name, folder.names)]
         if not is_start and folder.is_mirax_data:  # without its .mrxs: opening it says so
-            return [SlideFiles(path, (path,))], []
+            return ([] if mirax_file(path) is not None else [SlideFiles(path, (path,))]), []
         self.passed_over.update(folder.passed_over)
         if not is_start and (one := folder.one_dicom) is not None:
             return [one._replace(path=path)], folder.folders

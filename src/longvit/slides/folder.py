@@ -6,6 +6,7 @@ first bytes where the name has none.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -45,7 +46,7 @@ class Folder:
     path: Path
     slides: list[SlideFiles] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
-    """What may hold further slides; no data folders of MRXS slides that lie here."""
+    """What may hold further slides."""
     passed_over: list[tuple[str, str]] = field(default_factory=list)
     """Path and name of files that are no slides; to a name it may be added what the file is."""
     names: set[str] = field(default_factory=set)
@@ -69,7 +70,6 @@ def read_folder(path: Path) -> Folder:
     with os.scandir(path) as entries:
         listing = sorted(entries, key=_name)
     folder = Folder(path, names=set(map(_name, listing)))
-    folders: list[os.DirEntry[str]] = []
     dicom: list[Path] = []
     has_hamamatsu = False
     for entry in listing:
@@ -77,7 +77,7 @@ def read_folder(path: Path) -> Folder:
         if name[0] == ".":
             continue
         if _is_folder(entry):
-            folders.append(entry)
+            folder.folders.append(Path(entry.path))
         elif low.endswith(SLIDE_SUFFIXES):
             file = Path(entry.path)
             if low.endswith(DICOM_SUFFIXES):
@@ -85,15 +85,14 @@ def read_folder(path: Path) -> Folder:
                 continue
             folder.slides.append(SlideFiles(file, (file,)))
             has_hamamatsu = has_hamamatsu or low.endswith(_HAMAMATSU)
+        elif _is_link_to_nothing(entry):  # a folder that is not mounted: opening it says so
+            folder.slides.append(SlideFiles(file := Path(entry.path), (file,)))
         elif (kind := _kind_without_suffix(entry)) is Kind.OTHER:
             folder.passed_over.append((entry.path, name))
         elif kind is Kind.DICOM:
             dicom.append(Path(entry.path))
         else:
             folder.slides.append(SlideFiles(file := Path(entry.path), (file,)))
-    if folders:
-        low_names = set(map(str.lower, folder.names))
-        folder.folders = [Path(entry.path) for entry in folders if f"{entry.name.lower()}.mrxs" not in low_names]
     if has_hamamatsu:
         _leave_out_pictures_of_hamamatsu(folder)
     if dicom:
@@ -205,8 +204,18 @@ def _by_series(folder: Folder, files: list[Path]) -> Iterable[SlideFiles]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself; a network folder that is gone meanwhile
+    except OSError as error:  # a link to itself, or behind it a network folder that is gone: then its listing says so
+        return error.errno != errno.ELOOP and not entry.name.lower().endswith(SLIDE_SUFFIXES)
+
+
+def _is_link_to_nothing(entry: os.DirEntry[str]) -> bool:
+    if "." in entry.name or not entry.is_symlink():
         return False
+    try:
+        entry.stat()
+    except OSError as error:
+        return error.errno == errno.ENOENT
+    return False
 
 
 def _kind_without_suffix(entry: os.DirEntry[str]) -> Kind:

@@ -87,7 +87,8 @@ class FolderSearch:
                 raise InputError(f"{path}: cannot be listed: {error.strerror or error}") from error
             self.unlisted[path] = error
             return [], []
-        if self._but_results and not is_start and (path.parent in self._results or _holds_results(folder)):
+        is_results = _holds_results(folder) or (bool(self._results) and path.parent in self._results)
+        if self._but_results and not is_start and is_results:
             self._results.add(path)
             folder.slides = [slide for slide in folder.slides if not _is_picture(slide.path.name, folder.names)]
         if not is_start and folder.is_mirax_data:  # without its .mrxs: opening it says so

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longvit.data.identity import canonical, read_id, refuse_clashes
 from longvit.data.slide_files import SlideFinder, slide_stem, slides_in
 from longvit.data.table import read_mpp, read_table
 from longvit.errors import InputError
@@ -37,7 +38,7 @@ def find_slides(
     are no slides, wherever it lies (that of the results, which holds pictures).
 
     Raises `InputError`: a source that is not there, a folder or glob without slides, two files with one slide id, a
-    CSV without such a column or with an mpp that is no positive number. A CSV row whose file is missing is kept.
+    CSV without such a column, with an mpp that is no positive number or with two slide ids that differ in spelling only. A CSV row whose file is missing is kept.
     """
     slides: list[ListedSlide] = []
     for source in sources:
@@ -86,9 +87,11 @@ def _from_csv(path: Path, slides_dir: str | Path | None) -> list[ListedSlide]:
     folders = [path.parent, *([Path(slides_dir)] if slides_dir is not None else [])]
     finder = SlideFinder(folders)
     slides = []
+    line_of: dict[str, str] = {}
     for line, cells in table:
         given = cells.get("path") or cells.get("wsi")
-        slide_id = slide_stem(cells.get("slide_id") or Path(given or "").name)
+        stated = read_id(cells.get("slide_id", ""), "slide_id", f"{path}, line {line}")
+        slide_id = slide_stem(stated or canonical(Path(given or "").name))
         if not slide_id:
             raise InputError(f"{path}, line {line}: neither slide_id nor path nor wsi")
         if "/" in slide_id or "\\" in slide_id:  # it names the files of the results
@@ -97,8 +100,10 @@ def _from_csv(path: Path, slides_dir: str | Path | None) -> list[ListedSlide]:
             tried = [folder / given for folder in folders]
             file = next((p for p in tried if p.exists()), None) or finder.find(Path(given).name) or tried[0]
         else:
-            file = finder.find(slide_id) or path.parent / cells["slide_id"]
+            file = finder.find(cells["slide_id"]) or path.parent / cells["slide_id"]
+        line_of.setdefault(slide_id, f"line {line}")
         slides.append(ListedSlide(slide_id, file, read_mpp(path, line, cells.get("mpp", ""))))
+    refuse_clashes("slide_id", line_of, str(path))
     return slides
 
 

@@ -21,7 +21,7 @@ from longvit.comparison.entrants import OF_SIGNATURES, Entrant
 from longvit.comparison.omics import OmicTable
 from longvit.data.bags import FeatureBag, FoundBags, find_bags, join_bags, read_bag
 from longvit.data.cohort import Cohort, SlideRow
-from longvit.data.identity import refuse_other_spelling
+from longvit.data.identity import first_places, refuse_other_spelling
 from longvit.data.problems import Problem
 from longvit.errors import InputError
 from longvit.progress import Progress
@@ -153,7 +153,7 @@ def make_study(
     per_patient = not task_class(task).has_classes
     rows, problems = list(cohort.rows), []
     if omics is not None:
-        patients = {row.case_id: row.where() for row in reversed(rows)}
+        patients = first_places((row.case_id, row.where()) for row in rows)
         measured = {case: f"line {omics.line_of[case]}" if case in omics.line_of else "" for case in omics.of_case}
         refuse_other_spelling("patient", patients, cohort.source, "patient", measured, omics.source)
         without = [row for row in rows if row.case_id not in omics.of_case]

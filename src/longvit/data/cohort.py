@@ -25,6 +25,8 @@ from pathlib import Path
 from longvit.data.identity import (
     canonical,
     class_name,
+    first_places,
+    formula_note,
     is_missing,
     is_missing_number,
     read_classes,
@@ -209,7 +211,7 @@ def read_cohort(
             own_case.append(rows[-1])
     for what, lines in (("slide_id", line_of_id), ("case_id", line_of_case)):
         refuse_clashes(what, {name: f"line {line}" for name, line in lines.items()}, str(path))
-    refuse_clashes("fold", {row.fold: row.where() for row in reversed(rows) if row.fold is not None}, str(path))
+    refuse_clashes("fold", first_places((row.fold, row.where()) for row in rows if row.fold is not None), str(path))
     if taken := next((row for row in own_case if row.case_id in line_of_case), None):
         raise InputError(
             f"{path}, line {taken.line}: slide {taken.slide_id} has no case_id, and line {line_of_case[taken.case_id]} "
@@ -225,6 +227,8 @@ def read_cohort(
         _refuse_leak(rows, "fold", str(path))
     if "case_id" in columns and own_case:
         notes.append(f"{path}: {len(own_case)} rows without case_id: each counts as a patient of its own")
+    named = [(text, row.where()) for row in rows for text in dict.fromkeys((row.case_id, row.slide_id, row.label))]
+    notes += formula_note(named, str(path))
     classes = () if label_key is None else _classes(labels) if keep is None else tuple(keep)
     return Cohort(tuple(rows), classes, str(path), tuple(notes))
 

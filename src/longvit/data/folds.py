@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from longvit.data.cohort import SPLIT_NAMES, SPLITS, Cohort, SlideRow
-from longvit.data.identity import is_missing, read_id, refuse_clashes, refuse_other_spelling
+from longvit.data.identity import first_places, is_missing, read_id, refuse_clashes, refuse_other_spelling
 from longvit.data.slide_files import slide_stem
 from longvit.data.table import number, read_table
 from longvit.errors import InputError
@@ -217,8 +217,8 @@ def _refuse_other_spelling(cohort: Cohort, fold: Fold, unknown: Sequence[str]) -
     this side of the fold, and its patient might stand on the other."""
     lines = {text: f"line {fold.lines[text]}" if text in fold.lines else "" for text in unknown}
     stems = {slide_stem(text): line for text, line in lines.items()}
-    slides = {row.slide_id: row.where() for row in cohort.rows}
-    cases = {row.case_id: row.where() for row in reversed(cohort.rows)}
+    slides = first_places((row.slide_id, row.where()) for row in cohort.rows)
+    cases = first_places((row.case_id, row.where()) for row in cohort.rows)
     refuse_other_spelling("id", stems, fold.where(), "slide", slides, cohort.source)
     refuse_other_spelling("id", lines, fold.where(), "patient", cases, cohort.source)
 

@@ -25,6 +25,7 @@ _MARKS = frozenset({"nan", "na", "n/a", "<na>", "nat", "#n/a", "#na", "1.#qnan",
 _WORDS = frozenset({"none", "null"})
 _WHOLE = re.compile(r"(-?)0*([0-9]{1,18})(?:[.,]0*)?")
 _ROUNDED = re.compile(r"[0-9](?:[.,][0-9]+)?[eE]\+[0-9]+")
+_FORMULA = re.compile(r"[=@]|[+-](?=.*[(|!])|[+-][0-9.]+[-+*/^&]")
 _LOOKALIKES = dict(zip("авекмнорстухѕіјαεικνορτυχ", "abekmhopctyxsijaeiknoptux", strict=True))
 """Cyrillic and Greek small letters that look like Latin ones, at least as capitals."""
 
@@ -72,6 +73,21 @@ def refuse_control_characters(text: str, column: str, where: str) -> None:
     if bad := next((c for c in text if unicodedata.category(c) == "Cc"), None):
         reason = "a line break; is a quote not closed?" if bad in "\r\n" else f"the control character U+{ord(bad):04X}"
         raise InputError(f"{where}: {column} {text[:40]!r} has {reason}; remove it")
+
+
+def formula_note(cells: Iterable[tuple[str, str]], source: str) -> tuple[str, ...]:
+    """One sentence where a spreadsheet would run an id or a class (`cells`: text and place) as a formula, else none.
+
+    They are written into the results as they are, since quoting them would make other names of them.
+    """
+    found = [(text, place) for text, place in cells if _FORMULA.match(text)]
+    if not found:
+        return ()
+    more = f" ({len(found) - 1} more such cells)" if found[1:] else ""
+    return (
+        f"{source}, {found[0][1]}: {found[0][0]!r} is a formula for a spreadsheet{more}; results have it as it is: "
+        f"rename it, or import them as text",
+    )
 
 
 class _Plain(dict[int, str]):
@@ -153,7 +169,16 @@ def spelled_like(name: str, others: Iterable[str]) -> str | None:
 
 def shown(name: str) -> str:
     """An id for a message; what cannot be seen or told apart is written out."""
-    return repr(name) if repr(name) == ascii(name) else f"{name!r} ({ascii(name)[1:-1]})"
+    text = repr(name).replace("  ", "␣␣")  # a message on one line has no two blanks
+    return text if repr(name) == ascii(name) else f"{text} ({ascii(name)[1:-1]})"
+
+
+def first_places(names: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Id -> the place (`line 3`, or "" where it is unknown) where it stands first, in the order given."""
+    found: dict[str, str] = {}
+    for name, place in names:
+        found.setdefault(name, place)
+    return found
 
 
 def way_out(one: str, other: str) -> str:
@@ -241,11 +266,12 @@ def read_classes(
     if pairs := [pair for pair in clashes(where) if not set(pair) <= kept]:
         refuse_clashes(f"{column}s", {name: where[name] for name in pairs[0]}, source)
     words = Counter(text for text, name in zip(found, names, strict=True) if name is None and text)
-    keep_words = f"--keep {' '.join(sorted(n for n in where if n.lower() not in _WORDS)[:5])}"
+    sure = sorted(name for name in where if name.lower() not in _WORDS)
+    keep_words = f", or name the classes: --keep {' '.join(sure[:5])}{' …' * (len(sure) > 5)}" if len(sure) > 1 else ""
     doubtful = Counter(n for n in names if n is not None and n.lower() in _WORDS and keep is None)
     notes = [
         f"{source}: {n} rows have the {column} {word!r}, which is taken for a class; if it means that there is none, "
-        f"empty those cells or name the classes: {keep_words}"
+        f"empty those cells{keep_words}"
         for word, n in doubtful.items()
     ]
     notes += [

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from longvit.data.cohort import SPLITS, Cohort
 from longvit.data.folds import Fold, match
-from longvit.data.identity import refuse_clashes
+from longvit.data.identity import first_places, refuse_clashes
 from longvit.errors import InputError
 
 VAL_FRACTION = 0.1
@@ -74,7 +74,7 @@ def _groups(cohort: Cohort, by_site: bool) -> list[str]:
         raise InputError(
             f"{cohort.source}: slide {without[0]} has no site ({len(without)} in all); fill in the column site"
         )
-    refuse_clashes("sites", {str(row.site): row.where() for row in reversed(cohort.rows)}, cohort.source)
+    refuse_clashes("sites", first_places((str(row.site), row.where()) for row in cohort.rows), cohort.source)
     group_of = {str(row.site): str(row.site) for row in cohort.rows}
     site_of_case: dict[str, str] = {}
     for row in cohort.rows:  # a patient seen at two sites joins them

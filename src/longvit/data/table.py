@@ -32,9 +32,11 @@ MAX_LINES = 2_000_000
 """Of a table, blank ones among them."""
 MAX_LINE = 32 * 2**20
 """Characters."""
-MAX_ROWS = 1_000_000
+MAX_CELLS_READ = 100_000_000
+"""Of a table, blank ones among them."""
+MAX_ROWS = 500_000
 MAX_CELLS = 6_000_000
-"""That are kept in memory as text."""
+"""That `read_table` keeps in memory as text."""
 
 _END = "\ue000end of the table\ue000"
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -94,8 +96,8 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells without outer blanks) of every line that is not blank, the header's first.
 
     `InputError`: a file that cannot be read or is no regular file, no text (with the line), a line with more cells than
-    the header, a quote that is never closed, a line of more than `MAX_LINE` characters, more than `MAX_LINES` lines,
-    an archive with more than `MAX_UNPACKED_BYTES`.
+    the header, a quote that is never closed, a line of more than `MAX_LINE` characters, more than `MAX_LINES` lines
+    or `MAX_CELLS_READ` cells, an archive with more than `MAX_UNPACKED_BYTES`.
     """
     with _text_of(path) as text:
         lines = _Lines(path, text)
@@ -108,15 +110,20 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
             delimiter = max(",;\t", key=header.count)
         before = lines.number - 1
         reader = csv.reader(_with_end(first, lines), delimiter=delimiter, skipinitialspace=True)
-        width, start = None, before + 1
+        width, start, left = None, before + 1, MAX_CELLS_READ
         try:
             for record in reader:
                 start, here = before + reader.line_num + 1, start
-                cells = [cell.strip() for cell in record]
+                left -= len(record)
+                if left < 0:
+                    raise InputError(f"{path}, line {here}: more than {MAX_CELLS_READ:,} cells; leave out some columns")
+                if not any(record):
+                    continue
                 if record == [_END]:
                     return
-                if record and record[-1].endswith(_END):
+                if record[-1].endswith(_END):
                     raise InputError(f"{path}, line {here}: a quote (\") is not closed; remove it, or write it twice")
+                cells = [cell.strip() for cell in record]
                 if not any(cells):
                     continue
                 if width is None:

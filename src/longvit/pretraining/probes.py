@@ -86,7 +86,7 @@ def read_probe(csv: str | Path, side_px: int) -> Probe:
     `Probe.problems`. `InputError`: no such table or columns, no usable row, or too few (see `Probe`), patients or
     classes that only their spelling tells apart.
     """
-    from longvit.data.identity import read_classes, read_id, refuse_clashes
+    from longvit.data.identity import first_places, read_classes, read_id, refuse_clashes
     from longvit.data.table import read_table
 
     csv = Path(csv)
@@ -99,7 +99,7 @@ def read_probe(csv: str | Path, side_px: int) -> Probe:
     problems: list[Problem] = []
     labels = read_classes([(row.get("label", ""), f"line {line}") for line, row in rows], "label", str(csv))
     cases = [read_id(row.get("case_id", ""), "case_id", f"{csv}, line {line}") for line, row in rows]
-    places = {case: f"line {line}" for case, (line, _) in reversed(list(zip(cases, rows, strict=True))) if case}
+    places = first_places((case, f"line {line}") for case, (line, _) in zip(cases, rows, strict=True) if case)
     refuse_clashes("case_id", places, str(csv))
     for (line, row), label, case in zip(rows, labels.names, cases, strict=True):
         name = row.get("path") or f"line {line}"

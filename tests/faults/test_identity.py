@@ -155,7 +155,16 @@ def test_folds_that_spell_a_slide_or_a_patient_otherwise_are_refused(
             ("cohort", "check", path, "--folds", folds),
             ("cohort", "split", path, "--patient-disjoint", folds, "--out", tmp_path / "new"),
             ("train", path, "--folds", folds, "--out", tmp_path / "run"),
-            ("benchmark", path, "--omics", _omics(tmp_path, known_cases(path)), "--folds", folds, "--out", tmp_path / "c")
+            (
+                "benchmark",
+                path,
+                "--omics",
+                _omics(tmp_path, known_cases(path)),
+                "--folds",
+                folds,
+                "--out",
+                tmp_path / "c",
+            )
             + ("--task", "survival", "--systems", "snn"),
         ):
             assert_both_named(refused(capsys, *arguments), one, other, 2)
@@ -216,7 +225,12 @@ def test_ids_that_differ_in_more_than_spelling_are_two(one: str, other: str) -> 
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("Präparat", unicodedata.normalize("NFD", "Präparat")), ("P01", "P01 "), ("P01", "\u00a0P01\u2003"), ("P01", "\ufeffP01")],
+    [
+        ("Präparat", unicodedata.normalize("NFD", "Präparat")),
+        ("P01", "P01 "),
+        ("P01", "\u00a0P01\u2003"),
+        ("P01", "\ufeffP01"),
+    ],
 )
 def test_the_same_text_in_another_unicode_form_or_with_outer_blanks_is_the_same_id(
     one: str, other: str, tmp_path: Path
@@ -387,7 +401,9 @@ def test_the_word_taken_for_missing_is_named_by_every_command(tmp_path: Path, ca
     rows = [(f"s{i}x", ("NA", "tumour")[i % 2]) for i in range(6)]
     path = table(tmp_path / "cohort.csv", "slide_id,label", rows)
     assert "every row has the label 'tumour' ('NA' stands for none)" in refused(capsys, "cohort", "check", path)
-    assert "line 2 and 2 more: no label ('NA' stands for none)" in refused(capsys, "train", path, "--out", tmp_path / "r")
+    assert "line 2 and 2 more: no label ('NA' stands for none)" in refused(
+        capsys, "train", path, "--out", tmp_path / "r"
+    )
     assert main(["cohort", "check", str(path), "--keep", "NA", "tumour"]) == 0
     assert "NA 3 of 3; tumour 3 of 3" in capsys.readouterr().out
 
@@ -433,7 +449,9 @@ def test_rows_without_a_time_or_event_drop_out_of_a_check_and_are_refused_in_tra
 def test_a_formula_goes_through_as_it_is_and_is_noted(tmp_path: Path) -> None:
     found = read_cohort(cohort(tmp_path, ("=cmd|' !A0'!A1", "@SUM(1)")))
     assert found.rows[0].case_id == "=cmd|' !A0'!A1"
-    assert any("line 2: \"=cmd|' !A0'!A1\" is a formula for a spreadsheet (1 more such cells)" in n for n in found.notes)
+    assert any(
+        "line 2: \"=cmd|' !A0'!A1\" is a formula for a spreadsheet (1 more such cells)" in n for n in found.notes
+    )
     assert not any("formula" in n for n in read_cohort(cohort(tmp_path, ("-1", "+", "ER+", "HER2-", "<5"))).notes)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvit.data.identity import canonical, is_missing, is_missing_number, read_id, refuse_clashes
-from longvit.data.table import column_name, number, records
+from longvit.data.table import column_name, number, read_table, records
 from longvit.errors import InputError
 
 KINDS = ("_mut", "_cnv", "_rnaseq")
@@ -61,7 +61,8 @@ def read_omics(path: str | Path, signatures: str | Path | None = None) -> OmicTa
     path = Path(path)
     rows = records(path)
     _, header = next(rows, (0, []))
-    _refuse_twice(path, header)
+    if twice := next((name for name, n in Counter(header).items() if name and n > 1), None):
+        raise InputError(f"{path}: two columns are called {twice!r}; remove one")
     case_place = next((i for i, name in enumerate(header) if column_name(name) == "case_id"), None)
     if case_place is None:
         raise InputError(f"{path}: no column case_id, by which omics and slides are brought together")
@@ -122,19 +123,13 @@ def _signatures(path: str | Path | None, columns: tuple[str, ...], omics: Path) 
     if path is None:
         return {}
     path = Path(path)
-    header, *rows = (cells for _, cells in records(path))
-    _refuse_twice(path, header)
+    names, rows = read_table(path, naming=str)
     place = {name: i for i, name in enumerate(columns)}
     found = {}
-    for i, name in enumerate(header):
-        genes = dict.fromkeys(canonical(cells[i]) for cells in rows if i < len(cells) and not is_missing(cells[i]))
+    for name in names:
+        genes = dict.fromkeys(canonical(row[name]) for _, row in rows if not is_missing(row.get(name, "")))
         places = [place[gene + kind] for gene in genes for kind in KINDS if gene + kind in place]
         if not places:
             raise InputError(f"{omics}: none of its {len(columns):,} columns is of signature {name!r} of {path}")
         found[name] = np.array(places, dtype=np.int64)
     return found
-
-
-def _refuse_twice(path: Path, header: list[str]) -> None:
-    if twice := next((name for name, n in Counter(header).items() if name and n > 1), None):
-        raise InputError(f"{path}: two columns are called {twice!r}; remove one")

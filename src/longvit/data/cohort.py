@@ -265,7 +265,9 @@ def _labelled(
     without = [row for row, name in zip(table, read.names, strict=True) if name is None]
     if without and need_labels:
         more = f" and {len(without) - 1} more" if without[1:] else ""
-        raise InputError(f"{path}, line {without[0][0]}{more}: no {key}{read.missing_words()}; fill it in or remove the row")
+        raise InputError(
+            f"{path}, line {without[0][0]}{more}: no {key}{read.missing_words()}; fill it in or remove the row"
+        )
     if len(without) == len(table):
         raise InputError(f"{path}: no row has a {key}{read.missing_words()}; choose another --label-column")
     if without:

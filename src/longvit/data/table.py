@@ -122,7 +122,7 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
                 if record == [_END]:
                     return
                 if record[-1].endswith(_END):
-                    raise InputError(f"{path}, line {here}: a quote (\") is not closed; remove it, or write it twice")
+                    raise InputError(f'{path}, line {here}: a quote (") is not closed; remove it, or write it twice')
                 cells = [cell.strip() for cell in record]
                 if not any(cells):
                     continue
@@ -135,7 +135,9 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
                     )
                 yield here, cells
         except csv.Error as error:
-            why = "a cell of more than 131,072 characters; is a quote (\") not closed?" if "limit" in str(error) else error
+            why = (
+                'a cell of more than 131,072 characters; is a quote (") not closed?' if "limit" in str(error) else error
+            )
             raise InputError(f"{path}, line {start}: not CSV: {why}") from error
 
 
@@ -160,9 +162,7 @@ class _Lines:
             line = self.text.readline(MAX_LINE + 1)
         except UnicodeDecodeError as error:
             n = self.number + 1 + error.object[: error.start].count(b"\n")
-            raise InputError(
-                f"{self.path}, line {n}: a byte that is not UTF-8 text; save it as 'CSV UTF-8'"
-            ) from error
+            raise InputError(f"{self.path}, line {n}: a byte that is not UTF-8 text; save it as 'CSV UTF-8'") from error
         if not line:
             raise StopIteration
         self.number += 1

@@ -321,7 +321,9 @@ def _name_patients(path: Path, table: DataFrame) -> list[str]:
         twice = table[(table["slide_id"] != "") & table.duplicated(group)]
         if len(twice):
             line, slide = next(iter(twice["slide_id"].items()))
-            notes.append(f"{len(twice)} rows have a slide that is there already, and count once more: line {line}, {slide}")
+            notes.append(
+                f"{len(twice)} rows have a slide that is there already, and count once more: line {line}, {slide}"
+            )
     return notes
 
 

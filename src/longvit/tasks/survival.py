@@ -246,7 +246,9 @@ class Survival(Task):
 
 def read_outcome(row: SlideRow, source: str, settings: FinetuneSettings) -> tuple[float, bool]:
     """(months, whether the event happened) of a slide; `InputError` with the slide and the way out."""
-    where = f"{source}: slide {row.slide_id}" if row.line is None else f"{source}, line {row.line}: slide {row.slide_id}"
+    where = (
+        f"{source}: slide {row.slide_id}" if row.line is None else f"{source}, line {row.line}: slide {row.slide_id}"
+    )
     columns = _event_columns(row, source, settings)
     for name in (settings.time_column, *columns):
         if is_missing_number(text := _cell(row, name)):

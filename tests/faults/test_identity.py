@@ -1,4 +1,4 @@
-"""Two spellings of one patient, slide or class: refused by name wherever tables meet, never two and never one by guess."""
+"""Two spellings of one patient, slide or class: refused by name wherever tables meet, never two, never one by guess."""
 
 from __future__ import annotations
 
@@ -47,9 +47,13 @@ PAIRS = {
     "a trailing dot": ("P01", "P01."),
     "an apostrophe before": ("0012", "'0012"),
     "a Cyrillic letter": ("P01", "\u042001"),
+    "quotes around": ("P01", '"P01"'),
+    "another apostrophe": ("O'Neil", "O\u2019Neil"),
+    "a blank before a bracket": ("P1(2)", "P1 (2)"),
     "a ligature": ("fine", "ﬁne"),
     "German capitals": ("straße", "STRASSE"),
 }
+SNN = ("--task", "survival", "--systems", "snn")
 DIFFERENT = [
     ("12.1", "12.10"),
     ("s.1", "s.2"),
@@ -64,6 +68,9 @@ DIFFERENT = [
     ("P01", "P0l"),
     ("1E3", "10E2"),
     ("a[1]", "a(1)"),
+    ("a'b", 'a"b'),
+    ("a<b>", "ab"),
+    ("CD3", "CD3-"),
     ("TCGA-A1-A0SB-01Z-00-DX1.07AE0E16", "TCGA-A1-A0SB-01Z-00-DX2.07AE0E16"),
 ]
 
@@ -151,21 +158,12 @@ def test_folds_that_spell_a_slide_or_a_patient_otherwise_are_refused(
         columns = [[other, *ids[3:]], [ids[1]], [ids[2]]]
         rows = [(i, *(c[i] if i < len(c) else "" for c in columns)) for i in range(len(columns[0]))]
         table(folds / "splits_0.csv", ",train,val,test", rows)
+        omics = _omics(tmp_path, known_cases(path))
         for arguments in (
             ("cohort", "check", path, "--folds", folds),
             ("cohort", "split", path, "--patient-disjoint", folds, "--out", tmp_path / "new"),
             ("train", path, "--folds", folds, "--out", tmp_path / "run"),
-            (
-                "benchmark",
-                path,
-                "--omics",
-                _omics(tmp_path, known_cases(path)),
-                "--folds",
-                folds,
-                "--out",
-                tmp_path / "c",
-            )
-            + ("--task", "survival", "--systems", "snn"),
+            ("benchmark", path, "--omics", omics, "--folds", folds, "--out", tmp_path / "c", *SNN),
         ):
             assert_both_named(refused(capsys, *arguments), one, other, 2)
 
@@ -184,7 +182,7 @@ def test_omics_that_spell_a_patient_otherwise_are_refused(
 ) -> None:
     path = cohort(tmp_path, (one, one))
     omics = _omics(tmp_path, [other, *known_cases(path)[1:]])
-    settings = ("--task", "survival", "--systems", "snn", "--folds", 3, "--out", tmp_path / "compared")
+    settings = (*SNN, "--folds", 3, "--out", tmp_path / "compared")
     assert_both_named(refused(capsys, "benchmark", path, "--omics", omics, *settings), one, other, 2)
     with pytest.raises(InputError) as caught:
         read_omics(_omics(tmp_path, [one, other]))
@@ -375,6 +373,7 @@ def labels(*cells: str, keep: tuple[str, ...] | None = None) -> tuple[list[str |
 
 def test_numbers_among_words_are_one_class() -> None:
     assert labels("1", "1.0", "01", "unknown", "0")[0] == ["1", "1", "1", "unknown", "0"]
+    assert labels("100000", "1e+05", "1E5", "2")[0] == ["100000", "100000", "1E5", "2"]
 
 
 @pytest.mark.parametrize("word", ["none", "None", "null", "NULL"])
@@ -412,7 +411,7 @@ def test_two_spellings_of_a_class_may_be_two_where_the_user_names_both() -> None
     with pytest.raises(InputError, match=r"labels 'AA' \(line 2\) and 'Aa' \(line 3\) differ in spelling only"):
         labels("AA", "Aa", "AA")
     assert labels("AA", "Aa", keep=("AA", "Aa"))[0] == ["AA", "Aa"]
-    with pytest.raises(InputError, match="'Tumour'.*'tumour'"):
+    with pytest.raises(InputError, match=r"'Tumour'.*'tumour'"):
         labels("Tumour", "tumour", "normal", keep=("tumour", "normal"))
 
 
@@ -420,7 +419,7 @@ def test_predictions_may_write_a_class_as_a_float_and_a_near_one_is_shown(tmp_pa
     rows = [("1.0", 0.1, 0.9), ("0", 0.9, 0.1), ("1", 0.2, 0.8)]
     found = evaluate(table(tmp_path / "p.csv", "label,prob_0,prob_1.0", rows), resamples=0)
     assert found.groups[0].figures["auc"].mean == 1
-    with pytest.raises(InputError, match="label 'idc'.*'IDC' differs from it in spelling only"):
+    with pytest.raises(InputError, match=r"label 'idc'.*'IDC' differs from it in spelling only"):
         evaluate(table(tmp_path / "p.csv", "label,prob_IDC,prob_ILC", [("idc", 1, 0)]))
     with pytest.raises(InputError, match="'prob_Tumour' and 'prob_tumour' differ in spelling only"):
         evaluate(table(tmp_path / "p.csv", "label,prob_Tumour,prob_tumour", [("tumour", 1, 0)]))
@@ -431,7 +430,7 @@ def test_labelled_regions_are_named_as_cohorts_are(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"'P1' \(line 2\) and 'p1' \(line 3\)"):
         read_probe(path, 32)
     path = table(tmp_path / "probe.csv", "path,label", [("a.png", "Tumour"), ("b.png", "tumour")])
-    with pytest.raises(InputError, match="'Tumour'.*'tumour'"):
+    with pytest.raises(InputError, match=r"'Tumour'.*'tumour'"):
         read_probe(path, 32)
 
 

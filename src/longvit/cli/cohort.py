@@ -171,6 +171,8 @@ def split(
         strata = _bins(rows, columns) if task == "survival" else None
         made = new_folds.make_folds(rows, k, seed=seed, strata=strata, by_site=by_site, val_fraction=val_fraction)
     write_folds(out, made)
+    for note in rows.notes:
+        say(note)
     print("\n".join(_fold_lines(report_of(rows, made, contents=False))))
     print(f"{len(made)} folds: {out}")
     return 0

@@ -26,6 +26,8 @@ _WORDS = frozenset({"none", "null"})
 _WHOLE = re.compile(r"(-?)0*([0-9]{1,18})(?:[.,]0*)?")
 _ROUNDED = re.compile(r"[0-9](?:[.,][0-9]+)?[eE]\+[0-9]+")
 _FORMULA = re.compile(r"[=@]|[+-](?=.*[(|!])|[+-][0-9.]+[-+*/^&]")
+_DOUBLE_QUOTES = '"\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033'
+_QUOTES = _DOUBLE_QUOTES + "'`\u00b4\u2018\u2019\u201a\u201b\u2039\u203a\u2032\u02b9\u02bc"
 _LOOKALIKES = dict(zip("авекмнорстухѕіјαεικνορτυχ", "abekmhopctyxsijaeiknoptux", strict=True))
 """Cyrillic and Greek small letters that look like Latin ones, at least as capitals."""
 
@@ -100,8 +102,10 @@ class _Plain(dict[int, str]):
             plain = " "
         elif category == "Pd" or character in "_\u2212\u02d7\u2043":
             plain = "-"
-        elif category in ("Cf", "Cc", "Pi", "Pf") or character in "\"'`\u00b4\u02b9\u02bc\u2032" or _varies(code):
+        elif category in ("Cf", "Cc") or _varies(code):
             plain = ""
+        elif character in _QUOTES:
+            plain = '"' if character in _DOUBLE_QUOTES else "'"
         elif category == "Nd":
             plain = str(unicodedata.decimal(character))
         else:
@@ -128,7 +132,9 @@ def folded(text: str) -> str:
     plain = plain.casefold()
     if not plain.isascii():
         plain = unicodedata.normalize("NFKC", plain).translate(_SAME)
-    plain = re.sub(r" *-[ -]*", "-", re.sub(r" +", " ", plain)).strip(" ").rstrip(" .").removeprefix("=")
+    plain = re.sub(r" *-[ -]*", "-", re.sub(r" +", " ", plain))
+    plain = re.sub(r"(?<=[^\w -]) | (?=[^\w -])", "", plain)  # a (1) = a(1)
+    plain = plain.removeprefix("=").strip("'\" ").rstrip(" .")
     if number := re.fullmatch(r"\+?0*([0-9]+)(?:[.,]0+)?", plain):
         return number[1]
     if number := re.fullmatch(r"\+?([0-9]+)(?:[.,]([0-9]+))?e\+([0-9]{1,2})", plain):  # 1.2e+05
@@ -189,7 +195,7 @@ def way_out(one: str, other: str) -> str:
 
 
 def refuse_clashes(what: str, where: Mapping[str, str], source: str) -> None:
-    """`InputError` where two ids differ in their spelling only; `where`: id -> `line 3`, or "" where that is unknown."""
+    """`InputError` where two ids differ in their spelling only; `where`: id -> `line 3`, or "" where it is unknown."""
     if not (pairs := clashes(where)):
         return
     one, other = pairs[0]
@@ -223,10 +229,13 @@ def refuse_other_spelling(
 
 
 def class_name(text: str) -> str:
-    """The canonical text; a whole number that a table program wrote as 1.0 or 01 is 1."""
+    """The canonical text; a whole number that a table program wrote as 1.0, 01 or 1e+00 is 1."""
     name = canonical(text)
-    number = _WHOLE.fullmatch(name)
-    return name if number is None else str(int(number[1] + number[2]))
+    if number := _WHOLE.fullmatch(name):
+        return str(int(number[1] + number[2]))
+    if _ROUNDED.fullmatch(name) and name.isascii() and folded(name).isdigit():  # 1e+05 is 100000
+        return folded(name)
+    return name
 
 
 @dataclass(frozen=True)

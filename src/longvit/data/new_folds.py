@@ -62,7 +62,7 @@ def make_folds(
             "val": tuple(cohort.rows[i].slide_id for i in rest if i in val),
             "test": tuple(cohort.rows[i].slide_id for i in test),
         }
-        folds.append(Fold(str(number), **ids, source=name))
+        folds.append(Fold(str(number), ids["train"], ids["val"], ids["test"], name))
     return tuple(folds)
 
 

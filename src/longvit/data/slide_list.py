@@ -38,7 +38,8 @@ def find_slides(
     are no slides, wherever it lies (that of the results, which holds pictures).
 
     Raises `InputError`: a source that is not there, a folder or glob without slides, two files with one slide id, a
-    CSV without such a column, with an mpp that is no positive number or with two slide ids that differ in spelling only. A CSV row whose file is missing is kept.
+    CSV without such a column, with an mpp that is no positive number, or with two slide ids that differ in spelling
+    only. A CSV row whose file is missing is kept.
     """
     slides: list[ListedSlide] = []
     for source in sources:

@@ -1,5 +1,5 @@
-"""Reads a CSV as people write them: BOM, `,` `;` or tabs, Excel's line `sep=;`, UTF-16, spaces, column names in any case,
-blank lines, zipped or gzipped.
+"""Reads a CSV as people write them: BOM, `,` `;` or tabs, Excel's line `sep=;`, UTF-16, spaces, column names in any
+case, blank lines, zipped or gzipped.
 
 Nothing is read without a limit: an archive of a few kilobytes may hold gigabytes. See `MAX_UNPACKED_BYTES` and below.
 """

@@ -212,7 +212,7 @@ class _Survival:
         first = rows.iloc[0]
         other = rows[(rows["_months"] != first["_months"]) | (rows["_event"] != first["_event"])].iloc[0]
         who = f"patient {first['case_id']}" if first["case_id"] else f"slide {first['slide_id']}"
-        each = [f"line {int(row.name)}: {row['_months']:g}, event {int(row['_event'])}" for row in (first, other)]
+        each = [f"line {row.name}: {row['_months']:g}, event {int(row['_event'])}" for row in (first, other)]
         raise InputError(f"{self.path}: {who} has rows with different times or events ({'; '.join(each)})")
 
     def events(self, part: DataFrame) -> int:
@@ -290,7 +290,7 @@ def _read(path: Path) -> DataFrame:
             return table.drop(columns="fold")
         if any(without):
             raise InputError(f"{path}, line {_line(table, without.index(True))}: no fold, while other rows have one")
-        refuse_clashes("folds", {name: "" for name in folds}, str(path))
+        refuse_clashes("folds", dict.fromkeys(folds, ""), str(path))
         table["fold"] = folds
     return table
 

@@ -27,6 +27,7 @@ PAIRS = {
     "capitals": ("P01", "p01"),
     "leading zeros": ("001", "1"),
     "leading zeros behind a letter": ("P001", "P1"),
+    "leading zeros behind a dot": ("P.01", "P.1"),
     "a column of floats": ("7", "7.0"),
     "floats and zeros": ("007", "7.00"),
     "a decimal comma": ("7", "7,0"),
@@ -56,6 +57,7 @@ PAIRS = {
 SNN = ("--task", "survival", "--systems", "snn")
 DIFFERENT = [
     ("12.1", "12.10"),
+    ("12.1", "12.01"),
     ("s.1", "s.2"),
     ("1-11", "11-1"),
     ("1 11", "11 1"),
@@ -423,6 +425,12 @@ def test_predictions_may_write_a_class_as_a_float_and_a_near_one_is_shown(tmp_pa
         evaluate(table(tmp_path / "p.csv", "label,prob_IDC,prob_ILC", [("idc", 1, 0)]))
     with pytest.raises(InputError, match="'prob_Tumour' and 'prob_tumour' differ in spelling only"):
         evaluate(table(tmp_path / "p.csv", "label,prob_Tumour,prob_tumour", [("tumour", 1, 0)]))
+
+
+def test_predictions_of_one_split_in_two_spellings_are_no_two_groups(tmp_path: Path) -> None:
+    rows = [("test", i % 2, 0.5, 0.5) for i in range(4)] + [("Test", i % 2, 0.5, 0.5) for i in range(4)]
+    with pytest.raises(InputError, match=r"split 'test' \(line 2\) and 'Test' \(line 6\) differ in spelling only"):
+        evaluate(table(tmp_path / "p.csv", "split,label,prob_0,prob_1", rows))
 
 
 def test_labelled_regions_are_named_as_cohorts_are(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def folded(text: str) -> str:
         if len(fraction) <= exponent:
             return (digits + fraction + "0" * (exponent - len(fraction))).lstrip("0") or "0"
     plain = re.sub(r"(?<=[^\W\d_])[ -](?=[0-9])|(?<=[0-9])[ -](?=[^\W\d_])", "", plain)  # P 01, P-01 = P01
-    return re.sub(r"(?<![0-9.])0+(?=[0-9])", "", plain) or text
+    return re.sub(r"(?<![0-9])(?<![0-9]\.)0+(?=[0-9])", "", plain) or text
 
 
 def clashes(ids: Iterable[str]) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longvit.data.identity import class_name, is_missing, read_id, refuse_clashes, spelled_like
+from longvit.data.identity import class_name, first_places, is_missing, read_id, refuse_clashes, spelled_like
 from longvit.data.table import column_name, read_table
 from longvit.errors import InputError
 
@@ -298,8 +298,10 @@ def _read(path: Path) -> DataFrame:
 def _name_patients(path: Path, table: DataFrame) -> list[str]:
     """Adds `_patient`, whom a row is of: its case_id, else its slide_id, else nobody but itself. → what to note.
 
-    `InputError` for two spellings of one patient or slide in a cohort.
+    `InputError` for two spellings of a system, cohort or split, or of one patient or slide in a cohort.
     """
+    for key in (key for key in KEYS if key in table.columns):
+        refuse_clashes(key, first_places((name, f"line {line}") for line, name in table[key].items()), str(path))
     for column in ("case_id", "slide_id"):
         if column in table.columns:
             table[column] = _ids(path, table, column)

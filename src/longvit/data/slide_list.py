@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longvit.data.identity import canonical, read_id, refuse_clashes
+from longvit.data.identity import canonical, refuse_clashes
 from longvit.data.slide_files import SlideFinder, slide_stem, slides_in
 from longvit.data.table import read_mpp, read_table
 from longvit.errors import InputError
@@ -91,7 +91,7 @@ def _from_csv(path: Path, slides_dir: str | Path | None) -> list[ListedSlide]:
     line_of: dict[str, str] = {}
     for line, cells in table:
         given = cells.get("path") or cells.get("wsi")
-        stated = read_id(cells.get("slide_id", ""), "slide_id", f"{path}, line {line}")
+        stated = canonical(cells.get("slide_id", ""))
         slide_id = slide_stem(stated or canonical(Path(given or "").name))
         if not slide_id:
             raise InputError(f"{path}, line {line}: neither slide_id nor path nor wsi")

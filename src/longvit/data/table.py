@@ -161,6 +161,8 @@ class _Lines:
         try:
             line = self.text.readline(MAX_LINE + 1)
         except UnicodeDecodeError as error:
+            if b"\0" in error.object and self.text.encoding == "utf-8":
+                raise InputError(f"{self.path}: not a text file; save the table as CSV") from error
             n = self.number + 1 + error.object[: error.start].count(b"\n")
             raise InputError(f"{self.path}, line {n}: a byte that is not UTF-8 text; save it as 'CSV UTF-8'") from error
         if not line:
@@ -170,8 +172,6 @@ class _Lines:
             raise InputError(f"{self.path}, line {self.number}: more than {MAX_LINE:,} characters; no table of slides")
         if self.number > MAX_LINES:
             raise InputError(f"{self.path}: more than {MAX_LINES:,} lines; leave out what is not needed here")
-        if "\0" in line:
-            raise InputError(f"{self.path}, line {self.number}: a NUL character; save the table anew as 'CSV UTF-8'")
         return line
 
 
@@ -185,7 +185,7 @@ def _text_of(path: Path) -> Iterator[io.TextIOWrapper]:
             buffered = io.BufferedReader(data)
             head = buffered.peek(4096)[:4096]
             encoding = next((name for bom, name in _BOMS if head.startswith(bom)), "utf-8")
-            if encoding.startswith("utf-8") and b"\0" in head:
+            if encoding.startswith("utf-8") and head.count(0) > len(head) // 10:  # UTF-16 without its mark, or no text
                 raise InputError(f"{path}: not a text file; save the table as CSV")
             yield io.TextIOWrapper(buffered, encoding=encoding, newline="")
     except (zlib.error, EOFError, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile) as error:

@@ -86,6 +86,8 @@ def _embed(job: EmbedJob, model: ShardedLongViT, listed: ListedSlide, ranks: Ran
 
     from longvit.model.longvit import image_of
 
+    if listed.fault is not None:
+        raise SlideFailedError("open", listed.fault)
     request = job.request(listed)
     reading = _Reading(request, model.rows_px(request.side_px))
     try:

@@ -62,7 +62,7 @@ class WorkList:
         for part in ("slides", "tried", "workers"):
             make_folder(folder / run / part)
         facts = {**facts, "run": run, "begun": time.time(), "retries": retries}
-        listed = [[slide.slide_id, str(slide.path), slide.mpp] for slide in slides]
+        listed = [[slide.slide_id, str(slide.path), slide.mpp, slide.fault] for slide in slides]
         write_text(folder / RUN_JSON, json.dumps({**facts, "slides": listed}))
         for older in folder.iterdir():
             if older.is_dir() and older.name != run:
@@ -75,7 +75,7 @@ class WorkList:
         path = folder / RUN_JSON
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            slides = tuple(ListedSlide(slide_id, Path(file), mpp) for slide_id, file, mpp in content.pop("slides"))
+            slides = tuple(ListedSlide(name, Path(file), *more) for name, file, *more in content.pop("slides"))
             return cls(folder / content["run"], folder.name, slides, content["retries"], content)
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; no run was begun in {folder.parent.parent}") from None

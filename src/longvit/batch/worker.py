@@ -94,6 +94,8 @@ def _fetch(job: SlideJob, taken: Taken, reader: Reader, hear: Callable[[str, int
             hear(listed.slide_id, done, total)
 
     try:
+        if listed.fault is not None:
+            raise SlideFailedError("open", listed.fault)
         fetched.canvas = reader.read(request, is_wanted, heard)
     except SlideFailedError as error:
         fetched.error = error

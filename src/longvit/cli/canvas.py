@@ -19,6 +19,7 @@ from longvit.cli.options import (
     TimeoutS,
     Workers,
     end_of_batch,
+    listed_slides,
 )
 
 
@@ -57,11 +58,10 @@ def canvas(
     ```
     """
     from longvit.batch import ReadSettings, RunSettings, canvas_slides
-    from longvit.data.slide_list import find_slides
     from longvit.files import make_folder
 
     run = RunSettings(workers, cluster, retries, timeout_s or None, reads_apart=True, threads=threads)
     make_folder(out)
-    listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
+    listed = listed_slides(slides, slides_dir, out)
     result = canvas_slides(listed, out, side_px, fit, ReadSettings(mpp, reader, max_bad_tiles), run)
     return end_of_batch(result, out, f"Canvases: {out / 'canvases.csv'}")

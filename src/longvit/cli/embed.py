@@ -22,6 +22,7 @@ from longvit.cli.options import (
     TimeoutS,
     Workers,
     end_of_batch,
+    listed_slides,
     model_and_run,
 )
 from longvit.errors import InputError
@@ -67,7 +68,6 @@ def embed(
     ```
     """
     from longvit.batch import ReadSettings, embed_slides
-    from longvit.data.slide_list import find_slides
     from longvit.files import make_folder
 
     if "RANK" in os.environ or sequence_ranks > 1:
@@ -77,7 +77,7 @@ def embed(
             model, slides, out, device, slides_dir, threads, sequence_ranks, (mpp, reader, max_bad_tiles)
         )
     make_folder(out)
-    listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
+    listed = listed_slides(slides, slides_dir, out)
     loaded, run = model_and_run(model, device, threads, workers, cluster, retries, timeout_s)
     result = embed_slides(loaded, listed, out, ReadSettings(mpp, reader, max_bad_tiles), run)
     return end_of_batch(result, out, f"Vectors: {out / 'embeddings.csv'}")
@@ -96,13 +96,12 @@ def _over_ranks(
     from longvit.batch import ReadSettings
     from longvit.batch.embed_ranks import embed_over_ranks
     from longvit.batch.job import load_longvit
-    from longvit.data.slide_list import find_slides
     from longvit.device import pick_device, set_threads
     from longvit.parallel import all_ranks
 
     with all_ranks(sequence_ranks, device=device) as ranks:
         set_threads(threads)
-        listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
+        listed = listed_slides(slides, slides_dir, out)
         loaded = load_longvit(model).to(pick_device(device).device)
         result = embed_over_ranks(loaded, listed, out, ranks, ReadSettings(*read))
     return end_of_batch(result, out, f"Vectors: {out / 'embeddings.csv'}") if ranks.is_first else 0

@@ -19,6 +19,7 @@ from longvit.cli.options import (
     Threads,
     Workers,
     end_of_batch,
+    listed_slides,
     say,
 )
 from longvit.cli.tiles import (
@@ -88,7 +89,6 @@ def features(
     """
     from longvit.batch import ReadSettings, RunSettings, feature_slides
     from longvit.batch.features import TABLE, encoder_needs_torch, feature_folder
-    from longvit.data.slide_list import find_slides
     from longvit.files import make_folder
     from longvit.slides.tiles import TileSettings
 
@@ -101,7 +101,7 @@ def features(
 
         say(f"encoder {encoder} on {pick_device(device).name}")
     make_folder(out)
-    listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
+    listed = listed_slides(slides, slides_dir, out)
     result = feature_slides(
         encoder,
         listed,

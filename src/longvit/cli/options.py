@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +12,7 @@ from cyclopts import Group, Parameter
 
 if TYPE_CHECKING:
     from longvit.batch import BatchResult, RunSettings
+    from longvit.data.slide_list import ListedSlide
     from longvit.model.longvit import LongViT
 
 SETTINGS = Group("Settings (also keys of a recipe)", sort_key=1)
@@ -31,7 +34,7 @@ Slides = Annotated[
     ),
 ]
 SlidesDir = Annotated[
-    Path | None, Parameter(help="Where the slides of a CSV lie, if not beside it.", show_default=False)
+    Path | None, Parameter(help="Where the slides of a CSV lie (to any depth), if not beside it.", show_default=False)
 ]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda (or cuda:1) or mps. auto takes a GPU where there is one.")]
 Mpp = Annotated[
@@ -101,6 +104,14 @@ def model_and_run(
     model = load_longvit(folder)
     say(f"model {folder} on {chosen.name}")
     return model.to(chosen.device), settings
+
+
+def listed_slides(slides: Sequence[Path], slides_dir: Path | None, out: Path) -> tuple[ListedSlide, ...]:
+    """The slides that a command works on; what a search passed over is said, by one rank."""
+    from longvit.data.slide_list import find_slides
+
+    is_first = os.environ.get("RANK", "0") == "0"
+    return find_slides(slides, slides_dir=slides_dir, leave_out=out, note=say if is_first else lambda _: None)
 
 
 def say(text: Any) -> None:

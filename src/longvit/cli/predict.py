@@ -21,6 +21,7 @@ from longvit.cli.options import (
     TimeoutS,
     Workers,
     end_of_batch,
+    listed_slides,
     model_and_run,
 )
 
@@ -63,11 +64,10 @@ def predict(
     ```
     """
     from longvit.batch import ReadSettings, predict_slides
-    from longvit.data.slide_list import find_slides
     from longvit.files import make_folder
 
     make_folder(out)
-    listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
+    listed = listed_slides(slides, slides_dir, out)
     loaded, run = model_and_run(model, device, threads, workers, cluster, retries, timeout_s)
     result = predict_slides(loaded, listed, out, ReadSettings(mpp, reader, max_bad_tiles), run, pictures=pictures)
     return end_of_batch(result, out, f"Predictions: {out / 'predictions.csv'}")

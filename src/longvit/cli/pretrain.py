@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from longvit.cli.options import SETTINGS, Recipe, Slides, SlidesDir, say
+from longvit.cli.options import SETTINGS, Recipe, Slides, SlidesDir, listed_slides, say
 from longvit.pretraining.settings import PretrainSettings
 
 
@@ -45,13 +45,12 @@ def pretrain(
     ```
     """
     from longvit.cli.train import all_ranks_of
-    from longvit.data.slide_list import find_slides
     from longvit.device import pick_device
     from longvit.pretraining.run import pretrain as run
     from longvit.report.pretrained import pretrain_report
 
     pick_device(settings.device)  # before any slide is touched
-    listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
+    listed = listed_slides(slides, slides_dir, out)
     with all_ranks_of(settings.sequence_ranks, settings.device) as ranks:
         result = run(listed, settings, out, probe=probe, ranks=ranks, show=pretrain_report)
         if ranks is not None and not ranks.is_first:

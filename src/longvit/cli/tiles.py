@@ -20,6 +20,7 @@ from longvit.cli.options import (
     TimeoutS,
     Workers,
     end_of_batch,
+    listed_slides,
     say,
 )
 
@@ -77,7 +78,6 @@ def tiles(
     """
     from longvit.batch import ReadSettings, RunSettings, tile_slides
     from longvit.batch.tiles import TABLE, tile_folder
-    from longvit.data.slide_list import find_slides
     from longvit.files import make_folder
     from longvit.slides.tiles import TileSettings
 
@@ -85,7 +85,7 @@ def tiles(
     tissue = tissue_settings(min_piece_um2, max_hole_um2)
     run = RunSettings(workers, cluster, retries, timeout_s or None, reads_apart=True, threads=threads)
     make_folder(out)
-    listed = find_slides(slides, slides_dir=slides_dir, leave_out=out)
+    listed = listed_slides(slides, slides_dir, out)
     result = tile_slides(listed, out, wanted, tissue, ReadSettings(mpp, reader, max_bad_tiles), run)
     say_counts(result)
     return end_of_batch(result, out, f"Tiles: {tile_folder(out, wanted) / TABLE}")

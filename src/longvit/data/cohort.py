@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,9 +34,11 @@ from longvit.data.identity import (
     read_id,
     refuse_clashes,
 )
-from longvit.data.slide_files import SlideFinder, slide_stem
+from longvit.data.slide_files import SlideFinder, dicom_keys, existing_path, last_part, slide_stem
 from longvit.data.table import column_name, number, read_mpp, read_table
 from longvit.errors import InputError
+from longvit.slides.file_kind import near_name
+from longvit.slides.slide_name import fault_of_name, printable
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
@@ -136,10 +139,10 @@ def read_cohort(
 
     `label_column`: which column holds the class; None where the task has none (every label is then ""). `keep`: the
     classes to use, in their order; rows of other classes or without one are left out, which a note counts.
-    `slides_dir`: where to look for slides without a `path` (default: beside the CSV); subfolders one level down are
-    searched too. A `path` is relative to the CSV, or else to `slides_dir`. `need_files=False`: a slide without a file
-    stays, with the path where it would be (to check a manifest before the slides are there). `need_labels=False`: a row
-    without a label is left out, which a note counts and names. `allow_leak`: a patient may be in two splits or folds.
+    `slides_dir`: where slides without a `path` are looked for, to any depth, before that is done beside the CSV. A
+    `path` is relative to the CSV, or else to `slides_dir`. `need_files=False`: a slide without a file stays, with the
+    path where it would be (to check a manifest before the slides are there). `need_labels=False`: a row without a label
+    is left out, which a note counts and names. `allow_leak`: a patient may be in two splits or folds.
 
     Raises `InputError` in one line (file, row, way out) for: no such file, an empty file, no label column, a
     row without label, labels that are no classes, one class only, a slide without a file, a slide listed twice,
@@ -167,14 +170,15 @@ def read_cohort(
     finder = SlideFinder([*([slides_dir] if slides_dir is not None else []), path.parent])
     rows: list[SlideRow] = []
     missing: list[str] = []
+    misspelt: list[str] = []
     line_of_id: dict[str, int] = {}
     line_of_case: dict[str, int] = {}
-    line_of_path: dict[Path, int] = {}
+    line_of_path: dict[str, int] = {}
     own_case: list[SlideRow] = []
     for (line, cells), label in zip(table, labels, strict=True):
         where = f"{path}, line {line}"
         given = read_id(cells.get("slide_id", ""), "slide_id", where)
-        slide_id = slide_stem(given or canonical(Path(cells.get("path", "")).name))
+        slide_id = slide_stem(given or canonical(last_part(cells.get("path", ""))))
         if not slide_id:
             raise InputError(f"{where}: neither slide_id nor path")
         if slide_id in line_of_id:
@@ -183,16 +187,20 @@ def read_cohort(
         case_id = read_id(cells.get("case_id", ""), "case_id", where)
         if case_id:
             line_of_case.setdefault(case_id, line)
-        file, looked = _slide_file(path, cells, slides_dir, finder)
+        file, looked, near = _slide_file(path, cells, slides_dir, finder)
         if file is None and need_files:
-            missing.append(f"line {line}: no slide {slide_id} (looked for {looked})")
+            missing.append(f"line {line}: no slide {printable(slide_id)} (looked for {looked}{near})")
             continue
+        if file is None and near:
+            misspelt.append(f"slide {printable(slide_id)}{near}")
         file = file or Path(slides_dir or path.parent) / (cells.get("path") or cells["slide_id"])
-        if (resolved := file.resolve()) in line_of_path:
+        if (fault := fault_of_name(slide_id, str(file))) is not None:
+            raise InputError(f"{path}, line {line}: {printable(str(file))}: {fault}")
+        if (real := os.path.realpath(file)) in line_of_path:
             raise InputError(
-                f"{path}, line {line}: {file} is the file of line {line_of_path[resolved]} already; keep one row"
+                f"{path}, line {line}: {file} is the file of line {line_of_path[real]} already; keep one row"
             )
-        line_of_path[resolved] = line
+        line_of_path[real] = line
         rows.append(
             SlideRow(
                 case_id=case_id or slide_id,
@@ -220,6 +228,11 @@ def read_cohort(
     if missing:
         more = f"; {len(missing) - 1} more of {len(table)} slides lack a file too" if missing[1:] else ""
         raise InputError(f"{path}, {missing[0]}{more}; give --slides-dir, or a column path")
+    if misspelt:
+        more = f" (and {len(misspelt) - 1} more)" if misspelt[1:] else ""
+        notes.append(f"{path}: no file for {misspelt[0]}{more}: write the slide_id as the file is called")
+    if need_files:
+        _refuse_one_dicom_slide_twice(path, rows, line_of_id)
     _all_or_none(path, table, "split")
     _all_or_none(path, table, "fold")
     if not allow_leak:
@@ -320,14 +333,34 @@ def _classes(labels: Iterable[str]) -> tuple[str, ...]:
 
 def _slide_file(
     csv_path: Path, cells: dict[str, str], slides_dir: str | Path | None, finder: SlideFinder
-) -> tuple[Path | None, str]:
-    """The slide's file (None: not there) and what was looked for."""
+) -> tuple[Path | None, str, str]:
+    """The slide's file (None: not there), what was looked for, and what is there under nearly the same name."""
     if given := cells.get("path"):
         folders = [csv_path.parent, *([Path(slides_dir)] if slides_dir is not None else [])]
         tried = [folder / given for folder in folders]
-        return next((file for file in tried if file.exists()), None), " and ".join(map(str, tried))
+        file = existing_path(folders, given)
+        return (
+            file,
+            printable(" and ".join(map(str, tried))),
+            "" if file else next(filter(None, map(near_name, tried)), ""),
+        )
     slide_id = cells["slide_id"]
-    return finder.find(slide_id), f"{slide_stem(slide_id)}.svs, .tif, … in {finder.where()}"
+    file = finder.find(slide_id)
+    near = finder.near(slide_id) if file is None else None
+    looked = f"{printable(slide_stem(slide_id))}.svs, .tif, … in {finder.where()}"
+    return file, looked, "" if near is None else f"; there is {near}"
+
+
+def _refuse_one_dicom_slide_twice(path: Path, rows: Sequence[SlideRow], line_of_id: Mapping[str, int]) -> None:
+    """Several files of one DICOM series would be one slide, counted twice."""
+    first: dict[tuple[str, str], SlideRow] = {}
+    for index, key in dicom_keys([row.path for row in rows]).items():
+        row = rows[index]
+        if (other := first.setdefault(key, row)) is not row:
+            raise InputError(
+                f"{path}, line {line_of_id[row.slide_id]}: {row.path} is of the DICOM slide of line "
+                f"{line_of_id[other.slide_id]} already; keep one row"
+            )
 
 
 def _split(path: Path, line: int, text: str) -> str | None:

@@ -6,6 +6,7 @@ every fold (4 to 12 patients between train and test); their figures are comparab
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -90,7 +91,7 @@ def check(cohort: Cohort, folds: Iterable[Fold] = (), *, contents: bool = True) 
     see `match`.
     """
     folds = tuple(folds)
-    missing = tuple(row.slide_id for row in cohort.rows if not row.path.exists())
+    missing = tuple(row.slide_id for row in cohort.rows if not os.path.exists(row.path))  # noqa: PTH110
     identities, unreadable = _identities(cohort, set(missing)) if contents else ({}, {})
     by_identity: dict[str, list[str]] = {}
     for slide_id, identity in identities.items():

@@ -262,6 +262,8 @@ def _looked_at(listed: ListedSlide, settings: RegionSettings) -> _Found | Proble
 
     stage = "open"
     try:
+        if listed.fault is not None:
+            raise InputError(listed.fault)
         given = settings.mpp if listed.mpp is None else listed.mpp
         with open_slide(listed.path, mpp=given, reader=settings.reader) as slide:
             identity = slide.identity()

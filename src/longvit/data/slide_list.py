@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
-from collections.abc import Iterable, Sequence
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from longvit.data.identity import canonical, refuse_clashes
-from longvit.data.slide_files import SlideFinder, slide_stem, slides_in
+from longvit.data.slide_files import (
+    FolderSearch,
+    SlideFinder,
+    dicom_keys,
+    existing_path,
+    last_part,
+    mirax_slide,
+    slide_stem,
+)
 from longvit.data.table import read_mpp, read_table
 from longvit.errors import InputError
+from longvit.files import is_folder
+from longvit.slides.file_kind import near_name
+from longvit.slides.folder import counted_as
+from longvit.slides.slide_name import MAX_ID_BYTES, fault_of_name, printable
 
-_ANY_DEPTH = 64
+_LOG = logging.getLogger("longvit.data")
 
 
 @dataclass(frozen=True)
@@ -25,96 +42,216 @@ class ListedSlide:
     """Its file, or folder of DICOM files; it need not be there: that is found out when its turn comes."""
     mpp: float | None = None
     """µm per pixel at level 0 where the list states it."""
+    fault: str | None = None
+    """Why it cannot have a result whatever its file holds, in one line: its problem when its turn comes."""
+
+
+@dataclass
+class _Sources:
+    """What is found while the sources are gone through."""
+
+    slides_dir: str | Path | None
+    leave_out: str | Path | None
+    slides: list[ListedSlide]
+    passed_over: dict[str, str]
+    series: dict[Path, str]
+    """The DICOM series of paths whose header was read."""
+
+    def add(self, path: Path, series: str = "") -> None:
+        self.slides.append(_listed(slide_stem(path.name), path))
+        if series:
+            self.series[path] = series
 
 
 def find_slides(
-    sources: Iterable[str | Path], *, slides_dir: str | Path | None = None, leave_out: str | Path | None = None
+    sources: Iterable[str | Path],
+    *,
+    slides_dir: str | Path | None = None,
+    leave_out: str | Path | None = None,
+    note: Callable[[str], None] = _LOG.warning,
 ) -> tuple[ListedSlide, ...]:
     """Every slide that `sources` name, in their order (a folder's in alphabetical order), each once.
 
-    A source is a slide file, a folder (searched to any depth; a folder of `.dcm` files is one slide), a glob, or a
+    A source is a slide file, a folder (searched to any depth, each folder once whatever links lead to it), a glob, or a
     CSV with a column `slide_id`, `path` or `wsi`, and optionally `mpp`. Paths in a CSV are relative to it, or else to
-    `slides_dir`; a bare `slide_id` is looked up beside the CSV and in `slides_dir`. `leave_out`: a folder whose files
-    are no slides, wherever it lies (that of the results, which holds pictures).
+    `slides_dir`; a bare `slide_id` is looked up in `slides_dir` and beside the CSV, to any depth. The DICOM files of
+    one series are one slide, by whichever of them it is named; it is called after its folder, where nothing else lies
+    there, or after its first file. `leave_out`: a folder whose files are no slides, wherever it lies (that of the
+    results, which holds pictures). `note`: told in one line what a search through folders passed over.
 
-    Raises `InputError`: a source that is not there, a folder or glob without slides, two files with one slide id, a
-    CSV without such a column, with an mpp that is no positive number, or with two slide ids that differ in spelling
-    only. A CSV row whose file is missing is kept.
+    Raises `InputError`: a source or `slides_dir` that is not there, a folder or glob without slides, two files with one
+    slide id, two ids for one DICOM slide, a CSV without such a column, with an mpp that is no positive number, or with
+    two slide ids that differ in spelling only. A CSV row whose file is missing is kept, and so is a slide whose name no
+    result can have (see `ListedSlide.fault`).
     """
-    slides: list[ListedSlide] = []
+    if slides_dir is not None and not is_folder(slides_dir):
+        raise InputError(f"--slides-dir {slides_dir}: no such folder")
+    found = _Sources(slides_dir, leave_out, [], {}, {})
     for source in sources:
-        path = Path(source)
-        if path.suffix.lower() == ".csv" and not path.is_dir():
-            slides += _from_csv(path, slides_dir)
-        elif path.is_dir():
-            slides += _from_folder(path, leave_out)
-        elif path.exists():
-            slides.append(_named(path))
-        elif glob.has_magic(str(source)):
-            # not Path.glob, which wants its folder apart from the pattern
-            found = sorted(glob.glob(str(source), recursive=True))  # noqa: PTH207
-            matches = [match for match in found if not Path(match).name.startswith(".")]
-            if not matches:
-                raise InputError(f"{source}: no file matches")
-            slides += find_slides(matches, slides_dir=slides_dir, leave_out=leave_out)
-        else:
-            raise InputError(f"{source}: no such file or folder")
-    if not slides:
+        _add_source(found, source)
+    passed_over = _counted(found.passed_over)
+    if passed_over:
+        note(f"passed over: {passed_over}")
+    if not found.slides:
         raise InputError("no slides given: name files, a folder, a glob or a CSV")
-    return _each_once(slides)
+    return _each_once(found.slides, found.series)
 
 
-def _named(path: Path) -> ListedSlide:
-    return ListedSlide(slide_stem(path.name), path)
+def _add_source(found: _Sources, source: str | Path) -> None:
+    path = Path(source)
+    if path.suffix.lower() == ".csv" and not is_folder(path):
+        found.slides += _from_csv(path, found.slides_dir, found.leave_out)
+    elif is_folder(path):
+        _add_folder(found, path)
+    elif os.path.lexists(path):
+        found.add(path)
+    elif glob.has_magic(str(source)):
+        matches = _matches(str(source))
+        if not matches:
+            raise InputError(f"{source}: no file matches")
+        for match in matches:
+            if is_folder(match):
+                _add_folder(found, Path(match), is_needed=False)
+            else:
+                _add_source(found, match)
+    elif (other := existing_path([Path()], str(source))) is not None:
+        _add_source(found, other)
+    else:
+        raise InputError(f"{printable(str(source))}: no such file or folder{near_name(path)}")
 
 
-def _from_folder(folder: Path, leave_out: str | Path | None) -> list[ListedSlide]:
-    found = slides_in(folder.parent, depth=0) if folder.parent != folder else []
-    if folder in found:  # the folder itself is a DICOM slide
-        return [_named(folder)]
-    slides = slides_in(folder, depth=_ANY_DEPTH)
-    if leave_out is not None:
-        results = Path(leave_out).resolve()
-        slides = [path for path in slides if results not in path.resolve().parents]
-    if not slides:
-        raise InputError(f"{folder}: no slides in it (looked for .svs, .ndpi, .mrxs, .tif, .dcm, … to any depth)")
-    return [_named(path) for path in slides]
+def _add_folder(found: _Sources, folder: Path, is_needed: bool = True) -> None:
+    if (mirax := mirax_slide(folder)) is not None:  # `slides/*` of a shell names the slide and its data folder
+        found.add(mirax)
+        return
+    search = FolderSearch(folder, found.leave_out)
+    slides = list(search.in_order())
+    found.passed_over.update(search.passed_over)
+    if (
+        len(slides) == 1 and slides[0].is_dicom and slides[0].files[0].parent == folder
+    ):  # the folder itself is the slide
+        slides = [slides[0]._replace(path=folder)]
+    for slide in slides:
+        found.add(slide.path, slide.series)
+    for unlisted in search.unlisted:  # it may hold slides: its problem is a row
+        found.slides.append(_listed(f"{unlisted.name} (folder)", unlisted))
+    if is_needed and not slides and not search.unlisted:
+        more = f"; passed over: {_counted(search.passed_over)}" if search.passed_over else ""
+        raise InputError(f"{folder}: no slides in it (looked for .svs, .ndpi, .mrxs, .tif, .dcm, … to any depth{more})")
 
 
-def _from_csv(path: Path, slides_dir: str | Path | None) -> list[ListedSlide]:
+def _matches(pattern: str) -> list[str]:
+    """The files and folders that a glob names, sorted, without those whose name begins with a dot."""
+    if "**" not in pattern:
+        # not Path.glob, which wants its folder apart from the pattern
+        found = glob.glob(pattern)  # noqa: PTH207
+    else:  # glob.glob follows links that loop
+        parts = Path(pattern).parts
+        first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+        base = Path(*parts[:first])
+        files = [file for slide in FolderSearch(base).in_order() for file in slide.files]
+        found = [str(file) for file in files if _fits(file.relative_to(base).parts, parts[first:])]
+    return sorted(match for match in found if not Path(match).name.startswith("."))
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path are what a glob with `**` (any folders, or what lies in them) asks for."""
+    if not pattern or not parts:
+        return not pattern and not parts
+    if pattern[0] == "**":
+        return not pattern[1:] or any(_fits(parts[i:], pattern[1:]) for i in range(len(parts)))
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
+
+
+def _from_csv(path: Path, slides_dir: str | Path | None, leave_out: str | Path | None) -> list[ListedSlide]:
     columns, table = read_table(path)
     if not {"slide_id", "path", "wsi"} & set(columns):
         raise InputError(f"{path}: no column slide_id, path or wsi (it has {', '.join(columns)})")
-    folders = [path.parent, *([Path(slides_dir)] if slides_dir is not None else [])]
-    finder = SlideFinder(folders)
-    slides = []
+    elsewhere = [Path(slides_dir)] if slides_dir is not None else []
+    finder = SlideFinder([*elsewhere, path.parent], leave_out)
+    slides: list[ListedSlide] = []
+    named: dict[int, int] = {}
     line_of: dict[str, str] = {}
     for line, cells in table:
         given = cells.get("path") or cells.get("wsi")
-        stated = canonical(cells.get("slide_id", ""))
-        slide_id = slide_stem(stated or canonical(Path(given or "").name))
+        slide_id = slide_stem(canonical(cells.get("slide_id", "")) or canonical(last_part(given or "")))
         if not slide_id:
             raise InputError(f"{path}, line {line}: neither slide_id nor path nor wsi")
         if "/" in slide_id or "\\" in slide_id:  # it names the files of the results
             raise InputError(f"{path}, line {line}: slide_id {slide_id!r} is a path; put that into a column path")
         if given:
-            tried = [folder / given for folder in folders]
-            file = next((p for p in tried if p.exists()), None) or finder.find(Path(given).name) or tried[0]
+            file = existing_path([path.parent, *elsewhere], given) or finder.find(last_part(given))
+            file = file or path.parent / _of_this_machine(path.parent, given)
         else:
-            file = finder.find(cells["slide_id"]) or path.parent / cells["slide_id"]
+            file = finder.find(slide_id) or _missing(path.parent, cells["slide_id"], finder)
+        if cells.get("slide_id"):
+            named[len(slides)] = line
         line_of.setdefault(slide_id, f"line {line}")
-        slides.append(ListedSlide(slide_id, file, read_mpp(path, line, cells.get("mpp", ""))))
+        slides.append(_listed(slide_id, file, read_mpp(path, line, cells.get("mpp", ""))))
     refuse_clashes("slide_id", line_of, str(path))
+    _refuse_one_slide_under_two_ids(path, slides, named)
     return slides
 
 
-def _each_once(slides: Sequence[ListedSlide]) -> tuple[ListedSlide, ...]:
+def _missing(folder: Path, name: str, finder: SlideFinder) -> Path:
+    """Where a slide would lie that is nowhere: beside one whose name is nearly the same, if there is one."""
+    near = finder.near(name)
+    return (folder if near is None else near.parent) / name
+
+
+def _of_this_machine(folder: Path, given: str) -> str:
+    """A Windows path with `/`, where its folder is here under that name."""
+    other = given.replace("\\", "/")
+    return other if is_folder((folder / other).parent) else given
+
+
+def _listed(slide_id: str, path: Path, mpp: float | None = None) -> ListedSlide:
+    """A slide, under an id and a path that can be written anywhere; with its fault where those are not its own."""
+    fault = fault_of_name(slide_id, str(path))
+    if fault is None:
+        return ListedSlide(slide_id, path, mpp)
+    slide_id = printable(slide_id).replace("/", "\\x2f")
+    if len(slide_id.encode()) > MAX_ID_BYTES:
+        mark = sha256(slide_id.encode()).hexdigest()[:8]
+        slide_id = f"{slide_id.encode()[: MAX_ID_BYTES - 20].decode(errors='ignore')}…{mark}"
+    printed = printable(str(path))
+    return ListedSlide(slide_id, Path(printed), mpp, f"{printed}: {fault}")
+
+
+def _refuse_one_slide_under_two_ids(path: Path, slides: Sequence[ListedSlide], named: Mapping[int, int]) -> None:
+    """Several files of one DICOM series that a list gives ids of their own would be one slide, counted twice."""
+    rows = list(named)
+    first: dict[tuple[str, str], int] = {}
+    for index, key in dicom_keys([slides[row].path for row in rows]).items():
+        row = rows[index]
+        other = first.setdefault(key, row)
+        if slides[other].slide_id != slides[row].slide_id:
+            raise InputError(
+                f"{path}, lines {named[other]} and {named[row]}: {slides[other].slide_id} and {slides[row].slide_id} "
+                f"are files of one DICOM slide; keep one row"
+            )
+
+
+def _each_once(slides: Sequence[ListedSlide], series: Mapping[Path, str]) -> tuple[ListedSlide, ...]:
+    dicom = dicom_keys([slide.path for slide in slides], series)
+    first_of_series: dict[tuple[str, str], ListedSlide] = {}
     by_id: dict[str, ListedSlide] = {}
-    for slide in slides:
+    for index, slide in enumerate(slides):
+        if index in dicom and first_of_series.setdefault(dicom[index], slide) is not slide:
+            continue
         first = by_id.setdefault(slide.slide_id, slide)
-        if first.path.resolve() != slide.path.resolve():
+        if first is not slide and os.path.realpath(first.path) != os.path.realpath(slide.path):
             raise InputError(
                 f"{first.path} and {slide.path}: one slide id for two files ({slide.slide_id}); "
                 f"list them in a CSV with the columns slide_id,path"
             )
     return tuple(by_id.values())
+
+
+def _counted(passed_over: Mapping[str, str]) -> str:
+    """`3 files: .btf 1, .qptiff 2`; "" for none."""
+    if not passed_over:
+        return ""
+    kinds = Counter(map(counted_as, passed_over.values()))
+    what = "file" if len(passed_over) == 1 else "files"
+    return f"{len(passed_over)} {what}: {', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items()))}"

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from longvit.errors import InputError
-from longvit.slides.file_kind import Kind, dicom_files, kind_of
+from longvit.files import is_folder
+from longvit.slides.file_kind import Kind, kind_of
+from longvit.slides.folder import dicom_slide, require_plain_files
 from longvit.slides.mpp import Candidate, openslide_candidates
 from longvit.slides.pixel_reader import PixelReader, Rgb, UnsupportedError, check_side
 
@@ -52,7 +54,7 @@ def open_with_best_reader(path: Path, reader: ReaderName) -> Opened:
     """Opens `path`. Raises `InputError` for what no reader reads and for a forced reader that cannot."""
     if reader not in ("auto", "openslide", "tiff"):
         raise InputError(f"reader {reader!r} is unknown; take one of auto, openslide, tiff")
-    kind = kind_of(path)
+    kind = Kind.DICOM_FOLDER if is_folder(path) else kind_of(path)
     if kind is Kind.TIFF:
         return _open_tiff(path, reader)
     if reader == "tiff":
@@ -179,42 +181,26 @@ def _open_image(path: Path, kind: Kind) -> Opened:
 def _open_dicom(path: Path, kind: Kind) -> Opened:
     from longvit.slides.openslide_reader import OpenSlideReader
 
-    folder = path if kind is Kind.DICOM_FOLDER else path.parent
-    found = dicom_files(folder)
-    series: dict[str, list[Path]] = {}
-    refused = ""
-    for file in found if kind is Kind.DICOM_FOLDER else [path]:
-        if any(file in members for members in series.values()):
-            continue
-        try:
-            reader = OpenSlideReader(file)
-        except UnsupportedError as error:
-            refused = refused or str(error)
-            continue
-        uid = reader.properties.get("dicom.SeriesInstanceUID", "")
-        series[uid] = [file, *(other for other in found if other != file and _mentions(other, uid))]
-        first = reader
-    if not series:
-        raise InputError(f"{path}: no whole-slide DICOM that OpenSlide reads ({refused})")
-    if len(series) > 1:
-        names = ", ".join(str(members[0]) for members in series.values())
-        raise InputError(f"{path}: a folder of {len(series)} DICOM slides; name one of their files ({names})")
-    check_side(path, *first.levels[0].size_px)
-    files = sorted(next(iter(series.values())))
-    candidates = tuple(openslide_candidates(first.properties))
-    return Opened(kind, first.vendor, first, "the only reader of DICOM", tuple(files), candidates, first.properties)
-
-
-def _mentions(path: Path, uid: str) -> bool:
-    """Whether the head of a DICOM file names a series; OpenSlide joins the files of one."""
-    with path.open("rb") as file:
-        # The groups before the series' own (patient, acquisition) are a few kilobytes.
-        return bool(uid) and uid.encode() in file.read(1 << 16)
+    slide = dicom_slide(path)
+    file = path
+    if kind is Kind.DICOM_FOLDER:
+        file = slide.path
+        kind_of(file)  # says what is wrong with a file that is none
+    try:
+        reader = OpenSlideReader(file)
+    except UnsupportedError as error:
+        raise InputError(f"{path}: no whole-slide DICOM that OpenSlide reads ({error})") from error
+    check_side(path, *reader.levels[0].size_px)
+    candidates = tuple(openslide_candidates(reader.properties))
+    files = tuple(sorted(slide.files))
+    return Opened(kind, reader.vendor, reader, "the only reader of DICOM", files, candidates, reader.properties)
 
 
 def _open_other(path: Path, kind: Kind) -> Opened:
     from longvit.slides.openslide_reader import OpenSlideReader, openslide_vendor
 
+    if kind is Kind.MIRAX:
+        require_plain_files(path.with_suffix(""))
     if openslide_vendor(path) is None:
         raise InputError(f"{path}: not a slide in a known format (see `longvit doctor` for the list)")
     try:

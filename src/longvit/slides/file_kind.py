@@ -6,11 +6,16 @@ is a thumbnail or a mistake more often than a slide.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 
 from longvit.errors import InputError
+from longvit.files import is_folder, require_regular_file
+from longvit.slides.slide_name import composed, folded, printable
 
 
 class Kind(Enum):
@@ -34,12 +39,29 @@ _SUFFIX_KINDS = {
     ".tif": Kind.TIFF,
     ".tiff": Kind.TIFF,
     ".btf": Kind.TIFF,
+    ".tf2": Kind.TIFF,
     ".tf8": Kind.TIFF,
+    ".qptiff": Kind.TIFF,
     ".dcm": Kind.DICOM,
+    ".dicom": Kind.DICOM,
     ".png": Kind.PNG,
     ".jpg": Kind.JPEG,
     ".jpeg": Kind.JPEG,
 }
+DICOM_SUFFIXES = tuple(suffix for suffix, kind in _SUFFIX_KINDS.items() if kind is Kind.DICOM)
+# The one list of what a slide's name may end with: where slides are listed, looked up, and opened. Longest first, so
+# that `.ome.tiff` is cut off whole. Identifiers may contain dots themselves (TCGA's do), so only a known extension is
+# ever cut.
+SLIDE_SUFFIXES = tuple(
+    sorted(
+        (
+            *_SUFFIX_KINDS,
+            *(f".ome{suffix}" for suffix in (".tif", ".tiff", ".btf", ".tf2", ".tf8")),
+            *(".mrxs", ".vms", ".vmu", ".svslide", ".czi"),
+        ),
+        key=lambda suffix: (-len(suffix), suffix),
+    )
+)
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _STRANGERS = (
     (b"%PDF", "a PDF"),
@@ -52,14 +74,18 @@ _STRANGERS = (
 )
 
 
+def slide_stem(name: str) -> str:
+    """`a.b.svs` -> `a.b`; `a.b` stays, since `.b` is no known extension."""
+    low = name.lower()
+    return next((name[: -len(s)] for s in SLIDE_SUFFIXES if low.endswith(s) and len(name) > len(s)), name)
+
+
 def kind_of(path: Path) -> Kind:
-    """Tells what `path` is. Raises `InputError` for what is missing, empty, unreadable, misnamed or no slide at all."""
+    """Tells what a file is. Raises `InputError` for what is missing, empty, unreadable, misnamed or no slide at all."""
+    require_regular_file(path)
     try:
-        if path.is_dir():
-            return _folder_kind(path)
         size_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(4096)
+        head = first_bytes(path, 4096)
     except OSError as error:
         raise _unreadable(path, error) from error
     if path.suffix.lower() == ".mrxs":
@@ -81,21 +107,19 @@ def kind_of(path: Path) -> Kind:
     return kind
 
 
-def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files directly inside `folder`, sorted by name."""
-    return [path for path in sorted(folder.iterdir()) if path.is_file() and is_dicom(path)]
+def first_bytes(path: Path, count: int) -> bytes:
+    """The head of a file. Reading never waits: where a device or a file of the system has nothing to say, there is
+    none. Raises `OSError`."""
+    head = b""
+    with path.open("rb", buffering=0) as file:
+        os.set_blocking(file.fileno(), False)
+        while len(head) < count and (more := file.read(count - len(head))):
+            head += more
+    return head
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether the DICOM preamble is there."""
-    try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
-def _content_kind(path: Path, head: bytes) -> Kind:
+def family_of(head: bytes) -> Kind:
+    """The family that the first bytes name (132 of them are enough); `OTHER` where they name none."""
     if head.startswith(_TIFF_MAGIC):
         return Kind.TIFF
     if head[128:132] == b"DICM":
@@ -104,9 +128,41 @@ def _content_kind(path: Path, head: bytes) -> Kind:
         return Kind.PNG
     if head.startswith(b"\xff\xd8\xff"):
         return Kind.JPEG
+    return Kind.OTHER
+
+
+def near_name(path: Path) -> str:
+    """What may be meant by a path that is not there, for a message: "; there is 001.tif". "" where nothing is near."""
+    with contextlib.suppress(OSError, ValueError):  # no link
+        return f"; it is a link to {printable(str(path.readlink()))}, which is not there"
+    if "\\" in path.name:
+        return "; on this machine a path has / where that has \\"
+    names = _folded_names(path.parent).get(folded(slide_stem(path.name)), ())
+    if any(composed(name) == composed(path.name) for name in names):
+        return f"; there is one that differs in Unicode form only: {printable(str(path.parent))}/{path.name}"
+    return f"; there is {', '.join(map(printable, names[:3]))}" if names else ""
+
+
+def _folded_names(folder: Path) -> dict[str, list[str]]:
+    try:
+        return _folded_names_at(folder, folder.stat().st_mtime_ns)
+    except (OSError, ValueError):
+        return {}
+
+
+@lru_cache(maxsize=8)
+def _folded_names_at(folder: Path, _: int) -> dict[str, list[str]]:
+    """The names in a folder by what `folded` leaves of them; listed once, however many slides are missing there."""
+    names: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):  # noqa: PTH208
+        names.setdefault(folded(slide_stem(name)), []).append(name)
+    return names
+
+
+def _content_kind(path: Path, head: bytes) -> Kind:
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"{path}: a Git-LFS pointer, not the slide itself; run `git lfs pull` in its repository")
-    return Kind.OTHER
+    return family_of(head)
 
 
 def _own_suffix(kind: Kind) -> str:
@@ -137,18 +193,10 @@ def _is_text(head: bytes) -> bool:
     return b"\0" not in head
 
 
-def _folder_kind(path: Path) -> Kind:
-    if dicom_files(path):
-        return Kind.DICOM_FOLDER
-    if (path / "Slidedat.ini").exists():
-        raise InputError(f"{path}: the data folder of a MRXS slide; give the file {path.name}.mrxs beside it")
-    raise InputError(f"{path}: a folder without a DICOM file (a folder is read as one DICOM slide); name a slide file")
-
-
 def _require_mirax_folder(path: Path) -> None:
     folder = path.with_suffix("")
-    if not (folder / "Slidedat.ini").is_file():
-        what = "holds no Slidedat.ini" if folder.is_dir() else "is missing"
+    if not os.path.isfile(folder / "Slidedat.ini"):  # noqa: PTH113 (Path.is_file may raise)
+        what = "holds no Slidedat.ini" if is_folder(folder) else "is missing"
         raise InputError(
             f"{path}: its data folder {folder.name}/ {what} (a MRXS slide is the file and a folder of the same "
             f"name beside it); copy both"
@@ -157,7 +205,7 @@ def _require_mirax_folder(path: Path) -> None:
 
 def _unreadable(path: Path, error: OSError) -> InputError:
     if error.errno == errno.ENOENT:
-        return InputError(f"{path}: no such file")
+        return InputError(f"{path}: no such file{near_name(path)}")
     if error.errno in (errno.EACCES, errno.EPERM):
         return InputError(f"{path}: no permission to read it")
     return InputError(f"{path}: cannot be read ({error.strerror or error})")

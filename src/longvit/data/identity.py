@@ -1,9 +1,8 @@
 """Who is who: the one place that decides whether two texts of tables mean one patient, slide or class, or nobody.
 
-`canonical` is an id as it is compared: without outer blanks, in the Unicode form NFC. `folded` is what is left of an id
-once everything is gone that programs and keyboards change: capitals, leading zeros, `.0`, blanks, kinds of dashes,
-invisible characters, full-width forms, letters of other scripts that look the same. Two ids that differ, but not in
-their folded form, are never taken for two and never for one: `refuse_clashes` names both.
+`canonical` is an id as it is compared: without outer blanks, in the Unicode form NFC. Two ids that differ, but not in
+their folded form (`slides/spelling.py`: capitals, leading zeros, `.0`, dashes, invisible characters …), are never taken
+for two and never for one: `refuse_clashes` names both.
 
 A blank cell is missing, and so are the marks that programs write for it: nan, NA, N/A, <NA>, NaT, #N/A. The words
 `none` and `null` are missing among numbers; in a column of words they are a class, as they are in a grade
@@ -17,19 +16,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from longvit.errors import InputError
+from longvit.slides.spelling import composed, folded
 
 _MARKS = frozenset({"nan", "na", "n/a", "<na>", "nat", "#n/a", "#na", "1.#qnan", "-nan"})
 _WORDS = frozenset({"none", "null"})
 _WHOLE = re.compile(r"(-?)0*([0-9]{1,18})(?:[.,]0*)?")
 _ROUNDED = re.compile(r"[0-9](?:[.,][0-9]+)?[eE]\+[0-9]+")
 _FORMULA = re.compile(r"[=@]|[+-](?=.*[(|!])|[+-][0-9.]+[-+*/^&]")
-_DOUBLE_QUOTES = '"\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033'
-_QUOTES = _DOUBLE_QUOTES + "'`\u00b4\u2018\u2019\u201a\u201b\u2039\u203a\u2032\u02b9\u02bc"
-_LOOKALIKES = dict(zip("авекмнорстухѕіјαεικνορτυχ", "abekmhopctyxsijaeiknoptux", strict=True))
-"""Cyrillic and Greek small letters that look like Latin ones, at least as capitals."""
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------
@@ -37,7 +32,7 @@ _LOOKALIKES = dict(zip("авекмнорстухѕіјαεικνορτυχ", "ab
 
 def canonical(text: str) -> str:
     """An id or a class as it is compared: no outer blanks of any kind, no byte order mark, Unicode form NFC."""
-    return text.strip() if text.isascii() else unicodedata.normalize("NFC", text).strip("\ufeff").strip()
+    return composed(text).strip().strip("\ufeff").strip()
 
 
 def is_missing(text: str) -> bool:
@@ -90,59 +85,6 @@ def formula_note(cells: Iterable[tuple[str, str]], source: str) -> tuple[str, ..
         f"{source}, {found[0][1]}: {found[0][0]!r} is a formula for a spreadsheet{more}; results have it as it is: "
         f"rename it, or import them as text",
     )
-
-
-class _Plain(dict[int, str]):
-    """Character -> what is left of it once folded; filled as characters come."""
-
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        category = unicodedata.category(character)
-        if character.isspace():
-            plain = " "
-        elif category == "Pd" or character in "_\u2212\u02d7\u2043":
-            plain = "-"
-        elif category in ("Cf", "Cc") or _varies(code):
-            plain = ""
-        elif character in _QUOTES:
-            plain = '"' if character in _DOUBLE_QUOTES else "'"
-        elif category == "Nd":
-            plain = str(unicodedata.decimal(character))
-        else:
-            plain = character
-        self[code] = plain
-        return plain
-
-
-def _varies(code: int) -> bool:
-    """A selector of another picture of the character before, a joiner, a filler: nothing that is seen."""
-    return 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF or code in (0x034F, 0x115F, 0x1160, 0x3164)
-
-
-_PLAIN = _Plain()
-_SAME = str.maketrans(_LOOKALIKES)
-
-
-@lru_cache(maxsize=2**17)
-def folded(text: str) -> str:
-    """The folded form of an id; two ids with the same one are told apart by their spelling only."""
-    plain = text.translate(_PLAIN)
-    if not plain.isascii():
-        plain = unicodedata.normalize("NFKC", plain).translate(_PLAIN)
-    plain = plain.casefold()
-    if not plain.isascii():
-        plain = unicodedata.normalize("NFKC", plain).translate(_SAME)
-    plain = re.sub(r" *-[ -]*", "-", re.sub(r" +", " ", plain))
-    plain = re.sub(r"(?<=[^\w -]) | (?=[^\w -])", "", plain)  # a (1) = a(1)
-    plain = plain.removeprefix("=").strip("'\" ").rstrip(" .")
-    if number := re.fullmatch(r"\+?0*([0-9]+)(?:[.,]0+)?", plain):
-        return number[1]
-    if number := re.fullmatch(r"\+?([0-9]+)(?:[.,]([0-9]+))?e\+([0-9]{1,2})", plain):  # 1.2e+05
-        digits, fraction, exponent = number[1], number[2] or "", int(number[3])
-        if len(fraction) <= exponent:
-            return (digits + fraction + "0" * (exponent - len(fraction))).lstrip("0") or "0"
-    plain = re.sub(r"(?<=[^\W\d_])[ -](?=[0-9])|(?<=[0-9])[ -](?=[^\W\d_])", "", plain)  # P 01, P-01 = P01
-    return re.sub(r"(?<![0-9])(?<![0-9]\.)0+(?=[0-9])", "", plain) or text
 
 
 def clashes(ids: Iterable[str]) -> list[tuple[str, str]]:

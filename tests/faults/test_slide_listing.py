@@ -373,6 +373,16 @@ def test_every_command_searches_to_the_same_depth(slides: Path, tmp_path: Path) 
         assert [row.path for row in read_cohort(tmp_path / "cohort.csv", **where).rows] == files
 
 
+def test_an_extension_in_a_list_decides_between_two_files_as_it_does_in_a_cohort(tmp_path: Path) -> None:
+    for name in ("a.svs", "a.tif"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.csv").write_text("slide_id\na.tif\n")
+    assert find_slides([tmp_path / "list.csv"]) == (ListedSlide("a", tmp_path / "a.tif"),)
+    (tmp_path / "list.csv").write_text("slide_id\na\n")
+    with pytest.raises(InputError, match="2 files answer to this slide id"):
+        find_slides([tmp_path / "list.csv"])
+
+
 def test_a_picture_in_the_results_of_a_run_is_not_taken_for_its_missing_slide(slides: Path, tmp_path: Path) -> None:
     write_slide(slides / "a.tif", seed=1)
     write_slide(slides / "b.tif", seed=2)

@@ -183,7 +183,7 @@ def _from_csv(path: Path, slides_dir: str | Path | None, leave_out: str | Path |
             file = existing_path([path.parent, *elsewhere], given) or finder.find(last_part(given))
             file = file or path.parent / _of_this_machine(path.parent, given)
         else:
-            file = finder.find(slide_id) or _missing(path.parent, cells["slide_id"], finder)
+            file = finder.find(cells["slide_id"]) or _missing(path.parent, cells["slide_id"], finder)
         if cells.get("slide_id"):
             named[len(slides)] = line
         line_of.setdefault(slide_id, f"line {line}")

@@ -401,8 +401,10 @@ def test_what_programs_write_for_an_empty_cell_is_missing_unless_it_is_kept(word
 def test_the_word_taken_for_missing_is_named_by_every_command(tmp_path: Path, capsys: Captured) -> None:
     rows = [(f"s{i}x", ("NA", "tumour")[i % 2]) for i in range(6)]
     path = table(tmp_path / "cohort.csv", "slide_id,label", rows)
-    assert "every row has the label 'tumour' ('NA' stands for none)" in refused(capsys, "cohort", "check", path)
-    assert "line 2 and 2 more: no label ('NA' stands for none)" in refused(
+    assert "every row has the label 'tumour' ('NA' stands for none; --keep makes a class of it)" in refused(
+        capsys, "cohort", "check", path
+    )
+    assert "line 2 and 2 more: no label ('NA' stands for none; --keep" in refused(
         capsys, "train", path, "--out", tmp_path / "r"
     )
     assert main(["cohort", "check", str(path), "--keep", "NA", "tumour"]) == 0

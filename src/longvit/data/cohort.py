@@ -54,7 +54,8 @@ class SlideRow:
     slide_id: str
     """The slide's name, unique in its cohort, without the file's extension."""
     label: str
-    """The class, as written in the CSV (1.0 is 1, see `identity.class_name`); "" where the cohort was read without a label column."""
+    """The class, as written in the CSV (but 1.0 is 1, see `identity.class_name`); "" where the cohort was read without
+    a label column."""
     path: Path
     """The slide's file or folder; it was there when the cohort was read (see `need_files`)."""
     mpp: float | None = None
@@ -143,8 +144,8 @@ def read_cohort(
 
     Raises `InputError` in one line (file, row, way out) for: no such file, an empty file, no label column, a
     row without label, labels that are no classes, one class only, a slide without a file, a slide listed twice, two
-    slides, patients, classes or folds that only their spelling tells apart, a patient in two splits or two folds, a split that is neither train, val nor test, an mpp that is no positive
-    number, a class to keep that no row has.
+    slides, patients, classes or folds that only their spelling tells apart, a patient in two splits or two folds, a
+    split that is neither train, val nor test, an mpp that is no positive number, a class to keep that no row has.
     """
     path = Path(csv_path)
     if slides_dir is not None and not Path(slides_dir).is_dir():

@@ -269,6 +269,15 @@ def test_folds_may_have_patients_in_one_column_and_slides_of_the_same_numbers_in
     assert match(read_cohort(path), read_folds(folds)[0]).rows == {"train": (0, 1, 2, 3), "val": (), "test": (4,)}
 
 
+def test_a_slide_without_a_label_is_not_taken_for_the_patient_of_that_number(tmp_path: Path) -> None:
+    path = cohort(tmp_path, tuple(f"{i // 2:03d}" for i in range(12)), tuple(f"{100 + i}" for i in range(12)))
+    folds = table(tmp_path / "splits_0.csv", ",train,test", [(0, "100", "104"), (1, "2", "")])
+    assert match(read_cohort(path), read_folds(folds)[0]).unknown["train"] == ("2",)
+    folds = table(tmp_path / "splits_0.csv", ",train,test", [(0, "000", "2"), (1, "001", "")])
+    with pytest.raises(InputError, match=r"line 2: id '2' and patient '002'"):
+        match(read_cohort(path), read_folds(folds)[0])
+
+
 def test_two_manifests_that_spell_a_slide_otherwise_do_not_agree_on_nothing(tmp_path: Path, capsys: Captured) -> None:
     one = table(tmp_path / "one.csv", "slide_id,label", [("001", "a"), ("002", "b"), ("003", "b")])
     other = table(tmp_path / "other.csv", "slide_id,label", [("1", "b"), ("2", "b"), ("5", "a")])

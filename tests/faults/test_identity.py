@@ -269,6 +269,15 @@ def test_folds_may_have_patients_in_one_column_and_slides_of_the_same_numbers_in
     assert match(read_cohort(path), read_folds(folds)[0]).rows == {"train": (0, 1, 2, 3), "val": (), "test": (4,)}
 
 
+def test_a_slide_without_a_label_is_not_taken_for_the_patient_of_that_number(tmp_path: Path) -> None:
+    path = cohort(tmp_path, tuple(f"{i // 2:03d}" for i in range(12)), tuple(f"{100 + i}" for i in range(12)))
+    folds = table(tmp_path / "splits_0.csv", ",train,test", [(0, "100", "104"), (1, "2", "")])
+    assert match(read_cohort(path), read_folds(folds)[0]).unknown["train"] == ("2",)
+    folds = table(tmp_path / "splits_0.csv", ",train,test", [(0, "000", "2"), (1, "001", "")])
+    with pytest.raises(InputError, match=r"line 2: id '2' and patient '002'"):
+        match(read_cohort(path), read_folds(folds)[0])
+
+
 def test_two_manifests_that_spell_a_slide_otherwise_do_not_agree_on_nothing(tmp_path: Path, capsys: Captured) -> None:
     one = table(tmp_path / "one.csv", "slide_id,label", [("001", "a"), ("002", "b"), ("003", "b")])
     other = table(tmp_path / "other.csv", "slide_id,label", [("1", "b"), ("2", "b"), ("5", "a")])
@@ -401,8 +410,10 @@ def test_what_programs_write_for_an_empty_cell_is_missing_unless_it_is_kept(word
 def test_the_word_taken_for_missing_is_named_by_every_command(tmp_path: Path, capsys: Captured) -> None:
     rows = [(f"s{i}x", ("NA", "tumour")[i % 2]) for i in range(6)]
     path = table(tmp_path / "cohort.csv", "slide_id,label", rows)
-    assert "every row has the label 'tumour' ('NA' stands for none)" in refused(capsys, "cohort", "check", path)
-    assert "line 2 and 2 more: no label ('NA' stands for none)" in refused(
+    assert "every row has the label 'tumour' ('NA' stands for none; --keep makes a class of it)" in refused(
+        capsys, "cohort", "check", path
+    )
+    assert "line 2 and 2 more: no label ('NA' stands for none; --keep" in refused(
         capsys, "train", path, "--out", tmp_path / "r"
     )
     assert main(["cohort", "check", str(path), "--keep", "NA", "tumour"]) == 0

@@ -57,7 +57,8 @@ class SlideRow:
     slide_id: str
     """The slide's name, unique in its cohort, without the file's extension."""
     label: str
-    """The class, as written in the CSV; "" where the cohort was read without a label column."""
+    """The class, as written in the CSV (but 1.0 is 1, see `identity.class_name`); "" where the cohort was read without
+    a label column."""
     path: Path
     """The slide's file or folder; it was there when the cohort was read (see `need_files`)."""
     mpp: float | None = None
@@ -65,9 +66,9 @@ class SlideRow:
     split: str | None = None
     """`train`, `val`, `test`, or None where the CSV has no column of that name."""
     fold: str | None = None
-    """The cross-validation fold as written in the CSV."""
+    """The cross-validation fold, read like a class."""
     site: str | None = None
-    """The hospital or scanner as written in the CSV."""
+    """The hospital or scanner, read like a class."""
     cells: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """All cells of the CSV's row by column name (lower case, `_` for spaces and `-`), as text without outer spaces."""
     line: int | None = field(default=None, compare=False, repr=False)
@@ -145,9 +146,9 @@ def read_cohort(
     is left out, which a note counts and names. `allow_leak`: a patient may be in two splits or folds.
 
     Raises `InputError` in one line (file, row, way out) for: no such file, an empty file, no label column, a
-    row without label, labels that are no classes, one class only, a slide without a file, a slide listed twice,
-    a patient in two splits or two folds, a split that is neither train, val nor test, an mpp that is no positive
-    number, a class to keep that no row has.
+    row without label, labels that are no classes, one class only, a slide without a file, a slide listed twice, two
+    slides, patients, classes or folds that only their spelling tells apart, a patient in two splits or two folds, a
+    split that is neither train, val nor test, an mpp that is no positive number, a class to keep that no row has.
     """
     path = Path(csv_path)
     if slides_dir is not None and not Path(slides_dir).is_dir():

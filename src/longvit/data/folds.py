@@ -194,15 +194,18 @@ def match(cohort: Cohort, fold: Fold) -> Match:
     rows: dict[str, tuple[int, ...]] = {}
     cases: dict[str, dict[str, str]] = {}
     unknown: dict[str, tuple[str, ...]] = {}
+    kinds: dict[str, str] = {}
     for split in SPLITS:
         ids = fold.ids(split)
         of_slide = {text: by_slide[slide_stem(text)] for text in ids if slide_stem(text) in by_slide}
         of_case = {text: by_case[text] for text in ids if text in by_case}
         found = _one_kind(of_slide, of_case, f"{fold.where()}, {split}", cohort.source)
+        kinds[split] = ("patient" if found is of_case else "slide") if found else ""
         rows[split] = tuple(sorted({i for indices in found.values() for i in indices}))
         cases[split] = {text: cohort.rows[indices[0]].case_id for text, indices in found.items()}
         unknown[split] = tuple(text for text in ids if text not in found)
-    _refuse_other_spelling(cohort, fold, [text for ids in unknown.values() for text in ids])
+    for split in SPLITS:
+        _refuse_other_spelling(cohort, fold, unknown[split], [kinds[split]] if kinds[split] else ["slide", "patient"])
     if not any(rows.values()):
         theirs, ours = next(text for split in SPLITS for text in fold.ids(split)), cohort.rows[0]
         raise InputError(
@@ -212,15 +215,14 @@ def match(cohort: Cohort, fold: Fold) -> Match:
     return Match(rows, cases, unknown)
 
 
-def _refuse_other_spelling(cohort: Cohort, fold: Fold, unknown: Sequence[str]) -> None:
+def _refuse_other_spelling(cohort: Cohort, fold: Fold, unknown: Sequence[str], kinds: Iterable[str]) -> None:
     """An id that seems to be of no row, while a slide or patient of the cohort is written nearly so, would be lost from
-    this side of the fold, and its patient might stand on the other."""
+    this side of the fold, and its patient might stand on the other. `kinds`: what the other ids of its column are."""
     lines = {text: f"line {fold.lines[text]}" if text in fold.lines else "" for text in unknown}
     stems = {slide_stem(text): line for text, line in lines.items()}
-    slides = first_places((row.slide_id, row.where()) for row in cohort.rows)
-    cases = first_places((row.case_id, row.where()) for row in cohort.rows)
-    refuse_other_spelling("id", stems, fold.where(), "slide", slides, cohort.source)
-    refuse_other_spelling("id", lines, fold.where(), "patient", cases, cohort.source)
+    for kind in kinds:
+        theirs = first_places((row.slide_id if kind == "slide" else row.case_id, row.where()) for row in cohort.rows)
+        refuse_other_spelling("id", stems if kind == "slide" else lines, fold.where(), kind, theirs, cohort.source)
 
 
 def _one_kind(

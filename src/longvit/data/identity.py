@@ -192,8 +192,9 @@ class Classes:
     """What was decided about words that could mean either, one sentence each."""
 
     def missing_words(self) -> str:
-        """` (NA stands for none)`, or "" where only blank cells are missing."""
-        return f" ({', '.join(map(repr, self.words))} stands for none)" if self.words else ""
+        """` ('NA' stands for none; …)`, or "" where only blank cells are missing."""
+        names = ", ".join(map(repr, self.words))
+        return f" ({names} stands for none; --keep makes a class of it)" if names else ""
 
 
 def read_classes(

@@ -11,12 +11,10 @@ from pathlib import Path
 
 from longvit.errors import InputError
 from longvit.files import is_folder
-from longvit.slides.file_kind import DICOM_SUFFIXES, SLIDE_SUFFIXES, slide_stem
+from longvit.slides.file_kind import DICOM_SUFFIXES, slide_stem
 from longvit.slides.folder import Folder, SlideFiles, dicom_series, mirax_file, read_folder
 from longvit.slides.slide_name import printable
 from longvit.slides.spelling import composed, folded
-
-__all__ = ["SLIDE_SUFFIXES", "FolderSearch", "SlideFinder", "existing_path", "last_part", "slide_stem"]
 
 _Key = tuple[int, int]
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -88,7 +86,8 @@ class FolderSearch:
                 raise InputError(f"{path}: cannot be listed: {error.strerror or error}") from error
             self.unlisted[path] = error
             return [], []
-        if self._but_results and not is_start and (path.parent in self._results or _holds_results(folder)):
+        is_results = _holds_results(folder) or (bool(self._results) and path.parent in self._results)
+        if self._but_results and not is_start and is_results:
             self._results.add(path)
             folder.slides = [slide for slide in folder.slides if not _is_picture(slide.path.name, folder.names)]
         if not is_start and folder.is_mirax_data:  # without its .mrxs: opening it says so

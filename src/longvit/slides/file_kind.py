@@ -78,6 +78,8 @@ _STRANGERS = (
 def slide_stem(name: str) -> str:
     """`a.b.svs` -> `a.b`; `a.b` stays, since `.b` is no known extension."""
     low = name.lower()
+    if not low.endswith(SLIDE_SUFFIXES):
+        return name
     return next((name[: -len(s)] for s in SLIDE_SUFFIXES if low.endswith(s) and len(name) > len(s)), name)
 
 

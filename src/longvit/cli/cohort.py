@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
     from longvit.data.folds import Fold
     from longvit.data.leaks import CohortReport
+    from longvit.tasks.settings import FinetuneSettings
 
 _NAMED = 3  # how many names a line shows; --json has all
 
@@ -170,6 +171,8 @@ def split(
         strata = _bins(rows, columns) if task == "survival" else None
         made = new_folds.make_folds(rows, k, seed=seed, strata=strata, by_site=by_site, val_fraction=val_fraction)
     write_folds(out, made)
+    for note in rows.notes:
+        say(note)
     print("\n".join(_fold_lines(report_of(rows, made, contents=False))))
     print(f"{len(made)} folds: {out}")
     return 0
@@ -196,6 +199,15 @@ def _read(
     )
     if not is_survival:
         return rows
+    from longvit.tasks.survival import lacks_outcome
+
+    settings = _settings(columns)
+    without = [row for row in rows.rows if lacks_outcome(row, rows.source, settings)]
+    if without and len(without) < len(rows.rows):
+        names = ", ".join(row.slide_id for row in without)
+        note = f"{manifest}: {len(without)} of {len(rows.rows)} rows have no time or event and drop out: {names}"
+        left = tuple(row for row in rows.rows if not lacks_outcome(row, rows.source, settings))
+        rows = replace(rows, rows=left, notes=(*rows.notes, note))
     labelled = [
         replace(row, label="event" if happened else "censored")
         for row, (_, happened) in zip(rows.rows, _outcomes(rows, columns), strict=True)
@@ -203,12 +215,17 @@ def _read(
     return replace(rows, rows=tuple(labelled), classes=("censored", "event"))
 
 
-def _outcomes(rows: Cohort, columns: _Columns) -> list[tuple[float, bool]]:
+def _settings(columns: _Columns) -> FinetuneSettings:
     from longvit.tasks.settings import FinetuneSettings
-    from longvit.tasks.survival import read_outcome
 
     time, event, censorship = columns
-    settings = FinetuneSettings(task="survival", time_column=time, event_column=event, censorship_column=censorship)
+    return FinetuneSettings(task="survival", time_column=time, event_column=event, censorship_column=censorship)
+
+
+def _outcomes(rows: Cohort, columns: _Columns) -> list[tuple[float, bool]]:
+    from longvit.tasks.survival import read_outcome
+
+    settings = _settings(columns)
     return [read_outcome(row, rows.source, settings) for row in rows.rows]
 
 

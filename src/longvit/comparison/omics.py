@@ -1,6 +1,7 @@
 """Tables of omics in MCAT's shape: a row per slide or patient with case_id, a column per gene and kind of measurement.
 
-    case_id,…,TP53_mut,TP53_cnv,TP53_rnaseq,…          kinds: _mut, _cnv, _rnaseq; an empty cell was not measured
+    case_id,…,TP53_mut,TP53_cnv,TP53_rnaseq,…          kinds: _mut, _cnv, _rnaseq; an empty cell (or NA, nan) was not
+                                                       measured
 
 A table of signatures has a column of genes for each; a signature takes those of its genes that the omic table has, in
 all three kinds. Nothing is scaled here: each system standardises on its training fold (`baselines.omics`).
@@ -8,20 +9,22 @@ all three kinds. Nothing is scaled here: each system standardises on its trainin
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from longvit.data.identity import canonical, is_missing, is_missing_number, read_id, refuse_clashes
+from longvit.data.table import column_name, number, read_table, records
 from longvit.errors import InputError
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
 KINDS = ("_mut", "_cnv", "_rnaseq")
+MAX_VALUES = 100_000_000
+"""Of all patients together: 400 MB."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class OmicTable:
     signatures: Mapping[str, NDArray[np.int64]] = field(default_factory=dict, repr=False)
     """Name -> places in `columns`, each at least one; empty without a table of signatures."""
     source: str = "omics"
+    line_of: Mapping[str, int] = field(default_factory=dict, repr=False)
+    """case_id -> its first line in the table, for messages."""
+    notes: tuple[str, ...] = ()
+    """What was left out, one sentence each."""
 
     def vector(self, case_id: str) -> NDArray[np.float32]:
         """(G,): all that was measured."""
@@ -45,65 +52,84 @@ class OmicTable:
 
 
 def read_omics(path: str | Path, signatures: str | Path | None = None) -> OmicTable:
-    """Reads a .csv or .csv.zip, the first row of each patient.
+    """Reads a .csv or .csv.zip, a row of each patient; a patient may have several that say the same.
 
     Raises `InputError`: no such table, no column case_id, none that ends with one of `KINDS`, a cell that is no number,
-    a signature without any column.
+    rows of one patient that contradict each other, patients that only their spelling tells apart, a signature without
+    any column, more than `MAX_VALUES` values.
     """
     path = Path(path)
-    table = _read(path)
-    case_column = next((c for c in table.columns if str(c).strip().lower() == "case_id"), None)
-    if case_column is None:
+    rows = records(path)
+    _, header = next(rows, (0, []))
+    if twice := next((name for name, n in Counter(header).items() if name and n > 1), None):
+        raise InputError(f"{path}: two columns are called {twice!r}; remove one")
+    case_place = next((i for i, name in enumerate(header) if column_name(name) == "case_id"), None)
+    if case_place is None:
         raise InputError(f"{path}: no column case_id, by which omics and slides are brought together")
-    columns = tuple(str(c) for c in table.columns if str(c).endswith(KINDS))
+    places = [i for i, name in enumerate(header) if name.endswith(KINDS)]
+    columns = tuple(header[i] for i in places)
     if not columns:
         raise InputError(f"{path}: no omics: no column ends with {', '.join(KINDS)}")
-    first = table.drop_duplicates(case_column)
-    values = first[list(columns)]
+    of_case: dict[str, NDArray[np.float32]] = {}
+    line_of: dict[str, int] = {}
+    nobody = 0
+    for line, cells in rows:
+        case = read_id(cells[case_place] if case_place < len(cells) else "", "case_id", f"{path}, line {line}")
+        if not case:
+            nobody += 1
+            continue
+        values = _values(path, line, [cells[i] if i < len(cells) else "" for i in places], columns)
+        if (first := of_case.setdefault(case, values)) is not values and not np.array_equal(first, values, True):
+            raise InputError(
+                f"{path}, line {line}: patient {case} has other values than on line {line_of[case]}; keep one row"
+            )
+        line_of.setdefault(case, line)
+        if len(of_case) * len(columns) > MAX_VALUES:
+            raise InputError(f"{path}: more than {MAX_VALUES:,} values; leave out the columns that are not needed")
+    if not of_case:
+        raise InputError(f"{path}: no row with a case_id")
+    refuse_clashes("case_id", {case: f"line {line}" for case, line in line_of.items()}, str(path))
+    notes = (f"{path}: {nobody} rows without case_id are nobody's and left out",) if nobody else ()
+    return OmicTable(columns, of_case, _signatures(signatures, columns, path), str(path), line_of, notes)
+
+
+def _values(path: Path, line: int, cells: list[str], columns: tuple[str, ...]) -> NDArray[np.float32]:
+    """(G,), NaN where nothing stands; `InputError` names the first column that holds no finite number."""
     try:
-        numbers = values.to_numpy(np.float32)
-    except (TypeError, ValueError) as error:
-        name, text = _no_number(values)
-        raise InputError(f"{path}: column {name} holds {text!r}; write a number, or nothing") from error
+        values = np.array([float(cell) if cell else math.nan for cell in cells], dtype=np.float64)
+    except ValueError:
+        values = np.array([_value(cell) for cell in cells], dtype=np.float64)
+    with np.errstate(over="ignore"):
+        numbers = values.astype(np.float32)
     if np.isinf(numbers).any():
-        raise InputError(f"{path}: column {columns[int(np.isinf(numbers).any(0).argmax())]} holds an infinity")
-    cases = [str(case).strip() for case in first[case_column]]
-    of_case = dict(zip(cases, numbers, strict=True))
-    return OmicTable(columns, of_case, _signatures(signatures, columns, path), str(path))
+        i = int(np.isinf(numbers).argmax())
+        if number(cells[i]) is None and cells[i].lower().strip("+-") not in ("inf", "infinity"):
+            what = f"column {columns[i]} holds {cells[i]!r}; write a number, or nothing"
+        else:
+            what = f"column {columns[i]} holds an infinity"
+        raise InputError(f"{path}, line {line}: {what}")
+    return numbers
+
+
+def _value(cell: str) -> float:
+    """Infinity where it is no number."""
+    if is_missing_number(cell):
+        return math.nan
+    found = number(cell)
+    return math.inf if found is None else found
 
 
 def _signatures(path: str | Path | None, columns: tuple[str, ...], omics: Path) -> dict[str, NDArray[np.int64]]:
     if path is None:
         return {}
-    table = _read(Path(path))
+    path = Path(path)
+    names, rows = read_table(path, naming=str)
     place = {name: i for i, name in enumerate(columns)}
     found = {}
-    for name in table.columns:
-        genes = dict.fromkeys(str(gene).strip() for gene in table[name].dropna())
+    for name in names:
+        genes = dict.fromkeys(canonical(row[name]) for _, row in rows if not is_missing(row.get(name, "")))
         places = [place[gene + kind] for gene in genes for kind in KINDS if gene + kind in place]
         if not places:
             raise InputError(f"{omics}: none of its {len(columns):,} columns is of signature {name!r} of {path}")
-        found[str(name)] = np.array(places, dtype=np.int64)
+        found[name] = np.array(places, dtype=np.int64)
     return found
-
-
-def _read(path: Path) -> DataFrame:
-    import pandas as pd
-
-    try:
-        return pd.read_csv(path, low_memory=False)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:  # an archive or a table can be damaged in many ways
-        raise InputError(f"{path}: no table that can be read: {' '.join(str(error).split())[:160]}") from error
-
-
-def _no_number(values: DataFrame) -> tuple[str, Any]:
-    """The first column and cell that is none."""
-    import pandas as pd
-
-    for name in values.columns:
-        wrong = values[name][pd.to_numeric(values[name], errors="coerce").isna() & values[name].notna()]
-        if len(wrong):
-            return name, wrong.iloc[0]
-    return values.columns[0], "what is no number"

@@ -19,8 +19,9 @@ import numpy as np
 
 from longvit.comparison.entrants import OF_SIGNATURES, Entrant
 from longvit.comparison.omics import OmicTable
-from longvit.data.bags import FeatureBag, find_bags, join_bags, read_bag
+from longvit.data.bags import FeatureBag, FoundBags, find_bags, join_bags, read_bag
 from longvit.data.cohort import Cohort, SlideRow
+from longvit.data.identity import first_places, refuse_other_spelling
 from longvit.data.problems import Problem
 from longvit.errors import InputError
 from longvit.progress import Progress
@@ -144,14 +145,17 @@ def make_study(
 ) -> Study:
     """Finds and reads what there is.
 
-    Raises `InputError`: neither features nor omics, nobody who has all that is given, features of different widths of
-    which none is the rule.
+    Raises `InputError`: neither features nor omics, nobody who has all that is given, a patient whose spelling alone
+    tells it from one of the omics, features of different widths of which none is the rule.
     """
     if features is None and omics is None:
         raise InputError("nothing to compare on: give --features FOLDER, or --omics TABLE")
     per_patient = not task_class(task).has_classes
     rows, problems = list(cohort.rows), []
     if omics is not None:
+        patients = first_places((row.case_id, row.where()) for row in rows)
+        measured = {case: f"line {omics.line_of[case]}" if case in omics.line_of else "" for case in omics.of_case}
+        refuse_other_spelling("patient", patients, cohort.source, "patient", measured, omics.source)
         without = [row for row in rows if row.case_id not in omics.of_case]
         problems += [
             Problem(row.slide_id, "open", f"{omics.source}: no row of patient {row.case_id}") for row in without
@@ -160,7 +164,7 @@ def make_study(
     paths: Mapping[str, Path] = {}
     if features is not None:
         found = find_bags(features, [row.slide_id for row in rows])
-        problems += [Problem(slide, "open", f"{features}: no features of this slide") for slide in found.missing]
+        problems += [Problem(slide, "open", f"{features}: {_no_features(slide, found)}") for slide in found.missing]
         paths = found.paths
         rows = [row for row in rows if row.slide_id in paths]
     read = _read_all(rows, paths, memory_mb) if features is not None else _Read(tuple(rows), {}, {}, None, ())
@@ -169,9 +173,9 @@ def make_study(
         first = f"; the first of {len(problems)} problems: {problems[0].error}" if problems else ""
         raise InputError(f"{cohort.source}: no slide has all that is given{first}")
     slides_of = _units(read.rows, per_patient)
-    notes: tuple[str, ...] = ()
+    notes = () if omics is None else omics.notes
     if problems:
-        notes = (f"{len(problems)} of {len(cohort.rows)} slides are left out for all systems, see problems.csv",)
+        notes += (f"{len(problems)} of {len(cohort.rows)} slides are left out for all systems, see problems.csv",)
     return Study(
         replace(cohort, rows=read.rows),
         per_patient,
@@ -189,6 +193,12 @@ def make_study(
             if all(s in read.kept for s in slides)
         },
     )
+
+
+def _no_features(slide_id: str, found: FoundBags) -> str:
+    near = found.near.get(slide_id)
+    hint = "" if near is None else f"; there is {near}, which differs in spelling only: correct the slide_id"
+    return f"no features of this slide{hint}"
 
 
 def _units(rows: Sequence[SlideRow], per_patient: bool) -> dict[str, tuple[str, ...]]:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvit.data.bag_layouts import H5_FILES, PT_FILES, tile_level0_px
+from longvit.data.identity import canonical, folded
 from longvit.data.slide_files import slide_stem
 from longvit.errors import InputError
 
@@ -77,6 +78,8 @@ class FoundBags:
     """slide_id -> file."""
     missing: tuple[str, ...]
     """Slides without one."""
+    near: Mapping[str, str] = field(default_factory=dict)
+    """Of these, slide_id -> the name of a file that differs from it in spelling only."""
 
 
 def read_bag(path: str | Path) -> FeatureBag:
@@ -131,10 +134,13 @@ def find_bags(folder: str | Path, slide_ids: Iterable[str]) -> FoundBags:
     by_stem: dict[str, Path] = {}
     for suffix, place in ((".h5", folder), (".h5", folder / H5_FILES), (".pt", folder), (".pt", folder / PT_FILES)):
         for path in sorted(place.glob(f"[!.]*{suffix}")):
-            by_stem.setdefault(slide_stem(path.name[: -len(suffix)]), path)
-    ids = list(dict.fromkeys(slide_ids))
-    found = {slide_id: by_stem[slide_stem(slide_id)] for slide_id in ids if slide_stem(slide_id) in by_stem}
-    return FoundBags(found, tuple(slide_id for slide_id in ids if slide_id not in found))
+            by_stem.setdefault(canonical(slide_stem(path.name[: -len(suffix)])), path)
+    stem_of = {slide_id: canonical(slide_stem(slide_id)) for slide_id in slide_ids}
+    found = {slide_id: by_stem[stem] for slide_id, stem in stem_of.items() if stem in by_stem}
+    missing = tuple(slide_id for slide_id in stem_of if slide_id not in found)
+    by_form = {folded(stem): path.name for stem, path in by_stem.items()} if missing else {}
+    near = {slide_id: by_form[form] for slide_id in missing if (form := folded(stem_of[slide_id])) in by_form}
+    return FoundBags(found, missing, near)
 
 
 def _bag_folder(folder: Path) -> Path:

@@ -2,7 +2,8 @@
 
 Tolerant in what it reads (ids with or without extension, BOM, spaces, `;` or tabs, column names in any case),
 strict in what it means: whatever would make a result wrong (a patient on both sides of a split, a row without a
-label, a slide that is not there) is one line of `InputError`, never a guess.
+label, a slide that is not there, two spellings of one id) is one line of `InputError`, never a guess. Which texts mean
+one patient, slide or class, and which mean nobody, is decided in `identity.py`.
 
     case_id,slide_id,label,path,split
     P01,P01_a,adenocarcinoma,scans/P01_a.svs,train
@@ -22,6 +23,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from longvit.data.identity import (
+    canonical,
+    class_name,
+    first_places,
+    formula_note,
+    is_missing,
+    is_missing_number,
+    read_classes,
+    read_id,
+    refuse_clashes,
+)
 from longvit.data.slide_files import SlideFinder, dicom_keys, existing_path, last_part, slide_stem
 from longvit.data.table import column_name, number, read_mpp, read_table
 from longvit.errors import InputError
@@ -45,7 +57,8 @@ class SlideRow:
     slide_id: str
     """The slide's name, unique in its cohort, without the file's extension."""
     label: str
-    """The class, as written in the CSV; "" where the cohort was read without a label column."""
+    """The class, as written in the CSV (but 1.0 is 1, see `identity.class_name`); "" where the cohort was read without
+    a label column."""
     path: Path
     """The slide's file or folder; it was there when the cohort was read (see `need_files`)."""
     mpp: float | None = None
@@ -53,11 +66,17 @@ class SlideRow:
     split: str | None = None
     """`train`, `val`, `test`, or None where the CSV has no column of that name."""
     fold: str | None = None
-    """The cross-validation fold as written in the CSV."""
+    """The cross-validation fold, read like a class."""
     site: str | None = None
-    """The hospital or scanner as written in the CSV."""
+    """The hospital or scanner, read like a class."""
     cells: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """All cells of the CSV's row by column name (lower case, `_` for spaces and `-`), as text without outer spaces."""
+    line: int | None = field(default=None, compare=False, repr=False)
+    """Where it stands in the CSV, for messages."""
+
+    def where(self) -> str:
+        """`line 3`, or "" where it was not read from a CSV."""
+        return "" if self.line is None else f"line {self.line}"
 
 
 @dataclass(frozen=True)
@@ -127,9 +146,9 @@ def read_cohort(
     is left out, which a note counts and names. `allow_leak`: a patient may be in two splits or folds.
 
     Raises `InputError` in one line (file, row, way out) for: no such file, an empty file, no label column, a
-    row without label, labels that are no classes, one class only, a slide without a file, a slide listed twice,
-    a patient in two splits or two folds, a split that is neither train, val nor test, an mpp that is no positive
-    number, a class to keep that no row has.
+    row without label, labels that are no classes, one class only, a slide without a file, a slide listed twice, two
+    slides, patients, classes or folds that only their spelling tells apart, a patient in two splits or two folds, a
+    split that is neither train, val nor test, an mpp that is no positive number, a class to keep that no row has.
     """
     path = Path(csv_path)
     if slides_dir is not None and not Path(slides_dir).is_dir():
@@ -145,26 +164,30 @@ def read_cohort(
         notes.append(f"{path}: no column 'case_id': every slide counts as a patient of its own")
 
     if label_key is not None and keep is not None:
-        keep = [_class_name(label) for label in keep]
-        table = _kept(path, table, label_key, keep, notes)
-    elif label_key is not None and not need_labels:
-        table = _labelled(path, table, label_key, notes)
-    labels = [""] * len(table) if label_key is None else _labels(path, table, label_key)
+        keep = [class_name(label) for label in keep]
+    labels = [""] * len(table)
+    if label_key is not None:
+        table, labels = _labelled(path, table, label_key, keep, need_labels, notes)
     finder = SlideFinder([*([slides_dir] if slides_dir is not None else []), path.parent])
     rows: list[SlideRow] = []
     missing: list[str] = []
     misspelt: list[str] = []
     line_of_id: dict[str, int] = {}
+    line_of_case: dict[str, int] = {}
     line_of_path: dict[str, int] = {}
+    own_case: list[SlideRow] = []
     for (line, cells), label in zip(table, labels, strict=True):
-        slide_id = slide_stem(cells.get("slide_id", "") or last_part(cells.get("path", "")))
+        where = f"{path}, line {line}"
+        given = read_id(cells.get("slide_id", ""), "slide_id", where)
+        slide_id = slide_stem(given or canonical(last_part(cells.get("path", ""))))
         if not slide_id:
-            raise InputError(f"{path}, line {line}: neither slide_id nor path")
+            raise InputError(f"{where}: neither slide_id nor path")
         if slide_id in line_of_id:
-            raise InputError(
-                f"{path}, line {line}: slide {slide_id} stands on line {line_of_id[slide_id]} already; keep one row"
-            )
+            raise InputError(f"{where}: slide {slide_id} stands on line {line_of_id[slide_id]} already; keep one row")
         line_of_id[slide_id] = line
+        case_id = read_id(cells.get("case_id", ""), "case_id", where)
+        if case_id:
+            line_of_case.setdefault(case_id, line)
         file, looked, near = _slide_file(path, cells, slides_dir, finder)
         if file is None and need_files:
             missing.append(f"line {line}: no slide {printable(slide_id)} (looked for {looked}{near})")
@@ -181,16 +204,27 @@ def read_cohort(
         line_of_path[real] = line
         rows.append(
             SlideRow(
-                case_id=cells.get("case_id", "") or slide_id,
+                case_id=case_id or slide_id,
                 slide_id=slide_id,
                 label=label,
                 path=file,
                 mpp=read_mpp(path, line, cells.get("mpp", "")),
                 split=_split(path, line, cells.get("split", "")),
-                fold=cells.get("fold") or None,
-                site=cells.get("site") or None,
+                fold=_group_name(cells.get("fold", "")),
+                site=_group_name(cells.get("site", "")),
                 cells=cells,
+                line=line,
             )
+        )
+        if not case_id:
+            own_case.append(rows[-1])
+    for what, lines in (("slide_id", line_of_id), ("case_id", line_of_case)):
+        refuse_clashes(what, {name: f"line {line}" for name, line in lines.items()}, str(path))
+    refuse_clashes("fold", first_places((row.fold, row.where()) for row in rows if row.fold is not None), str(path))
+    if taken := next((row for row in own_case if row.case_id in line_of_case), None):
+        raise InputError(
+            f"{path}, line {taken.line}: slide {taken.slide_id} has no case_id, and line {line_of_case[taken.case_id]} "
+            f"has the patient {taken.case_id}; fill in the case_id"
         )
     if missing:
         more = f"; {len(missing) - 1} more of {len(table)} slides lack a file too" if missing[1:] else ""
@@ -205,8 +239,10 @@ def read_cohort(
     if not allow_leak:
         _refuse_leak(rows, "split", str(path))
         _refuse_leak(rows, "fold", str(path))
-    if "case_id" in columns and (empty := sum(not cells.get("case_id") for _, cells in table)):
-        notes.append(f"{path}: {empty} rows without case_id: each counts as a patient of its own")
+    if "case_id" in columns and own_case:
+        notes.append(f"{path}: {len(own_case)} rows without case_id: each counts as a patient of its own")
+    named = [(text, row.where()) for row in rows for text in dict.fromkeys((row.case_id, row.slide_id, row.label))]
+    notes += formula_note(named, str(path))
     classes = () if label_key is None else _classes(labels) if keep is None else tuple(keep)
     return Cohort(tuple(rows), classes, str(path), tuple(notes))
 
@@ -227,50 +263,54 @@ def _has(columns: list[str]) -> str:
     return f" (it has {', '.join(names)})"
 
 
-def _kept(
-    path: Path, table: list[tuple[int, dict[str, str]]], key: str, keep: Sequence[str], notes: list[str]
-) -> list[tuple[int, dict[str, str]]]:
-    """The rows of the classes in `keep`; how many of each other class were left out goes into the notes."""
-    found = Counter(_class_name(cells.get(key, "")) or "(no label)" for _, cells in table)
+_Table = list[tuple[int, dict[str, str]]]
+
+
+def _labelled(
+    path: Path, table: _Table, key: str, keep: Sequence[str] | None, need_labels: bool, notes: list[str]
+) -> tuple[_Table, list[str]]:
+    """The rows that take part, with the class of each; how many do not, and what was decided, goes into the notes."""
+    read = read_classes([(cells.get(key, ""), f"line {line}") for line, cells in table], key, str(path), keep)
+    notes += read.notes
+    if keep is not None:
+        names = [name or "(no label)" for name in read.names]
+        _count_others(path, names, key, keep, notes)
+        return _of(table, [name if name in keep else None for name in names])
+    without = [row for row, name in zip(table, read.names, strict=True) if name is None]
+    if without and need_labels:
+        more = f" and {len(without) - 1} more" if without[1:] else ""
+        raise InputError(
+            f"{path}, line {without[0][0]}{more}: no {key}{read.missing_words()}; fill it in or remove the row"
+        )
+    if len(without) == len(table):
+        raise InputError(f"{path}: no row has a {key}{read.missing_words()}; choose another --label-column")
+    if without:
+        ids = ", ".join(cells.get("slide_id") or cells.get("path", "") for _, cells in without)
+        notes.append(f"{path}: {len(without)} of {len(table)} rows have no {key} and drop out: {ids}")
+    table, labels = _of(table, read.names)
+    _refuse_no_classes(path, table, labels, key, read.missing_words())
+    return table, labels
+
+
+def _of(table: _Table, names: Sequence[str | None]) -> tuple[_Table, list[str]]:
+    both = [(row, name) for row, name in zip(table, names, strict=True) if name is not None]
+    return [row for row, _ in both], [name for _, name in both]
+
+
+def _count_others(path: Path, names: Sequence[str], key: str, keep: Sequence[str], notes: list[str]) -> None:
+    """How many rows of each class that is not in `keep` are left out."""
+    found = Counter(names)
     if len(set(keep)) < max(2, len(keep)):
         raise InputError(f"classes to keep: {', '.join(keep)}: name at least two, each once")
     if absent := [label for label in keep if label not in found]:
         raise InputError(f"{path}: no row has the {key} {absent[0]!r} (it has {', '.join(sorted(found))})")
     if out := {label: found[label] for label in sorted(found) if label not in keep}:
-        names = ", ".join(f"{label} {n}" for label, n in out.items())
-        notes.append(f"{path}: {sum(out.values())} of {len(table)} rows are of other classes and left out ({names})")
-    return [(line, cells) for line, cells in table if _class_name(cells.get(key, "")) in keep]
+        listed = ", ".join(f"{label} {n}" for label, n in out.items())
+        notes.append(f"{path}: {sum(out.values())} of {len(names)} rows are of other classes and left out ({listed})")
 
 
-def _labelled(
-    path: Path, table: list[tuple[int, dict[str, str]]], key: str, notes: list[str]
-) -> list[tuple[int, dict[str, str]]]:
-    """The rows with a label; the others go into the notes, by name."""
-    without = [cells.get("slide_id") or cells.get("path", "") for _, cells in table if _is_empty(cells.get(key, ""))]
-    if len(without) == len(table):
-        raise InputError(f"{path}: no row has a {key}; choose another --label-column")
-    if without:
-        notes.append(f"{path}: {len(without)} of {len(table)} rows have no {key} and drop out: {', '.join(without)}")
-    return [(line, cells) for line, cells in table if not _is_empty(cells.get(key, ""))]
-
-
-def _is_empty(label: str) -> bool:
-    return label.lower() in ("", "nan", "na", "none")
-
-
-def _class_name(text: str) -> str:
-    """Whole numbers that a table program wrote as 1.0 become 1."""
-    value = number(text)
-    return str(int(value)) if value is not None and value.is_integer() else text
-
-
-def _labels(path: Path, table: list[tuple[int, dict[str, str]]], key: str) -> list[str]:
-    """The class of every row, see `_class_name`."""
-    empty = [line for line, cells in table if _is_empty(cells.get(key, ""))]
-    if empty:
-        more = f" and {len(empty) - 1} more" if empty[1:] else ""
-        raise InputError(f"{path}, line {empty[0]}{more}: no {key}; fill it in or remove the row")
-    labels = [cells[key] for _, cells in table]
+def _refuse_no_classes(path: Path, table: _Table, labels: Sequence[str], key: str, beside: str) -> None:
+    """Measurements instead of classes, one class only, or as many as rows."""
     numbers = [number(label) for label in labels]
     if all(number is not None for number in numbers):
         broken = [i for i, n in enumerate(numbers) if n is not None and not n.is_integer()]
@@ -279,13 +319,11 @@ def _labels(path: Path, table: list[tuple[int, dict[str, str]]], key: str) -> li
                 f"{path}, line {table[broken[0]][0]}: {key} is {labels[broken[0]]}: a measurement, not a class; "
                 f"choose another --label-column, or write classes"
             )
-        labels = [_class_name(label) for label in labels]
     classes = set(labels)
     if len(classes) == 1:
-        raise InputError(f"{path}: every row has the {key} {labels[0]!r}; at least two classes are needed")
+        raise InputError(f"{path}: every row has the {key} {labels[0]!r}{beside}; at least two classes are needed")
     if len(classes) == len(labels) > 2:
         raise InputError(f"{path}: {key} is different in all {len(labels)} rows; choose another --label-column")
-    return labels
 
 
 def _classes(labels: Iterable[str]) -> tuple[str, ...]:
@@ -327,15 +365,20 @@ def _refuse_one_dicom_slide_twice(path: Path, rows: Sequence[SlideRow], line_of_
 
 
 def _split(path: Path, line: int, text: str) -> str | None:
-    if not text:
+    if is_missing_number(text):
         return None
-    if text.lower() not in SPLIT_NAMES:
+    if (name := canonical(text).lower()) not in SPLIT_NAMES:
         raise InputError(f"{path}, line {line}: split is {text!r}; it must be train, val or test")
-    return SPLIT_NAMES[text.lower()]
+    return SPLIT_NAMES[name]
+
+
+def _group_name(text: str) -> str | None:
+    """A fold or a site: 1.0 is 1."""
+    return None if is_missing(text) else class_name(text)
 
 
 def _all_or_none(path: Path, table: list[tuple[int, dict[str, str]]], key: str) -> None:
-    empty = [line for line, cells in table if not cells.get(key)]
+    empty = [line for line, cells in table if is_missing(cells.get(key, ""))]
     if empty and len(empty) < len(table):
         raise InputError(
             f"{path}, line {empty[0]}: no {key}, while {len(table) - len(empty)} other rows have one; "

@@ -18,13 +18,14 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
 
 from longvit.data.cohort import SPLIT_NAMES, SPLITS, Cohort, SlideRow
+from longvit.data.identity import first_places, is_missing, read_id, refuse_clashes, refuse_other_spelling
 from longvit.data.slide_files import slide_stem
 from longvit.data.table import number, read_table
 from longvit.errors import InputError
@@ -47,6 +48,8 @@ class Fold:
     """Empty where the fold has none (survival as MCAT does it: val is the evaluation set)."""
     source: str = field(default="", compare=False)
     """The file it was read from, for messages."""
+    lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    """id -> the line of the file where it stands first, for messages."""
 
     def ids(self, split: str) -> tuple[str, ...]:
         """The ids in `train`, `val` or `test`."""
@@ -88,7 +91,7 @@ def read_folds(source: str | Path | Sequence[str | Path]) -> tuple[Fold, ...]:
 
     `splits_N_bool.csv` and `splits_N_descriptor.csv`, which often lie beside them, are not read. `InputError`: no
     such folder, none in it, a number left out, a table without the columns train and val or test, a split without
-    any id, an id twice in one column.
+    any id, an id twice in one column, two ids there that differ in their spelling only.
     """
     if isinstance(source, (str, Path)):
         files = _files_of(Path(source)) if Path(source).is_dir() else [Path(source)]
@@ -132,20 +135,24 @@ def _read_fold(path: Path) -> Fold:
         has = ", ".join(c or "(no name)" for c in columns)
         raise InputError(f"{path}: no folds: it needs the columns train and val or test (it has {has})")
     ids: dict[str, tuple[str, ...]] = {}
+    line_of: dict[str, int] = {}
     for split, column in column_of.items():
         cells = [(line, row.get(column, "")) for line, row in table]
-        found = [(line, text) for line, text in cells if text and text.lower() != "nan"]
+        found = [(line, text) for line, text in cells if not is_missing(text)]
         if found and all(text.lower() in ("true", "false") for _, text in found):
             raise InputError(f"{path}: column {column} holds true and false; give the table of ids (splits_N.csv)")
         if not found:
             raise InputError(f"{path}: column {column} is empty; fill it in or remove it")
+        found = [(line, read_id(text, column, f"{path}, line {line}")) for line, text in found]
         lines: dict[str, int] = {}
         for line, text in found:
+            line_of.setdefault(text, line)
             if (first := lines.setdefault(slide_stem(text), line)) != line:
                 raise InputError(f"{path}, line {line}: {text} stands in {column} on line {first} already")
+        refuse_clashes("ids", {stem: f"line {line}" for stem, line in lines.items()}, f"{path}, column {column}")
         ids[split] = tuple(text for _, text in found)
     name = re.sub(r"^(?:splits?|folds?)_?(?=.)", "", path.stem, flags=re.IGNORECASE)
-    return Fold(name, ids["train"], ids.get("val", ()), ids.get("test", ()), str(path))
+    return Fold(name, ids["train"], ids.get("val", ()), ids.get("test", ()), str(path), line_of)
 
 
 def write_folds(folder: str | Path, folds: Iterable[Fold]) -> tuple[Path, ...]:
@@ -177,7 +184,8 @@ def match(cohort: Cohort, fold: Fold) -> Match:
     """Finds the rows that a fold means. Whether a column holds slide ids or case ids is decided by what it matches.
 
     `InputError`: one column with slide ids and case ids, ids that are a slide of one patient and the name of
-    another (or of one with more slides), a fold with no id of the cohort at all.
+    another (or of one with more slides), an id that only its spelling tells from one of the cohort, a fold with no id
+    of the cohort at all.
     """
     by_slide: dict[str, tuple[int, ...]] = {row.slide_id: (i,) for i, row in enumerate(cohort.rows)}
     by_case: dict[str, tuple[int, ...]] = {}
@@ -186,14 +194,18 @@ def match(cohort: Cohort, fold: Fold) -> Match:
     rows: dict[str, tuple[int, ...]] = {}
     cases: dict[str, dict[str, str]] = {}
     unknown: dict[str, tuple[str, ...]] = {}
+    kinds: dict[str, str] = {}
     for split in SPLITS:
         ids = fold.ids(split)
         of_slide = {text: by_slide[slide_stem(text)] for text in ids if slide_stem(text) in by_slide}
         of_case = {text: by_case[text] for text in ids if text in by_case}
         found = _one_kind(of_slide, of_case, f"{fold.where()}, {split}", cohort.source)
+        kinds[split] = ("patient" if found is of_case else "slide") if found else ""
         rows[split] = tuple(sorted({i for indices in found.values() for i in indices}))
         cases[split] = {text: cohort.rows[indices[0]].case_id for text, indices in found.items()}
         unknown[split] = tuple(text for text in ids if text not in found)
+    for split in SPLITS:
+        _refuse_other_spelling(cohort, fold, unknown[split], [kinds[split]] if kinds[split] else ["slide", "patient"])
     if not any(rows.values()):
         theirs, ours = next(text for split in SPLITS for text in fold.ids(split)), cohort.rows[0]
         raise InputError(
@@ -201,6 +213,16 @@ def match(cohort: Cohort, fold: Fold) -> Match:
             f"case {ours.case_id}); give the folds of this cohort"
         )
     return Match(rows, cases, unknown)
+
+
+def _refuse_other_spelling(cohort: Cohort, fold: Fold, unknown: Sequence[str], kinds: Iterable[str]) -> None:
+    """An id that seems to be of no row, while a slide or patient of the cohort is written nearly so, would be lost from
+    this side of the fold, and its patient might stand on the other. `kinds`: what the other ids of its column are."""
+    lines = {text: f"line {fold.lines[text]}" if text in fold.lines else "" for text in unknown}
+    stems = {slide_stem(text): line for text, line in lines.items()}
+    for kind in kinds:
+        theirs = first_places((row.slide_id if kind == "slide" else row.case_id, row.where()) for row in cohort.rows)
+        refuse_other_spelling("id", stems if kind == "slide" else lines, fold.where(), kind, theirs, cohort.source)
 
 
 def _one_kind(

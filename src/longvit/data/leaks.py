@@ -15,6 +15,7 @@ from typing import Any
 
 from longvit.data.cohort import SPLITS, Cohort
 from longvit.data.folds import Fold, Match, match
+from longvit.data.identity import first_places, refuse_other_spelling
 from longvit.errors import InputError
 
 
@@ -115,10 +116,14 @@ def check(cohort: Cohort, folds: Iterable[Fold] = (), *, contents: bool = True) 
 
 
 def refuse_disagreement(one: Cohort, other: Cohort) -> int:
-    """How many slides are in both manifests; `InputError` for the first with another patient, label or split.
+    """How many slides are in both manifests; `InputError` for the first with another patient, label or split, and for
+    slides or patients that only their spelling tells apart.
 
     A label or split that one of them lacks is no disagreement.
     """
+    for what, name in (("slide", "slide_id"), ("patient", "case_id")):
+        ours, theirs = (first_places((getattr(row, name), row.where()) for row in c.rows) for c in (one, other))
+        refuse_other_spelling(what, ours, one.source, what, theirs, other.source)
     by_id = {row.slide_id: row for row in other.rows}
     both = [(row, by_id[row.slide_id]) for row in one.rows if row.slide_id in by_id]
     found = [

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from longvit.data.cohort import SPLITS, Cohort
 from longvit.data.folds import Fold, match
+from longvit.data.identity import first_places, refuse_clashes
 from longvit.errors import InputError
 
 VAL_FRACTION = 0.1
@@ -33,8 +34,8 @@ def make_folds(
     is on two sides of a fold (sites that share a patient count as one). `val_fraction`: about that share of the
     slides that are not in test; 0 makes no val. The result depends on the seed, not on the order of the rows.
 
-    `InputError`: fewer than 2 folds, fewer groups than folds, a row without a site, a class with too few patients
-    to be in every train (or a test of one class only, which no metric can judge).
+    `InputError`: fewer than 2 folds, fewer groups than folds, a row without a site, a site in two spellings, a class
+    with too few patients to be in every train (or a test of one class only, which no metric can judge).
     """
     if k < 2:
         raise InputError(f"{k} folds: at least 2 are needed")
@@ -61,7 +62,7 @@ def make_folds(
             "val": tuple(cohort.rows[i].slide_id for i in rest if i in val),
             "test": tuple(cohort.rows[i].slide_id for i in test),
         }
-        folds.append(Fold(str(number), **ids, source=name))
+        folds.append(Fold(str(number), ids["train"], ids["val"], ids["test"], name))
     return tuple(folds)
 
 
@@ -73,6 +74,7 @@ def _groups(cohort: Cohort, by_site: bool) -> list[str]:
         raise InputError(
             f"{cohort.source}: slide {without[0]} has no site ({len(without)} in all); fill in the column site"
         )
+    refuse_clashes("sites", first_places((str(row.site), row.where()) for row in cohort.rows), cohort.source)
     group_of = {str(row.site): str(row.site) for row in cohort.rows}
     site_of_case: dict[str, str] = {}
     for row in cohort.rows:  # a patient seen at two sites joins them

@@ -13,7 +13,8 @@ from longvit.errors import InputError
 from longvit.files import is_folder
 from longvit.slides.file_kind import DICOM_SUFFIXES, slide_stem
 from longvit.slides.folder import Folder, SlideFiles, dicom_series, mirax_file, read_folder
-from longvit.slides.slide_name import composed, folded, printable
+from longvit.slides.slide_name import printable
+from longvit.slides.spelling import composed, folded
 
 _Key = tuple[int, int]
 _PICTURES = (".png", ".jpg", ".jpeg")

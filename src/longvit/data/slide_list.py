@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from longvit.data.identity import canonical, refuse_clashes
 from longvit.data.slide_files import (
     FolderSearch,
     SlideFinder,
@@ -79,8 +80,9 @@ def find_slides(
     results, which holds pictures). `note`: told in one line what a search through folders passed over.
 
     Raises `InputError`: a source or `slides_dir` that is not there, a folder or glob without slides, two files with one
-    slide id, two ids for one DICOM slide, a CSV without such a column or with an mpp that is no positive number. A CSV
-    row whose file is missing is kept, and so is a slide whose name no result can have (see `ListedSlide.fault`).
+    slide id, two ids for one DICOM slide, a CSV without such a column, with an mpp that is no positive number, or with
+    two slide ids that differ in spelling only. A CSV row whose file is missing is kept, and so is a slide whose name no
+    result can have (see `ListedSlide.fault`).
     """
     if slides_dir is not None and not is_folder(slides_dir):
         raise InputError(f"--slides-dir {slides_dir}: no such folder")
@@ -169,9 +171,10 @@ def _from_csv(path: Path, slides_dir: str | Path | None, leave_out: str | Path |
     finder = SlideFinder([*elsewhere, path.parent], leave_out)
     slides: list[ListedSlide] = []
     named: dict[int, int] = {}
+    line_of: dict[str, str] = {}
     for line, cells in table:
         given = cells.get("path") or cells.get("wsi")
-        slide_id = slide_stem(cells.get("slide_id") or last_part(given or ""))
+        slide_id = slide_stem(canonical(cells.get("slide_id", "")) or canonical(last_part(given or "")))
         if not slide_id:
             raise InputError(f"{path}, line {line}: neither slide_id nor path nor wsi")
         if "/" in slide_id or "\\" in slide_id:  # it names the files of the results
@@ -183,7 +186,9 @@ def _from_csv(path: Path, slides_dir: str | Path | None, leave_out: str | Path |
             file = finder.find(cells["slide_id"]) or _missing(path.parent, cells["slide_id"], finder)
         if cells.get("slide_id"):
             named[len(slides)] = line
+        line_of.setdefault(slide_id, f"line {line}")
         slides.append(_listed(slide_id, file, read_mpp(path, line, cells.get("mpp", ""))))
+    refuse_clashes("slide_id", line_of, str(path))
     _refuse_one_slide_under_two_ids(path, slides, named)
     return slides
 

@@ -1,97 +1,273 @@
-"""Reads a CSV as people write them: BOM, `,` `;` or tabs, spaces, column names in any case, blank lines, zipped."""
+"""Reads a CSV as people write them: BOM, `,` `;` or tabs, Excel's line `sep=;`, UTF-16, spaces, column names in any
+case, blank lines, zipped or gzipped.
+
+Nothing is read without a limit: an archive of a few kilobytes may hold gigabytes. See `MAX_UNPACKED_BYTES` and below.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
 import io
+import lzma
 import math
 import re
+import stat
+import unicodedata
 import zipfile
 import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
+from longvit.data.identity import is_missing_number
 from longvit.errors import InputError
+
+MAX_UNPACKED_BYTES = 256 * 2**20
+"""Of a table in an archive; a larger one can be unpacked and given as it is."""
+MAX_LINES = 2_000_000
+"""Of a table, blank ones among them."""
+MAX_LINE = 32 * 2**20
+"""Characters."""
+MAX_CELLS_READ = 100_000_000
+"""Of a table, blank ones among them."""
+MAX_ROWS = 500_000
+MAX_CELLS = 6_000_000
+"""That `read_table` keeps in memory as text."""
+
+_END = "\ue000end of the table\ue000"
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 def column_name(text: str) -> str:
     """` Slide ID` and `slide-id` -> `slide_id`."""
+    if not text.isascii():
+        text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
     return re.sub(r"[\s-]+", "_", text.strip()).lower()
 
 
-def read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Column names (see `column_name`) and (line number, {column: cell}) of every row that is not blank.
+def read_table(
+    path: Path, naming: Callable[[str], str] = column_name
+) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Column names (as `naming` has them) and (line number, {column: cell}) of every row that is not blank.
 
-    `path` is a CSV, or a .zip with one CSV in it. Cells are stripped; a row shorter than the header lacks the last
-    columns. `InputError`: no such file, no UTF-8 text, no rows, two columns of one name, a row longer than the header.
+    `path` is a CSV, or a .zip or .gz with one CSV in it. Cells are stripped; a row shorter than the header lacks the
+    last columns. `InputError`: no such file, no text, no rows, two columns of one name, a row longer than the header,
+    more than `MAX_ROWS` rows or `MAX_CELLS` cells; those of `records`.
     """
-    data = _bytes_of(path)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: byte {error.start} is not UTF-8 text; save it as 'CSV UTF-8'"
-            if b"\0" not in data
-            else f"{path}: not a text file; save the table as CSV"
-        ) from error
-    header = text.lstrip().split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     columns: list[str] = []
     table: list[tuple[int, dict[str, str]]] = []
-    try:
-        for record in reader:
-            cells = [cell.strip() for cell in record]
-            if not any(cells):
-                continue
-            if not columns:
-                columns = [column_name(cell) for cell in cells]
-                if twice := next((c for c in columns if c and columns.count(c) > 1), None):
-                    raise InputError(f"{path}: two columns are called {twice!r}")
-                continue
-            if any(cells[len(columns) :]):
-                raise InputError(
-                    f"{path}, line {reader.line_num}: {len(cells)} cells for {len(columns)} columns; "
-                    f"put cells that contain {delimiter!r} in quotes"
-                )
-            table.append((reader.line_num, dict(zip(columns, cells, strict=False))))
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+    cells_in_all = 0
+    seen: dict[str, str] = {}  # the same text, once in memory
+    for line, cells in records(path):
+        if not columns:
+            columns = [naming(cell) for cell in cells]
+            if twice := next((c for c, n in Counter(columns).items() if c and n > 1), None):
+                raise InputError(f"{path}: two columns are called {twice!r}")
+            continue
+        cells_in_all += len(cells)
+        if len(table) >= MAX_ROWS or cells_in_all > MAX_CELLS:
+            raise InputError(
+                f"{path}, line {line}: more than {MAX_ROWS:,} rows or {MAX_CELLS:,} cells; "
+                f"leave out the columns and rows that are not needed here"
+            )
+        if len(seen) < 100_000:
+            cells = [seen.setdefault(cell, cell) for cell in cells]
+        else:
+            cells = [seen.get(cell, cell) for cell in cells]
+        table.append((line, dict(zip(columns, cells, strict=False))))
     if not table:
         what = "a header but no rows" if columns else "empty"
         raise InputError(f"{path}: {what}; it needs a line with column names (slide_id, label, …) and a row per slide")
     return columns, table
 
 
-def _bytes_of(path: Path) -> bytes:
-    """The file, or the one CSV in a .zip."""
+def records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells without outer blanks) of every line that is not blank, the header's first.
+
+    `InputError`: a file that cannot be read or is no regular file, no text (with the line), a line with more cells than
+    the header, a quote that is never closed, a line of more than `MAX_LINE` characters, more than `MAX_LINES` lines
+    or `MAX_CELLS_READ` cells, an archive with more than `MAX_UNPACKED_BYTES`.
+    """
+    with _text_of(path) as text:
+        lines = _Lines(path, text)
+        first = next((line for line in lines if line.strip()), "")
+        if stated := re.fullmatch(r'"?sep=(\\t|.)"?[,;\t]*\s*', first, re.IGNORECASE):
+            delimiter = "\t" if stated[1] == "\\t" else stated[1]
+            first = next((line for line in lines if line.strip()), "")
+        else:
+            header = re.sub(r'"[^"]*"', "", first)
+            delimiter = max(",;\t", key=header.count)
+        before = lines.number - 1
+        reader = csv.reader(_with_end(first, lines), delimiter=delimiter, skipinitialspace=True)
+        width, start, left = None, before + 1, MAX_CELLS_READ
+        try:
+            for record in reader:
+                start, here = before + reader.line_num + 1, start
+                left -= len(record)
+                if left < 0:
+                    raise InputError(f"{path}, line {here}: more than {MAX_CELLS_READ:,} cells; leave out some columns")
+                if not any(record):
+                    continue
+                if record == [_END]:
+                    return
+                if record[-1].endswith(_END):
+                    raise InputError(f'{path}, line {here}: a quote (") is not closed; remove it, or write it twice')
+                cells = [cell.strip() for cell in record]
+                if not any(cells):
+                    continue
+                if width is None:
+                    width = len(cells)
+                elif any(cells[width:]):
+                    raise InputError(
+                        f"{path}, line {here}: {len(cells)} cells for {width} columns; "
+                        f"put cells that contain {delimiter!r} in quotes"
+                    )
+                yield here, cells
+        except csv.Error as error:
+            why = (
+                'a cell of more than 131,072 characters; is a quote (") not closed?' if "limit" in str(error) else error
+            )
+            raise InputError(f"{path}, line {start}: not CSV: {why}") from error
+
+
+def _with_end(first: str, lines: Iterator[str]) -> Iterator[str]:
+    """The last line tells whether a quote is still open."""
+    yield first
+    yield from lines
+    yield _END
+
+
+class _Lines:
+    """The lines of a text, each with its line break; `number` is that of the last one."""
+
+    def __init__(self, path: Path, text: io.TextIOWrapper) -> None:
+        self.path, self.text, self.number = path, text, 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            line = self.text.readline(MAX_LINE + 1)
+        except UnicodeDecodeError as error:
+            if b"\0" in error.object and self.text.encoding == "utf-8":
+                raise InputError(f"{self.path}: not a text file; save the table as CSV") from error
+            n = self.number + 1 + error.object[: error.start].count(b"\n")
+            raise InputError(f"{self.path}, line {n}: a byte that is not UTF-8 text; save it as 'CSV UTF-8'") from error
+        if not line:
+            raise StopIteration
+        self.number += 1
+        if len(line) > MAX_LINE:
+            raise InputError(f"{self.path}, line {self.number}: more than {MAX_LINE:,} characters; no table of slides")
+        if self.number > MAX_LINES:
+            raise InputError(f"{self.path}: more than {MAX_LINES:,} lines; leave out what is not needed here")
+        return line
+
+
+@contextmanager
+def _text_of(path: Path) -> Iterator[io.TextIOWrapper]:
+    """The table as text: the file, or the one CSV in a .zip or .gz."""
     try:
-        if path.suffix.lower() != ".zip":
-            return path.read_bytes()
-        with zipfile.ZipFile(path) as archive:
+        if path.exists() and not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path}: no regular file (a pipe or device); write the table to a file first")
+        with path.open("rb") as file, _unpacked(path, file) as data:
+            buffered = io.BufferedReader(data)
+            head = buffered.peek(4096)[:4096]
+            encoding = next((name for bom, name in _BOMS if head.startswith(bom)), "utf-8")
+            if encoding.startswith("utf-8") and head.count(0) > len(head) // 10:  # UTF-16 without its mark, or no text
+                raise InputError(f"{path}: not a text file; save the table as CSV")
+            yield io.TextIOWrapper(buffered, encoding=encoding, newline="")
+    except (zlib.error, EOFError, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile) as error:
+        kind = "no readable zip file" if path.suffix.lower() == ".zip" else "damaged"
+        raise InputError(f"{path}: {kind}: {error}; copy it again, or unpack it and give the CSV") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way of its own
+        raise InputError(f"{path}: no readable zip file: {error}; unpack it and give the CSV") from error
+    except UnicodeError as error:  # UTF-16 that breaks off
+        raise InputError(f"{path}: not a text file ({error}); save it as 'CSV UTF-8'") from error
+
+
+@contextmanager
+def _unpacked(path: Path, file: BinaryIO) -> Iterator[io.RawIOBase]:
+    if path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(file) as archive:
             names = [n for n in archive.namelist() if n.lower().endswith(".csv") and not n.startswith("__MACOSX/")]
             # pandas names the member of a .csv.zip after the archive: `table.csv.zip`
             names = names or [n for n in archive.namelist() if n.lower().endswith(".csv.zip")]
             if len(names) != 1:
                 raise InputError(f"{path}: {len(names)} CSV files in it; it must hold one")
-            return archive.read(names[0])
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error) as error:
-        raise InputError(f"{path}: no readable zip file: {error}; unpack it and give the CSV") from error
+            if (size := archive.getinfo(names[0]).file_size) > MAX_UNPACKED_BYTES:
+                raise _too_large(path, f"unpacks to {size:,} bytes")
+            with archive.open(names[0]) as member:
+                yield _Limited(cast(BinaryIO, member), path)
+    elif file.read(2) == b"\x1f\x8b":
+        file.seek(0)
+        with gzip.open(file) as member:
+            yield _Limited(cast(BinaryIO, member), path)
+    else:
+        file.seek(0)
+        yield cast(io.RawIOBase, _Unlimited(file))
+
+
+def _too_large(path: Path, what: str) -> InputError:
+    return InputError(
+        f"{path}: {what}, and at most {MAX_UNPACKED_BYTES:,} are read from an archive; unpack it and give the CSV"
+    )
+
+
+class _Unlimited(io.RawIOBase):
+    """A file as raw bytes, closed by who opened it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Limited(_Unlimited):
+    """What an archive unpacks to, as far as it may."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        super().__init__(file)
+        self._path, self._left = path, MAX_UNPACKED_BYTES
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        n = super().readinto(buffer)
+        self._left -= n
+        if self._left < 0:
+            raise _too_large(self._path, f"unpacks to more than {MAX_UNPACKED_BYTES:,} bytes")
+        return n
 
 
 def number(text: str) -> float | None:
-    """A finite number, or None."""
-    try:
-        value = float(text)
-    except ValueError:
+    """A finite number, or None. Digits, a point, an exponent: not 1_000, which Python takes for a number too."""
+    if _NUMBER.fullmatch(text.strip()) is None:
         return None
+    value = float(text)
     return value if math.isfinite(value) else None
 
 
 def read_mpp(path: Path, line: int, text: str) -> float | None:
-    """µm per pixel of a cell; None where it is empty, `InputError` where it is no positive number."""
-    if not text:
+    """µm per pixel of a cell; None where it is missing, `InputError` where it is no positive number."""
+    if is_missing_number(text):
         return None
     value = number(text)
     if value is None or value <= 0:

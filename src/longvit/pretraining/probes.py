@@ -83,8 +83,10 @@ def read_probe(csv: str | Path, side_px: int) -> Probe:
 
     A path (relative to the CSV, or absolute) is an image or a slide of at most 4,096 px a side, taken whole: the
     square in its middle, resized to `side_px`; its resolution is not looked at. A row that cannot be used is one of
-    `Probe.problems`. `InputError`: no such table or columns, no usable row, or too few (see `Probe`).
+    `Probe.problems`. `InputError`: no such table or columns, no usable row, or too few (see `Probe`), patients or
+    classes that only their spelling tells apart.
     """
+    from longvit.data.identity import first_places, read_classes, read_id, refuse_clashes
     from longvit.data.table import read_table
 
     csv = Path(csv)
@@ -93,24 +95,30 @@ def read_probe(csv: str | Path, side_px: int) -> Probe:
         if name not in columns:
             raise InputError(f"{csv}: no column {name!r}; it has {', '.join(columns)}; a probe needs path and label")
     pixels: list[NDArray[np.uint8]] = []
-    kept: list[dict[str, str]] = []
+    kept: list[tuple[dict[str, str], str, str]] = []  # row, label, case
     problems: list[Problem] = []
-    for line, row in rows:
+    labels = read_classes([(row.get("label", ""), f"line {line}") for line, row in rows], "label", str(csv))
+    cases = [read_id(row.get("case_id", ""), "case_id", f"{csv}, line {line}") for line, row in rows]
+    places = first_places((case, f"line {line}") for case, (line, _) in zip(cases, rows, strict=True) if case)
+    refuse_clashes("case_id", places, str(csv))
+    for (line, row), label, case in zip(rows, labels.names, cases, strict=True):
         name = row.get("path") or f"line {line}"
         try:
+            if label is None:
+                raise InputError(f"{csv}, line {line}: no label")
             pixels.append(_region(csv, line, row, side_px))
-            kept.append(row)
+            kept.append((row, label, case))
         except (InputError, OSError) as error:
             problems.append(Problem(name, "read", " ".join(str(error).split())))
     if not kept:
         raise InputError(f"{csv}: none of its {len(rows)} regions can be used; the first: {problems[0].error}")
-    classes = tuple(sorted({row["label"] for row in kept}))
+    classes = tuple(sorted({label for _, label, _ in kept}))
     return Probe(
         np.stack(pixels),
-        np.array([classes.index(row["label"]) for row in kept], dtype=np.int64),
-        tuple(row.get("case_id") or row["path"] for row in kept),
+        np.array([classes.index(label) for _, label, _ in kept], dtype=np.int64),
+        tuple(case or row["path"] for row, _, case in kept),
         classes,
-        tuple(row["path"] for row in kept),
+        tuple(row["path"] for row, _, _ in kept),
         tuple(problems),
         str(csv),
     )
@@ -122,9 +130,8 @@ def _region(csv: Path, line: int, row: dict[str, str], side_px: int) -> NDArray[
 
     from longvit.slides.reader import open_slide
 
-    for name in ("path", "label"):
-        if not row.get(name):
-            raise InputError(f"{csv}, line {line}: no {name}")
+    if not row.get("path"):
+        raise InputError(f"{csv}, line {line}: no path")
     path = Path(row["path"]) if Path(row["path"]).is_absolute() else csv.parent / row["path"]
     with open_slide(path) as slide:
         width, height = slide.size_px

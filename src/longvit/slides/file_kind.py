@@ -15,7 +15,8 @@ from pathlib import Path
 
 from longvit.errors import InputError
 from longvit.files import is_folder, require_regular_file
-from longvit.slides.slide_name import composed, folded, printable
+from longvit.slides.slide_name import printable
+from longvit.slides.spelling import composed, folded
 
 
 class Kind(Enum):

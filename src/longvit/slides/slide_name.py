@@ -1,31 +1,11 @@
-"""Names of slides as texts: the same name spelt in two ways, and names that no table or file system takes."""
+"""Names of slides that no table or file system takes. For one name in two spellings see `spelling.py`."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 
 MAX_ID_BYTES = 180
 """A slide id names files, whose names hold 255 bytes; the results' own parts of a name need the rest."""
-_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
-
-
-def composed(text: str) -> str:
-    """Letters and their marks as one character: `u` and a combining diaeresis (as a Mac writes it) become `ü`."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
-
-
-def folded(text: str) -> str:
-    """What is left of a name without what table programs and file systems change in it.
-
-    Case, leading zeros, a final `.0`, spaces, invisible characters and Unicode forms do not count. Two names that are
-    equal so are probably one; it is a hint for a message, never an answer.
-    """
-    text = unicodedata.normalize("NFKC", text).translate(_INVISIBLE).casefold()
-    text = "".join(text.split())
-    if re.fullmatch(r"\d+\.0+", text):
-        text = text.split(".", 1)[0]
-    return re.sub(r"(?<!\d)0+(?=\d)", "", text)
 
 
 def printable(text: str) -> str:

@@ -7,17 +7,14 @@ Three layouts, told apart by their columns (`.csv` or `.csv.gz`; column names in
     subtyping   label, prob_<class> …
 
 The last two take case_id (the patient), slide_id, and may be divided by any of system, inputs, cohort, split and fold.
-A patient's slides: their risks are averaged (survival), each counts by itself (subtyping).
+A patient's slides: their risks are averaged (survival), each counts by itself (subtyping). A row without case_id is a
+patient of its own. Who is who is decided in `data/identity.py`, as for a cohort.
 SD: the sample's (ddof 1) for AUCs, as in the paper's table 1; the population's (ddof 0) for the c-index, as in table 2.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longvit.data.table import column_name
+from longvit.data.identity import class_name, first_places, is_missing, read_id, refuse_clashes, spelled_like
+from longvit.data.table import column_name, read_table
 from longvit.errors import InputError
 
 if TYPE_CHECKING:
@@ -112,7 +110,8 @@ def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000
 
     `InputError` in one line: a file that cannot be read, columns of none of the layouts, a cell that is no number (its
     line), a negative time, an event that is not 0 or 1, event and censorship that contradict each other, a label
-    without a column of probabilities, a patient with two outcomes.
+    without a column of probabilities, a patient with two outcomes, two patients, slides or folds that only their
+    spelling tells apart.
     """
     path = Path(path)
     table = _read(path)
@@ -128,6 +127,7 @@ def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000
     else:
         found = ", ".join(str(c) for c in table.columns)
         raise InputError(f"{path}: columns {found}; needed: {_LAYOUTS}")
+    alone = _name_patients(path, table)
     ddof = default if ddof is None else ddof
     keys = [key for key in KEYS if key in columns]
     groups = []
@@ -137,7 +137,7 @@ def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000
             groups.append(_fold_aucs(path, key, part, ddof))
         else:
             groups.append(_group(key, part, figures_of, ddof, resamples, seed))
-    return Evaluation(path, layout, ddof, tuple(groups), _notes(layout, ddof, "fold" in columns, groups))
+    return Evaluation(path, layout, ddof, tuple(groups), (*alone, *_notes(layout, ddof, "fold" in columns, groups)))
 
 
 def spread(values: Sequence[float], ddof: int) -> tuple[float, float]:
@@ -163,7 +163,7 @@ def _fold_aucs(path: Path, key: dict[str, str], part: DataFrame, ddof: int) -> G
 def _group(
     key: dict[str, str], part: DataFrame, figures_of: _Survival | _Subtyping, ddof: int, resamples: int, seed: int
 ) -> Group:
-    patients = None if "case_id" not in part.columns else int(part["case_id"].nunique())
+    patients = None if "case_id" not in part.columns else int(part["_patient"].nunique())
     events = figures_of.events(part)
     if "fold" not in part.columns:
         intervals = figures_of.intervals(part, resamples, seed) if resamples else {}
@@ -203,15 +203,20 @@ class _Survival:
         """A row per patient: mean risk over its slides."""
         if "case_id" not in part.columns:
             return part
-        by_case = part.groupby("case_id", sort=False)
+        by_case = part.groupby("_patient", sort=False)
         if (several := by_case[["_months", "_event"]].nunique().max(axis=1) > 1).any():
-            raise InputError(
-                f"{self.path}: patient {several[several].index[0]} has rows with different times or events"
-            )
+            self._refuse_two_outcomes(part[part["_patient"] == several[several].index[0]])
         return by_case.agg(_months=("_months", "first"), _event=("_event", "first"), _risk=("_risk", "mean"))
 
+    def _refuse_two_outcomes(self, rows: DataFrame) -> None:
+        first = rows.iloc[0]
+        other = rows[(rows["_months"] != first["_months"]) | (rows["_event"] != first["_event"])].iloc[0]
+        who = f"patient {first['case_id']}" if first["case_id"] else f"slide {first['slide_id']}"
+        each = [f"line {row.name}: {row['_months']:g}, event {int(row['_event'])}" for row in (first, other)]
+        raise InputError(f"{self.path}: {who} has rows with different times or events ({'; '.join(each)})")
+
     def events(self, part: DataFrame) -> int:
-        return int((part.drop_duplicates("case_id") if "case_id" in part.columns else part)["_event"].sum())
+        return int((part.drop_duplicates("_patient") if "case_id" in part.columns else part)["_event"].sum())
 
     def figures(self, part: DataFrame) -> dict[str, float]:
         from longvit.tasks.survival_metrics import c_index
@@ -238,14 +243,22 @@ class _Subtyping:
             raise InputError(f"{path}: one column of probabilities, {self.columns[0]}; two or more classes are needed")
         for column in self.columns:
             table[column] = _numbers(path, table, column, low=0, high=1)
-        place = {name: k for k, name in enumerate(classes)}
-        for i, label in enumerate(table["label"]):
+        place = {class_name(name): k for k, name in enumerate(classes)}
+        if len(place) < len(classes):
+            raise InputError(f"{path}: two columns of one class among {', '.join(self.columns)}; remove one")
+        refuse_clashes("columns", {f"prob_{name}": "" for name in place}, str(path))
+        labels = [class_name(label) for label in table["label"]]
+        for i, label in enumerate(labels):
             if label not in place:
+                near = spelled_like(label, place)
+                hint = "" if near is None else f"; {near!r} differs from it in spelling only: write one"
                 raise InputError(
                     f"{path}, line {_line(table, i)}: label {label!r}, but there is no column prob_{label}; "
-                    f"classes: {', '.join(classes)}"
+                    f"classes: {', '.join(classes)}{hint}"
+                    if label
+                    else f"{path}, line {_line(table, i)}: no label; fill it in or remove the row"
                 )
-        table["_label"] = table["label"].map(place)
+        table["_label"] = [place[label] for label in labels]
 
     def events(self, part: DataFrame) -> None:
         return None
@@ -258,56 +271,70 @@ class _Subtyping:
     def intervals(self, part: DataFrame, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
         from longvit.tasks.metrics import bootstrap
 
-        name = next((c for c in ("case_id", "slide_id") if c in part.columns), None)
-        patients = [str(p) for p in (part.index if name is None else part[name])]
+        patients = [str(p) for p in part["_patient"]]
         found = bootstrap(part["_label"], part[self.columns], patients, resamples=resamples, seed=seed)
         return {figure: (interval.low, interval.high) for figure, interval in found.items()}
 
 
 def _read(path: Path) -> DataFrame:
-    """All cells as stripped text, by line number; column names as `column_name` has them, classes as written.
-
-    Not `data.table.read_table`: that lowers the class behind prob_ too, and reads no .gz.
-    """
+    """All cells as stripped text, by line number; column names as `column_name` has them, classes as written."""
     import pandas as pd
 
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8 text; save it as 'CSV UTF-8'") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: damaged: {error}") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    header = text.lstrip().split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    columns: list[str] = []
-    lines: list[int] = []
-    rows: list[list[str]] = []
-    try:
-        for record in reader:
-            cells = [cell.strip() for cell in record]
-            if not any(cells):
-                continue
-            if not columns:
-                columns = [f"prob_{c[5:]}" if c.lower().startswith("prob_") else column_name(c) for c in cells]
-                continue
-            if any(cells[len(columns) :]):
-                raise InputError(f"{path}, line {reader.line_num}: {len(cells)} cells for {len(columns)} columns")
-            lines.append(reader.line_num)
-            rows.append((cells + [""] * len(columns))[: len(columns)])
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
-    if twice := next((c for c in columns if columns.count(c) > 1), None):
-        raise InputError(f"{path}: two columns are called {twice!r}")
-    if not rows:
-        raise InputError(f"{path}: {'a header but no rows' if columns else 'empty'}; needed: {_LAYOUTS}")
-    table = pd.DataFrame(rows, columns=columns, index=lines, dtype=str)
-    if "fold" in columns and (table["fold"] == "").all():
-        table = table.drop(columns="fold")
+    columns, rows = read_table(path, lambda c: f"prob_{c[5:]}" if c.lower().startswith("prob_") else column_name(c))
+    cells = {name: [row.get(name, "") for _, row in rows] for name in columns}
+    table = pd.DataFrame(cells, index=[line for line, _ in rows], dtype=str)
+    if "fold" in table.columns:
+        folds = [class_name(cell) for cell in table["fold"]]
+        without = [is_missing(fold) for fold in folds]
+        if all(without):
+            return table.drop(columns="fold")
+        if any(without):
+            raise InputError(f"{path}, line {_line(table, without.index(True))}: no fold, while other rows have one")
+        refuse_clashes("folds", dict.fromkeys(folds, ""), str(path))
+        table["fold"] = folds
     return table
+
+
+def _name_patients(path: Path, table: DataFrame) -> list[str]:
+    """Adds `_patient`, whom a row is of: its case_id, else its slide_id, else nobody but itself. → what to note.
+
+    `InputError` for two spellings of a system, cohort or split, or of one patient or slide in a cohort.
+    """
+    for key in (key for key in KEYS if key in table.columns):
+        refuse_clashes(key, first_places((name, f"line {line}") for line, name in table[key].items()), str(path))
+    for column in ("case_id", "slide_id"):
+        if column in table.columns:
+            table[column] = _ids(path, table, column)
+            for _, part in table.groupby("cohort") if "cohort" in table.columns else [((), table)]:
+                first = part[column][(part[column] != "") & ~part[column].duplicated()]
+                refuse_clashes(column, {name: f"line {line}" for line, name in first.items()}, str(path))
+    empty = [""] * len(table)
+    cases, slides = (table[c] if c in table.columns else empty for c in ("case_id", "slide_id"))
+    # no cell has a NUL, so none of these names is a case_id
+    table["_patient"] = [
+        case or (f"\0slide {slide}" if slide else f"\0line {line}")
+        for line, case, slide in zip(table.index, cases, slides, strict=True)
+    ]
+    notes = []
+    if "case_id" in table.columns and (n := sum(not case for case in cases)):
+        notes.append(f"{n} rows without case_id: each counts as a patient of its own")
+    if "slide_id" in table.columns:
+        group = [c for c in (*KEYS, "fold", "slide_id") if c in table.columns]
+        twice = table[(table["slide_id"] != "") & table.duplicated(group)]
+        if len(twice):
+            line, slide = next(iter(twice["slide_id"].items()))
+            notes.append(
+                f"{len(twice)} rows have a slide that is there already, and count once more: line {line}, {slide}"
+            )
+    return notes
+
+
+def _ids(path: Path, table: DataFrame, column: str) -> list[str]:
+    read: dict[str, str] = {}
+    for line, text in table[column].items():
+        if text not in read:
+            read[text] = read_id(text, column, f"{path}, line {line}")
+    return [read[text] for text in table[column]]
 
 
 def _numbers(

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import numpy as np
 
 from longvit.data.cohort import Cohort, SlideRow
-from longvit.data.table import number
+from longvit.data.identity import is_missing_number
+from longvit.data.table import column_name, number
 from longvit.errors import InputError
 from longvit.tasks.task import Predictions, Task
 
@@ -245,11 +246,39 @@ class Survival(Task):
 
 def read_outcome(row: SlideRow, source: str, settings: FinetuneSettings) -> tuple[float, bool]:
     """(months, whether the event happened) of a slide; `InputError` with the slide and the way out."""
-    where = f"{source}: slide {row.slide_id}"
-    text = _cell(row, settings.time_column, f"{source}: no column {settings.time_column!r}; name it with --time-column")
+    where = (
+        f"{source}: slide {row.slide_id}" if row.line is None else f"{source}, line {row.line}: slide {row.slide_id}"
+    )
+    columns = _event_columns(row, source, settings)
+    for name in (settings.time_column, *columns):
+        if is_missing_number(text := _cell(row, name)):
+            what = f"{name} is {text!r}, which stands for none" if text else f"no {name}"
+            raise InputError(f"{where}: {what}; fill it in or remove the row")
+    text = _cell(row, settings.time_column)
     months = number(text)
     if months is None or months < 0:
         raise InputError(f"{where}: {settings.time_column} is {text!r}; it must be a number of months, at least 0")
+    found = []
+    for name in columns:
+        value = number(_cell(row, name))
+        if value not in (0, 1):
+            raise InputError(f"{where}: {name} is {_cell(row, name)!r}; it must be 0 or 1")
+        is_event = name == (settings.event_column or EVENT)
+        found.append(bool(value) if is_event else not value)
+    if len(set(found)) > 1:
+        raise InputError(f"{where}: {' and '.join(columns)} contradict each other; one must be 1 where the other is 0")
+    return months, found[0]
+
+
+def lacks_outcome(row: SlideRow, source: str, settings: FinetuneSettings) -> bool:
+    """Whether the time or the event of a slide is missing. `InputError`: there are no such columns."""
+    names = (settings.time_column, *_event_columns(row, source, settings))
+    return any(is_missing_number(_cell(row, name)) for name in names)
+
+
+def _event_columns(row: SlideRow, source: str, settings: FinetuneSettings) -> list[str]:
+    if column_name(settings.time_column) not in row.cells:
+        raise InputError(f"{source}: no column {settings.time_column!r}; name it with --time-column")
     columns = [name for name in (settings.event_column, settings.censorship_column) if name is not None]
     if not columns:
         columns = [name for name in (EVENT, CENSORSHIP) if name in row.cells]
@@ -258,24 +287,13 @@ def read_outcome(row: SlideRow, source: str, settings: FinetuneSettings) -> tupl
             f"{source}: no column 'event' (1 = it happened) or 'censorship' (1 = censored); name yours with "
             f"--event-column or --censorship-column, the numbers do not tell which it is"
         )
-    found = []
     for name in columns:
-        text = _cell(row, name, f"{source}: no column {name!r}")
-        value = number(text)
-        if value not in (0, 1):
-            raise InputError(f"{where}: {name} is {text!r}; it must be 0 or 1")
-        is_event = name == (settings.event_column or EVENT)
-        found.append(bool(value) if is_event else not value)
-    if len(set(found)) > 1:
-        raise InputError(f"{where}: {' and '.join(columns)} contradict each other; one must be 1 where the other is 0")
-    return months, found[0]
+        if column_name(name) not in row.cells:
+            raise InputError(f"{source}: no column {name!r}")
+    return columns
 
 
-def _cell(row: SlideRow, column: str, absent: str) -> str:
-    from longvit.data.table import column_name
-
-    if column_name(column) not in row.cells:
-        raise InputError(absent)
+def _cell(row: SlideRow, column: str) -> str:
     return row.cells[column_name(column)]
 
 

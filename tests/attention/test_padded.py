@@ -48,7 +48,7 @@ def assert_matches_the_oracle(inputs, tolerance: float = 3e-6) -> None:
 
 def test_logits_beyond_the_bound_take_the_online_softmax() -> None:
     # exp2 without a maximum overflows at 88 nats, and loses every term below −88
-    for factor in (60.0, 300.0):
+    for factor in (60.0, 140.0, 300.0):  # the second is just beyond, in both directions
         q, k, v, grad_out = tensors(1, 40, 2, 24)
         q[:], k[:] = factor * 24**-0.5, 1.0
         k[:, ::3] = -1.0  # logits of ± factor
@@ -56,9 +56,10 @@ def test_logits_beyond_the_bound_take_the_online_softmax() -> None:
 
 
 def test_all_logits_far_below_zero_do_not_lose_the_sum() -> None:
-    q, k, v, grad_out = tensors(1, 40, 2, 24)
-    q[:], k[:] = 300.0 * 24**-0.5, -1.0
-    assert_matches_the_oracle([q, k, v, grad_out], 1e-4)
+    for factor in (110.0, 300.0):
+        q, k, v, grad_out = tensors(1, 40, 2, 24)
+        q[:], k[:] = factor * 24**-0.5, -1.0
+        assert_matches_the_oracle([q, k, v, grad_out], 1e-4)
 
 
 def test_one_large_key_and_one_large_query_block_are_exact() -> None:

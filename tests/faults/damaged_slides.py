@@ -125,7 +125,7 @@ class _Whole:
         self._made: dict[str, _WholeFile] = {}
         self._lock = threading.Lock()
 
-    def of(self, kind: Kind, reader: _Reader) -> _WholeFile:
+    def of(self, kind: Kind, reader: ReadingProcess) -> _WholeFile:
         with self._lock:
             if kind.name not in self._made:
                 place = self.work / "whole" / kind.name
@@ -153,7 +153,7 @@ class _Readers:
     def __init__(self, jobs: int, whole: _Whole) -> None:
         self._jobs, self._whole = jobs, whole
         self._local = threading.local()
-        self._all: list[_Reader] = []
+        self._all: list[ReadingProcess] = []
 
     def __enter__(self) -> _Readers:
         return self
@@ -169,9 +169,9 @@ class _Readers:
 
     def _one(self, number: int, names: tuple[str, str], seed: int) -> Try | None:
         if not hasattr(self._local, "reader"):
-            self._local.reader = _Reader()
+            self._local.reader = ReadingProcess()
             self._all.append(self._local.reader)
-        reader: _Reader = self._local.reader
+        reader: ReadingProcess = self._local.reader
         kind, damage = self._whole.kinds[names[0]], damages()[names[1]]
         whole = self._whole.of(kind, reader)
         after = damage.make(whole.content, whole.layout, np.random.default_rng([seed, number]))
@@ -206,7 +206,7 @@ def _judged(kind: Kind, damage: Damage, number: int, found: dict[str, Any], name
     )
 
 
-class _Reader:
+class ReadingProcess:
     """A worker process that reads one file after another."""
 
     def __init__(self) -> None:
@@ -289,6 +289,8 @@ def _read(path: Path, request: dict[str, str]) -> dict[str, Any]:
         with open_slide(path) as slide:
             pixels = {"canvas": slide.canvas(SIDE_PX).pixels}
             sizes = [level.size_px for level in slide.levels]
+            if request.get("store") == "":  # only looked at
+                return {"outcome": "same", "message": ""}
             if "store" in request:
                 for index, size in enumerate(sizes):
                     pixels[f"level{index}"] = slide.read_region(0, 0, index, *size)

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check fuzz audit bench clean
 demo: $(STAMP)
 	$(BIN)/longvit demo --out demo
 
@@ -16,6 +16,19 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
+
+# Long: damaged slides, faults while a run goes on, hostile files, and Hypothesis with new examples.
+fuzz: $(STAMP)
+	@failed=0; for script in damaged_slides ends_of_runs signals damaged_checkpoints hostile_files; do \
+	  test -f tests/faults/$$script.py || continue; \
+	  echo "== $$script"; $(BIN)/python tests/faults/$$script.py --all || failed=1; done; \
+	echo "== hypothesis"; HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -q -n 2 --timeout 3600 tests/faults/test_fuzz_*.py || failed=1; \
+	exit $$failed
+
+# Exit code 1: a known fault; 3: no database of faults can be asked from here.
+audit: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python .ci/audit.py
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

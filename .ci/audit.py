@@ -124,14 +124,17 @@ def verdict(report: Mapping[str, Any] | None, name: str) -> tuple[int, list[str]
 
 
 def ask(service: str) -> Mapping[str, Any] | None:
-    """pip-audit's report on everything installed here; None where the database gives none."""
-    command = [sys.executable, "-m", "pip_audit", "--local", "--service", service, "--format", "json"]
+    """pip-audit's report on everything installed here; None where the database gives none (and why, on stderr)."""
+    command = [sys.executable, "-m", "pip_audit", "--local", "--vulnerability-service", service, "--format", "json"]
     try:
         done = subprocess.run(
             [*command, "--progress-spinner", "off", "--timeout", "15"], capture_output=True, text=True, timeout=300
         )
         report: Mapping[str, Any] = json.loads(done.stdout)
-    except (subprocess.TimeoutExpired, ValueError):
+    except subprocess.TimeoutExpired:
+        return None
+    except ValueError:  # no JSON: the last line says why
+        print(*done.stderr.strip().splitlines()[-1:], file=sys.stderr)
         return None
     return report
 

@@ -188,9 +188,8 @@ class _Readers:
 
 def _judged(kind: Kind, damage: Damage, number: int, found: dict[str, Any], names: set[str], whole: _WholeFile) -> Try:
     outcome, message = found["outcome"], found["message"]
-    whole_px = whole.size_px
     if outcome == "other":
-        reason = why_unseen(kind, damage, names, tuple(found["size_px"]), (whole_px[0], whole_px[1]))
+        reason = why_unseen(kind, damage, names, tuple(found["size_px"]), whole.size_px, found["bad_tiles"])
         outcome, message = ("unseen", reason) if reason else ("wrong", message)
     return Try(
         kind=kind.name,

@@ -544,13 +544,18 @@ _WITHOUT_PIXELS = (282, 283, 296, 305)  # resolution, software
 _DECIDES = tuple(f"tag {code} " for code in (256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 322, 323, 324, 325))
 
 
-def why_unseen(kind: Kind, damage: Damage, names: set[str], size_px: tuple[int, int], whole_px: tuple[int, int]) -> str:
+def why_unseen(
+    kind: Kind, damage: Damage, names: set[str], size_px: tuple[int, int], whole_px: tuple[int, int], bad_tiles: int
+) -> str:
     """Why no reader can see that this damage changed pixels; empty where one could.
 
-    `names`: what it touched (see `touched`); `size_px`: of the slide that was read, `whole_px` of the undamaged one.
+    `names`: what it touched (see `touched`); `size_px`: of the slide that was read, `whole_px` of the undamaged one;
+    `bad_tiles`: how many were reported beside the pixels that changed.
     """
     if damage.unseen:
         return damage.unseen
+    if damage.name == "256 zeros at the head" and bad_tiles:
+        return "a tile without offset and bytes is empty glass"
     if size_px != whole_px:
         return _why_size_unseen(kind, names, size_px, whole_px)
     names = {name for name in names if not any(name.startswith(f"tag {code} ") for code in _WITHOUT_PIXELS)}

@@ -311,6 +311,7 @@ def _compared(slide: Any, sizes: list[tuple[int, int]], canvas: Any, whole: Any)
         return {
             "outcome": "other",
             "size_px": sizes[0],
+            "bad_tiles": 0,
             "message": f"a slide of {sizes[0]} px instead of {(width, height)}",
         }
     names = [name for name in whole.files if name.startswith("level")]
@@ -334,6 +335,7 @@ def _compared(slide: Any, sizes: list[tuple[int, int]], canvas: Any, whole: Any)
         return {
             "outcome": "other",
             "size_px": sizes[0],
+            "bad_tiles": len(slide.bad_tiles),
             "message": f"other pixels: {', '.join(changed)} ({slide.reader}{also})",
         }
     if slide.bad_tiles:

@@ -25,7 +25,7 @@ LIMIT_S = 30
 settings.register_profile(
     "ci", derandomize=True, max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
-settings.register_profile("long", max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("long", max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 NASTY = (

@@ -45,6 +45,7 @@ import numpy as np
 
 from faults.damages import Damage, applies, damages, touched, why_unseen
 from faults.made_slides import Kind, Layout, kinds, layout
+from faults.memory import begin_peak, status_bytes
 
 OUTCOMES = ("refused", "reported", "same", "unseen", "wrong", "unclear", "traceback", "signal", "hang", "memory")
 FAILURES = OUTCOMES[4:]
@@ -263,21 +264,14 @@ def _worker(requests: Iterable[str], answers: IO[str]) -> None:
     logging.disable()
     for line in requests:
         request = json.loads(line)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        begin_peak()
         found = _read(Path(request["path"]), request)
-        peak = _status_bytes("VmHWM")
+        peak = status_bytes("VmHWM")
         if peak > LIMIT_BYTES:
             found |= {"outcome": "memory", "message": f"{peak / 1e9:.1f} GB; {found['outcome']}: {found['message']}"}
-        found |= {"peak_mb": round(peak / 1e6), "restart": _status_bytes("VmRSS") > 300e6}
+        found |= {"peak_mb": round(peak / 1e6), "restart": status_bytes("VmRSS") > 300e6}
         answers.write(json.dumps(found) + "\n")
         answers.flush()
-
-
-def _status_bytes(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(name)
 
 
 def _read(path: Path, request: dict[str, str]) -> dict[str, Any]:

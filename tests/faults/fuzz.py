@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from faults.memory import begin_peak, status_bytes
 from longvit.errors import InputError
 
 Result = TypeVar("Result")
@@ -63,8 +64,8 @@ def result_or_input_error(read: Callable[[], Result], path: Path | None = None) 
 
     Fails for any other error, for a peak of more than 1 GB over what the process had, and for more than 30 seconds.
     """
-    before = _status_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = status_bytes("VmRSS")
+    begin_peak()
     try:
         with _limits():
             return read()
@@ -75,7 +76,7 @@ def result_or_input_error(read: Callable[[], Result], path: Path | None = None) 
         assert path is None or path.name in text, f"a refusal that does not name the file: {text!r}"
         return None
     finally:
-        peak = _status_bytes("VmHWM") - before
+        peak = status_bytes("VmHWM") - before
         assert peak < LIMIT_BYTES, f"{peak / 1e9:.1f} GB"
 
 
@@ -87,7 +88,7 @@ def _limits() -> Iterator[None]:
         raise TimeoutError(f"no answer in {LIMIT_S} s")
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (_status_bytes("VmSize") + 4 * LIMIT_BYTES, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (status_bytes("VmSize") + 4 * LIMIT_BYTES, hard))
     handler = signal.signal(signal.SIGALRM, ends)
     signal.alarm(LIMIT_S)
     try:
@@ -96,10 +97,3 @@ def _limits() -> Iterator[None]:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def _status_bytes(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(name)

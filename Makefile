@@ -17,7 +17,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
-# Long: damaged slides, faults while a run goes on, hostile files, and Hypothesis with new examples.
+# Some hours: damaged slides, faults while a run goes on, hostile files, and Hypothesis with new examples.
 fuzz: $(STAMP)
 	@failed=0; for script in damaged_slides ends_of_runs signals damaged_checkpoints hostile_files; do \
 	  test -f tests/faults/$$script.py || continue; \
@@ -36,4 +36,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) demo build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

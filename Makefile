@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check kernels clean
+.PHONY: demo test check kernels fuzz audit clean
 demo: $(STAMP)
 	$(BIN)/longvit demo --out demo
 
@@ -25,6 +25,18 @@ kernels: $(VENV)/kernels/.installed
 $(VENV)/kernels/.installed: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/kernels triton==3.6.0 'numpy<2.4'
 	touch $@
+# Some hours: damaged slides, faults while a run goes on, hostile files, and Hypothesis with new examples.
+fuzz: $(STAMP)
+	@failed=0; for script in damaged_slides ends_of_runs signals damaged_checkpoints hostile_files; do \
+	  test -f tests/faults/$$script.py || continue; \
+	  echo "== $$script"; $(BIN)/python tests/faults/$$script.py --all || failed=1; done; \
+	echo "== hypothesis"; HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -q -n 2 --timeout 3600 tests/faults/test_fuzz_*.py || failed=1; \
+	exit $$failed
+
+# Exit code 1: a known fault; 3: no database of faults can be asked from here.
+audit: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python .ci/audit.py
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,4 +44,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) demo build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

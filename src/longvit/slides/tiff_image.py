@@ -1,0 +1,162 @@
+"""Which image of a TIFF is the slide: the one with the most pixels, wherever it stands, and its smaller copies.
+
+Writers put a macro of the glass, a label or a thumbnail first; OME-TIFFs hold several scans. An Aperio SVS keeps its
+scan first whatever its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import tifffile
+
+from longvit.slides.pixel_reader import UnsupportedError
+
+_REDUCED, _MASK = 1, 4  # NewSubfileType
+_ORIENTATION = 274
+# A second image with a quarter of the pixels (half of each side) is a scan of its own more often than a macro.
+_COMPARABLE = 4
+
+
+@dataclass(frozen=True)
+class SlideImage:
+    """The image taken for the slide."""
+
+    pages: tuple[tifffile.TiffPage, ...]
+    """Its levels, largest first."""
+    directory: int
+    """The place of level 0 in the file, counted from 0."""
+    notes: tuple[str, ...]
+    """What a user should know about the choice, as clauses."""
+    left_out_px: tuple[tuple[int, int], ...]
+    """The sizes of reduced copies that are not used."""
+
+    @property
+    def orientation(self) -> int:
+        """1 to 8, as the tag Orientation of level 0 has it; 1 where it says nothing that the format knows."""
+        return _orientation(self.pages[0])
+
+
+def slide_image(tiff: tifffile.TiffFile) -> SlideImage:
+    """Chooses among the directories. Raises `UnsupportedError` where a reduced copy is larger than every image."""
+    pages = _directories(tiff)
+    index = _largest(pages)
+    first = pages[index]
+    below = _sub_images(first) if first.subifds else pages[index + 1 :]
+    notes: list[str] = []
+    left_out_px: list[tuple[int, int]] = []
+    for page in [*pages, *below]:
+        if page.subfiletype & _REDUCED and not page.subfiletype & _MASK and _area(page) > _area(first):
+            raise UnsupportedError(
+                f"a directory that calls itself a reduced copy has {_size(page)}, the largest image {_size(first)}"
+            )
+    levels = tuple(_pyramid(first, below, notes, left_out_px))
+    others = [
+        page
+        for page in _own_images(pages)
+        if page is not first and page not in levels and not _has_shape_of(page, first)
+    ]
+    notes[:0] = list(_said_of_the_choice(pages, index, others))
+    return SlideImage(levels, index, tuple(notes), tuple(left_out_px))
+
+
+def _directories(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    found: dict[int, tifffile.TiffPage] = {}
+    for page in tiff.pages:
+        found.setdefault(page.offset, page.aspage())  # a chain that bites its tail gives directories twice
+    return list(found.values())
+
+
+def _sub_images(page: tifffile.TiffPage) -> list[tifffile.TiffPage]:
+    return [sub.aspage() for sub in page.pages or ()]
+
+
+def _own_images(pages: list[tifffile.TiffPage]) -> list[tifffile.TiffPage]:
+    """Those that are neither reduced copies nor masks; all where every one says it is."""
+    images = [page for page in pages if not page.subfiletype & (_REDUCED | _MASK) and page.bitspersample != 1]
+    return images or pages
+
+
+def _largest(pages: list[tifffile.TiffPage]) -> int:
+    if pages[0].description.startswith("Aperio"):
+        return 0
+    return pages.index(max(_own_images(pages), key=_area))  # the first of equals
+
+
+def _said_of_the_choice(
+    pages: list[tifffile.TiffPage], index: int, others: list[tifffile.TiffPage]
+) -> Iterator[str]:
+    first = pages[index]
+    if index:
+        yield (
+            f"its first image has {_size(pages[0])}; the largest, image {index + 1} of {len(pages)} with {_size(first)}, "
+            f"is taken for the slide"
+        )
+    comparable = [page for page in others if _area(page) * _COMPARABLE >= _area(first)]
+    if comparable and not pages[0].description.startswith("Aperio"):
+        yield (
+            f"holds {len(comparable) + 1} images of comparable size ({_size(first)}; {_sizes(comparable)}); image "
+            f"{index + 1} with {_size(first)} is read, the others are not"
+        )
+
+
+def _pyramid(
+    first: tifffile.TiffPage,
+    below: list[tifffile.TiffPage],
+    notes: list[str],
+    left_out_px: list[tuple[int, int]],
+) -> Iterator[tifffile.TiffPage]:
+    """The image and the smaller copies of it: its SubIFDs, or the tiled pages after it (SVS, vips, COG)."""
+    yield first
+    smallest = first
+    for page in below:
+        if not _is_smaller_copy(page, smallest, first):
+            if page.subfiletype & _REDUCED and page.is_tiled and first.is_tiled and not page.subfiletype & _MASK:
+                notes.append(f"its reduced copy of {_size(page)} has not the shape of the slide, and is not used")
+                left_out_px.append((page.imagewidth, page.imagelength))
+            continue
+        if _orientation(page) != _orientation(first):
+            notes.append(f"its reduced copy of {_size(page)} lies another way round, and is not used")
+            left_out_px.append((page.imagewidth, page.imagelength))
+            continue
+        yield page
+        smallest = page
+
+
+def _is_smaller_copy(page: tifffile.TiffPage, above: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
+    # (A transparency mask is no copy either: it has one bit.)
+    same_kind = (
+        page.is_tiled == first.is_tiled and page.samplesperpixel == first.samplesperpixel and page.dtype == first.dtype
+    )
+    return same_kind and _is_smaller(page, above) and _has_shape_of(page, first)
+
+
+def _is_smaller(page: tifffile.TiffPage, above: tifffile.TiffPage) -> bool:
+    return bool(0 < page.imagewidth < above.imagewidth and 0 < page.imagelength < above.imagelength)
+
+
+def _has_shape_of(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
+    if not _is_smaller(page, first):
+        return False
+    # Both sides are rounded somehow to whole pixels after one division.
+    ratio = first.imagelength / first.imagewidth
+    return bool(abs(page.imagelength - page.imagewidth * ratio) <= 1 + ratio)
+
+
+def _orientation(page: tifffile.TiffPage) -> int:
+    value = page.tags.valueof(_ORIENTATION, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _area(page: tifffile.TiffPage) -> int:
+    return int(page.imagewidth) * int(page.imagelength)
+
+
+def _size(page: tifffile.TiffPage) -> str:
+    return f"{page.imagewidth} × {page.imagelength} px"
+
+
+def _sizes(pages: list[tifffile.TiffPage]) -> str:
+    shown = ", ".join(_size(page) for page in pages[:3])
+    return shown if len(pages) <= 3 else f"{shown} and {len(pages) - 3} more"

@@ -1,0 +1,134 @@
+"""Where the tiles of one TIFF level lie, and what of that cannot be true.
+
+A tile of 0 bytes at offset 0 was never written: blank glass that a scanner skipped. Anything else that no decoder could
+read rightly is damage: 0 bytes at a place, bytes at no place, two tiles over one another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longvit.errors import InputError
+
+_NO_BYTES, _NO_PLACE, _OVERLAP = 1, 2, 4
+_FAULTS = {
+    _NO_BYTES: "0 bytes at a place in the file",
+    _NO_PLACE: "bytes at no place in the file",
+    _OVERLAP: "its bytes lie over those of another tile",
+}
+# Some writers round a byte count up to an even number.
+_TOLERANCE_BYTES = 1
+_FIRST_BYTE = 8  # after the header of the file
+
+
+@dataclass
+class TileTable:
+    """Offsets and byte counts, plane by plane, row by row."""
+
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    faults: NDArray[np.uint8]
+    """Not 0: this tile cannot be right."""
+
+    @property
+    def empty(self) -> NDArray[np.bool_]:
+        """The tiles that were never written."""
+        return (self.counts == 0) & (self.offsets == 0)
+
+    def fault(self, index: int) -> str | None:
+        """What is wrong with a tile's place, or None."""
+        value = int(self.faults[index])
+        return next((text for bit, text in _FAULTS.items() if value & bit), None) if value else None
+
+
+def tile_table(
+    path: Path, level: int, offsets: NDArray[np.int64], counts: NDArray[np.int64], expected: int, file_bytes: int
+) -> TileTable:
+    """Checks one level's table. Raises `InputError` where it does not fit the size or the file was cut off."""
+    if len(offsets) != expected or len(counts) != expected:
+        named = len(offsets) if len(offsets) != expected else len(counts)
+        raise InputError(
+            f"{path}: damaged or cut off: level {level} needs {expected} tiles, its table names {named}; copy or "
+            f"download it again"
+        )
+    beyond = int(((offsets + counts > file_bytes) & (counts > 0)).sum())
+    # One such tile is a damaged tile (filled and counted when it is read); a file that was cut off loses many.
+    if beyond > 1:
+        raise InputError(
+            f"{path}: cut off: {beyond} of {expected} tiles of level {level} lie beyond the end of the file "
+            f"({file_bytes} bytes); copy or download it again"
+        )
+    faults = np.zeros(expected, np.uint8)
+    faults[(counts <= 0) & (offsets != 0)] |= _NO_BYTES
+    faults[(counts > 0) & (offsets < _FIRST_BYTE)] |= _NO_PLACE
+    return TileTable(offsets, counts, faults)
+
+
+def mark_overlaps(tables: list[TileTable]) -> None:
+    """Marks the tiles of all levels whose bytes lie partly over those of another; one place shared whole is allowed."""
+    used = [np.flatnonzero((table.counts > 0) & (table.offsets >= _FIRST_BYTE)) for table in tables]
+    starts = [table.offsets[index] for table, index in zip(tables, used, strict=True)]
+    ends = [start + table.counts[index] for table, index, start in zip(tables, used, starts, strict=True)]
+    if _lie_apart(starts, ends):
+        return
+    start, end = np.concatenate(starts), np.concatenate(ends)
+    places, number = np.unique(np.stack([start, end], axis=1), axis=0, return_inverse=True)
+    # Ordered by their start: a place meets an earlier one, or the next one begins inside it.
+    farthest = np.maximum.accumulate(places[:, 1])
+    meets = np.zeros(len(places), bool)
+    meets[1:] = places[1:, 0] < farthest[:-1] - _TOLERANCE_BYTES
+    meets[:-1] |= places[:-1, 1] - _TOLERANCE_BYTES > places[1:, 0]
+    wrong = meets[number.reshape(-1)]
+    borders = np.cumsum([len(index) for index in used])[:-1]
+    for table, index, part in zip(tables, used, np.split(wrong, borders), strict=True):
+        table.faults[index[part]] |= _OVERLAP
+
+
+def _lie_apart(starts: list[NDArray[np.int64]], ends: list[NDArray[np.int64]]) -> bool:
+    """The ordinary case, told without sorting: each level in the order of the file, no level between another's tiles."""
+    if any(bool((end[:-1] > start[1:]).any()) for start, end in zip(starts, ends, strict=True)):
+        return False
+    spans = sorted((int(start[0]), int(end[-1])) for start, end in zip(starts, ends, strict=True) if len(start))
+    return all(after[0] >= before[1] for before, after in zip(spans, spans[1:], strict=False))
+
+
+def swapped(table: TileTable) -> list[int]:
+    """The tiles that stand out of order in a table that is otherwise in the order of the file: at most a few, or none.
+
+    Written in parallel, a table has no order, and an edited file has its new tiles at the end: no damage for certain.
+    """
+    used = np.flatnonzero((table.counts > 0) & (table.offsets >= _FIRST_BYTE) & (table.faults == 0))
+    offsets = table.offsets[used]
+    back = np.flatnonzero(offsets[1:] < offsets[:-1])
+    if not 0 < len(back) <= 2 or len(used) < 4:
+        return []
+    return [int(used[at + 1]) for at in back]
+
+
+def is_unwritten(
+    coarse: NDArray[np.bool_], fine: NDArray[np.bool_], coarse_px: NDArray[np.float64], fine_px: NDArray[np.float64]
+) -> bool:
+    """Whether a level lacks tiles over places where the finer level above it has some.
+
+    `coarse`, `fine`: which tiles (row, column) were written. `coarse_px`, `fine_px`: the size (width, height) of a tile
+    of each, in pixels of the finer one.
+    """
+    rows, columns = np.nonzero(~coarse)
+    if not len(rows):
+        return False
+    # How many of the finer tiles are written, above and left of each corner: sums over rectangles in one look.
+    sums = np.zeros((fine.shape[0] + 1, fine.shape[1] + 1), np.int64)
+    sums[1:, 1:] = fine.cumsum(0).cumsum(1)
+    scale = coarse_px / fine_px
+    # A finer tile that only touches the border, by the rounding of the sizes, says nothing.
+    margin = 1 / 16
+    left = np.clip(np.floor(columns * scale[0] + margin), 0, fine.shape[1]).astype(int)
+    right = np.clip(np.ceil((columns + 1) * scale[0] - margin), 0, fine.shape[1]).astype(int)
+    top = np.clip(np.floor(rows * scale[1] + margin), 0, fine.shape[0]).astype(int)
+    bottom = np.clip(np.ceil((rows + 1) * scale[1] - margin), 0, fine.shape[0]).astype(int)
+    there = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+    return bool((there > 0).any())

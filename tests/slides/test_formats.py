@@ -334,7 +334,7 @@ def test_a_fast_path_that_differs_from_openslide_is_not_taken(
     with caplog.at_level(logging.WARNING, logger="longvit.slides"):
         slide = open_slide(path)
     assert slide.reader == "openslide"
-    assert "differs from it by 2 grey levels" in slide.reader_reason
+    assert "differs from OpenSlide by 2 grey levels" in slide.reader_reason
     assert "a.svs" in caplog.text
 
 

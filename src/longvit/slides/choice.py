@@ -213,8 +213,8 @@ def _better(
         return tiles, "its tiles agree with OpenSlide's"
     if disagreement.grey_levels > _ANOTHER_PICTURE:
         raise InputError(
-            f"{path}: the fast path {disagreement}, and which of the two is right cannot be told; look at both (`longvit "
-            f"canvas --reader tiff`, `--reader openslide`) and name the right one, or convert it to a tiled RGB TIFF"
+            f"{path}: the two readers show different pictures (the fast path {disagreement}); which one is right cannot "
+            f"be told: look at both and pass --reader tiff or --reader openslide, or convert it to a tiled RGB TIFF"
         )
     return slide, f"the fast path {disagreement}"
 
@@ -262,7 +262,7 @@ def disagreement_with(slide: PixelReader, tiles: TiledTiffReader) -> Disagreemen
             difference = int(np.abs(theirs[..., :3].astype(int) - ours[..., :3]).max())
             if difference > _LARGEST_DIFFERENCE:
                 return Disagreement(
-                    f"differs from it by {difference} grey levels in tile ({column}, {row}) of level {index}", difference
+                    f"differs from OpenSlide by {difference} grey levels in tile ({column}, {row}) of level {index}", difference
                 )
             failures = []
             break

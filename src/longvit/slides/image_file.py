@@ -18,12 +18,13 @@ from longvit.errors import InputError
 from longvit.slides.file_kind import Kind
 from longvit.slides.jpeg_file import decode_jpeg, jpeg_facts
 from longvit.slides.mpp import Candidate, resolution_candidate
-from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, fill_outside, one_line
+from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, check_side, fill_outside, one_line
 from longvit.slides.png_file import decode_png, png_facts
 
-MAX_BYTES = 3 * 2**28
-"""What decoding may take at its peak, without the file itself: 0.8 GB, a square of 16,384 px in RGB."""
-_BAND_PX = 256
+MAX_BYTES = 5 * 2**27
+"""What decoding may take at its peak, without the file itself: 0.67 GB, a square of 14,900 px in RGB."""
+_TILE_PX = (1024, 256)  # in which it is filtered once it is decoded
+_HEAD_BYTES = 1 << 20  # metadata in front of the scan is seldom longer
 _ORIENTATION = 0x0112
 
 
@@ -51,7 +52,8 @@ class ImageFileReader(PixelReader):
                 f"{bytes_per_px:g} bytes a pixel here and may take {MAX_BYTES / 1e6:.0f} MB: convert it to a tiled TIFF "
                 f"(`vips tiffsave --tile --pyramid`)"
             )
-        tile_px = (width_px, min(_BAND_PX, height_px))
+        check_side(path, width_px, height_px)
+        tile_px = (min(_TILE_PX[0], width_px), min(_TILE_PX[1], height_px))
         self.levels = (Level(0, (width_px, height_px), 1.0, tile_px, compression=kind.value.lower()),)
         self._lock = threading.Lock()
         self._pixels: Block | None = None
@@ -66,9 +68,10 @@ class ImageFileReader(PixelReader):
                         f"{self.path}: 16 bits per sample; only 8-bit pixels are read, since the range of deeper ones "
                         f"is not known"
                     )
-                return png.orientation, png.samples, float(png.samples)
+                return png.orientation, png.samples, png.bytes_per_px
             value = image.getexif().get(_ORIENTATION, 1)
-            jpeg = jpeg_facts(self.path.read_bytes())
+            with self.path.open("rb") as file:
+                jpeg = jpeg_facts(file.read(_HEAD_BYTES)) or jpeg_facts(self.path.read_bytes())
             if jpeg is None or (jpeg.width_px, jpeg.height_px) != image.size:
                 raise ValueError("its markers lead to no scan")
             orientation = value if isinstance(value, int) and 1 <= value <= 8 else 1

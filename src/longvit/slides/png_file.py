@@ -34,7 +34,11 @@ class PngFacts:
     """Per pixel, once decoded."""
     orientation: int
     """As EXIF has it, 1 to 8."""
-    is_interlaced: bool
+
+    @property
+    def bytes_per_px(self) -> float:
+        """At the peak of decoding: grey with transparency is decoded as such and then made RGBX."""
+        return 6.0 if self.samples == 2 else float(self.samples)
 
 
 def png_facts(path: Path) -> PngFacts:
@@ -60,7 +64,7 @@ def png_facts(path: Path) -> PngFacts:
     samples = {_RGB: 3, _PALETTE: 3, _GREY_ALPHA: 2, _RGBA: 4}.get(kind, 1)
     if transparent and kind not in (_GREY_ALPHA, _RGBA):
         samples += 1
-    return PngFacts(width_px, height_px, header[8], samples, orientation, header[12] != 0)
+    return PngFacts(width_px, height_px, header[8], samples, orientation)
 
 
 def exif_orientation(data: bytes) -> int:

@@ -25,6 +25,7 @@ from longvit.slides.tiff_tags import check_messages, check_tags, is_in_order, nu
 
 _UNIT_UM = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: inch, centimetre
 _NO_UNIT = 1
+_COLOUR_MAP = 320
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,12 @@ def read_tiff_header(path: Path) -> TiffHeader:
                 for page in image.pages:
                     check_side(path, page.imagewidth, page.imagelength)
                     check_tags(path, page)
+                    page.tags.valueof(_COLOUR_MAP)  # read now: later the file is closed
                 ome_xml = tiff.ome_metadata if tiff.is_ome else None
                 return TiffHeader(
                     pages=image.pages,
                     ome_xml=ome_xml,
-                    planes=_planes(tiff, image, ome_xml),
+                    planes=_planes(image, ome_xml),
                     candidates=tuple(_candidates(tiff, image, ome_xml)),
                     directory=image.directory,
                     orientation=image.orientation,
@@ -83,19 +85,16 @@ def read_tiff_header(path: Path) -> TiffHeader:
             raise UnsupportedError(f"its TIFF directory cannot be read ({reason})") from error
 
 
-def _planes(tiff: tifffile.TiffFile, image: SlideImage, ome_xml: str | None) -> int:
+def _planes(image: SlideImage, ome_xml: str | None) -> int:
     """By the OME-XML; without one, a grey image with others of its size beside it is a channel of many."""
     first = image.pages[0]
-    size = (first.imagewidth, first.imagelength)
     if ome_xml is not None:
         try:
-            pixels = pixels_of(ome_xml, size, image.directory)
+            pixels = pixels_of(ome_xml, (first.imagewidth, first.imagelength), image.directory)
         except ElementTree.ParseError:
             return 1
         return 1 if pixels is None else planes_of(pixels, first.samplesperpixel)
-    if first.samplesperpixel > 1:
-        return 1
-    return sum((page.aspage().imagewidth, page.aspage().imagelength) == size for page in tiff.pages)
+    return 1 if first.samplesperpixel > 1 else image.n_of_its_size
 
 
 def _doubts(image: SlideImage, messages: list[str]) -> Iterator[str]:

@@ -31,6 +31,8 @@ class SlideImage:
     """What a user should know about the choice, as clauses."""
     left_out_px: tuple[tuple[int, int], ...]
     """The sizes of reduced copies that are not used."""
+    n_of_its_size: int
+    """How many images of the size of level 0 stand in the file."""
 
     @property
     def orientation(self) -> int:
@@ -57,14 +59,18 @@ def slide_image(tiff: tifffile.TiffFile) -> SlideImage:
         for page in _own_images(pages)
         if page is not first and page not in levels and not _has_shape_of(page, first)
     ]
-    notes[:0] = list(_said_of_the_choice(pages, index, others))
-    return SlideImage(levels, index, tuple(notes), tuple(left_out_px))
+    said = _said_of_the_choice(pages, index, others)
+    notes[:0] = [] if said is None else [said]
+    n_of_its_size = sum((page.imagewidth, page.imagelength) == (first.imagewidth, first.imagelength) for page in pages)
+    return SlideImage(levels, index, tuple(notes), tuple(left_out_px), n_of_its_size)
 
 
 def _directories(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     found: dict[int, tifffile.TiffPage] = {}
     for page in tiff.pages:
-        found.setdefault(page.offset, page.aspage())  # a chain that bites its tail gives directories twice
+        if page.offset in found:
+            raise UnsupportedError("its list of directories runs in a circle")
+        found[page.offset] = page.aspage()
     return list(found.values())
 
 
@@ -84,21 +90,16 @@ def _largest(pages: list[tifffile.TiffPage]) -> int:
     return pages.index(max(_own_images(pages), key=_area))  # the first of equals
 
 
-def _said_of_the_choice(
-    pages: list[tifffile.TiffPage], index: int, others: list[tifffile.TiffPage]
-) -> Iterator[str]:
+def _said_of_the_choice(pages: list[tifffile.TiffPage], index: int, others: list[tifffile.TiffPage]) -> str | None:
+    """One clause where another image than the only one could have been meant."""
     first = pages[index]
-    if index:
-        yield (
-            f"its first image has {_size(pages[0])}; the largest, image {index + 1} of {len(pages)} with {_size(first)}, "
-            f"is taken for the slide"
-        )
     comparable = [page for page in others if _area(page) * _COMPARABLE >= _area(first)]
-    if comparable and not pages[0].description.startswith("Aperio"):
-        yield (
-            f"holds {len(comparable) + 1} images of comparable size ({_size(first)}; {_sizes(comparable)}); image "
-            f"{index + 1} with {_size(first)} is read, the others are not"
-        )
+    if pages[0].description.startswith("Aperio") or not (index or comparable):
+        return None
+    taken = f"image {index + 1} of {len(pages)}, the largest with {_size(first)}, is taken for the slide"
+    if not comparable:
+        return f"its first image has {_size(pages[0])}; {taken}"
+    return f"it holds {len(comparable) + 1} images of comparable size; {taken}; not read: {_sizes(comparable)}"
 
 
 def _pyramid(

@@ -84,6 +84,8 @@ def number_of(page: tifffile.TiffPage, code: int) -> tuple[float | None, str]:
     if tag is None:
         return None, "absent"
     value = tag.value
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and len(value) == 1:
+        (value,) = value
     if int(tag.dtype) in _RATIONALS and isinstance(value, Sequence) and len(value) == 2:
         top, bottom = value
         if not bottom:

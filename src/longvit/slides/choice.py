@@ -85,6 +85,7 @@ def _opened(path: Path, reader: ReaderName) -> Opened:
 def _open_tiff(path: Path, wanted: ReaderName) -> Opened:
     from longvit.slides.openslide_reader import OpenSlideReader, openslide_vendor
     from longvit.slides.tiff_header import read_tiff_header
+    from longvit.slides.tile_table import doubts_of
     from longvit.slides.tiled_tiff import TiledTiffReader
 
     header: TiffHeader | None = None
@@ -143,7 +144,11 @@ def _open_tiff(path: Path, wanted: ReaderName) -> Opened:
         reader, reason = _better(path, slide, tiles, no_openslide, no_tiles)
     if reader is None:
         raise InputError(f"{path}: the reader {wanted} does not take it: {reason}; leave --reader at auto")
-    notes = () if header is None or vendor not in _PLAIN_VENDORS else _notes(header, slide, tiles, reader, reason)
+    notes: tuple[str, ...] = ()
+    if header is not None and vendor in _PLAIN_VENDORS:
+        notes = _notes(header, slide, tiles, reader, reason)
+    elif header is not None:
+        notes = tuple(doubts_of(header.directories))
     name, candidates = vendor, tuple(openslide_candidates(facts))
     orientation = UPRIGHT
     if header is not None and vendor in _PLAIN_VENDORS:

@@ -20,6 +20,7 @@ from longvit.errors import InputError
 from longvit.slides.mpp import Candidate, aperio_candidate, imagej_candidate, ome_candidate, resolution_candidate
 from longvit.slides.ome_xml import pixels_of, planes_of
 from longvit.slides.pixel_reader import UnsupportedError, check_side, one_line
+from longvit.slides.tile_table import check_directories
 from longvit.slides.tiff_image import SlideImage, slide_image
 from longvit.slides.tiff_tags import check_messages, check_tags, is_in_order, number_of
 
@@ -46,6 +47,8 @@ class TiffHeader:
     """What a user should know, as clauses."""
     left_out_px: tuple[tuple[int, int], ...] = ()
     """The sizes of reduced copies that are not used."""
+    directories: tuple[tifffile.TiffPage, ...] = ()
+    """All images of the file."""
 
 
 def read_tiff_header(path: Path) -> TiffHeader:
@@ -62,9 +65,11 @@ def read_tiff_header(path: Path) -> TiffHeader:
                 first = image.pages[0]
                 if not tiff.is_ndpi:
                     check_messages(path, messages)
+                for page in image.directories:
+                    check_tags(path, page)
+                check_directories(path, image.directories, tiff.filehandle.size)
                 for page in image.pages:
                     check_side(path, page.imagewidth, page.imagelength)
-                    check_tags(path, page)
                     page.tags.valueof(_COLOUR_MAP)  # read now: later the file is closed
                 ome_xml = tiff.ome_metadata if tiff.is_ome else None
                 return TiffHeader(
@@ -76,6 +81,7 @@ def read_tiff_header(path: Path) -> TiffHeader:
                     orientation=image.orientation,
                     notes=(*image.notes, *_doubts(image, messages)),
                     left_out_px=image.left_out_px,
+                    directories=image.directories,
                 )
         except (InputError, UnsupportedError):
             raise

@@ -31,6 +31,8 @@ class SlideImage:
     """What a user should know about the choice, as clauses."""
     left_out_px: tuple[tuple[int, int], ...]
     """The sizes of reduced copies that are not used."""
+    directories: tuple[tifffile.TiffPage, ...]
+    """All images of the file, and what lies below the one taken."""
     n_of_its_size: int
     """How many images of the size of level 0 stand in the file."""
 
@@ -62,7 +64,7 @@ def slide_image(tiff: tifffile.TiffFile) -> SlideImage:
     said = _said_of_the_choice(pages, index, others)
     notes[:0] = [] if said is None else [said]
     n_of_its_size = sum((page.imagewidth, page.imagelength) == (first.imagewidth, first.imagelength) for page in pages)
-    return SlideImage(levels, index, tuple(notes), tuple(left_out_px), n_of_its_size)
+    return SlideImage(levels, index, tuple(notes), tuple(left_out_px), (*pages, *(below if first.subifds else ())), n_of_its_size)
 
 
 def _directories(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
@@ -85,7 +87,7 @@ def _own_images(pages: list[tifffile.TiffPage]) -> list[tifffile.TiffPage]:
 
 
 def _largest(pages: list[tifffile.TiffPage]) -> int:
-    if pages[0].description.startswith("Aperio"):
+    if _is_aperio(pages[0]):
         return 0
     return pages.index(max(_own_images(pages), key=_area))  # the first of equals
 
@@ -94,7 +96,7 @@ def _said_of_the_choice(pages: list[tifffile.TiffPage], index: int, others: list
     """One clause where another image than the only one could have been meant."""
     first = pages[index]
     comparable = [page for page in others if _area(page) * _COMPARABLE >= _area(first)]
-    if pages[0].description.startswith("Aperio") or not (index or comparable):
+    if _is_aperio(pages[0]) or not (index or comparable):
         return None
     taken = f"image {index + 1} of {len(pages)}, the largest with {_size(first)}, is taken for the slide"
     if not comparable:
@@ -113,8 +115,8 @@ def _pyramid(
     smallest = first
     for page in below:
         if not _is_smaller_copy(page, smallest, first):
-            if page.subfiletype & _REDUCED and page.is_tiled and first.is_tiled and not page.subfiletype & _MASK:
-                notes.append(f"its reduced copy of {_size(page)} has not the shape of the slide, and is not used")
+            if page.subfiletype & _REDUCED and not page.subfiletype & _MASK and not _is_aperio(first):
+                notes.append(f"its reduced copy of {_size(page)} is not of the slide's shape and kind, and is not used")
                 left_out_px.append((page.imagewidth, page.imagelength))
             continue
         if _orientation(page) != _orientation(first):
@@ -148,6 +150,10 @@ def _has_shape_of(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
 def _orientation(page: tifffile.TiffPage) -> int:
     value = page.tags.valueof(_ORIENTATION, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _is_aperio(page: tifffile.TiffPage) -> bool:
+    return str(page.description).startswith("Aperio")
 
 
 def _area(page: tifffile.TiffPage) -> int:

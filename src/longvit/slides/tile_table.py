@@ -6,13 +6,19 @@ read rightly is damage: 0 bytes at a place, bytes at no place, two tiles over on
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
 
 from longvit.errors import InputError
+
+MAX_TILE_PX = 2**26
+"""A tile is decoded whole, which takes about ten bytes a pixel at the peak: 0.8 GB for 8,192 × 8,192 px. No scanner makes
+such tiles, files of a single strip have them."""
 
 _NO_BYTES, _NO_PLACE, _OVERLAP = 1, 2, 4
 _FAULTS = {
@@ -22,6 +28,7 @@ _FAULTS = {
 }
 # Some writers round a byte count up to an even number.
 _TOLERANCE_BYTES = 1
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 _FIRST_BYTE = 8  # after the header of the file
 
 
@@ -107,6 +114,57 @@ def swapped(table: TileTable) -> list[int]:
     if not 0 < len(back) <= 2 or len(used) < 4:
         return []
     return [int(used[at + 1]) for at in back]
+
+
+def check_directories(path: Path, pages: Iterable[tifffile.TiffPage], file_bytes: int) -> None:
+    """Refuses what would cost gigabytes or another picture in any reader: raises `InputError`.
+
+    A tile of more bytes than the file (OpenSlide asks for that memory), a tile size of 0 or of gigabytes, a table that
+    does not fit the size of its image.
+    """
+    for page in pages:
+        counts = np.asarray(page.databytecounts, np.int64)
+        if counts.size and int(counts.max()) > file_bytes:
+            raise InputError(
+                f"{path}: damaged or cut off: a tile of {int(counts.max())} bytes in a file of {file_bytes}; copy or "
+                f"download it again"
+            )
+        sides = [page.tags.valueof(code) for code in (_TILE_WIDTH, _TILE_LENGTH)]
+        if sides == [None, None] or page.is_ndpi:
+            continue
+        width_px, height_px = (side if isinstance(side, int) else 0 for side in sides)
+        if width_px < 1 or height_px < 1 or width_px * height_px > MAX_TILE_PX:
+            raise InputError(
+                f"{path}: an image of {page.imagewidth} × {page.imagelength} px has tiles of {width_px} × {height_px} px; "
+                f"a tile is decoded whole and may have at most {MAX_TILE_PX} px: damaged, or convert it to a tiled TIFF "
+                f"(`vips tiffsave --tile --pyramid`)"
+            )
+        planes = page.samplesperpixel if page.planarconfig == 2 else 1
+        expected = -(-page.imagewidth // width_px) * -(-page.imagelength // height_px) * planes * page.imagedepth
+        if len(page.dataoffsets) != expected or counts.size != expected:
+            raise InputError(
+                f"{path}: damaged or cut off: an image of {page.imagewidth} × {page.imagelength} px needs {expected} "
+                f"tiles, its table names {min(len(page.dataoffsets), counts.size)}; copy or download it again"
+            )
+
+
+def doubts_of(pages: Iterable[tifffile.TiffPage]) -> Iterator[str]:
+    """What of the tables of a format that only OpenSlide reads may be damage, as clauses."""
+    tiled = [page for page in pages if page.is_tiled]
+    tables = []
+    for page in tiled:
+        offsets, counts = (np.asarray(values, np.int64) for values in (page.dataoffsets, page.databytecounts))
+        tables.append(TileTable(offsets, counts, np.zeros(len(offsets), np.uint8)))
+    mark_overlaps(tables)
+    for page, table in zip(tiled, tables, strict=True):
+        name = f"its image of {page.imagewidth} × {page.imagelength} px"
+        n_over, n_half = int((table.faults != 0).sum()), int(((table.counts == 0) != (table.offsets == 0)).sum())
+        if n_over:
+            yield f"{n_over} tiles of {name} lie over one another: damaged, perhaps"
+        if n_half:
+            yield f"{n_half} tiles of {name} have 0 bytes or no place: damaged, perhaps"
+        if swapped(table):
+            yield f"tile {swapped(table)[0]} of {name} lies out of order: places that were swapped by damage, perhaps"
 
 
 def is_unwritten(

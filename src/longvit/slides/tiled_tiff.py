@@ -33,19 +33,17 @@ from longvit.slides.pixel_reader import (
     one_line,
 )
 from longvit.slides.tiff_header import TiffHeader
-from longvit.slides.tile_table import TileTable, is_unwritten, mark_overlaps, swapped, tile_table
+from longvit.slides.tile_table import MAX_TILE_PX, TileTable, is_unwritten, mark_overlaps, swapped, tile_table
 
 _JPEG = 7
 _JPEG_2000 = {33005, 34712}
+_WEBP = 50001
 # 33003 (Aperio's JPEG 2000 in YCbCr with halved chroma) is left to OpenSlide.
 _OTHER = {1, 5, 8, 32773, 32946, 50000, 50001, *_JPEG_2000}
 _NONE = 1
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _PHOTOMETRIC, _COLOUR_MAP = 262, 320
-# A tile is decoded whole, which takes about ten bytes a pixel at the peak: 0.7 GB for 8,192 × 8,192 px. No scanner
-# makes such tiles, files of a single strip have them.
-_MAX_TILE_PX = 2**26
 # A strip of plain bytes needs no decoding: a large one is read in pieces of about so many pixels.
 _PIECE_PX = 2**20
 _ROWS_AT_ONCE = 64
@@ -271,10 +269,12 @@ def _tiled_level(
     if pieces is not None:
         tile_h, table = pieces
         rows = -(-height_px // tile_h)
-    if tile_w * tile_h > _MAX_TILE_PX:
+    # OpenJPEG takes four bytes a sample beside the pixels.
+    most_px = MAX_TILE_PX // 2 if int(page.compression) in _JPEG_2000 else MAX_TILE_PX
+    if tile_w * tile_h > most_px:
         raise InputError(
             f"{path}: level {index} is one piece of {tile_w} × {tile_h} px that would have to be decoded whole, and may "
-            f"have at most {_MAX_TILE_PX} px (0.7 GB of memory); convert it to a tiled TIFF "
+            f"have at most {most_px} px (0.8 GB of memory); convert it to a tiled TIFF "
             f"(`vips tiffsave --tile --pyramid`)"
         )
     level = Level(
@@ -381,6 +381,7 @@ class _GenericTiles:
         self._in_pieces = in_pieces
         self._samples = 1 if page.planarconfig == 2 else page.samplesperpixel
         self._jpeg_2000 = int(page.compression) in _JPEG_2000
+        self._webp = int(page.compression) == _WEBP
         self._plain_bytes = tile_px[0] * tile_px[1] * self._samples if int(page.compression) == _NONE else None
         self._invert = int(page.photometric) == _MINISWHITE
         self._colours = _colours(page) if int(page.photometric) == _PALETTE else None
@@ -392,6 +393,8 @@ class _GenericTiles:
     def __call__(self, data: bytes, index: int) -> NDArray[np.uint8]:
         if self._jpeg_2000:
             check_jpeg_2000(data, self._tile_px)
+        if self._webp:
+            check_webp(data, self._tile_px)
         if self._plain_bytes is not None and len(data) > self._plain_bytes + _WORD:
             raise ValueError(f"{len(data)} bytes for a tile of {self._plain_bytes}")
         pixels: NDArray[np.uint8]
@@ -426,12 +429,31 @@ def check_jpeg_2000(data: bytes, tile_px: tuple[int, int]) -> None:
 
     OpenJPEG fills what is missing with a guess and says nothing; the end marker and the size are what can be checked.
     """
-    if not data.startswith(b"\xff\x4f\xff\x51"):
-        if data[4:8] == b"jP  ":
-            return  # a JP2 file around the codestream: left to the decoder
+    start = data.find(b"\xff\x4f\xff\x51") if data[4:8] == b"jP  " else 0  # in a JP2 file the codestream lies further in
+    if start < 0 or not data.startswith(b"\xff\x4f\xff\x51", start):
         raise ValueError(f"no JPEG 2000: the tile begins with {data[:4].hex(' ')}")
-    x1, y1, x0, y0 = (int.from_bytes(data[i : i + 4], "big") for i in (8, 12, 16, 20))
+    x1, y1, x0, y0 = (int.from_bytes(data[start + i : start + i + 4], "big") for i in (8, 12, 16, 20))
     if (x1 - x0) * (y1 - y0) > tile_px[0] * tile_px[1]:
         raise ValueError(f"JPEG 2000 of {x1 - x0} × {y1 - y0} px in a tile of {tile_px[0]} × {tile_px[1]}")
+    samples = int.from_bytes(data[start + 40 : start + 42], "big")
+    if not 1 <= samples <= 4:
+        raise ValueError(f"JPEG 2000 of {samples} samples per pixel")
     if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise ValueError("the JPEG 2000 stream has no end: cut off")
+
+
+def check_webp(data: bytes, tile_px: tuple[int, int]) -> None:
+    """Raises `ValueError` for a picture of another size than the tile's: 16,383 px a side would be decoded whole."""
+    kind, size = data[12:16], (0, 0)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        if kind == b"VP8L":
+            bits = int.from_bytes(data[21:25], "little")
+            size = ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+        elif kind == b"VP8 ":
+            size = (int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF)
+        elif kind == b"VP8X":
+            size = (int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1)
+    if size == (0, 0):
+        raise ValueError(f"no WebP: the tile begins with {data[:4].hex(' ')}")
+    if size[0] > tile_px[0] or size[1] > tile_px[1]:
+        raise ValueError(f"WebP of {size[0]} × {size[1]} px in a tile of {tile_px[0]} × {tile_px[1]}")

@@ -137,7 +137,7 @@ def _open_tiff(path: Path, wanted: ReaderName) -> Opened:
     if wanted == "openslide":
         reader, reason = slide, "asked for" if slide is not None else no_openslide
         if tiles is not None and slide is not None and slide.vendor != "aperio" and tiles.left_out_px:
-            reader, reason = None, (*header.notes, *tiles.notes)[0]
+            reader, reason = None, (*(header.notes if header else ()), *tiles.notes)[0]
     elif wanted == "tiff":
         reader, reason = tiles, "asked for" if tiles is not None else no_tiles
     else:
@@ -184,7 +184,7 @@ def _no_witness(header: TiffHeader, slide: OpenSlideReader) -> str:
     if header.orientation != UPRIGHT:
         return "OpenSlide turns tiles one by one where the tag Orientation is not 1"
     if header.directory:
-        return f"OpenSlide takes the first image of the file, {slide.levels[0].size_px[0]} × {slide.levels[0].size_px[1]} px"
+        return "OpenSlide takes the first image of the file, {} × {} px".format(*slide.levels[0].size_px)
     return ""
 
 
@@ -218,8 +218,8 @@ def _better(
         return tiles, "its tiles agree with OpenSlide's"
     if disagreement.grey_levels > _ANOTHER_PICTURE:
         raise InputError(
-            f"{path}: the two readers show different pictures (the fast path {disagreement}); which one is right cannot "
-            f"be told: look at both and pass --reader tiff or --reader openslide, or convert it to a tiled RGB TIFF"
+            f"{path}: the two readers show different pictures (the fast path {disagreement}); which one is right "
+            f"cannot be told: look at both and pass --reader tiff or --reader openslide, or convert it to a tiled TIFF"
         )
     return slide, f"the fast path {disagreement}"
 
@@ -267,7 +267,8 @@ def disagreement_with(slide: PixelReader, tiles: TiledTiffReader) -> Disagreemen
             difference = int(np.abs(theirs[..., :3].astype(int) - ours[..., :3]).max())
             if difference > _LARGEST_DIFFERENCE:
                 return Disagreement(
-                    f"differs from OpenSlide by {difference} grey levels in tile ({column}, {row}) of level {index}", difference
+                    f"differs from OpenSlide by {difference} grey levels in tile ({column}, {row}) of level {index}",
+                    difference,
                 )
             failures = []
             break

@@ -48,9 +48,9 @@ class ImageFileReader(PixelReader):
             self.orientation, self._components, bytes_per_px = self._facts(image)
         if width_px < 1 or height_px < 1 or width_px * height_px * bytes_per_px > MAX_BYTES:
             raise InputError(
-                f"{path}: the header declares {width_px} × {height_px} px; a {kind.value} is decoded whole, which takes "
-                f"{bytes_per_px:g} bytes a pixel here and may take {MAX_BYTES / 1e6:.0f} MB: convert it to a tiled TIFF "
-                f"(`vips tiffsave --tile --pyramid`)"
+                f"{path}: the header declares {width_px} × {height_px} px; a {kind.value} is decoded whole, which "
+                f"takes {bytes_per_px:g} bytes a pixel here and may take {MAX_BYTES / 1e6:.0f} MB: convert it to a "
+                f"tiled TIFF (`vips tiffsave --tile --pyramid`)"
             )
         check_side(path, width_px, height_px)
         tile_px = (min(_TILE_PX[0], width_px), min(_TILE_PX[1], height_px))
@@ -133,4 +133,3 @@ def _candidates(image: Image.Image, kind: Kind) -> list[Candidate]:
 
 def _damaged(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: damaged or cut off ({one_line(error)}); copy or download it again")
-

@@ -51,7 +51,5 @@ class JpegTiles:
             facts = jpeg_facts(stream)
             if facts is not None and facts.coefficient_bytes_per_px:
                 raise ValueError(f"{self._max_px} px in several scans: too much memory")
-        pixels = simplejpeg.decode_jpeg(
-            stream, "GRAY" if self._grey else "RGBX", buffer=buffer, strict=True
-        )
+        pixels = simplejpeg.decode_jpeg(stream, "GRAY" if self._grey else "RGBX", buffer=buffer, strict=True)
         return np.asarray(pixels)

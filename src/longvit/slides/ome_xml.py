@@ -16,7 +16,7 @@ def pixels_of(xml_text: str, size_px: tuple[int, int] | None = None, directory: 
         return found[0] if found else None
     same = [pixels for pixels in found if (pixels.get("SizeX"), pixels.get("SizeY")) == tuple(map(str, size_px))]
     named = [pixels for pixels in same if directory in _directories(pixels)]
-    return (named or same or [None])[0]
+    return next(iter(named or same), None)
 
 
 def planes_of(pixels: ElementTree.Element, samples: int) -> int:

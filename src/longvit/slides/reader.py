@@ -122,6 +122,11 @@ class Slide:
         return self.opened()[0].reason
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about this file: which image was taken, levels not used, what may be damage."""
+        return self.opened()[0].notes
+
+    @property
     def size_px(self) -> tuple[int, int]:
         """Width and height at level 0."""
         return self.levels[0].size_px

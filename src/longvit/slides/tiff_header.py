@@ -20,9 +20,9 @@ from longvit.errors import InputError
 from longvit.slides.mpp import Candidate, aperio_candidate, imagej_candidate, ome_candidate, resolution_candidate
 from longvit.slides.ome_xml import pixels_of, planes_of
 from longvit.slides.pixel_reader import UnsupportedError, check_side, one_line
-from longvit.slides.tile_table import check_directories
 from longvit.slides.tiff_image import SlideImage, slide_image
 from longvit.slides.tiff_tags import check_messages, check_tags, is_in_order, number_of
+from longvit.slides.tile_table import check_directories
 
 _UNIT_UM = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: inch, centimetre
 _NO_UNIT = 1
@@ -62,7 +62,6 @@ def read_tiff_header(path: Path) -> TiffHeader:
             with tifffile.TiffFile(path) as tiff:
                 check_side(path, tiff.pages.first.imagewidth, tiff.pages.first.imagelength)
                 image = slide_image(tiff)
-                first = image.pages[0]
                 if not tiff.is_ndpi:
                     check_messages(path, messages)
                 for page in image.directories:
@@ -113,7 +112,7 @@ def _doubts(image: SlideImage, messages: list[str]) -> Iterator[str]:
     size = f"{first.imagewidth}x{first.imagelength}"
     sizes = re.findall(r"\d+x\d+", first.description) if first.description.startswith("Aperio") else []
     if sizes and size not in sizes:
-        yield f"its description speaks of {sizes[0]} px, the image has {size}: cropped or resized afterwards, or damaged"
+        yield f"its description speaks of {sizes[0]} px, the image has {size}: cropped or resized, or damaged"
 
 
 def _candidates(tiff: tifffile.TiffFile, image: SlideImage, ome_xml: str | None) -> Iterator[Candidate]:

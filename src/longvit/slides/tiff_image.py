@@ -64,7 +64,9 @@ def slide_image(tiff: tifffile.TiffFile) -> SlideImage:
     said = _said_of_the_choice(pages, index, others)
     notes[:0] = [] if said is None else [said]
     n_of_its_size = sum((page.imagewidth, page.imagelength) == (first.imagewidth, first.imagelength) for page in pages)
-    return SlideImage(levels, index, tuple(notes), tuple(left_out_px), (*pages, *(below if first.subifds else ())), n_of_its_size)
+    return SlideImage(
+        levels, index, tuple(notes), tuple(left_out_px), (*pages, *(below if first.subifds else ())), n_of_its_size
+    )
 
 
 def _directories(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 from longvit.errors import InputError
 
 MAX_TILE_PX = 2**26
-"""A tile is decoded whole, which takes about ten bytes a pixel at the peak: 0.8 GB for 8,192 × 8,192 px. No scanner makes
-such tiles, files of a single strip have them."""
+"""A tile is decoded whole, which takes about ten bytes a pixel at the peak: 0.8 GB for 8,192 × 8,192 px. No scanner
+makes such tiles, files of a single strip have them."""
 
 _NO_BYTES, _NO_PLACE, _OVERLAP = 1, 2, 4
 _FAULTS = {
@@ -96,11 +97,11 @@ def mark_overlaps(tables: list[TileTable]) -> None:
 
 
 def _lie_apart(starts: list[NDArray[np.int64]], ends: list[NDArray[np.int64]]) -> bool:
-    """The ordinary case, told without sorting: each level in the order of the file, no level between another's tiles."""
+    """The ordinary case, told without sorting: each level in the order of the file, none between another's tiles."""
     if any(bool((end[:-1] > start[1:]).any()) for start, end in zip(starts, ends, strict=True)):
         return False
     spans = sorted((int(start[0]), int(end[-1])) for start, end in zip(starts, ends, strict=True) if len(start))
-    return all(after[0] >= before[1] for before, after in zip(spans, spans[1:], strict=False))
+    return all(after[0] >= before[1] for before, after in pairwise(spans))
 
 
 def swapped(table: TileTable) -> list[int]:
@@ -135,9 +136,9 @@ def check_directories(path: Path, pages: Iterable[tifffile.TiffPage], file_bytes
         width_px, height_px = (side if isinstance(side, int) else 0 for side in sides)
         if width_px < 1 or height_px < 1 or width_px * height_px > MAX_TILE_PX:
             raise InputError(
-                f"{path}: an image of {page.imagewidth} × {page.imagelength} px has tiles of {width_px} × {height_px} px; "
-                f"a tile is decoded whole and may have at most {MAX_TILE_PX} px: damaged, or convert it to a tiled TIFF "
-                f"(`vips tiffsave --tile --pyramid`)"
+                f"{path}: an image of {page.imagewidth} × {page.imagelength} px has tiles of {width_px} × {height_px} "
+                f"px; a tile is decoded whole and may have at most {MAX_TILE_PX} px: damaged, or convert it to a tiled "
+                f"TIFF (`vips tiffsave --tile --pyramid`)"
             )
         planes = page.samplesperpixel if page.planarconfig == 2 else 1
         expected = -(-page.imagewidth // width_px) * -(-page.imagelength // height_px) * planes * page.imagedepth

@@ -1,8 +1,8 @@
 """The fast path: tiles of a TIFF decoded one by one, straight from their offsets, without stitching or a cache.
 
-tifffile says where the tiles lie; simplejpeg decodes JPEG (see `jpeg_tile`), imagecodecs through tifffile the rest
-(JPEG 2000, LZW, Deflate, ZSTD, WebP, none). Strips are tiles as wide as the image. JPEG tiles take a fifth of the
-CPU time that openslide-python takes (2026-11; `benchmarks/canvas.py` has the whole way to a canvas).
+tifffile says where the tiles lie; `tile_decoding` decodes them (JPEG, JPEG 2000, LZW, Deflate, ZSTD, WebP, none).
+Strips are tiles as wide as the image. JPEG tiles take a fifth of the CPU time that openslide-python takes (2026-11;
+`benchmarks/canvas.py` has the whole way to a canvas).
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
 from longvit.errors import InputError
-from longvit.slides.jpeg_tile import JpegTiles
 from longvit.slides.pixel_reader import (
     BadTile,
     Block,
@@ -33,21 +31,20 @@ from longvit.slides.pixel_reader import (
     one_line,
 )
 from longvit.slides.tiff_header import TiffHeader
+from longvit.slides.tile_decoding import (
+    JPEG_2000,
+    MINISBLACK,
+    MINISWHITE,
+    NO_COMPRESSION,
+    PALETTE,
+    tile_decoder,
+)
 from longvit.slides.tile_table import MAX_TILE_PX, TileTable, is_unwritten, mark_overlaps, swapped, tile_table
 
-_JPEG = 7
-_JPEG_2000 = {33005, 34712}
-_WEBP = 50001
-# 33003 (Aperio's JPEG 2000 in YCbCr with halved chroma) is left to OpenSlide.
-_OTHER = {1, 5, 8, 32773, 32946, 50000, 50001, *_JPEG_2000}
-_NONE = 1
-_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
-_ASSOCIATED_ALPHA, _ALPHA = 1, 2
-_PHOTOMETRIC, _COLOUR_MAP = 262, 320
+_PHOTOMETRIC = 262
+_TAIL_BYTES = 2048
 # A strip of plain bytes needs no decoding: a large one is read in pieces of about so many pixels.
 _PIECE_PX = 2**20
-_ROWS_AT_ONCE = 64
-_WORD = 4  # bytes by which a writer may pad a tile
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,8 @@ class TiledTiffReader(PixelReader):
         self.left_out_px = unwritten_px | set(header.left_out_px)
         """The sizes of the levels that are in the file and are not used."""
         self._leaves_tiles_out = any(bool((tiled.table.counts == 0).any()) for tiled in every)
-        self.notes = tuple(_notes(every, unwritten_px))
         self._file: _SharedFile | None = _SharedFile(path)
+        self.notes = (*_notes(every, unwritten_px), *_zeros_at_the_end(self._file, every))
 
     def close(self) -> None:
         self._file = None
@@ -211,9 +208,7 @@ def _check_size(pixels: NDArray[np.uint8], level: Level, least_width_px: int, le
     """Raises `ValueError` where decoded bytes are not one tile: what they show belongs elsewhere."""
     height, width = pixels.shape[:2]
     if height < least_height_px or width < least_width_px:
-        raise ValueError(
-            f"the tile holds {width} × {height} px, fewer than its {least_width_px} × {least_height_px}"
-        )
+        raise ValueError(f"the tile holds {width} × {height} px, fewer than its {least_width_px} × {least_height_px}")
     tile_w, tile_h = level.tile_px
     if height > tile_h or width > tile_w:
         raise ValueError(f"the tile holds {width} × {height} px, more than {tile_w} × {tile_h}")
@@ -235,13 +230,13 @@ def _check_pixels(path: Path, header: TiffHeader) -> None:
     if samples not in (1, 3, 4):
         raise InputError(f"{path}: {samples} samples per pixel; only grey, RGB and RGBA are read")
     missing = _PHOTOMETRIC not in page.tags
-    one = photometric in (_MINISWHITE, _MINISBLACK, _PALETTE)
+    one = photometric in (MINISWHITE, MINISBLACK, PALETTE)
     several = not one and photometric not in (4, 32803, 34892)  # masks and raw sensors have one sample
     if missing or (samples == 1 and not one) or (samples > 1 and not several):
         says = "is missing" if missing else f"says {getattr(photometric, 'name', photometric)}"
         raise InputError(
-            f"{path}: {samples} samples per pixel, but its tag PhotometricInterpretation {says}: which colours they are "
-            f"is not known; damaged (copy or download it again), or export it as RGB (`vips colourspace`, QuPath)"
+            f"{path}: {samples} samples per pixel, but its tag PhotometricInterpretation {says}: which colours they "
+            f"are is not known; damaged (copy or download it again), or export it as RGB (`vips colourspace`, QuPath)"
         )
 
 
@@ -270,11 +265,11 @@ def _tiled_level(
         tile_h, table = pieces
         rows = -(-height_px // tile_h)
     # OpenJPEG takes four bytes a sample beside the pixels.
-    most_px = MAX_TILE_PX // 2 if int(page.compression) in _JPEG_2000 else MAX_TILE_PX
+    most_px = MAX_TILE_PX // 2 if int(page.compression) in JPEG_2000 else MAX_TILE_PX
     if tile_w * tile_h > most_px:
         raise InputError(
-            f"{path}: level {index} is one piece of {tile_w} × {tile_h} px that would have to be decoded whole, and may "
-            f"have at most {most_px} px (0.8 GB of memory); convert it to a tiled TIFF "
+            f"{path}: level {index} is one piece of {tile_w} × {tile_h} px that would have to be decoded whole, and "
+            f"may have at most {most_px} px (0.8 GB of memory); convert it to a tiled TIFF "
             f"(`vips tiffsave --tile --pyramid`)"
         )
     level = Level(
@@ -284,16 +279,14 @@ def _tiled_level(
         tile_px=(tile_w, tile_h),
         compression=getattr(page.compression, "name", str(page.compression)).lower(),
     )
-    decode = _decoder(page, (tile_w, tile_h), background, pieces is not None)
+    decode = tile_decoder(page, (tile_w, tile_h), background, pieces is not None)
     return _TiledLevel(level, columns, rows, planes, table, decode)
 
 
-def _pieces(
-    page: tifffile.TiffPage, strip_h: int, planes: int, table: TileTable
-) -> tuple[int, TileTable] | None:
+def _pieces(page: tifffile.TiffPage, strip_h: int, planes: int, table: TileTable) -> tuple[int, TileTable] | None:
     """One large strip of plain bytes (ImageJ writes such) as pieces of some rows; None for anything else."""
     row_bytes = page.imagewidth * (1 if planes > 1 else page.samplesperpixel)
-    plain = page.compression == _NONE and page.predictor == 1 and page.fillorder == 1 and not page.is_tiled
+    plain = page.compression == NO_COMPRESSION and page.predictor == 1 and page.fillorder == 1 and not page.is_tiled
     if not plain or page.imagewidth * strip_h <= _PIECE_PX or strip_h != page.imagelength:
         return None
     if bool(table.faults.any()) or not bool((table.counts == row_bytes * strip_h).all()):
@@ -310,8 +303,8 @@ def _written_levels(path: Path, every: list[_TiledLevel]) -> list[_TiledLevel]:
     """The levels without those that lack tiles over places where a finer one has some, numbered anew."""
     if not bool(every[0].written().any()):
         raise InputError(
-            f"{path}: not one of the {every[0].columns * every[0].rows} tiles of level 0 was ever written: a conversion "
-            f"or copy that broke off; make or copy it again"
+            f"{path}: not one of the {every[0].columns * every[0].rows} tiles of level 0 was ever written: a "
+            f"conversion or copy that broke off; make or copy it again"
         )
     kept = [every[0]]
     for tiled in every[1:]:
@@ -323,137 +316,34 @@ def _written_levels(path: Path, every: list[_TiledLevel]) -> list[_TiledLevel]:
     return kept
 
 
+def _zeros_at_the_end(file: _SharedFile, every: list[_TiledLevel]) -> Iterator[str]:
+    """Plain bytes have no end that a decoder misses: a copy that broke off in a file of full length ends in zeros."""
+    plain = [tiled for tiled in every if tiled.level.compression == "none" and bool(tiled.table.counts.any())]
+    if not plain:
+        return
+    last = max(int((tiled.table.offsets + tiled.table.counts).max()) for tiled in plain)
+    try:
+        tail = file.read(max(0, last - _TAIL_BYTES), min(last, _TAIL_BYTES))
+    except ValueError:
+        return  # beyond the end of the file: that tile is counted when it is read
+    if not any(tail):
+        yield f"the last {len(tail)} bytes of its pixels are zeros: black, or a copy that broke off"
+
+
 def _notes(every: list[_TiledLevel], unwritten_px: set[tuple[int, int]]) -> Iterator[str]:
     for tiled in every:
         name = f"level {tiled.level.index} ({tiled.level.size_px[0]} × {tiled.level.size_px[1]} px)"
         n_empty = int(tiled.table.empty.sum())
         if tiled.level.size_px in unwritten_px:
             yield (
-                f"{n_empty} of {len(tiled.table.counts)} tiles of {name} were never written, though the finer level has "
-                f"pixels there: that level is not used"
+                f"{n_empty} of {len(tiled.table.counts)} tiles of {name} were never written, though the finer level "
+                f"has pixels there: that level is not used"
             )
         elif n_empty and tiled.level.index == 0:
             yield f"{n_empty} of {len(tiled.table.counts)} tiles of {name} were never written: they are background"
         astray = swapped(tiled.table)
         if astray:
             yield (
-                f"the tiles of {name} lie in the order of the file but for {len(astray)} (tile {astray[0]}): edited, or "
-                f"places that were swapped by damage"
+                f"the tiles of {name} lie in the order of the file but for {len(astray)} (tile {astray[0]}): edited, "
+                f"or places that were swapped by damage"
             )
-
-
-def _decoder(
-    page: tifffile.TiffPage, tile_px: tuple[int, int], background: Rgb, in_pieces: bool
-) -> Callable[[bytes, int], NDArray[np.uint8]]:
-    compression, photometric, samples = int(page.compression), int(page.photometric), page.samplesperpixel
-    if compression == _JPEG:
-        if samples == 4 or photometric not in (_MINISBLACK, _RGB, _YCBCR):
-            raise UnsupportedError(f"JPEG tiles of {samples} samples, photometric {photometric}")
-        colour = "grey" if samples == 1 or page.planarconfig == 2 else "rgb" if photometric == _RGB else "ycbcr"
-        if page.planarconfig == 2 and photometric == _YCBCR:
-            raise UnsupportedError("separate planes of YCbCr")
-        tiles = JpegTiles(page.jpegtables, colour, tile_px)
-        return lambda data, index: tiles.decode(data)
-    if compression not in _OTHER:
-        raise UnsupportedError(f"compression {getattr(page.compression, 'name', compression)}")
-    if photometric not in (_MINISWHITE, _MINISBLACK, _RGB, _PALETTE):
-        raise UnsupportedError(f"photometric {getattr(page.photometric, 'name', photometric)}")
-    if samples == 4 and page.planarconfig == 2:
-        raise UnsupportedError("separate planes of RGBA")
-    return _GenericTiles(page, tile_px, background, in_pieces)
-
-
-def _colours(page: tifffile.TiffPage) -> NDArray[np.uint8]:
-    """The palette as uint8 (256, 3), rounded as libtiff does."""
-    table = np.asarray(page.tags.valueof(_COLOUR_MAP, ()), np.uint32)
-    if table.size != 3 * 256:
-        raise UnsupportedError(f"a palette of {table.size} values instead of 768")
-    return (table.reshape(3, 256).T * 255 // 65535).astype(np.uint8)
-
-
-class _GenericTiles:
-    """Decodes whatever tifffile and imagecodecs know; puts RGBA on the background."""
-
-    def __init__(
-        self, page: tifffile.TiffPage, tile_px: tuple[int, int], background: Rgb, in_pieces: bool
-    ) -> None:
-        self._decode: Callable[..., Any] = page.decode
-        self._in_pieces = in_pieces
-        self._samples = 1 if page.planarconfig == 2 else page.samplesperpixel
-        self._jpeg_2000 = int(page.compression) in _JPEG_2000
-        self._webp = int(page.compression) == _WEBP
-        self._plain_bytes = tile_px[0] * tile_px[1] * self._samples if int(page.compression) == _NONE else None
-        self._invert = int(page.photometric) == _MINISWHITE
-        self._colours = _colours(page) if int(page.photometric) == _PALETTE else None
-        self._tile_px = tile_px
-        self._background = background
-        extra = page.extrasamples[0] if page.extrasamples and page.samplesperpixel == 4 else None
-        self._alpha = int(extra) if extra is not None else None
-
-    def __call__(self, data: bytes, index: int) -> NDArray[np.uint8]:
-        if self._jpeg_2000:
-            check_jpeg_2000(data, self._tile_px)
-        if self._webp:
-            check_webp(data, self._tile_px)
-        if self._plain_bytes is not None and len(data) > self._plain_bytes + _WORD:
-            raise ValueError(f"{len(data)} bytes for a tile of {self._plain_bytes}")
-        pixels: NDArray[np.uint8]
-        if self._in_pieces:
-            pixels = np.frombuffer(data, np.uint8).reshape(-1, self._tile_px[0], self._samples)
-        else:
-            pixels = np.asarray(self._decode(data, index)[0])[0]
-        if self._invert:
-            pixels = np.invert(pixels)
-        if self._colours is not None:
-            pixels = self._colours[pixels[..., 0]]
-        if pixels.shape[2] == 4:
-            pixels = self._on_background(pixels)
-        return pixels
-
-    def _on_background(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if self._alpha not in (_ASSOCIATED_ALPHA, _ALPHA):
-            return pixels[..., :3]
-        out = np.empty((*pixels.shape[:2], 3), np.uint8)
-        background = np.asarray(self._background, np.float32)
-        for y in range(0, len(pixels), _ROWS_AT_ONCE):  # floats of a whole strip would take ten times its bytes
-            part = pixels[y : y + _ROWS_AT_ONCE]
-            alpha = part[..., 3:].astype(np.float32) / 255
-            premultiplied = part[..., :3] * (alpha if self._alpha == _ALPHA else 1.0)
-            on_background = premultiplied + (1 - alpha) * background
-            out[y : y + _ROWS_AT_ONCE] = np.clip(np.rint(on_background), 0, 255)
-        return out
-
-
-def check_jpeg_2000(data: bytes, tile_px: tuple[int, int]) -> None:
-    """Raises `ValueError` for a codestream that is cut off or declares a size other than the tile's.
-
-    OpenJPEG fills what is missing with a guess and says nothing; the end marker and the size are what can be checked.
-    """
-    start = data.find(b"\xff\x4f\xff\x51") if data[4:8] == b"jP  " else 0  # in a JP2 file the codestream lies further in
-    if start < 0 or not data.startswith(b"\xff\x4f\xff\x51", start):
-        raise ValueError(f"no JPEG 2000: the tile begins with {data[:4].hex(' ')}")
-    x1, y1, x0, y0 = (int.from_bytes(data[start + i : start + i + 4], "big") for i in (8, 12, 16, 20))
-    if (x1 - x0) * (y1 - y0) > tile_px[0] * tile_px[1]:
-        raise ValueError(f"JPEG 2000 of {x1 - x0} × {y1 - y0} px in a tile of {tile_px[0]} × {tile_px[1]}")
-    samples = int.from_bytes(data[start + 40 : start + 42], "big")
-    if not 1 <= samples <= 4:
-        raise ValueError(f"JPEG 2000 of {samples} samples per pixel")
-    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise ValueError("the JPEG 2000 stream has no end: cut off")
-
-
-def check_webp(data: bytes, tile_px: tuple[int, int]) -> None:
-    """Raises `ValueError` for a picture of another size than the tile's: 16,383 px a side would be decoded whole."""
-    kind, size = data[12:16], (0, 0)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        if kind == b"VP8L":
-            bits = int.from_bytes(data[21:25], "little")
-            size = ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
-        elif kind == b"VP8 ":
-            size = (int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF)
-        elif kind == b"VP8X":
-            size = (int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1)
-    if size == (0, 0):
-        raise ValueError(f"no WebP: the tile begins with {data[:4].hex(' ')}")
-    if size[0] > tile_px[0] or size[1] > tile_px[1]:
-        raise ValueError(f"WebP of {size[0]} × {size[1]} px in a tile of {tile_px[0]} × {tile_px[1]}")

@@ -35,6 +35,8 @@ _PLAIN_VENDORS = ("aperio", "generic-tiff", None)
 _LARGEST_DIFFERENCE = 1  # grey levels
 # Decoders round differently by a few; more is another picture, and which one is right nobody can tell from here.
 _ANOTHER_PICTURE = 32
+_COLOURS = {5: "CMYK", 6: "YCbCr", 8: "CIELAB"}  # PhotometricInterpretation
+_JPEG = 7
 # Formats that are more than the tiles of a TIFF: a file with such a name that OpenSlide does not know is damaged.
 _OWN_FORMATS = {".ndpi": ("hamamatsu",), ".scn": ("leica",), ".bif": ("ventana",)}
 
@@ -200,6 +202,11 @@ def _notes(
         notes.append(orientation_note(header.orientation))
     if tiles is not None and reader is tiles:
         notes += tiles.notes
+    photometric = header.pages[0].photometric
+    if tiles is None and photometric in _COLOURS and header.pages[0].compression != _JPEG:
+        notes.append(
+            f"its colours are {_COLOURS[photometric]}, which OpenSlide turns into RGB without a colour profile"
+        )
     if tiles is not None and reader is slide and reason != "asked for":
         notes.append(f"read through OpenSlide, since {reason}")
     return tuple(notes)

@@ -106,8 +106,8 @@ def _doubts(image: SlideImage, messages: list[str]) -> Iterator[str]:
     """What does not forbid reading and may be damage."""
     if any("invalid page offset" in message or "page list" in message for message in messages):
         yield "its list of images breaks off, so levels may be missing: damaged, perhaps"
-    if not all(is_in_order(page) for page in image.pages):
-        yield "the tags of its directory are out of order: written so, or damaged"
+    if not all(is_in_order(page) for page in image.directories):
+        yield "the tags of a directory are out of order: written so, or damaged"
     first = image.pages[0]
     size = f"{first.imagewidth}x{first.imagelength}"
     sizes = re.findall(r"\d+x\d+", first.description) if first.description.startswith("Aperio") else []

@@ -15,6 +15,7 @@ from longvit.slides.pixel_reader import UnsupportedError
 
 _REDUCED, _MASK = 1, 4  # NewSubfileType
 _ORIENTATION = 274
+_RGB, _YCBCR = 2, 6
 # A second image with a quarter of the pixels (half of each side) is a scan of its own more often than a macro.
 _COMPARABLE = 4
 
@@ -117,7 +118,7 @@ def _pyramid(
     smallest = first
     for page in below:
         if not _is_smaller_copy(page, smallest, first):
-            if page.subfiletype & _REDUCED and not page.subfiletype & _MASK and not _is_aperio(first):
+            if _was_meant_as_a_copy(page, first):
                 notes.append(f"its reduced copy of {_size(page)} is not of the slide's shape and kind, and is not used")
                 left_out_px.append((page.imagewidth, page.imagelength))
             continue
@@ -134,7 +135,16 @@ def _is_smaller_copy(page: tifffile.TiffPage, above: tifffile.TiffPage, first: t
     same_kind = (
         page.is_tiled == first.is_tiled and page.samplesperpixel == first.samplesperpixel and page.dtype == first.dtype
     )
+    same_kind &= page.photometric == first.photometric or {page.photometric, first.photometric} == {_RGB, _YCBCR}
     return same_kind and _is_smaller(page, above) and _has_shape_of(page, first)
+
+
+def _was_meant_as_a_copy(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
+    """By its own word (an SVS says so of labels), or tiled as the slide is and of its shape."""
+    if page.subfiletype & _MASK or page.bitspersample == 1:
+        return False
+    says_so = bool(page.subfiletype & _REDUCED) and not _is_aperio(first)
+    return says_so or (page.is_tiled and first.is_tiled and _has_shape_of(page, first))
 
 
 def _is_smaller(page: tifffile.TiffPage, above: tifffile.TiffPage) -> bool:

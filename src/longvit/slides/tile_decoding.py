@@ -19,7 +19,7 @@ from longvit.slides.pixel_reader import Rgb, UnsupportedError
 JPEG_2000 = (33005, 34712)
 NO_COMPRESSION = 1
 MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
-_JPEG, _WEBP = 7, 50001
+JPEG, _WEBP = 7, 50001
 # 33003 (Aperio's JPEG 2000 in YCbCr with halved chroma) is left to OpenSlide.
 _OTHER = {NO_COMPRESSION, 5, 8, 32773, 32946, 50000, _WEBP, *JPEG_2000}
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
@@ -37,7 +37,7 @@ def tile_decoder(
     may read.
     """
     compression, photometric, samples = int(page.compression), int(page.photometric), page.samplesperpixel
-    if compression == _JPEG:
+    if compression == JPEG:
         if samples == 4 or photometric not in (MINISBLACK, RGB, YCBCR):
             raise UnsupportedError(f"JPEG tiles of {samples} samples, photometric {photometric}")
         colour = "grey" if samples == 1 or page.planarconfig == 2 else "rgb" if photometric == RGB else "ycbcr"

@@ -76,8 +76,13 @@ def tile_table(
     return TileTable(offsets, counts, faults)
 
 
-def mark_overlaps(tables: list[TileTable]) -> None:
-    """Marks the tiles of all levels whose bytes lie partly over those of another; one place shared whole is allowed."""
+def mark_overlaps(tables: list[TileTable], metadata: list[tuple[int, int]] | None = None) -> None:
+    """Marks the tiles of all levels whose bytes lie partly over those of another, or over the file's `metadata`.
+
+    `metadata`: (start, end) of directories and of what they point at. One place that tiles share whole is allowed.
+    """
+    taken = np.asarray(metadata or [], np.int64).reshape(-1, 2)
+    tables = [*tables, TileTable(taken[:, 0], taken[:, 1] - taken[:, 0], np.zeros(len(taken), np.uint8))]
     used = [np.flatnonzero((table.counts > 0) & (table.offsets >= _FIRST_BYTE)) for table in tables]
     starts = [table.offsets[index] for table, index in zip(tables, used, strict=True)]
     ends = [start + table.counts[index] for table, index, start in zip(tables, used, starts, strict=True)]
@@ -102,6 +107,31 @@ def _lie_apart(starts: list[NDArray[np.int64]], ends: list[NDArray[np.int64]]) -
         return False
     spans = sorted((int(start[0]), int(end[-1])) for start, end in zip(starts, ends, strict=True) if len(start))
     return all(after[0] >= before[1] for before, after in pairwise(spans))
+
+
+def metadata_of(pages: Iterable[tifffile.TiffPage]) -> list[tuple[int, int]]:
+    """(start, end) of the directories and of the values that do not fit into them, in the order of the file."""
+    found = set()
+    for page in pages:
+        places = [(tag.offset, tag.valueoffset, tag.valuebytecount) for tag in page.tags]
+        tags = [place[0] for place in places]
+        found.add((page.offset, max(tags, default=page.offset) + 12))
+        found |= {(at, at + count) for tag, at, count in places if at > _FIRST_BYTE and not tag <= at < tag + 20}
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(found):
+        if merged and start < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def shared(table: TileTable) -> list[int]:
+    """The tiles that have the place of an earlier one, where they are a few: blank ones that a writer kept once."""
+    used = np.flatnonzero(table.counts > 0)
+    _, first = np.unique(table.offsets[used], return_index=True)
+    again = np.setdiff1d(np.arange(len(used)), first)
+    return [int(used[at]) for at in again] if 0 < len(again) <= 2 else []
 
 
 def swapped(table: TileTable) -> list[int]:

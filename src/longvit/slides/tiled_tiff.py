@@ -19,6 +19,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from longvit.errors import InputError
+from longvit.slides.jpeg_file import jpeg_facts
 from longvit.slides.pixel_reader import (
     BadTile,
     Block,
@@ -32,16 +33,28 @@ from longvit.slides.pixel_reader import (
 )
 from longvit.slides.tiff_header import TiffHeader
 from longvit.slides.tile_decoding import (
+    JPEG,
     JPEG_2000,
     MINISBLACK,
     MINISWHITE,
     NO_COMPRESSION,
     PALETTE,
+    RGB,
+    YCBCR,
     tile_decoder,
 )
-from longvit.slides.tile_table import MAX_TILE_PX, TileTable, is_unwritten, mark_overlaps, swapped, tile_table
+from longvit.slides.tile_table import (
+    MAX_TILE_PX,
+    TileTable,
+    is_unwritten,
+    mark_overlaps,
+    metadata_of,
+    shared,
+    swapped,
+    tile_table,
+)
 
-_PHOTOMETRIC = 262
+_PHOTOMETRIC, _SUBSAMPLING = 262, 530
 _TAIL_BYTES = 2048
 # A strip of plain bytes needs no decoding: a large one is read in pieces of about so many pixels.
 _PIECE_PX = 2**20
@@ -79,8 +92,8 @@ class TiledTiffReader(PixelReader):
         self.background = background
         try:
             _check_pixels(path, header)
-            every = _tiled_levels(path, header, background)
-            mark_overlaps([tiled.table for tiled in every])
+            every, unread_px = _tiled_levels(path, header, background)
+            mark_overlaps([tiled.table for tiled in every], metadata_of(header.directories))
             self._tiled = _written_levels(path, every)
         except (InputError, UnsupportedError):
             raise
@@ -89,14 +102,34 @@ class TiledTiffReader(PixelReader):
             raise UnsupportedError(f"a damaged directory ({one_line(error)})") from error
         self.levels = tuple(tiled.level for tiled in self._tiled)
         unwritten_px = {tiled.level.size_px for tiled in every} - {level.size_px for level in self.levels}
-        self.left_out_px = unwritten_px | set(header.left_out_px)
+        self.left_out_px = unwritten_px | set(header.left_out_px) | set(unread_px)
         """The sizes of the levels that are in the file and are not used."""
         self._leaves_tiles_out = any(bool((tiled.table.counts == 0).any()) for tiled in every)
         self._file: _SharedFile | None = _SharedFile(path)
-        self.notes = (*_notes(every, unwritten_px), *_zeros_at_the_end(self._file, every))
+        self._check_colours(header)
+        self.notes = (*unread_px.values(), *_notes(every, unwritten_px), *_zeros_at_the_end(self._file, every))
 
     def close(self) -> None:
         self._file = None
+
+    def _check_colours(self, header: TiffHeader) -> None:
+        """Raises `InputError` where the fullest JPEG tile shows that the tag for the colours is wrong."""
+        page, file = header.pages[0], self._file
+        if page.compression != JPEG or page.samplesperpixel != 3 or page.planarconfig == 2 or file is None:
+            return
+        tiled = self._tiled[0]
+        ((column, row),) = self.fullest_tiles(0, 1)
+        at = row * tiled.columns + column
+        try:
+            facts = jpeg_facts(file.read(int(tiled.table.offsets[at]), int(tiled.table.counts[at])))
+        except (ValueError, OSError):
+            return  # a damaged tile: it is counted when it is read
+        says = {RGB: "RGB", YCBCR: "YCbCr"}.get(int(page.photometric))
+        if facts is not None and facts.colours is not None and says is not None and facts.colours != says:
+            raise InputError(
+                f"{self.path}: damaged, or written wrongly: its tag PhotometricInterpretation says {says}, its JPEG "
+                f"tiles are {facts.colours}; copy or download it again, or convert it (`vips tiffsave --tile --pyramid`)"
+            )
 
     def leaves_tiles_out(self) -> bool:
         """Whether some tile has no bytes: scanners skip blank glass, and each means something else by it."""
@@ -229,6 +262,11 @@ def _check_pixels(path: Path, header: TiffHeader) -> None:
     samples, photometric = page.samplesperpixel, page.photometric
     if samples not in (1, 3, 4):
         raise InputError(f"{path}: {samples} samples per pixel; only grey, RGB and RGBA are read")
+    if photometric == YCBCR and page.compression != JPEG and _SUBSAMPLING not in page.tags:
+        raise InputError(
+            f"{path}: its tag PhotometricInterpretation says YCbCr, its tag YCbCrSubSampling is missing: damaged, or "
+            f"written wrongly; copy or download it again, or export it as RGB (`vips colourspace`, QuPath)"
+        )
     missing = _PHOTOMETRIC not in page.tags
     one = photometric in (MINISWHITE, MINISBLACK, PALETTE)
     several = not one and photometric not in (4, 32803, 34892)  # masks and raw sensors have one sample
@@ -240,9 +278,22 @@ def _check_pixels(path: Path, header: TiffHeader) -> None:
         )
 
 
-def _tiled_levels(path: Path, header: TiffHeader, background: Rgb) -> list[_TiledLevel]:
+def _tiled_levels(
+    path: Path, header: TiffHeader, background: Rgb
+) -> tuple[list[_TiledLevel], dict[tuple[int, int], str]]:
+    """The levels, and the sizes of those that cannot be read though level 0 can, with what is said of it."""
     first, file_bytes = header.pages[0], path.stat().st_size
-    return [_tiled_level(path, page, index, first, background, file_bytes) for index, page in enumerate(header.pages)]
+    levels: list[_TiledLevel] = []
+    unread_px: dict[tuple[int, int], str] = {}
+    for index, page in enumerate(header.pages):
+        try:
+            levels.append(_tiled_level(path, page, index, first, background, file_bytes))
+        except UnsupportedError as error:
+            if index == 0:
+                raise
+            size_px = (page.imagewidth, page.imagelength)
+            unread_px[size_px] = f"its level of {size_px[0]} × {size_px[1]} px is not used: it has {error}"
+    return levels, unread_px
 
 
 def _tiled_level(
@@ -341,6 +392,8 @@ def _notes(every: list[_TiledLevel], unwritten_px: set[tuple[int, int]]) -> Iter
             )
         elif n_empty and tiled.level.index == 0:
             yield f"{n_empty} of {len(tiled.table.counts)} tiles of {name} were never written: they are background"
+        if shared(tiled.table):
+            yield f"tile {shared(tiled.table)[0]} of {name} has the place of another one: both blank, or damaged"
         astray = swapped(tiled.table)
         if astray:
             yield (

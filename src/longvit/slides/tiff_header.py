@@ -20,7 +20,7 @@ from longvit.errors import InputError
 from longvit.slides.mpp import Candidate, aperio_candidate, imagej_candidate, ome_candidate, resolution_candidate
 from longvit.slides.ome_xml import pixels_of, planes_of
 from longvit.slides.pixel_reader import UnsupportedError, check_side, one_line
-from longvit.slides.tiff_image import SlideImage, slide_image
+from longvit.slides.tiff_image import SlideImage, directories_of, slide_image
 from longvit.slides.tiff_tags import check_messages, check_tags, is_in_order, number_of
 from longvit.slides.tile_table import check_directories
 
@@ -60,11 +60,16 @@ def read_tiff_header(path: Path) -> TiffHeader:
     with _quiet_tifffile() as messages:
         try:
             with tifffile.TiffFile(path) as tiff:
-                check_side(path, tiff.pages.first.imagewidth, tiff.pages.first.imagelength)
-                image = slide_image(tiff)
+                pages = []
+                for page in directories_of(tiff):
+                    check_tags(path, page)
+                    if not pages:
+                        check_side(path, page.imagewidth, page.imagelength)
+                    pages.append(page)
                 if not tiff.is_ndpi:
                     check_messages(path, messages)
-                for page in image.directories:
+                image = slide_image(pages)
+                for page in image.directories[len(pages) :]:
                     check_tags(path, page)
                 check_directories(path, image.directories, tiff.filehandle.size)
                 for page in image.pages:

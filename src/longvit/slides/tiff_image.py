@@ -43,16 +43,17 @@ class SlideImage:
         return _orientation(self.pages[0])
 
 
-def slide_image(tiff: tifffile.TiffFile) -> SlideImage:
-    """Chooses among the directories. Raises `UnsupportedError` where a reduced copy is larger than every image."""
-    pages = _directories(tiff)
+def slide_image(pages: list[tifffile.TiffPage]) -> SlideImage:
+    """Chooses among the images of a file. Raises `UnsupportedError` where a reduced copy is larger than every image."""
     index = _largest(pages)
     first = pages[index]
     below = _sub_images(first) if first.subifds else pages[index + 1 :]
     notes: list[str] = []
     left_out_px: list[tuple[int, int]] = []
     for page in [*pages, *below]:
-        if page.subfiletype & _REDUCED and not page.subfiletype & _MASK and _area(page) > _area(first):
+        if _area(page) > _area(first) and page.subfiletype & _REDUCED and not page.subfiletype & _MASK:
+            if _is_aperio(first) and not page.is_tiled:
+                continue  # its macro or label beside a small scan
             raise UnsupportedError(
                 f"a directory that calls itself a reduced copy has {_size(page)}, the largest image {_size(first)}"
             )
@@ -70,13 +71,14 @@ def slide_image(tiff: tifffile.TiffFile) -> SlideImage:
     )
 
 
-def _directories(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    found: dict[int, tifffile.TiffPage] = {}
+def directories_of(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
+    """The images of a file in its order. Raises `UnsupportedError` where their list runs in a circle."""
+    found: set[int] = set()
     for page in tiff.pages:
         if page.offset in found:
             raise UnsupportedError("its list of directories runs in a circle")
-        found[page.offset] = page.aspage()
-    return list(found.values())
+        found.add(page.offset)
+        yield page.aspage()
 
 
 def _sub_images(page: tifffile.TiffPage) -> list[tifffile.TiffPage]:

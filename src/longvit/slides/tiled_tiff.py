@@ -128,7 +128,7 @@ class TiledTiffReader(PixelReader):
         if facts is not None and facts.colours is not None and says is not None and facts.colours != says:
             raise InputError(
                 f"{self.path}: damaged, or written wrongly: its tag PhotometricInterpretation says {says}, its JPEG "
-                f"tiles are {facts.colours}; copy or download it again, or convert it (`vips tiffsave --tile --pyramid`)"
+                f"tiles are {facts.colours}; copy or download it again, or convert it (`vips tiffsave --tile`)"
             )
 
     def leaves_tiles_out(self) -> bool:

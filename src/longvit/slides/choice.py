@@ -41,6 +41,10 @@ _JPEG = 7
 _OWN_FORMATS = {".ndpi": ("hamamatsu",), ".scn": ("leica",), ".bif": ("ventana",)}
 
 
+_SAID: set[tuple[Path, str]] = set()
+"""What this process logged of its slides: one is opened more than once."""
+
+
 @dataclass(frozen=True)
 class Opened:
     """An open file: its reader, why that one, and what the file says."""
@@ -63,7 +67,9 @@ def open_with_best_reader(path: Path, reader: ReaderName) -> Opened:
     """Opens `path`. Raises `InputError` for what no reader reads and for a forced reader that cannot."""
     opened = _opened(path, reader)
     for note in opened.notes:
-        _LOG.warning("%s: %s", path, note)
+        if (path, note) not in _SAID:
+            _SAID.add((path, note))
+            _LOG.warning("%s: %s", path, note)
     return opened
 
 
@@ -273,7 +279,7 @@ def disagreement_with(slide: PixelReader, tiles: TiledTiffReader) -> Disagreemen
                 failures.append(our_fault[0].message)
             if our_fault or their_fault:
                 continue
-            difference = int(np.abs(theirs[..., :3].astype(int) - ours[..., :3]).max())
+            difference = int(np.abs(theirs[..., :3].astype(np.int16) - ours[..., :3]).max())
             if difference > _LARGEST_DIFFERENCE:
                 return Disagreement(
                     f"differs from OpenSlide by {difference} grey levels in tile ({column}, {row}) of level {index}",

@@ -35,10 +35,9 @@ _ONE = {
 # One whole number for each sample, or one for all.
 _PER_SAMPLE = {258: "BitsPerSample", 339: "SampleFormat"}
 _TABLES = {273: "StripOffsets", 279: "StripByteCounts", 324: "TileOffsets", 325: "TileByteCounts"}
+_WHOLE_NUMBERS = {**_ONE, **_PER_SAMPLE, **_TABLES}
 _NAMES = {
-    **_ONE,
-    **_PER_SAMPLE,
-    **_TABLES,
+    **_WHOLE_NUMBERS,
     _COLOUR_MAP: "ColorMap",
     _SUB_IFDS: "SubIFDs",
     _JPEG_TABLES: "JPEGTables",
@@ -51,11 +50,12 @@ def check_tags(path: Path, page: tifffile.TiffPage) -> None:
         return  # Hamamatsu bends the format; only OpenSlide reads it
     samples = page.tags.get(_SAMPLES)
     n_samples = int(samples.value) if samples is not None and isinstance(samples.value, int) else 1
-    for code, name in {**_ONE, **_PER_SAMPLE, **_TABLES}.items():
-        tag = page.tags.get(code)
-        if tag is None:
+    for tag in page.tags:
+        code = tag.code
+        name = _WHOLE_NUMBERS.get(code)
+        if name is None:
             continue
-        if int(tag.dtype) not in (_SHORT, _LONG, _LONG8):
+        if tag.dtype not in (_SHORT, _LONG, _LONG8):
             raise _damaged(path, f"its tag {name} is of type {getattr(tag.dtype, 'name', tag.dtype)}")
         if code in _ONE and tag.count != 1:
             raise _damaged(path, f"its tag {name} has {tag.count} values instead of 1")

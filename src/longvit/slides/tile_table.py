@@ -33,12 +33,15 @@ _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _FIRST_BYTE = 8  # after the header of the file
 
 
+Places = NDArray[np.int64]
+
+
 @dataclass
 class TileTable:
     """Offsets and byte counts, plane by plane, row by row."""
 
-    offsets: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    offsets: Places
+    counts: Places
     faults: NDArray[np.uint8]
     """Not 0: this tile cannot be right."""
 
@@ -53,10 +56,9 @@ class TileTable:
         return next((text for bit, text in _FAULTS.items() if value & bit), None) if value else None
 
 
-def tile_table(
-    path: Path, level: int, offsets: NDArray[np.int64], counts: NDArray[np.int64], expected: int, file_bytes: int
-) -> TileTable:
+def tile_table(path: Path, level: int, places: tuple[Places, Places], expected: int, file_bytes: int) -> TileTable:
     """Checks one level's table. Raises `InputError` where it does not fit the size or the file was cut off."""
+    offsets, counts = places
     if len(offsets) != expected or len(counts) != expected:
         named = len(offsets) if len(offsets) != expected else len(counts)
         raise InputError(
@@ -81,13 +83,13 @@ def mark_overlaps(tables: list[TileTable], metadata: list[tuple[int, int]] | Non
 
     `metadata`: (start, end) of directories and of what they point at. One place that tiles share whole is allowed.
     """
-    taken = np.asarray(metadata or [], np.int64).reshape(-1, 2)
-    tables = [*tables, TileTable(taken[:, 0], taken[:, 1] - taken[:, 0], np.zeros(len(taken), np.uint8))]
     used = [np.flatnonzero((table.counts > 0) & (table.offsets >= _FIRST_BYTE)) for table in tables]
     starts = [table.offsets[index] for table, index in zip(tables, used, strict=True)]
     ends = [start + table.counts[index] for table, index, start in zip(tables, used, starts, strict=True)]
-    if _lie_apart(starts, ends):
+    taken = np.asarray(metadata or [], np.int64).reshape(-1, 2)
+    if _lie_apart(starts, ends, taken):
         return
+    starts, ends = [*starts, taken[:, 0]], [*ends, taken[:, 1]]
     start, end = np.concatenate(starts), np.concatenate(ends)
     places, number = np.unique(np.stack([start, end], axis=1), axis=0, return_inverse=True)
     # Ordered by their start: a place meets an earlier one, or the next one begins inside it.
@@ -96,15 +98,20 @@ def mark_overlaps(tables: list[TileTable], metadata: list[tuple[int, int]] | Non
     meets[1:] = places[1:, 0] < farthest[:-1] - _TOLERANCE_BYTES
     meets[:-1] |= places[:-1, 1] - _TOLERANCE_BYTES > places[1:, 0]
     wrong = meets[number.reshape(-1)]
-    borders = np.cumsum([len(index) for index in used])[:-1]
-    for table, index, part in zip(tables, used, np.split(wrong, borders), strict=True):
+    borders = np.cumsum([len(index) for index in used])
+    for table, index, part in zip(tables, used, np.split(wrong, borders)[:-1], strict=True):
         table.faults[index[part]] |= _OVERLAP
 
 
-def _lie_apart(starts: list[NDArray[np.int64]], ends: list[NDArray[np.int64]]) -> bool:
+def _lie_apart(starts: list[Places], ends: list[Places], metadata: Places) -> bool:
     """The ordinary case, told without sorting: each level in the order of the file, none between another's tiles."""
-    if any(bool((end[:-1] > start[1:]).any()) for start, end in zip(starts, ends, strict=True)):
-        return False
+    for start, end in zip(starts, ends, strict=True):
+        if bool((end[:-1] > start[1:]).any()):
+            return False
+        # The tile that begins before a directory ends, if any, has to end before it begins.
+        before = np.searchsorted(start, metadata[:, 1]) - 1
+        if bool((end[before[before >= 0]] > metadata[before >= 0, 0]).any()):
+            return False
     spans = sorted((int(start[0]), int(end[-1])) for start, end in zip(starts, ends, strict=True) if len(start))
     return all(after[0] >= before[1] for before, after in pairwise(spans))
 
@@ -128,6 +135,8 @@ def metadata_of(pages: Iterable[tifffile.TiffPage]) -> list[tuple[int, int]]:
 
 def shared(table: TileTable) -> list[int]:
     """The tiles that have the place of an earlier one, where they are a few: blank ones that a writer kept once."""
+    if bool((table.offsets[1:] > table.offsets[:-1]).all()):
+        return []
     used = np.flatnonzero(table.counts > 0)
     _, first = np.unique(table.offsets[used], return_index=True)
     again = np.setdiff1d(np.arange(len(used)), first)
@@ -139,12 +148,19 @@ def swapped(table: TileTable) -> list[int]:
 
     Written in parallel, a table has no order, and an edited file has its new tiles at the end: no damage for certain.
     """
+    if bool((table.offsets[1:] > table.offsets[:-1]).all()):
+        return []
     used = np.flatnonzero((table.counts > 0) & (table.offsets >= _FIRST_BYTE) & (table.faults == 0))
     offsets = table.offsets[used]
     back = np.flatnonzero(offsets[1:] < offsets[:-1])
     if not 0 < len(back) <= 2 or len(used) < 4:
         return []
     return [int(used[at + 1]) for at in back]
+
+
+def places_of(page: tifffile.TiffPage) -> tuple[Places, Places]:
+    """Offsets and byte counts of the tiles or strips of one directory."""
+    return np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)
 
 
 def check_directories(path: Path, pages: Iterable[tifffile.TiffPage], file_bytes: int) -> None:
@@ -154,11 +170,11 @@ def check_directories(path: Path, pages: Iterable[tifffile.TiffPage], file_bytes
     does not fit the size of its image.
     """
     for page in pages:
-        counts = np.asarray(page.databytecounts, np.int64)
-        if counts.size and int(counts.max()) > file_bytes:
+        largest = max(page.databytecounts, default=0)
+        if largest > file_bytes:
             raise InputError(
-                f"{path}: damaged or cut off: a tile of {int(counts.max())} bytes in a file of {file_bytes}; copy or "
-                f"download it again"
+                f"{path}: damaged or cut off: a tile of {largest} bytes in a file of {file_bytes}; copy or download it "
+                f"again"
             )
         sides = [page.tags.valueof(code) for code in (_TILE_WIDTH, _TILE_LENGTH)]
         if sides == [None, None] or page.is_ndpi:
@@ -172,10 +188,11 @@ def check_directories(path: Path, pages: Iterable[tifffile.TiffPage], file_bytes
             )
         planes = page.samplesperpixel if page.planarconfig == 2 else 1
         expected = -(-page.imagewidth // width_px) * -(-page.imagelength // height_px) * planes * page.imagedepth
-        if len(page.dataoffsets) != expected or counts.size != expected:
+        if len(page.dataoffsets) != expected or len(page.databytecounts) != expected:
             raise InputError(
                 f"{path}: damaged or cut off: an image of {page.imagewidth} × {page.imagelength} px needs {expected} "
-                f"tiles, its table names {min(len(page.dataoffsets), counts.size)}; copy or download it again"
+                f"tiles, its table names {min(len(page.dataoffsets), len(page.databytecounts))}; copy or download it "
+                f"again"
             )
 
 
@@ -184,7 +201,7 @@ def doubts_of(pages: Iterable[tifffile.TiffPage]) -> Iterator[str]:
     tiled = [page for page in pages if page.is_tiled]
     tables = []
     for page in tiled:
-        offsets, counts = (np.asarray(values, np.int64) for values in (page.dataoffsets, page.databytecounts))
+        offsets, counts = places_of(page)
         tables.append(TileTable(offsets, counts, np.zeros(len(offsets), np.uint8)))
     mark_overlaps(tables)
     for page, table in zip(tiled, tables, strict=True):

@@ -49,6 +49,7 @@ from longvit.slides.tile_table import (
     is_unwritten,
     mark_overlaps,
     metadata_of,
+    places_of,
     shared,
     swapped,
     tile_table,
@@ -142,9 +143,13 @@ class TiledTiffReader(PixelReader):
     def fullest_tiles(self, level: int, n: int) -> list[tuple[int, int]]:
         """(column, row) of the `n` tiles with the most bytes: those with the most in them."""
         tiled = self._tiled[level]
-        area = tiled.columns * tiled.rows
-        order = np.argsort(tiled.table.counts[:area], kind="stable")[::-1][:n]
-        return [(int(index % tiled.columns), int(index // tiled.columns)) for index in order]
+        counts = tiled.table.counts[: tiled.columns * tiled.rows].copy()
+        places = []
+        for _ in range(min(n, len(counts))):
+            index = len(counts) - 1 - int(counts[::-1].argmax())
+            counts[index] = -1
+            places.append((index % tiled.columns, index // tiled.columns))
+        return places
 
     def read_block(self, level: int, x_px: int, y_px: int, out: Block) -> list[BadTile]:
         tiled, file = self._tiled[level], self._file
@@ -308,9 +313,7 @@ def _tiled_level(
         raise InputError(f"{path}: damaged: level {index} declares tiles of {tile_w} × {tile_h} px")
     columns, rows = -(-width_px // tile_w), -(-height_px // tile_h)
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
-    offsets = np.asarray(page.dataoffsets, np.int64)
-    counts = np.asarray(page.databytecounts, np.int64)
-    table = tile_table(path, index, offsets, counts, columns * rows * planes, file_bytes)
+    table = tile_table(path, index, places_of(page), columns * rows * planes, file_bytes)
     pieces = _pieces(page, tile_h, planes, table)
     if pieces is not None:
         tile_h, table = pieces

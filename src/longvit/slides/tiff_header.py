@@ -60,7 +60,7 @@ def read_tiff_header(path: Path) -> TiffHeader:
     with _quiet_tifffile() as messages:
         try:
             with tifffile.TiffFile(path) as tiff:
-                pages = []
+                pages: list[tifffile.TiffPage] = []
                 for page in directories_of(tiff):
                     check_tags(path, page)
                     if not pages:

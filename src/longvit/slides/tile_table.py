@@ -16,10 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from longvit.errors import InputError
-
-MAX_TILE_PX = 2**26
-"""A tile is decoded whole, which takes about ten bytes a pixel at the peak: 0.8 GB for 8,192 × 8,192 px. No scanner
-makes such tiles, files of a single strip have them."""
+from longvit.slides.pixel_reader import MAX_TILE_PX
 
 _NO_BYTES, _NO_PLACE, _OVERLAP = 1, 2, 4
 _FAULTS = {

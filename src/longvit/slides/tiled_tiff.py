@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from longvit.errors import InputError
 from longvit.slides.jpeg_file import jpeg_facts
 from longvit.slides.pixel_reader import (
+    MAX_TILE_PX,
     BadTile,
     Block,
     Level,
@@ -44,7 +45,6 @@ from longvit.slides.tile_decoding import (
     tile_decoder,
 )
 from longvit.slides.tile_table import (
-    MAX_TILE_PX,
     TileTable,
     is_unwritten,
     mark_overlaps,

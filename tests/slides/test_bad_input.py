@@ -179,7 +179,7 @@ def test_header_that_declares_2_to_the_31_px_is_refused_cheaply(tmp_path: Path) 
 
 def test_a_tile_table_that_does_not_fit_the_size(tmp_path: Path) -> None:
     path = raw_tiff_header(tmp_path / "a.tif", 100_000, 100_000, 1)
-    assert "level 0 needs 152881 tiles, its table names" in refusal(path)
+    assert "100000 × 100000 px needs 152881 tiles, its table names 1" in refusal(path)
 
 
 def test_a_single_strip_too_large_to_decode(tmp_path: Path) -> None:

@@ -62,8 +62,10 @@ def lines_of(facts: dict[str, Any]) -> list[str]:
     lines += [
         ("background", "rgb({}, {}, {})".format(*facts["background"])),
         ("reader", f"{facts['reader']} ({facts['reader_version']}): {facts['reader_reason']}"),
+        ("damage seen", facts["damage_seen"]),
         ("content", facts["identity"]),
     ]
+    lines += [("note", note) for note in facts["notes"]]
     width = max(len(name) for name, _ in lines)
     return [f"{name:<{width}}  {value}" for name, value in lines]
 

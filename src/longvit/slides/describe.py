@@ -28,6 +28,9 @@ _VENDOR_FORMATS = {
 }
 
 
+_CHECKED = ("png", "deflate", "adobe_deflate")
+
+
 @dataclass(frozen=True)
 class ReaderDescription:
     """One way to read pixels."""
@@ -54,6 +57,8 @@ def info(slide: Slide) -> dict[str, Any]:
         "reader": slide.reader,
         "reader_version": slide.reader_version,
         "reader_reason": slide.reader_reason,
+        "damage_seen": damage_seen(slide),
+        "notes": list(slide.notes),
         "size_px": list(slide.size_px),
         "mpp": None if mpp is None else [mpp.x, mpp.y],
         "mpp_source": None if mpp is None else mpp.source,
@@ -78,6 +83,20 @@ def info(slide: Slide) -> dict[str, Any]:
         "file_bytes": slide.file_bytes(),
         "identity": slide.identity(),
     }
+
+
+def damage_seen(slide: Slide) -> str:
+    """How much of what is damaged inside the pixels its reader sees, by codec: most have no checksum."""
+    codec = slide.levels[0].compression
+    if slide.reader == "openslide":
+        return "little: OpenSlide mends JPEG without a word, and other codecs have no checksum but Deflate"
+    if codec in _CHECKED:
+        return "all: its pixels have a checksum"
+    if codec == "jpeg":
+        return "much: decoded strictly; JPEG has no checksum, so a changed byte may pass"
+    if codec in ("lzw", "zstd"):
+        return "some: what no longer decodes; the codec has no checksum"
+    return "little: the codec has no checksum and decodes almost anything"
 
 
 def describe_readers() -> list[ReaderDescription]:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import imagecodecs
 import PIL
 import simplejpeg
 from PIL import Image
@@ -16,24 +16,27 @@ from PIL.PngImagePlugin import PngImageFile
 
 from longvit.errors import InputError
 from longvit.slides.file_kind import Kind
+from longvit.slides.jpeg_file import decode_jpeg, jpeg_facts
 from longvit.slides.mpp import Candidate, resolution_candidate
-from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, fill_outside, one_line
+from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, check_side, fill_outside, one_line
+from longvit.slides.png_file import decode_png, png_facts
 
-# 2^28 px are 1 GiB of RGBX; a square of 16,384 px.
-MAX_PX = 2**28
-_BAND_PX = 256
-_PNG_DEPTH_BYTE = 24
+MAX_BYTES = 5 * 2**27
+"""What decoding may take at its peak, without the file itself: 0.67 GB, a square of 14,900 px in RGB."""
+_TILE_PX = (1024, 256)  # in which it is filtered once it is decoded
+_HEAD_BYTES = 1 << 20  # metadata in front of the scan is seldom longer
+_ORIENTATION = 0x0112
 
 
 class ImageFileReader(PixelReader):
-    """A PNG or JPEG of at most `MAX_PX` pixels. Palette, grey, CMYK become RGB; transparent becomes background.
+    """A PNG or JPEG whose decoding takes `MAX_BYTES` at most. Palette, grey, CMYK become RGB, transparent background.
 
-    A damaged file raises `InputError` at the first read: it has no tiles that could be lost alone. An EXIF
-    orientation is not applied: coordinates are those of the pixels as stored.
+    A damaged file raises `InputError` at the first read: it has no tiles that could be lost alone. Pixels are those
+    stored; `orientation` (EXIF, 1 to 8) says how they are meant.
     """
 
     name = "image"
-    version = f"Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+    version = f"imagecodecs {imagecodecs.__version__}, simplejpeg {simplejpeg.__version__}, Pillow {PIL.__version__}"
 
     def __init__(self, path: Path, kind: Kind, background: Rgb) -> None:
         self.path = path
@@ -41,21 +44,43 @@ class ImageFileReader(PixelReader):
         self.kind = kind
         with self._open() as image:
             width_px, height_px = image.size
-            self._mode = image.mode
             self.candidates = tuple(_candidates(image, kind))
-        if width_px < 1 or height_px < 1 or width_px * height_px > MAX_PX:
+            self.orientation, self._components, bytes_per_px = self._facts(image)
+        if width_px < 1 or height_px < 1 or width_px * height_px * bytes_per_px > MAX_BYTES:
             raise InputError(
-                f"{path}: the header declares {width_px} × {height_px} px; a {kind.value} is decoded whole and may "
-                f"have at most {MAX_PX} px: convert it to a tiled TIFF (`vips tiffsave --tile --pyramid`)"
+                f"{path}: the header declares {width_px} × {height_px} px; a {kind.value} is decoded whole, which "
+                f"takes {bytes_per_px:g} bytes a pixel here and may take {MAX_BYTES / 1e6:.0f} MB: convert it to a "
+                f"tiled TIFF (`vips tiffsave --tile --pyramid`)"
             )
-        if kind is Kind.PNG and _png_depth(path) > 8:
-            raise InputError(
-                f"{path}: 16 bits per sample; only 8-bit pixels are read, since the range of deeper ones is not known"
-            )
-        tile_px = (width_px, min(_BAND_PX, height_px))
+        check_side(path, width_px, height_px)
+        tile_px = (min(_TILE_PX[0], width_px), min(_TILE_PX[1], height_px))
         self.levels = (Level(0, (width_px, height_px), 1.0, tile_px, compression=kind.value.lower()),)
         self._lock = threading.Lock()
         self._pixels: Block | None = None
+
+    def _facts(self, image: Image.Image) -> tuple[int, int, float]:
+        """Orientation, components and bytes a pixel at the peak of decoding."""
+        try:
+            if self.kind is Kind.PNG:
+                png = png_facts(self.path)
+                if png.depth > 8:
+                    raise InputError(
+                        f"{self.path}: 16 bits per sample; only 8-bit pixels are read, since the range of deeper ones "
+                        f"is not known"
+                    )
+                return png.orientation, png.samples, png.bytes_per_px
+            value = image.getexif().get(_ORIENTATION, 1)
+            with self.path.open("rb") as file:
+                jpeg = jpeg_facts(file.read(_HEAD_BYTES)) or jpeg_facts(self.path.read_bytes())
+            if jpeg is None or (jpeg.width_px, jpeg.height_px) != image.size:
+                raise ValueError("its markers lead to no scan")
+            orientation = value if isinstance(value, int) and 1 <= value <= 8 else 1
+            return orientation, jpeg.components, jpeg.bytes_per_px
+        except InputError:
+            raise
+        # Metadata may break any assumption of its parser.
+        except Exception as error:
+            raise _damaged(self.path, error) from error
 
     def close(self) -> None:
         self._pixels = None
@@ -72,21 +97,19 @@ class ImageFileReader(PixelReader):
             if self._pixels is None:
                 try:
                     self._pixels = self._decode()
-                except (OSError, ValueError, SyntaxError) as error:
+                except OSError as error:
+                    raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+                # Decoders raise whatever they like on damaged bytes.
+                except Exception as error:
                     raise _damaged(self.path, error) from error
             return self._pixels
 
     def _decode(self) -> Block:
-        if self.kind is Kind.JPEG and self._mode in ("RGB", "L"):
-            # strict: what libjpeg would mend with a warning is an error
-            return np.asarray(simplejpeg.decode_jpeg(self.path.read_bytes(), "RGB", strict=True))
-        with self._open() as image:
-            if image.has_transparency_data:
-                pixels = image.convert("RGBA")
-                canvas = Image.new("RGBA", pixels.size, (*self.background, 255))
-                canvas.alpha_composite(pixels)
-                return np.asarray(canvas)
-            return np.asarray(image.convert("RGB"))
+        data = self.path.read_bytes()
+        pixels = decode_png(data, self.background) if self.kind is Kind.PNG else decode_jpeg(data, self._components)
+        if (pixels.shape[1], pixels.shape[0]) != self.levels[0].size_px:
+            raise ValueError(f"it holds {pixels.shape[1]} × {pixels.shape[0]} px")
+        return pixels
 
     def _open(self) -> Image.Image:
         # The classes, not Image.open: that one warns about sizes which are checked here.
@@ -101,15 +124,12 @@ class ImageFileReader(PixelReader):
 def _candidates(image: Image.Image, kind: Kind) -> list[Candidate]:
     source = "png.pHYs" if kind is Kind.PNG else "jpeg.density"
     dpi = image.info.get("dpi")
-    if not dpi:
-        return [Candidate(source)]
-    return [resolution_candidate(source, float(dpi[0]), float(dpi[1]), 25_400.0)]
+    if dpi:
+        return [resolution_candidate(source, float(dpi[0]), float(dpi[1]), 25_400.0)]
+    # Without a unit the two numbers say only how wide a pixel is for its height.
+    x, y = image.info.get("aspect") or image.info.get("jfif_density") or (0, 0)
+    return [resolution_candidate(source, float(x), float(y), None) if x and y else Candidate(source)]
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: damaged or cut off ({one_line(error)}); copy or download it again")
-
-
-def _png_depth(path: Path) -> int:
-    with path.open("rb") as file:
-        return file.read(_PNG_DEPTH_BYTE + 1)[_PNG_DEPTH_BYTE]

@@ -14,8 +14,11 @@ from __future__ import annotations
 import numpy as np
 import simplejpeg
 
+from longvit.slides.jpeg_file import jpeg_facts
 from longvit.slides.pixel_reader import Block
 
+# Several scans keep up to six bytes a pixel beside the pixels; a tile of more pixels than this comes in one scan.
+_MAX_PX_OF_SCANS = 2**24
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 # APP14, 14 bytes: "Adobe", version 100, flags 0, flags 0; the transform byte follows (0: RGB, 1: YCbCr).
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
@@ -43,7 +46,10 @@ class JpegTiles:
         # The buffer also caps the memory: a damaged header may declare 65,535 × 65,535 px.
         channels = 1 if self._grey else 4
         buffer = np.empty(self._max_px * channels, np.uint8)
-        pixels = simplejpeg.decode_jpeg(
-            self._prefix + data[start:], "GRAY" if self._grey else "RGBX", buffer=buffer, strict=True
-        )
+        stream = self._prefix + data[start:]
+        if self._max_px > _MAX_PX_OF_SCANS:
+            facts = jpeg_facts(stream)
+            if facts is not None and facts.coefficient_bytes_per_px:
+                raise ValueError(f"{self._max_px} px in several scans: too much memory")
+        pixels = simplejpeg.decode_jpeg(stream, "GRAY" if self._grey else "RGBX", buffer=buffer, strict=True)
         return np.asarray(pixels)

@@ -5,7 +5,8 @@ The sources, first match wins:
 1. `explicit`: what the user passed (`--mpp`, a CSV column mpp);
 2. `openslide.mpp-x`: what OpenSlide states for a scanner's own format (not for a plain TIFF, where it only repeats 5);
 3. `aperio.MPP`: in the ImageDescription of an SVS;
-4. `ome.PhysicalSizeX`: OME-XML, with its unit; `dicom.PixelSpacing`: millimetres;
+4. `ome.PhysicalSizeX`: OME-XML, with its unit; `dicom.PixelSpacing`: millimetres; `imagej.unit`: the unit in the
+   description of an ImageJ TIFF, whose pixels per unit stand in XResolution;
 5. `tiff.XResolution` with ResolutionUnit; `png.pHYs`, `jpeg.density`.
 
 A value outside `PLAUSIBLE` is a print setting (72 dpi is 352.8 µm/px) or an error: it is named and not taken. The
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longvit.errors import InputError
+from longvit.slides.ome_xml import pixels_of
 
 # Oil immersion scans at 0.05 µm/px; the coarsest macro images have about 15. 1,200 dpi, the finest print setting in
 # use, is 21.2 µm/px: so one range keeps every leftover of a print setting out.
@@ -39,6 +41,18 @@ _PER_METRE_UNITS = {
     "pm": 1e-6,
     "Å": 1e-4,
     "in": 25_400.0,
+}
+# As people write them into ImageJ.
+_IMAGEJ_UNITS = {
+    **_PER_METRE_UNITS,
+    "micron": 1.0,
+    "microns": 1.0,
+    "micrometer": 1.0,
+    "micrometers": 1.0,
+    "micrometre": 1.0,
+    "nanometer": 1e-3,
+    "millimeter": 1e3,
+    "inch": 25_400.0,
 }
 
 
@@ -134,32 +148,55 @@ def aperio_candidate(description: str) -> Candidate:
     return _pair("aperio.MPP", value, value, 1.0)
 
 
-def ome_candidate(xml_text: str) -> Candidate:
-    """From OME-XML: PhysicalSizeX and PhysicalSizeY of the first image, with their units (µm where none is given)."""
+def ome_candidate(xml_text: str, size_px: tuple[int, int] | None = None, directory: int = 0) -> Candidate:
+    """From OME-XML: PhysicalSizeX and PhysicalSizeY of one image, with their units (µm where none is given).
+
+    `size_px` and `directory` say which image of the file is meant; the first without them.
+    """
     source = "ome.PhysicalSizeX"
     try:
-        root = ElementTree.fromstring(xml_text)
+        pixels = pixels_of(xml_text, size_px, directory)
     except ElementTree.ParseError as error:
         return Candidate(source, note=f"OME-XML is damaged ({error})")
-    pixels = root.find(".//{*}Pixels")
     if pixels is None:
-        return Candidate(source)
+        return Candidate(
+            source, note="absent" if size_px is None else f"no Pixels of {size_px[0]} × {size_px[1]} in the OME-XML"
+        )
     values = []
     for axis in "XY":
         unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")
         if unit not in _PER_METRE_UNITS:
             return Candidate(source, note=f"unit {unit!r} is no length")
-        value = _number(pixels.get(f"PhysicalSize{axis}"))
+        text = pixels.get(f"PhysicalSize{axis}")
+        value = _number(text)
+        if value is None and text is not None:
+            return Candidate(source, note=f"{text[:40]!r} is no number")
         values.append(None if value is None else value * _PER_METRE_UNITS[unit])
     if None in values:
         return Candidate(source, note="absent" if values[0] is None else "no PhysicalSizeY beside it")
     return Candidate(source, values[0], values[1], note="implausible")
 
 
+def imagej_candidate(description: str, x: float | None, y: float | None) -> Candidate:
+    """From the description of an ImageJ TIFF (`unit=um`, `unit=micron`, `unit=\\u00B5m`) and its pixels per unit."""
+    found = re.search(r"^unit=(.*)$", description, re.MULTILINE)
+    if found is None:
+        return Candidate("imagej.unit")
+    unit = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code.group(1), 16)), found.group(1)).strip()
+    unit_um = _IMAGEJ_UNITS.get(unit, _IMAGEJ_UNITS.get(unit.lower()))
+    if unit_um is None:
+        return Candidate("imagej.unit", note=f"unit {unit!r} is no length")
+    if not x or not y:
+        return Candidate("imagej.unit", note=f"unit {unit!r}, without pixels per unit")
+    return Candidate("imagej.unit", unit_um / x, unit_um / y, note="implausible")
+
+
 def resolution_candidate(source: str, x: float | None, y: float | None, unit_um: float | None) -> Candidate:
     """From pixels per unit along x and y (TIFF XResolution, PNG pHYs, JPEG density); `unit_um` is the unit in µm."""
-    if not x or not y or not (math.isfinite(x) and math.isfinite(y)):
+    if x is None or y is None:
         return Candidate(source)
+    if not (x > 0 and y > 0 and math.isfinite(x) and math.isfinite(y)):
+        return Candidate(source, note=f"{x:.6g} × {y:.6g} pixels per unit")
     if unit_um is None:
         return Candidate(source, note=f"{x:.6g} pixels per no unit")
     dpi = x * 25_400.0 / unit_um
@@ -171,7 +208,10 @@ def resolution_candidate(source: str, x: float | None, y: float | None, unit_um:
 def _pair(source: str, x: str | None, y: str | None, factor: float) -> Candidate:
     x_value, y_value = _number(x), _number(y)
     if x_value is None or y_value is None:
-        return Candidate(source)
+        text = x if x_value is None else y
+        if text is not None:
+            return Candidate(source, note=f"{text[:40]!r} is no number")
+        return Candidate(source, note="absent" if x is None else f"{x[:40]} along x, nothing along y")
     return Candidate(source, x_value * factor, y_value * factor, note="implausible")
 
 

@@ -24,6 +24,7 @@ from openslide import lowlevel
 
 from longvit.errors import InputError
 from longvit.slides.pixel_reader import (
+    MAX_TILE_PX,
     BadTile,
     Block,
     Level,
@@ -67,6 +68,13 @@ class OpenSlideReader(PixelReader):
         self.vendor = self.properties.get("openslide.vendor", "unknown")
         self.background = _background(self.properties)
         self.levels = tuple(self._level(handle, index) for index in range(lowlevel.get_level_count(handle)))
+        # (Hamamatsu's levels without restart markers are one tile, which OpenSlide does not decode at its full size.)
+        for level in self.levels if self.vendor != "hamamatsu" else ():
+            if level.tile_px[0] * level.tile_px[1] > MAX_TILE_PX:
+                raise InputError(
+                    f"{path}: its tiles have {level.tile_px[0]} × {level.tile_px[1]} px; a tile is decoded whole and "
+                    f"may have at most {MAX_TILE_PX} px: damaged, or convert it to a tiled TIFF (`vips tiffsave --tile`)"
+                )
 
     def close(self) -> None:
         with self._lock:

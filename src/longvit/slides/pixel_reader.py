@@ -18,6 +18,9 @@ from longvit.errors import InputError
 
 # 0.1 µm/px over 40 cm of glass: no slide is larger, a damaged header easily is.
 MAX_SIDE_PX = 2**22
+# A tile is decoded whole, which takes about ten bytes a pixel at the peak: 0.8 GB for 8,192 × 8,192 px. No scanner
+# makes such tiles, files of a single strip have them.
+MAX_TILE_PX = 2**26
 
 Rgb = tuple[int, int, int]
 Block = NDArray[np.uint8]

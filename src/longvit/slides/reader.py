@@ -34,7 +34,8 @@ def open_slide(path: str | os.PathLike[str], *, mpp: float | None = None, reader
     """Opens a slide: SVS, NDPI, MRXS, SCN, BIF, tiled TIFF, OME-TIFF, DICOM (a file or its folder), PNG or JPEG.
 
     `mpp`: µm per level-0 pixel, overrides what the file says. `reader`: "auto" takes the fast path where it agrees
-    with OpenSlide, "openslide" and "tiff" force one. Colours are as stored (no ICC profile is applied).
+    with OpenSlide, "openslide" and "tiff" force one. Colours are as stored (no ICC profile is applied). Of several images
+    in a TIFF the largest is the slide; an orientation (TIFF, EXIF) is applied; `Slide.notes` and the log say so.
     Raises `InputError`, in one line, for whatever is no slide.
     """
     slide = Slide(path, mpp=mpp, reader=reader)
@@ -120,6 +121,11 @@ class Slide:
     def reader_reason(self) -> str:
         """Why that reader."""
         return self.opened()[0].reason
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about this file: which image was taken, levels not used, what may be damage."""
+        return self.opened()[0].notes
 
     @property
     def size_px(self) -> tuple[int, int]:

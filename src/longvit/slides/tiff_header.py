@@ -1,11 +1,12 @@
 """What the directories of a TIFF say, before a pixel is read: sizes, descriptions, resolution, the pyramid's pages.
 
-A header that cannot be true (2^31 px on a side, a tile table longer than the file) is refused here.
+A header that cannot be true (2^31 px on a side, a tag of a type that it never has) is refused here.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -16,15 +17,21 @@ from pathlib import Path
 import tifffile
 
 from longvit.errors import InputError
-from longvit.slides.mpp import Candidate, aperio_candidate, ome_candidate, resolution_candidate
+from longvit.slides.mpp import Candidate, aperio_candidate, imagej_candidate, ome_candidate, resolution_candidate
+from longvit.slides.ome_xml import pixels_of, planes_of
 from longvit.slides.pixel_reader import UnsupportedError, check_side, one_line
+from longvit.slides.tiff_image import SlideImage, directories_of, slide_image
+from longvit.slides.tiff_tags import check_messages, check_tags, is_in_order, number_of
+from longvit.slides.tile_table import check_directories
 
 _UNIT_UM = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: inch, centimetre
+_NO_UNIT = 1
+_COLOUR_MAP = 320
 
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """The first image's directories; `pages` are its levels, largest first."""
+    """The directories of the image that is the slide; `pages` are its levels, largest first."""
 
     pages: tuple[tifffile.TiffPage, ...]
     ome_xml: str | None
@@ -32,27 +39,55 @@ class TiffHeader:
     """How many images of this size the file holds that may be channels, depths or times of one."""
     candidates: tuple[Candidate, ...]
     """What the file says about its resolution, in the resolver's order."""
+    directory: int = 0
+    """The place of level 0 in the file, counted from 0."""
+    orientation: int = 1
+    """As the tag Orientation has it: 1 as stored, 2 to 8 mirrored or turned."""
+    notes: tuple[str, ...] = ()
+    """What a user should know, as clauses."""
+    left_out_px: tuple[tuple[int, int], ...] = ()
+    """The sizes of reduced copies that are not used."""
+    directories: tuple[tifffile.TiffPage, ...] = ()
+    """All images of the file."""
 
 
 def read_tiff_header(path: Path) -> TiffHeader:
     """Reads the directories.
 
-    Raises `InputError` for an impossible size and `UnsupportedError` where a directory cannot be read: OpenSlide may
-    read it (Hamamatsu's NDPI bends the format), else the file is damaged.
+    Raises `InputError` for an impossible size or tag and `UnsupportedError` where a directory cannot be read: OpenSlide
+    may read it (Hamamatsu's NDPI bends the format), else the file is damaged.
     """
     with _quiet_tifffile() as messages:
         try:
             with tifffile.TiffFile(path) as tiff:
-                first = tiff.pages.first
-                check_side(path, first.imagewidth, first.imagelength)
+                pages: list[tifffile.TiffPage] = []
+                for page in directories_of(tiff):
+                    check_tags(path, page)
+                    if not pages:
+                        check_side(path, page.imagewidth, page.imagelength)
+                    pages.append(page)
+                if not tiff.is_ndpi:
+                    check_messages(path, messages)
+                image = slide_image(pages)
+                for page in image.directories[len(pages) :]:
+                    check_tags(path, page)
+                check_directories(path, image.directories, tiff.filehandle.size)
+                for page in image.pages:
+                    check_side(path, page.imagewidth, page.imagelength)
+                    page.tags.valueof(_COLOUR_MAP)  # read now: later the file is closed
                 ome_xml = tiff.ome_metadata if tiff.is_ome else None
                 return TiffHeader(
-                    pages=tuple(_pyramid(tiff, first)),
+                    pages=image.pages,
                     ome_xml=ome_xml,
-                    planes=_planes(tiff, first, ome_xml),
-                    candidates=tuple(_candidates(tiff, first)),
+                    planes=_planes(image, ome_xml),
+                    candidates=tuple(_candidates(tiff, image, ome_xml)),
+                    directory=image.directory,
+                    orientation=image.orientation,
+                    notes=(*image.notes, *_doubts(image, messages)),
+                    left_out_px=image.left_out_px,
+                    directories=image.directories,
                 )
-        except InputError:
+        except (InputError, UnsupportedError):
             raise
         # A damaged directory may break any assumption of the parser (struct.error, KeyError, IndexError …).
         except Exception as error:
@@ -60,66 +95,48 @@ def read_tiff_header(path: Path) -> TiffHeader:
             raise UnsupportedError(f"its TIFF directory cannot be read ({reason})") from error
 
 
-def _planes(tiff: tifffile.TiffFile, first: tifffile.TiffPage, ome_xml: str | None) -> int:
+def _planes(image: SlideImage, ome_xml: str | None) -> int:
     """By the OME-XML; without one, a grey image with others of its size beside it is a channel of many."""
+    first = image.pages[0]
     if ome_xml is not None:
-        return _ome_planes(ome_xml, first.samplesperpixel)
-    if first.samplesperpixel > 1:
-        return 1
-    size = (first.imagewidth, first.imagelength)
-    return sum((page.aspage().imagewidth, page.aspage().imagelength) == size for page in tiff.pages)
+        try:
+            pixels = pixels_of(ome_xml, (first.imagewidth, first.imagelength), image.directory)
+        except ElementTree.ParseError:
+            return 1
+        return 1 if pixels is None else planes_of(pixels, first.samplesperpixel)
+    return 1 if first.samplesperpixel > 1 else image.n_of_its_size
 
 
-def _ome_planes(ome_xml: str, samples: int) -> int:
-    try:
-        pixels = ElementTree.fromstring(ome_xml).find(".//{*}Pixels")
-    except ElementTree.ParseError:
-        return 1
-    if pixels is None:
-        return 1
-    size_c, size_z, size_t = (int(pixels.get(f"Size{axis}", "1")) for axis in "CZT")
-    return max(1, size_c // samples) * size_z * size_t
+def _doubts(image: SlideImage, messages: list[str]) -> Iterator[str]:
+    """What does not forbid reading and may be damage."""
+    if any("invalid page offset" in message or "page list" in message for message in messages):
+        yield "its list of images breaks off, so levels may be missing: damaged, perhaps"
+    if not all(is_in_order(page) for page in image.directories):
+        yield "the tags of a directory are out of order: written so, or damaged"
+    first = image.pages[0]
+    size = f"{first.imagewidth}x{first.imagelength}"
+    sizes = re.findall(r"\d+x\d+", first.description) if first.description.startswith("Aperio") else []
+    if sizes and size not in sizes:
+        yield f"its description speaks of {sizes[0]} px, the image has {size}: cropped or resized, or damaged"
 
 
-def _pyramid(tiff: tifffile.TiffFile, first: tifffile.TiffPage) -> Iterator[tifffile.TiffPage]:
-    """The first page and the smaller copies of it: its SubIFDs, or the tiled pages after it (SVS, vips, COG)."""
-    yield first
-    smallest = first
-    following = first.pages if first.subifds else list(tiff.pages)[1:]
-    for page in following or ():
-        page = page.aspage()
-        if _is_smaller_copy(page, smallest, first):
-            yield page
-            smallest = page
-
-
-def _is_smaller_copy(page: tifffile.TiffPage, above: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
-    # (A transparency mask is no copy either: it has one bit.)
-    same_kind = (
-        page.is_tiled == first.is_tiled and page.samplesperpixel == first.samplesperpixel and page.dtype == first.dtype
-    )
-    width, height = page.imagewidth, page.imagelength
-    smaller = 0 < width < above.imagewidth and 0 < height < above.imagelength
-    # Both sides are rounded somehow to whole pixels after one division.
-    off_px = abs(height - width * first.imagelength / first.imagewidth)
-    return same_kind and smaller and off_px <= 1 + first.imagelength / first.imagewidth
-
-
-def _candidates(tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> Iterator[Candidate]:
+def _candidates(tiff: tifffile.TiffFile, image: SlideImage, ome_xml: str | None) -> Iterator[Candidate]:
+    page = image.pages[0]
     if page.description.startswith("Aperio"):
         yield aperio_candidate(page.description)
-    if tiff.is_ome and tiff.ome_metadata:
-        yield ome_candidate(tiff.ome_metadata)
-    x, y = (_rational(page, code) for code in (282, 283))
-    unit = page.tags.valueof(296, 2)
+    if ome_xml:
+        yield ome_candidate(ome_xml, (page.imagewidth, page.imagelength), image.directory)
+    (x, x_note), (y, y_note) = (number_of(page, code) for code in (282, 283))
+    if tiff.pages.first.description.startswith("ImageJ="):
+        yield imagej_candidate(tiff.pages.first.description, x, y)
+    if x is None or y is None:
+        note = x_note if x is None else f"no YResolution beside it ({y_note})"
+        yield Candidate("tiff.XResolution", note=note)
+        return
+    unit, unit_note = number_of(page, 296)
+    if unit is None:
+        unit = 2 if unit_note == "absent" else _NO_UNIT  # the format's default is the inch
     yield resolution_candidate("tiff.XResolution", x, y, _UNIT_UM.get(int(unit)))
-
-
-def _rational(page: tifffile.TiffPage, code: int) -> float | None:
-    value = page.tags.valueof(code)
-    if not isinstance(value, tuple) or len(value) != 2 or not value[1]:
-        return None
-    return float(value[0]) / float(value[1])
 
 
 @contextmanager

@@ -1,27 +1,27 @@
 """The fast path: tiles of a TIFF decoded one by one, straight from their offsets, without stitching or a cache.
 
-tifffile says where the tiles lie; simplejpeg decodes JPEG (see `jpeg_tile`), imagecodecs through tifffile the rest
-(JPEG 2000, LZW, Deflate, ZSTD, WebP, none). Strips are tiles as wide as the image. JPEG tiles take a fifth of the
-CPU time that openslide-python takes (2026-11; `benchmarks/canvas.py` has the whole way to a canvas).
+tifffile says where the tiles lie; `tile_decoding` decodes them (JPEG, JPEG 2000, LZW, Deflate, ZSTD, WebP, none).
+Strips are tiles as wide as the image. JPEG tiles take a fifth of the CPU time that openslide-python takes (2026-11;
+`benchmarks/canvas.py` has the whole way to a canvas).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
 from longvit.errors import InputError
-from longvit.slides.jpeg_tile import JpegTiles
+from longvit.slides.jpeg_file import jpeg_facts
 from longvit.slides.pixel_reader import (
+    MAX_TILE_PX,
     BadTile,
     Block,
     Level,
@@ -33,15 +33,32 @@ from longvit.slides.pixel_reader import (
     one_line,
 )
 from longvit.slides.tiff_header import TiffHeader
+from longvit.slides.tile_decoding import (
+    JPEG,
+    JPEG_2000,
+    MINISBLACK,
+    MINISWHITE,
+    NO_COMPRESSION,
+    PALETTE,
+    RGB,
+    YCBCR,
+    tile_decoder,
+)
+from longvit.slides.tile_table import (
+    TileTable,
+    is_unwritten,
+    mark_overlaps,
+    metadata_of,
+    places_of,
+    shared,
+    swapped,
+    tile_table,
+)
 
-_JPEG = 7
-_JPEG_2000 = {33005, 34712}
-# 33003 (Aperio's JPEG 2000 in YCbCr with halved chroma) is left to OpenSlide.
-_OTHER = {1, 5, 8, 32773, 32946, 50000, 50001, *_JPEG_2000}
-_MINISWHITE, _MINISBLACK, _RGB, _YCBCR = 0, 1, 2, 6
-_ASSOCIATED_ALPHA, _ALPHA = 1, 2
-# A tile is decoded whole. 2^28 px of RGBX are 1 GiB: no scanner makes such tiles, files of a single strip have them.
-_MAX_TILE_PX = 2**28
+_PHOTOMETRIC, _SUBSAMPLING = 262, 530
+_TAIL_BYTES = 2048
+# A strip of plain bytes needs no decoding: a large one is read in pieces of about so many pixels.
+_PIECE_PX = 2**20
 
 
 @dataclass(frozen=True)
@@ -52,10 +69,13 @@ class _TiledLevel:
     columns: int
     rows: int
     planes: int
-    offsets: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    table: TileTable
     decode: Callable[[bytes, int], NDArray[np.uint8]]
     """Bytes and index -> uint8 (height, width, samples); 4 samples are RGBX."""
+
+    def written(self) -> NDArray[np.bool_]:
+        """Which tiles have bytes, (rows, columns)."""
+        return ~self.table.empty[: self.rows * self.columns].reshape(self.rows, self.columns)
 
 
 class TiledTiffReader(PixelReader):
@@ -73,28 +93,63 @@ class TiledTiffReader(PixelReader):
         self.background = background
         try:
             _check_pixels(path, header)
-            self._tiled = _tiled_levels(path, header, background)
+            every, unread_px = _tiled_levels(path, header, background)
+            mark_overlaps([tiled.table for tiled in every], metadata_of(header.directories))
+            self._tiled = _written_levels(path, every)
         except (InputError, UnsupportedError):
             raise
         # A damaged directory gives a tag any type: a list of sizes, a text.
         except Exception as error:
             raise UnsupportedError(f"a damaged directory ({one_line(error)})") from error
         self.levels = tuple(tiled.level for tiled in self._tiled)
+        unwritten_px = {tiled.level.size_px for tiled in every} - {level.size_px for level in self.levels}
+        self.left_out_px = unwritten_px | set(header.left_out_px) | set(unread_px)
+        """The sizes of the levels that are in the file and are not used."""
+        self._leaves_tiles_out = any(bool((tiled.table.counts == 0).any()) for tiled in every)
         self._file: _SharedFile | None = _SharedFile(path)
+        self._check_colours(header)
+        self.notes = (*unread_px.values(), *_notes(every, unwritten_px), *_zeros_at_the_end(self._file, every))
 
     def close(self) -> None:
         self._file = None
 
+    def _check_colours(self, header: TiffHeader) -> None:
+        """Raises `InputError` where the fullest JPEG tile shows that the tag for the colours is wrong."""
+        page, file = header.pages[0], self._file
+        if page.compression != JPEG or page.samplesperpixel != 3 or page.planarconfig == 2 or file is None:
+            return
+        tiled = self._tiled[0]
+        ((column, row),) = self.fullest_tiles(0, 1)
+        at = row * tiled.columns + column
+        try:
+            facts = jpeg_facts(file.read(int(tiled.table.offsets[at]), int(tiled.table.counts[at])))
+        except (ValueError, OSError):
+            return  # a damaged tile: it is counted when it is read
+        says = {RGB: "RGB", YCBCR: "YCbCr"}.get(int(page.photometric))
+        if facts is not None and facts.colours is not None and says is not None and facts.colours != says:
+            raise InputError(
+                f"{self.path}: damaged, or written wrongly: its tag PhotometricInterpretation says {says}, its JPEG "
+                f"tiles are {facts.colours}; copy or download it again, or convert it (`vips tiffsave --tile`)"
+            )
+
     def leaves_tiles_out(self) -> bool:
         """Whether some tile has no bytes: scanners skip blank glass, and each means something else by it."""
-        return any(bool((tiled.counts == 0).any()) for tiled in self._tiled)
+        return self._leaves_tiles_out
+
+    def n_tiles(self, level: int) -> int:
+        """How many tiles a level has."""
+        return self._tiled[level].columns * self._tiled[level].rows
 
     def fullest_tiles(self, level: int, n: int) -> list[tuple[int, int]]:
         """(column, row) of the `n` tiles with the most bytes: those with the most in them."""
         tiled = self._tiled[level]
-        area = tiled.columns * tiled.rows
-        order = np.argsort(tiled.counts[:area], kind="stable")[::-1][:n]
-        return [(int(index % tiled.columns), int(index // tiled.columns)) for index in order]
+        counts = tiled.table.counts[: tiled.columns * tiled.rows].copy()
+        places = []
+        for _ in range(min(n, len(counts))):
+            index = len(counts) - 1 - int(counts[::-1].argmax())
+            counts[index] = -1
+            places.append((index % tiled.columns, index // tiled.columns))
+        return places
 
     def read_block(self, level: int, x_px: int, y_px: int, out: Block) -> list[BadTile]:
         tiled, file = self._tiled[level], self._file
@@ -127,18 +182,19 @@ class TiledTiffReader(PixelReader):
         height, width = target.shape[:2]
         area = tiled.columns * tiled.rows
         index = row * tiled.columns + column
-        if tiled.counts[index] == 0:
+        places = range(index, index + tiled.planes * area, area)
+        table = tiled.table
+        if not any(table.counts[at] or table.offsets[at] for at in places):
             fill(target, self.background)
             return
-        for plane in range(tiled.planes):
-            at = index + plane * area
-            pixels = tiled.decode(file.read(int(tiled.offsets[at]), int(tiled.counts[at])), at)
+        for plane, at in enumerate(places):
+            offset, count = int(table.offsets[at]), int(table.counts[at])
+            fault = table.fault(at)
+            if fault is not None or not count:
+                raise ValueError(fault or "one of its planes was never written")
+            pixels = tiled.decode(file.read(offset, count), at)
+            _check_size(pixels, tiled.level, left + width, top + height)
             part = pixels[top : top + height, left : left + width]
-            if part.shape[:2] != (height, width):
-                raise ValueError(
-                    f"the tile holds {pixels.shape[1]} × {pixels.shape[0]} px, fewer than its {left + width} × "
-                    f"{top + height}"
-                )
             if tiled.planes > 1:
                 target[..., plane] = part[..., 0]
             elif part.shape[2] == 4:
@@ -186,6 +242,16 @@ def _bad_tile(level: Level, column: int, row: int, error: Exception) -> BadTile:
     )
 
 
+def _check_size(pixels: NDArray[np.uint8], level: Level, least_width_px: int, least_height_px: int) -> None:
+    """Raises `ValueError` where decoded bytes are not one tile: what they show belongs elsewhere."""
+    height, width = pixels.shape[:2]
+    if height < least_height_px or width < least_width_px:
+        raise ValueError(f"the tile holds {width} × {height} px, fewer than its {least_width_px} × {least_height_px}")
+    tile_w, tile_h = level.tile_px
+    if height > tile_h or width > tile_w:
+        raise ValueError(f"the tile holds {width} × {height} px, more than {tile_w} × {tile_h}")
+
+
 def _check_pixels(path: Path, header: TiffHeader) -> None:
     page = header.pages[0]
     if page.dtype != np.uint8 or page.bitspersample != 8:
@@ -198,15 +264,41 @@ def _check_pixels(path: Path, header: TiffHeader) -> None:
             f"{path}: {header.planes} separate planes (channels, depths or times); only one RGB or grey image is read: "
             f"export it as RGB (bfconvert, QuPath)"
         )
-    if page.samplesperpixel not in (1, 3, 4):
-        raise InputError(f"{path}: {page.samplesperpixel} samples per pixel; only grey, RGB and RGBA are read")
+    samples, photometric = page.samplesperpixel, page.photometric
+    if samples not in (1, 3, 4):
+        raise InputError(f"{path}: {samples} samples per pixel; only grey, RGB and RGBA are read")
+    if photometric == YCBCR and page.compression != JPEG and _SUBSAMPLING not in page.tags:
+        raise InputError(
+            f"{path}: its tag PhotometricInterpretation says YCbCr, its tag YCbCrSubSampling is missing: damaged, or "
+            f"written wrongly; copy or download it again, or export it as RGB (`vips colourspace`, QuPath)"
+        )
+    missing = _PHOTOMETRIC not in page.tags
+    one = photometric in (MINISWHITE, MINISBLACK, PALETTE)
+    several = not one and photometric not in (4, 32803, 34892)  # masks and raw sensors have one sample
+    if missing or (samples == 1 and not one) or (samples > 1 and not several):
+        says = "is missing" if missing else f"says {getattr(photometric, 'name', photometric)}"
+        raise InputError(
+            f"{path}: {samples} samples per pixel, but its tag PhotometricInterpretation {says}: which colours they "
+            f"are is not known; damaged (copy or download it again), or export it as RGB (`vips colourspace`, QuPath)"
+        )
 
 
-def _tiled_levels(path: Path, header: TiffHeader, background: Rgb) -> tuple[_TiledLevel, ...]:
+def _tiled_levels(
+    path: Path, header: TiffHeader, background: Rgb
+) -> tuple[list[_TiledLevel], dict[tuple[int, int], str]]:
+    """The levels, and the sizes of those that cannot be read though level 0 can, with what is said of it."""
     first, file_bytes = header.pages[0], path.stat().st_size
-    return tuple(
-        _tiled_level(path, page, index, first, background, file_bytes) for index, page in enumerate(header.pages)
-    )
+    levels: list[_TiledLevel] = []
+    unread_px: dict[tuple[int, int], str] = {}
+    for index, page in enumerate(header.pages):
+        try:
+            levels.append(_tiled_level(path, page, index, first, background, file_bytes))
+        except UnsupportedError as error:
+            if index == 0:
+                raise
+            size_px = (page.imagewidth, page.imagelength)
+            unread_px[size_px] = f"its level of {size_px[0]} × {size_px[1]} px is not used: it has {error}"
+    return levels, unread_px
 
 
 def _tiled_level(
@@ -219,16 +311,21 @@ def _tiled_level(
         tile_w, tile_h = width_px, min(page.rowsperstrip, height_px)
     if tile_w < 1 or tile_h < 1:
         raise InputError(f"{path}: damaged: level {index} declares tiles of {tile_w} × {tile_h} px")
-    if tile_w * tile_h > _MAX_TILE_PX:
-        raise InputError(
-            f"{path}: level {index} is one piece of {tile_w} × {tile_h} px that would have to be decoded whole; "
-            f"convert it to a tiled TIFF (`vips tiffsave --tile --pyramid`)"
-        )
     columns, rows = -(-width_px // tile_w), -(-height_px // tile_h)
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
-    offsets = np.asarray(page.dataoffsets, np.int64)
-    counts = np.asarray(page.databytecounts, np.int64)
-    _check_table(path, index, offsets, counts, columns * rows * planes, file_bytes)
+    table = tile_table(path, index, places_of(page), columns * rows * planes, file_bytes)
+    pieces = _pieces(page, tile_h, planes, table)
+    if pieces is not None:
+        tile_h, table = pieces
+        rows = -(-height_px // tile_h)
+    # OpenJPEG takes four bytes a sample beside the pixels.
+    most_px = MAX_TILE_PX // 2 if int(page.compression) in JPEG_2000 else MAX_TILE_PX
+    if tile_w * tile_h > most_px:
+        raise InputError(
+            f"{path}: level {index} is one piece of {tile_w} × {tile_h} px that would have to be decoded whole, and "
+            f"may have at most {most_px} px (0.8 GB of memory); convert it to a tiled TIFF "
+            f"(`vips tiffsave --tile --pyramid`)"
+        )
     level = Level(
         index=index,
         size_px=(width_px, height_px),
@@ -236,93 +333,73 @@ def _tiled_level(
         tile_px=(tile_w, tile_h),
         compression=getattr(page.compression, "name", str(page.compression)).lower(),
     )
-    return _TiledLevel(level, columns, rows, planes, offsets, counts, _decoder(page, (tile_w, tile_h), background))
+    decode = tile_decoder(page, (tile_w, tile_h), background, pieces is not None)
+    return _TiledLevel(level, columns, rows, planes, table, decode)
 
 
-def _check_table(
-    path: Path, index: int, offsets: NDArray[np.int64], counts: NDArray[np.int64], expected: int, file_bytes: int
-) -> None:
-    if len(offsets) < expected or len(counts) < expected:
+def _pieces(page: tifffile.TiffPage, strip_h: int, planes: int, table: TileTable) -> tuple[int, TileTable] | None:
+    """One large strip of plain bytes (ImageJ writes such) as pieces of some rows; None for anything else."""
+    row_bytes = page.imagewidth * (1 if planes > 1 else page.samplesperpixel)
+    plain = page.compression == NO_COMPRESSION and page.predictor == 1 and page.fillorder == 1 and not page.is_tiled
+    if not plain or page.imagewidth * strip_h <= _PIECE_PX or strip_h != page.imagelength:
+        return None
+    if bool(table.faults.any()) or not bool((table.counts == row_bytes * strip_h).all()):
+        return None
+    piece_h = max(1, _PIECE_PX // page.imagewidth)
+    tops = np.arange(0, strip_h, piece_h)
+    heights = np.minimum(piece_h, strip_h - tops)
+    offsets = (table.offsets[:, None] + tops * row_bytes).reshape(-1)
+    counts = np.tile(heights * row_bytes, planes)
+    return piece_h, TileTable(offsets, counts, np.zeros(len(offsets), np.uint8))
+
+
+def _written_levels(path: Path, every: list[_TiledLevel]) -> list[_TiledLevel]:
+    """The levels without those that lack tiles over places where a finer one has some, numbered anew."""
+    if not bool(every[0].written().any()):
         raise InputError(
-            f"{path}: damaged or cut off: level {index} needs {expected} tiles, its table names "
-            f"{min(len(offsets), len(counts))}; copy or download it again"
+            f"{path}: not one of the {every[0].columns * every[0].rows} tiles of level 0 was ever written: a "
+            f"conversion or copy that broke off; make or copy it again"
         )
-    beyond = int(((offsets[:expected] + counts[:expected] > file_bytes) & (counts[:expected] > 0)).sum())
-    # One such tile is a damaged tile (filled and counted when it is read); a file that was cut off loses many.
-    if beyond > 1:
-        raise InputError(
-            f"{path}: cut off: {beyond} of {expected} tiles of level {index} lie beyond the end of the file "
-            f"({file_bytes} bytes); copy or download it again"
-        )
+    kept = [every[0]]
+    for tiled in every[1:]:
+        finer = kept[-1]
+        scale = np.divide(finer.level.size_px, tiled.level.size_px)
+        coarse_px = np.asarray(tiled.level.tile_px) * scale
+        if not is_unwritten(tiled.written(), finer.written(), coarse_px, np.asarray(finer.level.tile_px, np.float64)):
+            kept.append(replace(tiled, level=replace(tiled.level, index=len(kept))))
+    return kept
 
 
-def _decoder(
-    page: tifffile.TiffPage, tile_px: tuple[int, int], background: Rgb
-) -> Callable[[bytes, int], NDArray[np.uint8]]:
-    compression, photometric, samples = int(page.compression), int(page.photometric), page.samplesperpixel
-    if compression == _JPEG:
-        if samples == 4 or photometric not in (_MINISBLACK, _RGB, _YCBCR):
-            raise UnsupportedError(f"JPEG tiles of {samples} samples, photometric {photometric}")
-        colour = "grey" if samples == 1 or page.planarconfig == 2 else "rgb" if photometric == _RGB else "ycbcr"
-        if page.planarconfig == 2 and photometric == _YCBCR:
-            raise UnsupportedError("separate planes of YCbCr")
-        tiles = JpegTiles(page.jpegtables, colour, tile_px)
-        return lambda data, index: tiles.decode(data)
-    if compression not in _OTHER:
-        raise UnsupportedError(f"compression {getattr(page.compression, 'name', compression)}")
-    if photometric not in (_MINISWHITE, _MINISBLACK, _RGB):
-        raise UnsupportedError(f"photometric {getattr(page.photometric, 'name', photometric)}")
-    if samples == 4 and page.planarconfig == 2:
-        raise UnsupportedError("separate planes of RGBA")
-    return _GenericTiles(page, compression, photometric, tile_px, background)
+def _zeros_at_the_end(file: _SharedFile, every: list[_TiledLevel]) -> Iterator[str]:
+    """Plain bytes have no end that a decoder misses: a copy that broke off in a file of full length ends in zeros."""
+    plain = [tiled for tiled in every if tiled.level.compression == "none" and bool(tiled.table.counts.any())]
+    if not plain:
+        return
+    last = max(int((tiled.table.offsets + tiled.table.counts).max()) for tiled in plain)
+    try:
+        tail = file.read(max(0, last - _TAIL_BYTES), min(last, _TAIL_BYTES))
+    except ValueError:
+        return  # beyond the end of the file: that tile is counted when it is read
+    if not any(tail):
+        yield f"the last {len(tail)} bytes of its pixels are zeros: black, or a copy that broke off"
 
 
-class _GenericTiles:
-    """Decodes whatever tifffile and imagecodecs know; puts RGBA on the background."""
-
-    def __init__(
-        self, page: tifffile.TiffPage, compression: int, photometric: int, tile_px: tuple[int, int], background: Rgb
-    ) -> None:
-        self._decode: Callable[..., Any] = page.decode
-        self._jpeg_2000 = compression in _JPEG_2000
-        self._invert = photometric == _MINISWHITE
-        self._tile_px = tile_px
-        self._background = background
-        extra = page.extrasamples[0] if page.extrasamples and page.samplesperpixel == 4 else None
-        self._alpha = int(extra) if extra is not None else None
-
-    def __call__(self, data: bytes, index: int) -> NDArray[np.uint8]:
-        if self._jpeg_2000:
-            check_jpeg_2000(data, self._tile_px)
-        decoded = self._decode(data, index)[0]
-        pixels: NDArray[np.uint8] = np.asarray(decoded)[0]
-        if self._invert:
-            pixels = np.invert(pixels)
-        if pixels.shape[2] == 4:
-            pixels = self._on_background(pixels)
-        return pixels
-
-    def _on_background(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        colour = pixels[..., :3]
-        if self._alpha not in (_ASSOCIATED_ALPHA, _ALPHA):
-            return colour
-        alpha = pixels[..., 3:].astype(np.float32) / 255
-        premultiplied = colour * (alpha if self._alpha == _ALPHA else 1.0)
-        on_background = premultiplied + (1 - alpha) * np.asarray(self._background, np.float32)
-        return np.clip(np.rint(on_background), 0, 255).astype(np.uint8)
-
-
-def check_jpeg_2000(data: bytes, tile_px: tuple[int, int]) -> None:
-    """Raises `ValueError` for a codestream that is cut off or declares a size other than the tile's.
-
-    OpenJPEG fills what is missing with a guess and says nothing; the end marker and the size are what can be checked.
-    """
-    if not data.startswith(b"\xff\x4f\xff\x51"):
-        if data[4:8] == b"jP  ":
-            return  # a JP2 file around the codestream: left to the decoder
-        raise ValueError(f"no JPEG 2000: the tile begins with {data[:4].hex(' ')}")
-    x1, y1, x0, y0 = (int.from_bytes(data[i : i + 4], "big") for i in (8, 12, 16, 20))
-    if (x1 - x0) * (y1 - y0) > tile_px[0] * tile_px[1]:
-        raise ValueError(f"JPEG 2000 of {x1 - x0} × {y1 - y0} px in a tile of {tile_px[0]} × {tile_px[1]}")
-    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise ValueError("the JPEG 2000 stream has no end: cut off")
+def _notes(every: list[_TiledLevel], unwritten_px: set[tuple[int, int]]) -> Iterator[str]:
+    for tiled in every:
+        name = f"level {tiled.level.index} ({tiled.level.size_px[0]} × {tiled.level.size_px[1]} px)"
+        n_empty = int(tiled.table.empty.sum())
+        if tiled.level.size_px in unwritten_px:
+            yield (
+                f"{n_empty} of {len(tiled.table.counts)} tiles of {name} were never written, though the finer level "
+                f"has pixels there: that level is not used"
+            )
+        elif n_empty and tiled.level.index == 0:
+            yield f"{n_empty} of {len(tiled.table.counts)} tiles of {name} were never written: they are background"
+        if shared(tiled.table):
+            yield f"tile {shared(tiled.table)[0]} of {name} has the place of another one: both blank, or damaged"
+        astray = swapped(tiled.table)
+        if astray:
+            yield (
+                f"the tiles of {name} lie in the order of the file but for {len(astray)} (tile {astray[0]}): edited, "
+                f"or places that were swapped by damage"
+            )

@@ -1,0 +1,100 @@
+"""The tags of one TIFF directory that pixels depend on: of a type and count that can be true, and numbers of any type.
+
+A TIFF has no checksum over its directory. A tag of a type or count that no writer gives it is damage that shows.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tifffile
+
+from longvit.errors import InputError
+
+_SHORT, _LONG, _LONG8 = 3, 4, 16
+_RATIONALS = (5, 10)
+_NDPI = 65420
+_COLOUR_MAP, _SUB_IFDS, _SAMPLES, _JPEG_TABLES = 320, 330, 277, 347
+# One whole number each: the sizes, and how pixels are coded.
+_ONE = {
+    256: "ImageWidth",
+    257: "ImageLength",
+    259: "Compression",
+    262: "PhotometricInterpretation",
+    266: "FillOrder",
+    277: "SamplesPerPixel",
+    278: "RowsPerStrip",
+    284: "PlanarConfiguration",
+    317: "Predictor",
+    322: "TileWidth",
+    323: "TileLength",
+}
+# One whole number for each sample, or one for all.
+_PER_SAMPLE = {258: "BitsPerSample", 339: "SampleFormat"}
+_TABLES = {273: "StripOffsets", 279: "StripByteCounts", 324: "TileOffsets", 325: "TileByteCounts"}
+_WHOLE_NUMBERS = {**_ONE, **_PER_SAMPLE, **_TABLES}
+_NAMES = {
+    **_WHOLE_NUMBERS,
+    _COLOUR_MAP: "ColorMap",
+    _SUB_IFDS: "SubIFDs",
+    _JPEG_TABLES: "JPEGTables",
+}
+
+
+def check_tags(path: Path, page: tifffile.TiffPage) -> None:
+    """Raises `InputError` where a tag that pixels depend on has a type or a count that it never has."""
+    if _NDPI in page.tags:
+        return  # Hamamatsu bends the format; only OpenSlide reads it
+    samples = page.tags.get(_SAMPLES)
+    n_samples = int(samples.value) if samples is not None and isinstance(samples.value, int) else 1
+    for tag in page.tags:
+        code = tag.code
+        name = _WHOLE_NUMBERS.get(code)
+        if name is None:
+            continue
+        if tag.dtype not in (_SHORT, _LONG, _LONG8):
+            raise _damaged(path, f"its tag {name} is of type {getattr(tag.dtype, 'name', tag.dtype)}")
+        if code in _ONE and tag.count != 1:
+            raise _damaged(path, f"its tag {name} has {tag.count} values instead of 1")
+        if code in _PER_SAMPLE and tag.count not in (1, n_samples):
+            raise _damaged(path, f"its tag {name} has {tag.count} values for {n_samples} samples")
+
+
+def check_messages(path: Path, messages: Iterable[str]) -> None:
+    """Raises `InputError` where tifffile had to leave out a tag that pixels depend on."""
+    for message in messages:
+        found = re.search(r"TiffTag (\d+) @", message)
+        if found and int(found.group(1)) in _NAMES:
+            raise _damaged(path, f"its tag {_NAMES[int(found.group(1))]} cannot be read")
+
+
+def is_in_order(page: tifffile.TiffPage) -> bool:
+    """Whether the tags stand in ascending order, as the format demands; a tag whose number was changed does not."""
+    places = sorted((tag.offset, tag.code) for tag in page.tags)
+    codes = [code for _, code in places]
+    return codes == sorted(codes)
+
+
+def number_of(page: tifffile.TiffPage, code: int) -> tuple[float | None, str]:
+    """The number in a tag of any numeric type, and "" or why there is none ("absent", "4/0", "two numbers" …)."""
+    tag = page.tags.get(code)
+    if tag is None:
+        return None, "absent"
+    value = tag.value
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and len(value) == 1:
+        (value,) = value
+    if int(tag.dtype) in _RATIONALS and isinstance(value, Sequence) and len(value) == 2:
+        top, bottom = value
+        if not bottom:
+            return None, f"{top}/{bottom} is no number"
+        return float(top) / float(bottom), ""
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return float(value), ""
+    return None, f"{str(value)[:40]!r} is no number"
+
+
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(f"{path}: damaged: {what}; copy or download it again")

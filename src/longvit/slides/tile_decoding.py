@@ -1,0 +1,150 @@
+"""What turns the bytes of one TIFF tile into pixels: simplejpeg for JPEG, imagecodecs through tifffile for the rest.
+
+What a codec decodes without a word though it cannot be the tile (another size, gigabytes, a stream without its end) is
+refused before it is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from longvit.slides.jpeg_tile import JpegTiles
+from longvit.slides.pixel_reader import Rgb, UnsupportedError
+
+JPEG_2000 = (33005, 34712)
+NO_COMPRESSION = 1
+MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
+JPEG, _WEBP = 7, 50001
+# 33003 (Aperio's JPEG 2000 in YCbCr with halved chroma) is left to OpenSlide.
+_OTHER = {NO_COMPRESSION, 5, 8, 32773, 32946, 50000, _WEBP, *JPEG_2000}
+_ASSOCIATED_ALPHA, _ALPHA = 1, 2
+_COLOUR_MAP = 320
+_ROWS_AT_ONCE = 64
+_WORD = 4  # bytes by which a writer may pad a tile
+
+
+def tile_decoder(
+    page: tifffile.TiffPage, tile_px: tuple[int, int], background: Rgb, in_pieces: bool
+) -> Callable[[bytes, int], NDArray[np.uint8]]:
+    """What decodes the tiles of a page: bytes and index -> uint8 (height, width, samples); 4 samples are RGBX.
+
+    `in_pieces`: the bytes are some rows of a strip of plain bytes. Raises `UnsupportedError` for what only OpenSlide
+    may read.
+    """
+    compression, photometric, samples = int(page.compression), int(page.photometric), page.samplesperpixel
+    if compression == JPEG:
+        if samples == 4 or photometric not in (MINISBLACK, RGB, YCBCR):
+            raise UnsupportedError(f"JPEG tiles of {samples} samples, photometric {photometric}")
+        colour = "grey" if samples == 1 or page.planarconfig == 2 else "rgb" if photometric == RGB else "ycbcr"
+        if page.planarconfig == 2 and photometric == YCBCR:
+            raise UnsupportedError("separate planes of YCbCr")
+        tiles = JpegTiles(page.jpegtables, colour, tile_px)
+        return lambda data, index: tiles.decode(data)
+    if compression not in _OTHER:
+        raise UnsupportedError(f"compression {getattr(page.compression, 'name', compression)}")
+    if photometric not in (MINISWHITE, MINISBLACK, RGB, PALETTE):
+        raise UnsupportedError(f"photometric {getattr(page.photometric, 'name', photometric)}")
+    if samples == 4 and page.planarconfig == 2:
+        raise UnsupportedError("separate planes of RGBA")
+    return _GenericTiles(page, tile_px, background, in_pieces)
+
+
+def _colours(page: tifffile.TiffPage) -> NDArray[np.uint8]:
+    """The palette as uint8 (256, 3), rounded as libtiff does."""
+    table = np.asarray(page.tags.valueof(_COLOUR_MAP, ()), np.uint32)
+    if table.size != 3 * 256:
+        raise UnsupportedError(f"a palette of {table.size} values instead of 768")
+    return (table.reshape(3, 256).T * 255 // 65535).astype(np.uint8)
+
+
+class _GenericTiles:
+    """Decodes whatever tifffile and imagecodecs know; puts RGBA on the background."""
+
+    def __init__(self, page: tifffile.TiffPage, tile_px: tuple[int, int], background: Rgb, in_pieces: bool) -> None:
+        self._decode: Callable[..., Any] = page.decode
+        self._in_pieces = in_pieces
+        self._samples = 1 if page.planarconfig == 2 else page.samplesperpixel
+        self._jpeg_2000 = int(page.compression) in JPEG_2000
+        self._webp = int(page.compression) == _WEBP
+        self._plain_bytes = tile_px[0] * tile_px[1] * self._samples if int(page.compression) == NO_COMPRESSION else None
+        self._invert = int(page.photometric) == MINISWHITE
+        self._colours = _colours(page) if int(page.photometric) == PALETTE else None
+        self._tile_px = tile_px
+        self._background = background
+        extra = page.extrasamples[0] if page.extrasamples and page.samplesperpixel == 4 else None
+        self._alpha = int(extra) if extra is not None else None
+
+    def __call__(self, data: bytes, index: int) -> NDArray[np.uint8]:
+        if self._jpeg_2000:
+            check_jpeg_2000(data, self._tile_px)
+        if self._webp:
+            check_webp(data, self._tile_px)
+        if self._plain_bytes is not None and len(data) > self._plain_bytes + _WORD:
+            raise ValueError(f"{len(data)} bytes for a tile of {self._plain_bytes}")
+        pixels: NDArray[np.uint8]
+        if self._in_pieces:
+            pixels = np.frombuffer(data, np.uint8).reshape(-1, self._tile_px[0], self._samples)
+        else:
+            pixels = np.asarray(self._decode(data, index)[0])[0]
+        if self._invert:
+            pixels = np.invert(pixels)
+        if self._colours is not None:
+            pixels = self._colours[pixels[..., 0]]
+        if pixels.shape[2] == 4:
+            pixels = self._on_background(pixels)
+        return pixels
+
+    def _on_background(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self._alpha not in (_ASSOCIATED_ALPHA, _ALPHA):
+            return pixels[..., :3]
+        out = np.empty((*pixels.shape[:2], 3), np.uint8)
+        background = np.asarray(self._background, np.float32)
+        for y in range(0, len(pixels), _ROWS_AT_ONCE):  # floats of a whole strip would take ten times its bytes
+            part = pixels[y : y + _ROWS_AT_ONCE]
+            alpha = part[..., 3:].astype(np.float32) / 255
+            premultiplied = part[..., :3] * (alpha if self._alpha == _ALPHA else 1.0)
+            on_background = premultiplied + (1 - alpha) * background
+            out[y : y + _ROWS_AT_ONCE] = np.clip(np.rint(on_background), 0, 255)
+        return out
+
+
+def check_jpeg_2000(data: bytes, tile_px: tuple[int, int]) -> None:
+    """Raises `ValueError` for a codestream that is cut off or declares a size other than the tile's.
+
+    OpenJPEG fills what is missing with a guess and says nothing; the end marker and the size are what can be checked.
+    """
+    start = (
+        data.find(b"\xff\x4f\xff\x51") if data[4:8] == b"jP  " else 0
+    )  # in a JP2 file the codestream lies further in
+    if start < 0 or not data.startswith(b"\xff\x4f\xff\x51", start):
+        raise ValueError(f"no JPEG 2000: the tile begins with {data[:4].hex(' ')}")
+    x1, y1, x0, y0 = (int.from_bytes(data[start + i : start + i + 4], "big") for i in (8, 12, 16, 20))
+    if (x1 - x0) * (y1 - y0) > tile_px[0] * tile_px[1]:
+        raise ValueError(f"JPEG 2000 of {x1 - x0} × {y1 - y0} px in a tile of {tile_px[0]} × {tile_px[1]}")
+    samples = int.from_bytes(data[start + 40 : start + 42], "big")
+    if not 1 <= samples <= 4:
+        raise ValueError(f"JPEG 2000 of {samples} samples per pixel")
+    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise ValueError("the JPEG 2000 stream has no end: cut off")
+
+
+def check_webp(data: bytes, tile_px: tuple[int, int]) -> None:
+    """Raises `ValueError` for a picture of another size than the tile's: 16,383 px a side would be decoded whole."""
+    kind, size = data[12:16], (0, 0)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        if kind == b"VP8L":
+            bits = int.from_bytes(data[21:25], "little")
+            size = ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+        elif kind == b"VP8 ":
+            size = (int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF)
+        elif kind == b"VP8X":
+            size = (int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1)
+    if size == (0, 0):
+        raise ValueError(f"no WebP: the tile begins with {data[:4].hex(' ')}")
+    if size[0] > tile_px[0] or size[1] > tile_px[1]:
+        raise ValueError(f"WebP of {size[0]} × {size[1]} px in a tile of {tile_px[0]} × {tile_px[1]}")

@@ -1,0 +1,237 @@
+"""Where the tiles of one TIFF level lie, and what of that cannot be true.
+
+A tile of 0 bytes at offset 0 was never written: blank glass that a scanner skipped. Anything else that no decoder could
+read rightly is damage: 0 bytes at a place, bytes at no place, two tiles over one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from longvit.errors import InputError
+from longvit.slides.pixel_reader import MAX_TILE_PX
+
+_NO_BYTES, _NO_PLACE, _OVERLAP = 1, 2, 4
+_FAULTS = {
+    _NO_BYTES: "0 bytes at a place in the file",
+    _NO_PLACE: "bytes at no place in the file",
+    _OVERLAP: "its bytes lie over those of another tile",
+}
+# Some writers round a byte count up to an even number.
+_TOLERANCE_BYTES = 1
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_FIRST_BYTE = 8  # after the header of the file
+
+
+Places = NDArray[np.int64]
+
+
+@dataclass
+class TileTable:
+    """Offsets and byte counts, plane by plane, row by row."""
+
+    offsets: Places
+    counts: Places
+    faults: NDArray[np.uint8]
+    """Not 0: this tile cannot be right."""
+
+    @property
+    def empty(self) -> NDArray[np.bool_]:
+        """The tiles that were never written."""
+        return (self.counts == 0) & (self.offsets == 0)
+
+    def fault(self, index: int) -> str | None:
+        """What is wrong with a tile's place, or None."""
+        value = int(self.faults[index])
+        return next((text for bit, text in _FAULTS.items() if value & bit), None) if value else None
+
+
+def tile_table(path: Path, level: int, places: tuple[Places, Places], expected: int, file_bytes: int) -> TileTable:
+    """Checks one level's table. Raises `InputError` where it does not fit the size or the file was cut off."""
+    offsets, counts = places
+    if len(offsets) != expected or len(counts) != expected:
+        named = len(offsets) if len(offsets) != expected else len(counts)
+        raise InputError(
+            f"{path}: damaged or cut off: level {level} needs {expected} tiles, its table names {named}; copy or "
+            f"download it again"
+        )
+    beyond = int(((offsets + counts > file_bytes) & (counts > 0)).sum())
+    # One such tile is a damaged tile (filled and counted when it is read); a file that was cut off loses many.
+    if beyond > 1:
+        raise InputError(
+            f"{path}: cut off: {beyond} of {expected} tiles of level {level} lie beyond the end of the file "
+            f"({file_bytes} bytes); copy or download it again"
+        )
+    faults = np.zeros(expected, np.uint8)
+    faults[(counts <= 0) & (offsets != 0)] |= _NO_BYTES
+    faults[(counts > 0) & (offsets < _FIRST_BYTE)] |= _NO_PLACE
+    return TileTable(offsets, counts, faults)
+
+
+def mark_overlaps(tables: list[TileTable], metadata: list[tuple[int, int]] | None = None) -> None:
+    """Marks the tiles of all levels whose bytes lie partly over those of another, or over the file's `metadata`.
+
+    `metadata`: (start, end) of directories and of what they point at. One place that tiles share whole is allowed.
+    """
+    used = [np.flatnonzero((table.counts > 0) & (table.offsets >= _FIRST_BYTE)) for table in tables]
+    starts = [table.offsets[index] for table, index in zip(tables, used, strict=True)]
+    ends = [start + table.counts[index] for table, index, start in zip(tables, used, starts, strict=True)]
+    taken = np.asarray(metadata or [], np.int64).reshape(-1, 2)
+    if _lie_apart(starts, ends, taken):
+        return
+    starts, ends = [*starts, taken[:, 0]], [*ends, taken[:, 1]]
+    start, end = np.concatenate(starts), np.concatenate(ends)
+    places, number = np.unique(np.stack([start, end], axis=1), axis=0, return_inverse=True)
+    # Ordered by their start: a place meets an earlier one, or the next one begins inside it.
+    farthest = np.maximum.accumulate(places[:, 1])
+    meets = np.zeros(len(places), bool)
+    meets[1:] = places[1:, 0] < farthest[:-1] - _TOLERANCE_BYTES
+    meets[:-1] |= places[:-1, 1] - _TOLERANCE_BYTES > places[1:, 0]
+    wrong = meets[number.reshape(-1)]
+    borders = np.cumsum([len(index) for index in used])
+    for table, index, part in zip(tables, used, np.split(wrong, borders)[:-1], strict=True):
+        table.faults[index[part]] |= _OVERLAP
+
+
+def _lie_apart(starts: list[Places], ends: list[Places], metadata: Places) -> bool:
+    """The ordinary case, told without sorting: each level in the order of the file, none between another's tiles."""
+    for start, end in zip(starts, ends, strict=True):
+        if bool((end[:-1] > start[1:]).any()):
+            return False
+        # The tile that begins before a directory ends, if any, has to end before it begins.
+        before = np.searchsorted(start, metadata[:, 1]) - 1
+        if bool((end[before[before >= 0]] > metadata[before >= 0, 0]).any()):
+            return False
+    spans = sorted((int(start[0]), int(end[-1])) for start, end in zip(starts, ends, strict=True) if len(start))
+    return all(after[0] >= before[1] for before, after in pairwise(spans))
+
+
+def metadata_of(pages: Iterable[tifffile.TiffPage]) -> list[tuple[int, int]]:
+    """(start, end) of the directories and of the values that do not fit into them, in the order of the file."""
+    found = set()
+    for page in pages:
+        places = [(tag.offset, tag.valueoffset, tag.valuebytecount) for tag in page.tags]
+        tags = [place[0] for place in places]
+        found.add((page.offset, max(tags, default=page.offset) + 12))
+        found |= {(at, at + count) for tag, at, count in places if at > _FIRST_BYTE and not tag <= at < tag + 20}
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(found):
+        if merged and start < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def shared(table: TileTable) -> list[int]:
+    """The tiles that have the place of an earlier one, where they are a few: blank ones that a writer kept once."""
+    if bool((table.offsets[1:] > table.offsets[:-1]).all()):
+        return []
+    used = np.flatnonzero(table.counts > 0)
+    _, first = np.unique(table.offsets[used], return_index=True)
+    again = np.setdiff1d(np.arange(len(used)), first)
+    return [int(used[at]) for at in again] if 0 < len(again) <= 2 else []
+
+
+def swapped(table: TileTable) -> list[int]:
+    """The tiles that stand out of order in a table that is otherwise in the order of the file: at most a few, or none.
+
+    Written in parallel, a table has no order, and an edited file has its new tiles at the end: no damage for certain.
+    """
+    if bool((table.offsets[1:] > table.offsets[:-1]).all()):
+        return []
+    used = np.flatnonzero((table.counts > 0) & (table.offsets >= _FIRST_BYTE) & (table.faults == 0))
+    offsets = table.offsets[used]
+    back = np.flatnonzero(offsets[1:] < offsets[:-1])
+    if not 0 < len(back) <= 2 or len(used) < 4:
+        return []
+    return [int(used[at + 1]) for at in back]
+
+
+def places_of(page: tifffile.TiffPage) -> tuple[Places, Places]:
+    """Offsets and byte counts of the tiles or strips of one directory."""
+    return np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)
+
+
+def check_directories(path: Path, pages: Iterable[tifffile.TiffPage], file_bytes: int) -> None:
+    """Refuses what would cost gigabytes or another picture in any reader: raises `InputError`.
+
+    A tile of more bytes than the file (OpenSlide asks for that memory), a tile size of 0 or of gigabytes, a table that
+    does not fit the size of its image.
+    """
+    for page in pages:
+        largest = max(page.databytecounts, default=0)
+        if largest > file_bytes:
+            raise InputError(
+                f"{path}: damaged or cut off: a tile of {largest} bytes in a file of {file_bytes}; copy or download it "
+                f"again"
+            )
+        sides = [page.tags.valueof(code) for code in (_TILE_WIDTH, _TILE_LENGTH)]
+        if sides == [None, None] or page.is_ndpi:
+            continue
+        width_px, height_px = (side if isinstance(side, int) else 0 for side in sides)
+        if width_px < 1 or height_px < 1 or width_px * height_px > MAX_TILE_PX:
+            raise InputError(
+                f"{path}: an image of {page.imagewidth} × {page.imagelength} px has tiles of {width_px} × {height_px} "
+                f"px; a tile is decoded whole and may have at most {MAX_TILE_PX} px: damaged, or convert it to a tiled "
+                f"TIFF (`vips tiffsave --tile --pyramid`)"
+            )
+        planes = page.samplesperpixel if page.planarconfig == 2 else 1
+        expected = -(-page.imagewidth // width_px) * -(-page.imagelength // height_px) * planes * page.imagedepth
+        if len(page.dataoffsets) != expected or len(page.databytecounts) != expected:
+            raise InputError(
+                f"{path}: damaged or cut off: an image of {page.imagewidth} × {page.imagelength} px needs {expected} "
+                f"tiles, its table names {min(len(page.dataoffsets), len(page.databytecounts))}; copy or download it "
+                f"again"
+            )
+
+
+def doubts_of(pages: Iterable[tifffile.TiffPage]) -> Iterator[str]:
+    """What of the tables of a format that only OpenSlide reads may be damage, as clauses."""
+    tiled = [page for page in pages if page.is_tiled]
+    tables = []
+    for page in tiled:
+        offsets, counts = places_of(page)
+        tables.append(TileTable(offsets, counts, np.zeros(len(offsets), np.uint8)))
+    mark_overlaps(tables)
+    for page, table in zip(tiled, tables, strict=True):
+        name = f"its image of {page.imagewidth} × {page.imagelength} px"
+        n_over, n_half = int((table.faults != 0).sum()), int(((table.counts == 0) != (table.offsets == 0)).sum())
+        if n_over:
+            yield f"{n_over} tiles of {name} lie over one another: damaged, perhaps"
+        if n_half:
+            yield f"{n_half} tiles of {name} have 0 bytes or no place: damaged, perhaps"
+        if swapped(table):
+            yield f"tile {swapped(table)[0]} of {name} lies out of order: places that were swapped by damage, perhaps"
+
+
+def is_unwritten(
+    coarse: NDArray[np.bool_], fine: NDArray[np.bool_], coarse_px: NDArray[np.float64], fine_px: NDArray[np.float64]
+) -> bool:
+    """Whether a level lacks tiles over places where the finer level above it has some.
+
+    `coarse`, `fine`: which tiles (row, column) were written. `coarse_px`, `fine_px`: the size (width, height) of a tile
+    of each, in pixels of the finer one.
+    """
+    rows, columns = np.nonzero(~coarse)
+    if not len(rows):
+        return False
+    # How many of the finer tiles are written, above and left of each corner: sums over rectangles in one look.
+    sums = np.zeros((fine.shape[0] + 1, fine.shape[1] + 1), np.int64)
+    sums[1:, 1:] = fine.cumsum(0).cumsum(1)
+    scale = coarse_px / fine_px
+    # A finer tile that only touches the border, by the rounding of the sizes, says nothing.
+    margin = 1 / 16
+    left = np.clip(np.floor(columns * scale[0] + margin), 0, fine.shape[1]).astype(int)
+    right = np.clip(np.ceil((columns + 1) * scale[0] - margin), 0, fine.shape[1]).astype(int)
+    top = np.clip(np.floor(rows * scale[1] + margin), 0, fine.shape[0]).astype(int)
+    bottom = np.clip(np.ceil((rows + 1) * scale[1] - margin), 0, fine.shape[0]).astype(int)
+    there = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+    return bool((there > 0).any())

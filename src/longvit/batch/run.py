@@ -247,6 +247,8 @@ class _Report:
                 of = record.get("n_file_tiles", record["canvas"]["tiles"])
                 text = f"{bad} of {of} tiles cannot be read; filled with background"
                 self._add_problem(slide_id, "tiles", f"{record['path']}: {text}")
+            elif problem := record.get("picture_problem"):
+                self._add_problem(slide_id, "picture", str(problem))
         self.progress.advance(note=slide_id)
 
     def hear_ends(self, work_list: WorkList) -> None:

@@ -20,14 +20,15 @@ class Problem:
     slide: str
     """Its slide_id."""
     stage: str
-    """`open` the file, `read` its pixels: the slide is left out. `tiles`: it is used, with holes filled."""
+    """`open` the file, `read` its pixels: the slide is left out. `tiles`: it is used, with holes filled. `picture`: only
+    its picture is missing."""
     error: str
     """One line."""
 
     @property
     def is_left_out(self) -> bool:
         """Whether the slide is missing from the results."""
-        return self.stage != "tiles"
+        return self.stage not in ("tiles", "picture")
 
 
 def write_problems(path: str | Path, problems: Sequence[Problem]) -> None:

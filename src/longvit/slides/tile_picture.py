@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont
 
+from longvit.figure import LONGEST_LINE, short_name
 from longvit.files import atomic_path
 from longvit.slides.canvas import Canvas
 from longvit.slides.tiles import TileGrid
@@ -65,7 +66,7 @@ def _words(tissue: Tissue, grid: TileGrid, title: str) -> list[str]:
     settings, n = grid.settings, len(grid)
     ink = f", {tissue.ink_mm2:.3g} mm² of ink or black left out" if tissue.ink_mm2 else ""
     return [
-        title,
+        short_name(title, LONGEST_LINE),
         f"{n:,} tile{'s' * (n != 1)} of {settings.tile_px} px at {settings.mpp:g} µm/px "
         f"({settings.tile_px * settings.mpp:g} µm), out of {grid.places:,} places",
         f"tissue {tissue.area_mm2:.3g} mm²{ink}",

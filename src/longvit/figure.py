@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -30,7 +31,7 @@ _HEARD: ContextVar[list[str] | None] = ContextVar("plots that failed", default=N
 _LOG = logging.getLogger("longvit.figure")
 _UNDRAWABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of a surrogate pair, separators of lines
 _MARKS_OF_DIRECTION = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A)), "\u200e", "\u200f", "\u061c"}
-_AS_IT_IS = {"text.parse_math": False, "text.usetex": False, "svg.hashsalt": "longvit"}
+_AS_IT_IS: Any = {"text.parse_math": False, "text.usetex": False, "svg.hashsalt": "longvit"}
 
 
 def new_figure(width_in: float, height_in: float, *, dpi: float | None = None) -> Figure:
@@ -57,8 +58,9 @@ def write_figure(figure: Figure, path: str | Path, *, dpi: float | None = None) 
             text.set_usetex(False)
             text.set_text(drawable(text.get_text()))
         for axis in figure.findobj(Axis):  # sets the words of its ticks anew whenever it is drawn
+            assert isinstance(axis, Axis)
             if isinstance(words := axis.get_major_formatter(), FuncFormatter):
-                axis.set_major_formatter(lambda value, place, words=words: drawable(words(value, place)))
+                axis.set_major_formatter(partial(_drawable_tick, words))
         figure.savefig(temporary, format=path.suffix[1:], dpi=dpi or "figure", metadata=metadata)
 
 
@@ -100,11 +102,16 @@ def plot(*suffixes: str) -> Callable[[Callable[Drawing, object]], Callable[Drawi
 @contextmanager
 def not_drawn() -> Iterator[list[str]]:
     """A line for each plot that fails within."""
-    token = _HEARD.set(heard := [])
+    heard: list[str] = []
+    token = _HEARD.set(heard)
     try:
         yield heard
     finally:
         _HEARD.reset(token)
+
+
+def _drawable_tick(words: Callable[[float, int | None], str], value: float, place: int | None = None) -> str:
+    return drawable(words(value, place))
 
 
 def drawable(text: str) -> str:

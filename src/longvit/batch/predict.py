@@ -45,7 +45,7 @@ def predict_slides(
     output.
 
     Raises `InputError` for a model without head, and where the folder cannot be written to; a slide that fails
-    becomes a row of `problems.csv`, and so does a picture that cannot be drawn (stage `picture`: the prediction stands).
+    becomes a row of `problems.csv`, and so does a picture that cannot be drawn (stage `picture`).
     """
     from longvit.tasks.task import task_class
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import socket
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,31 @@ def write_error(path: Path, error: OSError) -> InputError:
     """One line for a failed write: the file, the reason, the way out."""
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
     return InputError(f"{path}: not written: {reason}")
+
+
+_SPECIAL = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO (named pipe)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def require_regular_file(path: str | Path) -> None:
+    """`InputError` for what cannot be a file's content: a folder, a FIFO, a socket, a device, also behind a link.
+
+    Opening a FIFO waits for ever, a device may do anything, so this comes before every opening of a path that a user
+    gave. A path that is not there passes: the opening that follows says so.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except OSError:
+        return
+    except ValueError as error:  # a NUL in it
+        raise InputError(f"{str(path)!r}: no path of a file ({error})") from error
+    if kind != stat.S_IFREG:
+        raise InputError(f"{path}: {_SPECIAL.get(kind, 'a special file')}, not a file")
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def require_regular_file(path: str | Path) -> None:
     gave. A path that is not there passes: the opening that follows says so.
     """
     try:
-        kind = stat.S_IFMT(os.stat(path).st_mode)
+        kind = stat.S_IFMT(Path(path).stat().st_mode)
     except OSError:
         return
     except ValueError as error:  # a NUL in it

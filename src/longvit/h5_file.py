@@ -30,7 +30,7 @@ _MOST_LINKS, _MOST_ATTRIBUTES, _ATTRIBUTE_BYTES = 32, 1000, 2**20
 
 
 @contextmanager
-def open_h5(path: Path, way_out: str) -> Iterator[h5py.File]:
+def open_h5(path: Path, way_out: str, what: str = "HDF5 file") -> Iterator[h5py.File]:
     """An HDF5 file to read. Whatever fails while it is open is an `InputError`: the file, the reason, `way_out`."""
     import h5py
 
@@ -43,7 +43,7 @@ def open_h5(path: Path, way_out: str) -> Iterator[h5py.File]:
     except MemoryError as error:
         raise InputError(f"{path}: does not fit into this machine's memory ({one_line(error)})") from error
     except Exception as error:  # a damaged file fails in many ways
-        raise InputError(f"{path}: {_reason(error, way_out)}") from error
+        raise InputError(f"{path}: {_reason(error, what, way_out)}") from error
 
 
 def find_dataset(place: h5py.Group, name: str, path: Path) -> h5py.Dataset | None:
@@ -62,6 +62,14 @@ def find_dataset(place: h5py.Group, name: str, path: Path) -> h5py.Dataset | Non
     return h5py.Dataset(found)
 
 
+def groups_in(file: h5py.File, path: Path) -> dict[str, h5py.Group]:
+    """Name -> group, of the groups at the top; `InputError` for a link into another file."""
+    import h5py
+
+    found = {name: _follow(file.id, name.encode(), path, [_MOST_LINKS]) for name in file}
+    return {name: h5py.Group(of) for name, of in found.items() if isinstance(of, h5py.h5g.GroupID)}
+
+
 def read_numbers(data: h5py.Dataset, path: Path) -> Any:
     """All values of a dataset of numbers, as an array of the file's own dtype.
 
@@ -77,7 +85,7 @@ def read_numbers(data: h5py.Dataset, path: Path) -> Any:
     return data[()]
 
 
-def read_attributes(thing: h5py.Dataset, path: Path) -> dict[str, Any]:
+def read_attributes(thing: h5py.Dataset | h5py.Group, path: Path) -> dict[str, Any]:
     """The attributes: scalars as Python's own, bytes as text. `InputError` for very many, and for very large ones."""
     if len(thing.attrs) > _MOST_ATTRIBUTES:
         raise InputError(f"{path}: {len(thing.attrs):,} attributes on {thing.name!r}")
@@ -146,7 +154,7 @@ def _check_place(data: h5py.Dataset, name: str, path: Path) -> None:
         if not h5z.filter_avail(code):
             called = words.decode(errors="replace")[:60] or "no name"
             raise InputError(f"{path}: {name!r} is packed by filter {code} ({called}), which is not here; use gzip")
-    file_bytes = path.stat().st_size
+    stat = path.stat()
     declared = unpacked = math.prod(data.shape) * data.id.get_type().get_size()
     if not declared:
         return
@@ -156,14 +164,14 @@ def _check_place(data: h5py.Dataset, name: str, path: Path) -> None:
         chunks = math.prod(math.ceil(n / size) for n, size in zip(data.shape, chunk, strict=True))
         unpacked = chunks * math.prod(chunk) * data.id.get_type().get_size()
         # An index has eight bytes for each chunk: counting those of one that claims more would take for ever.
-        whole = chunks <= file_bytes // 8 and data.id.get_num_chunks() == chunks
-    stored = min(data.id.get_storage_size(), file_bytes) if whole else 0
+        whole = chunks <= stat.st_size // 8 and data.id.get_num_chunks() == chunks
+    stored = min(data.id.get_storage_size(), stat.st_size) if whole else 0
     if not whole or (not filters and stored < declared):
         raise InputError(
-            f"{path}: {name} of shape {data.shape} would have {_size(declared)}, of which the file holds a part; it was "
-            "not written to its end"
+            f"{path}: {name} of shape {data.shape} would have {_size(declared)}, of which the file holds a part; it "
+            "was not written to its end"
         )
-    on_disk = min(stored, os.stat(path).st_blocks * 512) if hasattr(os.stat_result, "st_blocks") else stored
+    on_disk = min(stored, getattr(stat, "st_blocks", stored) * 512)
     if unpacked > _ALWAYS_BYTES and unpacked > _TIMES * on_disk:
         raise InputError(
             f"{path}: {name} of shape {data.shape} takes {_size(on_disk)} on the disk and {_size(unpacked)} in memory; "
@@ -177,7 +185,7 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB')[power]}"
 
 
-def _reason(error: Exception, way_out: str) -> str:
+def _reason(error: Exception, what: str, way_out: str) -> str:
     text = one_line(error)
     number = getattr(error, "errno", None)
     if found := re.search(r"errno = (\d+)", text):
@@ -189,4 +197,4 @@ def _reason(error: Exception, way_out: str) -> str:
         )
     if "already open for write" in text or "consistency flag" in text:
         return "still being written, or not closed by the process that wrote it; wait, or write it again"
-    return f"no HDF5 file, or damaged ({text}); {way_out}"
+    return f"no {what}, or damaged ({text}); {way_out}"

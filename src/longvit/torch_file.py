@@ -27,6 +27,10 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _HOLLOW_FROM, _HOLLOW_TIMES = 2**30, 100
 
 
+class TooMuchError(ValueError):
+    """An archive or a pickle that would take too much."""
+
+
 def refuse_hollow(path: Path) -> None:
     """`InputError` for what is no file to be opened, and for a copy that broke off in a file made to full length."""
     require_regular_file(path)
@@ -40,7 +44,7 @@ def refuse_hollow(path: Path) -> None:
 def load_tensors(path: Path, classes: Sequence[type] = ()) -> Any:
     """What a file of `torch.save` holds, on the CPU. `classes`: those that its pickle may name beside torch's own.
 
-    Raises `_Refused` (a `ValueError`) where it unpacks to too much, else whatever `torch.load` raises.
+    Raises `TooMuchError` where it unpacks to too much, else whatever `torch.load` raises.
     """
     import torch
 
@@ -82,23 +86,19 @@ def require_plain(tensor: Tensor, name: str, path: str | Path) -> None:
         raise InputError(f"{path}: {name} is {kind}; save it as a plain tensor of float32")
 
 
-class _Refused(ValueError):
-    """An archive or a pickle that would take too much."""
-
-
 def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         file_bytes = path.stat().st_size
         if len(entries) > _MOST_ENTRIES:
-            raise _Refused(f"{len(entries):,} entries")
+            raise TooMuchError(f"{len(entries):,} entries")
         total = sum(entry.file_size for entry in entries)
         if total > file_bytes + _SPARE_BYTES:  # torch stores, it never packs
-            raise _Refused(f"it unpacks to {total:,} bytes from {file_bytes:,}")
+            raise TooMuchError(f"it unpacks to {total:,} bytes from {file_bytes:,}")
         for entry in entries:
             if entry.filename.endswith(".pkl"):
                 if entry.file_size > _PICKLE_BYTES:
-                    raise _Refused(f"its list of tensors has {entry.file_size:,} bytes")
+                    raise TooMuchError(f"its list of tensors has {entry.file_size:,} bytes")
                 with archive.open(entry) as pickle:
                     _check_pickle(pickle)
 
@@ -108,7 +108,7 @@ def _check_pickles(file: Any) -> None:
     for _ in range(_OLD_PICKLES):
         try:
             _check_pickle(file)
-        except _Refused:
+        except TooMuchError:
             raise
         except Exception:
             return
@@ -116,11 +116,12 @@ def _check_pickles(file: Any) -> None:
 
 def _check_pickle(file: Any) -> None:
     """Reads one pickle without running it."""
-    for steps, (step, argument, _) in enumerate(pickletools.genops(_Bounded(file, _PICKLE_BYTES))):
+    bounded: Any = _Bounded(file, _PICKLE_BYTES)
+    for steps, (step, argument, _) in enumerate(pickletools.genops(bounded)):
         if steps > _STEPS:
-            raise _Refused(f"its pickle has more than {_STEPS:,} steps")
+            raise TooMuchError(f"its pickle has more than {_STEPS:,} steps")
         if step.name in ("GLOBAL", "INST", "STACK_GLOBAL") and "bytearray" in str(argument):
-            raise _Refused("its pickle makes a bytearray")
+            raise TooMuchError("its pickle makes a bytearray")
 
 
 class _Bounded:
@@ -131,7 +132,7 @@ class _Bounded:
 
     def read(self, n: int) -> bytes:
         if n > self._left:
-            raise _Refused(f"its pickle has more than {_PICKLE_BYTES:,} bytes")
+            raise TooMuchError(f"its pickle has more than {_PICKLE_BYTES:,} bytes")
         self._left -= n
         return self._file.read(n)
 

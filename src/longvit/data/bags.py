@@ -162,8 +162,9 @@ def _read_h5(path: Path) -> FeatureBag:
         data = {name: of for name, of in found if of is not None}
         of_features = data.get("features", data.get("feats"))  # STAMP calls them feats
         if of_features is None:
-            raise InputError(f"{path}: no dataset 'features' (it has {names_in(file)}); is this a file of tile features?")
-        attributes = {**read_attributes(of_features, path)}
+            there = names_in(file)
+            raise InputError(f"{path}: no dataset 'features' (it has {there}); is this a file of tile features?")
+        attributes = read_attributes(of_features, path)
         features = _checked_features(path, _of_one_slide(read_numbers(of_features, path)))
         coords = None
         if "coords" in data:

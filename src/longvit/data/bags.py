@@ -89,8 +89,12 @@ def read_bag(path: str | Path) -> FeatureBag:
     _check_there(path)
     try:
         bag = _read_pt(path) if path.suffix.lower() == ".pt" else _read_h5(path)
+    except InputError:
+        raise
     except MemoryError as error:
         raise InputError(f"{path}: does not fit into this machine's memory ({one_line(error)})") from error
+    except Exception as error:  # whatever else breaks between opening and the checked array
+        raise InputError(f"{path}: damaged ({one_line(error)}); extract this slide again") from error
     if not len(bag):
         raise InputError(f"{path}: an empty bag: features of shape {bag.features.shape}; leave this slide out")
     bad = ~np.isfinite(bag.features).all(1)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings")
 RECIPES = Path(__file__).parent / "recipes"
 RECIPE_OPTION = "--recipe"
-_RECIPE_BYTES, _LONGEST_TEXT = 2**18, 4096
+_RECIPE_BYTES, _LONGEST_TEXT, _LONGEST_ERROR = 2**18, 4096, 1500
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -145,7 +145,8 @@ def check_keys(source: str | Path, keys: Iterable[str], known: Iterable[str]) ->
     known = {name.replace("-", "_") for name in known}
     for key in keys:
         if key.replace("-", "_") not in known:
-            raise InputError(f"{source}: unknown key {key!r}{_nearest(key.replace('-', '_'), known)}")
+            near = _nearest(key.replace("-", "_"), known) if len(key) < 100 else ""
+            raise InputError(f"{source}: unknown key {_shown(key)}{near}")
 
 
 def check_choices(settings: Any) -> None:
@@ -282,7 +283,8 @@ def settings_yaml(settings: Any) -> str:
 
 def one_line(error: Exception) -> str:
     """An error on one line; with the option and the recipe that it is about, where cyclopts leaves them out."""
-    text = " ".join(str(error).split())
+    text = "".join(c if c.isprintable() else "�" for c in " ".join(str(error).split()))
+    text = text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}…"
     argument = getattr(error, "argument", None)
     if argument is None or argument.name.lstrip("-") in text:
         return text

@@ -33,7 +33,12 @@ def draw_cells(cells: Iterable[Path], slides: Mapping[str, Path], number: int, p
         path = cell / "attention.h5"
         if not path.exists():
             continue
-        for of_slide in list(read_attention(path).values())[:number]:
+        try:
+            scores = read_attention(path)
+        except InputError as error:
+            progress.say(f"{cell.parent.name}: not drawn: {error}")
+            continue
+        for of_slide in [of for name, of in scores.items() if name in slides][:number]:
             name = of_slide.slide_id
             try:
                 write_geojson(cell / "attention" / f"{name}.geojson", of_slide)

@@ -211,7 +211,7 @@ def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path
                 f"{path}: {name} is {_shape(value)} in the file, {_shape(own[name])} in the model: a checkpoint of "
                 "another size"
             )
-        if not value.is_floating_point() or not torch.isfinite(value).all():
+        if not value.is_floating_point() or not torch.isfinite(value.float()).all():
             bad = "not floating point" if not value.is_floating_point() else "NaN or infinite"
             raise InputError(f"{path}: {name} is {bad}; take an earlier checkpoint")
 

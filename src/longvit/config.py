@@ -206,12 +206,13 @@ def _typed(value: Any, hint: Any) -> Any:
             raise TypeError(" or ".join(map(repr, inner)))
         return value
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise TypeError(f"a list of {_words_of(inner[0])}s")
-        if inner[-1] is not ... and len(value) != len(inner):
-            raise TypeError(f"a list of {len(inner)}")
+        if not isinstance(value, list | tuple) or (inner[-1] is not ... and len(value) != len(inner)):
+            raise TypeError(_words_of(hint))
         kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
-        return tuple(_typed(item, of) for item, of in zip(value, kinds, strict=True))
+        try:
+            return tuple(_typed(item, of) for item, of in zip(value, kinds, strict=True))
+        except TypeError:
+            raise TypeError(_words_of(hint)) from None
     if origin is not None:  # a union
         for choice in inner:
             with suppress(TypeError):
@@ -231,7 +232,8 @@ def _words_of(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is tuple:
-        return f"a list of {_words_of(get_args(hint)[0])}s"
+        members = get_args(hint)[:1] if get_args(hint)[-1] is ... else get_args(hint)
+        return f"a list, each of it {_words_of(members[0])}," if len(members) == 1 else f"a list of {len(members)}"
     names = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 

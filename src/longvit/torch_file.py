@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -54,7 +55,8 @@ def load_tensors(path: Path, classes: Sequence[type] = ()) -> Any:
         else:
             file.seek(0)
             _check_pickles(file)
-    with torch.serialization.safe_globals(list(classes)):
+    with torch.serialization.safe_globals(list(classes)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old and strange kinds of tensors, which are refused by name
         return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
 
 

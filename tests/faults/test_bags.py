@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from faults import hostile_files
+from faults import hostile_bags, hostile_files
 from longvit.comparison.compare import compare
 from longvit.comparison.settings import ComparisonSettings
 from longvit.data.bags import read_bag
@@ -28,7 +28,7 @@ def test_a_hostile_bag_is_one_line(case: hostile_files.Case, tmp_path: Path) -> 
     hostile_files.check(case, tmp_path)
 
 
-@pytest.mark.parametrize("case", list(hostile_files._flips(24, 5)), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", list(hostile_bags.flips(24, 5)), ids=lambda case: case.name)
 def test_flipped_bits_are_one_line(case: hostile_files.Case, tmp_path: Path) -> None:
     hostile_files.check(case, tmp_path)
 

@@ -1,4 +1,4 @@
-"""Weights and published checkpoints that mean harm or do not fit: one line, no code, no memory for what is not there."""
+"""Weights and published checkpoints that mean harm or do not fit: one line, no code, little memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from faults import hostile_files
+from faults import hostile_files, hostile_models
 from longvit.errors import InputError
 from longvit.model.checkpoints import filled
 from longvit.model.longvit import LongViT, LongViTConfig
@@ -26,7 +26,7 @@ def test_hostile_weights_are_one_line(case: hostile_files.Case, tmp_path: Path) 
 
 
 def test_float8_is_named_and_has_a_way_out(tmp_path: Path) -> None:
-    content = hostile_files.published_checkpoint()
+    content = hostile_models.published_checkpoint()
     content["pos_embed"] = content["pos_embed"].to(torch.float8_e4m3fn)
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"pos_embed is of type float8_e4m3fn; save it as a plain tensor"):

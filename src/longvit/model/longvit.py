@@ -27,7 +27,7 @@ from longvit.model.encoder import AttentionPattern, Encoder, init_weights
 DILATED_RATIOS = (1, 2, 4, 8, 16)
 BOUNDS = {  # far beyond every model that trains, and small enough that none takes for ever to be made
     "embed_dim": (1, 65_536),
-    "depth": (1, 1_000),
+    "depth": (1, 256),
     "num_heads": (1, 65_536),
     "ffn_dim": (1, 2**20),
     "patch_px": (1, 4_096),

@@ -26,6 +26,7 @@ _PICKLE_BYTES, _STEPS, _OLD_PICKLES = 8 * 2**20, 2_000_000, 5
 _SPARE_BYTES, _MOST_ENTRIES = 2**20, 200_000
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _HOLLOW_FROM, _HOLLOW_TIMES = 2**30, 100
+_BOMB_BYTES, _BOMB_TIMES = 64 * 2**20, 4
 
 
 class TooMuchError(ValueError):
@@ -40,6 +41,14 @@ def refuse_hollow(path: Path) -> None:
         on_disk = getattr(stat, "st_blocks", stat.st_size) * 512
         if stat.st_size > _HOLLOW_FROM and on_disk * _HOLLOW_TIMES < stat.st_size:
             raise InputError(f"{path}: of its {stat.st_size:,} bytes {on_disk:,} were written; copy it again")
+
+
+def refuse_bomb(path: Path) -> None:
+    """`InputError` for a zip archive (TorchScript, torch.export) that unpacks to far more than it has bytes."""
+    with zipfile.ZipFile(path) as archive:
+        total, file_bytes = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+    if total > _BOMB_BYTES and total > _BOMB_TIMES * file_bytes:
+        raise InputError(f"{path}: unpacks to {total:,} bytes from {file_bytes:,}; not opened")
 
 
 def load_tensors(path: Path, classes: Sequence[type] = ()) -> Any:

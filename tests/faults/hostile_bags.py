@@ -215,6 +215,14 @@ _edited(
     lambda f: f["features"].attrs.create("r", f["coords"].ref, dtype=h5py.ref_dtype),
     good=True,
 )
+_edited(
+    "attributes of other kinds",
+    lambda f: f["features"].attrs.update(
+        {"patch_level": np.array([0, 1]), "patch_size": [256, 256], "downsample": b"x", "level0_magnification": 1e300}
+    ),
+    good=True,
+)
+_edited("a tile of no side", lambda f: f["coords"].attrs.update({"patch_size_level0": -1e300}), good=True)
 _edited("an empty attribute", lambda f: f["features"].attrs.create("e", h5py.Empty("f4")), good=True)
 
 

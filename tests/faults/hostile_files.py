@@ -72,6 +72,7 @@ def read(one: Case, path: Path) -> str:
         from longvit.data.bags import read_bag
 
         bag = read_bag(path)
+        assert bag.tile_level0_px is None or 0 < bag.tile_level0_px < 2**31
         values = np.concatenate([bag.features.ravel(), [] if bag.coords is None else bag.coords.ravel()])
         return "foreign" if (values == SECRET).any() else f"{bag.features.shape}"
     if kind == "checkpoint .pth":

@@ -67,3 +67,15 @@ def test_an_archive_that_unpacks_to_much_is_refused_before_it_is_unpacked(tmp_pa
         load_tensors(tmp_path / "a.pth")
     with pytest.raises(InputError, match="unpacks to"):
         convert(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "export"])
+def test_an_encoder_that_unpacks_to_much_is_refused(tmp_path: Path, kind: str) -> None:
+    import zipfile
+
+    from longvit.batch.tile_encoders import open_encoder
+
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(80 * 2**20))
+    with pytest.raises(InputError, match=r"a\.pt: unpacks to 83,886,080 bytes"):
+        open_encoder(f"{kind}:{tmp_path / 'a.pt'}", 32)

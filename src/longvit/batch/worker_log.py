@@ -114,7 +114,8 @@ def _read(text: bytes | str) -> dict[str, Any] | None:
         or not isinstance(line.get("t"), int | float)
     ):
         return None
-    return line if isinstance(line.get("slide", ""), str) else None
+    has_slide = line["event"] in (*ENDS, "model", "again")
+    return line if isinstance(line.get("slide", None if has_slide else ""), str) else None
 
 
 def _line(event: str, slide: str | None, facts: dict[str, Any]) -> dict[str, Any]:

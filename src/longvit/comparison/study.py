@@ -135,7 +135,10 @@ class Study:
 
     def digest(self) -> str:
         """A hash of which files of features (names and sizes) and which omics take part."""
-        lines = [f"{slide}\t{path.name}\t{path.stat().st_size}" for slide, path in sorted(self.paths.items())]
+        try:
+            lines = [f"{slide}\t{path.name}\t{path.stat().st_size}" for slide, path in sorted(self.paths.items())]
+        except OSError as error:
+            raise InputError(f"{error.filename}: gone since the comparison began: {error.strerror}") from error
         if self.omics is not None:
             lines.append(",".join(self.omics.columns))
             lines += [hashlib.sha256(v.tobytes()).hexdigest() for _, v in sorted(self.omics.of_case.items())]

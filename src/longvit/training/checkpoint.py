@@ -145,13 +145,17 @@ def _read(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
         raise _Damaged(f"damaged ({type(error).__name__})") from error
     if claimed != _content_hash(content):
         raise _Damaged("damaged (its checksum does not match)")
-    if content["format"] != FORMAT:
-        raise InputError(f"{path}: written by another version (format {content['format']}, this one reads {FORMAT})")
+    if not isinstance(content.get("step"), int) or not isinstance(content.get("state"), dict):
+        raise _Damaged("damaged (it has no step or no state)")
+    if content.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: written by another version (format {str(content.get('format'))[:20]}, this one reads {FORMAT})"
+        )
     if not tensor_path.is_file():
         raise _Damaged(f"its {tensor_path.name} is missing")
-    if tensor_path.stat().st_size != entry["bytes"]:
-        raise _Damaged(f"its {tensor_path.name} has {tensor_path.stat().st_size} of {entry['bytes']} bytes")
-    if _sha256(tensor_path) != entry["sha256"]:
+    if tensor_path.stat().st_size != entry.get("bytes"):
+        raise _Damaged(f"its {tensor_path.name} has {tensor_path.stat().st_size} of {entry.get('bytes')} bytes")
+    if _sha256(tensor_path) != entry.get("sha256"):
         raise _Damaged(f"its {tensor_path.name} is damaged (checksum)")
     with safe_open(tensor_path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)

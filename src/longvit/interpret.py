@@ -178,7 +178,7 @@ def draw(
     panel_width_in = 5.2
     panel_height_in = min(max(panel_width_in * height / width, 2.0), 11.0)
     figure = new_figure(2 * panel_width_in + 1.5, panel_height_in + 1.25)
-    name, others = short_name(contributions.class_name), short_name(contributions.others)
+    name, others = short_name(contributions.class_name), short_name(contributions.others, 32)
     slide_axes, map_axes = figure.subplots(1, 2)
     slide_axes.imshow(pixels, extent=extent)
     map_axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent)
@@ -202,7 +202,7 @@ def draw(
         fontsize=8.5,
     )
     bar.ax.tick_params(labelsize=8)
-    figure.suptitle(title or "What each patch contributes", fontsize=13)
+    figure.suptitle(short_name(title, 100) or "What each patch contributes", fontsize=13)
     figure.supxlabel(
         f"{values.size:,} patches sum to {values.sum():+.2f}; with the constant {contributions.constant:+.2f} that "
         f"makes {contributions.unit} {contributions.score:+.2f}: probability of “{name}” "

@@ -37,7 +37,7 @@ from faults.hostile_bags import flips
 from faults.hostile_cases import CANARY, CASES, SECRET, Case
 from faults.hostile_texts import COHORT
 
-MOST_MB, MOST_S = 1000, 30
+MOST_MB, MOST_S = 1000, 20
 _LARGE = ("GB in", "100 MB", "million", "100,000 names", "a prime of slides")
 """Their files alone take seconds to make."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from longvit.comparison.attention import TileScores, read_attention, tile_side_px, write_geojson
 from longvit.errors import InputError
-from longvit.figure import new_figure, not_drawn, plot, write_figure
+from longvit.figure import new_figure, not_drawn, plot, short_name, write_figure
 from longvit.progress import Progress
 from longvit.slides.canvas import Canvas, canvas
 from longvit.slides.reader import open_slide
@@ -76,7 +76,7 @@ def draw_scores(of: Canvas, of_slide: TileScores, path: str | Path, *, title: st
     map_axes.set_title(f"Scores of {len(of_slide.scores):,} tiles", fontsize=11)
     bar = figure.colorbar(shown, ax=map_axes, fraction=0.05, pad=0.03)
     bar.set_label(f"share of the highest score ({of_slide.scores.max():.3g})", fontsize=8.5)
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(short_name(title, 100), fontsize=12)
     write_figure(figure, path, dpi=110)
 
 

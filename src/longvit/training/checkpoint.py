@@ -145,12 +145,10 @@ def _read(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
         raise _Damaged(f"damaged ({type(error).__name__})") from error
     if claimed != _content_hash(content):
         raise _Damaged("damaged (its checksum does not match)")
+    if (version := content.get("format")) != FORMAT:
+        raise InputError(f"{path}: written by another version (format {version!r:.20}, this one reads {FORMAT})")
     if not isinstance(content.get("step"), int) or not isinstance(content.get("state"), dict):
         raise _Damaged("damaged (it has no step or no state)")
-    if content.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: written by another version (format {str(content.get('format'))[:20]}, this one reads {FORMAT})"
-        )
     if not tensor_path.is_file():
         raise _Damaged(f"its {tensor_path.name} is missing")
     if tensor_path.stat().st_size != entry.get("bytes"):

@@ -232,7 +232,7 @@ def _kb(name: str) -> int:
 def through_the_command(one: Case) -> Outcome | None:
     """`longvit convert`, `embed`, `train`, `cohort check` on the file; None for what no command takes by itself."""
     commands = {
-        "checkpoint .pth": ["convert", "FILE", "--out", "out"],
+        "checkpoint .pth": ["convert", "FILE", "out"],
         "config.json": ["embed", "FILE", "x.png", "--out", "out"],
         "weights .safetensors": ["embed", "FILE", "x.png", "--out", "out"],
         "recipe": ["train", "c.csv", "--recipe", "FILE", "--out", "out"],
@@ -251,7 +251,7 @@ def through_the_command(one: Case) -> Outcome | None:
         begun = time.monotonic()
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "longvit.cli", *words], cwd=folder, capture_output=True, timeout=60, text=True
+                [sys.executable, "-m", "longvit", *words], cwd=folder, capture_output=True, timeout=60, text=True
             )
         except subprocess.TimeoutExpired:
             return Outcome("hang", " ".join(words))
@@ -261,9 +261,10 @@ def through_the_command(one: Case) -> Outcome | None:
             return Outcome("error", text, 0.0, seconds)
         if list(folder.rglob(CANARY)):
             return Outcome("code", text, 0.0, seconds)
-        if done.returncode == 0 and not one.good:
-            return Outcome("accepted", text, 0.0, seconds)
-        return Outcome("read" if done.returncode == 0 else "refused", text, 0.0, seconds)
+        if done.returncode == 0:
+            return Outcome("read" if one.good else "accepted", text, 0.0, seconds)
+        is_one_line = done.returncode in (1, 2) and text.startswith("longvit: ")
+        return Outcome("refused" if is_one_line else "many lines", text, 0.0, seconds)
 
 
 def main() -> int:

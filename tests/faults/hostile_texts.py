@@ -18,7 +18,7 @@ def _recipe(name: str, text: str | bytes, *, good: bool = False) -> None:
 _recipe("whole", "epochs: 3\nlr: 1.0e-4\nsplit: [0.5, 0.2, 0.3]\nbalanced: true\n", good=True)
 _recipe("empty", "", good=True)
 _recipe("null", "epochs: null\n", good=True)
-_recipe("the largest seed", f"seed: {2**63 - 1}\n", good=True)
+_recipe("the largest seed", f"seed: {2**31 - 1}\n", good=True)
 _recipe("a prime of slides", "batch_size: 2147483647\n", good=True)
 for _name, _text in {
     "a list for a key": "? [a, b]\n: 1\n",
@@ -52,6 +52,7 @@ for _name, _text in {
     "a fraction of a word": "lr: !!float x\n",
     "a seed of 2^70": f"seed: {2**70}\n",
     "a seed of −1": "seed: -1\n",
+    "a seed of 2^32": f"seed: {2**32}\n",
     "10^30 slides": "batch_size: 1" + "0" * 30 + "\n",
     "10^10 slides": "batch_size: 9999999967\n",
     "6,000 digits": "epochs: " + "9" * 6000 + "\n",

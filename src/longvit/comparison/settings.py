@@ -81,7 +81,7 @@ class ComparisonSettings:
             if value is not None and value < low:
                 raise InputError(f"{name} {value}: at least {low}")
         check_choices(self)
-        check_values(self, seed=2**63 - 1, n_bins=1000, threads=4096, bootstrap=10**6)
+        check_values(self, n_bins=1000, threads=4096, bootstrap=10**6)
         self.of_task()  # checks the rest
         for text in self.systems:
             entrant(text)

@@ -96,7 +96,7 @@ class PretrainSettings(DinoSettings, RegionSettings, CropSettings):
         if self.forward_batch is not None and (self.forward_batch < 1 or self.batch_size % self.forward_batch):
             raise InputError(f"forward_batch {self.forward_batch}: it must divide batch_size {self.batch_size}")
         check_choices(self)
-        check_values(self, seed=2**63 - 1, threads=4096, num_workers=1024)
+        check_values(self, threads=4096, num_workers=1024)
         self.training()  # checks the rest
 
     def regions_per_forward(self, patch_px: int = 32, data_ranks: int = 1) -> int:

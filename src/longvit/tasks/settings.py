@@ -164,7 +164,7 @@ class FinetuneSettings:
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)}: at least 0")
         check_choices(self)
-        check_values(self, seed=2**63 - 1, n_bins=1000, side_px=2**20, threads=4096, num_workers=1024, bootstrap=10**6)
+        check_values(self, n_bins=1000, side_px=2**20, threads=4096, num_workers=1024, bootstrap=10**6)
         self.training()  # checks the rest
 
     def slides_per_forward(self, data_ranks: int = 1) -> int:

@@ -20,11 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from longvit.errors import InputError
-from longvit.files import atomic_path
+from longvit.files import atomic_path, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_EMPTY = {
+    ".svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>',
+    ".png": bytes.fromhex(
+        "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+        "0000000a49444154789c63f80f0001010100b138f6140000000049454e44ae426082"
+    ),
+}
 Drawing = ParamSpec("Drawing")
 LONGEST_NAME, LONGEST_LINE, _MOST_LINES = 28, 160, 8
 _HEARD: ContextVar[list[str] | None] = ContextVar("plots that failed", default=None)
@@ -83,13 +90,10 @@ def plot(*suffixes: str) -> Callable[[Callable[Drawing, object]], Callable[Drawi
             except InputError:
                 raise
             except Exception as error:  # matplotlib has no kind of its own
-                reason = f"{type(error).__name__}: {drawable(' '.join(str(error).split()))}"
+                reason = _words_of(error)
             else:
                 return path
-            line = f"{drawable(str(path))}: not drawn: {reason}"
-            _LOG.warning("%s", line)
-            if (heard := _HEARD.get()) is not None:
-                heard.append(line)
+            _tell(path, reason)
             for place in {path, *(path.with_suffix(suffix) for suffix in suffixes)}:
                 _write_reason(place, reason)
             return path
@@ -97,6 +101,28 @@ def plot(*suffixes: str) -> Callable[[Callable[Drawing, object]], Callable[Drawi
         return drawn
 
     return decorator
+
+
+@contextmanager
+def only_pictures(path: str | Path) -> Iterator[None]:
+    """What fails within costs the pictures at `path` alone; the log has a line. An `InputError` comes through."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        _tell(Path(path), _words_of(error))
+
+
+def _tell(path: Path, reason: str) -> None:
+    line = f"{drawable(str(path))}: not drawn: {reason}"
+    _LOG.warning("%s", line)
+    if (heard := _HEARD.get()) is not None:
+        heard.append(line)
+
+
+def _words_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {drawable(' '.join(str(error).split()))}"
 
 
 @contextmanager
@@ -149,5 +175,5 @@ def _write_reason(path: Path, reason: str) -> None:
         write_figure(figure, path)
     except InputError:
         raise
-    except Exception:
-        path.unlink(missing_ok=True)
+    except Exception:  # then nothing can be drawn at all; whoever shows the plot finds an empty one
+        write_bytes(path, _EMPTY.get(path.suffix, b""))

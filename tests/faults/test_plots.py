@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
@@ -199,3 +199,40 @@ def test_every_function_that_draws_a_figure_is_a_plot() -> None:
 
 def d_name(decorator: ast.expr) -> str:
     return decorator.id if isinstance(decorator, ast.Name) else ""
+
+
+def test_where_nothing_can_be_drawn_at_all_reports_have_their_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from matplotlib.figure import Figure
+
+    from longvit.report.predictions import PredictedSlides
+    from longvit.report.sections import classification_sections
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(Figure, "savefig", fails)
+    labels, probabilities = fold(2)
+    predicted = type("Predicted", (), {"classes": ("a", "b"), "labels": labels, "probabilities": probabilities})()
+    predicted.by_fold = lambda: {"0": (labels, probabilities)}
+    sections = classification_sections(cast(PredictedSlides, predicted), tmp_path)
+    assert [len(section.pictures) for section in sections] == [2, 2]
+    assert len(caplog.records) == 4
+    with Image.open(tmp_path / "roc.png") as image:
+        image.load()
+    ElementTree.fromstring((tmp_path / "roc.svg").read_bytes())
+
+
+def test_tiles_are_kept_where_their_picture_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from longvit.batch.tiles import tile_slides
+    from longvit.slides.tiles import TileSettings
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ValueError("no font")
+
+    monkeypatch.setattr("longvit.slides.tile_picture._font", fails)
+    slide = write_slide(tmp_path / "a.tif", size_px=(600, 500))
+    result = tile_slides(find_slides([slide]), tmp_path / "out", TileSettings(tile_px=32, mpp=1.0))
+    assert result.done == ("a",)
+    assert [(problem.slide, problem.stage) for problem in result.problems] == [("a", "picture")]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont
 
-from longvit.figure import LONGEST_LINE, short_name
+from longvit.figure import LONGEST_LINE, plot, short_name
 from longvit.files import atomic_path
 from longvit.slides.canvas import Canvas
 from longvit.slides.tiles import TileGrid
@@ -22,6 +22,7 @@ _QUALITY = 88
 _BARS_UM = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
+@plot()
 def draw_tiles(canvas: Canvas, tissue: Tissue, grid: TileGrid, path: str | os.PathLike[str], *, title: str) -> Path:
     """Writes a JPEG: `canvas` (from which `tissue` was found) with the outline of the tissue in green and the tiles in
     blue. Atomic."""

@@ -12,7 +12,7 @@ At 8,192² the published code would take some 60 GB: its peak there follows from
 `curve` puts ours beside the formula of `longvit plan`, and the formula goes on to 1,048,576 patches.
 `time`: with and without recomputation in turn in one process.
 
---save writes results/memory.json after every measurement (and memory.png where matplotlib is there); --resume keeps
+--save writes results/memory.json after every measurement and memory.png; --resume keeps
 what it holds already. Some 20 minutes on two cores.
 """
 
@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from longvit.figure import new_figure, write_figure
 from side_by_side import HERE, PEERS, has_published, report
 from worker import memory_mib, peer, reset_peak
 
@@ -264,14 +265,8 @@ def table(rows: list[Row]) -> str:
 
 
 def picture(rows: list[Row], path: Path) -> None:
-    try:
-        import matplotlib
-    except ImportError:
-        return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure = new_figure(6.4, 4.2)
+    axes = figure.subplots()
     of = [r for r in rows if r["what"] == "curve"]
     axes.loglog([r["patches"] for r in of], [r["planned_mib"] for r in of], "-", label="ours, longvit plan's formula")
     seen = [(r["patches"], r["measured_mib"]) for r in of if r["measured_mib"]]
@@ -288,8 +283,10 @@ def picture(rows: list[Row], path: Path) -> None:
             axes.loglog(*zip(*points, strict=True), marker, label=f"published code, {words}")
     axes.set(xlabel="patches", ylabel="peak of forward + backward, MiB", title="LongViT-S, float32, batch 1, one CPU")
     axes.grid(which="both", alpha=0.3)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:,.0f}")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    write_figure(figure, path, dpi=120)
 
 
 def main() -> None:

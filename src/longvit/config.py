@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings")
 RECIPES = Path(__file__).parent / "recipes"
 RECIPE_OPTION = "--recipe"
+_RECIPE_BYTES, _LONGEST_TEXT, _LONGEST_ERROR = 2**18, 4096, 1500
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -46,35 +51,75 @@ def recipe_path(name_or_path: str | Path) -> Path:
 
 def read_recipe(name_or_path: str | Path) -> dict[str, Any]:
     """The keys and values of a recipe, unchecked but for its form: one mapping, no key twice."""
+    path = recipe_path(name_or_path)
+    with path.open("rb") as file:
+        data = file.read(_RECIPE_BYTES + 1)
+    if len(data) > _RECIPE_BYTES:
+        raise InputError(f"{path}: larger than {_RECIPE_BYTES:,} bytes: no recipe")
+    try:
+        values = read_yaml(data.decode("utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected lines of the form 'key: value', found a {type(values).__name__}")
+    return values
+
+
+def read_yaml(text: str, source: str) -> Any:
+    """What YAML text says, in numbers, texts, dates, lists and mappings from texts.
+
+    Raises `InputError` in one line (`source`, the line, the reason) for all else: a key twice, an alias (a few lines of
+    them are gigabytes), other kinds of values, nesting without end.
+    """
     import yaml
 
-    path = recipe_path(name_or_path)
-
-    class UniqueKeys(yaml.SafeLoader):
+    class Plain(yaml.SafeLoader):
         """PyYAML keeps the last of two equal keys without a word."""
+
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise _not_read(self.peek_event().start_mark, "an alias (*) is not read; write the value out")
+            return super().compose_node(parent, index)
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             seen: set[Any] = set()
             for key_node, _ in node.value:
+                if not isinstance(key_node, yaml.ScalarNode):
+                    raise _not_read(key_node.start_mark, "a key that is no text")
                 key = self.construct_object(key_node)
                 if key in seen:
-                    raise InputError(f"{path}, line {key_node.start_mark.line + 1}: {key!r} appears twice")
+                    raise _not_read(key_node.start_mark, f"{_shown(key)} appears twice")
                 seen.add(key)
-            return super().construct_mapping(node, deep)
+            return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
+
+    def _not_read(mark: yaml.Mark, reason: str) -> InputError:
+        return InputError(f"{source}, line {mark.line + 1}: {reason}")
 
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file") from error
+        found = yaml.load(text, Plain)
+        _check_plain(found, source)
+    except InputError:
+        raise
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: expected lines of the form 'key: value', found a {type(data).__name__}")
-    return {str(key): value for key, value in data.items()}
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
+        raise InputError(f"{source}{where}: not YAML: {problem}") from error
+    except RecursionError as error:
+        raise InputError(f"{source}: nested too deeply") from error
+    except Exception as error:  # of a value's own constructor: a month 13, a number of thousands of digits
+        raise InputError(f"{source}: not YAML: {' '.join(str(error).split())[:200]}") from error
+    return found
+
+
+def _check_plain(value: Any, source: str) -> None:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_plain(item, source)
+    elif not isinstance(value, str | int | float | date | type(None)):
+        raise InputError(f"{source}: {_shown(value)}: a {type(value).__name__} is no setting")
 
 
 def recipe_config(app: App, commands: Sequence[str], arguments: ArgumentCollection) -> None:
@@ -100,7 +145,8 @@ def check_keys(source: str | Path, keys: Iterable[str], known: Iterable[str]) ->
     known = {name.replace("-", "_") for name in known}
     for key in keys:
         if key.replace("-", "_") not in known:
-            raise InputError(f"{source}: unknown key {key!r}{_nearest(key.replace('-', '_'), known)}")
+            near = _nearest(key.replace("-", "_"), known) if len(key) < 100 else ""
+            raise InputError(f"{source}: unknown key {_shown(key)}{near}")
 
 
 def check_choices(settings: Any) -> None:
@@ -110,6 +156,96 @@ def check_choices(settings: Any) -> None:
         value = getattr(settings, name)
         if choices and value is not None and value not in choices:
             raise InputError(f"{name} {value!r}: choose {', '.join(choices)}")
+
+
+def check_bounds(settings: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
+    """An `InputError` for the first field that lies outside; of a tuple each member. None and texts pass."""
+    for name, (low, high) in bounds.items():
+        value = getattr(settings, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not isinstance(number, str) and not low <= number <= high:
+                raise InputError(f"{name} {_shown(number)}: between {low:,} and {high:,}")
+
+
+def check_values(settings: Any, **most: int) -> None:
+    """An `InputError` for a value of a dataclass that no setting can mean: a number that is not finite, a whole one
+    above 2^31 − 1 or above what `most` says of it, no thread, a text with a NUL or of thousands of characters."""
+    for name, value in vars(settings).items():
+        high = most.get(name, 2**31 - 1)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, int) and abs(one) > high:
+                raise InputError(f"{name} {_shown(one)}: at most {high:,}")
+            if isinstance(one, float) and not math.isfinite(one):
+                raise InputError(f"{name} {one}: a finite number")
+            if isinstance(one, str | Path) and ("\0" in str(one) or len(str(one)) > _LONGEST_TEXT):
+                raise InputError(f"{name} {_shown(str(one))}: a text without NUL, at most {_LONGEST_TEXT:,} characters")
+    if getattr(settings, "threads", None) is not None and settings.threads < 1:
+        raise InputError(f"threads {settings.threads}: at least 1")
+
+
+def typed(kind: type, values: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """Values read from JSON as the fields of a dataclass want them, lists as tuples.
+
+    Raises `InputError` for the first that has another type: `source`, the name, the value, what is expected.
+    """
+    hints = get_type_hints(kind)
+    found = {}
+    for name, value in values.items():
+        try:
+            found[name] = _typed(value, hints[name])
+        except TypeError as error:
+            raise InputError(f"{source}: {name} {_shown(value)}: {error} is expected") from None
+    return found
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """`value`, if it is of this type; `TypeError` with what is expected otherwise."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if not isinstance(value, str | int) or value not in inner:
+            raise TypeError(" or ".join(map(repr, inner)))
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or (inner[-1] is not ... and len(value) != len(inner)):
+            raise TypeError(_words_of(hint))
+        kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
+        try:
+            return tuple(_typed(item, of) for item, of in zip(value, kinds, strict=True))
+        except TypeError:
+            raise TypeError(_words_of(hint)) from None
+    if origin is not None:  # a union
+        for choice in inner:
+            with suppress(TypeError):
+                return _typed(value, choice)
+        raise TypeError(" or ".join(_words_of(choice) for choice in inner))
+    is_right = {
+        int: isinstance(value, int) and not isinstance(value, bool),
+        float: isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max,
+        type(None): value is None,
+    }.get(hint, isinstance(value, hint))
+    if not is_right:
+        raise TypeError(_words_of(hint))
+    return value
+
+
+def _words_of(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is tuple:
+        members = get_args(hint)[:1] if get_args(hint)[-1] is ... else get_args(hint)
+        return f"a list, each of it {_words_of(members[0])}," if len(members) == 1 else f"a list of {len(members)}"
+    names = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; the beginning of a long one."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; nested without end
+        text = f"a {type(value).__name__}"
+    text = "".join(c if c.isprintable() else "�" for c in text)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def load_settings(kind: type[Settings], recipe: str | Path | None = None, **overrides: Any) -> Settings:
@@ -149,7 +285,8 @@ def settings_yaml(settings: Any) -> str:
 
 def one_line(error: Exception) -> str:
     """An error on one line; with the option and the recipe that it is about, where cyclopts leaves them out."""
-    text = " ".join(str(error).split())
+    text = "".join(c if c.isprintable() else "�" for c in " ".join(str(error).split()))
+    text = text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}…"
     argument = getattr(error, "argument", None)
     if argument is None or argument.name.lstrip("-") in text:
         return text
@@ -164,10 +301,13 @@ def _check_whole_numbers(arguments: ArgumentCollection) -> None:
         for token in argument.tokens:
             value = token.implicit_value if token.value == "" else token.value
             try:
-                whole = float(str(value).replace("_", "")).is_integer()
-            except ValueError:
+                number = float(str(value).replace("_", ""))
+            except (ValueError, OverflowError):
                 continue  # not a number at all: cyclopts says so
-            if not whole:
+            if not abs(number) < 2**63:
+                where = f" from {source}" if (source := _source([token])) else ""
+                raise InputError(f"{argument.name}{where}: {_shown(str(value))} is beyond every whole number")
+            if not number.is_integer():
                 where = f" from {source}" if (source := _source([token])) else ""
                 raise InputError(f"{argument.name}{where}: {value} is not a whole number")
 

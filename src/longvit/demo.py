@@ -20,6 +20,7 @@ import numpy as np
 
 from longvit.errors import InputError
 from longvit.files import atomic_path, make_folder, write_text
+from longvit.json_file import read_json_object
 from longvit.progress import Progress
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def claim(out_dir: Path, slide: Slide) -> None:
     path = out_dir / "demo.json"
     mine = {"slide": slide.path.name, "identity": slide.identity()}
     if path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        theirs = read_json_object(path)
         if theirs.get("identity") != mine["identity"]:
             raise InputError(f"{out_dir}: holds the demo of {theirs.get('slide')}; choose another folder with --out")
         return

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longvit.errors import InputError
-from longvit.files import atomic_path
+from longvit.figure import new_figure, plot, short_name, write_figure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,22 +148,20 @@ def _contributions(
     )
 
 
+@plot()
 def draw(
     canvas: Canvas,
     contributions: Contributions,
     path: str | Path,
     *,
     title: str = "",
-) -> Path:
-    """A PNG: the slide, and beside it the slide in grey under the contributions.
+) -> None:
+    """Writes a PNG: the slide, and beside it the slide in grey under the contributions.
 
     Red speaks for the class, blue against it; the colours end at the 99th percentile of |contribution|, which the
     colour bar says. Both panels have the slide's own proportions, whatever the canvas did to them, and a scale
     bar in µm; where the slide's resolution is not known, a line says so instead.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     mpp = canvas.source.mpp
     scale = (mpp.x, mpp.y) if mpp else (1.0, 1.0)
     left, top = canvas.placement.to_level0(0, 0)
@@ -179,8 +177,8 @@ def draw(
 
     panel_width_in = 5.2
     panel_height_in = min(max(panel_width_in * height / width, 2.0), 11.0)
-    figure = Figure(figsize=(2 * panel_width_in + 1.5, panel_height_in + 1.25), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2 * panel_width_in + 1.5, panel_height_in + 1.25)
+    name, others = short_name(contributions.class_name), short_name(contributions.others, 32)
     slide_axes, map_axes = figure.subplots(1, 2)
     slide_axes.imshow(pixels, extent=extent)
     map_axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent)
@@ -195,25 +193,23 @@ def draw(
         if mpp:
             _scale_bar(axes, width)
     slide_axes.set_title("The slide" if mpp else "The slide (µm per pixel not known)", fontsize=11)
-    map_axes.set_title(f"For “{contributions.class_name}” (red) or against it (blue)", fontsize=11)
+    map_axes.set_title(f"For “{name}” (red) or against it (blue)", fontsize=11)
     bar = figure.colorbar(shown, ax=map_axes, extend="both", fraction=0.05, pad=0.03)
     bar.set_label(
-        f"contribution of a patch to the {contributions.unit} of “{contributions.class_name}” "
-        f"against “{contributions.others}”\n"
+        f"contribution of a patch to the {contributions.unit} of “{name}” "
+        f"against “{others}”\n"
         f"(colours end at the {PERCENTILE:g}th percentile of the absolute value)",
         fontsize=8.5,
     )
     bar.ax.tick_params(labelsize=8)
-    figure.suptitle(title or "What each patch contributes", fontsize=13)
+    figure.suptitle(short_name(title, 100) or "What each patch contributes", fontsize=13)
     figure.supxlabel(
         f"{values.size:,} patches sum to {values.sum():+.2f}; with the constant {contributions.constant:+.2f} that "
-        f"makes {contributions.unit} {contributions.score:+.2f}: probability of “{contributions.class_name}” "
+        f"makes {contributions.unit} {contributions.score:+.2f}: probability of “{name}” "
         f"{contributions.probability:.3f}",
         fontsize=9.5,
     )
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130)
-    return Path(path)
+    write_figure(figure, path, dpi=130)
 
 
 def _at_most(pixels: np.ndarray, side_px: int) -> np.ndarray:

@@ -22,7 +22,9 @@ from longvit.batch.reading import ReadSettings
 from longvit.batch.run import BatchResult, JobFacts, RunSettings, model_folder, model_for, run
 from longvit.data import bag_layouts
 from longvit.data.slide_list import ListedSlide
+from longvit.errors import InputError
 from longvit.files import write_bytes
+from longvit.h5_file import find_dataset, open_h5, read_numbers
 
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViT
@@ -69,11 +71,12 @@ def write_embeddings(out_dir: Path, records: Sequence[Mapping[str, Any]], dim: i
 
 
 def read_features(path: str | Path) -> np.ndarray:
-    """The vector of a slide, float32 (D,)."""
-    import h5py
-
-    with h5py.File(path) as file:
-        features: np.ndarray = file["features"][()]
+    """The vector of a slide, float32 (D,). `InputError` where the file does not hold one."""
+    path = Path(path)
+    with open_h5(path, "remove it, and embed the slide again") as file:
+        if (data := find_dataset(file, "features", path)) is None or data.ndim != 1:
+            raise InputError(f"{path}: no vector of features in it; remove it, and embed the slide again")
+        features: np.ndarray = read_numbers(data, path)
     return features
 
 
@@ -88,14 +91,18 @@ class EmbedJob(ModelJob):
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
         """The record and the vector are both of this digest (a kill between the two leaves them different)."""
-        import h5py
-
         if not super().is_finished(slide_id, digest):
             return False
+        path = self.features_path(slide_id)
         try:
-            with h5py.File(self.features_path(slide_id)) as file:
-                return bool(file["features"].attrs.get("digest") == digest)
-        except (OSError, KeyError):
+            with open_h5(path, "") as file:
+                data = find_dataset(file, "features", path)
+                return (
+                    data is not None
+                    and data.shape == (self.model.config.embed_dim,)
+                    and (bool(data.attrs.get("digest") == digest))
+                )
+        except InputError:
             return False
 
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:

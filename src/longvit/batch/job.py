@@ -15,13 +15,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from longvit import __version__
 from longvit.batch.reading import ReadRequest, ReadSettings, SlideFailedError, with_mpp
+from longvit.config import typed
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.files import write_text
+from longvit.json_file import read_json_object
 
 if TYPE_CHECKING:
     from torch import nn
@@ -117,10 +119,9 @@ class ModelJob(SlideJob):
 def read_record(path: Path) -> dict[str, Any]:
     """A slide's record; empty where there is none that can be read."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}
 
 
 def load_longvit(folder: str | Path) -> LongViT:
@@ -134,6 +135,21 @@ def load_longvit(folder: str | Path) -> LongViT:
     return model
 
 
+_MOST_CLASSES = 100_000
+
+
+class _ConfigFacts:
+    """What is asked of a model's config before the model is made."""
+
+    embed_dim: int
+    num_classes: int
+    class_names: tuple[str, ...]
+    task: str
+    image_px: int
+    patch_px: int
+    fit: str
+
+
 def config_of(model: LongViT | str | Path) -> Any:
     """The `LongViTConfig` of a model, or of its folder (then without the weights, and without torch)."""
     if not isinstance(model, str | Path):
@@ -142,9 +158,12 @@ def config_of(model: LongViT | str | Path) -> Any:
 
     path = Path(model) / "config.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return SimpleNamespace(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
-    except (OSError, ValueError, TypeError):
+        content = read_json_object(path, nan=False)
+        known = {name: content[name] for name in get_type_hints(_ConfigFacts)}
+        if not 0 <= (facts := SimpleNamespace(**typed(_ConfigFacts, known, path))).num_classes <= _MOST_CLASSES:
+            raise KeyError("num_classes")
+        return facts
+    except (OSError, ValueError, KeyError):
         return load_longvit(model).config  # a hub id, or the error in one line
 
 

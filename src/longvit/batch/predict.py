@@ -16,6 +16,7 @@ from longvit.batch.reading import ReadSettings
 from longvit.batch.run import BatchResult, JobFacts, RunSettings, model_folder, model_for, run
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
+from longvit.figure import not_drawn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +45,7 @@ def predict_slides(
     output.
 
     Raises `InputError` for a model without head, and where the folder cannot be written to; a slide that fails
-    becomes a row of `problems.csv`.
+    becomes a row of `problems.csv`, and so does a picture that cannot be drawn (stage `picture`).
     """
     from longvit.tasks.task import task_class
 
@@ -112,14 +113,17 @@ class PredictJob(ModelJob):
         tokens_1ND, _ = tokens_of(self.model, canvas)
         logits = logits_of(self.model, tokens_1ND)
         highest = int(logits.argmax())
+        plot_problems: list[str] = []
         if self.pictures:
             contributions = class_contributions(self.model, canvas, highest, tokens_1ND=tokens_1ND)
             title = f"{listed.slide_id}: {'predicted' if task.has_classes else 'highest'} {names[highest]}"
-            draw(canvas, contributions, self.picture_path(listed.slide_id), title=title)
+            with not_drawn() as plot_problems:
+                draw(canvas, contributions, self.picture_path(listed.slide_id), title=title)
         return {
             "task": task.name,
             "prediction": dict(zip(task.columns(names), task.cells(logits, names), strict=True)),
-            "picture": f"{listed.slide_id}.png" if self.pictures else None,
+            "picture": f"{listed.slide_id}.png" if self.pictures and not plot_problems else None,
+            **({"picture_problem": plot_problems[0]} if plot_problems else {}),
         }
 
 

@@ -231,14 +231,14 @@ class _Report:
         """A line of a worker's log. Raises `InputError` where a worker found that nothing can be done."""
         event, slide_id = line["event"], line.get("slide", "")
         if event == "unusable":
-            raise InputError(line["error"])
+            raise InputError(str(line.get("error")))
         if event == "again":
-            self.say(f"again: {slide_id}: {line['stage']}: {line['error']}")
+            self.say(f"again: {slide_id}: {line.get('stage')}: {line.get('error')}")
         if event not in ENDS or slide_id in self._ends:
             return
         self._ends[slide_id] = event
         if event == "failed":
-            self._add_problem(slide_id, line["stage"], line["error"])
+            self._add_problem(slide_id, str(line.get("stage")), str(line.get("error")))
         else:
             # It may have moved since.
             record = read_record(self._folder / f"{slide_id}.json") | {"path": str(self._slides[slide_id].path)}
@@ -247,6 +247,8 @@ class _Report:
                 of = record.get("n_file_tiles", record["canvas"]["tiles"])
                 text = f"{bad} of {of} tiles cannot be read; filled with background"
                 self._add_problem(slide_id, "tiles", f"{record['path']}: {text}")
+            elif problem := record.get("picture_problem"):
+                self._add_problem(slide_id, "picture", str(problem))
         self.progress.advance(note=slide_id)
 
     def hear_ends(self, work_list: WorkList) -> None:

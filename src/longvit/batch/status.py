@@ -93,7 +93,7 @@ def _status(work_list: WorkList) -> RunStatus:
             if event == "done":
                 done_at.append(line["t"])
             elif event == "failed":
-                failed[slide] = Failed(slide, line["stage"], line["error"])
+                failed[slide] = Failed(slide, str(line.get("stage", "?")), str(line.get("error", "?")))
         elif event == "again":
             again += 1
             in_model.discard(slide)
@@ -105,16 +105,16 @@ def _status(work_list: WorkList) -> RunStatus:
         path = work_list.slide_file(slide)
         content = read_claim(path)
         if content.get("settled"):
-            ends[slide] = content["end"]
-            if content["end"] == "failed":
-                failed[slide] = Failed(slide, content["stage"], content["error"])
+            ends[slide] = str(content.get("end", "failed"))
+            if ends[slide] == "failed":
+                failed[slide] = Failed(slide, str(content.get("stage", "?")), str(content.get("error", "?")))
             continue
         with contextlib.suppress(OSError):
             beat = path.stat().st_mtime
             since = _seconds_since(content.get("since"))
             host = str(content.get("host", "?")).split(" ")[0]
             stage: Literal["read", "model"] = "model" if slide in in_model else "read"
-            running.append(Running(slide, stage, host, int(content.get("process", 0)), since, max(0.0, now - beat)))
+            running.append(Running(slide, stage, host, _number_of(content.get("process")), since, max(0.0, now - beat)))
     count = {end: sum(e == end for e in ends.values()) for end in ENDS}
     total = len(work_list.slides)
     claim = work_list.folder.parents[1] / f"{work_list.verb}.claim"
@@ -139,6 +139,10 @@ def _status(work_list: WorkList) -> RunStatus:
         per_hour=per_hour,
         left_s=left / per_hour * 3600 if per_hour and state == "at work" else None,
     )
+
+
+def _number_of(process: object) -> int:
+    return process if isinstance(process, int) else 0
 
 
 def _rate(done_at: list[float], first: float, until: float) -> float | None:

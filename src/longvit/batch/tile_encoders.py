@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvit.errors import InputError
+from longvit.torch_file import refuse_bomb
 
 if TYPE_CHECKING:
     import torch
@@ -206,8 +207,11 @@ def _torchscript(what: str, tile_px: int, device: torch.device | None) -> TileEn
 
     path = _there(what)
     try:
+        refuse_bomb(path)
         module = torch.jit.load(str(path), map_location=device or "cpu").eval()
-    except (RuntimeError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever breaks inside its reader, the file is of no use
         text = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: not a file of torch.jit.save, or damaged ({text})") from error
     return TorchEncoder(encoder_name(f"torchscript:{what}"), module, _file_digest(path), tile_px, device)
@@ -223,6 +227,7 @@ def _export(what: str, tile_px: int, device: torch.device | None) -> TileEncoder
             pickled = [name for name in archive.namelist() if _PICKLED.search(name)]
         if pickled:
             raise InputError(f"{path}: holds {pickled[0]}, which only running foreign code would restore; not opened")
+        refuse_bomb(path)
         with _no_pickled_code():
             program = torch.export.load(path)
             program = move_to_device_pass(program, device) if device is not None else program

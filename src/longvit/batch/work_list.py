@@ -30,6 +30,7 @@ from longvit.data.claims import Claims, Hold, read_claim
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.files import make_folder, write_text
+from longvit.json_file import read_json, read_json_object
 
 RUN_JSON = "run.json"
 MAX_DEATHS = 2
@@ -74,12 +75,14 @@ class WorkList:
         """The present run of a folder OUT/work/<verb>. `InputError` where there is none."""
         path = folder / RUN_JSON
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json_object(path, most_bytes=2**30)  # as long as the list
+            if not isinstance(content["begun"], int | float) or not isinstance(content["retries"], int):
+                raise TypeError("when it was begun, and its retries, are numbers")
             slides = tuple(ListedSlide(name, Path(file), *more) for name, file, *more in content.pop("slides"))
             return cls(folder / content["run"], folder.name, slides, content["retries"], content)
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; no run was begun in {folder.parent.parent}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: not the work list of a run ({type(error).__name__}: {error})") from error
 
     def slide_file(self, slide_id: str) -> Path:
@@ -99,8 +102,8 @@ class WorkList:
     def tried(self, slide_id: str) -> list[dict[str, Any]]:
         """What went wrong with a slide in this run so far."""
         try:
-            content: list[dict[str, Any]] = json.loads(self._tried_file(slide_id).read_text(encoding="utf-8"))
-            return content
+            content = read_json(self._tried_file(slide_id))
+            return [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
         except (OSError, ValueError):
             return []
 

@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from longvit.errors import InputError
+from longvit.json_file import parse_json
+
 ENDS = ("done", "skipped", "failed")
 """The events with which a slide has ended."""
 
@@ -62,10 +65,8 @@ class LogTail:
             whole = data[: data.rfind(b"\n") + 1]
             self._read_bytes[path] = start + len(whole)
             for text in whole.splitlines():
-                try:
-                    yield path.stem, json.loads(text)
-                except ValueError:  # a worker was killed within the line
-                    continue
+                if (line := _read(text)) is not None:
+                    yield path.stem, line
 
     def _of(self, name: str) -> Path:
         return self._folder / f"{name}.jsonl"
@@ -86,21 +87,35 @@ def stage_at_death(path: Path, slide_id: str) -> str | None:
     """How a worker ended, if the slide was the one in its model then; None if it was another one, or none."""
     how, in_model = "it is gone", None
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     for text in texts:
-        try:
-            line = json.loads(text)
-        except ValueError:
+        if (line := _read(text)) is None:
             continue
         if line["event"] == "model":
-            in_model = line["slide"]
+            in_model = line.get("slide")
         elif line["event"] in (*ENDS, "again") and line.get("slide") == in_model:
             in_model = None
         elif line["event"] == "died":
-            how = line["how"]
+            how = str(line.get("how", how))
     return how if in_model == slide_id else None
+
+
+def _read(text: bytes | str) -> dict[str, Any] | None:
+    """A line, if it is whole: a worker was killed within it, or somebody else wrote it, otherwise."""
+    try:
+        line = parse_json(text, "")
+    except InputError:
+        return None
+    if (
+        not isinstance(line, dict)
+        or not isinstance(line.get("event"), str)
+        or not isinstance(line.get("t"), int | float)
+    ):
+        return None
+    has_slide = line["event"] in (*ENDS, "model", "again")
+    return line if isinstance(line.get("slide", None if has_slide else ""), str) else None
 
 
 def _line(event: str, slide: str | None, facts: dict[str, Any]) -> dict[str, Any]:

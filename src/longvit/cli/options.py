@@ -120,15 +120,17 @@ def say(text: Any) -> None:
 
 
 def end_of_batch(result: BatchResult, out: Path, results: str) -> int:
-    """Prints what a run over many slides did; returns 1 where a slide has no result."""
+    """Prints what a run over many slides did; returns 1 where a slide has no result, or not its picture."""
     parts = [f"{len(result.done)} done"]
     if result.skipped:
         parts.append(f"{len(result.skipped)} finished before")
     if result.left_out:
         parts.append(f"{len(result.left_out)} without a result")
-    if holes := len(result.problems) - len(result.left_out):
+    if undrawn := sum(problem.stage == "picture" for problem in result.problems):
+        parts.append(f"{undrawn} without a picture")
+    if holes := len(result.problems) - len(result.left_out) - undrawn:
         parts.append(f"{holes} with unreadable tiles filled")
     if result.problems:
         parts[-1] += f", see {out / 'problems.csv'}"
     say(f"{', '.join(parts)}. {results}")
-    return 1 if result.left_out else 0
+    return 1 if result.left_out or undrawn else 0

@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,10 @@ from longvit.comparison.study import Study
 from longvit.data.cohort import SlideRow
 from longvit.errors import InputError
 from longvit.files import write_bytes, write_text
+from longvit.h5_file import find_dataset, groups_in, open_h5, read_attributes, read_numbers
+
+if TYPE_CHECKING:
+    import h5py
 
 
 @dataclass(frozen=True)
@@ -61,23 +66,22 @@ def write_attention(path: Path, study: Study, rows: Sequence[SlideRow], scores: 
 
 def read_attention(path: str | Path) -> dict[str, TileScores]:
     """slide_id -> what `write_attention` wrote, in its order; `InputError`: no such file, or damaged."""
-    import h5py
-
     path = Path(path)
-    try:
-        with h5py.File(path) as file:
-            return {
-                name: TileScores(
-                    name,
-                    str(group.attrs["case_id"]),
-                    group["scores"][()],
-                    group["coords"][()] if "coords" in group else None,
-                    float(group.attrs["tile_level0_px"]) if "tile_level0_px" in group.attrs else None,
-                )
-                for name, group in file.items()
-            }
-    except (OSError, KeyError) as error:
-        raise InputError(f"{path}: no file of attention, or damaged ({' '.join(str(error).split())})") from error
+    with open_h5(path, "run the comparison again", "file of attention") as file:
+        return {name: _scores_of(name, group, path) for name, group in groups_in(file, path).items()}
+
+
+def _scores_of(name: str, group: h5py.Group, path: Path) -> TileScores:
+    scores, coords = (find_dataset(group, part, path) for part in ("scores", "coords"))
+    if scores is None:
+        raise InputError(f"{path}: no scores of {name}; no file of attention, or damaged")
+    values = read_numbers(scores, path)
+    places = None if coords is None else read_numbers(coords, path)
+    if values.ndim != 1 or not len(values) or (places is not None and places.shape != (len(values), 2)):
+        raise InputError(f"{path}: scores and coordinates of {name} do not match; run the comparison again")
+    attributes = read_attributes(group, path)
+    side = attributes.get("tile_level0_px")
+    return TileScores(name, str(attributes["case_id"]), values, places, None if side is None else float(side))
 
 
 def tile_side_px(of_slide: TileScores) -> float:

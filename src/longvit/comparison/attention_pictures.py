@@ -14,7 +14,7 @@ import numpy as np
 
 from longvit.comparison.attention import TileScores, read_attention, tile_side_px, write_geojson
 from longvit.errors import InputError
-from longvit.files import atomic_path
+from longvit.figure import new_figure, not_drawn, plot, short_name, write_figure
 from longvit.progress import Progress
 from longvit.slides.canvas import Canvas, canvas
 from longvit.slides.reader import open_slide
@@ -33,26 +33,29 @@ def draw_cells(cells: Iterable[Path], slides: Mapping[str, Path], number: int, p
         path = cell / "attention.h5"
         if not path.exists():
             continue
-        for of_slide in list(read_attention(path).values())[:number]:
+        try:
+            scores = read_attention(path)
+        except InputError as error:
+            progress.say(f"{cell.parent.name}: not drawn: {error}")
+            continue
+        for of_slide in [of for name, of in scores.items() if name in slides][:number]:
             name = of_slide.slide_id
             try:
                 write_geojson(cell / "attention" / f"{name}.geojson", of_slide)
                 if name not in canvases:
                     canvases[name] = canvas(open_slide(slides[name]), _SIDE_PX, "pad")
                 title = f"{cell.parent.name}, {cell.name.replace('_', ' ')}: {name}"
-                draw_scores(canvases[name], of_slide, cell / "attention" / f"{name}.png", title=title)
+                with not_drawn() as problems:
+                    draw_scores(canvases[name], of_slide, cell / "attention" / f"{name}.png", title=title)
+                drawn += not problems
             except InputError as error:
                 progress.say(f"{name}: not drawn: {error}")
-            else:
-                drawn += 1
     return drawn
 
 
-def draw_scores(of: Canvas, of_slide: TileScores, path: str | Path, *, title: str = "") -> Path:
+@plot()
+def draw_scores(of: Canvas, of_slide: TileScores, path: str | Path, *, title: str = "") -> None:
     """Writes a PNG. `of`: the slide as a canvas of any size; atomic. `InputError` for scores without coordinates."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     share = score_map(of, of_slide)
     box = of.placement.image_box
     inside = np.s_[int(box.y) : int(box.bottom), int(box.x) : int(box.right)]
@@ -61,8 +64,7 @@ def draw_scores(of: Canvas, of_slide: TileScores, path: str | Path, *, title: st
 
     panel_in = 5.2
     height_in = min(max(panel_in * pixels.shape[0] / pixels.shape[1], 2.0), 11.0)
-    figure = Figure(figsize=(2 * panel_in + 1.2, height_in + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2 * panel_in + 1.2, height_in + 0.9)
     slide_axes, map_axes = figure.subplots(1, 2)
     slide_axes.imshow(pixels)
     map_axes.imshow(grey, cmap="gray", vmin=0, vmax=1)
@@ -74,10 +76,8 @@ def draw_scores(of: Canvas, of_slide: TileScores, path: str | Path, *, title: st
     map_axes.set_title(f"Scores of {len(of_slide.scores):,} tiles", fontsize=11)
     bar = figure.colorbar(shown, ax=map_axes, fraction=0.05, pad=0.03)
     bar.set_label(f"share of the highest score ({of_slide.scores.max():.3g})", fontsize=8.5)
-    figure.suptitle(title, fontsize=12)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    return Path(path)
+    figure.suptitle(short_name(title, 100), fontsize=12)
+    write_figure(figure, path, dpi=110)
 
 
 def score_map(of: Canvas, of_slide: TileScores) -> np.ndarray:

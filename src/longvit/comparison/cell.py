@@ -33,6 +33,7 @@ from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, assign
 from longvit.errors import InputError
 from longvit.files import make_folder, write_bytes, write_text
+from longvit.json_file import read_made
 from longvit.tasks.crossval import replace_splits
 from longvit.tasks.outputs import write_outputs
 from longvit.tasks.results import best_val, leaks, without_nan, write_history
@@ -130,15 +131,29 @@ def facts_of(study: Study, of_fold: FoldBags, who: Entrant, settings: Comparison
     }
 
 
+_KINDS = {
+    **dict.fromkeys(("system", "evaluated", "figure"), str),
+    **dict.fromkeys(("splits", "training", "decided_by"), dict),
+    **{f"training.{name}": float | int | None for name in ("seconds", "cpu_seconds", "peak_memory_mib")},
+    "training.parameters": int,
+    "best_val": dict | None,
+}
+
+
 def finished(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
     """The metrics of a finished cell; `InputError` where it was started otherwise."""
     try:
-        found: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        found = read_made(folder / METRICS, _KINDS)
+        of = found["splits"].get(found["evaluated"])
+        if not isinstance(of, dict) or not isinstance(of.get(found["figure"]), int | float | None):
+            raise TypeError("the figures of the evaluated split")
         decided_by = found["decided_by"]
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / METRICS}: damaged; remove the folder {folder} to have it made anew") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / METRICS}: damaged ({error}); remove the folder {folder} to have it made anew"
+        ) from error
     refuse_other_settings(decided_by, facts, folder)
     return found
 

@@ -84,13 +84,30 @@ def compare(
     wanted = [fold for fold in folds if not only or fold.name in only]
     published_column(settings.cell, task_class(settings.task).figure)
     with alone_in(folder):
-        study = make_study(cohort, settings.task, features, omics, 0 if jobs > 1 else settings.memory_mb)
+        # Before any later error, whose reason they may be.
+        study = make_study(
+            cohort,
+            settings.task,
+            features,
+            omics,
+            0 if jobs > 1 else settings.memory_mb,
+            left_out=lambda problems: write_problems(folder / PROBLEMS_CSV, problems),
+        )
         who = settings.entrants() or all_entrants(
             tiles=features is not None, omics=omics is not None, signatures=bool(omics and omics.signatures)
         )
         if without := [each.name for each in who if each.reads_tiles and features is None]:
             raise InputError(f"{without[0]} reads tiles; give --features FOLDER, or leave it out of --systems")
-        ready = [bags_of_fold(study, fold, settings) for fold in wanted]
+        try:
+            ready = [bags_of_fold(study, fold, settings) for fold in wanted]
+        except InputError as error:
+            if not study.problems:
+                raise
+            n, first = len(study.problems), study.problems[0]
+            raise InputError(
+                f"{error}; {n} of {len(cohort.rows)} slides are left out, see {folder / PROBLEMS_CSV}; the first: "
+                f"{first.error}"
+            ) from error
         longvit = None
         if longvit_run is not None:
             longvit = read_longvit_run(longvit_run, cohort, wanted, settings)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from longvit.comparison.settings import ComparisonSettings
 from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, assign, match, read_folds
 from longvit.errors import InputError
+from longvit.json_file import read_json_object
 from longvit.tasks.crossval import replace_splits
 from longvit.tasks.outputs import read_outputs
 from longvit.tasks.task import Predictions, Task, task_class
@@ -45,14 +44,14 @@ def read_longvit_run(
     """
     folder, kind = Path(folder), task_class(settings.task)
     try:
-        summary = json.loads((folder / "crossval.json").read_text(encoding="utf-8"))
+        summary = read_json_object(folder / "crossval.json")
         evaluated, its_task = summary["evaluated"], summary["task"]
         of_best = {str(f["fold"]): f["best_val"] for f in summary["folds"]}
     except OSError as error:
         raise InputError(
             f"{folder}: no finished cross-validation (crossval.json); give the folder of `longvit train --folds`"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / 'crossval.json'}: damaged; run the cross-validation again") from error
     if its_task != settings.task:
         raise InputError(f"{folder}: a cross-validation of {its_task}, this is {settings.task}")
@@ -70,10 +69,12 @@ def read_longvit_run(
         of_fold = folder / f"fold_{fold.name}"
         try:
             predictions[fold.name] = read_outputs(of_fold / "outputs.csv", cohort)["model"][evaluated]
-            metrics: dict[str, Any] = json.loads((of_fold / "metrics.json").read_text(encoding="utf-8"))
+            metrics = read_json_object(of_fold / "metrics.json")
             parameters = metrics["training"].get("parameters")
+            if not isinstance(parameters, int | None):
+                raise TypeError(f"parameters {str(parameters)[:40]!r}")
             costs.append(read_cost(of_fold))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{of_fold}: no finished fold of {evaluated} predictions, or damaged ({error})") from error
     best = {name: None if of is None else of.get(kind.figure) for name, of in of_best.items() if name in predictions}
     return LongvitRun(folder, predictions, best, parameters, tuple(costs), tasks)

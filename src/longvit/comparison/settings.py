@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from longvit.comparison.entrants import Entrant, entrant
-from longvit.config import check_choices
+from longvit.config import check_choices, check_values, read_yaml
 from longvit.errors import InputError
 from longvit.tasks.catalogue import TASKS
 from longvit.tasks.settings import FinetuneSettings
@@ -81,6 +81,7 @@ class ComparisonSettings:
             if value is not None and value < low:
                 raise InputError(f"{name} {value}: at least {low}")
         check_choices(self)
+        check_values(self, n_bins=1000, threads=4096, bootstrap=10**6)
         self.of_task()  # checks the rest
         for text in self.systems:
             entrant(text)
@@ -97,8 +98,6 @@ class ComparisonSettings:
     @property
     def of_systems(self) -> dict[str, dict[str, Any]]:
         """System -> its settings in `set`; `InputError` for one that cannot be read."""
-        import yaml
-
         found: dict[str, dict[str, Any]] = {}
         for text in self.set:
             name, equals, value = text.partition("=")
@@ -106,7 +105,7 @@ class ComparisonSettings:
             if not (equals and dot and key):
                 raise InputError(f"--set {text}: it reads like gcn_mil.graph=coordinates")
             entrant(system)
-            read = yaml.safe_load(value)
+            read = read_yaml(value, f"--set {text}")
             if isinstance(read, str):
                 with suppress(ValueError):
                     read = float(read)  # 1e-4 is a text to YAML 1.1

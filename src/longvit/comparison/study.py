@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from longvit.data.cohort import Cohort, SlideRow
 from longvit.data.identity import first_places, refuse_other_spelling
 from longvit.data.problems import Problem
 from longvit.errors import InputError
+from longvit.h5_file import one_line
 from longvit.progress import Progress
 from longvit.tasks.task import task_class
 
@@ -124,7 +125,10 @@ class Study:
         for slide, slides in self.slides_of.items():
             if not self.paths or room <= 0:
                 break
-            tiles = _tiles([read_bag(self.paths[s]) for s in slides], slides)
+            try:
+                tiles = _tiles([read_bag(self.paths[s]) for s in slides], slides)
+            except InputError:  # it was whole a moment ago; whoever needs it says what is wrong now
+                continue
             room -= tiles.features.nbytes
             if room >= 0:
                 kept[slide] = tiles
@@ -132,7 +136,10 @@ class Study:
 
     def digest(self) -> str:
         """A hash of which files of features (names and sizes) and which omics take part."""
-        lines = [f"{slide}\t{path.name}\t{path.stat().st_size}" for slide, path in sorted(self.paths.items())]
+        try:
+            lines = [f"{slide}\t{path.name}\t{path.stat().st_size}" for slide, path in sorted(self.paths.items())]
+        except OSError as error:
+            raise InputError(f"{error.filename}: gone since the comparison began: {error.strerror}") from error
         if self.omics is not None:
             lines.append(",".join(self.omics.columns))
             lines += [hashlib.sha256(v.tobytes()).hexdigest() for _, v in sorted(self.omics.of_case.items())]
@@ -141,17 +148,38 @@ class Study:
 
 
 def make_study(
-    cohort: Cohort, task: str, features: str | Path | None, omics: OmicTable | None, memory_mb: int
+    cohort: Cohort,
+    task: str,
+    features: str | Path | None,
+    omics: OmicTable | None,
+    memory_mb: int,
+    *,
+    left_out: Callable[[Sequence[Problem]], object] = lambda _: None,
 ) -> Study:
-    """Finds and reads what there is.
+    """Finds and reads what there is. `left_out` is told of the slides that cannot take part, also where it raises.
 
     Raises `InputError`: neither features nor omics, nobody who has all that is given, a patient whose spelling alone
     tells it from one of the omics, features of different widths of which none is the rule.
     """
     if features is None and omics is None:
         raise InputError("nothing to compare on: give --features FOLDER, or --omics TABLE")
+    problems: list[Problem] = []
+    try:
+        return _make_study(cohort, task, features, omics, memory_mb, problems)
+    finally:
+        left_out(problems)
+
+
+def _make_study(
+    cohort: Cohort,
+    task: str,
+    features: str | Path | None,
+    omics: OmicTable | None,
+    memory_mb: int,
+    problems: list[Problem],
+) -> Study:
     per_patient = not task_class(task).has_classes
-    rows, problems = list(cohort.rows), []
+    rows = list(cohort.rows)
     if omics is not None:
         patients = first_places((row.case_id, row.where()) for row in rows)
         measured = {case: f"line {omics.line_of[case]}" if case in omics.line_of else "" for case in omics.of_case}
@@ -167,8 +195,9 @@ def make_study(
         problems += [Problem(slide, "open", f"{features}: {_no_features(slide, found)}") for slide in found.missing]
         paths = found.paths
         rows = [row for row in rows if row.slide_id in paths]
-    read = _read_all(rows, paths, memory_mb) if features is not None else _Read(tuple(rows), {}, {}, None, ())
-    problems += read.problems
+    read = _Read(tuple(rows), {}, {}, None)
+    if features is not None:
+        read = _read_all(rows, paths, memory_mb, problems)
     if not read.rows:
         first = f"; the first of {len(problems)} problems: {problems[0].error}" if problems else ""
         raise InputError(f"{cohort.source}: no slide has all that is given{first}")
@@ -215,12 +244,11 @@ class _Read:
     tiles_of: Mapping[str, int]
     kept: Mapping[str, FeatureBag]
     first: FeatureBag | None
-    problems: tuple[Problem, ...]
 
 
-def _read_all(rows: Sequence[SlideRow], paths: Mapping[str, Path], memory_mb: int) -> _Read:
-    """The rows whose bag can be read, and as many bags as memory may hold."""
-    good, kept, tiles_of, problems, used = [], {}, {}, [], 0
+def _read_all(rows: Sequence[SlideRow], paths: Mapping[str, Path], memory_mb: int, problems: list[Problem]) -> _Read:
+    """The rows whose bag can be read, and as many bags as memory may hold; the others are added to `problems`."""
+    good, kept, tiles_of, used = [], {}, {}, 0
     first_of: dict[int, FeatureBag] = {}
     width_of: dict[str, int] = {}
     with Progress("features", len(rows), unit="slides", brief=True) as progress:
@@ -228,8 +256,9 @@ def _read_all(rows: Sequence[SlideRow], paths: Mapping[str, Path], memory_mb: in
             progress.advance()
             try:
                 bag = read_bag(paths[row.slide_id])
-            except InputError as error:
-                problems.append(Problem(row.slide_id, "read", str(error)))
+            except Exception as error:  # whatever it is: the other bags are read
+                text = str(error) if isinstance(error, InputError) else f"{paths[row.slide_id]}: {one_line(error)}"
+                problems.append(Problem(row.slide_id, "read", text))
                 continue
             first_of.setdefault(bag.features.shape[1], bag)
             width_of[row.slide_id] = bag.features.shape[1]
@@ -247,7 +276,7 @@ def _read_all(rows: Sequence[SlideRow], paths: Mapping[str, Path], memory_mb: in
             del tiles_of[row.slide_id]
             good.remove(row)
         first_of = {width: first_of[width]}
-    return _Read(tuple(good), tiles_of, kept, next(iter(first_of.values()), None), tuple(problems))
+    return _Read(tuple(good), tiles_of, kept, next(iter(first_of.values()), None))
 
 
 def _usual_width(widths: Sequence[int], first_of: Mapping[int, FeatureBag]) -> int:

@@ -91,7 +91,12 @@ def tile_attributes(
 
 def tile_level0_px(attributes: Mapping[str, Any]) -> float | None:
     """Side of a tile in level-0 px from the attributes of `coords` as TRIDENT or CLAM write them; None: they say
-    nothing."""
+    nothing, or nothing that can be."""
+    side = _stated_side(attributes)
+    return side if side is not None and 0 < side < 2**31 else None
+
+
+def _stated_side(attributes: Mapping[str, Any]) -> float | None:
     if (side := _number(attributes.get("patch_size_level0"))) is not None:
         return side
     patch = _number(attributes.get("patch_size"))
@@ -102,7 +107,7 @@ def tile_level0_px(attributes: Mapping[str, Any]) -> float | None:
         return patch * source // target
     if "patch_level" not in attributes:
         return None
-    downsample = 1.0 if attributes["patch_level"] == 0 else _number(attributes.get("downsample"))
+    downsample = 1.0 if _number(attributes["patch_level"]) == 0 else _number(attributes.get("downsample"))
     return None if downsample is None else patch * downsample * (_number(attributes.get("custom_downsample")) or 1)
 
 

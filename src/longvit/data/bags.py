@@ -3,9 +3,9 @@
     bag = read_bag("features_uni/a.h5")      # TRIDENT's layout or CLAM's (.h5, .pt), see `bag_layouts`
     bag.features, bag.coords, bag.attributes
 
-A bag that cannot be used is refused in one line: missing, damaged, empty, not finite, features and coordinates of
-different number, slides of one patient of different width. `.pt` files are opened as tensors only: no pickled code
-runs.
+A bag that cannot be used is refused in one line: missing, damaged, in use, empty, not finite, values that lie in other
+files, features and coordinates of different number, slides of one patient of different width. `.pt` files are opened as
+tensors only: no pickled code runs.
 
 N tiles, D width.
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,13 @@ from longvit.data.bag_layouts import H5_FILES, PT_FILES, tile_level0_px
 from longvit.data.identity import canonical, folded
 from longvit.data.slide_files import slide_stem
 from longvit.errors import InputError
-
-if TYPE_CHECKING:
-    import h5py
+from longvit.files import require_regular_file
+from longvit.h5_file import find_dataset, names_in, one_line, open_h5, read_attributes, read_numbers
 
 _SUFFIXES = (".h5", ".pt")  # the first has coordinates, so it goes first
 _LFS_HEAD = b"version https://git-lfs"
+_MOST_PX = 2**31 - 1
+_LENGTHS = ("um", "µm", "μm", "mm")
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,15 @@ def read_bag(path: str | Path) -> FeatureBag:
     Raises `InputError` in one line for whatever cannot be used, an empty bag included.
     """
     path = Path(path)
-    if path.suffix.lower() == ".pt":
-        bag = FeatureBag(path, _checked_features(path, _tensor_of(path)))
-    else:
-        with _open_h5(path) as file:
-            features = _checked_features(path, _dataset(path, file, "features")[()])
-            coords = _checked_coords(path, file["coords"][()], len(features)) if "coords" in file else None
-            bag = FeatureBag(path, features, coords, MappingProxyType(_attributes_of(file, "features", "coords")))
+    _check_there(path)
+    try:
+        bag = _read_pt(path) if path.suffix.lower() == ".pt" else _read_h5(path)
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"{path}: does not fit into this machine's memory ({one_line(error)})") from error
+    except Exception as error:  # whatever else breaks between opening and the checked array
+        raise InputError(f"{path}: damaged ({one_line(error)}); extract this slide again") from error
     if not len(bag):
         raise InputError(f"{path}: an empty bag: features of shape {bag.features.shape}; leave this slide out")
     bad = ~np.isfinite(bag.features).all(1)
@@ -163,17 +166,53 @@ def _has_bags(folder: Path) -> bool:
     return any(next(place.glob(f"[!.]*{suffix}"), None) for place in places for suffix in _SUFFIXES)
 
 
-def _open_h5(path: Path) -> h5py.File:
-    import h5py
+def _read_h5(path: Path) -> FeatureBag:
+    with open_h5(path, "extract this slide again") as file:
+        found = [(name, find_dataset(file, name, path)) for name in ("features", "feats", "coords")]
+        data = {name: of for name, of in found if of is not None}
+        of_features = data.get("features", data.get("feats"))  # STAMP calls them feats
+        if of_features is None:
+            there = names_in(file)
+            raise InputError(f"{path}: no dataset 'features' (it has {there}); is this a file of tile features?")
+        attributes = read_attributes(of_features, path)
+        features = _checked_features(path, _of_one_slide(read_numbers(of_features, path)))
+        coords = None
+        if "coords" in data:
+            attributes |= read_attributes(data["coords"], path)
+            unit = attributes.get("unit", file.attrs.get("unit", "px"))
+            if str(unit) in _LENGTHS:  # STAMP: they are no pixels of any level
+                return FeatureBag(path, features, None, MappingProxyType(attributes))
+            coords = _checked_coords(path, _of_one_slide(read_numbers(data["coords"], path)), len(features))
+        return FeatureBag(path, features, coords, MappingProxyType(attributes))
 
-    _check_there(path)
+
+def _read_pt(path: Path) -> FeatureBag:
+    """The bare tensor, in its own dtype, or float32 where NumPy has none for it."""
+    import torch
+
+    from longvit.torch_file import load_tensors, refuse_hollow, require_plain
+
+    refuse_hollow(path)
     try:
-        return h5py.File(path)
-    except OSError as error:
-        raise InputError(f"{path}: no HDF5 file, or damaged ({_one_line(error)}); extract this slide again") from error
+        content = load_tensors(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged archive fails in many ways; pickled code in one
+        raise InputError(
+            f"{path}: not a tensor file, or damaged ({one_line(error)[:120]}); only plain tensors are opened"
+        ) from error
+    if not isinstance(content, torch.Tensor):
+        keys = one_line(", ".join(str(key)[:40] for key in list(content)[:9])) if isinstance(content, dict) else ""
+        what = f"a dict of {keys}"[:80] if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path}: holds {what}, not a tensor of features")
+    require_plain(content, "the tensor", path)
+    content = content.detach().resolve_conj().resolve_neg()
+    content = content.float() if content.dtype == torch.bfloat16 else content
+    return FeatureBag(path, _checked_features(path, _of_one_slide(content.numpy())))
 
 
 def _check_there(path: Path) -> None:
+    require_regular_file(path)
     try:
         with path.open("rb") as file:
             head = file.read(len(_LFS_HEAD))
@@ -183,65 +222,37 @@ def _check_there(path: Path) -> None:
         raise InputError(f"{path}: a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`")
 
 
-def _dataset(path: Path, file: h5py.File, name: str) -> h5py.Dataset:
-    import h5py
-
-    data = file.get(name)
-    if not isinstance(data, h5py.Dataset):
-        there = ", ".join(sorted(file)) or "nothing"
-        raise InputError(f"{path}: no dataset {name!r} (it has {there}); is this a file of tile features?")
-    return data
-
-
-def _tensor_of(path: Path) -> Any:
-    """The tensor of a .pt file, as an array of its own dtype, or float32 where NumPy has none for it."""
-    import torch
-
-    _check_there(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged archive fails in many ways; pickled code in one
-        raise InputError(
-            f"{path}: not a tensor file, or damaged ({_one_line(error)[:120]}); only plain tensors are opened"
-        ) from error
-    if not isinstance(content, torch.Tensor):
-        what = f"a dict of {', '.join(map(str, content))}"[:80] if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: holds {what}, not a tensor of features")
-    content = content.detach()
-    return (content.float() if content.dtype == torch.bfloat16 else content).numpy()
+def _of_one_slide(values: Any) -> Any:
+    """(1, N, D) -> (N, D): a batch of one slide."""
+    return values[0] if values.ndim == 3 and len(values) == 1 else values
 
 
 def _checked_features(path: Path, features: Any) -> NDArray[np.float32]:
-    if features.ndim != 2 or features.dtype.kind != "f":
+    if features.ndim != 2 or features.dtype.kind != "f" or (len(features) and not features.shape[1]):
         raise InputError(f"{path}: features of shape {features.shape} and type {features.dtype}, not (tiles, width)")
-    return np.ascontiguousarray(features, np.float32)
+    with np.errstate(over="ignore"):  # an infinity is refused by name
+        return np.ascontiguousarray(features, np.float32)
 
 
 def _checked_coords(path: Path, coords: Any, n: int) -> NDArray[np.int64]:
+    """Whole level-0 pixels; floats are rounded."""
     if coords.ndim != 2 or coords.shape[1] != 2 or coords.dtype.kind not in "iuf":
         raise InputError(f"{path}: coords of shape {coords.shape} and type {coords.dtype}, not (tiles, 2)")
     if len(coords) != n:
         raise InputError(f"{path}: {n:,} features and {len(coords):,} coords do not match; extract this slide again")
-    if coords.dtype.kind == "f" and not np.isfinite(coords).all():
-        raise InputError(f"{path}: coords that are not finite; extract this slide again")
+    if coords.dtype.kind == "f":
+        if not np.isfinite(coords).all():
+            raise InputError(f"{path}: coords that are not finite; extract this slide again")
+        coords = np.rint(coords)
+    outside = ((coords < 0) | (coords > _MOST_PX)).any(1)
+    if outside.any():
+        tile = int(outside.argmax())
+        x, y = (f"{value:.6g}" if coords.dtype.kind == "f" else str(value) for value in coords[tile].tolist())
+        raise InputError(f"{path}: tile {tile:,} lies at ({x}, {y}), which is no pixel of a slide; extract it again")
     return np.ascontiguousarray(coords, np.int64)
-
-
-def _attributes_of(file: h5py.File, *names: str) -> dict[str, Any]:
-    """Scalars as Python's own, bytes as text."""
-
-    def plain(value: Any) -> Any:
-        value = value.item() if isinstance(value, np.generic) else value
-        return value.decode(errors="replace") if isinstance(value, bytes) else value
-
-    return {key: plain(value) for name in names if name in file for key, value in file[name].attrs.items()}
 
 
 def _widths_differ(one: Path, width: int, other: Path, other_width: int) -> InputError:
     return InputError(
         f"{other}: features of width {other_width}, while {one} has {width}; were both made by the same encoder?"
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -25,6 +25,7 @@ from longvit.data.cohort import SlideRow
 from longvit.data.problems import Problem
 from longvit.errors import InputError
 from longvit.files import make_folder
+from longvit.json_file import read_json_object
 from longvit.progress import Progress
 
 # Canvases above this are made one at a time: two of 32,768² would hold 6 GB.
@@ -190,7 +191,7 @@ def _record(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record: dict[str, Any] = json.loads(path.with_name(f"{path.name}.json").read_bytes())
+        record = read_json_object(path.with_name(f"{path.name}.json"))
         return record if {"bad_tiles", "tiles"} <= record.keys() else None
     except (OSError, ValueError, AttributeError):
         return None

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from longvit.files import this_host
+from longvit.json_file import read_json_object
 
 BEAT_S = 5.0
 """A holder touches its claims this often."""
@@ -186,8 +187,7 @@ def holder(facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
 def read_claim(claim: Path) -> dict[str, Any]:
     """What a claim says; nothing where it is gone or was only begun."""
     try:
-        content = json.loads(claim.read_bytes())
-        return content if isinstance(content, dict) else {}
+        return read_json_object(claim)
     except (OSError, ValueError):
         return {}
 

@@ -39,6 +39,8 @@ def make_folds(
     """
     if k < 2:
         raise InputError(f"{k} folds: at least 2 are needed")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed {seed}: at least 0 and at most {2**31 - 1:,}")
     if not 0 <= val_fraction < 0.5:
         raise InputError(f"val fraction {val_fraction:g}: it must be 0 (no val) or above, and below 0.5")
     assert strata is None or len(strata) == len(cohort.rows)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from longvit.files import write_text
+from longvit.errors import InputError
+from longvit.files import require_regular_file, write_text
 
 PROBLEMS_CSV = "problems.csv"
 
@@ -20,14 +21,15 @@ class Problem:
     slide: str
     """Its slide_id."""
     stage: str
-    """`open` the file, `read` its pixels: the slide is left out. `tiles`: it is used, with holes filled."""
+    """`open` the file, `read` its pixels: the slide is left out. `tiles`: it is used, with holes filled.
+    `picture`: only its picture is missing."""
     error: str
     """One line."""
 
     @property
     def is_left_out(self) -> bool:
         """Whether the slide is missing from the results."""
-        return self.stage != "tiles"
+        return self.stage not in ("tiles", "picture")
 
 
 def write_problems(path: str | Path, problems: Sequence[Problem]) -> None:
@@ -45,7 +47,12 @@ def write_problems(path: str | Path, problems: Sequence[Problem]) -> None:
 def read_problems(path: str | Path) -> tuple[Problem, ...]:
     """What `write_problems` wrote; none where there is no file."""
     try:
+        require_regular_file(path)
         text = Path(path).read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        return tuple(Problem(str(row["slide"]), str(row["stage"]), str(row["error"])) for row in rows)
     except FileNotFoundError:
         return ()
-    return tuple(Problem(row["slide"], row["stage"], row["error"]) for row in csv.DictReader(io.StringIO(text)))
+    except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
+        reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path}: not read ({reason}); remove it to have it written anew") from error

@@ -130,11 +130,11 @@ def cache_name(region: Region) -> str:
 def _kept(path: Path, region: Region) -> NDArray[np.uint8] | None:
     """What lies in the folder; None where nothing whole does."""
     try:
-        planes: NDArray[np.uint8] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # not there, or cut off: then it is read again
+        planes: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # not there, cut off, or another file: then it is read again
         return None
     is_whole = planes.dtype == np.uint8 and planes.shape == (3, region.height_px, region.width_px)
-    return planes if is_whole else None
+    return np.array(planes) if is_whole else None
 
 
 def _bytes(slide: Slide) -> int:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from longvit.errors import InputError
+from longvit.torch_file import TooMuchError, load_tensors, refusal, refuse_hollow, require_plain
 
+Model = TypeVar("Model", bound=nn.Module)
 _WRAPPERS = ("model_state_dict", "state_dict", "model", "module")
 _PREFIXES = ("module.", "backbone.", "model.", "slide_encoder.")
 _LAYER = {  # torchscale's name in an encoder layer → ours
@@ -51,10 +53,14 @@ def read_content(path: str | Path) -> Any:
     path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: a folder, not a checkpoint; `longvit convert --to dino` makes one of a model folder")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with path.open("rb") as file:
-        head = file.read(64)
+    refuse_hollow(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: not read: {error.strerror}") from error
     if not head:
         raise InputError(f"{path}: the file is empty; copy or download it again")
     if head.startswith(b"version https://git-lfs"):
@@ -63,28 +69,26 @@ def read_content(path: str | Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); copy or download it again") from error
+    except Exception as error:  # its header may name what torch does not know
+        text = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not a whole safetensors file ({text}); copy or download it again") from error
 
 
 def _read_pickle(path: Path) -> Any:
     try:
-        # DINO stores its command line in the file; a Namespace runs nothing
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return load_tensors(path, [argparse.Namespace])  # DINO stores its command line in the file; it runs nothing
     except Exception as error:  # torch raises many kinds, all of them about the file
-        found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
-        if found:
+        if wanted := refusal(error):
             raise InputError(
-                f"{path}: refused: the pickle wants to run {found[1]}; save its tensors alone, as safetensors"
+                f"{path}: refused: the pickle wants to run {wanted}; save its tensors alone, as safetensors"
             ) from error
+        why = f": {error}" if isinstance(error, TooMuchError) else ""
         raise InputError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}); copy or download it again"
+            f"{path}: not a readable checkpoint ({type(error).__name__}{why}); copy or download it again"
         ) from error
 
 
@@ -92,23 +96,28 @@ def unwrapped(content: Any, path: str | Path, which: str) -> dict[str, Tensor]:
     """The backbone in what `read_content` found, or InputError."""
     if isinstance(content, Mapping) and {"teacher", "student"} & set(content):
         if which not in content:
-            raise InputError(f"{path}: holds no {which!r}; it holds {', '.join(map(str, content))}")
+            raise InputError(f"{path}: holds no {which!r}; it holds {named(content)}")
         content = content[which]
+    seen: set[int] = set()
     while isinstance(content, Mapping) and not any(isinstance(v, Tensor) for v in content.values()):
         inner = next((content[name] for name in _WRAPPERS if name in content), None)
-        if inner is None:
-            raise InputError(f"{path}: no weights in it; it holds {', '.join(map(str, content)) or 'nothing'}")
+        if inner is None or id(inner) in seen:
+            raise InputError(f"{path}: no weights in it; it holds {named(content)}")
+        seen.add(id(inner))
         content = inner
     if not isinstance(content, Mapping):
         raise InputError(f"{path}: no weights in it, but a {type(content).__name__}")
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     for prefix in _PREFIXES * 2:
-        named = {k: v for k, v in tensors.items() if not _DINO_HEAD.match(k)}
-        if any(k.startswith(prefix + "encoder.") or k.startswith(prefix + "patch_embed.") for k in named) or (
-            prefix in ("module.", "backbone.") and any(k.startswith(prefix) for k in named)
+        known = {k: v for k, v in tensors.items() if not _DINO_HEAD.match(k)}
+        if any(k.startswith(prefix + "encoder.") or k.startswith(prefix + "patch_embed.") for k in known) or (
+            prefix in ("module.", "backbone.") and any(k.startswith(prefix) for k in known)
         ):
             tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
-    return {k: v for k, v in tensors.items() if not _DINO_HEAD.match(k)}
+    tensors = {k: v for k, v in tensors.items() if not _DINO_HEAD.match(k)}
+    for name, tensor in tensors.items():
+        require_plain(tensor, name, path)
+    return tensors
 
 
 def is_published(tensors: Mapping[str, Tensor]) -> bool:
@@ -133,7 +142,7 @@ def translated(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[
             ours[f"blocks.{layer}.{_LAYER[part]}.{kind}"] = value
         elif part == "self_attn.q_proj":
             parts = [tensors.get(f"encoder.layers.{layer}.self_attn.{x}_proj.{kind}") for x in "qkv"]
-            if all(p is not None for p in parts):
+            if all(p is not None and p.ndim and p.shape == value.shape for p in parts):
                 ours[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)  # type: ignore[arg-type]
             else:
                 ours[key] = value
@@ -165,7 +174,8 @@ def published(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[s
 
 def depth_of(tensors: Mapping[str, Tensor]) -> int:
     """Number of encoder layers in a published state dict."""
-    return 1 + max(int(k.split(".")[2]) for k in tensors if k.startswith("encoder.layers."))
+    numbers = (re.match(r"encoder\.layers\.(\d{1,9})\.", key) for key in tensors)
+    return 1 + max((int(found[1]) for found in numbers if found), default=-1)
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
@@ -173,6 +183,23 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: str | P
 
     Raises InputError that names what does not fit: missing and extra keys, shapes (both), non-finite values.
     """
+    _check_fit(model, tensors, path)
+    model.load_state_dict(dict(tensors))
+
+
+def filled(make: Callable[[], Model], tensors: Mapping[str, Tensor], path: str | Path) -> Model:
+    """The model that `make` makes, filled from `tensors` as `load_strictly` does it.
+
+    It is made without memory first: a file that says that it has 10⁹ weights and has ten is refused, and takes none.
+    """
+    with torch.device("meta"):
+        _check_fit(make(), tensors, path)
+    model = make()
+    model.load_state_dict(dict(tensors))
+    return model
+
+
+def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     own = model.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
@@ -184,14 +211,21 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: str | P
                 f"{path}: {name} is {_shape(value)} in the file, {_shape(own[name])} in the model: a checkpoint of "
                 "another size"
             )
-        if not value.is_floating_point() or not torch.isfinite(value).all():
+        if not value.is_floating_point() or not torch.isfinite(value.float()).all():
             bad = "not floating point" if not value.is_floating_point() else "NaN or infinite"
             raise InputError(f"{path}: {name} is {bad}; take an earlier checkpoint")
-    model.load_state_dict(dict(tensors))
+
+
+def named(content: Mapping[Any, Any]) -> str:
+    """What a mapping holds, in words."""
+    names = [" ".join(str(name)[:40].split()) for name in list(content)[:8]]
+    return ", ".join([*names, *(["…"] if len(content) > 8 else [])]) or "nothing"
 
 
 def _few(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    return ", ".join(" ".join(key[:80].split()) for key in keys[:3]) + (
+        f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    )
 
 
 def _shape(x: Tensor) -> str:

@@ -170,7 +170,7 @@ class Encoder(nn.ModuleList):
     def __init__(
         self, depth: int, dim: int, num_heads: int, ffn_dim: int, eps: float = 1e-5, drop_path_rate: float = 0.0
     ) -> None:
-        rates = torch.linspace(0, drop_path_rate, depth, dtype=torch.float64).tolist()
+        rates = torch.linspace(0, drop_path_rate, depth, dtype=torch.float64, device="cpu").tolist()
         super().__init__(Block(dim, num_heads, ffn_dim, eps, rate) for rate in rates)
         self.recompute = self.offload = False
 

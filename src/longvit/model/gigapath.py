@@ -19,7 +19,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from longvit.config import check_bounds
+from longvit.model import longvit
 from longvit.model.encoder import AttentionPattern, Encoder, init_weights
+
+BOUNDS = {
+    **{name: longvit.BOUNDS[name] for name in ("embed_dim", "depth", "num_heads", "ffn_dim")},
+    **{name: longvit.BOUNDS[name] for name in ("dilated_ratios", "segment_lengths")},
+    "in_dim": (1, 65_536),
+    "tile_px": (1, 65_536),
+    "grid_tiles": (1, 2**20),
+    "max_slide_px": (1, 2**31),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,20 @@ class GigaPathConfig:
     segment_lengths: tuple[int, ...] | Literal["auto"] = "auto"
     pool: Literal["cls", "mean"] = "cls"
     ragged: Literal["masked", "padded"] = "padded"
+
+    def __post_init__(self) -> None:
+        check_bounds(self, BOUNDS)
+        if self.embed_dim % self.num_heads or self.embed_dim % 4:
+            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads} and of 4")
+        if self.segment_lengths == "auto":
+            if len(self.dilated_ratios) < 2 or self.max_slide_px < self.tile_px:
+                raise ValueError(
+                    "segment_lengths 'auto' takes two dilated ratios at least, and slides of a tile at least"
+                )
+        elif len(self.segment_lengths) != len(self.dilated_ratios):
+            raise ValueError(
+                f"{len(self.segment_lengths)} segment lengths for {len(self.dilated_ratios)} dilated ratios"
+            )
 
     def pattern(self) -> AttentionPattern:
         """Five segments, evenly spaced in log from 1,024 to all tiles of the largest slide."""

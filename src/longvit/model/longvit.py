@@ -20,10 +20,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from longvit.config import check_bounds
 from longvit.model.embedding import PatchEmbedding, PatchGrid
 from longvit.model.encoder import AttentionPattern, Encoder, init_weights
 
 DILATED_RATIOS = (1, 2, 4, 8, 16)
+BOUNDS = {  # far beyond every model that trains, and small enough that none takes for ever to be made
+    "embed_dim": (1, 65_536),
+    "depth": (1, 256),
+    "num_heads": (1, 65_536),
+    "ffn_dim": (1, 2**20),
+    "patch_px": (1, 4_096),
+    "num_classes": (0, 100_000),
+    "image_px": (1, 2**20),
+    "grid_patches": (1, 4_096),
+    "dilated_ratios": (1, 2**20),
+    "segment_lengths": (1, 2**40),
+}
 SEGMENT_TABLE = {  # table 7: number of patches → segment lengths
     1_024: (64, 128, 256, 512, 1_024),  # 1,024² px, pretraining
     16_384: (1_024, 2_048, 4_096, 8_192, 16_384),  # 4,096²
@@ -72,6 +85,7 @@ class LongViTConfig:
     grid_patches: int = 32
 
     def __post_init__(self) -> None:
+        check_bounds(self, BOUNDS)
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         if self.segment_lengths != "auto" and len(self.segment_lengths) != len(self.dilated_ratios):

@@ -11,20 +11,24 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from longvit.config import typed
 from longvit.errors import InputError
 from longvit.files import atomic_path, make_folder, write_text
+from longvit.json_file import read_json_object
 from longvit.model.checkpoints import (
     LONGVIT_NAMES,
     depth_of,
+    filled,
     is_published,
-    load_strictly,
     read_content,
     read_tensors,
     translated,
@@ -35,6 +39,7 @@ from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.model.published import stored_settings
 
 FORMAT = 1
+_CONFIG_BYTES = 2**20
 SHIPPED = Path(__file__).parents[1] / "weights"
 """Folders of the models that come with the package; each holds a model card, README.md."""
 _KINDS: dict[str, tuple[type, type]] = {
@@ -98,9 +103,8 @@ def load_model(name: str | Path) -> Any:
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise InputError(f"{folder}: no config.json in it; a published checkpoint is read with `longvit convert`")
-    model = _from_config(config_path)
-    load_strictly(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
-    return model.eval()
+    make, weights = _read_config(config_path), folder / "model.safetensors"
+    return filled(make, read_tensors(weights), weights).eval()
 
 
 def shipped_names() -> tuple[str, ...]:
@@ -118,25 +122,38 @@ def _from_hub(name: str) -> Path:
     return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
 
 
-def _from_config(path: Path) -> nn.Module:
+def _read_config(path: Path) -> Callable[[], nn.Module]:
+    """Makes the model of a config.json, with random weights."""
     try:
-        content = json.loads(path.read_text())
-        kind, version = content.pop("model"), content.pop("format")
-    except (ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: not the config of a longvit model ({type(error).__name__}: {error})") from error
+        content = read_json_object(path, most_bytes=_CONFIG_BYTES, nan=False)
+    except OSError as error:
+        raise InputError(f"{path}: not read: {error.strerror}") from error
+    except InputError as error:
+        raise InputError(f"{error}; not the config of a longvit model") from error
+    kind, version = content.pop("model", None), content.pop("format", None)
+    if not isinstance(kind, str) or not isinstance(version, int):
+        raise InputError(f"{path}: not the config of a longvit model (it names no model and format)")
     for note in ("longvit_version", "weights_dtype"):
         content.pop(note, None)
     if kind not in _KINDS or version > FORMAT:
-        raise InputError(f"{path}: model {kind!r} in format {version} is newer than this longvit; update it")
+        raise InputError(f"{path}: model {kind[:40]!r} in format {version} is newer than this longvit; update it")
     config_type, model_type = _KINDS[kind]
     known = {f.name for f in fields(config_type)}
     if unknown := sorted(content.keys() - known):
-        raise InputError(f"{path}: unknown settings {', '.join(unknown)}; update longvit")
-    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        few = ", ".join(key[:40] if key.isprintable() else repr(key[:40]) for key in unknown[:5])
+        raise InputError(f"{path}: unknown settings {few}; update longvit")
+    return partial(model_type, _config(config_type, content, path))
+
+
+def _config(config_type: Any, settings: Mapping[str, Any], path: str | Path) -> Any:
+    """The settings that a file states, each of its type and within its bounds; `InputError` names the first other."""
     try:
-        return model_type(config_type(**settings))
+        config = config_type(**typed(config_type, settings, path))
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}") from error
+    if config_type is LongViTConfig and (config.image_px < config.patch_px or config.image_px % config.patch_px):
+        raise InputError(f"{path}: image_px {config.image_px}: a multiple of patch_px {config.patch_px} is needed")
+    return config
 
 
 def convert(
@@ -162,58 +179,62 @@ def convert(
     stored = stored_settings(content)
     if not is_published(tensors):
         raise InputError(f"{path}: not a LongViT or Prov-GigaPath checkpoint: no encoder.layers.* among its names")
-    is_gigapath = tensors.get("patch_embed.proj.weight", tensors["encoder.layers.0.ffn.fc1.weight"]).ndim == 2
+    ffn = _of(tensors, "encoder.layers.0.ffn.fc1.weight", (2,), path)
+    embedding = _of(tensors, "patch_embed.proj.weight", (2, 4), path)
     common = {
         "depth": depth_of(tensors),
-        "embed_dim": tensors["encoder.layers.0.ffn.fc1.weight"].shape[1],
-        "ffn_dim": tensors["encoder.layers.0.ffn.fc1.weight"].shape[0],
+        "embed_dim": ffn.shape[1],
+        "ffn_dim": ffn.shape[0],
         "num_heads": 16,
         **stored,
         **({"num_heads": num_heads} if num_heads else {}),
         **({"segment_lengths": tuple(segment_lengths)} if segment_lengths else {}),
         **settings,
     }
-    if is_gigapath:
+    if embedding.ndim == 2:
         return _gigapath(tensors, path, common)
     stored_px = common.pop("image_px", None)
     return _longvit(tensors, path, common, image_px or stored_px, class_names)
 
 
+def _of(tensors: Mapping[str, Tensor], key: str, dims: tuple[int, ...], path: str | Path) -> Tensor:
+    """A tensor that tells sizes; `InputError` where it is not there, or of other dimensions."""
+    if key not in tensors:
+        raise InputError(f"{path}: lacks {key}: not a whole LongViT or Prov-GigaPath checkpoint")
+    if tensors[key].ndim not in dims:
+        raise InputError(f"{path}: {key} has {tensors[key].ndim} dimensions, not {' or '.join(map(str, dims))}")
+    return tensors[key]
+
+
 def _longvit(
     tensors: dict[str, Tensor], path: str | Path, common: dict[str, Any], image_px: int | None, names: tuple[str, ...]
 ) -> LongViT:
-    for key in ("patch_embed.proj.weight", "pos_embed"):
-        if key not in tensors:
-            raise InputError(f"{path}: lacks {key}: not a whole LongViT checkpoint")
     patch_px = tensors["patch_embed.proj.weight"].shape[-1]
-    side = math.isqrt(tensors["pos_embed"].shape[1])
-    if side * side != tensors["pos_embed"].shape[1]:
-        raise InputError(f"{path}: {tensors['pos_embed'].shape[1]} positions are no square grid")
+    positions = _of(tensors, "pos_embed", (3,), path).shape[1]
+    side = math.isqrt(positions)
+    if side * side != positions:
+        raise InputError(f"{path}: {positions} positions are no square grid")
     per_patch = side > 32
-    num_classes = len(tensors["head.weight"]) if "head.weight" in tensors else 0
+    num_classes = len(_of(tensors, "head.weight", (2,), path)) if "head.weight" in tensors else 0
     dino = "fc_norm.weight" not in tensors
-    config = LongViTConfig(
-        patch_px=patch_px,
-        grid_patches=min(side, 32),
-        positions="per_patch" if per_patch else "grid",
-        image_px=side * patch_px if per_patch or image_px is None else image_px,
-        num_classes=num_classes,
-        class_names=names,
-        pool_norm="token_norm" if dino else "fc_norm",
+    settings = {
+        "patch_px": patch_px,
+        "grid_patches": min(side, 32),
+        "positions": "per_patch" if per_patch else "grid",
+        "image_px": side * patch_px if per_patch or image_px is None else image_px,
+        "num_classes": num_classes,
+        "class_names": names,
+        "pool_norm": "token_norm" if dino else "fc_norm",
         **common,
-    )
-    model = LongViT(config)
+    }
+    config = _config(LongViTConfig, settings, path)
     ours = translated(tensors, LONGVIT_NAMES)
     if dino and "fc_norm.weight" not in ours:  # a bare backbone: the mean of its tokens, as it was pretrained
-        ours |= {k: v for k, v in model.state_dict().items() if k.startswith("fc_norm.")}
-    load_strictly(model, ours, path)
-    return model.eval()
+        ours |= {"fc_norm.weight": torch.ones(config.embed_dim), "fc_norm.bias": torch.zeros(config.embed_dim)}
+    return filled(partial(LongViT, config), ours, path).eval()
 
 
 def _gigapath(tensors: dict[str, Tensor], path: str | Path, common: dict[str, Any]) -> GigaPathSlideEncoder:
     tensors = {k: v for k, v in tensors.items() if k != "pos_embed"}  # fixed, computed from the coordinates here
-    if "patch_embed.proj.weight" not in tensors:
-        raise InputError(f"{path}: lacks patch_embed.proj.weight: not a whole slide encoder")
-    model = GigaPathSlideEncoder(GigaPathConfig(in_dim=tensors["patch_embed.proj.weight"].shape[1], **common))
-    load_strictly(model, translated(tensors, _GIGAPATH_NAMES), path)
-    return model.eval()
+    config = _config(GigaPathConfig, {"in_dim": tensors["patch_embed.proj.weight"].shape[1], **common}, path)
+    return filled(partial(GigaPathSlideEncoder, config), translated(tensors, _GIGAPATH_NAMES), path).eval()

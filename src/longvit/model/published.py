@@ -24,7 +24,8 @@ from torch import Tensor
 
 from longvit.errors import InputError
 from longvit.files import atomic_path
-from longvit.model.checkpoints import LONGVIT_NAMES, published, read_content, translated
+from longvit.model.checkpoints import LONGVIT_NAMES, named, published, read_content, translated
+from longvit.torch_file import require_plain
 
 _UNTOLD = ("num_heads", "segment_lengths", "dilated_ratios", "gradient", "ragged", "image_px", "fit")
 
@@ -76,11 +77,13 @@ def read_dino(path: str | Path) -> DinoCheckpoint:
     """A file of this layout, DINO's or ours. Raises InputError as `read_content` does, and for another layout."""
     content = read_content(path)
     if not isinstance(content, Mapping) or not {"teacher", "student"} & set(content):
-        held = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-        raise InputError(f"{path}: no DINO checkpoint: neither teacher nor student in it; it holds {held or 'nothing'}")
+        held = named(content) if isinstance(content, Mapping) else type(content).__name__
+        raise InputError(f"{path}: no DINO checkpoint: neither teacher nor student in it; it holds {held}")
     networks = {name: _ours(content[name], path, name) for name in ("teacher", "student") if name in content}
     loss = content.get("dino_loss")
     center = loss.get("center") if isinstance(loss, Mapping) else None
+    if isinstance(center, Tensor):
+        require_plain(center, "dino_loss.center", path)
     epoch = content.get("epoch")
     return DinoCheckpoint(
         networks.get("teacher"),
@@ -111,6 +114,8 @@ def _ours(tensors: Any, path: str | Path, which: str) -> dict[str, Tensor]:
     """A network under DINO's names → under ours. What no rule knows keeps its name: `load_strictly` reports it."""
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise InputError(f"{path}: its {which} is not a table of tensors")
+    for name, value in tensors.items():
+        require_plain(value, str(name), path)
     plain = {str(name).removeprefix("module."): value for name, value in tensors.items()}
     backbone = translated(_below("backbone.", plain), LONGVIT_NAMES)
     rest = {name: value for name, value in plain.items() if not name.startswith("backbone.")}

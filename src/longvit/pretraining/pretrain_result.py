@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from longvit.data.problems import PROBLEMS_CSV, Problem, read_problems
 from longvit.errors import InputError
+from longvit.json_file import read_made
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,22 @@ class PretrainResult:
         )
 
 
+_KINDS = {
+    **dict.fromkeys(("epochs", "steps", "regions", "slides"), int),
+    "figures": dict,
+    "alarms": list,
+}
+
+
 def read_metrics(folder: Path) -> dict[str, Any]:
     """What metrics.json holds so far; empty before it was first written."""
     path = folder / "metrics.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return read_made(path, _KINDS)
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise InputError(f"{path}: damaged; remove it to have it written anew") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove it to have it written anew") from error
 
 
 def finished(folder: Path) -> PretrainResult | None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from longvit.data.problems import PROBLEMS_CSV, Problem, read_problems, write_problems
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
+from longvit.figure import only_pictures
 from longvit.files import make_folder, write_text
 from longvit.pretraining.looked_at import Looked, read_looked_at
 from longvit.pretraining.pretrain_result import PretrainResult, finished, read_metrics
@@ -272,7 +273,9 @@ class _Pretraining:
         write_history(folder / "steps.csv", steps)
         write_history(folder / "history.csv", outcome.epochs)
         looked = self.looked_at
-        write_pictures(folder / "pictures", self.teacher, looked.pixels, looked.names, self.probe, groups=looked.slides)
+        pictures = folder / "pictures"
+        with only_pictures(pictures):
+            write_pictures(pictures, self.teacher, looked.pixels, looked.names, self.probe, groups=looked.slides)
         write_problems(folder / PROBLEMS_CSV, self.problems())
         self.teacher.save_pretrained(folder / "teacher")
         write_text(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from longvit.config import check_choices
+from longvit.config import check_choices, check_values
 from longvit.data.crops import CropSettings
 from longvit.data.regions import RegionSettings
 from longvit.dino.settings import DinoSettings
@@ -96,6 +96,7 @@ class PretrainSettings(DinoSettings, RegionSettings, CropSettings):
         if self.forward_batch is not None and (self.forward_batch < 1 or self.batch_size % self.forward_batch):
             raise InputError(f"forward_batch {self.forward_batch}: it must divide batch_size {self.batch_size}")
         check_choices(self)
+        check_values(self, threads=4096, num_workers=1024)
         self.training()  # checks the rest
 
     def regions_per_forward(self, patch_px: int = 32, data_ranks: int = 1) -> int:
@@ -106,7 +107,7 @@ class PretrainSettings(DinoSettings, RegionSettings, CropSettings):
         tokens = [(side_px // patch_px) ** 2 for side_px in (self.global_px, self.local_px)]
         per_region = max(1, self.global_crops * tokens[0] + self.local_crops * tokens[1])
         limit = max(1, min(_TOKENS_PER_FORWARD // per_region, self.batch_size // data_ranks))
-        return max(n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0 and n <= limit)
+        return max(n for n in range(1, min(limit, self.batch_size) + 1) if self.batch_size % n == 0)
 
     def training(self, regions_per_forward: int | None = None) -> TrainSettings:
         """The part that the training loop takes; rates and clipping are `DinoRule`'s."""

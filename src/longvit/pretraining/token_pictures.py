@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from longvit.figure import LONGEST_LINE, short_name
 from longvit.files import atomic_path
 from longvit.pretraining.feature_figures import unit_rows
 from longvit.pretraining.probes import Probe, Regions, embed_regions
@@ -207,7 +208,7 @@ def write_titled(path: Path, picture: NDArray[np.uint8], title: str) -> Path:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    info.add_itxt("Title", title)
+    info.add_itxt("Title", short_name(title, LONGEST_LINE))
     with atomic_path(path) as temporary:
         Image.fromarray(picture).save(temporary, "PNG", pnginfo=info)
     return path
@@ -221,6 +222,7 @@ def _font() -> FreeTypeFont | ImageFont:
 
 def _shortened(words: str, font: FreeTypeFont | ImageFont, width_px: float) -> str:
     """With its beginning cut off where it is too long: regions of a slide differ at the end of their names."""
+    words = short_name(words, LONGEST_LINE)
     if font.getlength(words) <= width_px:
         return words
     while words and font.getlength("…" + words) > width_px:

@@ -18,6 +18,7 @@ from longvit.report.page import Figure, Report, Row, Section, Table, number, wri
 from longvit.report.sections import drawn, sure_words
 from longvit.report.versions import versions_line
 from longvit.report.words import MEANINGS, counted, listed
+from longvit.tasks.picture_style import COLOURS, GREY, blank, picture, save
 
 _ERROR_CHARS = 300
 
@@ -177,10 +178,9 @@ def _made_section(summary: Mapping[str, Any]) -> Section:
     )
 
 
+@picture
 def systems_picture(summary: Mapping[str, Any], path: Path) -> None:
     """A row per system, the highest mean on top: folds, mean, interval, published."""
-    from longvit.tasks.picture_style import COLOURS, GREY, blank, save
-
     rows = sorted(summary["systems"], key=lambda row: -1.0 if row["mean"] is None else row["mean"], reverse=True)
     figure, axes = blank(7.0, 1.1 + 0.36 * len(rows))
     axes.axvline(summary["chance"], color=GREY, linewidth=0.8, linestyle=":")
@@ -204,10 +204,9 @@ def systems_picture(summary: Mapping[str, Any], path: Path) -> None:
     save(figure, path)
 
 
+@picture
 def costs_picture(summary: Mapping[str, Any], path: Path) -> None:
     """Seconds of a fold and peak memory, the numbers beside the bars."""
-    from longvit.tasks.picture_style import COLOURS, blank, save
-
     rows = [row for row in summary["systems"] if row["seconds"] is not None]
     figure, panels = blank(7.6, 1.1 + 0.3 * len(rows), columns=2)
     shown: Sequence[tuple[str, str]] = (("seconds", "seconds of a fold"), ("peak_memory_mib", "peak memory, MiB"))

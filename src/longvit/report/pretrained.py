@@ -30,8 +30,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from longvit.config import read_yaml
 from longvit.data.problems import PROBLEMS_CSV, Problem, read_problems
 from longvit.errors import InputError
+from longvit.json_file import read_json_object
 from longvit.pretraining.collapse import Alarm, alarms
 from longvit.report import pretrained_curves as curves
 from longvit.report.page import Figure, Picture, Report, Row, Section, Table, number, thumbnail_of, write_report
@@ -322,15 +324,15 @@ def _made_section(run: _Run) -> Section:
 
 
 def _read(folder: Path) -> _Run:
-    import yaml
-
     from longvit.dino.settings import DinoSettings
 
     metrics = _json(folder / "metrics.json")
     for name in ("epochs", "steps"):
         if not isinstance(metrics.get(name), int):
             raise InputError(f"{folder / 'metrics.json'}: no number {name!r}; is this the folder of a pretraining?")
-    settings = yaml.safe_load(_text(folder / "settings.yaml")) or {}
+    settings = read_yaml(_text(folder / "settings.yaml"), str(folder / "settings.yaml")) or {}
+    if not isinstance(settings, dict):
+        raise InputError(f"{folder / 'settings.yaml'}: names and values are expected, not a {type(settings).__name__}")
     known = {field.name for field in fields(DinoSettings)}
     epochs, steps = (
         _columns(folder / "history.csv", "epoch", "train_loss"),
@@ -355,16 +357,15 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: not read: {error.strerror}; the pretraining writes it") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(_text(path))
-    except ValueError as error:
-        raise InputError(f"{path}: no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: names and values are expected, not a {type(found).__name__}")
-    return found
+        return read_json_object(path)
+    except OSError as error:
+        raise InputError(f"{path}: not read: {error.strerror}; the pretraining writes it") from error
 
 
 def _columns(path: Path, *needed: str) -> dict[str, NDArray[np.float64]]:

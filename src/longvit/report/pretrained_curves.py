@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from longvit.tasks.picture_style import COLOURS, GREY, blank, save, say
+from longvit.tasks.picture_style import COLOURS, GREY, blank, picture, save, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +24,7 @@ Table = Mapping[str, NDArray[np.float64]]
 _POINTS = 400
 
 
+@picture
 def loss_picture(steps: Table, epochs: Table, log_k: float, path: Path) -> None:
     """Loss of the steps and its mean over each epoch, under that of guessing."""
     figure, axes = blank(5.2, 3.6)
@@ -36,6 +37,7 @@ def loss_picture(steps: Table, epochs: Table, log_k: float, path: Path) -> None:
     save(figure, path)
 
 
+@picture
 def outputs_picture(steps: Table, log_k: float, path: Path) -> None:
     """Entropy of the teacher's outputs, and how far they and their mean are from uniform."""
     figure, axes = blank(5.2, 3.6)
@@ -53,6 +55,7 @@ def outputs_picture(steps: Table, log_k: float, path: Path) -> None:
     save(figure, path)
 
 
+@picture
 def probe_picture(epochs: Table, controls: Mapping[str, Mapping[str, float | None]], chance: float, path: Path) -> None:
     """Share of the labelled regions that is recognised, balanced, from the random start on, beside mean colour."""
     figure, axes = blank(5.2, 3.6)
@@ -72,6 +75,7 @@ def probe_picture(epochs: Table, controls: Mapping[str, Mapping[str, float | Non
     save(figure, path)
 
 
+@picture
 def rank_picture(epochs: Table, controls: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
     """RankMe and the spread of the embeddings, from the random start on."""
     figure, panels = blank(5.2, 3.6, rows=2)
@@ -88,6 +92,7 @@ def rank_picture(epochs: Table, controls: Mapping[str, Mapping[str, float | None
     save(figure, path)
 
 
+@picture
 def rates_picture(steps: Table, path: Path) -> None:
     """What the schedules said, and the gradient's norm."""
     names = {
@@ -106,6 +111,8 @@ def rates_picture(steps: Table, path: Path) -> None:
         known = steps[name][np.isfinite(steps[name])]
         if name == "grad_norm" and 0 < 30 * known.min() < known.max():
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # the default one is typeset
+            axes.yaxis.set_minor_formatter("")
     if shown:
         _finish(panels[-1], shown.popitem()[1])
     else:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageFont import FreeTypeFont
 
+from longvit.figure import LONGEST_LINE, plot, short_name
 from longvit.files import atomic_path
 from longvit.slides.canvas import Canvas
 from longvit.slides.tiles import TileGrid
@@ -21,6 +22,7 @@ _QUALITY = 88
 _BARS_UM = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
+@plot()
 def draw_tiles(canvas: Canvas, tissue: Tissue, grid: TileGrid, path: str | os.PathLike[str], *, title: str) -> Path:
     """Writes a JPEG: `canvas` (from which `tissue` was found) with the outline of the tissue in green and the tiles in
     blue. Atomic."""
@@ -65,7 +67,7 @@ def _words(tissue: Tissue, grid: TileGrid, title: str) -> list[str]:
     settings, n = grid.settings, len(grid)
     ink = f", {tissue.ink_mm2:.3g} mm² of ink or black left out" if tissue.ink_mm2 else ""
     return [
-        title,
+        short_name(title, LONGEST_LINE),
         f"{n:,} tile{'s' * (n != 1)} of {settings.tile_px} px at {settings.mpp:g} µm/px "
         f"({settings.tile_px * settings.mpp:g} µm), out of {grid.places:,} places",
         f"tissue {tissue.area_mm2:.3g} mm²{ink}",

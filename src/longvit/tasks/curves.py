@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longvit.tasks.metrics import Interval, auc, average_precision
-from longvit.tasks.picture_style import GREY, blank, colour, save, say
+from longvit.tasks.picture_style import GREY, blank, colour, legend_name, picture, save, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,7 @@ Fold = tuple[np.ndarray, np.ndarray]
 _GRID = np.linspace(0, 1, 501)
 
 
+@picture
 def roc_curves_picture(
     folds: Mapping[str, Fold],
     classes: Sequence[str],
@@ -44,6 +45,7 @@ def roc_curves_picture(
     save(figure, path)
 
 
+@picture
 def pr_curves_picture(
     folds: Mapping[str, Fold],
     classes: Sequence[str],
@@ -108,7 +110,7 @@ def _curves(
         for one in heights if len(heights) > 1 else []:
             axes.plot(_GRID, one, color=colour(i), linewidth=0.6, alpha=0.35 if len(classes) == 2 else 0.18)
         mean, spread = np.mean(heights, 0), np.std(heights, 0, ddof=len(heights) > 1)
-        words = f"{classes[c]}: {area} {np.mean(areas):.2f}"
+        words = f"{legend_name(classes[c])}: {area} {np.mean(areas):.2f}"
         if len(heights) > 1:
             words += f" ± {np.std(areas, ddof=1):.2f} ({len(heights)} folds)"
             low, high = np.clip(mean - spread, 0, 1), np.clip(mean + spread, 0, 1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvit.data.problems import PROBLEMS_CSV, Problem, read_problems
 from longvit.errors import InputError
+from longvit.json_file import read_made
 from longvit.tasks.task import task_class
 
 if TYPE_CHECKING:
@@ -109,14 +109,25 @@ def result_of_first(result: FinetuneResult | None, folder: Path, ranks: Ranks) -
     return FinetuneResult(folder, metrics, tuple(Problem(*p) for p in problems), was_finished)
 
 
+_KINDS = {
+    **dict.fromkeys(("task", "figure", "training.device"), str),
+    **dict.fromkeys(("splits", "controls", "training", "leaks"), dict),
+    **dict.fromkeys(("classes", "left_out", "notes"), list),
+    "best_val": dict | None,
+}
+
+
 def finished(folder: Path) -> FinetuneResult | None:
     """The result of a run that has written its metrics (they come last)."""
     try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = read_made(folder / "metrics.json", _KINDS)
+        for split, figures in (*metrics["splits"].items(), *metrics["controls"].items()):
+            if not isinstance(figures, dict):
+                raise InputError(f"{folder / 'metrics.json'}: damaged: {split!r} is a {type(figures).__name__}")
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise InputError(f"{folder / 'metrics.json'}: damaged; remove it to have it written anew") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / 'metrics.json'}: damaged ({error}); remove it to have it written anew") from error
     return FinetuneResult(folder, metrics, read_problems(folder / PROBLEMS_CSV), was_finished=True)
 
 

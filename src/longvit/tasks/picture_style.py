@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longvit.files import atomic_path
+from longvit.figure import new_figure, plot, short_name, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # Colour-blind safe (Okabe-Ito); grey is kept for what is no result: chance, controls.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#777777"
+
+picture = plot(".png", ".svg")
+"""For functions that draw into `path` with `save`."""
 
 
 def colour(i: int) -> str:
@@ -27,12 +30,8 @@ def colour(i: int) -> str:
 def blank(
     width_in: float, height_in: float, *, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
 ) -> tuple[Figure, Any]:
-    """A figure of its own, apart from pyplot, so that neither a display nor the caller's figures are touched."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width_in, height_in), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
+    """A figure with panels, in the style of all others."""
+    figure = new_figure(width_in, height_in, dpi=150)
     panels = figure.subplots(rows, columns, height_ratios=heights, sharex=rows > 1)
     for axes in np.atleast_1d(panels).flat:
         axes.spines[["top", "right"]].set_visible(False)
@@ -44,13 +43,13 @@ def save(figure: Figure, path: str | Path) -> None:
 
     The same figure gives the same bytes.
     """
-    from matplotlib import rc_context
+    for suffix in (".png", ".svg"):
+        write_figure(figure, Path(path).with_suffix(suffix))
 
-    path = Path(path)
-    with atomic_path(path.with_suffix(".png")) as temporary:
-        figure.savefig(temporary, format="png")
-    with rc_context({"svg.hashsalt": "longvit"}), atomic_path(path.with_suffix(".svg")) as temporary:
-        figure.savefig(temporary, format="svg", metadata={"Date": None})
+
+def legend_name(name: str) -> str:
+    """A user's name at the head of a legend's entry, which matplotlib leaves out where it begins with an underscore."""
+    return f" {short_name(name)}" if name.startswith("_") else short_name(name)
 
 
 def say(axes: Axes, words: str) -> None:

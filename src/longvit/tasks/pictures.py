@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from longvit.figure import short_name
 from longvit.tasks.metrics import BINS, confusion, reliability
-from longvit.tasks.picture_style import COLOURS, GREY, blank, colour, save, say
+from longvit.tasks.picture_style import COLOURS, GREY, blank, colour, legend_name, picture, save, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from longvit.tasks.metrics import Interval
+
+
+# A confusion of very many classes is colours alone, on a sheet that memory holds.
+_WIDEST_IN, _MOST_IN_WORDS = 24.0, 40
 
 
 class LabelledProbabilities(Protocol):
@@ -33,6 +38,7 @@ class LabelledProbabilities(Protocol):
         """(N, C); a row sums to 1."""
 
 
+@picture
 def loss_picture(
     history: Mapping[str, np.ndarray],
     epochs: Sequence[Mapping[str, float]],
@@ -66,6 +72,7 @@ def loss_picture(
     save(figure, path)
 
 
+@picture
 def fold_losses_picture(
     losses: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, *, loss_name: str = "loss"
 ) -> None:
@@ -96,6 +103,7 @@ def fold_losses_picture(
     save(figure, path)
 
 
+@picture
 def roc_picture(
     predictions: Mapping[str, LabelledProbabilities],
     classes: Sequence[str],
@@ -133,30 +141,32 @@ def _roc_panel(
             continue
         score = predictions.probabilities[:, c]
         false_positive, true_positive, _ = roc_curve(positive, score, drop_intermediate=False)
-        label = f"{classes[c]}: AUC {roc_auc_score(positive, score):.2f}"
+        label = f"{legend_name(classes[c])}: AUC {roc_auc_score(positive, score):.2f}"
         if interval is not None and len(classes) == 2 and math.isfinite(interval.low):
             label += f" (95 % interval {interval.low:.2f}–{interval.high:.2f})"
         axes.plot(false_positive, true_positive, color=colour(i), label=label, clip_on=False)
-    counts = ", ".join(f"{int((predictions.labels == c).sum())} {name}" for c, name in enumerate(classes))
+    counts = ", ".join(f"{int((predictions.labels == c).sum())} {short_name(name)}" for c, name in enumerate(classes))
     axes.set_title(f"{_words(split)}\n{counts}", fontsize=9)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="1 − specificity", ylabel="sensitivity")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
+@picture
 def confusion_picture(
     labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], path: str | Path, *, title: str = ""
 ) -> None:
     """How many slides of each class (row) were taken for which (column), and the share of the row.
 
     `labels` int (N,), `probabilities` (N, C); several folds laid one after another count each slide as often as it was
-    predicted.
+    predicted. Of more than 40 classes the colours alone.
     """
     table = confusion(labels, probabilities)
     share = table / np.maximum(table.sum(1, keepdims=True), 1)
-    side = 2.6 + 0.75 * len(classes)
+    classes = [short_name(name) for name in classes]
+    side = min(2.6 + 0.75 * len(classes), _WIDEST_IN)
     figure, axes = blank(side, side - 0.4)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for i, j in np.ndindex(*table.shape):
+    for i, j in np.ndindex(*table.shape) if len(classes) <= _MOST_IN_WORDS else ():
         text = f"{table[i, j]}\n{share[i, j]:.0%}" if table[i].sum() else "0"
         axes.text(j, i, text, ha="center", va="center", color="white" if share[i, j] > 0.55 else "#1c2430")
     axes.set_xticks(range(len(classes)), classes, rotation=30 if max(map(len, classes)) > 9 else 0)
@@ -167,6 +177,7 @@ def confusion_picture(
     save(figure, path)
 
 
+@picture
 def reliability_picture(
     labels: np.ndarray, probabilities: np.ndarray, path: str | Path, *, bins: int = BINS, title: str = ""
 ) -> None:
@@ -197,6 +208,7 @@ def reliability_picture(
     save(figure, path)
 
 
+@picture
 def fold_dots_picture(
     rows: Mapping[str, Sequence[float]],
     path: str | Path,
@@ -211,7 +223,7 @@ def fold_dots_picture(
     `rows`: name -> the value of each fold (NaN where it has none). The bar is the mean, the line mean ± SD (`ddof`).
     `published`: its name, mean and SD.
     """
-    names = [*rows, *([published[0]] if published else [])]
+    names = [short_name(name, 48) for name in (*rows, *([published[0]] if published else []))]
     figure, axes = blank(5.2, 1.1 + 0.48 * len(names))
     if chance is not None:
         axes.axvline(chance, color=GREY, linewidth=0.8, linestyle=":")

@@ -16,7 +16,6 @@ px; table 3 and table 1 name the same cells, so do 4 and 2). Nothing is filled i
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from longvit.errors import InputError
+from longvit.json_file import read_json_object
 
 BASELINES_CSV = Path(__file__).with_name("published_baselines.csv")
 CROSSVAL_JSON = "crossval.json"
@@ -128,7 +128,7 @@ def measured_cells(folders: Iterable[str | Path]) -> tuple[MeasuredCell, ...]:
 
 def _cell(path: Path) -> MeasuredCell | None:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json_object(path)
         name = data["cell"]
         if name is None:
             return None

@@ -10,6 +10,7 @@ from typing import Any
 
 from longvit.errors import InputError
 from longvit.files import write_text
+from longvit.json_file import read_json_object
 
 
 def claim(folder: Path, decisive: Mapping[str, Any], slides_per_forward: int) -> int:
@@ -20,10 +21,12 @@ def claim(folder: Path, decisive: Mapping[str, Any], slides_per_forward: int) ->
     path = folder / "run.json"
     if path.exists():
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path}: damaged; remove the folder to start anew") from error
+            saved = read_json_object(path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: damaged ({error}); remove the folder to start anew") from error
         slides_per_forward = saved.pop("slides_per_forward", slides_per_forward)
+        if not isinstance(slides_per_forward, int) or slides_per_forward < 1:
+            raise InputError(f"{path}: damaged (slides_per_forward); remove the folder to start anew")
         refuse_other_settings(saved, decisive, folder)
     else:
         content = {**decisive, "slides_per_forward": slides_per_forward}

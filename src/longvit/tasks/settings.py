@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from longvit.config import check_choices
+from longvit.config import check_choices, check_values
 from longvit.errors import InputError
 from longvit.tasks.catalogue import TASKS
 from longvit.training.settings import TrainSettings
@@ -164,6 +164,7 @@ class FinetuneSettings:
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)}: at least 0")
         check_choices(self)
+        check_values(self, n_bins=1000, side_px=2**20, threads=4096, num_workers=1024, bootstrap=10**6)
         self.training()  # checks the rest
 
     def slides_per_forward(self, data_ranks: int = 1) -> int:
@@ -174,7 +175,7 @@ class FinetuneSettings:
         limit = max(1, _PATCHES_PER_FORWARD // (self.side_px // _PATCH_PX) ** 2)
         if not self.compares_slides():
             limit = min(limit, max(1, self.batch_size // data_ranks))
-        return max(n for n in range(1, self.batch_size + 1) if self.batch_size % n == 0 and n <= limit)
+        return max(n for n in range(1, min(limit, self.batch_size) + 1) if self.batch_size % n == 0)
 
     def compares_slides(self) -> bool:
         """Whether the loss depends on which slides share a forward pass."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longvit.tasks.picture_style import GREY, blank, colour, save, say
+from longvit.tasks.picture_style import GREY, blank, colour, picture, save, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +39,7 @@ def risk_halves(fold: Sequence[str], patient: Sequence[str], risk: np.ndarray) -
     return (ranks / times)[of] > 0.5 + 1e-9
 
 
+@picture
 def kaplan_meier_picture(
     months: np.ndarray,
     event: np.ndarray,

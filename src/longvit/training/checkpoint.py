@@ -25,8 +25,10 @@ from safetensors.torch import save_file
 
 from longvit.errors import InputError
 from longvit.files import atomic_path, make_folder, write_text
+from longvit.json_file import read_json_object
 
 FORMAT = 1
+_STATE_BYTES = 2**30  # the losses of a long run
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _free_tensor_path(json_path: Path) -> Path:
 def _tensor_name(json_path: Path) -> str | None:
     """The tensor file that a JSON vouches for; None where it is absent or damaged."""
     try:
-        return str(json.loads(json_path.read_bytes())["tensor_file"]["name"])
+        return str(read_json_object(json_path, most_bytes=_STATE_BYTES)["tensor_file"]["name"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -135,7 +137,7 @@ class _Damaged(Exception):
 
 def _read(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json_object(path, most_bytes=_STATE_BYTES)
         claimed = content.pop("sha256")
         entry = content["tensor_file"]
         tensor_path = path.with_name(entry["name"])
@@ -143,13 +145,15 @@ def _read(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
         raise _Damaged(f"damaged ({type(error).__name__})") from error
     if claimed != _content_hash(content):
         raise _Damaged("damaged (its checksum does not match)")
-    if content["format"] != FORMAT:
-        raise InputError(f"{path}: written by another version (format {content['format']}, this one reads {FORMAT})")
+    if (version := content.get("format")) != FORMAT:
+        raise InputError(f"{path}: written by another version (format {version!r:.20}, this one reads {FORMAT})")
+    if not isinstance(content.get("step"), int) or not isinstance(content.get("state"), dict):
+        raise _Damaged("damaged (it has no step or no state)")
     if not tensor_path.is_file():
         raise _Damaged(f"its {tensor_path.name} is missing")
-    if tensor_path.stat().st_size != entry["bytes"]:
-        raise _Damaged(f"its {tensor_path.name} has {tensor_path.stat().st_size} of {entry['bytes']} bytes")
-    if _sha256(tensor_path) != entry["sha256"]:
+    if tensor_path.stat().st_size != entry.get("bytes"):
+        raise _Damaged(f"its {tensor_path.name} has {tensor_path.stat().st_size} of {entry.get('bytes')} bytes")
+    if _sha256(tensor_path) != entry.get("sha256"):
         raise _Damaged(f"its {tensor_path.name} is damaged (checksum)")
     with safe_open(tensor_path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)

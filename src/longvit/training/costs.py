@@ -17,6 +17,7 @@ from typing import TypedDict
 import torch
 
 from longvit.files import write_text
+from longvit.json_file import read_json_object
 
 COSTS_JSON = "costs.json"
 
@@ -64,9 +65,9 @@ def write_cost(folder: Path, cost: Cost) -> None:
 def read_cost(folder: Path) -> Cost:
     """Of a run that wrote it, else unknown."""
     try:
-        found = json.loads((folder / COSTS_JSON).read_text(encoding="utf-8"))
+        found = read_json_object(folder / COSTS_JSON)
         return {name: None if found[name] is None else float(found[name]) for name in UNKNOWN}  # type: ignore[return-value]
-    except (OSError, ValueError, KeyError, TypeError):  # older, or damaged: it decides nothing
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):  # older, or damaged: it decides nothing
         return UNKNOWN
 
 

@@ -56,6 +56,8 @@ class TrainSettings:
         for name, low in (("epochs", 1), ("accumulation", 1), ("keep_checkpoints", 1), ("max_bad_steps", 1)):
             if getattr(self, name) < low:
                 raise InputError(f"{name} {getattr(self, name)}: at least {low}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas {self.betas}: two numbers, each at least 0 and below 1")
         for name in ("lr", "min_lr", "warmup_epochs", "weight_decay", "checkpoint_minutes"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise InputError(f"{name} {getattr(self, name)}: a finite number, at least 0")

@@ -22,7 +22,8 @@ from longvit.batch.reading import ReadSettings
 from longvit.batch.run import BatchResult, JobFacts, RunSettings, model_folder, model_for, run
 from longvit.data import bag_layouts
 from longvit.data.slide_list import ListedSlide
-from longvit.files import write_bytes
+from longvit.errors import InputError
+from longvit.files import file_stem, write_bytes
 
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViT
@@ -48,7 +49,8 @@ def embed_slides(
     """
     out_dir, settings, run_settings = Path(out_dir), settings or ReadSettings(), run_settings or RunSettings()
     dim = config_of(model).embed_dim
-    job = JobFacts(EmbedJob.verb, out_dir / FOLDER, {"model": model_folder(model, out_dir, run_settings)})
+    facts = {"model": model_folder(model, out_dir, run_settings)}
+    job = JobFacts(EmbedJob.verb, out_dir / FOLDER, facts, lambda record: [vector_path(out_dir, record)])
 
     def build() -> EmbedJob:
         return EmbedJob(model_for(model, run_settings), out_dir / FOLDER, settings)
@@ -62,18 +64,26 @@ def write_embeddings(out_dir: Path, records: Sequence[Mapping[str, Any]], dim: i
     """embeddings.csv: a row per record, from the vectors that lie beside them."""
     rows = []
     for record in records:
-        features = read_features(out_dir / FOLDER / record["features"]["file"])
+        features = read_features(vector_path(out_dir, record))
         cells = {f"f{i}": f"{value:.9g}" for i, value in enumerate(features)}
         rows.append({"slide_id": record["slide_id"], "path": record["path"], **cells})
     write_table(out_dir / TABLE, ["slide_id", "path", *(f"f{i}" for i in range(dim))], rows)
 
 
+def vector_path(out_dir: Path, record: Mapping[str, Any]) -> Path:
+    """The vector that a record names."""
+    return out_dir / FOLDER / str(record["features"]["file"])
+
+
 def read_features(path: str | Path) -> np.ndarray:
-    """The vector of a slide, float32 (D,)."""
+    """The vector of a slide, float32 (D,). Raises `InputError` where the file is gone or damaged."""
     import h5py
 
-    with h5py.File(path) as file:
-        features: np.ndarray = file["features"][()]
+    try:
+        with h5py.File(path) as file:
+            features: np.ndarray = file["features"][()]
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: not read ({' '.join(str(error).split())}); give the same command again") from error
     return features
 
 
@@ -84,7 +94,7 @@ class EmbedJob(ModelJob):
 
     def features_path(self, slide_id: str) -> Path:
         """The slide's HDF5 file."""
-        return self.folder / f"{slide_id}.h5"
+        return self.folder / f"{file_stem(slide_id)}.h5"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
         """The record and the vector are both of this digest (a kill between the two leaves them different)."""
@@ -95,7 +105,7 @@ class EmbedJob(ModelJob):
         try:
             with h5py.File(self.features_path(slide_id)) as file:
                 return bool(file["features"].attrs.get("digest") == digest)
-        except (OSError, KeyError):
+        except (OSError, KeyError, ValueError, RuntimeError, AttributeError):
             return False
 
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
@@ -106,7 +116,7 @@ class EmbedJob(ModelJob):
         if not np.isfinite(features).all():
             raise ValueError("the embedding is not finite")
         patches = self._write(listed, digest, features, canvas)
-        return {"features": {"file": f"{listed.slide_id}.h5", "dim": len(features), "patches": patches}}
+        return {"features": {"file": self.features_path(listed.slide_id).name, "dim": len(features), "patches": patches}}
 
     def _write(self, listed: ListedSlide, digest: str, features: np.ndarray, canvas: Canvas) -> int:
         """The HDF5 file; returns the number of patches."""

@@ -16,6 +16,7 @@ from longvit.batch.reading import ReadSettings
 from longvit.batch.run import BatchResult, JobFacts, RunSettings, model_folder, model_for, run
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
+from longvit.files import file_stem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +95,7 @@ class PredictJob(ModelJob):
 
     def picture_path(self, slide_id: str) -> Path:
         """Where the slide's picture stands."""
-        return self.folder / f"{slide_id}.png"
+        return self.folder / f"{file_stem(slide_id)}.png"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
         """The record is of this digest; with pictures, its picture is too."""
@@ -119,7 +120,7 @@ class PredictJob(ModelJob):
         return {
             "task": task.name,
             "prediction": dict(zip(task.columns(names), task.cells(logits, names), strict=True)),
-            "picture": f"{listed.slide_id}.png" if self.pictures else None,
+            "picture": self.picture_path(listed.slide_id).name if self.pictures else None,
         }
 
 

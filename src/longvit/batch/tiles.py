@@ -21,6 +21,7 @@ from longvit.batch.run import BatchResult, JobFacts, RunSettings, run
 from longvit.data.bag_layouts import tile_attributes, write_coordinates
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
+from longvit.files import file_stem
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
@@ -51,7 +52,8 @@ def tile_slides(
 
     tiles, tissue, settings = tiles or TileSettings(), tissue or TissueSettings(), settings or ReadSettings()
     folder = tile_folder(out_dir, tiles)
-    job = JobFacts(TilesJob.verb, folder / PATCHES, {"tiles": asdict(tiles), "tissue": asdict(tissue)})
+    facts = {"tiles": asdict(tiles), "tissue": asdict(tissue)}
+    job = JobFacts(TilesJob.verb, folder / PATCHES, facts, lambda record: [folder / PATCHES / record["coordinates"]])
 
     def build() -> TilesJob:
         return TilesJob(folder / PATCHES, tiles, tissue, settings)
@@ -143,11 +145,11 @@ class TilesJob(TiledJob):
 
     def coordinates_path(self, slide_id: str) -> Path:
         """The slide's coordinates."""
-        return self.folder / f"{slide_id}_patches.h5"
+        return self.folder / f"{file_stem(slide_id)}_patches.h5"
 
     def picture_path(self, slide_id: str) -> Path:
         """The slide's picture."""
-        return self.folder.parent / PICTURES / f"{slide_id}.jpg"
+        return self.folder.parent / PICTURES / f"{file_stem(slide_id)}.jpg"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
         """The record is of this digest, and both files have the size that it says."""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from longvit.data.bag_layouts import H5_FILES, PT_FILES, tile_level0_px
 from longvit.data.slide_files import slide_stem
 from longvit.errors import InputError
+from longvit.files import file_stem
 
 if TYPE_CHECKING:
     import h5py
@@ -133,7 +134,8 @@ def find_bags(folder: str | Path, slide_ids: Iterable[str]) -> FoundBags:
         for path in sorted(place.glob(f"[!.]*{suffix}")):
             by_stem.setdefault(slide_stem(path.name[: -len(suffix)]), path)
     ids = list(dict.fromkeys(slide_ids))
-    found = {slide_id: by_stem[slide_stem(slide_id)] for slide_id in ids if slide_stem(slide_id) in by_stem}
+    stems = {slide_id: slide_stem(file_stem(slide_stem(slide_id))) for slide_id in ids}
+    found = {slide_id: by_stem[stem] for slide_id, stem in stems.items() if stem in by_stem}
     return FoundBags(found, tuple(slide_id for slide_id in ids if slide_id not in found))
 
 

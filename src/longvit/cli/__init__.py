@@ -1,4 +1,4 @@
-"""The `longvit` command: parse, call one function of the package, print. One file per command (`app` has them all).
+"""The `longvit` command: parse, call one function of the package, print. One file per command (`commands` has them all).
 
 Exit codes: 0 done; 1 done, but some slides had problems (their number and the file are printed) or a check failed;
 2 the input cannot be used (one line says why); 3 another rank of a distributed run is gone (the line names it); 70 a
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from longvit.cli.streams import output_error, steady_streams
 from longvit.errors import InputError, is_out_of_memory
@@ -64,15 +65,23 @@ def _call(arguments: Sequence[str] | None) -> int:
     """Parses and calls. All is imported in here, so that what an import raises (no memory, a Ctrl-C) is a line too."""
     from cyclopts import CycloptsError
 
-    from longvit.cli.app import app
     from longvit.config import one_line
 
     try:
-        code = app(arguments, exit_on_error=False, print_error=False, help_on_error=False)
+        code = sys.modules[__name__].app(arguments, exit_on_error=False, print_error=False, help_on_error=False)
     except CycloptsError as error:
         command = " ".join(("longvit", *(error.command_chain or ())))
         raise InputError(f"{one_line(error)} See: {command} --help") from error
     return code if isinstance(code, int) else 0
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, the tree of commands, loaded when it is asked for."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from longvit.cli.commands import app
+
+    return app
 
 
 def _unexpected(error: Exception, debug: bool) -> int:

@@ -114,6 +114,11 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
+def printable(text: str) -> str:
+    """A name for those who take no others (HDF5's attributes, fonts): what no letter stands for as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def part_of(path: Path) -> Path:
     """A temporary name beside `path` that says whose it is."""
     return path.with_name(f".{path.name}.{_mark(os.getpid())}-{uuid.uuid4().hex[:6]}.part{path.suffix}")

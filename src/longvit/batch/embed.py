@@ -23,7 +23,7 @@ from longvit.batch.run import BatchResult, JobFacts, RunSettings, model_folder, 
 from longvit.data import bag_layouts
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.files import file_stem, write_bytes
+from longvit.files import file_stem, printable, write_bytes
 
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViT
@@ -124,7 +124,7 @@ class EmbedJob(ModelJob):
 
         patch_px = self.model.config.patch_px
         coords = patch_corners(canvas.placement, patch_px)
-        attributes = {"name": listed.slide_id, "savetodir": str(self.folder)}
+        attributes = {"name": printable(listed.slide_id), "savetodir": printable(str(self.folder))}
         # In memory first: on a full disk HDF5 keeps the file open and crashes at exit (h5py 3.16, 2026-11).
         content = io.BytesIO()
         with h5py.File(content, "w") as file:

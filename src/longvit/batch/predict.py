@@ -16,7 +16,7 @@ from longvit.batch.reading import ReadSettings
 from longvit.batch.run import BatchResult, JobFacts, RunSettings, model_folder, model_for, run
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.files import file_stem
+from longvit.files import file_stem, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +115,7 @@ class PredictJob(ModelJob):
         highest = int(logits.argmax())
         if self.pictures:
             contributions = class_contributions(self.model, canvas, highest, tokens_1ND=tokens_1ND)
-            title = f"{listed.slide_id}: {'predicted' if task.has_classes else 'highest'} {names[highest]}"
+            title = f"{printable(listed.slide_id)}: {'predicted' if task.has_classes else 'highest'} {names[highest]}"
             draw(canvas, contributions, self.picture_path(listed.slide_id), title=title)
         return {
             "task": task.name,

@@ -21,7 +21,7 @@ from longvit.batch.run import BatchResult, JobFacts, RunSettings, run
 from longvit.data.bag_layouts import tile_attributes, write_coordinates
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.files import file_stem
+from longvit.files import file_stem, printable
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
@@ -163,7 +163,8 @@ class TilesJob(TiledJob):
         tissue, grid = self.tissue_and_grid(listed, canvas)
         attributes = self.attributes(canvas)
         path = write_coordinates(self.coordinates_path(listed.slide_id), listed.slide_id, grid.coords, attributes)
-        picture = draw_tiles(canvas, tissue, grid, self.picture_path(listed.slide_id), title=listed.slide_id)
+        title = printable(listed.slide_id)
+        picture = draw_tiles(canvas, tissue, grid, self.picture_path(listed.slide_id), title=title)
         sizes = [path.stat().st_size, picture.stat().st_size]
         return {**self.facts(tissue, grid), "coordinates": path.name, "bytes": sizes}
 

@@ -159,6 +159,8 @@ def _unpacked(
             if value.ndim and value.shape != parameter.shape:
                 raise ValueError(f"{full_name} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
             optimizer.state[parameter][key] = value.to(parameter.device)
+    if len({frozenset(kept) for kept in optimizer.state.values()}) > 1:  # Adam's step, mean and mean square, or nothing
+        raise KeyError("an optimiser's value is missing")
     for name, tensor in average.tensors.items() if average is not None else ():
         tensor.copy_(tensors[f"ema.{name}"])
     rows, columns = tensors["history"].tolist(), tuple(state["columns"])

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or left by their reader: the work is done, the exit code is true, no traceback."""
+"""Standard streams that are closed, full or left by their reader: the work is done, and the exit code is true."""
 
 from __future__ import annotations
 

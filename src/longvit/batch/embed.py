@@ -116,7 +116,9 @@ class EmbedJob(ModelJob):
         if not np.isfinite(features).all():
             raise ValueError("the embedding is not finite")
         patches = self._write(listed, digest, features, canvas)
-        return {"features": {"file": self.features_path(listed.slide_id).name, "dim": len(features), "patches": patches}}
+        return {
+            "features": {"file": self.features_path(listed.slide_id).name, "dim": len(features), "patches": patches}
+        }
 
     def _write(self, listed: ListedSlide, digest: str, features: np.ndarray, canvas: Canvas) -> int:
         """The HDF5 file; returns the number of patches."""

@@ -67,12 +67,12 @@ def embed_over_ranks(
     records = []
     if ranks.is_first:  # all have written by now
         for slide in slides:
-            stage, error = ends.get(slide.slide_id, ("end", f"{slide.path}: no rank said how it ended"))
+            stage, why = ends.get(slide.slide_id, ("end", f"{slide.path}: no rank said how it ended"))
             record = read_record(job.record_path(slide.slide_id)) | {"path": str(slide.path)}
             if stage in ("done", "skipped") and not ("digest" in record and job.features_path(slide.slide_id).exists()):
-                stage, error = "end", f"{slide.path}: {gone}"
+                stage, why = "end", f"{slide.path}: {gone}"
             if stage not in ("done", "skipped"):
-                problems.append(Problem(slide.slide_id, stage, error))
+                problems.append(Problem(slide.slide_id, stage, why))
                 continue
             records.append(record)
             if bad := record["n_bad_tiles"]:

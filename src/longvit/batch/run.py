@@ -1,8 +1,8 @@
 """A run over many slides, from its work list to its tables: here, in processes of this machine, or on a cluster.
 
 Whoever does the work, the work list says what is done (`work_list`), and one bad slide costs one row of `problems.csv`.
-The end of a run is judged by its list, not by what was reported: a slide of the list that has no end, or whose result is
-not there, is a row too.
+The end of a run is judged by its list, not by what was reported: a slide of the list that has no end, or whose result
+is not there, is a row too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `longvit` command: parse, call one function of the package, print. One file per command (`commands` has them all).
+"""The `longvit` command: parse, call one function of the package, print. A file per command (`commands` has all).
 
 Exit codes: 0 done; 1 done, but some slides had problems (their number and the file are printed) or a check failed;
 2 the input cannot be used (one line says why); 3 another rank of a distributed run is gone (the line names it); 70 a

@@ -69,7 +69,7 @@ def _steady(number: int, stream: TextIO | None) -> TextIO:
         encoding, is_direct = stream.encoding, stream.write_through
     raw = _Steady(number, "w", closefd=False)
     return io.TextIOWrapper(
-        raw if is_direct else io.BufferedWriter(raw),  # type: ignore[arg-type, type-var]
+        raw if is_direct else io.BufferedWriter(raw),
         encoding=encoding,
         errors="backslashreplace",
         line_buffering=number == 2 or raw.isatty(),

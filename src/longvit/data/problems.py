@@ -20,8 +20,8 @@ class Problem:
     slide: str
     """Its slide_id."""
     stage: str
-    """`open` the file, `read` its pixels, the `model`, the `end` of the run: the slide is left out. `tiles`: it is used,
-    with holes filled."""
+    """`open` the file, `read` its pixels, the `model`, the `end` of the run: the slide is left out. `tiles`: it is
+    used, with holes filled."""
     error: str
     """One line."""
 

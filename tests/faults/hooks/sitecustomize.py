@@ -12,6 +12,7 @@ import importlib.machinery
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,7 +32,7 @@ def happens(kind: str) -> None:
     elif kind in ("passing", "lasting"):
         if kind == "passing":
             try:
-                os.close(os.open(os.path.join(os.environ["LONGVIT_FAULT_NOTES"], "came"), os.O_CREAT | os.O_EXCL))
+                Path(os.environ["LONGVIT_FAULT_NOTES"], "came").touch(exist_ok=False)
             except FileExistsError:
                 return
         raise OSError(5, os.strerror(5))
@@ -51,7 +52,7 @@ def _change(module: ModuleType) -> None:
     open_slide: Callable[..., Any] = module.open_slide
 
     def faulty(path: Any, **settings: Any) -> Any:
-        if os.path.basename(path) == file:
+        if Path(path).name == file:
             happens(kind)
         return open_slide(path, **settings)
 

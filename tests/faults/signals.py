@@ -15,6 +15,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -32,6 +33,8 @@ COMMANDS = ("train", "pretrain", "benchmark", "embed", "features", "canvas")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 INSTANTS = 10
 _FIRST_S = 0.05
+_SECONDS = re.compile(rb"\d+ (seconds|minutes)")
+"""How long a run took, in its report."""
 _FORK = multiprocessing.get_context("fork")
 _STOPPED = {
     signal.SIGTERM: (0, 143, -signal.SIGTERM),
@@ -172,7 +175,7 @@ def _digests(out: Path) -> dict[str, str]:
     """Of the results: not of the folder that a run works in, whose names differ from run to run."""
     files = {str(path.relative_to(out)): path for path in sorted(out.rglob("*")) if path.is_file()}
     return {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        name: hashlib.sha256(_SECONDS.sub(b"", path.read_bytes())).hexdigest()
         for name, path in files.items()
         if not name.startswith(("work/", ".")) and "/." not in name
     }

@@ -11,6 +11,17 @@ class InputError(ValueError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was asked for which there is not: Python's and NumPy's MemoryError, torch's
     errors on a GPU and on the CPU, a library that cannot be loaded for want of address space."""
+    seen: BaseException | None = error
+    for _ in range(8):
+        if seen is None:
+            return False
+        if _is_for_memory(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _is_for_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
         return True
     text = str(error)

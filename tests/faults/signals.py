@@ -149,14 +149,16 @@ def _work(words: Sequence[str], said: Path) -> None:
     file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     for number in (1, 2):
         os.dup2(file, number)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: PTH123, SIM115
     from longvit.cli import main as command
 
     code = command(words)
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 
-def _load() -> None:
+def load() -> None:
     """What all commands need, before any of them is forked."""
     import matplotlib.pyplot  # noqa: F401
     import torch
@@ -172,12 +174,13 @@ def _load() -> None:
 
 
 def _digests(out: Path) -> dict[str, str]:
-    """Of the results: not of the folder that a run works in, whose names differ from run to run."""
+    """Of the results: not of what a run works in. A step that is saved twice alternates between two names there, so
+    which of them is the last one depends on where the run was ended."""
     files = {str(path.relative_to(out)): path for path in sorted(out.rglob("*")) if path.is_file()}
     return {
         name: hashlib.sha256(_SECONDS.sub(b"", path.read_bytes())).hexdigest()
         for name, path in files.items()
-        if not name.startswith(("work/", ".")) and "/." not in name
+        if not name.startswith(("work/", "checkpoints/", ".")) and "/." not in name
     }
 
 
@@ -270,7 +273,7 @@ def main(words: list[str]) -> int:
         wanted = list(CASES)[: int(words[1]) if words[1:] else None]
     else:
         wanted = [case for case in CASES if set(words) <= set(str(case).split())]
-    _load()
+    load()
     rng, right = random.Random(0), 0
     with tempfile.TemporaryDirectory() as temporary:
         commands = Commands(Path(temporary))

@@ -149,7 +149,7 @@ def _work(words: Sequence[str], said: Path) -> None:
     file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     for number in (1, 2):
         os.dup2(file, number)
-    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: PTH123, SIM115
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
     from longvit.cli import main as command
 
     code = command(words)

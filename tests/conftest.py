@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest -n: one core each; small tensors lose time to more threads
 os.environ.setdefault("TRITON_INTERPRET", "1")  # our GPU kernels run on a CPU; read when torch imports triton
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `nohup make test &`: tests of Ctrl-C start processes to hear it
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

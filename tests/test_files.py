@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from longvit import files
-from longvit.files import atomic_path, remove_parts, write_text
+from longvit.errors import InputError
+from longvit.files import atomic_path, part_of, remove_dead_parts, remove_parts, write_text
 
 
 def test_two_writers_of_one_file_have_two_temporary_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +44,43 @@ def test_half_files_of_a_killed_process_are_removed_and_only_those(tmp_path: Pat
         assert theirs.exists()
         assert (tmp_path / ".x.tif.part").exists()
         part.write_text("whole")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from longvit.files import atomic_path
+with atomic_path(Path(sys.argv[1])) as part:
+    part.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_writer_into_a_folder_removes_what_killed_ones_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "x.h5")], check=False)
+    (half,) = tmp_path.iterdir()
+    assert half.name.startswith(".x.h5.")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(files, "this_host", lambda: "another machine")
+        theirs, old = part_of(tmp_path / "y.h5"), part_of(tmp_path / "z.h5")
+    number_again = tmp_path / half.name.replace(f"-{half.name.split('-')[1]}-", f"-{os.getpid()}-")
+    for path in (theirs, old, number_again, tmp_path / ".x.h5.part.h5"):
+        path.write_text("half")
+    os.utime(old, (time.time() - 4000, time.time() - 4000))
+    with atomic_path(tmp_path / "a") as mine:
+        mine.write_text("whole")
+        remove_dead_parts(tmp_path)
+        assert mine.exists()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"a", theirs.name, ".x.h5.part.h5"}  # a process elsewhere may be at work; the last one is a user's
+
+
+def test_a_folder_that_is_removed_while_a_file_is_written_is_one_line(tmp_path: Path) -> None:
+    def remove_while_writing() -> None:
+        with atomic_path(tmp_path / "d" / "x") as part:
+            part.parent.rmdir()
+
+    with pytest.raises(InputError, match="its folder was removed meanwhile"):
+        remove_while_writing()

@@ -23,6 +23,7 @@ from batch.many_slides import (
 )
 from longvit.batch import RunSettings, embed_slides
 from longvit.batch.status import status
+from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 
 ONE = RunSettings(device="cpu", threads=1)
@@ -118,3 +119,25 @@ def test_a_scheduler_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: 
     with pytest.raises(InputError, match="no Dask scheduler answers") as caught:
         embed_slides(model, slides, tmp_path / "out", run_settings=RunSettings(cluster="tcp://127.0.0.1:1"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_last_slide_that_fails_on_a_node_is_a_row(tmp_path: Path, cluster: Any) -> None:
+    model, slides = make(tmp_path, 2, image_px=64)
+    unreadable = ListedSlide("z", Path("/proc/self/mem"))  # EIO, as of a network folder that is gone
+    run = Run(model, (*slides, unreadable), tmp_path / "out", cluster=cluster.scheduler_address, retries=1)
+    result = run.result()
+    assert result.done == ("s00", "s01")
+    assert [(problem.slide, problem.stage) for problem in result.left_out] == [("z", "open")]
+
+
+@pytest.mark.slow
+def test_a_work_list_that_is_removed_is_a_row_for_every_slide_that_has_no_end(tmp_path: Path, cluster: Any) -> None:
+    model, slides = make(tmp_path, 30)
+    run = Run(model, slides, tmp_path / "out", cluster=cluster.scheduler_address)
+    wait_for(lambda: in_model(tmp_path / "out"))
+    (tmp_path / "out" / "work").rename(tmp_path / "gone")  # at once, whatever is being written in it
+    result = run.result()
+    assert result.left_out
+    assert {problem.stage for problem in result.left_out} == {"end"}
+    assert sorted([*result.done, *(p.slide for p in result.left_out)]) == [slide.slide_id for slide in slides]

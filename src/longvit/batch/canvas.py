@@ -14,6 +14,7 @@ from longvit.batch.job import SlideJob, read_record, write_table
 from longvit.batch.reading import ReadSettings
 from longvit.batch.run import BatchResult, JobFacts, RunSettings, run
 from longvit.data.slide_list import ListedSlide
+from longvit.files import file_stem
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
@@ -40,7 +41,8 @@ def canvas_slides(
 
     check_side_and_fit(side_px, fit)
     out_dir, settings = Path(out_dir), settings or ReadSettings()
-    job = JobFacts(CanvasJob.verb, out_dir / FOLDER, {"side_px": side_px, "fit": fit})
+    facts = {"side_px": side_px, "fit": fit}
+    job = JobFacts(CanvasJob.verb, out_dir / FOLDER, facts, lambda record: [out_dir / record["file"]])
     result = run(
         lambda: CanvasJob(out_dir / FOLDER, side_px, fit, settings), job, slides, out_dir, settings, run_settings
     )
@@ -61,7 +63,7 @@ class CanvasJob(SlideJob):
 
     def canvas_path(self, slide_id: str) -> Path:
         """The slide's canvas."""
-        return self.folder.parent / f"{slide_id}.tif"
+        return self.folder.parent / f"{file_stem(slide_id)}.tif"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
         """The record is of this digest, and the file has the size that it says."""

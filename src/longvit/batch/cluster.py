@@ -52,7 +52,16 @@ class ClusterWorkers:
         if time.monotonic() - self._looked < _LOOK_EVERY_S:
             return True
         self._looked = time.monotonic()
-        nodes = self._client.nthreads()
+        try:
+            nodes = self._client.nthreads()
+        except (OSError, TimeoutError) as error:
+            line = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(
+                f"--cluster {self._address}: the scheduler is gone ({line}); give the same command again"
+            ) from None
+        for node, task in list(self._tasks.items()):
+            if task.status in ("cancelled", "lost"):  # a scheduler that was started anew
+                del self._tasks[node]
         for node in [node for node in self._tasks if node not in nodes]:
             self._tasks.pop(node).cancel()
             self._say(f"node {node} is gone; what it had is done by others")
@@ -67,8 +76,8 @@ class ClusterWorkers:
                 )
         for node, task in self._tasks.items():
             if task.status == "error":
-                error = task.exception()
-                raise InputError(f"--cluster: node {node}: {type(error).__name__}: {' '.join(str(error).split())}")
+                fault = task.exception()
+                raise InputError(f"--cluster: node {node}: {type(fault).__name__}: {' '.join(str(fault).split())}")
         if nodes:
             self._alone_since = time.monotonic()
         elif time.monotonic() - self._alone_since > _WAIT_SAID_AFTER_S:

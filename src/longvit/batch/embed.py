@@ -23,7 +23,7 @@ from longvit.batch.run import BatchResult, JobFacts, RunSettings, model_folder, 
 from longvit.data import bag_layouts
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.files import write_bytes
+from longvit.files import file_stem, printable, write_bytes
 from longvit.h5_file import find_dataset, open_h5, read_numbers
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def embed_slides(
     """
     out_dir, settings, run_settings = Path(out_dir), settings or ReadSettings(), run_settings or RunSettings()
     dim = config_of(model).embed_dim
-    job = JobFacts(EmbedJob.verb, out_dir / FOLDER, {"model": model_folder(model, out_dir, run_settings)})
+    facts = {"model": model_folder(model, out_dir, run_settings)}
+    job = JobFacts(EmbedJob.verb, out_dir / FOLDER, facts, lambda record: [vector_path(out_dir, record)])
 
     def build() -> EmbedJob:
         return EmbedJob(model_for(model, run_settings), out_dir / FOLDER, settings)
@@ -64,10 +65,15 @@ def write_embeddings(out_dir: Path, records: Sequence[Mapping[str, Any]], dim: i
     """embeddings.csv: a row per record, from the vectors that lie beside them."""
     rows = []
     for record in records:
-        features = read_features(out_dir / FOLDER / record["features"]["file"])
+        features = read_features(vector_path(out_dir, record))
         cells = {f"f{i}": f"{value:.9g}" for i, value in enumerate(features)}
         rows.append({"slide_id": record["slide_id"], "path": record["path"], **cells})
     write_table(out_dir / TABLE, ["slide_id", "path", *(f"f{i}" for i in range(dim))], rows)
+
+
+def vector_path(out_dir: Path, record: Mapping[str, Any]) -> Path:
+    """The vector that a record names."""
+    return out_dir / FOLDER / str(record["features"]["file"])
 
 
 def read_features(path: str | Path) -> np.ndarray:
@@ -87,7 +93,7 @@ class EmbedJob(ModelJob):
 
     def features_path(self, slide_id: str) -> Path:
         """The slide's HDF5 file."""
-        return self.folder / f"{slide_id}.h5"
+        return self.folder / f"{file_stem(slide_id)}.h5"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
         """The record and the vector are both of this digest (a kill between the two leaves them different)."""
@@ -113,7 +119,9 @@ class EmbedJob(ModelJob):
         if not np.isfinite(features).all():
             raise ValueError("the embedding is not finite")
         patches = self._write(listed, digest, features, canvas)
-        return {"features": {"file": f"{listed.slide_id}.h5", "dim": len(features), "patches": patches}}
+        return {
+            "features": {"file": self.features_path(listed.slide_id).name, "dim": len(features), "patches": patches}
+        }
 
     def _write(self, listed: ListedSlide, digest: str, features: np.ndarray, canvas: Canvas) -> int:
         """The HDF5 file; returns the number of patches."""
@@ -121,7 +129,7 @@ class EmbedJob(ModelJob):
 
         patch_px = self.model.config.patch_px
         coords = patch_corners(canvas.placement, patch_px)
-        attributes = {"name": listed.slide_id, "savetodir": str(self.folder)}
+        attributes = {"name": printable(listed.slide_id), "savetodir": printable(str(self.folder))}
         # In memory first: on a full disk HDF5 keeps the file open and crashes at exit (h5py 3.16, 2026-11).
         content = io.BytesIO()
         with h5py.File(content, "w") as file:

@@ -62,13 +62,18 @@ def embed_over_ranks(
         ends |= {slide_id: tuple(end) for slide_id, end in of_rank.items()}
 
     names = [slide.slide_id for slide in slides]
-    problems = [Problem(name, *ends[name]) for name in names if ends[name][0] not in ("done", "skipped")]
+    gone = "its result was removed while the run was at work; give the same command again"
+    problems = []
     records = []
     if ranks.is_first:  # all have written by now
         for slide in slides:
-            if ends[slide.slide_id][0] not in ("done", "skipped"):
-                continue
+            stage, why = ends.get(slide.slide_id, ("end", f"{slide.path}: no rank said how it ended"))
             record = read_record(job.record_path(slide.slide_id)) | {"path": str(slide.path)}
+            if stage in ("done", "skipped") and not ("digest" in record and job.features_path(slide.slide_id).exists()):
+                stage, why = "end", f"{slide.path}: {gone}"
+            if stage not in ("done", "skipped"):
+                problems.append(Problem(slide.slide_id, stage, why))
+                continue
             records.append(record)
             if bad := record["n_bad_tiles"]:
                 text = f"{bad} of {record['canvas']['tiles']} tiles cannot be read; filled with background"
@@ -76,8 +81,11 @@ def embed_over_ranks(
         write_embeddings(out_dir, records, model.config.embed_dim)
         write_problems(out_dir / PROBLEMS_CSV, problems)
     records, rows = ranks.from_first([records, [[p.slide, p.stage, p.error] for p in problems]])
-    done, skipped = (tuple(name for name in names if ends[name][0] == kind) for kind in ("done", "skipped"))
-    return BatchResult(done, skipped, tuple(Problem(*row) for row in rows), tuple(records))
+    all_problems = tuple(Problem(*row) for row in rows)
+    left_out = {problem.slide for problem in all_problems if problem.is_left_out}
+    ended = {name: ends[name][0] for name in names if name not in left_out}
+    done, skipped = (tuple(name for name, end in ended.items() if end == kind) for kind in ("done", "skipped"))
+    return BatchResult(done, skipped, all_problems, tuple(records))
 
 
 def _embed(job: EmbedJob, model: ShardedLongViT, listed: ListedSlide, ranks: Ranks) -> str:

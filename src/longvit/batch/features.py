@@ -80,6 +80,9 @@ def feature_slides(
         "tissue": asdict(tissue),
     }
 
+    def bags_of(record: Mapping[str, Any]) -> list[Path]:
+        return [folder / name for name in record["features"]["files"]]
+
     reader: TileReader = ThreadTiles(run_settings.threads)
     if run_settings.is_here and run_settings.reads_apart:
         reader = TileProcess(silence_of(run_settings.timeout_s), run_settings.threads)
@@ -94,7 +97,8 @@ def feature_slides(
         return FeaturesJob.of(folder, given, settings, device, reader, show_progress=True)
 
     try:
-        result = run(build, JobFacts(FeaturesJob.verb, folder, given), slides, out_dir, settings, run_settings)
+        job = JobFacts(FeaturesJob.verb, folder, given, bags_of)
+        result = run(build, job, slides, out_dir, settings, run_settings)
     finally:
         reader.stop()
     rows = []

@@ -22,7 +22,7 @@ from longvit.batch.reading import ReadRequest, ReadSettings, SlideFailedError, w
 from longvit.config import typed
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.files import write_text
+from longvit.files import file_stem, write_text
 from longvit.json_file import read_json_object
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class SlideJob(ABC):
 
     def record_path(self, slide_id: str) -> Path:
         """The file that says that a slide is done."""
-        return self.folder / f"{slide_id}.json"
+        return self.folder / f"{file_stem(slide_id)}.json"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
         """Whether an earlier run wrote this very result."""
@@ -76,12 +76,11 @@ class SlideJob(ABC):
     def finish(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
         """Computes, writes, and returns the record. Raises `SlideFailedError`, or `InputError` if it cannot write."""
         try:
-            extra = self.compute(listed, digest, canvas)
+            return self.record(listed, digest, canvas, self.compute(listed, digest, canvas))
         except (InputError, SlideFailedError):
             raise
         except Exception as error:
             raise SlideFailedError.of("model", error) from error
-        return self.record(listed, digest, canvas, extra)
 
     def record(self, listed: ListedSlide, digest: str, canvas: Canvas, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the record of a slide and returns it; what `compute` wrote stands beside it by now."""

@@ -17,6 +17,7 @@ from longvit.batch.run import BatchResult, JobFacts, RunSettings, model_folder, 
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.figure import not_drawn
+from longvit.files import file_stem, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,7 +96,7 @@ class PredictJob(ModelJob):
 
     def picture_path(self, slide_id: str) -> Path:
         """Where the slide's picture stands."""
-        return self.folder / f"{slide_id}.png"
+        return self.folder / f"{file_stem(slide_id)}.png"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
         """The record is of this digest; with pictures, its picture is too."""
@@ -116,13 +117,13 @@ class PredictJob(ModelJob):
         plot_problems: list[str] = []
         if self.pictures:
             contributions = class_contributions(self.model, canvas, highest, tokens_1ND=tokens_1ND)
-            title = f"{listed.slide_id}: {'predicted' if task.has_classes else 'highest'} {names[highest]}"
+            title = f"{printable(listed.slide_id)}: {'predicted' if task.has_classes else 'highest'} {names[highest]}"
             with not_drawn() as plot_problems:
                 draw(canvas, contributions, self.picture_path(listed.slide_id), title=title)
         return {
             "task": task.name,
             "prediction": dict(zip(task.columns(names), task.cells(logits, names), strict=True)),
-            "picture": f"{listed.slide_id}.png" if self.pictures and not plot_problems else None,
+            "picture": self.picture_path(listed.slide_id).name if self.pictures and not plot_problems else None,
             **({"picture_problem": plot_problems[0]} if plot_problems else {}),
         }
 

@@ -80,6 +80,9 @@ class ReadProcess:
                 raise SlideFailedError(stage, "stopped") from None
             text = f"{request.path}: the process that read it died ({self._end()})"
             raise SlideFailedError(stage, text, "death") from None
+        except MemoryError as error:  # no room here for what the child has read, and still wants to send
+            self._end()
+            raise SlideFailedError.of(stage, error) from error
 
     def stop(self) -> None:
         self._stopping.set()
@@ -107,9 +110,12 @@ class ReadProcess:
         self._spawn()
         if not self._is_ready:
             try:
-                self._receive(time.monotonic() + _START_S)
+                kind, *content = self._receive(time.monotonic() + _START_S)
             except TimeoutError:
                 raise EOFError from None
+            if kind == "failed":
+                self._end()
+                raise SlideFailedError(*content)
             self._is_ready = True
 
     def _receive(self, deadline: float | None) -> Any:
@@ -165,12 +171,16 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _serve(connection: Connection, threads: int | None) -> None:
     # All that a read needs is loaded before the clock of the first slide runs.
-    import scipy.sparse  # noqa: F401
+    try:
+        import scipy.sparse  # noqa: F401
 
-    import longvit.slides.canvas
-    import longvit.slides.reader  # noqa: F401
-    from longvit.batch.tile_process import TilesRequest, serve_tiles
-
+        import longvit.slides.canvas
+        import longvit.slides.reader  # noqa: F401
+        from longvit.batch.tile_process import TilesRequest, serve_tiles
+    except (ImportError, MemoryError, OSError) as error:
+        failed = SlideFailedError.of("open", error)
+        connection.send(("failed", "open", f"the process that reads slides cannot start: {failed}", failed.cause))
+        return
     connection.send(("ready",))
     while True:
         try:
@@ -215,4 +225,5 @@ def send_array(connection: Connection, array: NDArray[np.uint8]) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
-    _serve(Connection(int(sys.argv[1])), int(sys.argv[2]) or None)
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # nobody listens any more
+        _serve(Connection(int(sys.argv[1])), int(sys.argv[2]) or None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from longvit.errors import InputError
+from longvit.errors import InputError, is_out_of_memory
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
@@ -143,9 +143,7 @@ def _may_pass(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, InterruptedError | FileNotFoundError | PermissionError | IsADirectoryError):
             return False
-        if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno is not None):
-            return True
-        if type(seen).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        if is_out_of_memory(seen) or (isinstance(seen, OSError) and seen.errno is not None):
             return True
         seen = seen.__cause__
     return False

@@ -1,13 +1,15 @@
 """A run over many slides, from its work list to its tables: here, in processes of this machine, or on a cluster.
 
 Whoever does the work, the work list says what is done (`work_list`), and one bad slide costs one row of `problems.csv`.
+The end of a run is judged by its list, not by what was reported: a slide of the list that has no end, or whose result
+is not there, is a row too.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +22,16 @@ from longvit.data.claims import Claims, Hold, holder, read_claim
 from longvit.data.problems import PROBLEMS_CSV, Problem, write_problems
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.files import make_folder, write_error
+from longvit.files import file_stem, make_folder, remove_dead_parts_below, write_error
 from longvit.progress import Progress
 
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViT
 
 _LOOK_EVERY_S = 0.2
+_SEEN_WITHIN_S = 70.0
+"""What a node of a cluster has written is seen here at the latest so long after: a network folder keeps what it knows
+of its files for a minute."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class JobFacts:
     """Where the records go."""
     facts: dict[str, Any]
     """What the job is made of there: model and pictures; side_px and fit; encoder, settings of tiles and tissue."""
+    files: Callable[[Mapping[str, Any]], Sequence[Path]] = lambda _: ()
+    """What a slide's result consists of beside its record, which names it."""
 
 
 def run(
@@ -131,6 +138,7 @@ def run(
             "token": hold.token,
             **holder(),
         }
+        remove_dead_parts_below([out_dir, job.folder.parent, job.folder])
         work_list = WorkList.begin(out_dir, job.kind, slides, retries=settings.retries, facts=facts)
         report = _Report(job, slides, out_dir)
         with Progress(job.kind, len(slides), unit="slides") as report.progress:
@@ -138,7 +146,7 @@ def run(
                 _work_here(build(), work_list, report, settings)
             else:
                 _watch(work_list, report, settings, hold)
-        return report.result(work_list)
+        return report.result(work_list, job.files)
 
 
 def model_for(model: LongViT | str | Path, settings: RunSettings) -> LongViT:
@@ -168,8 +176,12 @@ def _work_here(job: SlideJob, work_list: WorkList, report: _Report, settings: Ru
 
     is_apart, threads = settings.reads_apart, settings.threads
     reader: Reader = ReadProcess(settings.timeout_s, threads) if is_apart else ThreadReader(threads)
-    log = WorkerLog(work_list.folder, f"here-{os.getpid()}", report.hear)
-    log.write("start", **holder())
+    try:
+        log = WorkerLog(work_list.folder, f"here-{os.getpid()}", report.hear)
+        log.write("start", **holder())
+    except FileNotFoundError:  # the folder is gone already
+        reader.stop()
+        return
     try:
         work(job, work_list, reader, log, hear=report.hear_reading)
     finally:
@@ -178,7 +190,8 @@ def _work_here(job: SlideJob, work_list: WorkList, report: _Report, settings: Ru
 
 
 def _watch(work_list: WorkList, report: _Report, settings: RunSettings, hold: Hold) -> None:
-    """Until every slide has ended: workers are kept alive, what they say is passed on."""
+    """Until every slide has ended, or nobody is left to work on them: workers are kept alive, what they say is passed
+    on."""
     from longvit.batch.supervisor import LocalWorkers, Workers
 
     workers: Workers
@@ -189,6 +202,7 @@ def _watch(work_list: WorkList, report: _Report, settings: RunSettings, hold: Ho
 
         workers = ClusterWorkers(work_list, settings.cluster, settings.workers, hold.path, say=report.say)
     tail = LogTail(work_list.folder)
+    seen_by: float | None = None
     try:
         workers.start()
         while True:
@@ -197,6 +211,10 @@ def _watch(work_list: WorkList, report: _Report, settings: RunSettings, hold: Ho
                 report.hear(line)
             if not is_alive:
                 report.hear_ends(work_list)
+                now = time.monotonic()
+                seen_by = seen_by or now + (0.0 if settings.cluster is None else _SEEN_WITHIN_S)
+                if now >= seen_by or work_list.is_gone():
+                    return
             if report.is_complete:
                 return
             time.sleep(_LOOK_EVERY_S)
@@ -241,7 +259,7 @@ class _Report:
             self._add_problem(slide_id, str(line.get("stage")), str(line.get("error")))
         else:
             # It may have moved since.
-            record = read_record(self._folder / f"{slide_id}.json") | {"path": str(self._slides[slide_id].path)}
+            record = read_record(self._record_path(slide_id)) | {"path": str(self._slides[slide_id].path)}
             self._records[slide_id] = record
             if bad := record.get("n_bad_tiles"):
                 of = record.get("n_file_tiles", record["canvas"]["tiles"])
@@ -258,8 +276,19 @@ class _Report:
             if content.get("settled"):
                 self.hear(content | {"event": content["end"], "slide": slide_id})
 
-    def result(self, work_list: WorkList) -> BatchResult:
+    def result(self, work_list: WorkList, files: Callable[[Mapping[str, Any]], Sequence[Path]]) -> BatchResult:
+        """Judged by the list: each of its slides has ended and its result is there, or it is a problem."""
         self.hear_ends(work_list)
+        for slide_id, listed in self._slides.items():
+            if slide_id not in self._ends:
+                why = work_list.why_unended(slide_id)
+            elif self._ends[slide_id] == "failed" or self._is_there(slide_id, files):
+                continue
+            else:
+                why = f"its result in {self._folder} was removed while the run was at work; give the same command again"
+            self._ends[slide_id] = "failed"
+            self._records.pop(slide_id, None)
+            self._add_problem(slide_id, "end", f"{listed.path}: {why}")
         order = [slide_id for slide_id in self._slides if slide_id in self._ends]
         problems = [self._problems[slide_id] for slide_id in order if slide_id in self._problems]
         write_problems(self._problems_csv, problems)
@@ -269,6 +298,15 @@ class _Report:
             problems=tuple(problems),
             records=tuple(self._records[slide_id] for slide_id in order if slide_id in self._records),
         )
+
+    def _record_path(self, slide_id: str) -> Path:
+        return self._folder / f"{file_stem(slide_id)}.json"
+
+    def _is_there(self, slide_id: str, files: Callable[[Mapping[str, Any]], Sequence[Path]]) -> bool:
+        record = self._records[slide_id]
+        if "digest" not in record or not self._record_path(slide_id).exists():
+            return False
+        return all(path.exists() for path in files(record))
 
     def _add_problem(self, slide_id: str, stage: str, error: str) -> None:
         self._problems[slide_id] = Problem(slide_id, stage, error)

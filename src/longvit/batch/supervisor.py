@@ -22,7 +22,7 @@ from longvit.batch.worker_log import LogTail, note_death
 from longvit.child_process import how_it_ended
 from longvit.data.claims import read_claim
 from longvit.errors import InputError
-from longvit.files import remove_parts, this_host
+from longvit.files import remove_dead_parts_below, this_host
 
 _PATIENCE_S = 5.0
 _MOST_STARTS_IN_VAIN = 3
@@ -134,7 +134,6 @@ class LocalWorkers:
             note_death(self._list.folder, worker.name, how)
         worker.process.wait()  # from here on others see that it is gone
         self._dead.add(process)
-        remove_parts(Path(self._list.facts["folder"]), process)
         self._in_vain = 0 if worker.has_worked else self._in_vain + 1
         if self._in_vain >= _MOST_STARTS_IN_VAIN:
             raise InputError(f"{self._in_vain} workers died before they had a slide, the last one by {how}; fewer?")
@@ -149,8 +148,8 @@ class LocalWorkers:
             content = read_claim(path)
             if content.get("host") == this_host() and content.get("process") in self._dead:
                 path.unlink(missing_ok=True)
-        for process in self._dead:
-            remove_parts(Path(self._list.facts["folder"]), process)
+        folder = Path(self._list.facts["folder"])
+        remove_dead_parts_below([self._list.folder.parents[2], folder.parent, folder, self._list.folder])
 
 
 def _code_of(process: subprocess.Popen[bytes]) -> int | None:

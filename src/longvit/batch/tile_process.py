@@ -114,6 +114,8 @@ class TileProcess(ReadProcess):
             is_done = True
             text = f"{request.path}: the process that read its tiles died ({self._end()})"
             raise SlideFailedError("read", text, "death") from None
+        except MemoryError as error:  # no room here for what the child has read
+            raise SlideFailedError.of("read", error) from error
         finally:
             if not is_done:  # it has more to say, which nobody will hear
                 self._end()

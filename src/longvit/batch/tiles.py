@@ -22,6 +22,7 @@ from longvit.data.bag_layouts import tile_attributes, write_coordinates
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.figure import not_drawn
+from longvit.files import file_stem, printable
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
@@ -52,7 +53,8 @@ def tile_slides(
 
     tiles, tissue, settings = tiles or TileSettings(), tissue or TissueSettings(), settings or ReadSettings()
     folder = tile_folder(out_dir, tiles)
-    job = JobFacts(TilesJob.verb, folder / PATCHES, {"tiles": asdict(tiles), "tissue": asdict(tissue)})
+    facts = {"tiles": asdict(tiles), "tissue": asdict(tissue)}
+    job = JobFacts(TilesJob.verb, folder / PATCHES, facts, lambda record: [folder / PATCHES / record["coordinates"]])
 
     def build() -> TilesJob:
         return TilesJob(folder / PATCHES, tiles, tissue, settings)
@@ -144,11 +146,11 @@ class TilesJob(TiledJob):
 
     def coordinates_path(self, slide_id: str) -> Path:
         """The slide's coordinates."""
-        return self.folder / f"{slide_id}_patches.h5"
+        return self.folder / f"{file_stem(slide_id)}_patches.h5"
 
     def picture_path(self, slide_id: str) -> Path:
         """The slide's picture."""
-        return self.folder.parent / PICTURES / f"{slide_id}.jpg"
+        return self.folder.parent / PICTURES / f"{file_stem(slide_id)}.jpg"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
         """The record is of this digest, and both files have the size that it says."""
@@ -162,8 +164,9 @@ class TilesJob(TiledJob):
         tissue, grid = self.tissue_and_grid(listed, canvas)
         attributes = self.attributes(canvas)
         path = write_coordinates(self.coordinates_path(listed.slide_id), listed.slide_id, grid.coords, attributes)
+        title = printable(listed.slide_id)
         with not_drawn() as problems:
-            picture = draw_tiles(canvas, tissue, grid, self.picture_path(listed.slide_id), title=listed.slide_id)
+            picture = draw_tiles(canvas, tissue, grid, self.picture_path(listed.slide_id), title=title)
         sizes = [path.stat().st_size, picture.stat().st_size]
         problem = {"picture_problem": problems[0]} if problems else {}
         return {**self.facts(tissue, grid), "coordinates": path.name, "bytes": sizes, **problem}

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from longvit.batch.worker_log import WorkerLog, log_path, stage_at_death
 from longvit.data.claims import Claims, Hold, read_claim
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.files import make_folder, write_text
+from longvit.files import file_stem, make_folder, write_text
 from longvit.json_file import read_json, read_json_object
 
 RUN_JSON = "run.json"
@@ -87,17 +88,37 @@ class WorkList:
 
     def slide_file(self, slide_id: str) -> Path:
         """Its claim, then its end."""
-        return self.folder / "slides" / f"{slide_id}.json"
+        return self.folder / "slides" / f"{file_stem(slide_id)}.json"
 
     def present(self) -> set[str]:
         """The slides that some worker has, or that have ended."""
-        with contextlib.suppress(FileNotFoundError):  # a newer run took the place of this one
-            return {p.name[:-5] for p in (self.folder / "slides").iterdir() if not p.name.startswith(".")}
+        with contextlib.suppress(FileNotFoundError):  # the folder is gone
+            found = {path.name.removesuffix(".json") for path in (self.folder / "slides").iterdir()}
+            return {self._by_stem[stem] for stem in found if stem in self._by_stem}
         return set()
 
-    def is_replaced(self) -> bool:
-        """Whether a newer run has taken the place of this one."""
+    @cached_property
+    def _by_stem(self) -> dict[str, str]:
+        return {file_stem(slide.slide_id): slide.slide_id for slide in self.slides}
+
+    def is_gone(self) -> bool:
+        """Whether this folder was removed: by a newer run that takes its place, or by hand."""
         return not (self.folder / "slides").exists()
+
+    def why_unended(self, slide_id: str) -> str:
+        """Why a slide has no end, in words, once nobody is at work any more."""
+        again = "give the same command again"
+        if self.is_gone():
+            try:
+                newer = json.loads((self.folder.parent / RUN_JSON).read_text(encoding="utf-8"))["run"]
+            except (OSError, ValueError, KeyError, TypeError):
+                newer = self.folder.name
+            if newer != self.folder.name:
+                return f"not worked on to its end: another run took the place of this one ({self.folder}); {again}"
+            return f"not worked on to its end: {self.folder} was removed while the run was at work; {again}"
+        tried = self.tried(slide_id)
+        last = f" (the last try: {tried[-1]['error']})" if tried else ""
+        return f"not worked on to its end: its worker ended without a word{last}; {again}"
 
     def tried(self, slide_id: str) -> list[dict[str, Any]]:
         """What went wrong with a slide in this run so far."""
@@ -119,7 +140,7 @@ class WorkList:
         return None
 
     def _tried_file(self, slide_id: str) -> Path:
-        return self.folder / "tried" / f"{slide_id}.json"
+        return self.folder / "tried" / f"{file_stem(slide_id)}.json"
 
 
 @dataclass(frozen=True)
@@ -139,6 +160,7 @@ class Taking:
         self._list, self._claims, self._log = work_list, claims, log
         self._first = deque(work_list.slides)
         self._later: dict[str, ListedSlide] = {}
+        self._in_work: set[str] = set()  # taken by this worker; they may come back
         self._not_before: dict[str, float] = {}
         self._lock = threading.Lock()
         self._present: set[str] = set()
@@ -146,7 +168,8 @@ class Taking:
         self.stopping = threading.Event()
 
     def next(self) -> Taken | None:
-        """The next slide; waits while others have the last ones, since they may die. None: all have ended."""
+        """The next slide; waits while others, or this worker itself, have the last ones: they may die, or come back
+        for another try. None: all have ended, or the work list is gone."""
         wait_s = 0.05
         while not self.stopping.is_set():
             while self._first and not self.stopping.is_set():
@@ -162,7 +185,9 @@ class Taking:
                     return taken
                 if self.stopping.is_set():
                     return None
-            if not self._later or self._list.is_replaced():
+            with self._lock:
+                is_done = not self._later and not self._in_work
+            if is_done or self._list.is_gone():
                 return None
             self.stopping.wait(wait_s)
             wait_s = min(2 * wait_s, _LOOK_EVERY_S)
@@ -180,14 +205,20 @@ class Taking:
                 wait_s = RETRY_AFTER_S * 2 ** (len(self._list.tried(taken.listed.slide_id)) - 1)
                 self._not_before[taken.listed.slide_id] = time.monotonic() + wait_s
             self._later[taken.listed.slide_id] = taken.listed
+            self._in_work.discard(taken.listed.slide_id)
         self._claims.release(taken.hold)
 
     def ended(self, taken: Taken, end: str, **facts: Any) -> None:
         """A slide is `done`, `skipped` or `failed`; nobody takes it again in this run."""
-        slide_id = taken.listed.slide_id
-        with contextlib.suppress(FileNotFoundError):  # a newer run took the place of this one
-            if self._claims.settle(taken.hold, {"end": end, "worker": self._log.name, **facts}):
-                self._log.write(end, slide_id, **facts)
+        slide_id, is_settled = taken.listed.slide_id, False
+        with contextlib.suppress(FileNotFoundError):  # the folder is gone
+            is_settled = self._claims.settle(taken.hold, {"end": end, "worker": self._log.name, **facts})
+        if is_settled:
+            self._log.write(end, slide_id, **facts)
+        with self._lock:
+            if not is_settled:  # another worker took it over while this one slept: it is that one's to end
+                self._later[slide_id] = taken.listed
+            self._in_work.discard(slide_id)
 
     def _take(self, listed: ListedSlide) -> Taken | None:
         """A slide, if it can be had; one that has ended is forgotten."""
@@ -201,13 +232,14 @@ class Taking:
             return None
         try:
             hold = self._claims.hold(path, {"worker": self._log.name})
-        except FileNotFoundError:  # a newer run took the place of this one
+        except FileNotFoundError:  # the folder is gone
             self.stopping.set()
             return None
         if hold is None:
             return None
         with self._lock:
             self._later.pop(listed.slide_id, None)
+            self._in_work.add(listed.slide_id)
         return Taken(listed, hold) if hold.former is None else self._after_the_dead(Taken(listed, hold), hold.former)
 
     def _after_the_dead(self, taken: Taken, former: Mapping[str, Any]) -> Taken | None:

@@ -25,7 +25,7 @@ from longvit.batch.reading import Reader, ReadSettings, SlideFailedError
 from longvit.batch.work_list import Taken, Taking, WorkList
 from longvit.batch.worker_log import WorkerLog
 from longvit.data.claims import Claims, holder
-from longvit.errors import InputError
+from longvit.errors import InputError, is_out_of_memory
 from longvit.files import write_error
 from longvit.interrupts import lost_interrupts_come_again
 
@@ -56,7 +56,8 @@ def work(
     *,
     hear: Callable[[str, int, int], None] | None = None,
 ) -> None:
-    """Works until every slide of the list has ended, here or elsewhere.
+    """Works until every slide of the list has ended, here or elsewhere, or until the work list is gone: whoever started
+    this asks the list which of the two it was.
 
     `hear`: told (slide_id, tiles read, tiles in all). Raises `InputError` where results cannot be written.
     """
@@ -83,7 +84,6 @@ def work(
 def _fetch(job: SlideJob, taken: Taken, reader: Reader, hear: Callable[[str, int, int], None] | None) -> _Fetched:
     listed, begun = taken.listed, time.monotonic()
     fetched = _Fetched(taken)
-    request = job.request(listed)
 
     def is_wanted(identity: str) -> bool:
         fetched.digest = job.digest(identity, request)
@@ -96,9 +96,12 @@ def _fetch(job: SlideJob, taken: Taken, reader: Reader, hear: Callable[[str, int
     try:
         if listed.fault is not None:
             raise SlideFailedError("open", listed.fault)
+        request = job.request(listed)
         fetched.canvas = reader.read(request, is_wanted, heard)
     except SlideFailedError as error:
         fetched.error = error
+    except Exception as error:  # whatever it is, it is this slide's: the others go on
+        fetched.error = SlideFailedError.of("read", error)
     fetched.read_s = time.monotonic() - begun
     return fetched
 
@@ -158,13 +161,23 @@ def build_job(facts: Any, index: int) -> SlideJob:
 def main(folder: Path, name: str, index: int) -> int:
     """A worker process; returns its exit code."""
     stop_with_parent()
-    work_list = WorkList.of(folder)
-    log = WorkerLog(work_list.folder, name)
+    try:
+        work_list = WorkList.of(folder)
+        log = WorkerLog(work_list.folder, name)
+    except (InputError, OSError):  # the work list was removed meanwhile: whoever started this sees that too
+        return UNUSABLE
     log.write("start", **holder())
     reader = ReadProcess(work_list.facts["timeout_s"], work_list.facts["threads"])
     try:
         with lost_interrupts_come_again(signal.SIGTERM):
-            work(build_job(work_list.facts, index), work_list, reader, log)
+            try:
+                job = build_job(work_list.facts, index)
+            except InputError:
+                raise
+            except Exception as error:
+                more = "; fewer workers" if is_out_of_memory(error) else ""
+                raise InputError(f"a worker cannot start: {type(error).__name__}: {error}{more}") from error
+            work(job, work_list, reader, log)
         log.write("end")
         return 0
     except InputError as error:

@@ -214,6 +214,8 @@ def _cross_validate(
     print(result.text())
     if result.missing:
         say(f"not finished yet: fold {', '.join(result.missing)}")
+        if not only:
+            return 1
     else:
         images = {row.slide_id: row.path for row in manifest.rows}
         print(f"report: {crossval_report(result.summary, out, images=images)}")

@@ -176,6 +176,9 @@ def _run_cells(
             run_side_by_side(cells, job_of(study, settings, jobs), jobs, heard)
         else:
             _one_by_one(cells, study, settings, device, heard)
+    for cell in cells:  # judged by the list, not by what was heard
+        if cell.key not in done and cell.key not in failed:
+            failed[cell.key] = Problem(cell.note, "cell", "ended without a word; give the same command again")
     return failed
 
 

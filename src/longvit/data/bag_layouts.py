@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from longvit.files import write_bytes
+from longvit.files import file_stem, printable, write_bytes
 
 Layout = Literal["trident", "clam"]
 H5_FILES, PT_FILES = "h5_files", "pt_files"
@@ -44,25 +44,25 @@ def write_bag(
     `coords_attributes`: what TRIDENT's readers ask of `coords`, see `tile_attributes`; CLAM's layout has no place for
     them, nor for the encoder's name. N may be 0.
     """
-    folder = Path(folder)
+    folder, stem = Path(folder), file_stem(slide_id)
     assert features.ndim == 2, features.shape
     assert coords.shape == (len(features), 2), (features.shape, coords.shape)
     if layout == "clam":
         features = np.ascontiguousarray(features, np.float32)
         return (
-            _write_h5(folder / H5_FILES / f"{slide_id}.h5", features, coords.astype(np.int32), {}, {}),
-            _write_tensor(folder / PT_FILES / f"{slide_id}.pt", features),
+            _write_h5(folder / H5_FILES / f"{stem}.h5", features, coords.astype(np.int32), {}, {}),
+            _write_tensor(folder / PT_FILES / f"{stem}.pt", features),
         )
-    common = {"name": slide_id, "savetodir": str(folder)}
+    common = {"name": printable(slide_id), "savetodir": printable(str(folder))}
     on_coords = {**(coords_attributes or {}), **common}
-    path = folder / f"{slide_id}.h5"
+    path = folder / f"{stem}.h5"
     return (_write_h5(path, features, coords.astype(np.int64), {**common, "encoder": encoder}, on_coords),)
 
 
 def write_coordinates(path: str | Path, slide_id: str, coords: NDArray[Any], attributes: Mapping[str, Any]) -> Path:
     """Writes TRIDENT's `<name>_patches.h5`: `coords` int64 (N, 2) with its attributes. Atomic."""
     path = Path(path)
-    on_coords = {**attributes, "name": slide_id, "savetodir": str(path.parent)}
+    on_coords = {**attributes, "name": printable(slide_id), "savetodir": printable(str(path.parent))}
     return _write_h5(path, None, coords.astype(np.int64), {}, on_coords)
 
 

@@ -25,7 +25,7 @@ from longvit.data.bag_layouts import H5_FILES, PT_FILES, tile_level0_px
 from longvit.data.identity import canonical, folded
 from longvit.data.slide_files import slide_stem
 from longvit.errors import InputError
-from longvit.files import require_regular_file
+from longvit.files import file_stem, require_regular_file
 from longvit.h5_file import find_dataset, names_in, one_line, open_h5, read_attributes, read_numbers
 
 _SUFFIXES = (".h5", ".pt")  # the first has coordinates, so it goes first
@@ -138,7 +138,7 @@ def find_bags(folder: str | Path, slide_ids: Iterable[str]) -> FoundBags:
     for suffix, place in ((".h5", folder), (".h5", folder / H5_FILES), (".pt", folder), (".pt", folder / PT_FILES)):
         for path in sorted(place.glob(f"[!.]*{suffix}")):
             by_stem.setdefault(canonical(slide_stem(path.name[: -len(suffix)])), path)
-    stem_of = {slide_id: canonical(slide_stem(slide_id)) for slide_id in slide_ids}
+    stem_of = {slide_id: canonical(slide_stem(file_stem(slide_stem(slide_id)))) for slide_id in slide_ids}
     found = {slide_id: by_stem[stem] for slide_id, stem in stem_of.items() if stem in by_stem}
     missing = tuple(slide_id for slide_id in stem_of if slide_id not in found)
     by_form = {folded(stem): path.name for stem, path in by_stem.items()} if missing else {}

@@ -24,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from longvit.files import this_host
+from longvit.files import is_running, part_of, start_of, this_host
 from longvit.json_file import read_json_object
 
 BEAT_S = 5.0
@@ -117,13 +117,19 @@ class Claims:
         self._held.pop(hold.path, None)
         if not self.is_ours(hold):
             return False
-        part = hold.path.with_name(f".{hold.path.name}.{hold.token}")
+        part = part_of(hold.path)
         try:
             part.write_text(json.dumps({**facts, "settled": True}), encoding="utf-8")
             part.replace(hold.path)
         finally:
             part.unlink(missing_ok=True)
         return True
+
+    def remove_dead(self, folder: Path) -> None:
+        """Removes the claims `*.claim` in `folder` whose holder is dead."""
+        for claim in folder.glob("[!.]*.claim"):
+            if self.is_dead(claim) and (hold := self.hold(claim)) is not None:
+                self.release(hold)
 
     def is_dead(self, claim: Path) -> bool:
         """Whether a claim has no holder any more: one that was settled or is gone needs none."""
@@ -156,7 +162,7 @@ class Claims:
             former = read_claim(claim)
             if not self.is_dead(claim):
                 return None
-            aside = claim.with_name(f".{claim.name}.{uuid.uuid4().hex}")
+            aside = part_of(claim)
             try:
                 claim.rename(aside)
             except FileNotFoundError:
@@ -181,7 +187,7 @@ def holder(facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What a claim says of this process."""
     process = os.getpid()
     since = datetime.now().astimezone().isoformat(timespec="seconds")
-    return {"host": this_host(), "process": process, "started": _start_of(process), "since": since, **(facts or {})}
+    return {"host": this_host(), "process": process, "started": start_of(process), "since": since, **(facts or {})}
 
 
 def read_claim(claim: Path) -> dict[str, Any]:
@@ -203,33 +209,12 @@ def is_old(claim: Path) -> bool:
 
 def folder_time(folder: Path) -> float:
     """Now, by the clock that stamps the files of `folder`: on a network folder the server's."""
-    probe = folder / f".time.{uuid.uuid4().hex}"
+    probe = part_of(folder / "time")
     try:
         probe.touch()
         return probe.stat().st_mtime
     finally:
         probe.unlink(missing_ok=True)
-
-
-def is_running(process: Any, started: Any = None) -> bool:
-    """Whether a process of this host is there, and is the one that was started then."""
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, TypeError, ValueError, OverflowError):  # another user's; or not a number
-        return True
-    start = _start_of(int(process))
-    return started is None or start is None or start == started
-
-
-def _start_of(process: int) -> int | None:
-    """When a process was started, in the kernel's ticks since boot; None where the system does not say."""
-    try:
-        # The name in brackets may hold spaces and brackets: count from the last one.
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def _create(claim: Path, content: str) -> bool:

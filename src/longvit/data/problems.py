@@ -21,8 +21,8 @@ class Problem:
     slide: str
     """Its slide_id."""
     stage: str
-    """`open` the file, `read` its pixels: the slide is left out. `tiles`: it is used, with holes filled.
-    `picture`: only its picture is missing."""
+    """`open` the file, `read` its pixels, the `model`, the `end` of the run: the slide is left out. `tiles`: it is
+    used, with holes filled. `picture`: only its picture is missing."""
     error: str
     """One line."""
 

@@ -61,7 +61,7 @@ def _of_run(folder: Path) -> DinoCheckpoint:
     student, teacher = (_below(prefix, saved.tensors) for prefix in (_STUDENT, _TEACHER))
     if not student or not teacher or _CENTER not in saved.tensors:
         raise InputError(f"{saved.path}: not a checkpoint of a pretraining: no student, teacher and centre in it")
-    return DinoCheckpoint(teacher, student, saved.tensors[_CENTER], len(saved.state["epochs"]), asdict(config))
+    return DinoCheckpoint(teacher, student, saved.tensors[_CENTER], len(saved.state.get("epochs", ())), asdict(config))
 
 
 def _backbone(folder: Path) -> LongViT:

@@ -10,6 +10,7 @@ so that the first save is whole until the second one is.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,7 +29,8 @@ from longvit.files import atomic_path, make_folder, write_text
 from longvit.json_file import read_json_object
 
 FORMAT = 1
-_STATE_BYTES = 2**30  # the losses of a long run
+_MAX_JSON_BYTES = 2**27  # the losses of a long run
+_TENSOR_FILE = re.compile(r"step-\d{8,}(-again)?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,13 @@ def write_checkpoint(
     kept = [path for path in found if path.name <= json_path.name][-keep:]
     for old in found:
         if old not in kept:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder of that name
+                old.unlink()
     vouched = {_tensor_name(path) for path in kept}
     for tensor_file in folder.glob("step-*.safetensors"):
         if tensor_file.name not in vouched:
-            tensor_file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                tensor_file.unlink()
     for half in folder.glob(".step-*.part.*"):  # of a process that was killed while it wrote; a run has one process
         half.unlink(missing_ok=True)
     return json_path
@@ -126,9 +130,13 @@ def _free_tensor_path(json_path: Path) -> Path:
 def _tensor_name(json_path: Path) -> str | None:
     """The tensor file that a JSON vouches for; None where it is absent or damaged."""
     try:
-        return str(read_json_object(json_path, most_bytes=_STATE_BYTES)["tensor_file"]["name"])
+        return str(_json_of(json_path)["tensor_file"]["name"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    return read_json_object(path, most_bytes=_MAX_JSON_BYTES)
 
 
 class _Damaged(Exception):
@@ -137,27 +145,35 @@ class _Damaged(Exception):
 
 def _read(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
     try:
-        content = read_json_object(path, most_bytes=_STATE_BYTES)
+        content = _json_of(path)
         claimed = content.pop("sha256")
-        entry = content["tensor_file"]
-        tensor_path = path.with_name(entry["name"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        is_whole = claimed == _content_hash(content)
+        version, step, state, entry = content["format"], content["step"], content["state"], content["tensor_file"]
+        name, size, digest = entry["name"], entry["bytes"], entry["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _Damaged(f"damaged ({type(error).__name__})") from error
-    if claimed != _content_hash(content):
+    if not is_whole:
         raise _Damaged("damaged (its checksum does not match)")
-    if (version := content.get("format")) != FORMAT:
-        raise InputError(f"{path}: written by another version (format {version!r:.20}, this one reads {FORMAT})")
-    if not isinstance(content.get("step"), int) or not isinstance(content.get("state"), dict):
-        raise _Damaged("damaged (it has no step or no state)")
+    if version != FORMAT:
+        raise InputError(f"{path}: written by another version (format {version}, this one reads {FORMAT})")
+    # A checksum keeps chance away, nobody's intent: what it vouches for may still be anything.
+    if not (isinstance(name, str) and _TENSOR_FILE.fullmatch(name)):
+        raise _Damaged(f"damaged (a tensor file called {str(name)[:80]!r})")
+    if type(step) is not int or step < 0 or not isinstance(state, dict):
+        raise _Damaged("damaged (its step or its state is of another type)")
+    tensor_path = path.with_name(name)
     if not tensor_path.is_file():
         raise _Damaged(f"its {tensor_path.name} is missing")
-    if tensor_path.stat().st_size != entry.get("bytes"):
-        raise _Damaged(f"its {tensor_path.name} has {tensor_path.stat().st_size} of {entry.get('bytes')} bytes")
-    if _sha256(tensor_path) != entry.get("sha256"):
+    if tensor_path.stat().st_size != size:
+        raise _Damaged(f"its {tensor_path.name} has {tensor_path.stat().st_size} of {str(size)[:40]} bytes")
+    if _sha256(tensor_path) != digest:
         raise _Damaged(f"its {tensor_path.name} is damaged (checksum)")
-    with safe_open(tensor_path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    return Checkpoint(content["step"], tensors, content["state"], path, skipped)
+    try:
+        with safe_open(tensor_path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise _Damaged(f"its {tensor_path.name} is no safetensors file ({type(error).__name__}: {error})") from error
+    return Checkpoint(step, tensors, state, path, skipped)
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -6,6 +6,7 @@ The signal only leaves a note; the loop looks at it between two optimiser steps,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -73,4 +74,5 @@ class StopSignals:
             raise Interrupted(number)
         if is_first and self._say:  # a write of its own: a handler may interrupt a print
             name = signal.Signals(number).name
-            os.write(2, f"\n{name}: this step, a checkpoint, then the end (Ctrl-C now: at once)\n".encode())
+            with contextlib.suppress(OSError):
+                os.write(2, f"\n{name}: this step, a checkpoint, then the end (Ctrl-C now: at once)\n".encode())

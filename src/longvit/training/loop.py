@@ -46,7 +46,7 @@ from longvit.training.non_finite import (
 from longvit.training.optim import first_non_finite, named_parameters
 from longvit.training.rule import FineTuning, Rule
 from longvit.training.settings import TrainSettings
-from longvit.training.state import RunState, checkpoint_of_first, pack, seed_forward, unpack
+from longvit.training.state import RunState, checkpoint_of_first, pack, seed_forward, settings_of, unpack
 
 __all__ = ["Interrupted", "NonFiniteError", "TrainResult", "TrainSettings", "autocast", "train"]
 
@@ -133,7 +133,7 @@ def train(
     if saved is None:
         state = RunState(loss_scale=FIRST_SCALE if settings.dtype == "float16" else 1.0)
     else:
-        refuse_other_settings(saved.state["settings"], decisive, folder)
+        refuse_other_settings(settings_of(saved), decisive, folder)
         state = unpack(saved, model, optimizer, average)
     if name := first_non_finite(model.named_parameters()):
         raise NonFiniteError(f"parameter {name} holds a NaN or an infinity before step {state.step + 1}")

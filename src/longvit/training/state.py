@@ -115,8 +115,32 @@ def unpack(
 ) -> RunState:
     """Puts a checkpoint into the model, the optimiser and the average.
 
-    `InputError`: it is another model's.
+    `InputError`: it is another model's, or what it holds is not what a run writes.
     """
+    try:
+        return _unpacked(saved, model, optimizer, average)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise _not_of_a_run(saved, f"{type(error).__name__}: {error}") from error
+
+
+def settings_of(saved: Checkpoint) -> Mapping[str, Any]:
+    """The settings that a run was begun with. `InputError` where there are none."""
+    settings = saved.state.get("settings")
+    if not isinstance(settings, Mapping):
+        raise _not_of_a_run(saved, "no settings in it")
+    return settings
+
+
+def _not_of_a_run(saved: Checkpoint, why: str) -> InputError:
+    text = " ".join(why.split())[:200]
+    return InputError(f"{saved.path}: not the checkpoint of a run ({text}); remove the folder to start anew")
+
+
+def _unpacked(
+    saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: ParameterAverage | None
+) -> RunState:
     tensors, state = saved.tensors, saved.state
     own = model.state_dict()
     theirs = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
@@ -131,15 +155,23 @@ def unpack(
     for full_name, value in tensors.items():
         if full_name.startswith("optimizer."):
             _, key, name = full_name.split(".", 2)
-            optimizer.state[parameters[name]][key] = value.to(parameters[name].device)
+            parameter = parameters[name]
+            if value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"{full_name} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
+            optimizer.state[parameter][key] = value.to(parameter.device)
+    if len({frozenset(kept) for kept in optimizer.state.values()}) > 1:  # Adam's step, mean and mean square, or nothing
+        raise KeyError("an optimiser's value is missing")
     for name, tensor in average.tensors.items() if average is not None else ():
         tensor.copy_(tensors[f"ema.{name}"])
-    rows = tensors["history"].tolist()
-    return RunState(
-        saved.step,
-        tuple(state["columns"]),
-        rows,
-        epochs=list(state["epochs"]),
-        skipped=list(state["skipped"]),
-        **{name: state[name] for name in _PLAIN},
-    )
+    rows, columns = tensors["history"].tolist(), tuple(state["columns"])
+    if len(rows) != saved.step or any(len(row) != len(columns) for row in rows):
+        raise ValueError(f"figures of {len(rows)} steps, not of {saved.step}")
+    epochs, skipped = list(state["epochs"]), list(state["skipped"])
+    if not all(isinstance(epoch, dict) for epoch in epochs) or len(epochs) > saved.step:
+        raise ValueError("its epochs are none")
+    if not all(isinstance(text, str) for text in (*skipped, *columns)):
+        raise TypeError("its steps are not named")
+    plain = {name: state[name] for name in _PLAIN}
+    if any(type(value) not in (int, float) for value in plain.values()):
+        raise TypeError(f"{', '.join(_PLAIN)}: not all are numbers")
+    return RunState(saved.step, columns, rows, epochs=epochs, skipped=skipped, **plain)

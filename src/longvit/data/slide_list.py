@@ -9,7 +9,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from longvit.data.identity import canonical, refuse_clashes
@@ -27,7 +26,7 @@ from longvit.errors import InputError
 from longvit.files import is_folder
 from longvit.slides.file_kind import near_name
 from longvit.slides.folder import counted_as
-from longvit.slides.slide_name import MAX_ID_BYTES, fault_of_name, printable
+from longvit.slides.slide_name import fault_of_name, printable
 
 _LOG = logging.getLogger("longvit.data")
 
@@ -211,9 +210,6 @@ def _listed(slide_id: str, path: Path, mpp: float | None = None) -> ListedSlide:
     if fault is None:
         return ListedSlide(slide_id, path, mpp)
     slide_id = printable(slide_id).replace("/", "\\x2f")
-    if len(slide_id.encode()) > MAX_ID_BYTES:
-        mark = sha256(slide_id.encode()).hexdigest()[:8]
-        slide_id = f"{slide_id.encode()[: MAX_ID_BYTES - 20].decode(errors='ignore')}…{mark}"
     printed = printable(str(path))
     return ListedSlide(slide_id, Path(printed), mpp, f"{printed}: {fault}")
 

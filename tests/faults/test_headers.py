@@ -190,6 +190,9 @@ def test_a_place_without_bytes_and_bytes_without_a_place_are_damage(tmp_path: Pa
     path = plain(tmp_path / "a.tif", compression=compression)
     set_table(path, 325, 8, 0)
     assert bad_places(path) == {(128, 64)}
+    slide = open_slide(path)
+    slide.read_region(128, 64, 0, 64, 64)
+    assert slide.bad_tiles[0].message == "0 bytes at a place in the file"
     path = plain(tmp_path / "b.tif", compression=compression)
     set_table(path, 324, 8, 0)
     assert bad_places(path) == {(128, 64)}

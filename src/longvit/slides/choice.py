@@ -35,6 +35,7 @@ _WHITE: Rgb = (255, 255, 255)
 # What OpenSlide calls the formats whose tiles mean nothing but themselves. Others overlap, shift or leave out tiles.
 _PLAIN_VENDORS = ("aperio", "generic-tiff", None)
 _LARGEST_DIFFERENCE = 1  # grey levels
+_COMPARED_PX = 1024  # a side of what is compared of a tile: some files are one tile of gigabytes
 # Decoders round differently by a few; more is another picture, and which one is right nobody can tell from here.
 _ANOTHER_PICTURE = 32
 _COLOURS = {5: "CMYK", 6: "YCbCr", 8: "CIELAB"}  # PhotometricInterpretation
@@ -273,7 +274,8 @@ def disagreement_with(slide: PixelReader, tiles: TiledTiffReader) -> Disagreemen
         failures = []
         for column, row in places:
             x_px, y_px = column * tile_w, row * tile_h
-            shape = (min(tile_h, level.size_px[1] - y_px), min(tile_w, level.size_px[0] - x_px), 4)
+            height_px, width_px = min(tile_h, level.size_px[1] - y_px), min(tile_w, level.size_px[0] - x_px)
+            shape = (min(height_px, _COMPARED_PX), min(width_px, _COMPARED_PX), 4)
             theirs, ours = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
             their_fault = slide.read_block(level.index, x_px, y_px, theirs)
             our_fault = tiles.read_block(index, x_px, y_px, ours)

@@ -73,7 +73,7 @@ class OpenSlideReader(PixelReader):
             if level.tile_px[0] * level.tile_px[1] > MAX_TILE_PX:
                 raise InputError(
                     f"{path}: its tiles have {level.tile_px[0]} × {level.tile_px[1]} px; a tile is decoded whole and "
-                    f"may have at most {MAX_TILE_PX} px: damaged, or convert it to a tiled TIFF (`vips tiffsave --tile`)"
+                    f"may have at most {MAX_TILE_PX} px: damaged, or convert it (`vips tiffsave --tile --pyramid`)"
                 )
 
     def close(self) -> None:

@@ -34,8 +34,8 @@ def open_slide(path: str | os.PathLike[str], *, mpp: float | None = None, reader
     """Opens a slide: SVS, NDPI, MRXS, SCN, BIF, tiled TIFF, OME-TIFF, DICOM (a file or its folder), PNG or JPEG.
 
     `mpp`: µm per level-0 pixel, overrides what the file says. `reader`: "auto" takes the fast path where it agrees
-    with OpenSlide, "openslide" and "tiff" force one. Colours are as stored (no ICC profile is applied). Of several images
-    in a TIFF the largest is the slide; an orientation (TIFF, EXIF) is applied; `Slide.notes` and the log say so.
+    with OpenSlide, "openslide" and "tiff" force one. Colours are as stored (no ICC profile is applied). Of several
+    images in a TIFF the largest is the slide; an orientation (TIFF, EXIF) is applied; `Slide.notes` and the log say so.
     Raises `InputError`, in one line, for whatever is no slide.
     """
     slide = Slide(path, mpp=mpp, reader=reader)

@@ -39,15 +39,22 @@ def uses(x: Tensor, dtype: torch.dtype, width: int | None = None) -> bool:
     Raises:
         ValueError: LONGVIT_FUSED is not 0, 1 or auto; or it is 1 and the kernels cannot take these tensors.
     """
+    return choice(x.device, x.dtype, dtype, width or x.shape[-1])[0]
+
+
+def choice(device: torch.device, of_x: torch.dtype, dtype: torch.dtype, width: int) -> tuple[bool, str]:
+    """`uses` of rows in `of_x`, and why. Raises ValueError as that does."""
     asked = os.environ.get(VARIABLE, "auto")
     if asked not in ("0", "1", "auto"):
         raise ValueError(f"{VARIABLE} must be 0, 1 or auto, got {asked!r}")
-    if asked == "0" or (asked == "auto" and not (ON_CARDS and x.is_cuda)):
-        return False
-    reason = _cannot(x.device, x.dtype, dtype, width or x.shape[-1])
+    if asked == "0":
+        return False, f"{VARIABLE}=0"
+    if asked == "auto" and not (ON_CARDS and device.type == "cuda"):
+        return False, f"the kernels are for cards, the model is on {device.type}"
+    reason = _cannot(device, of_x, dtype, width)
     if reason and asked == "1":
         raise ValueError(f"{VARIABLE}=1, but {reason}")
-    return reason is None
+    return reason is None, reason or ("asked for" if asked == "1" else "one pass over memory instead of three to six")
 
 
 @lru_cache

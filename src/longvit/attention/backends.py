@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
 from shutil import which
@@ -239,8 +239,13 @@ def _has_triton() -> bool:
     """With a C compiler: Triton builds its launchers with it, at their first use. Its interpreter is no gain."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return False
-    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
-    return find_spec("triton") is not None and any(name and which(name) for name in compilers)
+    return _looked_for(find_spec, which, os.environ.get("CC"), os.environ.get("PATH"))
+
+
+@lru_cache(maxsize=8)  # `pick` asks at every layer; the file system takes its time
+def _looked_for(find: Callable[..., Any], where: Callable[..., Any], cc: str | None, path: str | None) -> bool:
+    """Whether the package triton and a C compiler are there; `path`: where `where` looks."""
+    return find("triton") is not None and any(name and where(name) for name in (cc, "cc", "gcc", "clang"))
 
 
 def _check_triton(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:

@@ -1,9 +1,9 @@
 """LayerNorm fused with GELU, residual sum and casts: one pass over memory where PyTorch takes three to six.
 
-Three functions, each with a plain twin of PyTorch operations (`plain_…`), which is what it is tested against:
+Functions, each with a plain twin of PyTorch operations (`plain_…`), which is what it is tested against:
 
     norm            LayerNorm(GELU(x)) in the arithmetic's dtype
-    add_norm        x + s · y, and its LayerNorm
+    add_norm        x + s · y, and its LayerNorm; `add` is the sum alone
     norm_backward   from the gradient of the norm: that of x plus a residual, cast; the norm again; sums over rows
 
 They serve CUDA cards through Triton (`fused_kernels`). `uses` decides, in one place: the environment variable
@@ -180,19 +180,30 @@ def add_norm(
     return total, n
 
 
-def _forward(x, y, scale, w, b, eps: float, gelu: bool, total: Tensor | None, n: Tensor) -> None:
+def add(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    """Rows x, y (T, C) of any two dtypes → x + y in float32, as the dtype of `out`, which may be x.
+
+    Of float32 and a 16-bit y the bits of `torch.add`, whose kernel for two dtypes takes 1.6 × what its bytes need.
+    """
+    _forward(x, y, None, x, x, 0.0, False, out, None)
+    return out
+
+
+def _forward(x, y, scale, w, b, eps: float, gelu: bool, total: Tensor | None, n: Tensor | None) -> None:
+    """What is None is not computed; total may be x."""
     if not len(x):
         return
     x, shape, programs = _rows(x), _shape("forward", x.shape[-1]), _programs("forward", x)
     y = x if y is None else _rows(y)
     scaled = scale is not None
     scale = scale.contiguous() if scaled else x
-    into = n if total is None else total
+    into, has_norm = n if total is None else total, n is not None
+    n = n if has_norm else into
     with torch.cuda.device_of(x):  # Triton launches on the current card
         _kernels().norm_forward[(programs,)](
             x, y, scale, w, b, into, n, len(x), programs, eps, x.stride(0), y.stride(0), into.stride(0), n.stride(0),
             **_pieces(x.shape[-1]), ROWS=shape.rows, STAGES=shape.stages, GELU=gelu, EXACT=x.dtype == torch.float32,
-            ADD=total is not None, SCALED=scaled, num_warps=shape.warps,
+            ADD=total is not None, SCALED=scaled, NORM=has_norm, num_warps=shape.warps,
         )  # fmt: skip
 
 

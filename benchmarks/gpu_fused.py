@@ -182,6 +182,12 @@ def kernel_cases(s: Sizes) -> Iterator[tuple[str, int, Callable[[], Any], Callab
         lambda: fused_norms.plain_add_norm(x, y, None, w, b, EPS, wide),
     )  # fmt: skip
     yield (
+        "sum, stream", t * d * 10,
+        lambda: (torch.add(x, y),),
+        lambda: (fused_norms.add(x, y, torch.empty_like(x)),),
+        lambda: (x + y.float(),),
+    )  # fmt: skip
+    yield (
         "backward, stream, residual", t * d * 16,
         lambda: torch_backward(x, g, w, b, False, x),
         lambda: fused_backward(x, g, w, b, False, x),

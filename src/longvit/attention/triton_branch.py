@@ -181,7 +181,8 @@ def branch_forward(
         ValueError: `scale` is not positive.
     """
     group = cdiv(min(w, out.shape[1]), r)
-    _forward(*operands, out, lse, w, r, scale, FIRST=first, PADDED=padded, group=group)
+    q, k, v = operands
+    _forward(q, k, v, out, lse, w, r, scale, FIRST=first, PADDED=padded, group=group)
 
 
 def check_scale(scale: float) -> None:
@@ -228,8 +229,9 @@ def branch_backward(
     operands: Sequence[Tensor], grads: Sequence[Tensor], w: int, r: int, scale: float, first: bool = False
 ) -> None:
     """Adds one branch's part to the gradients of q, k and v: three float32 (B, N, H, D); `first`: sets them."""
-    keys_backward(*operands, grads[1:], w, r, scale, first)
-    queries_backward(*operands, grads[0], w, r, scale, first)
+    grad_out, q, k, v, lse2, sums = operands
+    keys_backward(grad_out, q, k, v, lse2, sums, grads[1:], w, r, scale, first)
+    queries_backward(grad_out, q, k, v, lse2, sums, grads[0], w, r, scale, first)
 
 
 def keys_backward(grad_out, q, k, v, lse2, sums, grads, w, r, scale, first=False, others=-1):
@@ -264,7 +266,7 @@ def call_backward(
     """→ the gradients of q, k and v, float32 (B, H, L, D), from any (out, lse)."""
     grad_out, q, k, v, out, lse = (t.transpose(1, 2) for t in (grad_out, q, k, v, out, lse))
     dq, dk, dv = (torch.empty(t.shape, dtype=torch.float32, device=q.device) for t in (q, k, v))
-    operands = backward_operands(grad_out, q, k, v, out, lse, scale)
-    keys_backward(*operands, (dk, dv), k.shape[1], 1, scale, True, q.shape[1])
-    queries_backward(*operands, dq, q.shape[1], 1, scale, True, k.shape[1])
+    lse2, sums = backward_operands(grad_out, q, k, v, out, lse, scale)[-2:]
+    keys_backward(grad_out, q, k, v, lse2, sums, (dk, dv), k.shape[1], 1, scale, True, q.shape[1])
+    queries_backward(grad_out, q, k, v, lse2, sums, dq, q.shape[1], 1, scale, True, k.shape[1])
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)

@@ -189,8 +189,8 @@ def add(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def _forward(x, y, scale, w, b, eps: float, gelu: bool, total: Tensor | None, n: Tensor | None) -> None:
-    """What is None is not computed; total may be x."""
+def _forward(x, y, scale, w, b, eps: float, gelu: bool, total, n) -> None:
+    """`total`, `n`: where the sum and the norm go, or None; total may be x."""
     if not len(x):
         return
     x, shape, programs = _rows(x), _shape("forward", x.shape[-1]), _programs("forward", x)

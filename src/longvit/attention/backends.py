@@ -127,6 +127,14 @@ def _pick_cuda(device: torch.device, dtype: torch.dtype, head_dim: int) -> Choic
     return Choice(BACKENDS["cuda_efficient"], f"memory-efficient kernel: {why}")
 
 
+def matmul_precision() -> str:
+    """Of float32 products on a card, as the user told PyTorch by its older or its newer setting: "tf32" or "ieee"."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # torch 2.9; after it was set, asking the older one is an error
+        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from longvit.attention import triton_kernels
+from longvit.attention.backends import matmul_precision
 
 LOG2_E = 1 / math.log(2)
 
@@ -147,8 +148,8 @@ def tile_width(D: int) -> int:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Of matrix products of float32: as the user told PyTorch (torch.set_float32_matmul_precision)."""
-    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+    """Of matrix products: see `matmul_precision`."""
+    return matmul_precision() if dtype == torch.float32 else "ieee"
 
 
 def forward_operands(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:

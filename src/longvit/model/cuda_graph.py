@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as torch_module
 
+from longvit.attention.backends import matmul_precision
+
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViT
 
@@ -169,7 +171,7 @@ def _key(model: LongViT, x: Tensor) -> Any:
     return (
         (tuple(x.shape), x.dtype, x.device, model.pattern(x.shape[1])),
         torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
-        (torch.is_inference_mode_enabled(), torch.get_float32_matmul_precision()),
+        (torch.is_inference_mode_enabled(), matmul_precision()),
         torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0,  # replays are in order on one stream alone
         tuple((p.data_ptr(), p.dtype) for p in model.blocks.parameters()),
         tuple(os.environ.get(name) for name in _CHOICES),

@@ -267,7 +267,7 @@ def call_backward(
     """→ the gradients of q, k and v, float32 (B, H, L, D), from any (out, lse)."""
     grad_out, q, k, v, out, lse = (t.transpose(1, 2) for t in (grad_out, q, k, v, out, lse))
     dq, dk, dv = (torch.empty(t.shape, dtype=torch.float32, device=q.device) for t in (q, k, v))
-    lse2, sums = backward_operands(grad_out, q, k, v, out, lse, scale)[-2:]
+    *_, lse2, sums = backward_operands(grad_out, q, k, v, out, lse, scale)
     keys_backward(grad_out, q, k, v, lse2, sums, (dk, dv), k.shape[1], 1, scale, True, q.shape[1])
     queries_backward(grad_out, q, k, v, lse2, sums, dq, q.shape[1], 1, scale, True, k.shape[1])
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)

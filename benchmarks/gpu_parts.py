@@ -279,7 +279,7 @@ def kernel_launches(b: Bench, n: int) -> dict[str, Callable[[str], None]]:
     branches = list(zip(segment_schedule(n), DILATED_RATIOS, strict=True))
     scale = DIM**-0.5
     kernels = {
-        "forward": lambda w, r: tb.branch_forward(q, k, v, out, lse, w, r, scale),
+        "forward": lambda w, r: tb.branch_forward((q, k, v), out, lse, w, r, scale),
         "keys": lambda w, r: tb.keys_backward(grad_out, q, k, v, lse, sums, grads[1:], w, r, scale),
         "queries": lambda w, r: tb.queries_backward(grad_out, q, k, v, lse, sums, grads[0], w, r, scale),
     }

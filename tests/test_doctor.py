@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import longvit.attention
+import longvit.device
 from longvit import doctor
 from longvit.cli import main
+from longvit.model import fused_norms
 from oracles.dilated import dilated_attention as oracle
 
 
@@ -34,6 +36,27 @@ def test_json_is_json_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     found = {(f["section"], f["name"]): f["text"] for f in report["findings"]}
     assert "kernel" in found["attention", "cpu float32"] or "cuda" in str(found)
     assert "DICOM" in found["readers", "openslide"]
+
+
+def test_fused_norms_and_graphs_are_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> dict[str, tuple[str, str]]:
+        return {f.name.split(",")[0]: (f.verdict, f.text) for f in doctor._guarded(doctor._kernels)}
+
+    assert told()["CUDA graphs"] == ("ok", "no: the model is on cpu, graphs are for cuda")
+    assert told()["fused norms"] == ("ok", "no: the kernels are for cards, the model is on cpu")
+    monkeypatch.setenv("LONGVIT_GRAPHS", "0")
+    assert told()["CUDA graphs"] == ("ok", "no: LONGVIT_GRAPHS=0")
+    monkeypatch.setenv("LONGVIT_FUSED", "0")
+    assert told()["fused norms"] == ("ok", "no: LONGVIT_FUSED=0")
+    monkeypatch.delenv("LONGVIT_GRAPHS")
+    monkeypatch.delenv("LONGVIT_FUSED")
+    card = longvit.device.Device(torch.device("cuda"), "card", "")
+    monkeypatch.setattr(longvit.device, "pick_device", lambda name: card)
+    monkeypatch.setattr(fused_norms, "_cannot", lambda *_: None)
+    assert told()["CUDA graphs"] == ("ok", "yes: in embed and predict, up to 65,536 patches are one launch")
+    assert told()["fused norms"] == ("ok", "yes: one pass over memory instead of three to six")
+    monkeypatch.setenv("LONGVIT_GRAPHS", "yes")
+    assert [f.verdict for f in doctor._guarded(doctor._kernels)] == ["wrong"]
 
 
 def test_wrong_numbers_of_the_model_are_noticed(

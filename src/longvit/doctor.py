@@ -60,7 +60,7 @@ class Finding:
 def examine(folder: str | Path = ".") -> tuple[Finding, ...]:
     """Everything the doctor looks at; `folder` is where results would be written. Never raises."""
     findings: list[Finding] = []
-    for look in (_versions, _devices, _attention, _readers, lambda: _disk(Path(folder)), _self_test):
+    for look in (_versions, _devices, _attention, _kernels, _readers, lambda: _disk(Path(folder)), _self_test):
         findings += _guarded(look)
     return tuple(findings)
 
@@ -121,6 +121,25 @@ def _attention() -> list[Finding]:
         choice = pick(device, dtype, 24)
         name = f"{device.type} {str(dtype).removeprefix('torch.')}"
         found.append(Finding("attention", name, "ok", f"{choice.backend.name}: {choice.reason}"))
+    return found
+
+
+def _kernels() -> list[Finding]:
+    """What else is chosen per device, beside attention."""
+    import torch
+
+    from longvit.device import pick_device
+    from longvit.model import cuda_graph, fused_norms
+
+    device = pick_device("auto").device
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        is_used, reason = fused_norms.choice(device, torch.float32, dtype, 384)
+        name = f"fused norms, {device.type} {str(dtype).removeprefix('torch.')}"
+        found.append(Finding("kernels", name, "ok", f"{'yes' if is_used else 'no'}: {reason}"))
+    reason = cuda_graph.against(device)
+    yes = f"yes: in embed and predict, up to {cuda_graph.MOST_PATCHES:,} patches are one launch"
+    found.append(Finding("kernels", "CUDA graphs", "ok", f"no: {reason}" if reason else yes))
     return found
 
 

@@ -80,14 +80,12 @@ def tokens_of(model: LongViT, canvas_pixels: Any) -> tuple[Tensor, int]:
     """The tokens (1, N, D) of uint8 (height, width, 3) pixels, or a canvas, and the number of rows of patches."""
     import torch
 
-    from longvit.model.longvit import image_of
-
     pixels = np.asarray(canvas_pixels)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            return model.forward_features(image_of(pixels)), pixels.shape[0] // model.config.patch_px
+            return model.tokens_of(pixels), pixels.shape[0] // model.config.patch_px
     finally:
         model.train(was_training)
 

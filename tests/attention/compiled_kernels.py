@@ -52,10 +52,10 @@ q, k, v = torch.zeros(1, N, 3, H, D, dtype=torch.bfloat16).unbind(2)
 grad_out = torch.zeros(1, N, H, D, dtype=torch.bfloat16)
 out, lse = torch.zeros(1, N, H, D), torch.zeros(1, N, H)
 grads = torch.zeros(1, N, 3, H, D).unbind(2)
-sums = triton_branch.row_sums(grad_out, out)
+queries = triton_branch.backward_operands(grad_out, q, k, v, out, lse, 0.2)
 for w, r in ((1024, 1), (2048, 2), (4096, 16)):
-    triton_branch.branch_forward(q, k, v, out, lse, w, r, 0.2, first=r == 1)
-    triton_branch.branch_backward(grad_out, q, k, v, lse, sums, grads, w, r, 0.2, first=r == 1)
+    triton_branch.branch_forward((q, k, v), out, lse, w, r, 0.2, first=r == 1)
+    triton_branch.branch_backward(queries, grads, w, r, 0.2, first=r == 1)
 for name, kernels in seen.items():
     sixteen = all("cp.async.cg.shared.global" in c.asm["ptx"] for c in kernels)  # .cg: 16 bytes; .ca: less
     print(name, len(kernels), len({id(c) for c in kernels}), sixteen)

@@ -128,7 +128,7 @@ def test_queries_and_keys_of_two_lengths_pass_the_fused_kernels() -> None:
 @pytest.mark.parametrize(
     ("capability", "dtype", "dim", "name", "why"),
     [
-        ((9, 0), torch.bfloat16, 24, "triton", "bfloat16, compute capability 9.0"),
+        ((9, 0), torch.bfloat16, 24, "triton_padded", "bfloat16, compute capability 9.0"),
         ((9, 0), torch.float16, 136, "cuda_flash", "float16"),
         ((8, 9), torch.bfloat16, 24, "cuda_flash", "bfloat16, compute capability 8.9"),
         ((8, 0), torch.float16, 256, "cuda_flash", "float16"),
@@ -153,5 +153,5 @@ def test_without_triton_a_new_card_takes_the_flash_kernel(missing: str, monkeypa
     monkeypatch.setenv("TRITON_INTERPRET", str(int(missing == "compiled")))
     for name in ("find_spec", "which"):
         monkeypatch.setattr(backends, name, lambda _, name=name: None if name == missing else "there")
-    expected = "cuda_flash" if missing else "triton"
+    expected = "cuda_flash" if missing else "triton_padded"
     assert pick(torch.device("cuda"), torch.bfloat16, 24).backend.name == expected

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -191,3 +194,21 @@ def test_wrong_tensors_name_their_shapes() -> None:
         dilated_attention(*(t.long() for t in (q, k, v)), **PAPER)
     with pytest.raises(ValueError, match="3, heads"):
         dilated_attention_packed(q, **PAPER)
+
+
+def test_the_precision_of_products_is_known_whichever_setting_was_used() -> None:
+    # PyTorch raises where the older question is asked after the newer setting
+    code = """
+import torch
+from longvit.attention.backends import matmul_precision as told
+assert told() == "ieee"
+for value, want in (("high", "tf32"), ("medium", "tf32"), ("highest", "ieee")):
+    torch.set_float32_matmul_precision(value)
+    assert told() == want, value
+if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+    for value in ("tf32", "ieee"):
+        torch.backends.cuda.matmul.fp32_precision = value
+        assert told() == value
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -208,3 +208,51 @@ def test_the_kernels_compile_without_a_card_and_read_16_bytes_at_once(capability
         "keys_backward 3 2 True",
         "queries_backward 3 2 True",
     ]
+
+
+class Kernel:
+    """Stands in for a kernel: what it was launched with, by name."""
+
+    def __init__(self, kernel) -> None:
+        self.arg_names = kernel.arg_names
+        self.launches: list[dict] = []
+
+    def __getitem__(self, grid):
+        def start(*args, **options) -> None:
+            assert len(args) == len(self.arg_names)
+            self.launches.append(dict(zip(self.arg_names, args, strict=True)) | options | {"grid": grid})
+
+        return start
+
+
+def test_a_launch_is_planned_once_and_anew_for_other_strides_tiles_and_branches(monkeypatch) -> None:
+    from longvit.attention import triton_branch
+
+    kernel = Kernel(triton_branch.triton_kernels.forward)
+    monkeypatch.setattr(triton_branch.triton_kernels, "forward", kernel)
+    fused, apart = torch.zeros(2, 40, 3, 4, 24).unbind(2), [torch.zeros(2, 40, 4, 24) for _ in range(3)]
+    out, lse = torch.zeros(2, 40, 4, 24), torch.zeros(2, 40, 4)
+
+    def planned(operands, w: int, r: int, scale: float = 0.2) -> tuple[int, dict]:
+        before = triton_branch._planned.cache_info().misses
+        triton_branch.branch_forward(operands, out, lse, w, r, scale)
+        return triton_branch._planned.cache_info().misses - before, kernel.launches[-1]
+
+    new, first = planned(fused, 16, 1)
+    assert new == 1
+    assert [first[f"{name}_n"] for name in ("q", "k", "v", "out", "lse")] == [288, 288, 288, 96, 4]
+    assert [first[f"{name}_row"] for name in ("q", "out", "lse")] == [11520, 3840, 160]
+    assert (first["N"], first["w"], first["r"], first["H"], first["g"], first["group"]) == (40, 16, 1, 4, 4, 16)
+    assert (first["D"], first["D_TILE"], first["num_warps"], first["grid"]) == (24, 32, 4, (24,))
+    assert [first["K"] is t for t in fused] == [False, True, False]
+    new, again = planned([t.contiguous() for t in fused], 16, 1)  # other strides
+    assert (new, again["q_n"]) == (1, 96)
+    assert planned(apart, 16, 1)[0] == 0  # the same strides, other tensors
+    assert kernel.launches[-1]["Q"] is apart[0]
+    assert planned(apart, 16, 2)[0] == planned(apart, 8, 2)[0] == planned(apart, 8, 2, 0.3)[0] == 1
+    assert kernel.launches[-1]["scale"] == pytest.approx(0.3 * triton_branch.LOG2_E)
+    monkeypatch.setitem(triton_branch.TILES, "forward", triton_branch.Tile(32, 16, 8, 3))
+    new, last = planned(apart, 16, 1)
+    assert (new, last["num_warps"], last["num_stages"]) == (1, 8, 3)
+    triton_branch.branch_forward([t[:0] for t in apart], out[:0], lse[:0], 16, 1, 0.2)
+    assert kernel.launches[-1] is last  # nothing to do

@@ -1,22 +1,31 @@
-"""A graphed forward pass: when it records, when it replays, and that it gives the model's own numbers."""
+"""The encoder as a CUDA graph: when it records, when it replays, and that it gives the model's own numbers."""
 
 from __future__ import annotations
 
+import gc
 import logging
+import threading
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from longvit import interpret
 from longvit.model import cuda_graph
-from longvit.model.cuda_graph import GraphedForward
 from longvit.model.longvit import LongViT, LongViTConfig
 
 CONFIG = LongViTConfig(embed_dim=32, depth=2, num_heads=4, ffn_dim=48, num_classes=3, grid_patches=4)
 
 
-def image(side_px: int = 96, batch: int = 1) -> Tensor:
-    return torch.randint(0, 256, (batch, 3, side_px, side_px), dtype=torch.uint8)
+def image(side_px: int = 96) -> np.ndarray:
+    return np.random.default_rng(side_px).integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
+
+
+def embedded(model: LongViT, side_px: int = 96, batch: int = 1) -> Tensor:
+    images = torch.from_numpy(image(side_px)).permute(2, 0, 1).expand(batch, -1, -1, -1)
+    return model.patch_embed(images).detach()
 
 
 @pytest.fixture
@@ -25,17 +34,26 @@ def model() -> LongViT:
 
 
 class Recordings:
-    """Stands in for `Recorded` on a CPU."""
+    """Stands in for `Recorded` on a CPU: calls the function again."""
 
     def __init__(self) -> None:
         self.made: list[tuple[int, ...]] = []
-        self.failing = False
+        self.replays = 0
+        self.failing: RuntimeError | None = None
 
     def __call__(self, step, x: Tensor):
         self.made.append(tuple(x.shape))
         if self.failing:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
-        return step
+            raise self.failing
+        config = CONFIG
+        twin = LongViT(config).eval()
+        twin.load_state_dict(step.__self__.state_dict())  # no reference to the model, as a graph has none
+
+        def replay(x: Tensor) -> Tensor:
+            self.replays += 1
+            return twin.encode(x)
+
+        return replay
 
 
 @pytest.fixture
@@ -43,87 +61,204 @@ def recordings(monkeypatch) -> Recordings:
     """As on a card."""
     made = Recordings()
     monkeypatch.setattr(cuda_graph, "Recorded", made)
-    cannot = GraphedForward._cannot
-    monkeypatch.setattr(GraphedForward, "_cannot", lambda self, x: cannot(self, OnACard(x)))
+    of_device = cuda_graph._of_device
+    monkeypatch.setattr(cuda_graph, "_of_device", lambda device: of_device(torch.device("cuda")))
     return made
 
 
-class OnACard:
-    """What `_cannot` asks of a tensor."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.device, self.shape = torch.device("cuda"), x.shape
-
-
-def test_without_a_card_the_model_runs_and_the_log_says_so_once(model, caplog) -> None:
-    forward = GraphedForward(model)
-    with torch.no_grad(), caplog.at_level(logging.WARNING):
-        x = image()
-        assert torch.equal(forward(x), model(x))
-        forward(x)
-    assert [r.getMessage() for r in caplog.records] == [
-        "no CUDA graph, the forward pass runs as it is: the model is on cpu"
-    ]
+def test_embed_and_predict_replay_and_give_the_bits_of_the_model(model, recordings, monkeypatch) -> None:
+    pixels = image()
+    found = {}
+    for choice in ("0", "auto", "1"):
+        monkeypatch.setenv("LONGVIT_GRAPHS", choice)
+        found[choice] = model.embed(pixels), interpret.tokens_of(model, pixels)[0]
+        if choice == "0":
+            assert not recordings.made
+    assert recordings.made == [(1, 9, 32)]
+    assert recordings.replays == 4
+    for embedding, tokens in found.values():
+        np.testing.assert_array_equal(embedding, found["0"][0])
+        assert torch.equal(tokens, found["0"][1])
 
 
-def test_one_recording_per_shape_autocast_and_place_of_the_weights(model, recordings, monkeypatch) -> None:
-    forward = GraphedForward(model, pre_logits=True)
+def test_slides_as_strips_replay_too(model, recordings) -> None:
+    class Slide:
+        def strips(self, side_px, fit, *, strip_px):
+            class Strip:
+                pixels = image(side_px)
+
+            yield Strip
+
+    side_px = CONFIG.image_px
+    x = LongViT(CONFIG).eval()
+    np.testing.assert_array_equal(x.embed(Slide()), x.embed(image(side_px)))
+    assert recordings.made == [(1, (side_px // 32) ** 2, 32)]
+
+
+def test_one_recording_per_shape_mode_and_place_of_the_weights(model, recordings, monkeypatch) -> None:
+    small, large = embedded(model, 64), embedded(model, 96)
+
+    def made_by(x: Tensor) -> int:
+        before = len(recordings.made)
+        cuda_graph.encode(model, x)
+        return len(recordings.made) - before
+
     with torch.no_grad():
-        small, large = image(64), image(96)
         for x in (small, large, small, large):
-            assert torch.equal(forward(x), model.forward_head(model.forward_features(x), pre_logits=True))
+            assert torch.equal(cuda_graph.encode(model, x), model.encode(x))
         assert recordings.made == [(1, 4, 32), (1, 9, 32)]
+        assert made_by(embedded(model, 64, batch=2))  # another batch, of patches as many as an image has
         with torch.autocast("cpu", torch.bfloat16):
-            forward(small)
-        assert len(recordings.made) == 3
+            assert made_by(small)
+        with torch.inference_mode():
+            assert made_by(small)
         monkeypatch.setenv("LONGVIT_ATTENTION", "plain")
-        forward(small)
-        assert len(recordings.made) == 4
-        model.head.weight.copy_(torch.zeros_like(model.head.weight))  # in place: the graph sees it
-        forward(small)
-        assert len(recordings.made) == 4
-        model.blocks[0].attn.qkv.weight.data = model.blocks[0].attn.qkv.weight.data.clone()
-        forward(small)
-        assert len(recordings.made) == 5
+        assert made_by(small)
+        model.blocks[0].mlp.fc1.weight.mul_(0.5)  # in place: the graph sees it
+        assert not made_by(small)
+        model.blocks[0].mlp.fc1.weight.data = model.blocks[0].mlp.fc1.weight.data.clone()
+        assert made_by(small)
+        was = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        assert made_by(small)
+        torch.set_float32_matmul_precision(was)
+        model.config = LongViTConfig(**vars(CONFIG) | {"segment_lengths": (2, 4, 4, 4, 4)})  # other keys attended
+        assert made_by(small)
 
 
-def test_only_so_many_graphs_hold_memory(model, recordings) -> None:
-    forward = GraphedForward(model, graphs=2)
+def test_only_so_many_graphs_hold_memory_and_a_large_image_gets_it_all(model, recordings, monkeypatch) -> None:
+    monkeypatch.setattr(cuda_graph, "GRAPHS", 2)
+    monkeypatch.setattr(cuda_graph, "MOST_PATCHES", 16)
     with torch.no_grad():
         for side in (64, 96, 64, 128, 64, 96):
-            forward(image(side))
-    assert [n for _, n, _ in recordings.made] == [4, 9, 16, 9]
-
-
-def test_a_failed_recording_is_one_line_and_not_tried_again(model, recordings, caplog) -> None:
-    recordings.failing, x = True, image()
-    forward = GraphedForward(model)
-    with torch.no_grad(), caplog.at_level(logging.WARNING):
-        assert torch.equal(forward(x), model(x))
-        forward(x)
-    assert len(recordings.made) == 1
-    assert [r.getMessage() for r in caplog.records] == [
-        "no CUDA graph, the forward pass runs as it is: operation not permitted when stream is capturing"
-    ]
-
-
-def test_training_and_large_images_run_without_a_graph(model, recordings, caplog) -> None:
+            cuda_graph.encode(model, embedded(model, side))
+            assert cuda_graph.recorded(model) <= 2
+        assert [n for _, n, _ in recordings.made] == [4, 9, 16, 9]
+        x = embedded(model, 160)
+        assert torch.equal(cuda_graph.encode(model, x), model.encode(x))
+    assert len(recordings.made) == 4
+    assert cuda_graph.recorded(model) == 0
+    monkeypatch.setenv("LONGVIT_GRAPHS", "1")  # at any size
     with torch.no_grad():
-        GraphedForward(model, most_patches=8)(image(96))
-        assert not caplog.records
-        GraphedForward(model.train())(image(96))
-    assert "training mode" in caplog.records[0].getMessage()
-    GraphedForward(model.eval())(image(96)).sum().backward()
-    assert not recordings.made
+        cuda_graph.encode(model, x)
+        cuda_graph.encode(model, x)
+    assert recordings.made[4:] == [(1, 25, 32)]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not permitted when stream is capturing\nmore"), RuntimeError("")])
+def test_a_failed_recording_is_one_line_and_the_model_goes_on(model, recordings, caplog, error) -> None:
+    recordings.failing = error
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        for side in (96, 96, 64):
+            x = embedded(model, side)
+            assert torch.equal(cuda_graph.encode(model, x), model.encode(x))
+    assert len(recordings.made) == 1
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert line.endswith("the model runs as it is: " + (str(error).split("\n")[0] or "RuntimeError"))
+
+
+def test_a_failed_recording_that_was_asked_for_is_an_error(model, recordings, monkeypatch) -> None:
+    monkeypatch.setenv("LONGVIT_GRAPHS", "1")
+    recordings.failing = RuntimeError("out of memory")
+    with pytest.raises(ValueError, match=r"^LONGVIT_GRAPHS=1, but it cannot be recorded: out of memory$"):
+        model.embed(image())
+
+
+def test_gradients_training_and_hooks_run_the_model_as_it_is(model, recordings) -> None:
+    seen = []
+    x = embedded(model)
+    cuda_graph.encode(model, x).sum().backward()
+    assert model.blocks[0].mlp.fc1.weight.grad is not None
+    with torch.no_grad():
+        cuda_graph.encode(model.train(), x)
+        hook = model.eval().blocks[1].mlp.register_forward_hook(lambda *args: seen.append(args))
+        cuda_graph.encode(model, x)
+        hook.remove()
+        every = torch.nn.modules.module.register_module_forward_pre_hook(lambda *args: seen.append(args))
+        cuda_graph.encode(model, x)
+        every.remove()
+        assert not recordings.made
+        assert len(seen) > 2
+        cuda_graph.encode(model, x)
+    assert recordings.made
+
+
+def test_ranks_and_other_devices_run_the_model_as_it_is(monkeypatch, caplog) -> None:
+    assert "on cpu" in cuda_graph.against(torch.device("cpu"))
+    assert "on mps" in cuda_graph.against(torch.device("mps"))
+    card = torch.device("cuda")
+    assert cuda_graph.against(card, cuda_graph.MOST_PATCHES) == ""
+    assert "65,537 patches" in cuda_graph.against(card, cuda_graph.MOST_PATCHES + 1)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert "ranks" in cuda_graph.against(card)
+    LongViT(CONFIG).embed(image())
+    assert not caplog.records  # nothing is wrong
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("yes", "^LONGVIT_GRAPHS must be 0, 1 or auto, got 'yes'$"), ("1", "^LONGVIT_GRAPHS=1, but the model is on cpu")],
+)
+def test_what_cannot_be_is_one_line(model, monkeypatch, value, message) -> None:
+    monkeypatch.setenv("LONGVIT_GRAPHS", value)
+    with pytest.raises(ValueError, match=message):
+        model.embed(image())
+
+
+def test_the_graphs_go_with_their_model(recordings) -> None:
+    model = LongViT(CONFIG).eval()
+    model.embed(image())
+    (graphs,) = [weakref.ref(g) for m, g in cuda_graph._GRAPHS.items() if m is model]
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert graphs() is None
+
+
+def test_one_thread_at_a_time_uses_the_one_input_of_a_graph(model, monkeypatch, recordings) -> None:
+    free = []
+
+    def record(step, x: Tensor):
+        def replay(x: Tensor) -> Tensor:
+            thread = threading.Thread(target=lambda: free.append(cuda_graph._LOCK.acquire(blocking=False)))
+            thread.start()
+            thread.join()
+            return step(x)
+
+        return replay
+
+    monkeypatch.setattr(cuda_graph, "Recorded", record)
+    model.embed(image())
+    assert free == [False]
+    assert cuda_graph._LOCK.acquire(blocking=False)  # and lets go of it
+    cuda_graph._LOCK.release()
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("side_px", [96, 1024])
-def test_a_graph_gives_the_bits_of_the_model(side_px: int) -> None:
+def test_a_graph_gives_the_bits_of_the_model(side_px: int, dtype: torch.dtype | None) -> None:
     model = LongViT(CONFIG).eval().cuda()
-    forward = GraphedForward(model)
-    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
-        for _ in range(3):
-            x = image(side_px).cuda()
-            assert torch.equal(forward(x), model(x))
-    assert not forward._has_said
+    with torch.inference_mode(), torch.autocast("cuda", dtype, enabled=dtype is not None):
+        for seed in range(3):
+            x = torch.randn(1, (side_px // 32) ** 2, 32, generator=torch.Generator().manual_seed(seed)).cuda()
+            assert torch.equal(cuda_graph.encode(model, x), model.encode(x))
+    assert cuda_graph.recorded(model) == 1
+
+
+@pytest.mark.gpu
+def test_an_operation_that_cannot_be_recorded_leaves_the_card_usable(caplog) -> None:
+    model = LongViT(CONFIG).eval().cuda()
+    encode = model.encode
+
+    def waits(x: Tensor) -> Tensor:
+        x.sum().item()
+        return encode(x)
+
+    model.encode = waits  # type: ignore[method-assign]
+    x = torch.randn(1, 9, 32).cuda()
+    with torch.inference_mode():
+        for _ in range(2):
+            assert torch.equal(cuda_graph.encode(model, x), encode(x))
+    assert len(caplog.records) == 1

@@ -133,6 +133,32 @@ def test_residual_scale_and_narrow_copy_come_out_of_the_same_pass(scaled: bool, 
         close(a, c.double(), 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [1, 40, 96, 384])
+def test_the_sum_alone_has_torch_s_bits_and_may_replace_its_input(dtype: torch.dtype, width: int) -> None:
+    x, y = 1e3 * rows("strided", 23, width), rows("far from 0", 23, width).to(dtype)
+    x[3], y[5, 0] = float("inf"), float("nan")
+    want, out = x + y, poisoned(23, width)
+    assert fused_norms.add(x, y, out) is out
+    torch.testing.assert_close(out, want, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(fused_norms.add(x, y, x), want, rtol=0, atol=0, equal_nan=True)
+    assert fused_norms.add(x[:0], y[:0], x[:0]).shape == (0, width)
+
+
+def test_a_block_without_gradients_adds_its_second_branch_in_one_pass(monkeypatch) -> None:
+    monkeypatch.setenv(fused_norms.VARIABLE, "1")
+    model = LongViT(LongViTConfig(embed_dim=24, depth=1, num_heads=2, ffn_dim=40, grid_patches=2)).eval()
+    x, added = torch.randn(1, 9, 24), []
+    add = fused_norms.add
+    monkeypatch.setattr(fused_norms, "add", lambda *args: added.append(args[1].dtype) or add(*args))
+    monkeypatch.setattr(nl, "CHUNK_TOKENS", 4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours = model.encode(x)
+        assert added == [torch.bfloat16] * 3
+        monkeypatch.setattr(fused_norms, "add", lambda x, y, out: torch.add(x, y, out=out))
+        assert torch.equal(ours, model.encode(x))
+
+
 def test_sums_go_on_over_chunks_of_different_size_and_repeat_to_the_bit() -> None:
     x, (w, b), grad = rows("plain", 50, 24), parameters(24), rows("plain", 50, 24)
     found = []
@@ -282,7 +308,7 @@ def test_the_kernels_compile_without_a_card_and_a_row_is_read_in_whole_sectors()
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == [
-        "norm_forward 6 3 True",
+        "norm_forward 8 4 True",
         "norm_backward 6 3 True",
         "cast_and_sum 2 1 True",
         "patches 2 1 True",

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from importlib import import_module
 from importlib.util import find_spec
 from shutil import which
@@ -125,6 +125,14 @@ def _pick_cuda(device: torch.device, dtype: torch.dtype, head_dim: int) -> Choic
         return Choice(BACKENDS["plain"], f"no fused kernel for bfloat16 on compute capability {major}.{minor}")
     why = "float32" if not half else f"compute capability {major}.{minor}, head dim {head_dim}"
     return Choice(BACKENDS["cuda_efficient"], f"memory-efficient kernel: {why}")
+
+
+def matmul_precision() -> str:
+    """Of float32 products on a card, as the user told PyTorch by its older or its newer setting: "tf32" or "ieee"."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # torch 2.9; after it was set, asking the older one is an error
+        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -239,8 +247,13 @@ def _has_triton() -> bool:
     """With a C compiler: Triton builds its launchers with it, at their first use. Its interpreter is no gain."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return False
-    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
-    return find_spec("triton") is not None and any(name and which(name) for name in compilers)
+    return _looked_for(find_spec, which, os.environ.get("CC"), os.environ.get("PATH"))
+
+
+@lru_cache(maxsize=8)  # `pick` asks at every layer; the file system takes its time
+def _looked_for(find: Callable[..., Any], where: Callable[..., Any], cc: str | None, path: str | None) -> bool:
+    """Whether the package triton and a C compiler are there; `path`: where `where` looks."""
+    return find("triton") is not None and any(name and where(name) for name in (cc, "cc", "gcc", "clang"))
 
 
 def _check_triton(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:

@@ -40,6 +40,8 @@ class Run:
 
     def view(self, x: Tensor) -> Tensor:
         """(rows, positions, H, …) → (batch, length, H, …): the run's part of `x`, sharing its memory."""
+        if x.shape[:2] == (self.batch, self.length) and self.row_step == 1 and not self.position_step:
+            return x
         s_row, s_position, *rest = x.stride()
         size = (self.batch, self.length, *x.shape[2:])
         stride = (self.row_step * s_row + self.position_step * s_position, s_position, *rest)

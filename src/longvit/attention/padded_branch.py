@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from longvit.attention import padded_kernels
-from longvit.attention.triton_branch import LOG2_E, Tile, check_scale, launch, tile_width
+from longvit.attention.triton_branch import LOG2_E, Tile, cdiv, check_scale, launch, next_power_of_2, tile_width
 
 # The fastest of 12 to 15 each on the segments of 16,384² px (`benchmarks/gpu_kernels.py`, H200, head dim 24, bfloat16,
 # 2026-11). At 128 registers 16 warps fit on a multiprocessor; forward and keys spill 16–72 bytes outside their loops.
@@ -29,13 +28,13 @@ _TOKENS = 4  # of a program that pads: 1.3 ms for keys and values of 1,048,576 p
 def _pad(kernel: Any, like: Tensor, *args: Any) -> None:
     """Launches a kernel that pads over all tokens of `like`, (B, N, H, D)."""
     H, D = like.shape[2:]
-    constants = {"D": D, "D_TILE": tile_width(D), "H_TILE": triton.next_power_of_2(H), "tokens": _TOKENS}
+    constants = {"D": D, "D_TILE": tile_width(D), "H_TILE": next_power_of_2(H), "tokens": _TOKENS}
     with torch.cuda.device_of(like):
         kernel[(_programs(like),)](*args, **constants)
 
 
 def _programs(x: Tensor) -> int:
-    return triton.cdiv(x.shape[1], _TOKENS) * x.shape[0]
+    return cdiv(x.shape[1], _TOKENS) * x.shape[0]
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -75,7 +74,7 @@ def branch_forward(
     first: bool = False,
 ) -> None:
     """See `triton_branch.branch_forward`."""
-    group = triton.cdiv(min(w, out.shape[1]), r)
+    group = cdiv(min(w, out.shape[1]), r)
     _forward(operands, out, lse, w, r, scale, FIRST=first, PADDED=padded, group=group)
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from longvit.attention import triton_kernels
+from longvit.attention.backends import matmul_precision
 
 LOG2_E = 1 / math.log(2)
 
@@ -36,7 +37,7 @@ class Tile:
 
     def fitting(self, tokens: int, row_bytes: int) -> Tile:
         """Smaller blocks for offset groups of fewer `tokens`, and for rows wider than 32 numbers of 16 bits."""
-        most = max(16, triton.next_power_of_2(tokens))
+        most = max(16, next_power_of_2(tokens))
         columns = max(16, self.columns * 64 // max(64, row_bytes))
         tiles = self.tiles if tokens > self.rows else 1
         return Tile(min(self.rows, most), min(columns, most), self.warps, self.stages, tiles, self.registers)
@@ -63,53 +64,92 @@ def launch(
 ) -> None:
     """`kernel` over all (row, segment, head, block of `own`); its pointers and strides from `tensors`, by name.
 
-    `head_dim`: of q, k and v, where `own` is padded.
+    `tensors`: in the order of the kernel's pointers. `head_dim`: of q, k and v, where `own` is padded.
     """
-    B, N, H, D = own.shape
+    strides = tuple([t.stride() for t in tensors.values()])
+    plan = _planned(
+        kernel, tile, own.shape, own.dtype, tuple(tensors), strides, w, r, others, head_dim, precision(own.dtype),
+        tuple(settings.items()),
+    )  # fmt: skip
+    if plan is not None:
+        grid, numbers, options = plan
+        with torch.cuda.device_of(own):  # Triton launches on the current card
+            kernel[grid](*tensors.values(), *numbers, **options)
+
+
+@lru_cache(maxsize=1024)
+def _planned(
+    kernel: Any,
+    tile: Tile,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    names: tuple[str, ...],
+    strides: tuple[tuple[int, ...], ...],
+    w: int,
+    r: int,
+    others: int,
+    head_dim: int | None,
+    precision: str,
+    settings: tuple[tuple[str, Any], ...],
+) -> tuple[tuple[int], tuple[Any, ...], dict[str, Any]] | None:
+    """→ grid, arguments behind the pointers, options of the compiler; None: nothing to do."""
+    B, N, H, D = shape
     D = head_dim or D
     if not B * N * H:
-        return
+        return None
     w = min(w, N)
-    longest = triton.cdiv(w, r)  # L of the first offset group in a whole segment
-    tile = tile.fitting(longest, tile_width(D) * own.element_size())
-    blocks = triton.cdiv(longest, tile.rows * tile.tiles)
-    settings |= {"TILES": tile.tiles} if "TILES" in kernel.arg_names else {}
-    step = r * max(abs(t.stride(1)) for t in tensors.values())
+    longest = cdiv(w, r)  # L of the first offset group in a whole segment
+    tile = tile.fitting(longest, tile_width(D) * dtype.itemsize)
+    blocks = cdiv(longest, tile.rows * tile.tiles)
+    step = r * max(abs(stride[1]) for stride in strides)
     if step * max(tile.rows, tile.columns) >= 2**31:  # offsets within a tile are 32 bits
         raise ValueError(f"attention back end 'triton': a dilated ratio of {r} is too large for these strides")
-    settings |= {
-        f"{name}_{axis}": t.stride(i) for name, t in tensors.items() for i, axis in enumerate(("row", "n", "h"))
+    values = {
+        f"{name}_{axis}": stride[i]
+        for name, stride in zip(names, strides, strict=True)
+        for i, axis in enumerate(("row", "n", "h"))
     }
-    with torch.cuda.device_of(own):  # Triton launches on the current card
-        kernel[(blocks * H * triton.cdiv(N, w) * B,)](
-            **{name.upper(): t for name, t in tensors.items()},
-            **settings,
-            N=N,
-            w=w,
-            r=r,
-            H=H,
-            g=-(-H // r),
-            BLOCKS=blocks,
-            others=others,
-            D=D,
-            D_TILE=tile_width(D),
-            rows=tile.rows,
-            columns=tile.columns,
-            PRECISION=precision(own.dtype),
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-            **({"maxnreg": tile.registers} if tile.registers else {}),
-            enable_fp_fusion=True,  # s · scale − m in one instruction
-        )
+    values |= dict(settings) | {
+        "N": N,
+        "w": w,
+        "r": r,
+        "H": H,
+        "g": cdiv(H, r),
+        "BLOCKS": blocks,
+        "others": others,
+        "D": D,
+        "D_TILE": tile_width(D),
+        "rows": tile.rows,
+        "columns": tile.columns,
+        "TILES": tile.tiles,
+        "PRECISION": precision,
+    }
+    pointers, rest = kernel.arg_names[: len(names)], kernel.arg_names[len(names) :]
+    assert pointers == [name.upper() for name in names], (pointers, names)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}  # s · scale − m in one
+    options |= {"maxnreg": tile.registers} if tile.registers else {}
+    return (blocks * H * cdiv(N, w) * B,), tuple(values[name] for name in rest), options
+
+
+# Triton's own two functions of these names take 20 µs a call: they unwrap constants of the compiler.
+
+
+def cdiv(x: int, y: int) -> int:
+    return -(-x // y)
+
+
+def next_power_of_2(x: int) -> int:
+    """For x ≥ 1."""
+    return 1 << (x - 1).bit_length()
 
 
 def tile_width(D: int) -> int:
-    return max(16, triton.next_power_of_2(D))
+    return max(16, next_power_of_2(D))
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Of matrix products of float32: as the user told PyTorch (torch.set_float32_matmul_precision)."""
-    return "tf32" if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+    """Of matrix products: see `matmul_precision`."""
+    return matmul_precision() if dtype == torch.float32 else "ieee"
 
 
 def forward_operands(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
@@ -141,7 +181,7 @@ def branch_forward(
     Raises:
         ValueError: `scale` is not positive.
     """
-    group = triton.cdiv(min(w, out.shape[1]), r)
+    group = cdiv(min(w, out.shape[1]), r)
     q, k, v = operands
     _forward(q, k, v, out, lse, w, r, scale, FIRST=first, PADDED=padded, group=group)
 
@@ -166,7 +206,7 @@ def row_sums(grad_out: Tensor, out: Tensor) -> Tensor:
     if not sums.numel():
         return sums
     with torch.cuda.device_of(out):
-        triton_kernels.row_sums[(triton.cdiv(sums.numel(), rows),)](
+        triton_kernels.row_sums[(cdiv(sums.numel(), rows),)](
             grad_out, out, sums, sums.numel(), N, H, *grad_out.stride()[:3], *out.stride()[:3],
             D=D, D_TILE=tile_width(D), rows=rows,
         )  # fmt: skip

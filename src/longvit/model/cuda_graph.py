@@ -1,12 +1,15 @@
-"""A forward pass as a CUDA graph: at small images a card waits for launches, and a graph is one launch.
+"""An encoder's forward pass as a CUDA graph: at small images a card waits for launches, and a graph is one launch.
 
-    forward = GraphedForward(model.eval())
-    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
-        logits = forward(images)
+    tokens = cuda_graph.encode(model, model.patch_embed(images))       # model.encode(…), to the last bit
 
-The patch embedding runs as it always does (it copies constants and pixels from the host, which cannot be recorded);
-the graph is everything behind it. The first call of a shape runs twice and records; later ones replay. Where that
-cannot be done the model runs as it always does, and one line of the log says why.
+`model.embed` and `longvit predict` come this way. The first call of a shape runs twice and records; later ones replay.
+The patch embedding stays outside (it copies constants and pixels from the host, which cannot be recorded), and so do
+pooling and head, a handful of launches.
+
+`against` decides, in one place: the environment variable LONGVIT_GRAPHS says 1, 0 or auto. `auto` records on one NVIDIA
+card, up to `MOST_PATCHES`, and where a recording fails the model runs as it is; 1 records at any size or raises.
+
+B images, N patches, D width.
 """
 
 from __future__ import annotations
@@ -15,23 +18,97 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn.modules import module as torch_module
 
-from longvit.model.longvit import LongViT
+from longvit.attention.backends import matmul_precision
 
-_LOG = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from longvit.model.longvit import LongViT
+
+VARIABLE = "LONGVIT_GRAPHS"
+MOST_PATCHES = 65_536
+"""Of a batch, for `auto`: with more of them launches cost nothing and memory does."""
+GRAPHS = 4
+"""How many a model keeps; each holds the memory of its forward pass."""
 _CHOICES = ("LONGVIT_ATTENTION", "LONGVIT_FUSED")  # kernels are chosen while a graph is recorded
+_LOG = logging.getLogger(__name__)
+
+
+def against(device: torch.device, patches: int = 1, model: LongViT | None = None) -> str:
+    """Why a forward pass of so many patches does not go as a graph; empty: it does.
+
+    `model`: also asked whether its encoder, and the mode of the call, allow it.
+
+    Raises:
+        ValueError: LONGVIT_GRAPHS is not 0, 1 or auto; or it is 1 and there can be no graph.
+    """
+    asked = os.environ.get(VARIABLE, "auto")
+    if asked not in ("0", "1", "auto"):
+        raise ValueError(f"{VARIABLE} must be 0, 1 or auto, got {asked!r}")
+    if asked == "0":
+        return f"{VARIABLE}=0"
+    reason = _of_device(device) or ("" if model is None else _of_call(model))
+    if reason and asked == "1":
+        raise ValueError(f"{VARIABLE}=1, but {reason}")
+    if not reason and asked == "auto" and patches > MOST_PATCHES:
+        return f"{patches:,} patches: above {MOST_PATCHES:,} launches cost nothing"
+    return reason
+
+
+def _of_device(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"the model is on {device.type}, graphs are for cuda"
+    if torch.version.hip is not None:
+        return "graphs are only known to work on NVIDIA cards"
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return "several ranks share the work"
+    return ""
+
+
+def _of_call(model: LongViT) -> str:
+    if torch.is_grad_enabled():
+        return "gradients are on"
+    if model.training:
+        return "the model is in training mode"
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "modules have hooks"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.blocks.modules()):
+        return "modules of the encoder have hooks"
+    return ""
+
+
+def encode(model: LongViT, x: Tensor) -> Tensor:
+    """Embedded patches (B, N, D) → tokens (B, N, D), a new tensor: `model.encode(x)`, replayed where that is possible.
+
+    Weights may change in place; where they move, the graph is recorded anew. Raises ValueError as `against` does.
+    """
+    patches = x.shape[0] * x.shape[1]
+    if against(x.device, patches, model):
+        if patches > MOST_PATCHES and model in _GRAPHS:
+            _GRAPHS[model].clear()  # a large image may need their memory
+        return model.encode(x)
+    with _LOCK:  # a graph has one input, whichever thread calls
+        tokens = _GRAPHS.setdefault(model, Graphs()).replayed(model, x)
+    return model.encode(x) if tokens is None else tokens
+
+
+def recorded(model: LongViT) -> int:
+    """How many graphs the model has at present."""
+    return len(_GRAPHS[model]) if model in _GRAPHS else 0
 
 
 class Recorded:
     """A function of one CUDA tensor as a graph: called with another of the same shape, it returns a new result."""
 
     def __init__(self, step: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        self._x = x.clone()
         with torch.cuda.device(x.device):
+            self._x = x.clone()
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):  # compiles kernels, lets libraries take their workspaces
@@ -39,7 +116,8 @@ class Recorded:
                     step(self._x)
             torch.cuda.current_stream().wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # a stream of this card (the default is one of the first card that recorded); other threads go on
+            with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
                 self._result = step(self._x)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -48,65 +126,53 @@ class Recorded:
         return self._result.clone()
 
 
-class GraphedForward:
-    """`model(images)`, or its embedding with `pre_logits`, without gradients; a graph per shape, dtype and autocast.
+class Graphs:
+    """The graphs of one model, the last used last; it holds no reference to the model, whose end is theirs."""
 
-    Args:
-        model: in evaluation mode. Its weights may change in place; where they move, graphs are recorded anew.
-        pre_logits: → the embedding (B, D) instead of logits (B, K).
-        graphs: how many are kept; each holds the memory of its forward pass.
-        most_patches: a batch with more patches runs without a graph: there launches cost nothing, memory does.
-    """
+    def __init__(self) -> None:
+        self._recorded: OrderedDict[Any, Recorded] = OrderedDict()
+        self.failure = ""
+        """Why a recording failed: from then on the model runs as it is."""
 
-    def __init__(
-        self, model: LongViT, *, pre_logits: bool = False, graphs: int = 4, most_patches: int = 65_536
-    ) -> None:
-        self.model, self.pre_logits = model, pre_logits
-        self.graphs, self.most_patches = graphs, most_patches
-        self._recorded: OrderedDict[Any, Recorded | None] = OrderedDict()  # None: it failed
-        self._has_said = False
+    def __len__(self) -> int:
+        return len(self._recorded)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, K) or (B, D), a new tensor every time."""
-        x = self.model.patch_embed(images)
-        if (reason := self._cannot(x)) is not None:
-            self._say(reason)
-            return self._behind_embedding(x)
-        key = self._key(x)
+    def clear(self) -> None:
+        self._recorded.clear()
+
+    def replayed(self, model: LongViT, x: Tensor) -> Tensor | None:
+        """`model.encode(x)` from a graph, recorded now where there is none; None: recording failed, now or earlier."""
+        key = _key(model, x)
         if key not in self._recorded:
-            self._recorded[key] = self._record(x)
-            while len(self._recorded) > self.graphs:
+            if self.failure:
+                return None
+            while len(self._recorded) >= GRAPHS:
                 self._recorded.popitem(last=False)
+            try:
+                self._recorded[key] = Recorded(model.encode, x)
+            except RuntimeError as error:  # an operation that cannot be recorded, or no memory for it
+                self.failure = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                self.clear()
+                if os.environ.get(VARIABLE) == "1":
+                    raise ValueError(f"{VARIABLE}=1, but it cannot be recorded: {self.failure}") from error
+                _LOG.warning("no CUDA graph (%s=0 asks for none), the model runs as it is: %s", VARIABLE, self.failure)
+                return None
         self._recorded.move_to_end(key)
-        recorded = self._recorded[key]
-        return self._behind_embedding(x) if recorded is None else recorded(x)
+        return self._recorded[key](x)
 
-    def _behind_embedding(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(self.model.encode(x), pre_logits=self.pre_logits)
 
-    def _cannot(self, x: Tensor) -> str | None:
-        """Why this call is not for a graph; "" where that is as it should be."""
-        if x.device.type != "cuda":
-            return f"the model is on {x.device.type}"
-        if torch.is_grad_enabled() or self.model.training:
-            return "gradients are on or the model is in training mode"
-        return "" if x.shape[0] * x.shape[1] > self.most_patches else None
+_GRAPHS: WeakKeyDictionary[LongViT, Graphs] = WeakKeyDictionary()
+_LOCK = RLock()
 
-    def _key(self, x: Tensor) -> Any:
-        kind = x.device.type
-        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        weights = tuple(p.data_ptr() for p in self.model.parameters())
-        choices = tuple(os.environ.get(name) for name in _CHOICES)
-        return tuple(x.shape), x.dtype, x.device, autocast, torch.is_inference_mode_enabled(), weights, choices
 
-    def _record(self, x: Tensor) -> Recorded | None:
-        try:
-            return Recorded(self._behind_embedding, x)
-        except RuntimeError as error:  # an operation that cannot be recorded, or no memory for a second forward pass
-            self._say(str(error).strip().splitlines()[0])
-            return None
-
-    def _say(self, reason: str) -> None:
-        if reason and not self._has_said:
-            _LOG.warning("no CUDA graph, the forward pass runs as it is: %s", reason)
-            self._has_said = True
+def _key(model: LongViT, x: Tensor) -> Any:
+    """All that a recording depends on, besides the numbers in x and in the weights."""
+    kind = x.device.type
+    return (
+        (tuple(x.shape), x.dtype, x.device, model.pattern(x.shape[1])),
+        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+        (torch.is_inference_mode_enabled(), matmul_precision()),
+        torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0,  # replays are in order on one stream alone
+        tuple((p.data_ptr(), p.dtype) for p in model.blocks.parameters()),
+        tuple(os.environ.get(name) for name in _CHOICES),
+    )

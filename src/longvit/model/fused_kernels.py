@@ -111,12 +111,15 @@ def _standardised(a, b, d, c, own, eps, C: tl.constexpr, BLOCK: tl.constexpr, K:
 def norm_forward(
     X, Y, SCALE, W, B, SUM, N, rows, programs, eps, x_row, y_row, sum_row, n_row,
     C: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
-    GELU: tl.constexpr, EXACT: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr,
+    GELU: tl.constexpr, EXACT: tl.constexpr, ADD: tl.constexpr, SCALED: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """N = LayerNorm(GELU(X)); with `ADD` SUM = X + SCALE · Y and N = LayerNorm(SUM). SCALE: one number per row."""
+    """N = LayerNorm(GELU(X)); with `ADD` SUM = X + SCALE · Y and N = LayerNorm(SUM). SCALE: one number per row.
+
+    Without `NORM` only SUM is written."""
     c = tl.arange(0, BLOCK)
-    w_a, w_b, w_d = _vector(W, c, C, BLOCK, K)
-    b_a, b_b, b_d = _vector(B, c, C, BLOCK, K)
+    if NORM:
+        w_a, w_b, w_d = _vector(W, c, C, BLOCK, K)
+        b_a, b_b, b_d = _vector(B, c, C, BLOCK, K)
     for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), programs, num_stages=STAGES):
         row = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
         own = row < rows
@@ -136,8 +139,9 @@ def norm_forward(
             a, _ = _gelu(a, EXACT)
             b, _ = _gelu(b, EXACT)
             d, _ = _gelu(d, EXACT)
-        a, b, d, _ = _standardised(a, b, d, c, own, eps, C, BLOCK, K)
-        _store(N, row, n_row, c, own, a * w_a + b_a, b * w_b + b_b, d * w_d + b_d, C, BLOCK, K)
+        if NORM:
+            a, b, d, _ = _standardised(a, b, d, c, own, eps, C, BLOCK, K)
+            _store(N, row, n_row, c, own, a * w_a + b_a, b * w_b + b_b, d * w_d + b_d, C, BLOCK, K)
 
 
 @triton.jit

@@ -1,9 +1,9 @@
 """LayerNorm fused with GELU, residual sum and casts: one pass over memory where PyTorch takes three to six.
 
-Three functions, each with a plain twin of PyTorch operations (`plain_…`), which is what it is tested against:
+Functions, each with a plain twin of PyTorch operations (`plain_…`), which is what it is tested against:
 
     norm            LayerNorm(GELU(x)) in the arithmetic's dtype
-    add_norm        x + s · y, and its LayerNorm
+    add_norm        x + s · y, and its LayerNorm; `add` is the sum alone
     norm_backward   from the gradient of the norm: that of x plus a residual, cast; the norm again; sums over rows
 
 They serve CUDA cards through Triton (`fused_kernels`). `uses` decides, in one place: the environment variable
@@ -39,15 +39,22 @@ def uses(x: Tensor, dtype: torch.dtype, width: int | None = None) -> bool:
     Raises:
         ValueError: LONGVIT_FUSED is not 0, 1 or auto; or it is 1 and the kernels cannot take these tensors.
     """
+    return choice(x.device, x.dtype, dtype, width or x.shape[-1])[0]
+
+
+def choice(device: torch.device, of_x: torch.dtype, dtype: torch.dtype, width: int) -> tuple[bool, str]:
+    """`uses` of rows in `of_x`, and why. Raises ValueError as that does."""
     asked = os.environ.get(VARIABLE, "auto")
     if asked not in ("0", "1", "auto"):
         raise ValueError(f"{VARIABLE} must be 0, 1 or auto, got {asked!r}")
-    if asked == "0" or (asked == "auto" and not (ON_CARDS and x.is_cuda)):
-        return False
-    reason = _cannot(x.device, x.dtype, dtype, width or x.shape[-1])
+    if asked == "0":
+        return False, f"{VARIABLE}=0"
+    if asked == "auto" and not (ON_CARDS and device.type == "cuda"):
+        return False, f"the kernels are for cards, the model is on {device.type}"
+    reason = _cannot(device, of_x, dtype, width)
     if reason and asked == "1":
         raise ValueError(f"{VARIABLE}=1, but {reason}")
-    return reason is None
+    return reason is None, reason or ("asked for" if asked == "1" else "one pass over memory instead of three to six")
 
 
 @lru_cache
@@ -173,19 +180,30 @@ def add_norm(
     return total, n
 
 
-def _forward(x, y, scale, w, b, eps: float, gelu: bool, total: Tensor | None, n: Tensor) -> None:
+def add(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    """Rows x, y (T, C) of any two dtypes → x + y in float32, as the dtype of `out`, which may be x.
+
+    Of float32 and a 16-bit y the bits of `torch.add`, whose kernel for two dtypes takes 1.6 × what its bytes need.
+    """
+    _forward(x, y, None, x, x, 0.0, False, out, None)
+    return out
+
+
+def _forward(x, y, scale, w, b, eps: float, gelu: bool, total, n) -> None:
+    """`total`, `n`: where the sum and the norm go, or None; total may be x."""
     if not len(x):
         return
     x, shape, programs = _rows(x), _shape("forward", x.shape[-1]), _programs("forward", x)
     y = x if y is None else _rows(y)
     scaled = scale is not None
     scale = scale.contiguous() if scaled else x
-    into = n if total is None else total
+    into, has_norm = n if total is None else total, n is not None
+    n = n if has_norm else into
     with torch.cuda.device_of(x):  # Triton launches on the current card
         _kernels().norm_forward[(programs,)](
             x, y, scale, w, b, into, n, len(x), programs, eps, x.stride(0), y.stride(0), into.stride(0), n.stride(0),
             **_pieces(x.shape[-1]), ROWS=shape.rows, STAGES=shape.stages, GELU=gelu, EXACT=x.dtype == torch.float32,
-            ADD=total is not None, SCALED=scaled, num_warps=shape.warps,
+            ADD=total is not None, SCALED=scaled, NORM=has_norm, num_warps=shape.warps,
         )  # fmt: skip
 
 

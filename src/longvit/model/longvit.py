@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from longvit.config import check_bounds
+from longvit.model import cuda_graph
 from longvit.model.embedding import PatchEmbedding, PatchGrid
 from longvit.model.encoder import AttentionPattern, Encoder, init_weights
 
@@ -223,25 +224,26 @@ class LongViT(nn.Module):
 
         `slide` is what `longvit.open_slide` returns, or a uint8 (height, width, 3) array or canvas. Of a slide the
         canvas is never held: strips are embedded as they come while threads decode the next ones. Same bits both ways.
+        On a card small canvases go as a CUDA graph (`longvit.model.cuda_graph`), again with the same bits.
         """
         if isinstance(slide, (str, Path)):
             raise TypeError(f"embed takes an open slide: model.embed(longvit.open_slide({str(slide)!r}))")
         was_training = self.training
         self.eval()
         try:
-            tokens = self._tokens_of(slide)
+            tokens = self.tokens_of(slide)
             return self.forward_head(tokens, pre_logits=True)[0].float().cpu().numpy()
         finally:
             self.train(was_training)
 
-    def _tokens_of(self, slide: Any) -> Tensor:
-        """A slide, or pixels (height, width, 3) → tokens (1, N, D)."""
+    def tokens_of(self, slide: Any) -> Tensor:
+        """A slide, or pixels (height, width, 3) → tokens (1, N, D) in the mode of the caller; see `embed`."""
         if not hasattr(slide, "strips"):
-            return self.forward_features(image_of(np.asarray(slide)))
+            return cuda_graph.encode(self, self.patch_embed(image_of(np.asarray(slide))))
         side_px = self.config.image_px
         image = self.patch_embed.patches_in(side_px, side_px)
         strips = slide.strips(side_px, self.config.fit, strip_px=self.patch_embed.strip_px(side_px))
-        return self.encode(self.patch_embed.from_strips((strip.pixels for strip in strips), image))
+        return cuda_graph.encode(self, self.patch_embed.from_strips((strip.pixels for strip in strips), image))
 
     def save_pretrained(self, folder: str | Path, *, dtype: Literal["float16", "bfloat16"] | None = None) -> Path:
         """Writes model.safetensors and config.json (see `longvit.model.pretrained.save_pretrained`)."""

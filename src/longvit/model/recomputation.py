@@ -164,8 +164,11 @@ class _Finish(torch.autograd.Function):
         keeping.keep(ctx, (x, out), parameters, again=True)
 
         def one(c: slice, into: Tensor | None) -> Tensor:
-            mid, hidden, _ = _middle(flat[c], heads[c], proj, fc1, scales[0], c)
-            branch = _scaled(fc2.forward(hidden), scales[1], c)
+            mid, hidden, n = _middle(flat[c], heads[c], proj, fc1, scales[0], c)
+            branch = fc2.forward(hidden)
+            if n is not None and scales[1] is None and branch.dtype != mid.dtype:
+                return fused_norms.add(mid, branch, mid if into is None else into)
+            branch = _scaled(branch, scales[1], c)
             return mid + branch if into is None else torch.add(mid, branch, out=into)
 
         return nl.by_chunks(flat, one).view(x.shape)

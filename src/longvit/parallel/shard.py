@@ -147,7 +147,7 @@ class ShardedLongViT(LongViT):
         mean = (total[:, :-1] / total[:, -1:].detach()).to(x.dtype)
         return mean if token_norm else self.fc_norm(mean)
 
-    def _tokens_of(self, slide: Any) -> Tensor:
+    def tokens_of(self, slide: Any) -> Tensor:
         """For `embed`: each rank reads only the rows of the slide that its strip needs."""
         if not hasattr(slide, "strips"):
             pixels = np.asarray(slide)

@@ -94,6 +94,8 @@ def test_an_error_that_nobody_expected_is_one_line_with_a_code_of_its_own(
         (MemoryError(), 71, "not enough memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 71, "not enough memory"),
         (OSError(24, "Too many open files"), 71, "Too many open files"),
+        (FileNotFoundError(2, "No such file or directory", "a/b"), 2, "longvit: a/b: No such file or directory"),
+        (OSError(5, "Input/output error", "a/b"), 71, "longvit: a/b: Input/output error"),
         (BrokenPipeError(32, "Broken pipe"), 71, "Broken pipe"),  # of a process of ours: the work is not done
     ):
 

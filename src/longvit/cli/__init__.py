@@ -10,6 +10,7 @@ stopped, after a checkpoint.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -17,10 +18,16 @@ from typing import Any
 
 from longvit.cli.streams import output_error, steady_streams
 from longvit.errors import InputError, is_out_of_memory
+from longvit.files import printable
 from longvit.interrupts import lost_interrupts_come_again
 
 FAULT, REFUSED, NO_OUTPUT = 70, 71, 74
 """EX_SOFTWARE, EX_OSERR, EX_IOERR of sysexits.h."""
+_OF_A_NAME = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+)
+"""What is wrong with a file that the user named, or with the way to it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,6 +96,9 @@ def _unexpected(error: Exception, debug: bool) -> int:
     if is_out_of_memory(error):
         return _fail(f"not enough memory ({type(error).__name__}: {text})", debug, REFUSED)
     if isinstance(error, OSError) and error.errno is not None:
+        if error.filename is not None:
+            name = printable(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename))
+            return _fail(f"{name}: {error.strerror}", debug, 2 if error.errno in _OF_A_NAME else REFUSED)
         return _fail(f"the system refused: {text}", debug, REFUSED)
     where = "" if debug else "; LONGVIT_DEBUG=1 shows where, please report it"
     return _fail(f"a fault of longvit: {type(error).__name__}: {text}{where}", debug, FAULT)

@@ -3,8 +3,9 @@
     python benchmarks/gpu_kernel_parts.py check --seconds 60
 
 A variant is a kernel with a tile: "padded forward 2·64x64x4x3" is `padded_kernels.forward` with two tiles of 64 queries
-by 64 keys, 4 warps and 3 stages; "scaled" multiplies by the scale per pair, "≤128" caps the registers. Shapes are those
-of LongViT-S: one slide, N patches, 16 heads of 24. Seconds are medians of CUDA events, contenders in turn.
+by 64 keys, 4 warps and 3 stages; "scaled" multiplies by the scale per pair, "≤128" caps the registers, "p1" makes one of
+four exponentials a polynomial. Shapes are those of LongViT-S: one slide, N patches, 16 heads of 24. Seconds are medians
+of CUDA events, contenders in turn.
 """
 
 from __future__ import annotations
@@ -52,11 +53,12 @@ SHAPES = {
     "triton keys": "64x128x4x2 64x128x4x3 64x128x4x4",
     "triton queries": "64x64x4x3",
     "padded forward": "2·64x64x4x3 2·64x64x4x4 2·64x64x4x2 64x64x4x3 64x64x4x4 64x128x4x3≤128 128x64x8x3 128x64x8x4 "
-    "128x64x4x3 2·64x128x4x3 2·64x32x4x4 2·64x64x4x3≤128 64x64x4x3≤96 64x32x4x4 2·64x32x4x3≤128",
+    "128x64x4x3 2·64x128x4x3 2·64x32x4x4 2·64x64x4x3≤128 64x64x4x3≤96 64x32x4x4 2·64x32x4x3≤128 "
+    "2·64x64x4x3≤128p1 2·64x64x4x3≤128p2 2·64x64x4x3p1 64x64x4x3≤96p1",
     "padded keys": "64x64x4x3 64x64x4x4 64x128x4x3 64x128x4x4 128x64x8x3 128x64x4x3 64x32x4x4 128x32x4x4 "
-    "64x64x4x3≤128 64x64x4x2≤128 64x32x4x3 128x64x8x3≤128",
+    "64x64x4x3≤128 64x64x4x2≤128 64x32x4x3 128x64x8x3≤128 64x64x4x3≤128p1",
     "padded queries": "2·64x64x4x3 2·64x64x4x4 64x64x4x3 64x64x4x4 64x128x4x3 128x64x8x3 128x64x4x3 2·64x32x4x4 "
-    "2·64x64x4x3≤128",
+    "2·64x64x4x3≤128 2·64x64x4x3≤128p1 2·64x64x4x3≤128p2",
 }
 if SMOKE:
     SHAPES = {
@@ -76,11 +78,12 @@ class Variant:
         self.name = name
         self.family, self.kernel, shape, *rest = name.split()
         self.folded = self.family == "padded" and "scaled" not in rest
-        match = re.fullmatch(r"(2·)?(\d+)x(\d+)x(\d+)x(\d+)(?:≤(\d+))?", shape)
+        match = re.fullmatch(r"(2·)?(\d+)x(\d+)x(\d+)x(\d+)(?:≤(\d+))?(?:p(\d))?", shape)
         assert match, name
         numbers = [int(x) for x in match.groups()[1:5]]
         registers = int(match[6]) if match[6] else None
-        self.tile = triton_branch.Tile(*numbers, tiles=2 if match[1] else 1, registers=registers)
+        polynomials = int(match[7] or 0)
+        self.tile = triton_branch.Tile(*numbers, 2 if match[1] else 1, registers, polynomials)
         self.branch = BRANCHES[self.family]
 
     @contextlib.contextmanager
@@ -428,7 +431,7 @@ def use_fastest(b: Bench) -> None:
             padded_branch.TILES[kernel] = variant.tile
 
 
-_EXP = ("return tl.exp2(s)\n    return", "return s\n    return")
+_EXP = ("return tl.exp2(s)\n", "return s\n")
 _KEYS_GO_ON = "            K += columns * r * k_n\n            V += columns * r * v_n\n    else"
 _QUERIES_GO_ON = "        Q += columns * r * q_n\n        GRAD += columns * r * grad_n\n    valid"
 

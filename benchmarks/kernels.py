@@ -46,13 +46,15 @@ class Variant:
     """The scale is part of the queries: no factor per pair."""
     registers: int | None = None
     """Most registers per thread."""
+    polynomials: int = 0
+    """How many of four exponentials are polynomials."""
 
     @property
     def name(self) -> str:
         shape = f"{'2·' if self.tiles == 2 else ''}{self.rows}x{self.columns}x{self.warps}x{self.stages}"
-        return f"{self.family} {self.kernel} {shape}{'' if self.folded else ' scaled'}" + (
-            f" ≤{self.registers}" if self.registers else ""
-        )
+        more = f" ≤{self.registers}" if self.registers else ""
+        more += f" {self.polynomials}/4 polynomials" if self.polynomials else ""
+        return f"{self.family} {self.kernel} {shape}{'' if self.folded else ' scaled'}{more}"
 
 
 @dataclass
@@ -90,7 +92,8 @@ def constants(variant: Variant, first: bool = False) -> tuple[Any, dict[str, Any
     width = 32 if padded else DIM
     given: dict[str, Any] = {
         "D": DIM, "D_TILE": 32, "rows": variant.rows, "columns": variant.columns, "TILES": variant.tiles,
-        "FIRST": first, "PADDED": False, "FOLDED": variant.folded, "PRECISION": "ieee", "largest_n": 0, "largest_h": 2,
+        "FIRST": first, "PADDED": False, "FOLDED": variant.folded, "PRECISION": "ieee",
+        "POLYNOMIALS": variant.polynomials, "largest_n": 0, "largest_h": 2,
     }  # fmt: skip
     for x in ("q", "k", "v", "grad", "out", "dq", "dk", "dv"):
         of_padded = padded and x in ("q", "k", "v", "grad") and (x != "q" or variant.kernel != "forward")
@@ -103,7 +106,7 @@ def constants(variant: Variant, first: bool = False) -> tuple[Any, dict[str, Any
     return function, {k: v for k, v in given.items() if k in function.arg_names}, pointers
 
 
-NO_POINTER = {"N", "H", "BLOCKS", "D", "D_TILE", "TILES", "FIRST", "PADDED", "FOLDED", "PRECISION"}
+NO_POINTER = {"N", "H", "BLOCKS", "D", "D_TILE", "TILES", "FIRST", "PADDED", "FOLDED", "PRECISION", "POLYNOMIALS"}
 
 
 def compiled(variant: Variant, capability: int = 90, first: bool = False) -> Any:
@@ -213,7 +216,8 @@ def in_use() -> Iterator[Variant]:
 
     for family, branch in (("triton", triton_branch), ("padded", padded_branch)):
         for kernel, t in branch.TILES.items():
-            yield Variant(family, kernel, t.rows, t.columns, t.warps, t.stages, t.tiles, registers=t.registers)
+            shape = (t.rows, t.columns, t.warps, t.stages, t.tiles)
+            yield Variant(family, kernel, *shape, registers=t.registers, polynomials=t.polynomials)
 
 
 def variants() -> Iterator[Variant]:
@@ -223,6 +227,8 @@ def variants() -> Iterator[Variant]:
     for kernel, tiles in (("forward", 2), ("keys", 1), ("queries", 2)):
         yield Variant("padded", kernel, 64, 64, 4, 3, tiles)
         yield Variant("padded", kernel, 64, 64, 4, 3, tiles, folded=False)
+        yield Variant("padded", kernel, 64, 64, 4, 3, tiles, registers=128, polynomials=1)
+        yield Variant("padded", kernel, 64, 64, 4, 3, tiles, registers=128, polynomials=2)
     yield Variant("padded", "forward", 64, 64, 4, 3)
     yield Variant("padded", "queries", 64, 64, 4, 3)
     for shape in ("128x64x8x3", "128x64x4x3", "64x128x4x3"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from longvit.model.longvit import create_model
 from oracles import dilated as oracle
 
 pytest.importorskip("triton", reason="the package triton is not installed (1 GB: extra longvit[triton])")
-from longvit.attention import padded_branch
+from longvit.attention import padded_branch, padded_kernels
 from longvit.attention.triton_branch import Tile
 
 BRANCHES = {"segment_lengths": (16, 40), "dilated_ratios": (1, 2)}
@@ -132,6 +134,19 @@ def test_a_folded_scale_gives_what_a_factor_per_pair_gives() -> None:
     folded[1] = folded[1] * factor
     for a, b in zip(plain, folded, strict=True):
         assert (a - b).abs().max() <= 3e-6 * b.abs().max()
+
+
+def test_the_polynomial_of_a_kernel_is_two_to_the_x() -> None:
+    # the interpreter runs no PTX: its constants, in the order of the instructions
+    words = [int(word, 16) for word in re.findall(r"0f([0-9A-F]{8})", padded_kernels._POLYNOMIAL)]
+    least, magic, _, c3, c2, c1, c0 = np.array(words, np.uint32).view(np.float32)
+    x = np.maximum(np.linspace(-140, 120, 100_001, dtype=np.float32), least)
+    shifted = x + magic
+    f = x - (shifted - magic)
+    y = ((f * c3 + c2) * f + c1) * f + c0
+    y = (y.view(np.int32) + (shifted.view(np.int32) << 23)).view(np.float32)
+    assert np.abs(y / np.exp2(x.astype(np.float64)) - 1).max() < 1e-4
+    assert padded_kernels._mix("sp").count("ex2") == 1
 
 
 @pytest.mark.parametrize("recompute", [False, True])

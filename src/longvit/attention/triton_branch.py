@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +26,7 @@ class Tile:
     """Rows of a block (each program's own tokens), columns (what it steps through), warps, stages of the pipeline.
 
     `tiles`: blocks of rows per program, 1 or 2 (`padded_kernels` alone); `registers`: most per thread, None: any.
+    `polynomials`: how many of four exponentials are polynomials (`padded_kernels` alone).
     """
 
     rows: int
@@ -34,13 +35,14 @@ class Tile:
     stages: int
     tiles: int = 1
     registers: int | None = None
+    polynomials: int = 0
 
     def fitting(self, tokens: int, row_bytes: int) -> Tile:
         """Smaller blocks for offset groups of fewer `tokens`, and for rows wider than 32 numbers of 16 bits."""
         most = max(16, next_power_of_2(tokens))
         columns = max(16, self.columns * 64 // max(64, row_bytes))
         tiles = self.tiles if tokens > self.rows else 1
-        return Tile(min(self.rows, most), min(columns, most), self.warps, self.stages, tiles, self.registers)
+        return replace(self, rows=min(self.rows, most), columns=min(columns, most), tiles=tiles)
 
 
 # The fastest of twelve each on the segments of 16,384² px (`benchmarks/gpu.py`, H200, head dim 24, bfloat16, 2026-11).
@@ -122,6 +124,7 @@ def _planned(
         "rows": tile.rows,
         "columns": tile.columns,
         "TILES": tile.tiles,
+        "POLYNOMIALS": tile.polynomials,
         "PRECISION": precision,
     }
     pointers, rest = kernel.arg_names[: len(names)], kernel.arg_names[len(names) :]

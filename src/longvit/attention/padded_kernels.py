@@ -109,7 +109,7 @@ def pad_queries(
 _SPECIAL = "ex2.approx.ftz.f32 ${0}, ${1};"
 _POLYNOMIAL = """{{
     .reg .f32 x, t, f; .reg .b32 n, y;
-    max.f32 x, ${1}, 0fC2FC0000;
+    max.f32 x, ${1}, 0fC2FA0000;
     add.rn.f32 t, x, 0f4B400000;
     sub.rn.f32 f, t, 0f4B400000;
     sub.rn.f32 f, x, f;
@@ -126,7 +126,7 @@ _POLYNOMIAL = """{{
 def _mix(kinds: str) -> str:
     """PTX of 2^x for four numbers: `s` on the special function unit, `p` as a polynomial.
 
-    The polynomial: n = round(x), of x ≥ −126, 2^(x − n) of degree 3 (7.5e-5 off at most: a fiftieth of what rounding to
+    The polynomial: n = round(x), of x ≥ −125, 2^(x − n) of degree 3 (7.5e-5 off at most: a fiftieth of what rounding to
     bfloat16 does), n into the exponent.
     """
     one = {"s": _SPECIAL, "p": _POLYNOMIAL}

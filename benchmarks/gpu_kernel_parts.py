@@ -4,8 +4,8 @@
 
 A variant is a kernel with a tile: "padded forward 2·64x64x4x3" is `padded_kernels.forward` with two tiles of 64 queries
 by 64 keys, 4 warps and 3 stages. "scaled" multiplies by the scale per pair, "≤128" caps the registers, "p1" makes one
-of four exponentials a polynomial. Shapes are those of LongViT-S: one slide, N patches, 16 heads of 24. Seconds are medians
-of CUDA events, contenders in turn.
+of four exponentials a polynomial. Shapes are those of LongViT-S: one slide, N patches, 16 heads of 24. Seconds are
+medians of CUDA events, contenders in turn.
 """
 
 from __future__ import annotations

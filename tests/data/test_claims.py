@@ -127,3 +127,12 @@ def test_of_many_that_take_over_one_wins_also_without_locks(tmp_path: Path) -> N
         assert len(holds) <= 1
         claim.unlink(missing_ok=True)
         assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_claims_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    dead, alive = tmp_path / "x.tif.claim", tmp_path / "y.tif.claim"
+    dead.write_text(json.dumps(holder() | {"token": "theirs", "started": 1}))
+    alive.write_text(json.dumps(holder() | {"token": "theirs"}))
+    with Claims() as claims:
+        claims.remove_dead(tmp_path)
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["y.tif.claim"]

@@ -82,6 +82,7 @@ def cache_canvases(
         Claims() as claims,
         ThreadPoolExecutor(max(1, workers), thread_name_prefix="canvas") as pool,
     ):
+        claims.remove_dead(folder)
         to_make, elsewhere, has_said = list(rows), list[tuple[SlideRow, Path]](), False
         try:
             while to_make or elsewhere:

@@ -21,14 +21,17 @@ from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
 from small_slides import write_model, write_slide
 
+HOOKS = Path(__file__).resolve().parents[1] / "faults" / "hooks"
+
 
 @pytest.fixture
-def hanging(tmp_path: Path) -> Path:
-    """A file that opens for nobody: the system waits for whoever would write to it."""
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A slide whose opening never ends, in processes that are started from here on."""
+    path = os.pathsep.join(filter(None, (str(HOOKS), os.environ.get("PYTHONPATH"))))
+    monkeypatch.setenv("PYTHONPATH", path)
+    monkeypatch.setenv("LONGVIT_FAULT", "hang hanging.tif")
     (tmp_path / "slides").mkdir(exist_ok=True)
-    path = tmp_path / "slides" / "hanging.tif"
-    os.mkfifo(path)
-    return path
+    return write_slide(tmp_path / "slides" / "hanging.tif")
 
 
 def request(path: Path, side_px: int = 64) -> ReadRequest:

@@ -56,7 +56,7 @@ from longvit.slides.tile_table import (
 )
 
 _PHOTOMETRIC, _SUBSAMPLING = 262, 530
-_TAIL_BYTES = 2048
+_TAIL_BYTES = 96  # 32 pixels
 # A strip of plain bytes needs no decoding: a large one is read in pieces of about so many pixels.
 _PIECE_PX = 2**20
 
@@ -371,17 +371,33 @@ def _written_levels(path: Path, every: list[_TiledLevel]) -> list[_TiledLevel]:
 
 
 def _zeros_at_the_end(file: _SharedFile, every: list[_TiledLevel]) -> Iterator[str]:
-    """Plain bytes have no end that a decoder misses: a copy that broke off in a file of full length ends in zeros."""
+    """Plain bytes have no end that a decoder misses: a copy that broke off in a file of full length ends in zeros.
+
+    Looked at is the last row of pixels that the image shows; behind it a tile may be filled up with zeros.
+    """
     plain = [tiled for tiled in every if tiled.level.compression == "none" and bool(tiled.table.counts.any())]
     if not plain:
         return
-    last = max(int((tiled.table.offsets + tiled.table.counts).max()) for tiled in plain)
+    tiled = max(plain, key=lambda t: int((t.table.offsets + t.table.counts).max()))
+    index = int((tiled.table.offsets + tiled.table.counts).argmax())
+    offset, count = int(tiled.table.offsets[index]), int(tiled.table.counts[index])
+    row, column = divmod(index % (tiled.columns * tiled.rows), tiled.columns)
+    (width, height), (tile_width, tile_height) = tiled.level.size_px, tiled.level.tile_px
+    shown_width, shown_height = (
+        min(tile_width, width - column * tile_width),
+        min(tile_height, height - row * tile_height),
+    )
+    stored_height = tile_height if count % (tile_width * tile_height) == 0 else shown_height  # a last strip is lower
+    samples = max(1, count // (tile_width * stored_height))
+    row_bytes = tile_width * samples
+    start = offset + max(0, min(shown_height, count // row_bytes) - 1) * row_bytes
+    shown_bytes = min(shown_width * samples, offset + count - start)
     try:
-        tail = file.read(max(0, last - _TAIL_BYTES), min(last, _TAIL_BYTES))
+        tail = file.read(start, shown_bytes)
     except ValueError:
         return  # beyond the end of the file: that tile is counted when it is read
-    if not any(tail):
-        yield f"the last {len(tail)} bytes of its pixels are zeros: black, or a copy that broke off"
+    if len(tail) >= _TAIL_BYTES and not any(tail):
+        yield f"the last row of its pixels ({len(tail)} bytes) is zeros: black, or a copy that broke off"
 
 
 def _notes(every: list[_TiledLevel], unwritten_px: set[tuple[int, int]]) -> Iterator[str]:

@@ -38,13 +38,13 @@ from longvit.slides.tile_decoding import (
     JPEG_2000,
     MINISBLACK,
     MINISWHITE,
-    NO_COMPRESSION,
     PALETTE,
     RGB,
     YCBCR,
     tile_decoder,
 )
 from longvit.slides.tile_table import (
+    NO_COMPRESSION,
     TileTable,
     is_unwritten,
     mark_overlaps,
@@ -105,7 +105,7 @@ class TiledTiffReader(PixelReader):
         unwritten_px = {tiled.level.size_px for tiled in every} - {level.size_px for level in self.levels}
         self.left_out_px = unwritten_px | set(header.left_out_px) | set(unread_px)
         """The sizes of the levels that are in the file and are not used."""
-        self._leaves_tiles_out = any(bool((tiled.table.counts == 0).any()) for tiled in every)
+        self._leaves_tiles_out = any(bool(tiled.table.empty.any()) for tiled in every)
         self._file: _SharedFile | None = _SharedFile(path)
         self._check_colours(header)
         self.notes = (*unread_px.values(), *_notes(every, unwritten_px), *_zeros_at_the_end(self._file, every))
@@ -133,7 +133,7 @@ class TiledTiffReader(PixelReader):
             )
 
     def leaves_tiles_out(self) -> bool:
-        """Whether some tile has no bytes: scanners skip blank glass, and each means something else by it."""
+        """Whether some tile was never written: scanners skip blank glass, and each means something else by it."""
         return self._leaves_tiles_out
 
     def n_tiles(self, level: int) -> int:

@@ -55,7 +55,7 @@ from longvit.slides.tile_table import (
     tile_table,
 )
 
-_PHOTOMETRIC, _SUBSAMPLING = 262, 530
+_PHOTOMETRIC, _COLOUR_MAP, _EXTRA_SAMPLES, _SUBSAMPLING = 262, 320, 338, 530
 _TAIL_BYTES = 2048
 # A strip of plain bytes needs no decoding: a large one is read in pieces of about so many pixels.
 _PIECE_PX = 2**20
@@ -271,6 +271,17 @@ def _check_pixels(path: Path, header: TiffHeader) -> None:
         raise InputError(
             f"{path}: its tag PhotometricInterpretation says YCbCr, its tag YCbCrSubSampling is missing: damaged, or "
             f"written wrongly; copy or download it again, or export it as RGB (`vips colourspace`, QuPath)"
+        )
+    if photometric in (MINISWHITE, MINISBLACK) and _COLOUR_MAP in page.tags:
+        raise InputError(
+            f"{path}: it has a palette (ColorMap), but its tag PhotometricInterpretation says grey: damaged, or written "
+            f"wrongly; copy or download it again, or export it as RGB (`vips colourspace`, QuPath)"
+        )
+    if samples == 4 and photometric == RGB and _EXTRA_SAMPLES not in page.tags:
+        raise InputError(
+            f"{path}: 4 samples per pixel, but its tag ExtraSamples is missing: whether the fourth is transparency is "
+            f"not known; damaged (copy or download it again), or keep three samples (`vips extract_band a.tif b.tif 0 "
+            f"--n 3`)"
         )
     missing = _PHOTOMETRIC not in page.tags
     one = photometric in (MINISWHITE, MINISBLACK, PALETTE)

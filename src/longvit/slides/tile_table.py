@@ -29,7 +29,7 @@ _TOLERANCE_BYTES = 1
 PADDING_BYTES = 4  # bytes by which a writer may pad a tile
 _COMPRESSION, _TILE_WIDTH, _TILE_LENGTH = 259, 322, 323
 NO_COMPRESSION = 1
-_UNREDUCED = (0, 1, 2, 3)  # PhotometricInterpretation: each pixel has all its samples
+_SUBSAMPLING, _YCBCR = 530, 6
 _FIRST_BYTE = 8  # after the header of the file
 
 
@@ -199,9 +199,12 @@ def check_directories(path: Path, pages: Iterable[tifffile.TiffPage], file_bytes
 
 def _check_plain_bytes(path: Path, page: tifffile.TiffPage, tile_px: int) -> None:
     """Raises `InputError` where the tag Compression says none, or is lost, and the byte counts say otherwise."""
-    if page.compression != NO_COMPRESSION or page.bitspersample != 8 or page.photometric not in _UNREDUCED:
+    if page.compression != NO_COMPRESSION or page.bitspersample != 8:
         return
     tile_bytes = tile_px * (1 if page.planarconfig == 2 else page.samplesperpixel)
+    if page.photometric == _YCBCR:
+        across, down = page.tags.valueof(_SUBSAMPLING, (2, 2))
+        tile_bytes = tile_px + 2 * tile_px // (across * down)
     counts = np.asarray(page.databytecounts, np.int64)
     other = int(((counts > 0) & ((counts < tile_bytes) | (counts > tile_bytes + PADDING_BYTES))).sum())
     # One such tile is a damaged tile.

@@ -1,4 +1,4 @@
-"""A DICOM slide whose sizes, frames and bytes contradict each other is refused before OpenSlide believes one of them."""
+"""A DICOM slide whose sizes, frames and bytes contradict each other is refused before OpenSlide opens it."""
 
 from __future__ import annotations
 

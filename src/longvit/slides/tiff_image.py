@@ -84,7 +84,7 @@ def directories_of(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
 
 
 def require_images(path: Path, pages: Iterable[tifffile.TiffPage]) -> None:
-    """Raises `InputError` where a directory of the list holds no image: zeros stand in its place, or its tags are lost."""
+    """Raises `InputError` where a directory of the list holds no image: it became zeros, or its tags are lost."""
     for index, page in enumerate(pages):
         if page.imagewidth < 1 or page.imagelength < 1:
             raise InputError(

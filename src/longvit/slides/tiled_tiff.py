@@ -274,8 +274,8 @@ def _check_pixels(path: Path, header: TiffHeader) -> None:
         )
     if photometric in (MINISWHITE, MINISBLACK) and _COLOUR_MAP in page.tags:
         raise InputError(
-            f"{path}: it has a palette (ColorMap), but its tag PhotometricInterpretation says grey: damaged, or written "
-            f"wrongly; copy or download it again, or export it as RGB (`vips colourspace`, QuPath)"
+            f"{path}: it has a palette (ColorMap), but its tag PhotometricInterpretation says grey: damaged, or "
+            f"written wrongly; copy or download it again, or export it as RGB (`vips colourspace`, QuPath)"
         )
     if samples == 4 and photometric == RGB and _EXTRA_SAMPLES not in page.tags:
         raise InputError(

@@ -539,6 +539,8 @@ _ALONE = {
     338: "the meaning of alpha",
     530: "chroma",
     532: "chroma",
+    65421: "the lens of a scan",
+    65424: "the focal plane of a scan",
 }
 _WITHOUT_PIXELS = (282, 283, 296, 305)  # resolution, software
 _DECIDES = tuple(f"tag {code} " for code in (256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 322, 323, 324, 325))

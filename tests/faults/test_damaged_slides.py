@@ -32,6 +32,17 @@ FOUND = [
     ("DICOM JPEG", "size in DICOM"),
     ("DICOM uncompressed", "tile size in DICOM"),
     ("JPEG CMYK", "last percent is zeros"),
+    ("TIFF uncompressed", "end is zeros"),
+    ("TIFF uncompressed", "value of a tag"),
+    ("TIFF WebP", "end is zeros"),
+    ("TIFF Deflate", "a tag lost"),
+    ("TIFF Deflate RGBA", "a tag lost"),
+    ("TIFF Deflate palette", "photometric"),
+    ("SVS JPEG", "byte count 0"),
+    ("SVS JPEG 2000", "byte count 0"),
+    ("DICOM JPEG 2000", "size in DICOM"),
+    ("DICOM JPEG", "some bytes of the header"),
+    ("NDPI", "a huge tile stream"),
 ]
 
 

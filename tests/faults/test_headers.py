@@ -419,3 +419,118 @@ def test_zeros_that_fill_a_last_tile_up_are_no_damage(tmp_path: Path) -> None:
     for width, height in ((WIDTH + 3, HEIGHT + 3), (40, 40), (300, 65)):
         path = write_tiff(tmp_path / f"{width}.tif", [tissue(width, height)], compression=None)
         assert open_slide(path).notes == ()
+
+
+@pytest.mark.parametrize("content", ["zeros", "no size"])
+@pytest.mark.parametrize("reader", ["auto", "tiff", "openslide"])
+def test_a_directory_without_an_image_is_refused(tmp_path: Path, content: str, reader: str) -> None:
+    """A copy whose end became zeros has such a one where its reduced copies stood."""
+    path = write_tiff(tmp_path / "a.tif", pyramid(tissue(WIDTH, HEIGHT), 2), compression=None)
+    with tifffile.TiffFile(path) as tiff:
+        at = tiff.pages[1].offset
+    if content == "zeros":
+        overwrite(path, at, bytes(path.stat().st_size - at))
+    else:
+        set_entry(path, 256, 1, number=60_000)
+    assert "directory 2 of its list describes no image" in refusal(path, reader=reader)
+
+
+@pytest.mark.parametrize("code", [266, 284])
+@pytest.mark.parametrize("value", [0, 3, 7, 65_535])
+@pytest.mark.parametrize("page", [0, 1])
+@pytest.mark.parametrize("name", ["a.tif", "a.svs"])
+def test_an_order_of_samples_or_bits_that_the_format_does_not_know_is_refused(
+    tmp_path: Path, code: int, value: int, page: int, name: str
+) -> None:
+    path, levels = tmp_path / name, pyramid(tissue(WIDTH, HEIGHT), 2)
+    if name == "a.svs":
+        write_svs(path, levels)
+    else:
+        write_tiff(path, levels, compression=None)
+    if code == 266:  # in place of the tag before it
+        set_entry(path, 262, page, number=266, value=value)
+    else:
+        set_entry(path, code, page, value=value)
+    assert f"is {value}, which the format does not know" in refusal(path)
+
+
+def test_a_place_without_bytes_in_an_svs_is_damage_too(tmp_path: Path) -> None:
+    """OpenSlide fills it from another level without a word."""
+    path = write_svs(tmp_path / "a.svs", pyramid(tissue(WIDTH, HEIGHT), 2))
+    set_table(path, 325, 8, 0)
+    slide = open_slide(path)
+    slide.read_region(0, 0, 0, WIDTH, HEIGHT)
+    assert slide.reader == "tiff"
+    assert [(tile.x_level0_px, tile.y_level0_px) for tile in slide.bad_tiles] == [(128, 64)]
+
+
+@pytest.mark.parametrize("reader", ["auto", "tiff", "openslide"])
+@pytest.mark.parametrize("name", ["a.tif", "a.svs", "a.scn", "one tile.tif"])
+@pytest.mark.parametrize("lost", [True, False])
+def test_compressed_tiles_that_are_called_plain_are_refused(tmp_path: Path, name: str, reader: str, lost: bool) -> None:
+    path = tmp_path / name
+    size_px = (64, 64) if name.startswith("one") else (WIDTH, HEIGHT)
+    if name == "a.scn":
+        write_scn(path, [tissue(*size_px)], 0, 0, (400, 300))
+    elif name == "a.svs":
+        write_svs(path, [tissue(*size_px)])
+    else:
+        write_tiff(path, [tissue(*size_px)], compression="zlib")
+    set_entry(path, 259, **({"number": 60_000} if lost else {"value": 1}))
+    if lost or not name.startswith("one"):
+        assert "bytes of plain pixels" in refusal(path, **_reader(name, reader))
+    elif reader != "openslide":
+        slide = open_slide(path, **_reader(name, reader))
+        slide.read_region(0, 0, 0, *size_px)
+        assert len(slide.bad_tiles) == 1
+
+
+def _reader(name: str, reader: str) -> dict[str, Any]:
+    return {} if name == "a.scn" and reader == "tiff" else {"reader": reader}
+
+
+@pytest.mark.parametrize("padding", [0, 1, 4])
+def test_plain_tiles_that_are_padded_are_read(tmp_path: Path, padding: int) -> None:
+    path = plain(tmp_path / "a.tif", compression=None)
+    with tifffile.TiffFile(path) as tiff:
+        counts = tiff.pages.first.databytecounts
+    for index, count in enumerate(counts[:1]):
+        set_table(path, 325, index, count + padding)
+    assert open_slide(path).notes == ()
+
+
+def test_one_plain_tile_of_too_few_bytes_costs_that_tile(tmp_path: Path) -> None:
+    path = plain(tmp_path / "a.tif", compression=None)
+    set_table(path, 325, 8, 5000)
+    assert bad_places(path) == {(128, 64)}
+
+
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_a_palette_that_is_called_grey_is_refused(tmp_path: Path, photometric: int) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path,
+        tissue(WIDTH, HEIGHT)[..., 0],
+        photometric="palette",
+        colormap=np.zeros((3, 256), np.uint16),
+        tile=(64, 64),
+        compression="zlib",
+        metadata=None,
+    )
+    assert "it has a palette (ColorMap)" in refusal(set_entry(path, 262, value=photometric))
+
+
+@pytest.mark.parametrize("reader", ["auto", "tiff", "openslide"])
+def test_a_fourth_sample_without_a_meaning_is_refused(tmp_path: Path, reader: str) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path,
+        np.concatenate([tissue(WIDTH, HEIGHT), np.full((HEIGHT, WIDTH, 1), 255, np.uint8)], 2),
+        photometric="rgb",
+        extrasamples=["unassalpha"],
+        tile=(64, 64),
+        compression="zlib",
+        metadata=None,
+    )
+    assert open_slide(path).reader == "tiff"
+    assert "its tag ExtraSamples is missing" in refusal(set_entry(path, 338, number=60_000), reader=reader)

@@ -313,6 +313,7 @@ def _open_image(path: Path, kind: Kind) -> Opened:
 
 
 def _open_dicom(path: Path, kind: Kind) -> Opened:
+    from longvit.slides.dicom_frames import check_frames
     from longvit.slides.openslide_reader import OpenSlideReader
 
     slide = dicom_slide(path)
@@ -320,6 +321,8 @@ def _open_dicom(path: Path, kind: Kind) -> Opened:
     if kind is Kind.DICOM_FOLDER:
         file = slide.path
         kind_of(file)  # says what is wrong with a file that is none
+    for part in slide.files:
+        check_frames(part)
     try:
         reader = OpenSlideReader(file)
     except UnsupportedError as error:

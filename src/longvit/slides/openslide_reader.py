@@ -68,13 +68,9 @@ class OpenSlideReader(PixelReader):
         self.vendor = self.properties.get("openslide.vendor", "unknown")
         self.background = _background(self.properties)
         self.levels = tuple(self._level(handle, index) for index in range(lowlevel.get_level_count(handle)))
-        # (Hamamatsu's levels without restart markers are one tile, which OpenSlide does not decode at its full size.)
+        # (Hamamatsu's levels without restart markers are one tile; the smaller ones of such a slide can be read.)
         for level in self.levels if self.vendor != "hamamatsu" else ():
-            if level.tile_px[0] * level.tile_px[1] > MAX_TILE_PX:
-                raise InputError(
-                    f"{path}: its tiles have {level.tile_px[0]} × {level.tile_px[1]} px; a tile is decoded whole and "
-                    f"may have at most {MAX_TILE_PX} px: damaged, or convert it (`vips tiffsave --tile --pyramid`)"
-                )
+            self._check_tile(level)
 
     def close(self) -> None:
         with self._lock:
@@ -84,6 +80,7 @@ class OpenSlideReader(PixelReader):
         left, top, right, bottom = fill_outside(out, x_px, y_px, self.levels[level].size_px, self.background)
         if right <= left or bottom <= top:
             return []
+        self._check_tile(self.levels[level])
         x_px, y_px, inside = x_px + left, y_px + top, out[top:bottom, left:right]
         handle = self._current()
         try:
@@ -105,6 +102,14 @@ class OpenSlideReader(PixelReader):
             downsample=lowlevel.get_level_downsample(handle, index),
             tile_px=(min(tile_w, width_px), min(tile_h, height_px)),
         )
+
+    def _check_tile(self, level: Level) -> None:
+        """Raises `InputError` where a tile, which is decoded whole, would take gigabytes."""
+        if level.tile_px[0] * level.tile_px[1] > MAX_TILE_PX:
+            raise InputError(
+                f"{self.path}: its tiles have {level.tile_px[0]} × {level.tile_px[1]} px; a tile is decoded whole and "
+                f"may have at most {MAX_TILE_PX} px: damaged, or convert it (`vips tiffsave --tile --pyramid`)"
+            )
 
     def _piece_px(self, level: int) -> tuple[int, int]:
         """The size below which a region that fails is not cut any more."""

@@ -20,7 +20,7 @@ from longvit.errors import InputError
 from longvit.slides.mpp import Candidate, aperio_candidate, imagej_candidate, ome_candidate, resolution_candidate
 from longvit.slides.ome_xml import pixels_of, planes_of
 from longvit.slides.pixel_reader import UnsupportedError, check_side, one_line
-from longvit.slides.tiff_image import SlideImage, directories_of, slide_image
+from longvit.slides.tiff_image import SlideImage, directories_of, require_images, slide_image
 from longvit.slides.tiff_tags import check_messages, check_tags, is_in_order, number_of
 from longvit.slides.tile_table import check_directories
 
@@ -69,6 +69,8 @@ def read_tiff_header(path: Path) -> TiffHeader:
                 if not tiff.is_ndpi:
                     check_messages(path, messages)
                 image = slide_image(pages)
+                if not tiff.is_ndpi:
+                    require_images(path, image.directories)
                 for page in image.directories[len(pages) :]:
                     check_tags(path, page)
                 check_directories(path, image.directories, tiff.filehandle.size)

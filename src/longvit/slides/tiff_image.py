@@ -6,11 +6,13 @@ scan first whatever its size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import tifffile
 
+from longvit.errors import InputError
 from longvit.slides.pixel_reader import UnsupportedError
 
 _REDUCED, _MASK = 1, 4  # NewSubfileType
@@ -79,6 +81,16 @@ def directories_of(tiff: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
             raise UnsupportedError("its list of directories runs in a circle")
         found.add(page.offset)
         yield page.aspage()
+
+
+def require_images(path: Path, pages: Iterable[tifffile.TiffPage]) -> None:
+    """Raises `InputError` where a directory of the list holds no image: it became zeros, or its tags are lost."""
+    for index, page in enumerate(pages):
+        if page.imagewidth < 1 or page.imagelength < 1:
+            raise InputError(
+                f"{path}: damaged or cut off: directory {index + 1} of its list describes no image ({len(page.tags)} "
+                f"tags, {_size(page)}); copy or download it again"
+            )
 
 
 def _sub_images(page: tifffile.TiffPage) -> list[tifffile.TiffPage]:

@@ -32,6 +32,8 @@ _ONE = {
     322: "TileWidth",
     323: "TileLength",
 }
+# All values that the format gives them; readers take any other one for the first.
+_VALUES = {266: (1, 2), 284: (1, 2)}
 # One whole number for each sample, or one for all.
 _PER_SAMPLE = {258: "BitsPerSample", 339: "SampleFormat"}
 _TABLES = {273: "StripOffsets", 279: "StripByteCounts", 324: "TileOffsets", 325: "TileByteCounts"}
@@ -45,7 +47,7 @@ _NAMES = {
 
 
 def check_tags(path: Path, page: tifffile.TiffPage) -> None:
-    """Raises `InputError` where a tag that pixels depend on has a type or a count that it never has."""
+    """Raises `InputError` where a tag that pixels depend on has a type, a count or a value that it never has."""
     if _NDPI in page.tags:
         return  # Hamamatsu bends the format; only OpenSlide reads it
     samples = page.tags.get(_SAMPLES)
@@ -59,6 +61,8 @@ def check_tags(path: Path, page: tifffile.TiffPage) -> None:
             raise _damaged(path, f"its tag {name} is of type {getattr(tag.dtype, 'name', tag.dtype)}")
         if code in _ONE and tag.count != 1:
             raise _damaged(path, f"its tag {name} has {tag.count} values instead of 1")
+        if code in _VALUES and int(tag.value) not in _VALUES[code]:
+            raise _damaged(path, f"its tag {name} is {int(tag.value)}, which the format does not know")
         if code in _PER_SAMPLE and tag.count not in (1, n_samples):
             raise _damaged(path, f"its tag {name} has {tag.count} values for {n_samples} samples")
 

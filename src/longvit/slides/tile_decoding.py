@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from longvit.slides.jpeg_tile import JpegTiles
 from longvit.slides.pixel_reader import Rgb, UnsupportedError
+from longvit.slides.tile_table import NO_COMPRESSION, PADDING_BYTES
 
 JPEG_2000 = (33005, 34712)
-NO_COMPRESSION = 1
 MINISWHITE, MINISBLACK, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 JPEG, _WEBP = 7, 50001
 # 33003 (Aperio's JPEG 2000 in YCbCr with halved chroma) is left to OpenSlide.
@@ -25,7 +25,6 @@ _OTHER = {NO_COMPRESSION, 5, 8, 32773, 32946, 50000, _WEBP, *JPEG_2000}
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _COLOUR_MAP = 320
 _ROWS_AT_ONCE = 64
-_WORD = 4  # bytes by which a writer may pad a tile
 
 
 def tile_decoder(
@@ -84,7 +83,7 @@ class _GenericTiles:
             check_jpeg_2000(data, self._tile_px)
         if self._webp:
             check_webp(data, self._tile_px)
-        if self._plain_bytes is not None and len(data) > self._plain_bytes + _WORD:
+        if self._plain_bytes is not None and len(data) > self._plain_bytes + PADDING_BYTES:
             raise ValueError(f"{len(data)} bytes for a tile of {self._plain_bytes}")
         pixels: NDArray[np.uint8]
         if self._in_pieces:

@@ -26,7 +26,10 @@ _FAULTS = {
 }
 # Some writers round a byte count up to an even number.
 _TOLERANCE_BYTES = 1
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
+PADDING_BYTES = 4  # bytes by which a writer may pad a tile
+_COMPRESSION, _TILE_WIDTH, _TILE_LENGTH = 259, 322, 323
+NO_COMPRESSION = 1
+_SUBSAMPLING, _YCBCR = 530, 6
 _FIRST_BYTE = 8  # after the header of the file
 
 
@@ -191,6 +194,26 @@ def check_directories(path: Path, pages: Iterable[tifffile.TiffPage], file_bytes
                 f"tiles, its table names {min(len(page.dataoffsets), len(page.databytecounts))}; copy or download it "
                 f"again"
             )
+        _check_plain_bytes(path, page, width_px * height_px)
+
+
+def _check_plain_bytes(path: Path, page: tifffile.TiffPage, tile_px: int) -> None:
+    """Raises `InputError` where the tag Compression says none, or is lost, and the byte counts say otherwise."""
+    if page.compression != NO_COMPRESSION or page.bitspersample != 8:
+        return
+    tile_bytes = tile_px * (1 if page.planarconfig == 2 else page.samplesperpixel)
+    if page.photometric == _YCBCR:
+        across, down = page.tags.valueof(_SUBSAMPLING, (2, 2))
+        tile_bytes = tile_px + 2 * tile_px // (across * down)
+    counts = np.asarray(page.databytecounts, np.int64)
+    other = int(((counts > 0) & ((counts < tile_bytes) | (counts > tile_bytes + PADDING_BYTES))).sum())
+    # One such tile is a damaged tile.
+    if other > 1 or (other and _COMPRESSION not in page.tags):
+        says = "says none" if _COMPRESSION in page.tags else "is missing"
+        raise InputError(
+            f"{path}: damaged: its tag Compression {says}, but {other} of {len(counts)} tiles have more or fewer than "
+            f"the {tile_bytes} bytes of plain pixels; copy or download it again"
+        )
 
 
 def doubts_of(pages: Iterable[tifffile.TiffPage]) -> Iterator[str]:

@@ -38,13 +38,13 @@ from longvit.slides.tile_decoding import (
     JPEG_2000,
     MINISBLACK,
     MINISWHITE,
-    NO_COMPRESSION,
     PALETTE,
     RGB,
     YCBCR,
     tile_decoder,
 )
 from longvit.slides.tile_table import (
+    NO_COMPRESSION,
     TileTable,
     is_unwritten,
     mark_overlaps,
@@ -55,7 +55,7 @@ from longvit.slides.tile_table import (
     tile_table,
 )
 
-_PHOTOMETRIC, _SUBSAMPLING = 262, 530
+_PHOTOMETRIC, _COLOUR_MAP, _EXTRA_SAMPLES, _SUBSAMPLING = 262, 320, 338, 530
 _TAIL_BYTES = 96  # 32 pixels
 # A strip of plain bytes needs no decoding: a large one is read in pieces of about so many pixels.
 _PIECE_PX = 2**20
@@ -105,7 +105,7 @@ class TiledTiffReader(PixelReader):
         unwritten_px = {tiled.level.size_px for tiled in every} - {level.size_px for level in self.levels}
         self.left_out_px = unwritten_px | set(header.left_out_px) | set(unread_px)
         """The sizes of the levels that are in the file and are not used."""
-        self._leaves_tiles_out = any(bool((tiled.table.counts == 0).any()) for tiled in every)
+        self._leaves_tiles_out = any(bool(tiled.table.empty.any()) for tiled in every)
         self._file: _SharedFile | None = _SharedFile(path)
         self._check_colours(header)
         self.notes = (*unread_px.values(), *_notes(every, unwritten_px), *_zeros_at_the_end(self._file, every))
@@ -133,7 +133,7 @@ class TiledTiffReader(PixelReader):
             )
 
     def leaves_tiles_out(self) -> bool:
-        """Whether some tile has no bytes: scanners skip blank glass, and each means something else by it."""
+        """Whether some tile was never written: scanners skip blank glass, and each means something else by it."""
         return self._leaves_tiles_out
 
     def n_tiles(self, level: int) -> int:
@@ -271,6 +271,17 @@ def _check_pixels(path: Path, header: TiffHeader) -> None:
         raise InputError(
             f"{path}: its tag PhotometricInterpretation says YCbCr, its tag YCbCrSubSampling is missing: damaged, or "
             f"written wrongly; copy or download it again, or export it as RGB (`vips colourspace`, QuPath)"
+        )
+    if photometric in (MINISWHITE, MINISBLACK) and _COLOUR_MAP in page.tags:
+        raise InputError(
+            f"{path}: it has a palette (ColorMap), but its tag PhotometricInterpretation says grey: damaged, or "
+            f"written wrongly; copy or download it again, or export it as RGB (`vips colourspace`, QuPath)"
+        )
+    if samples == 4 and photometric == RGB and _EXTRA_SAMPLES not in page.tags:
+        raise InputError(
+            f"{path}: 4 samples per pixel, but its tag ExtraSamples is missing: whether the fourth is transparency is "
+            f"not known; damaged (copy or download it again), or keep three samples (`vips extract_band a.tif b.tif 0 "
+            f"--n 3`)"
         )
     missing = _PHOTOMETRIC not in page.tags
     one = photometric in (MINISWHITE, MINISBLACK, PALETTE)

@@ -550,3 +550,14 @@ def test_one_colour_is_packed_as_far_as_a_codec_can(
     with open_slide(path) as slide:
         assert (slide.read_region(0, 3990, 0, 64, 10) == 255).all()
         assert slide.bad_tiles == ()
+
+
+def test_a_place_that_damage_has_emptied_is_no_place_of_another_tile(tmp_path: Path) -> None:
+    """Of three tiles with damaged places two lie over others, and one lies where two others were."""
+    path = plain(tmp_path / "a.tif", compression=None)
+    with tifffile.TiffFile(path) as tiff:
+        offsets = list(tiff.pages.first.dataoffsets)
+    set_table(path, 324, 8, offsets[15] + 100)
+    set_table(path, 324, 9, offsets[20] + 50)
+    set_table(path, 324, 10, offsets[8] + 3000)
+    assert {(128, 64), (192, 64), (256, 64)} <= bad_places(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
 from pathlib import Path
 from typing import Any
@@ -561,3 +562,14 @@ def test_a_place_that_damage_has_emptied_is_no_place_of_another_tile(tmp_path: P
     set_table(path, 324, 9, offsets[20] + 50)
     set_table(path, 324, 10, offsets[8] + 3000)
     assert {(128, 64), (192, 64), (256, 64)} <= bad_places(path)
+
+
+def test_a_tag_that_cannot_be_read_is_refused_where_nothing_is_logged(tmp_path: Path) -> None:
+    """tifffile leaves it out, and says so to its log alone: pixels of a predictor would be read without it."""
+    path = plain(tmp_path / "a.tif", compression="zlib", predictor=True)
+    set_entry(path, 317, count=1_000_000)
+    logging.disable()
+    try:
+        assert "its tag Predictor cannot be read" in refusal(path)
+    finally:
+        logging.disable(logging.NOTSET)

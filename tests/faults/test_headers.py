@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import struct
 from pathlib import Path
 from typing import Any
@@ -534,3 +535,47 @@ def test_a_fourth_sample_without_a_meaning_is_refused(tmp_path: Path, reader: st
     )
     assert open_slide(path).reader == "tiff"
     assert "its tag ExtraSamples is missing" in refusal(set_entry(path, 338, number=60_000), reader=reader)
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits", None])
+def test_strips_of_too_few_bytes_for_their_width_are_refused(tmp_path: Path, compression: str | None) -> None:
+    """The number of strips fits any width: 4,000,000 px would be made for minutes."""
+    path = plain(tmp_path / "a.tif", compression=compression, tile_px=None, rowsperstrip=16)
+    overwrite(path, entry(path, 256) + 2, struct.pack("<HII", LONG, 1, 4_000_000))
+    assert "have too few bytes for 4000000 × 16 px" in refusal(path)
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzw", "packbits", None])
+@pytest.mark.parametrize("tile_px", [256, None])
+def test_one_colour_is_packed_as_far_as_a_codec_can(
+    tmp_path: Path, compression: str | None, tile_px: int | None
+) -> None:
+    path = tmp_path / "a.tif"
+    shape: dict[str, Any] = {"tile": (1024, 1024)} if tile_px else {"rowsperstrip": 1500}
+    pixels = np.full((4000, 2048, 3), 255, np.uint8)
+    tifffile.imwrite(path, pixels, photometric="rgb", compression=compression, metadata=None, **shape)
+    with open_slide(path) as slide:
+        assert (slide.read_region(0, 3990, 0, 64, 10) == 255).all()
+        assert slide.bad_tiles == ()
+
+
+def test_a_place_that_damage_has_emptied_is_no_place_of_another_tile(tmp_path: Path) -> None:
+    """Of three tiles with damaged places two lie over others, and one lies where two others were."""
+    path = plain(tmp_path / "a.tif", compression=None)
+    with tifffile.TiffFile(path) as tiff:
+        offsets = list(tiff.pages.first.dataoffsets)
+    set_table(path, 324, 8, offsets[15] + 100)
+    set_table(path, 324, 9, offsets[20] + 50)
+    set_table(path, 324, 10, offsets[8] + 3000)
+    assert {(128, 64), (192, 64), (256, 64)} <= bad_places(path)
+
+
+def test_a_tag_that_cannot_be_read_is_refused_where_nothing_is_logged(tmp_path: Path) -> None:
+    """tifffile leaves it out, and says so to its log alone: pixels of a predictor would be read without it."""
+    path = plain(tmp_path / "a.tif", compression="zlib", predictor=True)
+    set_entry(path, 317, count=1_000_000)
+    logging.disable()
+    try:
+        assert "its tag Predictor cannot be read" in refusal(path)
+    finally:
+        logging.disable(logging.NOTSET)

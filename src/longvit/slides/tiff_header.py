@@ -21,7 +21,7 @@ from longvit.slides.mpp import Candidate, aperio_candidate, imagej_candidate, om
 from longvit.slides.ome_xml import pixels_of, planes_of
 from longvit.slides.pixel_reader import UnsupportedError, check_side, one_line
 from longvit.slides.tiff_image import SlideImage, directories_of, require_images, slide_image
-from longvit.slides.tiff_tags import check_messages, check_tags, is_in_order, number_of
+from longvit.slides.tiff_tags import check_tags, check_unread, is_in_order, number_of
 from longvit.slides.tile_table import check_directories
 
 _UNIT_UM = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit: inch, centimetre
@@ -67,7 +67,8 @@ def read_tiff_header(path: Path) -> TiffHeader:
                         check_side(path, page.imagewidth, page.imagelength)
                     pages.append(page)
                 if not tiff.is_ndpi:
-                    check_messages(path, messages)
+                    for page in pages:
+                        check_unread(path, tiff, page)
                 image = slide_image(pages)
                 if not tiff.is_ndpi:
                     require_images(path, image.directories)

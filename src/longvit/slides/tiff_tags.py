@@ -6,8 +6,8 @@ A TIFF has no checksum over its directory. A tag of a type or count that no writ
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import tifffile
@@ -67,12 +67,16 @@ def check_tags(path: Path, page: tifffile.TiffPage) -> None:
             raise _damaged(path, f"its tag {name} has {tag.count} values for {n_samples} samples")
 
 
-def check_messages(path: Path, messages: Iterable[str]) -> None:
-    """Raises `InputError` where tifffile had to leave out a tag that pixels depend on."""
-    for message in messages:
-        found = re.search(r"TiffTag (\d+) @", message)
-        if found and int(found.group(1)) in _NAMES:
-            raise _damaged(path, f"its tag {_NAMES[int(found.group(1))]} cannot be read")
+def check_unread(path: Path, tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
+    """Raises `InputError` where tifffile left out a tag that pixels depend on; it says so to its log alone."""
+    form, file = tiff.tiff, tiff.filehandle
+    file.seek(page.offset)
+    (n_tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    entries = file.read(n_tags * form.tagsize)
+    for at in range(0, len(entries), form.tagsize):
+        (code,) = struct.unpack_from(form.byteorder + "H", entries, at)
+        if code in _NAMES and code not in page.tags:
+            raise _damaged(path, f"its tag {_NAMES[code]} cannot be read")
 
 
 def is_in_order(page: tifffile.TiffPage) -> bool:

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from longvit.errors import InputError
 from longvit.slides.pixel_reader import MAX_TILE_PX
 
-_NO_BYTES, _NO_PLACE, _OVERLAP = 1, 2, 4
+_NO_BYTES, _NO_PLACE, _OVERLAP, _APART = 1, 2, 4, 8
 _FAULTS = {
     _NO_BYTES: "0 bytes at a place in the file",
     _NO_PLACE: "bytes at no place in the file",
     _OVERLAP: "its bytes lie over those of another tile",
+    _APART: "its place touches no other tile's, in a table with damage",
 }
 # Some writers round a byte count up to an even number.
 _TOLERANCE_BYTES = 1
@@ -30,6 +31,7 @@ PADDING_BYTES = 4  # bytes by which a writer may pad a tile
 _COMPRESSION, _TILE_WIDTH, _TILE_LENGTH = 259, 322, 323
 NO_COMPRESSION = 1
 _SUBSAMPLING, _YCBCR = 530, 6
+_FEW = 4
 _FIRST_BYTE = 8  # after the header of the file
 
 
@@ -101,6 +103,26 @@ def mark_overlaps(tables: list[TileTable], metadata: list[tuple[int, int]] | Non
     borders = np.cumsum([len(index) for index in used])
     for table, index, part in zip(tables, used, np.split(wrong, borders)[:-1], strict=True):
         table.faults[index[part]] |= _OVERLAP
+    _mark_apart(tables, places)
+
+
+def _mark_apart(tables: list[TileTable], places: Places) -> None:
+    """Marks the few tiles that touch no other place (start, end), where a table has faults and its tiles else do.
+
+    Damage to a table hits several tiles: one may have got a place that another one has left.
+    """
+    starts, ends = np.unique(places[:, 0]), np.unique(places[:, 1])
+    for table in tables:
+        used = np.flatnonzero((table.counts > 0) & (table.faults == 0))
+        if not table.faults.any() or len(used) < _FEW:
+            continue
+        start, end = table.offsets[used], table.offsets[used] + table.counts[used]
+        before = ends[np.maximum(np.searchsorted(ends, start, "right") - 1, 0)]
+        after = starts[np.minimum(np.searchsorted(starts, end - _TOLERANCE_BYTES), len(starts) - 1)]
+        touches = (np.abs(start - before) <= PADDING_BYTES) | (np.abs(after - end) <= PADDING_BYTES)
+        touches |= (start < _FIRST_BYTE + PADDING_BYTES) | (end >= ends[-1])
+        if len(used) - touches.sum() <= len(used) // _FEW:
+            table.faults[used[~touches]] |= _APART
 
 
 def _lie_apart(starts: list[Places], ends: list[Places], metadata: Places) -> bool:

@@ -57,6 +57,8 @@ from longvit.slides.tile_table import (
 
 _PHOTOMETRIC, _COLOUR_MAP, _EXTRA_SAMPLES, _SUBSAMPLING = 262, 320, 338, 530
 _TAIL_BYTES = 96  # 32 pixels
+# How many bytes of pixels one byte can hold: of runs as long as the codec has them (LZW, Deflate, PackBits), with room.
+_MOST_PER_BYTE = {NO_COMPRESSION: 1, 5: 1500, 8: 1100, 32946: 1100, 32773: 65}
 # A strip of plain bytes needs no decoding: a large one is read in pieces of about so many pixels.
 _PIECE_PX = 2**20
 
@@ -325,6 +327,7 @@ def _tiled_level(
     columns, rows = -(-width_px // tile_w), -(-height_px // tile_h)
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
     table = tile_table(path, index, places_of(page), columns * rows * planes, file_bytes)
+    _check_lengths(path, page, index, (tile_w, tile_h), table)
     pieces = _pieces(page, tile_h, planes, table)
     if pieces is not None:
         tile_h, table = pieces
@@ -346,6 +349,26 @@ def _tiled_level(
     )
     decode = tile_decoder(page, (tile_w, tile_h), background, pieces is not None)
     return _TiledLevel(level, columns, rows, planes, table, decode)
+
+
+def _check_lengths(path: Path, page: tifffile.TiffPage, index: int, tile_px: tuple[int, int], table: TileTable) -> None:
+    """Raises `InputError` where several tiles have fewer bytes than the codec can pack their pixels into.
+
+    A damaged width of strips makes pixels of minutes and gigabytes, and no table of tiles contradicts it.
+    """
+    at_most = _MOST_PER_BYTE.get(int(page.compression))
+    if at_most is None:
+        return
+    tile_w, tile_h = tile_px
+    samples = 1 if page.planarconfig == 2 else page.samplesperpixel
+    rows = tile_h if page.is_tiled else min(tile_h, page.imagelength % tile_h or tile_h)  # the last strip is lower
+    needed = tile_w * rows * samples // at_most
+    short = int(((table.counts > 0) & (table.counts < needed)).sum())
+    if short > 1:
+        raise InputError(
+            f"{path}: damaged: {short} of {len(table.counts)} tiles of level {index} have too few bytes for "
+            f"{tile_w} × {tile_h} px; copy or download it again"
+        )
 
 
 def _pieces(page: tifffile.TiffPage, strip_h: int, planes: int, table: TileTable) -> tuple[int, TileTable] | None:

@@ -95,7 +95,7 @@ def _forward(
 
 
 def _scales(scale: float) -> dict[str, Any]:
-    """A scale of ln 2 (`folded_scale`) needs no factor per pair."""
+    """A scale of ln 2 (`model.query_scale`) needs no factor per pair."""
     return {"scale_log2": scale * LOG2_E, "FOLDED": math.isclose(scale * LOG2_E, 1, rel_tol=1e-6)}
 
 

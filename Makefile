@@ -19,12 +19,13 @@ check: $(STAMP)
 
 # The GPU kernels without a card: in Triton's interpreter, and compiled. NumPy 2.4 breaks loops of Triton 3.6's interpreter.
 kernels: $(VENV)/kernels/.installed
-	PYTHONPATH=$(VENV)/kernels $(BIN)/python -m pytest -n 2 -q tests/attention/test_triton.py tests/attention/test_padded.py \
+	PYTHONPATH=$(abspath $(VENV)/kernels) $(BIN)/python -m pytest -n 2 -q tests/attention/test_triton.py tests/attention/test_padded.py \
 	  tests/attention/test_compiled.py tests/model/test_fused_norms.py
 
 $(VENV)/kernels/.installed: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/kernels triton==3.6.0 'numpy<2.4'
 	touch $@
+
 # Some hours: damaged slides, faults while a run goes on, hostile files, and Hypothesis with new examples.
 fuzz: $(STAMP)
 	@failed=0; for script in damaged_slides ends_of_runs signals damaged_checkpoints hostile_files; do \

@@ -1,4 +1,4 @@
-"""What checking costs: this checkout against another one, on whole files, in turn.
+"""CPU time of reading undamaged files: this checkout and another one, measured alternately.
 
     python benchmarks/faults_cost.py --other ../before [--rounds 9] [--files 10000] [--save]
 

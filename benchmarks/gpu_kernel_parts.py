@@ -1,4 +1,4 @@
-"""What `gpu_kernels.py` measures, part by part; each part runs in a process of its own and prints JSON lines.
+"""Measurements of `gpu_kernels.py`. Each part runs in its own process and prints JSON lines.
 
     python benchmarks/gpu_kernel_parts.py check --seconds 60
 
@@ -192,7 +192,7 @@ class Layer:
                     variant.branch.queries_backward(*spread, into[0], w, r, scale, first)
 
     def empty(self, variant: Variant) -> tuple[torch.Tensor, ...]:
-        """Where a variant writes, full of NaN."""
+        """Output tensors of a variant, filled with NaN."""
         if variant.kernel == "forward":
             lse = torch.full((1, self.n, HEADS), math.nan, device=self.device)
             return torch.full((1, self.n, HEADS, DIM), math.nan, device=self.device), lse

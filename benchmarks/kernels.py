@@ -1,4 +1,4 @@
-"""Every Triton kernel compiled for NVIDIA cards without one: what it costs per query-key pair, read from machine code.
+"""Offline bench of the attention kernels: compiles them without a GPU and counts instructions in the machine code.
 
     python benchmarks/kernels.py [--capability 90 80] [--save]      needs the extra `triton`; no card, no torch.cuda
 
@@ -47,7 +47,7 @@ class Variant:
     registers: int | None = None
     """Most registers per thread."""
     polynomials: int = 0
-    """How many of four exponentials are polynomials."""
+    """Number of exponentials, out of every four, computed as polynomials."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class Variant:
 
 @dataclass
 class Machine:
-    """What ptxas made of a variant."""
+    """Registers, memory and instruction counts of a compiled variant."""
 
     variant: str
     capability: int

@@ -252,7 +252,7 @@ def _has_triton() -> bool:
 
 @lru_cache(maxsize=8)  # `pick` asks at every layer; the file system takes its time
 def _looked_for(find: Callable[..., Any], where: Callable[..., Any], cc: str | None, path: str | None) -> bool:
-    """Whether the package triton and a C compiler are there; `path`: where `where` looks."""
+    """True if the triton package and a C compiler are installed. `path`: the search path that `where` uses."""
     return find("triton") is not None and any(name and where(name) for name in (cc, "cc", "gcc", "clang"))
 
 

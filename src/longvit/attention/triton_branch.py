@@ -156,7 +156,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 def forward_operands(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    """What `branch_forward` takes, from (B, N, H, D), float32, bfloat16 or float16: the tensors as they are."""
+    """Operands of `branch_forward`: q, k, v (B, N, H, D) unchanged, float32, bfloat16 or float16."""
     return q, k, v
 
 
@@ -219,7 +219,7 @@ def row_sums(grad_out: Tensor, out: Tensor) -> Tensor:
 def backward_operands(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, ...]:
-    """What `branch_backward` takes.
+    """Operands of `branch_backward`.
 
     Args:
         grad_out, q, k, v: (B, N, H, D) in one dtype.

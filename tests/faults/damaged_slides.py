@@ -380,7 +380,7 @@ def share_tries(each: int, seed: int, jobs: int) -> list[Try]:
     return campaign(each * len(pairs), seed, jobs=jobs, only=pairs)
 
 
-def figures(tries: Sequence[Try], of_shares: Sequence[Try], seed: int) -> dict[str, Any]:
+def metrics(tries: Sequence[Try], of_shares: Sequence[Try], seed: int) -> dict[str, Any]:
     """The campaign as it is kept in a file."""
     from importlib.metadata import version
 
@@ -456,7 +456,7 @@ def main() -> int:
     options = parser.parse_args()
     tries = campaign(options.tries, options.seed, jobs=options.jobs)
     of_shares = share_tries(options.shares, options.seed, options.jobs) if options.shares else []
-    now = json.loads(json.dumps(figures(tries, of_shares, options.seed)))
+    now = json.loads(json.dumps(metrics(tries, of_shares, options.seed)))
     before = json.loads(options.before.read_text()) if options.before else None
     for one in tries:
         if one.outcome in FAILURES or (options.verbose and one.outcome == "unseen"):

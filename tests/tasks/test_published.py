@@ -18,8 +18,8 @@ from longvit.finetuning.paper_tables import (
     COHORTS,
     RESOLUTIONS_PX,
     best_published,
-    figure_text,
     measured_cells,
+    metric_text,
     paper_tables,
     published_rows,
 )
@@ -74,7 +74,7 @@ def test_tables_hold_every_published_baseline_and_no_longvit_figure() -> None:
     for table in (one, two, three, four):
         for row in table.rows:
             if row.system.startswith("LongViT"):
-                assert row.cells == ("–", "–", "–")
+                assert row.extra_columns == ("–", "–", "–")
 
 
 def test_measured_cells_stand_in_both_of_their_tables_and_nowhere_else(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_measured_cells_stand_in_both_of_their_tables_and_nowhere_else(tmp_path:
         for table in (one, two, three, four)
         for row in table.rows
         if row.measured
-        for column, cell in zip(table.columns, row.cells, strict=True)
+        for column, cell in zip(table.columns, row.extra_columns, strict=True)
         if cell != "–"
     }
     assert filled == {
@@ -104,13 +104,13 @@ def test_cell_measured_twice_shows_both_and_one_file_named_twice_counts_once(tmp
     cells = measured_cells([tmp_path, tmp_path / "a", tmp_path / "a" / "crossval.json"])
     assert len(cells) == 2
     row = next(r for r in paper_tables(cells)[2].rows if r.system.endswith("1,024 px"))
-    assert row.cells[0] == "0.800 ± 0.050 | 0.900 ± 0.050"
+    assert row.extra_columns[0] == "0.800 ± 0.050 | 0.900 ± 0.050"
 
 
 def test_undefined_figure_is_a_dash(tmp_path: Path) -> None:
     crossval(tmp_path, mean=None, sd=None)
     row = next(r for r in paper_tables(measured_cells([tmp_path]))[2].rows if r.system.endswith("1,024 px"))
-    assert row.cells[0] == "–"
+    assert row.extra_columns[0] == "–"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_every_cell_has_a_recipe_with_its_command_hours_and_published_number(
     assert f"--recipe {name}" in head
     assert "TFLOP" in head
     best = best_published(1 if task == "subtyping" else 2, cohort)
-    assert figure_text(best.mean, best.sd) in head
+    assert metric_text(best.mean, best.sd) in head
     settings = load_settings(FinetuneSettings, name)
     assert (settings.task, settings.side_px, settings.batch_size) == (task, side_px, 8)
     assert settings.cell == f"table{1 if task == 'subtyping' else 2}/{cohort}/{side_px}"

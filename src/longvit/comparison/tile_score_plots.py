@@ -14,7 +14,7 @@ import numpy as np
 
 from longvit.comparison.tile_scores import TileScores, read_attention, tile_side_px, write_geojson
 from longvit.errors import InputError
-from longvit.figure import new_figure, not_drawn, plot, short_name, write_figure
+from longvit.metric import new_figure, not_drawn, plot, short_name, write_figure
 from longvit.progress import Progress
 from longvit.slides.canvas import Canvas, canvas
 from longvit.slides.reader import open_slide
@@ -22,34 +22,34 @@ from longvit.slides.reader import open_slide
 _SIDE_PX = 1024
 
 
-def draw_cells(cells: Iterable[Path], slides: Mapping[str, Path], number: int, progress: Progress) -> int:
+def draw_trials(trials: Iterable[Path], slides: Mapping[str, Path], number: int, progress: Progress) -> int:
     """Draws the first `number` slides of each cell that has scores; → how many pictures. `slides`: slide_id -> file.
 
     A slide that is not there or has no coordinates costs its picture and a line.
     """
     drawn, canvases = 0, {}
-    for cell in cells:
-        progress.advance(note=cell.parent.name)
-        path = cell / "attention.h5"
+    for trial in trials:
+        progress.advance(note=trial.parent.name)
+        path = trial / "attention.h5"
         if not path.exists():
             continue
         try:
             scores = read_attention(path)
         except InputError as error:
-            progress.say(f"{cell.parent.name}: not drawn: {error}")
+            progress.log(f"{trial.parent.name}: not drawn: {error}")
             continue
         for of_slide in [of for name, of in scores.items() if name in slides][:number]:
             name = of_slide.slide_id
             try:
-                write_geojson(cell / "attention" / f"{name}.geojson", of_slide)
+                write_geojson(trial / "attention" / f"{name}.geojson", of_slide)
                 if name not in canvases:
                     canvases[name] = canvas(open_slide(slides[name]), _SIDE_PX, "pad")
-                title = f"{cell.parent.name}, {cell.name.replace('_', ' ')}: {name}"
+                title = f"{trial.parent.name}, {trial.name.replace('_', ' ')}: {name}"
                 with not_drawn() as problems:
-                    draw_scores(canvases[name], of_slide, cell / "attention" / f"{name}.png", title=title)
+                    draw_scores(canvases[name], of_slide, trial / "attention" / f"{name}.png", title=title)
                 drawn += not problems
             except InputError as error:
-                progress.say(f"{name}: not drawn: {error}")
+                progress.log(f"{name}: not drawn: {error}")
     return drawn
 
 
@@ -64,8 +64,8 @@ def draw_scores(of: Canvas, of_slide: TileScores, path: str | Path, *, title: st
 
     panel_in = 5.2
     height_in = min(max(panel_in * pixels.shape[0] / pixels.shape[1], 2.0), 11.0)
-    figure = new_figure(2 * panel_in + 1.2, height_in + 0.9)
-    slide_axes, map_axes = figure.subplots(1, 2)
+    metric = new_figure(2 * panel_in + 1.2, height_in + 0.9)
+    slide_axes, map_axes = metric.subplots(1, 2)
     slide_axes.imshow(pixels)
     map_axes.imshow(grey, cmap="gray", vmin=0, vmax=1)
     shown = map_axes.imshow(np.ma.masked_invalid(share), cmap="YlOrRd", vmin=0, vmax=1, alpha=0.6)
@@ -74,10 +74,10 @@ def draw_scores(of: Canvas, of_slide: TileScores, path: str | Path, *, title: st
         axes.set_yticks([])
     slide_axes.set_title("The slide", fontsize=11)
     map_axes.set_title(f"Scores of {len(of_slide.scores):,} tiles", fontsize=11)
-    bar = figure.colorbar(shown, ax=map_axes, fraction=0.05, pad=0.03)
+    bar = metric.colorbar(shown, ax=map_axes, fraction=0.05, pad=0.03)
     bar.set_label(f"share of the highest score ({of_slide.scores.max():.3g})", fontsize=8.5)
-    figure.suptitle(short_name(title, 100), fontsize=12)
-    write_figure(figure, path, dpi=110)
+    metric.suptitle(short_name(title, 100), fontsize=12)
+    write_figure(metric, path, dpi=110)
 
 
 def score_map(of: Canvas, of_slide: TileScores) -> np.ndarray:

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from longvit.slide_jobs.features import feature_slides as feature_slides
     from longvit.slide_jobs.predict import predict_slides as predict_slides
     from longvit.slide_jobs.reading import ReadSettings as ReadSettings
-    from longvit.slide_jobs.run import BatchResult as BatchResult
     from longvit.slide_jobs.run import RunSettings as RunSettings
+    from longvit.slide_jobs.run import SlideJobsResult as SlideJobsResult
     from longvit.slide_jobs.tiles import tile_slides as tile_slides
 
 

@@ -1,7 +1,7 @@
 """Write the list of source files into docs/architecture.md, one line a file, from the first sentence of its docstring.
 
-    python .ci/map_files.py           write the list
-    python .ci/map_files.py --check   exit code 1 where the list differs from the files
+python .ci/map_files.py           write the list
+python .ci/map_files.py --check   exit code 1 where the list differs from the files
 """
 
 from __future__ import annotations

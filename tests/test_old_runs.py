@@ -20,7 +20,7 @@ import pytest
 
 from longvit.cli import main
 from longvit.files import this_host
-from old_runs.make import EXAMPLES, FOLDER, HOST, STORE
+from old_runs.make import EXAMPLES, FOLDER, HOST, STORE, TILE_PX
 
 TOLERANCE = 1e-4
 MEASURED = {"seconds", "cpu_seconds", "peak_memory_mib", "fit_and_prepare_seconds", "device", "longvit", "versions"}
@@ -79,28 +79,26 @@ def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
         else:
             for i, (one, other) in enumerate(zip(old, new, strict=True)):
                 yield from differences(one, other, f"{where}[{i}]")
-    elif isinstance(old, float) and isinstance(new, (int, float)):
-        if not math.isclose(old, new, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
-            yield f"{where}: {old} -> {new}"
-    elif old != new:
+    elif old != new and not are_close(old, new):
         yield f"{where}: {old!r} -> {new!r}"
 
 
-def read_csv(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV; cells that are numbers with a decimal point as floats."""
-
-    def value(text: str) -> Any:
-        try:
-            return text if text.lstrip("-").isdecimal() else float(text)
-        except ValueError:
-            return text
-
-    with path.open(newline="") as file:
-        return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+def are_close(old: Any, new: Any) -> bool:
+    """Two numbers that are not whole, or the texts of such, are equal within the tolerance."""
+    if type(old) is not type(new) or not isinstance(old, (float, str)) or (str(old) + str(new)).isdecimal():
+        return False
+    try:
+        return math.isclose(float(old), float(new), rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    except ValueError:
+        return False
 
 
 def read(path: Path) -> Any:
-    return read_csv(path) if path.suffix == ".csv" else json.loads(path.read_text())
+    """The content of a JSON file; the rows of a CSV as texts."""
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def assert_as_before(whole: Path, out: Path, *names: str) -> None:
@@ -162,8 +160,8 @@ def test_a_finished_fine_tuning_is_read_by_every_reader(unpack: Unpack, capsys: 
     assert groups["test"]["figures"]["c_index"]["mean"] == pytest.approx(c_index)
 
     assert main(["predict", "finished/model", "slides", "--device", "cpu", "--out", "new"]) == 0
-    risks = {row["slide_id"]: row["risk"] for row in read(Path("new/predictions.csv"))}
-    stored = {row["slide_id"]: row["risk"] for row in read(whole / "predictions.csv")}
+    risks = {row["slide_id"]: float(row["risk"]) for row in read(Path("new/predictions.csv"))}
+    stored = {row["slide_id"]: float(row["risk"]) for row in read(whole / "predictions.csv")}
     assert {slide_id: risks[slide_id] for slide_id in stored} == pytest.approx(stored, rel=TOLERANCE)
 
 
@@ -207,7 +205,10 @@ def test_a_finished_comparison_takes_in_a_finished_cross_validation(unpack: Unpa
     for row in (*old["systems"], *systems):
         row.pop("gap")
     assert not list(differences(old["systems"], systems))
-    assert list(out.glob("attention_mil/fold_0/attention/*.png"))
+    geojson, *_ = out.glob("attention_mil/fold_0/attention/*.geojson")
+    corners = json.loads(geojson.read_text())["features"][0]["geometry"]["coordinates"][0]
+    assert corners[1][0] - corners[0][0] == TILE_PX
+    assert geojson.with_suffix(".png").exists()
 
 
 @pytest.mark.parametrize("name", ["embed", "predict", "canvas", "tiles", "features"])

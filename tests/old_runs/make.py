@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 STORE = Path(__file__).parent
-SLIDES, SIDE_PX = 16, 96
+SLIDES, SIDE_PX, TILE_PX = 16, 96, 40
 TEXT_FILES = ("*.json", "*.csv", "*.yaml", "*.jsonl")
 
 
@@ -183,6 +183,7 @@ def write_inputs() -> None:
         with h5py.File(f"features/{name}.h5", "w") as file:
             file["features"] = features
             file["coords"] = np.stack([np.arange(6) % 3, np.arange(6) // 3], 1) * 32
+            file["coords"].attrs["patch_size_level0"] = TILE_PX
     Path("cohort.csv").write_text("\n".join(lines) + "\n")
     Path("list.csv").write_text("slide_id,path\n" + "".join(f"s{i:02d},slides/s{i:02d}.tif\n" for i in range(4)))
 

@@ -1,5 +1,7 @@
 """Texts of the project (docstrings, comments, strings, Markdown), and the words in them that words.csv bans.
 
+python .ci/words.py [FILE or FOLDER ...]: a line for every banned word, docstring without its subject, long sentence.
+
 words.csv: kind, pattern, instead. Kind `text`: a regular expression over texts, a space matches any white space. Kind
 `name`: an identifier, whole. Strings without a space are formats (keys, options, names of files) and are no text.
 """
@@ -10,11 +12,16 @@ import ast
 import csv
 import io
 import re
+import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
+MOST_WORDS = 30
+"""Words of a docstring's sentence, code spans apart. CONTRIBUTING asks for 25."""
 WORDS_CSV = Path(__file__).with_name("words.csv")
 DEFINITION = re.compile(r"(What|Who|Whose|Whether|How|Which|Where)\b")
 """Opening word of a docstring that does not name its subject."""
@@ -22,6 +29,7 @@ _CODE = re.compile(r"`[^`]*`")
 _FENCE = re.compile(r"^( *)```.*?^\1```", re.DOTALL | re.MULTILINE)
 _DIRECTIVE = re.compile(r"#\s*(noqa|type:|fmt:|mypy:|!)")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"”)]?\s+(?=[A-Z0-9“\"(µ])")
+_CAUSES = re.compile(r"(Raises )?`\w+Error`[^:]{0,40}:")
 _LIST_ITEM = re.compile(r"\s*([-*•]|\d+[.)])\s")
 
 
@@ -55,6 +63,7 @@ class Word:
         return re.compile(self.pattern.replace(" ", r"\s+"), re.IGNORECASE)
 
 
+@cache
 def banned_words(kind: str) -> tuple[Word, ...]:
     """The rows of words.csv of a kind, `text` or `name`."""
     with WORDS_CSV.open(newline="", encoding="utf-8") as file:
@@ -67,8 +76,47 @@ def sources(root: Path) -> list[Path]:
 
 
 def pages(root: Path) -> list[Path]:
-    """README and the guides."""
-    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    """README and the guides; the glossary lists the banned words itself."""
+    guides = sorted((root / "docs").rglob("*.md"))
+    return [root / "README.md", *(path for path in guides if path.name != "glossary.md")]
+
+
+@cache
+def texts_of(path: Path) -> tuple[Text, ...]:
+    """The texts of a Python or Markdown file."""
+    return (text_of_page(path),) if path.suffix == ".md" else tuple(texts_of_source(path))
+
+
+def banned_texts(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, `"goes on" -> "resumes"`) of every banned idiom of a file."""
+    for text in texts_of(path):
+        for line, found, instead in banned_in(text, banned_words("text")):
+            yield line, f'"{found}" -> "{instead}"'
+
+
+def banned_names(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, `Entrant -> SystemSpec`) of every definition with a banned name."""
+    instead = {word.pattern: word.instead for word in banned_words("name")}
+    for line, name in names_of_source(path) if path.suffix == ".py" else ():
+        if name in instead:
+            yield line, f"{name} -> {instead[name]}"
+
+
+def definitions(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, opening) of docstrings that begin with What, Who, Whether …, in place of the thing's name."""
+    for text in texts_of(path):
+        if text.kind == "docstring" and DEFINITION.match(text.text):
+            yield text.line, f'"{" ".join(text.text.split()[:4])} …" -> begin with the name of the thing'
+
+
+def long_sentences(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, words and opening) of the sentences of docstrings with more than `MOST_WORDS` words."""
+    for text in texts_of(path):
+        for line, count, sentence in sentences_over(text, MOST_WORDS) if text.kind == "docstring" else ():
+            yield line, f"{count} words: {sentence[:60]}…"
+
+
+CHECKS = (banned_texts, banned_names, definitions, long_sentences)
 
 
 def texts_of_source(path: Path) -> Iterator[Text]:
@@ -122,15 +170,18 @@ def names_of_source(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.asname
 
 
-def long_sentences(text: Text, most_words: int) -> Iterator[tuple[int, int, str]]:
-    """(line, words, sentence) of sentences with more words than that, in running text: no lists, tables, code."""
+def sentences_over(text: Text, most_words: int) -> Iterator[tuple[int, int, str]]:
+    """(line, words, sentence) of sentences with more words than that, in running text: no lists, tables, code.
+
+    `InputError`: cause, cause, cause counts as a list.
+    """
     for place, paragraph in _paragraphs(text.text):
         start = 0
         for sentence in _SENTENCE_END.split(paragraph):
             words = re.findall(r"\w[\w'’.,/%-]*", _CODE.sub(" ", sentence))
             at = paragraph.find(sentence, start)
             start = at + len(sentence)
-            if len(words) > most_words:
+            if len(words) > most_words and not _CAUSES.match(sentence.lstrip()):
                 yield text.line_of(place + at), len(words), " ".join(sentence.split())
 
 
@@ -174,3 +225,16 @@ def _comments(path: Path, source: str) -> Iterator[Text]:
         lines.append(token.string.lstrip("# "))
     if lines:
         yield Text(path, first, "comment", "\n".join(lines))
+
+
+def main(arguments: list[str]) -> int:
+    """Prints what the checks find; 1 where there is something."""
+    places = [Path(argument) for argument in arguments] or [*sources(ROOT), *pages(ROOT)]
+    files = [path for place in places for path in ([place] if place.is_file() else sorted(place.rglob("*.py")))]
+    found = [f"{path}:{line}: {text}" for path in files for check in CHECKS for line, text in sorted(check(path))]
+    print(*found, sep="\n")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -48,7 +48,7 @@ class Example:
 
 
 HOST, FOLDER = "another-host 01234567 pid:[1]", "/old/runs"
-"""What the stored files have in the place of the machine's name and the folder of the commands."""
+"""Machine and folder of the commands in the stored files, which name no real ones."""
 NEVER = "never"
 CPU = ("--device", "cpu", "--threads", "1")
 TRAIN = (

@@ -26,7 +26,7 @@ from longvit.slides.mpp import Mpp
 from longvit.slides.pixel_reader import BadTile, Rgb, one_line
 from longvit.slides.placement import Box, Fit, Placement, check_side_and_fit
 from longvit.slides.resampling import FILTER_NAME
-from longvit.slides.strips import CanvasPlan, canvas_strips, plan_canvas
+from longvit.slides.strips import CanvasPlan, plan_canvas, planned_strips
 
 if TYPE_CHECKING:
     from longvit.slides.reader import Slide
@@ -123,7 +123,7 @@ def canvas(
     plan = plan_canvas(slide, side_px, fit)
     bar = _Bar(f"read {slide.path.name}", tiles_of(plan)) if progress is True else nullcontext(progress or None)
     with bar as call:
-        strips = canvas_strips(slide, side_px, fit, threads=threads, progress=call or None, max_bad_tiles=max_bad_tiles)
+        strips = planned_strips(slide, plan, threads=threads, progress=call or None, max_bad_tiles=max_bad_tiles)
         (whole,) = strips
     return Canvas(whole.pixels, plan.placement, plan.level.index, tiles_of(plan), whole.bad_tiles, source_of(slide))
 
@@ -206,7 +206,7 @@ def _canvas_of(pixels: NDArray[np.uint8], record: dict[str, Any]) -> Canvas:
 
 def tiles_of(plan: CanvasPlan) -> int:
     """Number of tiles of the slide that a canvas reads."""
-    return sum(plan.tiles_in(*stretch) for stretch in plan.tile_rows(0, plan.y_axis.n_out))
+    return sum(plan.tiles_in(*tile_row) for tile_row in plan.tile_rows(0, plan.y_axis.n_out))
 
 
 class _Bar:

@@ -81,7 +81,7 @@ def test_an_older_value_that_was_never_written_is_no_feature(tmp_path: Path) -> 
     with h5py.File(tmp_path / "a.h5", "w") as file:
         data = file.create_dataset("features", (100, D), "f4", chunks=(10, D), compression="gzip")
         data[:50] = 1
-    with pytest.raises(InputError, match="was not written to its end"):
+    with pytest.raises(InputError, match="was not written completely"):
         read_bag(tmp_path / "a.h5")
 
 

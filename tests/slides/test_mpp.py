@@ -106,7 +106,7 @@ def test_ome_units(value: str, unit: str | None, expected: float) -> None:
     [
         (
             '<OME><Image><Pixels PhysicalSizeX="1" PhysicalSizeXUnit="pixel"/></Image></OME>',
-            "unit 'pixel' is no length",
+            "unit 'pixel' is not a length",
         ),
         ('<OME><Image><Pixels PhysicalSizeX="0.25"/></Image></OME>', "no PhysicalSizeY"),
         ("<OME><Image>", "OME-XML is damaged"),

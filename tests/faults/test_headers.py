@@ -158,12 +158,12 @@ def test_a_damaged_level_costs_that_level(tmp_path: Path) -> None:
 def test_a_scanners_own_format_that_openslide_does_not_know_is_no_plain_tiff(tmp_path: Path, suffix: str) -> None:
     path = plain(tmp_path / f"a{suffix}", compression="jpeg")
     message = refusal(path)
-    assert f"named {suffix}, but OpenSlide finds the format generic-tiff" in message
+    assert f"named {suffix}, but OpenSlide detects the format generic-tiff" in message
     assert "rename it to a.tif if it is a plain TIFF" in message
     strips = write_tiff(tmp_path / f"b{suffix}", [tissue(WIDTH, HEIGHT)], tile_px=None)
-    assert "OpenSlide knows no format in it" in refusal(strips)
+    assert "OpenSlide detects no format in it" in refusal(strips)
     strips = write_tiff(tmp_path / "c.svs", [tissue(WIDTH, HEIGHT)], tile_px=None)
-    assert "named .svs, but OpenSlide knows no format in it" in refusal(strips)
+    assert "named .svs, but OpenSlide detects no format in it" in refusal(strips)
 
 
 def test_the_scanners_own_formats_still_open(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_place_without_bytes_and_bytes_without_a_place_are_damage(tmp_path: Pa
     assert bad_places(path) == {(128, 64)}
     slide = open_slide(path)
     slide.read_region(128, 64, 0, 64, 64)
-    assert slide.bad_tiles[0].message == "0 bytes at a place in the file"
+    assert slide.bad_tiles[0].message == "0 bytes at an offset in the file"
     path = plain(tmp_path / "b.tif", compression=compression)
     set_table(path, 324, 8, 0)
     assert bad_places(path) == {(128, 64)}
@@ -233,7 +233,7 @@ def test_places_that_were_swapped_are_said(tmp_path: Path) -> None:
     set_table(path, 324, 8, offsets[15])
     set_table(path, 324, 15, offsets[8])
     (note,) = open_slide(path).notes
-    assert "lie in the order of the file but for 2" in note
+    assert "are in file order except 2" in note
 
 
 def test_tiles_that_share_one_place_are_read(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_list_of_directories_that_runs_in_a_circle_ends(tmp_path: Path) -> Non
         at = last.offset + 2 + 12 * len(last.tags)
     for target in (8, last.offset):
         overwrite(path, at, struct.pack("<I", target))
-        assert "runs in a circle" in refusal(path)
+        assert "is circular" in refusal(path)
 
 
 def test_a_list_of_directories_that_leads_nowhere_is_said(tmp_path: Path) -> None:
@@ -452,7 +452,7 @@ def test_an_order_of_samples_or_bits_that_the_format_does_not_know_is_refused(
         set_entry(path, 262, page, number=266, value=value)
     else:
         set_entry(path, code, page, value=value)
-    assert f"is {value}, which the format does not know" in refusal(path)
+    assert f"is {value}, which the format does not define" in refusal(path)
 
 
 def test_a_place_without_bytes_in_an_svs_is_damage_too(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The last layers of a system, and how an omic vector joins the vector h of the tiles: "w/ genomic features".
+"""Last layers of a system, and the fusion of an omic vector with the vector h of the tiles: "w/ genomic features".
 
     none       logits = W h + b
     concat     f = relu(W₂ relu(W₁ [h; g]))                                  (MCAT's late fusion; the paper's rows)
@@ -6,8 +6,8 @@
                o_h = dropout(relu(W (sigmoid(W_z [h; g]) ⊙ relu(W_h h)))),  o_g likewise
     then       logits = W f + b,      g: the omics through two blocks of SNN, 256 wide
 
-Pathomic Fusion is Chen et al. 2020. The gate of one side sees both, by one linear layer on [h; g]. Each side is
-narrowed to 32 numbers before the product, as in MCAT (256 / 8).
+Pathomic Fusion is Chen et al. 2020. The gate of each side depends on both, by one linear layer on [h; g]. Each side is
+reduced to 32 numbers before the product, as in MCAT (256 / 8).
 
 H width of h, G genes, C outputs.
 """

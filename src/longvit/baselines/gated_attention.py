@@ -1,4 +1,4 @@
-"""Gated attention pooling (Ilse, Tomczak and Welling 2018, equations 7 and 9), which most of the systems share.
+"""Gated attention pooling (Ilse, Tomczak and Welling 2018, equations 7 and 9), shared by most systems.
 
     s_i = wᵀ (tanh(V h_i) ⊙ sigmoid(U h_i)),     a = softmax over the instances of s,     z = Σ_i a_i h_i
 

@@ -108,7 +108,7 @@ def read_yaml(text: str, source: str) -> Any:
         raise InputError(f"{source}{line}: not YAML: {problem}") from error
     except RecursionError as error:
         raise InputError(f"{source}: nested too deeply") from error
-    except Exception as error:  #  from a value's constructor: month 13, a number with thousands of digits
+    except Exception as error:  # from a value's constructor: month 13, a number with thousands of digits
         raise InputError(f"{source}: not YAML: {' '.join(str(error).split())[:200]}") from error
     return values
 
@@ -179,8 +179,8 @@ def check_bounds(settings: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
 def check_values(settings: Any, **most: int) -> None:
     """Raises `InputError` for a value that no setting can have.
 
-    Refused are a non-finite number, a whole number above 2^31 − 1 or above its limit in `most`, fewer than one thread,
-    and a text with NUL or thousands of characters.
+    Refused are a non-finite number and a whole number above 2^31 − 1 or above its limit in `most`. So are fewer than
+    one thread, and a text with NUL or thousands of characters.
     """
     for name, value in vars(settings).items():
         high = most.get(name, 2**31 - 1)

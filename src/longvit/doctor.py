@@ -233,12 +233,12 @@ def attention_test() -> Finding:
     q, k, v = wave.reshape(3, 1, length, heads, head_dim)
     errors = []
     exact = [t.clone().requires_grad_() for t in (q, k, v)]
-    ours = [t.float().to(device).requires_grad_() for t in (q, k, v)]
-    out = dilated_attention(*ours, segment_lengths=segments, dilated_ratios=ratios)
+    inputs = [t.float().to(device).requires_grad_() for t in (q, k, v)]
+    out = dilated_attention(*inputs, segment_lengths=segments, dilated_ratios=ratios)
     expected = attention_by_definition(exact[0][0], exact[1][0], exact[2][0], segments, ratios)
     (out * out).sum().backward()
     (expected * expected).sum().backward()
-    for got, want in [(out[0], expected), *((a.grad, b.grad) for a, b in zip(ours, exact, strict=True))]:
+    for got, want in [(out[0], expected), *((a.grad, b.grad) for a, b in zip(inputs, exact, strict=True))]:
         assert got is not None
         assert want is not None
         errors.append(float((got.detach().cpu().double() - want.detach()).abs().max() / want.detach().abs().max()))

@@ -89,7 +89,7 @@ def plot(*suffixes: str) -> Callable[[Callable[Drawing, object]], Callable[Drawi
                     draw(*args, **kwargs)
             except InputError:
                 raise
-            except Exception as error:  # matplotlib has no error type of its own
+            except Exception as error:  # matplotlib has no base class of its errors
                 reason = _error_text(error)
             else:
                 return path

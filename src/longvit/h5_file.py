@@ -60,7 +60,7 @@ def find_dataset(group: h5py.Group, name: str, path: Path) -> h5py.Dataset | Non
     except KeyError:
         return None
     if not isinstance(object_id, h5py.h5d.DatasetID):
-        raise InputError(f"{path}: {name!r} is no dataset")
+        raise InputError(f"{path}: {name!r} is not a dataset")
     return h5py.Dataset(object_id)
 
 

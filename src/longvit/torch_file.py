@@ -55,7 +55,7 @@ def refuse_bomb(path: Path) -> None:
 def load_tensors(path: Path, classes: Sequence[type] = ()) -> Any:
     """Content of a file of `torch.save`, on the CPU. `classes`: classes that its pickle may name beside torch's own.
 
-    Raises `TooMuchError` where it exceeds a limit, else whatever `torch.load` raises.
+    Raises `TooMuchError` where it exceeds a limit, else the error of `torch.load`.
     """
     import torch
 

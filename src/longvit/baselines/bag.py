@@ -22,7 +22,7 @@ class Bag:
     coords: Tensor | None = None
     """(N, 2) int, x and y of each tile's corner in level-0 px of its slide."""
     omics: Tensor | tuple[Tensor, ...] | None = None
-    """(G,) float, NaN where not measured; for MCAT one vector per signature, six in all."""
+    """(G,) float, NaN where not measured; for MCAT one vector for each of six signatures."""
     clusters: Tensor | None = None
     """(N,) int, phenotype of each tile, from `prepare` of DeepAttnMISL."""
     neighbours: Tensor | None = None

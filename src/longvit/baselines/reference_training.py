@@ -1,7 +1,7 @@
 """Training of the published systems, bag by bag, with the quirks of the two reference loops.
 
-Both: Adam, learning rate 2e-4, weight decay 1e-5 (Adam's own, added to the gradient), 20 epochs of one bag at a time, a
-sampler that draws all classes equally often, seed 1. The last epoch is tested.
+Both use Adam with learning rate 2e-4 and weight decay 1e-5 (Adam's own, added to the gradient). They train 20 epochs of
+one bag at a time, with a sampler that draws all classes equally often, and seed 1. The last epoch is tested.
 
     HIPT, subtyping    the loss is divided by 32, but every bag is a step: that scales the gradient, which Adam undoes
                        except for its ε and the weight decay. CLAM's loop does not divide

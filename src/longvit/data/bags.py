@@ -84,9 +84,9 @@ class BagFiles:
 
 
 def read_bag(path: str | Path) -> FeatureBag:
-    """Reads a bag that TRIDENT, CLAM, or anyone in their layouts wrote; features become float32, coords int64.
+    """Reads a bag in the layout of TRIDENT or CLAM; features become float32, coords int64.
 
-    Raises `InputError` in one line for whatever cannot be used, an empty bag included.
+    Raises `InputError` in one line for an unusable bag, including an empty one.
     """
     path = Path(path)
     _check_exists(path)

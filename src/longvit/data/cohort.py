@@ -1,9 +1,9 @@
 """Manifest of a study: one CSV row per slide, with its patient and its label.
 
 Reading is tolerant of form: ids with or without extension, BOM, spaces, `;` or tabs, column names in any case. It is
-strict about meaning. Anything that would make a result wrong is one line of `InputError`, never a guess: a patient in
-two splits, a row without a label, a missing slide, two spellings of one id. `identity.py` decides which texts mean one
-patient, slide or class, and which mean none.
+strict about meaning. Anything that would make a result wrong is one line of `InputError`, never a guess. Examples are a
+patient in two splits, a row without a label, a missing slide, two spellings of one id. `identity.py` decides which
+texts mean one patient, slide or class, and which mean none.
 
     case_id,slide_id,label,path,split
     P01,P01_a,adenocarcinoma,scans/P01_a.svs,train
@@ -146,11 +146,13 @@ def read_cohort(
     the slides exist). `need_labels=False`: a row without a label is left out, and a note counts and names it.
     `allow_leak`: a patient may be in two splits or folds.
 
-    Raises `InputError` in one line (file, row, way out). Causes in the file: no such file, an empty file, no label
-    column. Causes in labels: a row without label, labels that are not classes, one class only, a class to keep that no
-    row has. Causes in slides: a slide without a file, a slide listed twice. Causes in ids: two slides, patients,
-    classes or folds that differ in spelling only. Causes in splits: a patient in two splits or two folds, a split other
-    than train, val or test. An mpp that is not a positive number is refused too.
+    Raises `InputError` in one line (file, row, way out) for:
+
+    - no such file, an empty file, no label column;
+    - a row without label, labels that are not classes, one class only, a class to keep that no row has;
+    - a slide without a file, a slide listed twice, an mpp that is not a positive number;
+    - two slides, patients, classes or folds that differ in spelling only;
+    - a patient in two splits or two folds, a split other than train, val or test.
     """
     path = Path(csv_path)
     if slides_dir is not None and not Path(slides_dir).is_dir():

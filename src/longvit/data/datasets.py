@@ -27,7 +27,7 @@ from longvit.data.cohort import SlideRow
 
 # Independent streams of random numbers.
 _ORDER, _AUGMENT = 0, 1
-# Limit of the batches held ready (except for the next one, whatever its size: 3 GB at 32,768²).
+# Limit of the batches held ready (except for the next one of any size: 3 GB at 32,768²).
 _AHEAD_BYTES = 2**29
 
 

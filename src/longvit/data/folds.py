@@ -90,8 +90,8 @@ def read_folds(source: str | Path | Sequence[str | Path]) -> tuple[Fold, ...]:
     """Folds of a folder (`splits_0.csv`, `splits_1.csv`, … in numeric order) or of the given files.
 
     `splits_N_bool.csv` and `splits_N_descriptor.csv`, which are often beside them, are not read. Raises `InputError`
-    for no such folder, no folds, a missing number, a table without the columns train and val or test, a split without
-    ids, an id twice in one column, and two ids there that differ in spelling only.
+    for no such folder, no folds, a missing number, and a table without the columns train and val or test. It also
+    refuses a split without ids, an id twice in one column, and two ids there that differ in spelling only.
     """
     if isinstance(source, (str, Path)):
         files = _files_of(Path(source)) if Path(source).is_dir() else [Path(source)]
@@ -181,11 +181,11 @@ def write_folds(folder: str | Path, folds: Iterable[Fold]) -> tuple[Path, ...]:
 
 
 def match(cohort: Cohort, fold: Fold) -> Match:
-    """Rows that a fold lists. A column is taken as slide ids or case ids by the ids that it matches.
+    """Rows that a fold lists. The ids of a column decide if it holds slide ids or case ids.
 
-    Raises `InputError` for a column with slide ids and case ids, and for ids that are a slide of one patient and the
-    name of another (or of one with more slides). It also refuses an id that differs from one of the cohort in spelling
-    only, and a fold without any id of the cohort.
+    Raises `InputError` for a column with both kinds. Ids that are a slide of one patient and the name of another (or of
+    one with more slides) are refused. So are an id that differs from one of the cohort in spelling only, and a fold
+    without any id of the cohort.
     """
     by_slide: dict[str, tuple[int, ...]] = {row.slide_id: (i,) for i, row in enumerate(cohort.rows)}
     by_case: dict[str, tuple[int, ...]] = {}
@@ -197,10 +197,10 @@ def match(cohort: Cohort, fold: Fold) -> Match:
     kinds: dict[str, str] = {}
     for split in SPLITS:
         ids = fold.ids(split)
-        of_slide = {text: by_slide[slide_stem(text)] for text in ids if slide_stem(text) in by_slide}
-        of_case = {text: by_case[text] for text in ids if text in by_case}
-        matched = _matched_ids(of_slide, of_case, f"{fold.where()}, {split}", cohort.source)
-        kinds[split] = ("patient" if matched is of_case else "slide") if matched else ""
+        slide_rows = {text: by_slide[slide_stem(text)] for text in ids if slide_stem(text) in by_slide}
+        case_rows = {text: by_case[text] for text in ids if text in by_case}
+        matched = _matched_ids(slide_rows, case_rows, f"{fold.where()}, {split}", cohort.source)
+        kinds[split] = ("patient" if matched is case_rows else "slide") if matched else ""
         rows[split] = tuple(sorted({i for indices in matched.values() for i in indices}))
         cases[split] = {text: cohort.rows[indices[0]].case_id for text, indices in matched.items()}
         unknown[split] = tuple(text for text in ids if text not in matched)
@@ -231,32 +231,33 @@ def _refuse_other_spelling(cohort: Cohort, fold: Fold, unknown: Sequence[str], k
 
 
 def _matched_ids(
-    of_slide: dict[str, tuple[int, ...]], of_case: dict[str, tuple[int, ...]], where: str, source: str
+    by_slide: dict[str, tuple[int, ...]], by_case: dict[str, tuple[int, ...]], where: str, source: str
 ) -> dict[str, tuple[int, ...]]:
-    only_slide = [text for text in of_slide if text not in of_case]
-    only_case = [text for text in of_case if text not in of_slide]
+    only_slide = [text for text in by_slide if text not in by_case]
+    only_case = [text for text in by_case if text not in by_slide]
     if only_slide and only_case:
         raise InputError(
-            f"{where}: slide ids ({only_slide[0]}, {len(of_slide)} in all) and case ids ({only_case[0]}, "
-            f"{len(of_case)} in all) in one column; write one kind"
+            f"{where}: slide ids ({only_slide[0]}, {len(by_slide)} in total) and case ids ({only_case[0]}, "
+            f"{len(by_case)} in total) in one column; write one kind"
         )
     if only_slide:
-        return of_slide
+        return by_slide
     if only_case:
-        return of_case
-    if doubtful := [text for text in of_slide if of_slide[text] != of_case[text]]:
+        return by_case
+    if ambiguous := [text for text in by_slide if by_slide[text] != by_case[text]]:
         raise InputError(
-            f"{where}: {doubtful[0]} is a slide and a case of {source}, and they differ; rename the slide or the case"
+            f"{where}: {ambiguous[0]} is a slide and a case of {source}, and they differ; rename the slide or the case"
         )
-    return of_slide
+    return by_slide
 
 
 def assign(cohort: Cohort, fold: Fold, *, allow_leak: bool = False) -> Cohort:
     """The cohort with a split in every row that the fold lists, None in the others; missing ids are in the notes.
 
     Notes count the ids of the fold without a row (with the first names; `match` has all), the rows without a split, and
-    the classes that a split lacks. Raises `InputError` for a patient in two splits (unless `allow_leak`), a slide in
-    two splits, a split column in the CSV that differs, a class without a slide in train, and as `match`.
+    the classes that a split lacks. Raises `InputError` for a patient in two splits (unless `allow_leak`) and a slide in
+    two splits. A split column in the CSV that differs and a class without a slide in train are refused, and the same as
+    in `match`.
     """
     matched = match(cohort, fold)
     for (a, b), shared in matched.shared_rows().items():

@@ -85,7 +85,7 @@ def _groups(cohort: Cohort, by_site: bool) -> list[str]:
         return [row.case_id for row in cohort.rows]
     if without := [row.slide_id for row in cohort.rows if not row.site]:
         raise InputError(
-            f"{cohort.source}: slide {without[0]} has no site ({len(without)} in all); fill in the column site"
+            f"{cohort.source}: slide {without[0]} has no site ({len(without)} in total); fill in the column site"
         )
     refuse_clashes("sites", first_places((str(row.site), row.where()) for row in cohort.rows), cohort.source)
     group_of = {str(row.site): str(row.site) for row in cohort.rows}

@@ -62,8 +62,8 @@ def read_table(
     """Column names (normalised by `naming`) and (line number, {column: cell}) of every row that is not blank.
 
     `path` is a CSV, or a .zip or .gz with one CSV in it. Cells are stripped; a row shorter than the header lacks the
-    last columns. Raises `InputError` for no such file, no text, no rows, two columns of one name, a row longer than the
-    header, more than `MAX_ROWS` rows or `MAX_CELLS` cells, and as `records`.
+    last columns. Raises `InputError` for no such file, no text, no rows, two columns of one name, and a row longer than
+    the header. More than `MAX_ROWS` rows or `MAX_CELLS` cells are refused too, and the same as in `records`.
     """
     columns: list[str] = []
     table: list[tuple[int, dict[str, str]]] = []
@@ -177,7 +177,7 @@ class _Lines:
                 f"{self.path}, line {self.number}: more than {MAX_LINE:,} characters, too long for a table of slides"
             )
         if self.number > MAX_LINES:
-            raise InputError(f"{self.path}: more than {MAX_LINES:,} lines; leave out what is not needed here")
+            raise InputError(f"{self.path}: more than {MAX_LINES:,} lines; leave out unneeded lines")
         return line
 
 

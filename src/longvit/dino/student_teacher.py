@@ -60,7 +60,7 @@ class StudentTeacher(nn.Module):
         """C crops (B, 3, h, w), the global ones first → the student's outputs (C·B, K) and the teacher's (G·B, K)."""
         expected = self.settings.global_crops + self.settings.local_crops
         if len(crops) != expected:
-            raise ValueError(f"{len(crops)} crops of every region; the settings say {expected}")
+            raise ValueError(f"{len(crops)} crops of every region; the settings have {expected}")
         with torch.no_grad():
             teacher = self.teacher(crops[: self.settings.global_crops], packed=packed)
         return self.student(crops, packed=packed), teacher

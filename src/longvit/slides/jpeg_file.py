@@ -79,7 +79,7 @@ def decode_jpeg(data: bytes, components: int) -> NDArray[np.uint8]:
 
 
 def _to_rgb(cmyk: NDArray[np.uint8]) -> None:
-    """CMYK as Adobe writes it into JPEG (inverted: 255 is no ink) to RGBX, in place."""
+    """Converts CMYK as Adobe writes it into JPEG (inverted: 255 means no ink) to RGBX, in place."""
     for y in range(0, len(cmyk), _ROWS_AT_ONCE):
         part = cmyk[y : y + _ROWS_AT_ONCE]
         black = part[..., 3].astype(np.uint32)

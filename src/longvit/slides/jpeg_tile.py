@@ -41,7 +41,7 @@ class JpegTiles:
             raise ValueError(f"not JPEG: the tile begins with {data[:2].hex(' ') or 'nothing'}")
         start = 2
         if self._rgb and data[2:4] == b"\xff\xe0":
-            # A JFIF marker would turn RGB into YCbCr, whatever the Adobe marker says.
+            # A JFIF marker would turn RGB into YCbCr, in spite of the Adobe marker.
             start = 4 + int.from_bytes(data[4:6], "big")
         # The buffer also caps the memory: a damaged header may declare 65,535 × 65,535 px.
         channels = 1 if self._grey else 4

@@ -42,7 +42,7 @@ _PER_METRE_UNITS = {
     "Å": 1e-4,
     "in": 25_400.0,
 }
-# As people write them into ImageJ.
+# Spellings that ImageJ users enter.
 _IMAGEJ_UNITS = {
     **_PER_METRE_UNITS,
     "micron": 1.0,

@@ -55,7 +55,7 @@ class BadTile:
     x_level0_px: int
     y_level0_px: int
     width_px: int
-    """Width and height in pixels of its own level."""
+    """Width and height in pixels of `level`."""
     height_px: int
     message: str
 

@@ -38,6 +38,7 @@ _LARGEST_DIFFERENCE = 1  # grey levels
 _COMPARED_PX = 1024  # side of the compared part of a tile: some files are one tile of gigabytes
 # Rounding of decoders differs by a few grey levels; more is another image, and which one is right is unknown.
 _ANOTHER_IMAGE = 32
+_UNKNOWN_FORMAT = "OpenSlide does not know the format"
 _COLOURS = {5: "CMYK", 6: "YCbCr", 8: "CIELAB"}  # PhotometricInterpretation
 _JPEG = 7
 # Formats that are more than the tiles of a TIFF: a file with such a name that OpenSlide does not detect is damaged.
@@ -174,13 +175,13 @@ def _try_openslide(path: Path, vendor: str | None) -> tuple[OpenSlideReader | No
     from longvit.slides.openslide_reader import OpenSlideReader
 
     if vendor is None:
-        return None, "OpenSlide does not know the format"
+        return None, _UNKNOWN_FORMAT
     try:
         reader = OpenSlideReader(path)
         check_side(path, *reader.levels[0].size_px)
     except UnsupportedError as error:
         return None, str(error)
-    return reader, "OpenSlide does not know the format"
+    return reader, _UNKNOWN_FORMAT
 
 
 def _selected(path: Path, readers: _TiffReaders, wanted: ReaderName) -> tuple[PixelReader | None, str]:

@@ -86,7 +86,7 @@ def info(slide: Slide) -> dict[str, Any]:
 
 
 def damage_seen(slide: Slide) -> str:
-    """How much damage inside the pixels the reader detects, by codec. Most codecs have no checksum."""
+    """Detection rate of damage inside the pixels, by codec, as text. Most codecs have no checksum."""
     codec = slide.levels[0].compression
     if slide.reader == "openslide":
         return "little: OpenSlide silently repairs JPEG, and of the other codecs only Deflate has a checksum"

@@ -13,7 +13,7 @@ def printable(text: str) -> str:
     text = text.replace("\0", "\\x00")
     if text.isascii():
         return text
-    # Bytes of a name that are no UTF-8 are lone surrogates U+DC80 … U+DCFF in Python.
+    # Bytes of a name that are not UTF-8 are lone surrogates U+DC80 … U+DCFF in Python.
     return re.sub("[\ud800-\udfff]", lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", text)
 
 

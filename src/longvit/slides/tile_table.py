@@ -168,8 +168,7 @@ def shared(table: TileTable) -> list[int]:
 def swapped(table: TileTable) -> list[int]:
     """Tiles out of order in a table that is otherwise in file order; at most a few.
 
-    A table written in parallel has no order, and an edited file has its new tiles at the end, so this is no certain
-    damage.
+    A table written in parallel has no order, and an edited file has its new tiles at the end. So this may be no damage.
     """
     if bool((table.offsets[1:] > table.offsets[:-1]).all()):
         return []
@@ -189,8 +188,8 @@ def places_of(page: tifffile.TiffPage) -> tuple[Places, Places]:
 def check_directories(path: Path, pages: Iterable[tifffile.TiffPage], file_bytes: int) -> None:
     """Raises `InputError` for directories that would cost gigabytes, or show another image, in any reader.
 
-    Refused are a tile of more bytes than the file (OpenSlide allocates that memory), a tile size of 0 or of gigabytes,
-    and a table that does not fit the size of its image.
+    Refused are a tile of more bytes than the file (OpenSlide allocates that memory) and a tile size of 0 or of
+    gigabytes. So is a table that does not fit the size of its image.
     """
     for page in pages:
         largest = max(page.databytecounts, default=0)
@@ -232,10 +231,10 @@ def _check_plain_bytes(path: Path, page: tifffile.TiffPage, tile_px: int) -> Non
     other = int(((counts > 0) & ((counts < tile_bytes) | (counts > tile_bytes + PADDING_BYTES))).sum())
     # A single such tile is a damaged tile.
     if other > 1 or (other and _COMPRESSION not in page.tags):
-        says = "says none" if _COMPRESSION in page.tags else "is missing"
+        stated = "says none" if _COMPRESSION in page.tags else "is missing"
         raise InputError(
-            f"{path}: damaged: its tag Compression {says}, but {other} of {len(counts)} tiles have more or fewer than "
-            f"the {tile_bytes} bytes of plain pixels; copy or download it again"
+            f"{path}: damaged: its tag Compression {stated}, but {other} of {len(counts)} tiles have more or fewer "
+            f"than the {tile_bytes} bytes of plain pixels; copy or download it again"
         )
 
 

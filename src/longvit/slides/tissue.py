@@ -115,8 +115,8 @@ class Tissue:
 def tissue_of_canvas(canvas: Canvas, settings: TissueSettings | None = None) -> Tissue:
     """Tissue of a slide, from a padded or stretched canvas of it that serves as thumbnail.
 
-    The canvas should be at least as fine as `settings.mpp`; a coarser one gives a mask of its own resolution. The
-    slide's resolution must be known.
+    The canvas should be at least as fine as `settings.mpp`; a coarser one gives a coarser mask. The slide's resolution
+    must be known.
     """
     assert canvas.source.mpp is not None, "a mask in µm needs the slide's resolution"
     box = canvas.placement.image_box

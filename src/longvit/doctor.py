@@ -204,7 +204,7 @@ GOLDEN_TOLERANCE = 2e-4
 
 
 def formula_embedding(device: torch.device | None = None) -> np.ndarray:
-    """The embedding of `formula_image` by `formula_model`, float32 (48,)."""
+    """Embedding of `formula_image` by `formula_model`, float32 (48,)."""
     return formula_model().to(device or "cpu").embed(formula_image())
 
 

@@ -37,7 +37,7 @@ from longvit.errors import InputError
 
 
 def smooth_top1_svm(scores: Tensor, target: Tensor, *, margin: float = 1.0, temperature: float = 1.0) -> Tensor:
-    """scores (B, C) float, target (B,) int64 in 0 … C − 1 → (B,), above 0; see the top of this file.
+    """Smooth top-1 SVM: scores (B, C) float, target (B,) int64 in 0 … C − 1 → (B,), above 0; see the top of this file.
 
     `margin` α ≥ 0, `temperature` τ > 0; as τ → 0 it becomes the hinge max_j (s_j + α [j ≠ y]) − s_y.
     """
@@ -48,7 +48,7 @@ def smooth_top1_svm(scores: Tensor, target: Tensor, *, margin: float = 1.0, temp
 
 @dataclass(frozen=True)
 class ClamSettings:
-    """CLAM_SB as HIPT runs it."""
+    """Settings of CLAM_SB as in HIPT."""
 
     hidden: int | None = None
     """H; by default 384 for features of 384 numbers, 512 for others (HIPT)."""
@@ -103,7 +103,7 @@ class ClamSB(System):
         return Prediction(logits, a, (1 - c) * self.instance_loss(encoded, a, int(label)), c)
 
     def instance_loss(self, h: Tensor, attention: Tensor, label: int) -> Tensor:
-        """h (N, H), attention (N,), label: the bag's class → a scalar; 0 for a bag of one tile."""
+        """Instance loss: h (N, H), attention (N,), label: the bag's class → a scalar; 0 for a bag of one tile."""
         k = min(self.settings.k, len(h) // 2)
         if not k:
             return h.new_zeros(())

@@ -34,7 +34,7 @@ _CHUNK_TILES = 2**16
 
 @dataclass(frozen=True)
 class DeepAttnMislSettings:
-    """HIPT's MIL_Cluster_FC, MCAT's MIL_Cluster_FC_surv."""
+    """Settings of HIPT's MIL_Cluster_FC and MCAT's MIL_Cluster_FC_surv."""
 
     phenotypes: int = 10
     """K (HIPT, MCAT)."""

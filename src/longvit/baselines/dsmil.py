@@ -30,7 +30,7 @@ from longvit.baselines.system import Shape, System, check_settings
 
 @dataclass(frozen=True)
 class DsmilSettings:
-    """HIPT's MILNet."""
+    """Settings of HIPT's MILNet."""
 
     query: int = 128
     """Width of q (DS-MIL)."""

@@ -28,7 +28,7 @@ _DROPOUT = 0.25  # of the omic branch and of the bilinear fusion (MCAT)
 
 
 class ConcatFusion(nn.Module):
-    """h (H,), g (G',) → f (256,)."""
+    """Late fusion by concatenation: h (H,), g (G',) → f (256,)."""
 
     def __init__(self, width: int, omic_width: int = OMIC_WIDTH) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ConcatFusion(nn.Module):
 
 
 class _GatedSide(nn.Module):
-    """x (X,), both sides (X + Y,) → o (32,)."""
+    """Gated reduction of one side: x (X,), both sides (X + Y,) → o (32,)."""
 
     def __init__(self, width: int, both: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _GatedSide(nn.Module):
 
 
 class BilinearFusion(nn.Module):
-    """h (H,), g (G',) → f (256,)."""
+    """Fusion by the outer product of both sides: h (H,), g (G',) → f (256,)."""
 
     def __init__(self, width: int, omic_width: int = OMIC_WIDTH) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ FUSIONS: dict[str, type[ConcatFusion] | type[BilinearFusion]] = {"concat": Conca
 
 
 class Head(nn.Module):
-    """h (H,) and the omic vectors of the bag → logits (C,)."""
+    """Classifier with fusion: h (H,) and the omic vectors of the bag → logits (C,)."""
 
     def __init__(self, width: int, shape: Shape) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class GatedAttention(nn.Module):
-    """h (…, N, H) → scores (…, N), before the softmax."""
+    """Gated attention: h (…, N, H) → scores (…, N), before the softmax."""
 
     def __init__(self, width: int, gate_width: int, dropout: float) -> None:
         super().__init__()

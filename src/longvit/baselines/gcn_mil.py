@@ -93,7 +93,7 @@ def joined(bags: Sequence[Bag]) -> Graph:
 
 @dataclass(frozen=True)
 class GcnMilSettings:
-    """HIPT's DeepGraphConv."""
+    """Settings of HIPT's DeepGraphConv."""
 
     graph: Literal["features", "coordinates"] = "features"
     """Space of the neighbours: features or coordinates (HIPT's edge_latent, its default, and edge_index)."""

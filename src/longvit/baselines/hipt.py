@@ -42,7 +42,7 @@ _CHUNK_REGIONS = 64
 
 @dataclass(frozen=True)
 class HiptSettings:
-    """HIPT_LGP_FC."""
+    """Settings of HIPT_LGP_FC."""
 
     level: Literal["tile", "region"] = "tile"
     """Kind of features: of tiles of 256 px, or of regions of 4,096 px."""

@@ -93,7 +93,7 @@ class _DinoVit(nn.Module):
         return self.norm(x[:, 0])
 
     def _positions(self, rows: int, columns: int) -> Tensor:
-        """(1, 1 + rows · columns, D)."""
+        """Position embeddings, interpolated to the grid (1, 1 + rows · columns, D)."""
         if rows == columns == _TRAINED_GRID:
             return self.pos_embed
         grid = self.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (_TRAINED_GRID, _TRAINED_GRID))
@@ -113,7 +113,7 @@ class _PatchEmbed(nn.Module):
 
 
 class Vit256(_DinoVit):
-    """pixels (B, 3, h, w) float, normalised by `normalised`, h and w multiples of 16 px → CLS (B, 384)."""
+    """ViT-256: pixels (B, 3, h, w) float from `normalised`, h and w multiples of 16 px → CLS (B, 384)."""
 
     def __init__(self, dim: int = 384, depth: int = 12, num_heads: int = 6) -> None:
         super().__init__(dim, depth, num_heads)
@@ -126,7 +126,7 @@ class Vit256(_DinoVit):
 
 
 class Vit4096(_DinoVit):
-    """tile features (B, N, T), a square grid row by row → CLS (B, 192)."""
+    """ViT-4096: tile features (B, N, T), a square grid row by row → CLS (B, 192)."""
 
     def __init__(self, in_dim: int = 384, dim: int = 192, depth: int = 6, num_heads: int = 6) -> None:
         super().__init__(dim, depth, num_heads)

@@ -42,7 +42,7 @@ SIGNATURES = (
 
 @dataclass(frozen=True)
 class McatSettings:
-    """MCAT_Surv."""
+    """Settings of MCAT_Surv."""
 
     layers: int = 2
     """Layers of each side's transformer (MCAT)."""
@@ -60,7 +60,7 @@ class McatSettings:
 
 
 class _Side(nn.Module):
-    """Six tokens (6, 256) → (256,)."""
+    """Encoder of one side: six tokens (6, 256) → (256,)."""
 
     def __init__(self, settings: McatSettings) -> None:
         super().__init__()

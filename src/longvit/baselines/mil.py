@@ -54,7 +54,7 @@ class MeanPooling(System):
 
 @dataclass(frozen=True)
 class MilSettings:
-    """HIPT's MIL_fc and MIL_fc_mc."""
+    """Settings of HIPT's MIL_fc and MIL_fc_mc."""
 
     hidden: int | None = None
     """H; by default 384 for features of 384 numbers, 512 for others (HIPT)."""
@@ -99,7 +99,7 @@ class MaxPoolingMil(System):
 
 @dataclass(frozen=True)
 class DeepSetsSettings:
-    """MCAT's MIL_Sum_FC_surv."""
+    """Settings of MCAT's MIL_Sum_FC_surv."""
 
     hidden: int | None = None
     """H; by default 384 for features of 384 numbers, 512 for others (MCAT: 512 of 1,024)."""
@@ -137,7 +137,7 @@ class DeepSets(System):
 
 @dataclass(frozen=True)
 class AttentionMilSettings:
-    """MCAT's MIL_Attention_FC_surv."""
+    """Settings of MCAT's MIL_Attention_FC_surv."""
 
     hidden: int | None = None
     """H; by default 384 for features of 384 numbers, 512 for others (MCAT: 512 of 1,024)."""

@@ -36,7 +36,7 @@ def snn_layers(widths: Sequence[int], dropout: float) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class SnnSettings:
-    """MCAT's SNN."""
+    """Settings of MCAT's SNN."""
 
     hidden: int = 256
     """Width of every block (MCAT)."""
@@ -55,7 +55,7 @@ class SnnSettings:
 
 
 class Snn(System):
-    """One omic vector → logits; no tiles, no attention."""
+    """SNN: one omic vector → logits; no tiles, no attention."""
 
     Settings = SnnSettings
     reads_tiles: ClassVar[bool] = False

@@ -61,7 +61,7 @@ class TransMilSettings:
 
 
 def pseudo_inverse(m: Tensor, steps: int) -> Tensor:
-    """M (…, m, m) → an approximation of its Moore-Penrose inverse."""
+    """Iterative pseudo-inverse: M (…, m, m) → an approximation of its Moore-Penrose inverse."""
     one = m.abs().sum(-2).amax(-1)
     infinity = m.abs().sum(-1).amax(-1)
     z = m.transpose(-1, -2) / (one * infinity)[..., None, None]
@@ -73,7 +73,7 @@ def pseudo_inverse(m: Tensor, steps: int) -> Tensor:
 
 
 class NystromAttention(nn.Module):
-    """x (S, H) → (S, H)."""
+    """Nyström attention: x (S, H) → (S, H)."""
 
     def __init__(self, settings: TransMilSettings) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ class FoldReport:
     labels: dict[str, dict[str, int]]
     """Slides of each class."""
     unlabelled: dict[str, tuple[str, ...]]
-    """Ids without a row in the cohort: they drop out."""
+    """Ids without a row in the cohort; they are left out."""
     shared_patients: dict[str, tuple[str, ...]]
     """Patients with slides in both splits, among the slides used."""
     shared_slides: dict[str, tuple[str, ...]]

@@ -34,7 +34,7 @@ class UnitRowsLinear(nn.Module):
 
 
 class DinoHead(nn.Module):
-    """Embeddings (B, D) → cosines (B, K)."""
+    """Projection head: embeddings (B, D) → cosines (B, K)."""
 
     def __init__(self, in_features: int, settings: DinoSettings) -> None:
         super().__init__()

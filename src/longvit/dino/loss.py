@@ -127,7 +127,7 @@ def _chunks(start: int, end: int, k: int) -> Iterator[slice]:
 
 
 def _targets(teacher: Tensor, center: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """→ P (G·B, K); [Σ outputs (K), Σ P (K), Σ entropy], sums over the rows."""
+    """Teacher's probabilities P (G·B, K), and sums over the rows [Σ outputs (K), Σ P (K), Σ entropy]."""
     n, k = teacher.shape
     dtype = _wide(teacher.dtype)
     targets, sums = teacher.new_empty(n, k, dtype=dtype), teacher.new_zeros(2 * k + 1, dtype=dtype)
@@ -181,7 +181,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _target(targets: Tensor, regions: int, global_crops: int, crop: int, rows: slice) -> Tensor:
-    """Σ of P_t over the global crops t other than `crop`, for rows of that crop."""
+    """Target of a crop: Σ of P_t over the global crops t other than `crop`, for rows of that crop."""
     first, count = rows.start - crop * regions, rows.stop - rows.start
     parts = [targets[t * regions + first : t * regions + first + count] for t in range(global_crops) if t != crop]
     if not parts:  # there is no other global crop

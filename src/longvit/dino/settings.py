@@ -32,8 +32,8 @@ class DinoSettings:
     weight_decay_end: float = 0.4
     """Weight decay at the end of its cosine (LongViT, table 5; DINO's code)."""
     teacher_momentum: float = 0.996
-    """Decay of the teacher's moving average at the start; 1 at the end of its cosine (LongViT, table 5; DINO's code).
-    DINO advises a higher one for small batches, 0.9995 at 256."""
+    """Decay of the teacher's EMA at the start; 1 at the end of its cosine (LongViT, table 5; DINO's code). DINO advises
+    a higher one for small batches, 0.9995 at 256."""
     student_temperature: float = 0.1
     """Temperature of the student's softmax (DINO's code)."""
     warmup_teacher_temperature: float = 0.04
@@ -43,7 +43,7 @@ class DinoSettings:
     warmup_teacher_temperature_epochs: int = 0
     """Epochs from the first temperature to the last, linear (DINO's code; 30 in its long runs)."""
     center_momentum: float = 0.9
-    """Decay of the moving average of the teacher's outputs (DINO's code)."""
+    """Decay of the EMA of the teacher's outputs (DINO's code)."""
     freeze_last_layer_epochs: int = 1
     """Epochs in which the last layer of the head keeps its weights (LongViT, table 5; DINO's code)."""
     clip_norm: float = 3.0

@@ -66,7 +66,7 @@ class StudentTeacher(nn.Module):
         return self.student(crops, packed=packed), teacher
 
     def freeze_last_layer(self, frozen: bool) -> None:
-        """Before every step, with `Schedules.last_layer_is_frozen` (see `head.freeze_last_layer`)."""
+        """Freezes or unfreezes the student's last layer before a step; see `Schedules.last_layer_is_frozen`."""
         freeze_last_layer(self.student.head, frozen)
 
     @torch.no_grad()

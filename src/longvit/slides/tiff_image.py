@@ -27,13 +27,13 @@ class SlideImage:
     """The image used as the slide."""
 
     pages: tuple[tifffile.TiffPage, ...]
-    """Its levels, largest first."""
+    """Levels, largest first."""
     directory: int
     """Index of level 0 in the file, from 0."""
     notes: tuple[str, ...]
     """Notes about the selection for the user, as clauses."""
     left_out_px: tuple[tuple[int, int], ...]
-    """The sizes of reduced copies that are not used."""
+    """Sizes of reduced copies that are not used."""
     directories: tuple[tifffile.TiffPage, ...]
     """All images of the file, and the reduced copies of the selected one."""
     n_of_its_size: int

@@ -50,7 +50,7 @@ class TissueSettings:
     mpp: float = 8.0
     """µm per pixel of the mask, at least that of the thumbnail."""
     smooth_um: float = 12.0
-    """Standard deviation of the Gauss filter before the thresholds: about a cell."""
+    """Standard deviation of the Gaussian filter before the thresholds: about the size of a cell."""
     min_piece_um2: float = 30_000.0
     """Smaller pieces are dirt; two tiles of 256 px at 0.5 µm/px have 32,768 µm²."""
     max_hole_um2: float = 50_000.0

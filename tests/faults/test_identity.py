@@ -339,7 +339,7 @@ def test_a_cohort_counts_rows_without_case_id_one_by_one(tmp_path: Path) -> None
     for empty in ("", "nan", "\u00a0"):
         found = read_cohort(cohort(tmp_path, (empty,) * 4))
         assert len({row.case_id for row in found.rows}) == 8
-        assert any("4 rows without case_id: each counts as a patient of its own" in note for note in found.notes)
+        assert any("4 rows without case_id: each counts as a separate patient" in note for note in found.notes)
     with pytest.raises(InputError, match="line 2: slide P7 has no case_id, and line 4 has the patient P7; fill in"):
         read_cohort(cohort(tmp_path, ("", "q", "P7"), ("P7",)))
 

@@ -337,7 +337,7 @@ def _labelled(
         raise InputError(f"{path}: no row has a {key}{classes.missing_words()}; choose another --label-column")
     if without:
         ids = ", ".join(cells.get("slide_id") or cells.get("path", "") for _, cells in without)
-        notes.append(f"{path}: {len(without)} of {len(table)} rows have no {key} and are left out: {ids}")
+        notes.append(f"{path}: {len(without)} of {len(table)} rows have no {key} and drop out: {ids}")
     table, labels = _without_none(table, classes.names)
     _refuse_unusable_classes(path, table, labels, key, classes.missing_words())
     return table, labels

@@ -42,7 +42,7 @@ _LITERAL_TEXT: Any = {"text.parse_math": False, "text.usetex": False, "svg.hashs
 
 
 def new_figure(width_in: float, height_in: float, *, dpi: float | None = None) -> Figure:
-    """An empty figure, independent of any display and of pyplot."""
+    """An empty matplotlib figure, independent of any display and of pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -52,7 +52,7 @@ def new_figure(width_in: float, height_in: float, *, dpi: float | None = None) -
 
 
 def write_figure(figure: Figure, path: str | Path, *, dpi: float | None = None) -> None:
-    """Writes `path` (.png or .svg), atomically; the same figure gives the same bytes."""
+    """Writes a matplotlib figure to `path` (.png or .svg), atomically; equal input gives equal bytes."""
     from matplotlib.axis import Axis
     from matplotlib.text import Text
     from matplotlib.ticker import FuncFormatter

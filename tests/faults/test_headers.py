@@ -307,7 +307,7 @@ def test_the_resolution_is_that_of_the_image_taken(tmp_path: Path, form: str) ->
     write_ome(other, [tissue(WIDTH, HEIGHT)], 'PhysicalSizeX="0.5" PhysicalSizeY="0.5"')
     data = other.read_bytes().replace(b'SizeX="384"', b'SizeX="768"')
     other.write_bytes(data)
-    assert str(open_slide(other).mpp_search.looked_at[0]) == (
+    assert str(open_slide(other).mpp_search.candidates[0]) == (
         "ome.PhysicalSizeX: no Pixels of 384 × 256 in the OME-XML"
     )
 
@@ -352,15 +352,15 @@ def test_absent_is_never_said_of_a_tag_that_is_there(tmp_path: Path) -> None:
     path = plain(tmp_path / "a.tif", resolution=(40_000, 40_000), resolutionunit="CENTIMETER")
     for code in (282, 283):
         set_entry(path, code, type=ASCII)
-    assert "absent" not in str(open_slide(path).mpp_search.looked_at[-1])
+    assert "absent" not in str(open_slide(path).mpp_search.candidates[-1])
     svs = write_svs(tmp_path / "a.svs", [tissue(WIDTH, HEIGHT)], mpp=None, resolution=(0, 0))
     svs.write_bytes(svs.read_bytes().replace(b"AppMag = 40", b"MPP = 0.x  "))
-    looked = {candidate.source: str(candidate) for candidate in open_slide(svs).mpp_search.looked_at}
+    looked = {candidate.source: str(candidate) for candidate in open_slide(svs).mpp_search.candidates}
     assert "'0.x' is not a number" in looked["aperio.MPP"]
     picture = io.BytesIO()
     Image.fromarray(tissue(64, 64)).save(picture, "JPEG")
     (tmp_path / "a.jpg").write_bytes(picture.getvalue())
-    assert "1 pixels per no unit" in str(open_slide(tmp_path / "a.jpg").mpp_search.looked_at[0])
+    assert "1 pixels per no unit" in str(open_slide(tmp_path / "a.jpg").mpp_search.candidates[0])
 
 
 @pytest.mark.parametrize("tile_px", [64, None])

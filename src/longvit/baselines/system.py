@@ -33,8 +33,10 @@ Fusion = Literal["concat", "bilinear"]
 class Shape:
     """Input and output sizes of a system.
 
-    in_dim: D. outputs: C, classes or time bins. omics: G of the one vector, of each signature, or None where there is
-    none. fusion: fusion of the omics with the tiles.
+    - `in_dim`: D.
+    - `outputs`: C, classes or time bins.
+    - `omics`: G of the one vector, of each signature, or None where there is none.
+    - `fusion`: fusion of the omics with the tiles.
     """
 
     in_dim: int
@@ -160,8 +162,10 @@ def create_system(
 ) -> System:
     """A system with random weights; hyper-parameters are as published unless `settings` override them.
 
-    in_dim: width of the tile features. outputs: classes, or time bins. omics: genes in the one vector, or in each of
-    MCAT's signatures. fusion: "concat" or "bilinear" where omics are fused with the tiles.
+    - `in_dim`: width of the tile features.
+    - `outputs`: classes, or time bins.
+    - `omics`: genes in the one vector, or in each of MCAT's signatures.
+    - `fusion`: "concat" or "bilinear" where omics are fused with the tiles.
 
     Raises InputError for an unknown system or setting (the nearest is named), and for inputs that the system cannot
     take.

@@ -62,7 +62,7 @@ class PatientBag:
     features: NDArray[np.float32] = field(repr=False)
     """(N, D)."""
     coords: NDArray[np.int64] | None = field(repr=False)
-    """(N, 2), each in level-0 px of its own slide; None if any slide has none."""
+    """(N, 2), each in level-0 px of the tile's slide; None if any slide has none."""
     slide_numbers: NDArray[np.int64] = field(repr=False)
     """(N,): index into `slides` for each tile. Tiles of different slides are not neighbours, whatever their coords."""
     slides: tuple[Path, ...]

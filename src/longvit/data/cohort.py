@@ -1,9 +1,9 @@
-"""Manifest of a study: one CSV row per slide, with its patient and its label.
+"""Cohort table of a study: one CSV row per slide, with its patient and its label.
 
 Reading is tolerant of form: ids with or without extension, BOM, spaces, `;` or tabs, column names in any case. It is
 strict about meaning. Anything that would make a result wrong is one line of `InputError`, never a guess. Examples are a
-patient in two splits, a row without a label, a missing slide, two spellings of one id. `identity.py` decides which
-texts mean one patient, slide or class, and which mean none.
+patient in two splits, a row without a label and two spellings of one id. The module `identity.py` decides which texts
+mean one patient, slide or class, and which mean none.
 
     case_id,slide_id,label,path,split
     P01,P01_a,adenocarcinoma,scans/P01_a.svs,train
@@ -137,14 +137,16 @@ def read_cohort(
     need_labels: bool = True,
     allow_leak: bool = False,
 ) -> Cohort:
-    """Reads a manifest, .csv or .csv.zip, and finds every slide's file.
+    """Reads a cohort table, .csv or .csv.zip, and finds every slide's file.
 
-    `label_column`: column of the class; None where the task has none (every label is then ""). `keep`: classes to use,
-    in order; rows of other classes or without one are left out, which a note counts. `slides_dir`: folder to search for
-    slides without a `path`, to any depth, before the CSV's own folder. A `path` is relative to the CSV, or else to
-    `slides_dir`. `need_files=False`: a slide without a file stays, with its expected path (to check a manifest before
-    the slides exist). `need_labels=False`: a row without a label is left out, and a note counts and names it.
-    `allow_leak`: a patient may be in two splits or folds.
+    - `label_column`: column of the class; None where the task has none (every label is then "").
+    - `keep`: classes to use, in order; rows of other classes or without one are left out, which a note counts.
+    - `slides_dir`: folder to search for slides without a `path`, to any depth, before the CSV's own folder. A `path` is
+      relative to the CSV, or else to `slides_dir`.
+    - `need_files=False`: a slide without a file stays, with its expected path, to check a table before the slides
+      exist.
+    - `need_labels=False`: a row without a label is left out, and a note counts and names it.
+    - `allow_leak`: a patient may be in two splits or folds.
 
     Raises `InputError` in one line (file, row, way out) for:
 
@@ -165,21 +167,21 @@ def read_cohort(
     labels = [""] * len(table)
     if label_key is not None:
         table, labels = _labelled(path, table, label_key, keep, need_labels, notes)
-    manifest = _Manifest(path, slides_dir, need_files)
+    cohort_table = _CohortTable(path, slides_dir, need_files)
     for (line, cells), label in zip(table, labels, strict=True):
-        manifest.add(line, cells, label)
-    manifest.refuse_clashes()
-    manifest.refuse_missing_files(len(table))
+        cohort_table.add(line, cells, label)
+    cohort_table.refuse_clashes()
+    cohort_table.refuse_missing_files(len(table))
     if need_files:
-        _refuse_one_dicom_slide_twice(path, manifest.rows, manifest.line_of_id)
+        _refuse_one_dicom_slide_twice(path, cohort_table.rows, cohort_table.line_of_id)
     _all_or_none(path, table, "split")
     _all_or_none(path, table, "fold")
     if not allow_leak:
-        _refuse_leak(manifest.rows, "split", str(path))
-        _refuse_leak(manifest.rows, "fold", str(path))
-    notes += manifest.notes("case_id" in columns)
+        _refuse_leak(cohort_table.rows, "split", str(path))
+        _refuse_leak(cohort_table.rows, "fold", str(path))
+    notes += cohort_table.notes("case_id" in columns)
     classes = () if label_key is None else _classes(labels) if keep is None else tuple(keep)
-    return Cohort(tuple(manifest.rows), classes, str(path), tuple(notes))
+    return Cohort(tuple(cohort_table.rows), classes, str(path), tuple(notes))
 
 
 def _column_notes(path: Path, columns: list[str]) -> list[str]:
@@ -194,8 +196,8 @@ def _column_notes(path: Path, columns: list[str]) -> list[str]:
     return notes
 
 
-class _Manifest:
-    """The rows of a manifest, collected one by one, with the places of their ids and files."""
+class _CohortTable:
+    """The rows of a cohort table, collected one by one, with the places of their ids and files."""
 
     def __init__(self, path: Path, slides_dir: str | Path | None, need_files: bool) -> None:
         self.path, self.slides_dir, self.need_files = path, slides_dir, need_files

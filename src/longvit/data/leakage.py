@@ -116,8 +116,8 @@ def check(cohort: Cohort, folds: Iterable[Fold] = (), *, contents: bool = True) 
 
 
 def refuse_disagreement(one: Cohort, other: Cohort) -> int:
-    """Number of slides in both manifests. Raises `InputError` for the first with another patient, label or split, and
-    for slides or patients that differ in spelling only.
+    """Number of slides in both cohort tables. Raises `InputError` for the first with another patient, label or split,
+    and for slides or patients that differ in spelling only.
 
     A label or split that one of them lacks is not a disagreement.
     """

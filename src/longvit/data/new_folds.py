@@ -29,10 +29,13 @@ def make_folds(
 ) -> tuple[Fold, ...]:
     """k folds of slide ids: each slide is in test once; val is taken from the others, and the remainder trains.
 
-    Grouped by patient, stratified by `strata` (one text per row: the class, or the time bin and event; default the
-    labels), both with scikit-learn's StratifiedGroupKFold. `by_site`: grouped by the column site, so that no site is in
-    two splits of a fold (sites that share a patient count as one). `val_fraction`: approximate fraction of the slides
-    outside test; 0 makes no val. The result depends on the seed, not on the order of the rows.
+    Folds are grouped by patient and stratified, both with scikit-learn's StratifiedGroupKFold. The result depends on
+    the seed, not on the order of the rows.
+
+    - `strata`: one text per row: the class, or the time bin and event; by default the labels.
+    - `by_site`: grouped by the column site, so that no site is in two splits of a fold (sites that share a patient
+      count as one).
+    - `val_fraction`: approximate fraction of the slides outside test; 0 makes no val.
 
     Raises `InputError` for fewer than 2 folds, fewer groups than folds, a row without a site, and a site in two
     spellings. It also refuses a class with too few patients for every train split, and a test split of one class, which

@@ -23,9 +23,12 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 class FolderSearch:
     """Search through a folder and all folders below, each entered once, whatever links lead to it.
 
-    `slides.folder` defines a slide. A subfolder whose files are one DICOM series counts as that slide. Not entered:
-    `leave_out` (a folder of results, anywhere below) and data folders of MRXS. `but_results`: plots and canvases in
-    subfolders with the results of a run are not slides; they have the slides' names.
+    `slides.folder` defines a slide. A subfolder whose files are one DICOM series counts as that slide. Data folders of
+    MRXS are not entered.
+
+    - `leave_out`: a folder of results, anywhere below, that is not entered.
+    - `but_results`: plots and canvases in subfolders with the results of a run are not slides; they have the slides'
+      names.
     """
 
     def __init__(self, start: str | Path, leave_out: str | Path | None = None, *, but_results: bool = False) -> None:

@@ -75,8 +75,10 @@ def find_slides(
     CSV. A CSV has a column `slide_id`, `path` or `wsi`, and optionally `mpp`. Its paths are relative to it, or else to
     `slides_dir`; a bare `slide_id` is searched for in `slides_dir` and beside the CSV, to any depth. The DICOM files of
     one series are one slide, named by any of them. Its id is that of its folder, if nothing else is there, or of its
-    first file. `leave_out`: a folder whose files are not slides, anywhere below (the results, which hold plots). `note`
-    receives one line about files that a search through folders skipped.
+    first file.
+
+    - `leave_out`: a folder whose files are not slides, anywhere below (the results, which hold plots).
+    - `note`: receives one line about files that a search through folders skipped.
 
     Raises `InputError` for a missing source or `slides_dir`, a folder or glob without slides, two files with one slide
     id, and two ids for one DICOM slide. It also refuses a CSV without such a column, with an mpp that is not a positive

@@ -36,9 +36,8 @@ def load_published(
     """Loads both networks, and the centre of `loss` if given, from a DINO checkpoint; → names of parts that keep their
     initial values.
 
-    A network missing in the file gets the other one's weights, as at the start of a run. `fresh_head`: the heads and
-    the centre, which belong to the prototypes, keep their values whatever the file has. Call it before a model is
-    sharded over ranks.
+    A network missing in the file gets the other one's weights, as at the start of a run. With `fresh_head` the heads
+    and the centre, which belong to the prototypes, keep their values. Call it before a model is sharded over ranks.
 
     Raises InputError for a file that is not a DINO checkpoint, and for a backbone or head of another size (both
     shapes). It also refuses another number of attention heads, and a file without head unless `fresh_head`.

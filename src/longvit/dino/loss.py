@@ -40,9 +40,10 @@ _CHUNK_NUMBERS = 2**22  # of rows processed together: 16 MB in float32
 class DinoTerms:
     """Loss and statistics of one batch.
 
-    loss: scalar, mean over the regions, with gradient. statistics: (2, K) means over global crops and regions of the
-    teacher's outputs and of its probabilities P_t. teacher_entropy: mean entropy of P_t, 0 … log K nats. kl_to_uniform:
-    log K − teacher_entropy, near 0 for uniform outputs (one of the two collapses).
+    - `loss`: scalar, mean over the regions, with gradient.
+    - `statistics`: (2, K) means over global crops and regions of the teacher's outputs and of its probabilities P_t.
+    - `teacher_entropy`: mean entropy of P_t, 0 … log K nats.
+    - `kl_to_uniform`: log K − teacher_entropy, near 0 for uniform outputs (one of the two collapses).
     """
 
     loss: Tensor

@@ -4,7 +4,7 @@ DINO makes one pass per crop size. Here the tokens of all crops are packed (`len
 crop is a separate sequence), so the matrix products process all tokens at once. The result is that of separate passes.
 Drop path is drawn for every crop and layer, as if each were a row of a batch.
 
-A crop uses the segments of its own length. Those of the longest crop, clipped to a shorter one, are the same up to
+A crop uses the segments of its length. Those of the longest crop, clipped to a shorter one, are the same up to
 1,024² px (table 7 has one row there). Where they differ, the crops are split into several packs.
 
 B regions, C crops, N tokens of a crop, T tokens of a pack, D width.

@@ -39,7 +39,7 @@ class DinoNetwork(nn.Module):
 class StudentTeacher(nn.Module):
     """Both networks, with equal weights at the start; only the student has gradients and drop path.
 
-    config: the backbone. Its head, drop path and order of mean and norm are always DINO's.
+    `config` is the backbone's. Its head, drop path and order of mean and norm are always DINO's.
     """
 
     def __init__(self, config: LongViTConfig, settings: DinoSettings) -> None:

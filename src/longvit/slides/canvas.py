@@ -112,9 +112,11 @@ def canvas(
 ) -> Canvas:
     """The whole slide (its bounds) as a uint8 RGB raster of side_px × side_px, streamed from the best level.
 
-    `fit`: "stretch" fills the square, "pad" keeps the aspect ratio on background. A slide smaller than the canvas is
-    enlarged. `progress`: True for a bar (log lines without a terminal), or a function of (tiles done, total tiles).
-    `max_bad_tiles`: more unreadable tiles than this raise an error; by default they are filled and counted.
+    A slide smaller than the canvas is enlarged.
+
+    - `fit`: "stretch" fills the square, "pad" keeps the aspect ratio on background.
+    - `progress`: True for a bar (log lines without a terminal), or a function of (tiles done, total tiles).
+    - `max_bad_tiles`: more unreadable tiles than this raise an error; by default they are filled and counted.
 
     Raises `InputError` for a slide with a side under 32 px, an unknown fit, a side that is not a positive whole number,
     and a slide without a readable tile.

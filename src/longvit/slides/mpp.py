@@ -97,13 +97,13 @@ class MppSearch:
     """Result of the search: the value used (None if there is none) and all candidates, in order."""
 
     mpp: Mpp | None
-    looked_at: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
 
     def require(self, path: Path) -> Mpp:
         """The value, or an `InputError` with the file, the places searched and the two ways out."""
         if self.mpp is not None:
             return self.mpp
-        places = "; ".join(str(candidate) for candidate in self.looked_at) or "the format has no field for it"
+        places = "; ".join(str(candidate) for candidate in self.candidates) or "the format has no field for it"
         raise InputError(
             f"{path}: no resolution in the file (searched: {places}); pass --mpp 0.25 (µm per pixel of the largest "
             f"level) or add a column mpp to the CSV"
@@ -113,17 +113,17 @@ class MppSearch:
 def resolve_mpp(explicit: float | None, candidates: Iterable[Candidate]) -> MppSearch:
     """Resolution from `explicit` (µm/px, checked to be positive and finite), else from the first plausible
     candidate."""
-    looked_at = tuple(candidates)
+    ordered = tuple(candidates)
     if explicit is not None:
         if not (math.isfinite(explicit) and explicit > 0):
             raise InputError(f"a resolution of {explicit} µm/px is not a positive number; pass --mpp 0.25, for example")
-        return MppSearch(Mpp(float(explicit), float(explicit), "explicit"), looked_at)
-    for candidate in looked_at:
+        return MppSearch(Mpp(float(explicit), float(explicit), "explicit"), ordered)
+    for candidate in ordered:
         if candidate.plausible:
             assert candidate.x is not None
             assert candidate.y is not None
-            return MppSearch(Mpp(candidate.x, candidate.y, candidate.source), looked_at)
-    return MppSearch(None, looked_at)
+            return MppSearch(Mpp(candidate.x, candidate.y, candidate.source), ordered)
+    return MppSearch(None, ordered)
 
 
 def openslide_candidates(properties: Mapping[str, str]) -> list[Candidate]:

@@ -62,7 +62,7 @@ def info(slide: Slide) -> dict[str, Any]:
         "size_px": list(slide.size_px),
         "mpp": None if mpp is None else [mpp.x, mpp.y],
         "mpp_source": None if mpp is None else mpp.source,
-        "mpp_looked_at": [str(candidate) for candidate in slide.mpp_search.looked_at],
+        "mpp_looked_at": [str(candidate) for candidate in slide.mpp_search.candidates],
         "magnification": slide.properties.get("openslide.objective-power"),
         "size_mm": None
         if mpp is None

@@ -120,7 +120,7 @@ def test_case_ids_take_every_slide_of_the_case() -> None:
 def test_slide_and_case_ids_mixed_in_one_column_are_refused() -> None:
     text = refusal(FOUR, Fold("7", ("p1.a", "p2"), ("p3.a",)))
     assert text == (
-        "fold 7, train: slide ids (p1.a, 1 in all) and case ids (p2, 1 in all) in one column; write one kind"
+        "fold 7, train: slide ids (p1.a, 1 in total) and case ids (p2, 1 in total) in one column; write one kind"
     )
     # each column for itself may hold its own kind
     assert assign(FOUR, Fold("7", ("p1", "p2"), ("p3.a", "p4.a"))).summary().endswith("train 3, val 2")

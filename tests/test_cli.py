@@ -147,7 +147,7 @@ def test_a_gpu_that_is_not_there_is_one_line_before_any_slide(
 def test_a_device_is_taken_at_its_word_and_auto_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    assert pick_device("cpu").reason == "asked for"
+    assert pick_device("cpu").reason == "requested"
     with pytest.raises(InputError, match="choose auto, cpu"):
         pick_device("gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

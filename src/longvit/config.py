@@ -1,9 +1,8 @@
-"""Settings: frozen dataclasses <- a YAML recipe <- the command line, in this order.
+"""Settings: frozen dataclasses <- a YAML recipe <- the command line, in this order of precedence.
 
-A dataclass of settings sits beside the code that it sets; its field docs are the help text of the command
-line. This file only reads and checks. cyclopts does the conversion and the precedence; what it lacks is added
-here: the nearest name to an unknown key, and the refusal of a fraction where a whole number is meant
-(cyclopts 5.5 rounds it down silently).
+A settings dataclass sits beside the code that it configures. Its field docs are the help text of the command line. This
+file reads and checks. cyclopts converts types and applies the precedence. Two checks are added here: the nearest name
+to an unknown key, and the refusal of a fraction where a whole number is meant (cyclopts 5.5 rounds it down silently).
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings")
 RECIPES = Path(__file__).parent / "recipes"
 RECIPE_OPTION = "--recipe"
-_RECIPE_BYTES, _LONGEST_TEXT, _LONGEST_ERROR = 2**18, 4096, 1500
+_RECIPE_BYTES, _MAX_TEXT, _MAX_ERROR = 2**18, 4096, 1500
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The recipes that come with the package, by name."""
+    """Names of the recipes that ship with the package."""
     return tuple(sorted(path.stem for path in RECIPES.glob("*.yaml")))
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
-    """The file of a recipe: a path to a YAML file, or the name of one that comes with the package."""
+    """Path of a recipe: a YAML file, or a recipe that ships with the package, by name."""
     path = Path(name_or_path)
     if path.is_file():
         return path
@@ -50,12 +49,12 @@ def recipe_path(name_or_path: str | Path) -> Path:
 
 
 def read_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """The keys and values of a recipe, unchecked but for its form: one mapping, no key twice."""
+    """Keys and values of a recipe. Only the form is checked: one mapping, no duplicate key."""
     path = recipe_path(name_or_path)
     with path.open("rb") as file:
         data = file.read(_RECIPE_BYTES + 1)
     if len(data) > _RECIPE_BYTES:
-        raise InputError(f"{path}: larger than {_RECIPE_BYTES:,} bytes: no recipe")
+        raise InputError(f"{path}: larger than {_RECIPE_BYTES:,} bytes, too large for a recipe")
     try:
         values = read_yaml(data.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
@@ -68,15 +67,15 @@ def read_recipe(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def read_yaml(text: str, source: str) -> Any:
-    """What YAML text says, in numbers, texts, dates, lists and mappings from texts.
+    """Values of a YAML text: numbers, texts, dates, lists and mappings with text keys.
 
-    Raises `InputError` in one line (`source`, the line, the reason) for all else: a key twice, an alias (a few lines of
-    them are gigabytes), other kinds of values, nesting without end.
+    Raises `InputError` in one line (`source`, line, reason) for a duplicate key, an alias, another kind of value, or
+    nesting without end. Aliases are refused because a few lines of them expand to gigabytes.
     """
     import yaml
 
     class Plain(yaml.SafeLoader):
-        """PyYAML keeps the last of two equal keys without a word."""
+        """YAML loader that refuses duplicate keys; PyYAML silently keeps the last one."""
 
         def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
             if self.check_event(yaml.AliasEvent):
@@ -87,10 +86,10 @@ def read_yaml(text: str, source: str) -> Any:
             seen: set[Any] = set()
             for key_node, _ in node.value:
                 if not isinstance(key_node, yaml.ScalarNode):
-                    raise _not_read(key_node.start_mark, "a key that is no text")
+                    raise _not_read(key_node.start_mark, "a key that is not text")
                 key = self.construct_object(key_node)
                 if key in seen:
-                    raise _not_read(key_node.start_mark, f"{_shown(key)} appears twice")
+                    raise _not_read(key_node.start_mark, f"{_short_repr(key)} appears twice")
                 seen.add(key)
             return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
@@ -98,20 +97,20 @@ def read_yaml(text: str, source: str) -> Any:
         return InputError(f"{source}, line {mark.line + 1}: {reason}")
 
     try:
-        found = yaml.load(text, Plain)
-        _check_plain(found, source)
+        values = yaml.load(text, Plain)
+        _check_plain(values, source)
     except InputError:
         raise
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
+        line = f", line {mark.line + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
-        raise InputError(f"{source}{where}: not YAML: {problem}") from error
+        raise InputError(f"{source}{line}: not YAML: {problem}") from error
     except RecursionError as error:
         raise InputError(f"{source}: nested too deeply") from error
-    except Exception as error:  # of a value's own constructor: a month 13, a number of thousands of digits
+    except Exception as error:  # from a value's constructor: month 13, a number with thousands of digits
         raise InputError(f"{source}: not YAML: {' '.join(str(error).split())[:200]}") from error
-    return found
+    return values
 
 
 def _check_plain(value: Any, source: str) -> None:
@@ -119,87 +118,102 @@ def _check_plain(value: Any, source: str) -> None:
         for item in value.values() if isinstance(value, dict) else value:
             _check_plain(item, source)
     elif not isinstance(value, str | int | float | date | type(None)):
-        raise InputError(f"{source}: {_shown(value)}: a {type(value).__name__} is no setting")
+        raise InputError(f"{source}: {_short_repr(value)}: a {type(value).__name__} is not a setting")
 
 
 def recipe_config(app: App, commands: Sequence[str], arguments: ArgumentCollection) -> None:
-    """A cyclopts configuration source: fills what the command line left open from the file of `--recipe`.
+    """cyclopts configuration source: fills options that the command line left open from the file of `--recipe`.
 
-    An `InputError` names the file and the nearest key where a key is unknown, and the file where a whole
-    number is a fraction; other wrong types are reported by cyclopts, with the file too.
+    Raises `InputError` for an unknown key (file and nearest key) and for a fraction where a whole number is meant
+    (file). cyclopts reports other wrong types, with the file too.
     """
     from cyclopts.config import Dict
 
-    recipe = next((a.tokens[0].value for a in arguments if RECIPE_OPTION in a.names and a.tokens), None)
+    recipe = next(
+        (argument.tokens[0].value for argument in arguments if RECIPE_OPTION in argument.names and argument.tokens),
+        None,
+    )
     if recipe is not None:
         data = {key: value for key, value in read_recipe(recipe).items() if value is not None}
         source = str(recipe_path(recipe))
-        names = [n[2:] for a in arguments for n in a.names if n.startswith("--") and n != RECIPE_OPTION]
+        names = [
+            name[2:]
+            for argument in arguments
+            for name in argument.names
+            if name.startswith("--") and name != RECIPE_OPTION
+        ]
         check_keys(source, data, names)
         Dict(data, source=source, use_commands_as_keys=False)(app, tuple(commands), arguments)
     _check_whole_numbers(arguments)
 
 
 def check_keys(source: str | Path, keys: Iterable[str], known: Iterable[str]) -> None:
-    """An `InputError` for the first key that is not known: the file, the key, the nearest known one."""
+    """Raises `InputError` for the first unknown key: the file, the key, the nearest known one."""
     known = {name.replace("-", "_") for name in known}
     for key in keys:
         if key.replace("-", "_") not in known:
             near = _nearest(key.replace("-", "_"), known) if len(key) < 100 else ""
-            raise InputError(f"{source}: unknown key {_shown(key)}{near}")
+            raise InputError(f"{source}: unknown key {_short_repr(key)}{near}")
 
 
 def check_choices(settings: Any) -> None:
-    """An `InputError` for the first field of a dataclass that has none of the values that its `Literal` lists."""
+    """Raises `InputError` for the first field whose value is not among the values of its `Literal`."""
     for name, hint in get_type_hints(type(settings)).items():
-        choices = [c for h in (hint, *get_args(hint)) if get_origin(h) is Literal for c in get_args(h)]
+        hints = [inner for inner in (hint, *get_args(hint)) if get_origin(inner) is Literal]
+        choices = [choice for inner in hints for choice in get_args(inner)]
         value = getattr(settings, name)
         if choices and value is not None and value not in choices:
             raise InputError(f"{name} {value!r}: choose {', '.join(choices)}")
 
 
 def check_bounds(settings: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
-    """An `InputError` for the first field that lies outside; of a tuple each member. None and texts pass."""
+    """Raises `InputError` for the first field out of its bounds. Members of a tuple are checked one by one; None and
+    texts pass."""
     for name, (low, high) in bounds.items():
         value = getattr(settings, name)
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not isinstance(number, str) and not low <= number <= high:
-                raise InputError(f"{name} {_shown(number)}: between {low:,} and {high:,}")
+                raise InputError(f"{name} {_short_repr(number)}: between {low:,} and {high:,}")
 
 
 def check_values(settings: Any, **most: int) -> None:
-    """An `InputError` for a value of a dataclass that no setting can mean: a number that is not finite, a whole one
-    above 2^31 − 1 or above what `most` says of it, no thread, a text with a NUL or of thousands of characters."""
+    """Raises `InputError` for a value that no setting can have.
+
+    Refused are a non-finite number and a whole number above 2^31 − 1 or above its limit in `most`. So are fewer than
+    one thread, and a text with NUL or thousands of characters.
+    """
     for name, value in vars(settings).items():
         high = most.get(name, 2**31 - 1)
-        for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, int) and abs(one) > high:
-                raise InputError(f"{name} {_shown(one)}: at most {high:,}")
-            if isinstance(one, float) and not math.isfinite(one):
-                raise InputError(f"{name} {one}: a finite number")
-            if isinstance(one, str | Path) and ("\0" in str(one) or len(str(one)) > _LONGEST_TEXT):
-                raise InputError(f"{name} {_shown(str(one))}: a text without NUL, at most {_LONGEST_TEXT:,} characters")
+        for member in value if isinstance(value, tuple) else (value,):
+            if isinstance(member, int) and abs(member) > high:
+                raise InputError(f"{name} {_short_repr(member)}: at most {high:,}")
+            if isinstance(member, float) and not math.isfinite(member):
+                raise InputError(f"{name} {member}: a finite number")
+            if isinstance(member, str | Path) and ("\0" in str(member) or len(str(member)) > _MAX_TEXT):
+                raise InputError(
+                    f"{name} {_short_repr(str(member))}: a text without NUL, at most {_MAX_TEXT:,} characters"
+                )
     if getattr(settings, "threads", None) is not None and settings.threads < 1:
         raise InputError(f"threads {settings.threads}: at least 1")
 
 
 def typed(kind: type, values: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
-    """Values read from JSON as the fields of a dataclass want them, lists as tuples.
+    """Values read from JSON, converted to the field types of a dataclass; lists become tuples.
 
-    Raises `InputError` for the first that has another type: `source`, the name, the value, what is expected.
+    Raises `InputError` for the first value of another type: `source`, the name, the value, the expected type.
     """
     hints = get_type_hints(kind)
-    found = {}
+    converted = {}
     for name, value in values.items():
         try:
-            found[name] = _typed(value, hints[name])
+            converted[name] = _typed(value, hints[name])
         except TypeError as error:
-            raise InputError(f"{source}: {name} {_shown(value)}: {error} is expected") from None
-    return found
+            raise InputError(f"{source}: {name} {_short_repr(value)}: {error} is expected") from None
+    return converted
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """`value`, if it is of this type; `TypeError` with what is expected otherwise."""
+    """`value`, if it has this type. Raises `TypeError` with the expected type otherwise."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         if not isinstance(value, str | int) or value not in inner:
@@ -207,49 +221,51 @@ def _typed(value: Any, hint: Any) -> Any:
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple) or (inner[-1] is not ... and len(value) != len(inner)):
-            raise TypeError(_words_of(hint))
-        kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
+            raise TypeError(_type_description(hint))
+        member_hints = [inner[0]] * len(value) if inner[-1] is ... else inner
         try:
-            return tuple(_typed(item, of) for item, of in zip(value, kinds, strict=True))
+            return tuple(_typed(item, member_hint) for item, member_hint in zip(value, member_hints, strict=True))
         except TypeError:
-            raise TypeError(_words_of(hint)) from None
+            raise TypeError(_type_description(hint)) from None
     if origin is not None:  # a union
         for choice in inner:
             with suppress(TypeError):
                 return _typed(value, choice)
-        raise TypeError(" or ".join(_words_of(choice) for choice in inner))
+        raise TypeError(" or ".join(_type_description(choice) for choice in inner))
     is_right = {
         int: isinstance(value, int) and not isinstance(value, bool),
         float: isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max,
         type(None): value is None,
     }.get(hint, isinstance(value, hint))
     if not is_right:
-        raise TypeError(_words_of(hint))
+        raise TypeError(_type_description(hint))
     return value
 
 
-def _words_of(hint: Any) -> str:
+def _type_description(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is tuple:
         members = get_args(hint)[:1] if get_args(hint)[-1] is ... else get_args(hint)
-        return f"a list, each of it {_words_of(members[0])}," if len(members) == 1 else f"a list of {len(members)}"
+        return (
+            f"a list, each of it {_type_description(members[0])}," if len(members) == 1 else f"a list of {len(members)}"
+        )
     names = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _shown(value: Any) -> str:
-    """A value in a message; the beginning of a long one."""
+def _short_repr(value: Any) -> str:
+    """Value for a message, shortened to 60 characters."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits; nested without end
+    except (ValueError, RecursionError):  # a number with thousands of digits; endless nesting
         text = f"a {type(value).__name__}"
     text = "".join(c if c.isprintable() else "�" for c in text)
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def load_settings(kind: type[Settings], recipe: str | Path | None = None, **overrides: Any) -> Settings:
-    """The same as the command line does, from Python: defaults <- recipe <- `overrides`."""
+    """Settings from Python as the command line builds them: defaults <- recipe <- `overrides`."""
     from cyclopts import App, Parameter
 
     def settings(*, settings: Any, recipe: Any = None) -> Any:
@@ -284,9 +300,9 @@ def settings_yaml(settings: Any) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """An error on one line; with the option and the recipe that it is about, where cyclopts leaves them out."""
+    """Error text on one line. Adds the option and the recipe where cyclopts leaves them out."""
     text = "".join(c if c.isprintable() else "�" for c in " ".join(str(error).split()))
-    text = text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}…"
+    text = text if len(text) <= _MAX_ERROR else f"{text[:_MAX_ERROR]}…"
     argument = getattr(error, "argument", None)
     if argument is None or argument.name.lstrip("-") in text:
         return text
@@ -303,17 +319,17 @@ def _check_whole_numbers(arguments: ArgumentCollection) -> None:
             try:
                 number = float(str(value).replace("_", ""))
             except (ValueError, OverflowError):
-                continue  # not a number at all: cyclopts says so
+                continue  # not a number at all: cyclopts reports it
             if not abs(number) < 2**63:
                 where = f" from {source}" if (source := _source([token])) else ""
-                raise InputError(f"{argument.name}{where}: {_shown(str(value))} is beyond every whole number")
+                raise InputError(f"{argument.name}{where}: {_short_repr(str(value))} is too large for a whole number")
             if not number.is_integer():
                 where = f" from {source}" if (source := _source([token])) else ""
                 raise InputError(f"{argument.name}{where}: {value} is not a whole number")
 
 
 def _source(tokens: Iterable[Any]) -> str:
-    """The recipe that the tokens came from; empty for the command line."""
+    """Recipe that the tokens came from; empty for the command line."""
     return next((token.source for token in tokens if token.source not in ("", "cli")), "")
 
 

@@ -1,4 +1,4 @@
-"""Where the model computes: decided here, once, with the reason."""
+"""Compute device of the model, selected once, with the reason."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 @dataclass(frozen=True)
 class Device:
-    """A device and why it was taken."""
+    """A device and the reason for its selection."""
 
     device: torch.device
     name: str
-    """What a person calls it: the name of the card, or `2 CPU threads`."""
+    """Display name: the name of the card, or `2 CPU threads`."""
     reason: str
 
 
 def pick_device(name: str = "auto") -> Device:
-    """`auto` takes a CUDA card, else Apple's MPS, else the CPU; a name is taken at its word.
+    """Selects a device: `auto` takes CUDA, else Apple's MPS, else the CPU; a named device is required.
 
-    Raises `InputError` in one line where the named device is not there.
+    Raises `InputError` in one line where the named device is not available.
     """
     import torch
 
@@ -36,13 +36,13 @@ def pick_device(name: str = "auto") -> Device:
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if kind == "auto":
         kind = "cuda" if has_cuda else "mps" if has_mps else "cpu"
-        reason = "the first of cuda, mps, cpu that is there"
+        reason = "first available of cuda, mps, cpu"
     else:
-        reason = "asked for"
+        reason = "requested"
     if kind == "cuda":
         if not has_cuda:
-            why = "this build of torch has no CUDA" if torch.version.cuda is None else "torch sees no CUDA card"
-            raise InputError(f"--device {name}: {why}; use --device cpu, or install a CUDA build of torch")
+            cause = "this build of torch has no CUDA" if torch.version.cuda is None else "torch sees no CUDA card"
+            raise InputError(f"--device {name}: {cause}; use --device cpu, or install a CUDA build of torch")
         if index and int(index) >= torch.cuda.device_count():
             raise InputError(f"--device {name}: there are {torch.cuda.device_count()} cards, numbered from 0")
         device = torch.device(name if index else "cuda")
@@ -56,7 +56,7 @@ def pick_device(name: str = "auto") -> Device:
 
 
 def set_threads(threads: int | None) -> None:
-    """How many CPU threads the model may use; None leaves torch's own choice (one per core)."""
+    """Sets the number of CPU threads of the model; None keeps torch's default (one per core)."""
     if threads is None:
         return
     if threads < 1:

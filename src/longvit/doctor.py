@@ -1,7 +1,8 @@
-"""What is installed, what will be used and why, and a self-test against stored numbers, in about two seconds.
+"""Installed packages, selected back ends with the reasons, and a self-test against stored numbers, in about two
+seconds.
 
-The self-test needs no download: a tiny model whose weights are a formula (so that no random generator of any torch
-version plays a part) must give the stored embedding, and dilated attention must agree with its definition.
+The self-test needs no download. A tiny model has weights from a formula, so no random generator of a torch version is
+involved. It must reproduce the stored embedding, and dilated attention must agree with its definition.
 """
 
 from __future__ import annotations
@@ -58,33 +59,33 @@ class Finding:
 
 
 def examine(folder: str | Path = ".") -> tuple[Finding, ...]:
-    """Everything the doctor looks at; `folder` is where results would be written. Never raises."""
+    """All findings; `folder` is where results would be written. Never raises."""
     findings: list[Finding] = []
-    for look in (_versions, _devices, _attention, _kernels, _readers, lambda: _disk(Path(folder)), _self_test):
-        findings += _guarded(look)
+    for check in (_versions, _devices, _attention, _kernels, _readers, lambda: _disk(Path(folder)), _self_test):
+        findings += _guarded(check)
     return tuple(findings)
 
 
-def _guarded(look: Callable[[], list[Finding]]) -> list[Finding]:
+def _guarded(check: Callable[[], list[Finding]]) -> list[Finding]:
     try:
-        return look()
+        return check()
     except Exception as error:
-        name = getattr(look, "__name__", "disk").strip("_").replace("_", " ").replace("<lambda>", "disk")
+        name = getattr(check, "__name__", "disk").strip("_").replace("_", " ").replace("<lambda>", "disk")
         return [Finding(name, "examined", "wrong", f"{type(error).__name__}: {' '.join(str(error).split())}")]
 
 
 def _versions() -> list[Finding]:
-    found = [
+    findings = [
         Finding("versions", "longvit", "ok", f"{__version__}, {Path(__file__).parent}"),
         Finding("versions", "python", "ok", f"{platform.python_version()}, {platform.platform()}"),
     ]
-    there = []
+    installed = []
     for name in PACKAGES:
         try:
-            there.append(f"{name} {metadata.version(name)}")
+            installed.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
-            found.append(Finding("versions", name, "wrong", "missing: pip install longvit brings it"))
-    return [*found, Finding("versions", "packages", "ok", ", ".join(there))]
+            findings.append(Finding("versions", name, "wrong", "missing: pip install longvit brings it"))
+    return [*findings, Finding("versions", "packages", "ok", ", ".join(installed))]
 
 
 def _devices() -> list[Finding]:
@@ -94,19 +95,19 @@ def _devices() -> list[Finding]:
 
     picked = pick_device("auto")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found = [
+    findings = [
         Finding("devices", "used", "ok", f"{picked.name} ({picked.reason})"),
-        Finding("devices", "threads", "ok", f"{torch.get_num_threads()} for the model, {cores} cores to be had"),
+        Finding("devices", "threads", "ok", f"{torch.get_num_threads()} for the model, {cores} cores available"),
     ]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             card = torch.cuda.get_device_properties(index)
             text = f"{card.name}, {card.total_memory / 1e9:.0f} GB, compute capability {card.major}.{card.minor}"
-            found.append(Finding("devices", f"cuda:{index}", "ok", text))
+            findings.append(Finding("devices", f"cuda:{index}", "ok", text))
     else:
-        why = "this build of torch has none" if torch.version.cuda is None else "torch sees no card"
-        found.append(Finding("devices", "cuda", "note", f"no CUDA: {why}; large canvases will be slow"))
-    return found
+        cause = "this build of torch has none" if torch.version.cuda is None else "torch sees no card"
+        findings.append(Finding("devices", "cuda", "note", f"no CUDA: {cause}; large canvases will be slow"))
+    return findings
 
 
 def _attention() -> list[Finding]:
@@ -116,31 +117,31 @@ def _attention() -> list[Finding]:
     from longvit.device import pick_device
 
     device = pick_device("auto").device
-    found = []
+    findings = []
     for dtype in (torch.float32, torch.bfloat16):
         choice = pick(device, dtype, 24)
         name = f"{device.type} {str(dtype).removeprefix('torch.')}"
-        found.append(Finding("attention", name, "ok", f"{choice.backend.name}: {choice.reason}"))
-    return found
+        findings.append(Finding("attention", name, "ok", f"{choice.backend.name}: {choice.reason}"))
+    return findings
 
 
 def _kernels() -> list[Finding]:
-    """What else is chosen per device, beside attention."""
+    """Kernels selected per device, beside attention."""
     import torch
 
     from longvit.device import pick_device
     from longvit.model import cuda_graph, fused_norms
 
     device = pick_device("auto").device
-    found = []
+    findings = []
     for dtype in (torch.float32, torch.bfloat16):
         is_used, reason = fused_norms.choice(device, torch.float32, dtype, 384)
         name = f"fused norms, {device.type} {str(dtype).removeprefix('torch.')}"
-        found.append(Finding("kernels", name, "ok", f"{'yes' if is_used else 'no'}: {reason}"))
+        findings.append(Finding("kernels", name, "ok", f"{'yes' if is_used else 'no'}: {reason}"))
     reason = cuda_graph.against(device)
     yes = f"yes: in embed and predict, up to {cuda_graph.MOST_PATCHES:,} patches are one launch"
-    found.append(Finding("kernels", "CUDA graphs", "ok", f"no: {reason}" if reason else yes))
-    return found
+    findings.append(Finding("kernels", "CUDA graphs", "ok", f"no: {reason}" if reason else yes))
+    return findings
 
 
 def _readers() -> list[Finding]:
@@ -188,7 +189,7 @@ def formula_image() -> np.ndarray:
     return (127.5 + 120 * np.sin(0.05 * x + 0.03 * y * (c + 1))).astype(np.uint8)
 
 
-# The first numbers in float64 (float32 on a CPU differs by 4e-7, bfloat16 by 2e-2; torch 2.13, 2026-11).
+# First values in float64 (float32 on a CPU differs by 4e-7, bfloat16 by 2e-2; torch 2.13, 2026-11).
 GOLDEN_EMBEDDING = (
     -0.217374037,
     0.837630621,
@@ -203,7 +204,7 @@ GOLDEN_TOLERANCE = 2e-4
 
 
 def formula_embedding(device: torch.device | None = None) -> np.ndarray:
-    """The embedding of `formula_image` by `formula_model`, float32 (48,)."""
+    """Embedding of `formula_image` by `formula_model`, float32 (48,)."""
     return formula_model().to(device or "cpu").embed(formula_image())
 
 
@@ -220,7 +221,7 @@ def model_test() -> Finding:
 
 
 def attention_test() -> Finding:
-    """Output and gradients of dilated attention, on the device that will be used, against the definition in float64."""
+    """Compares output and gradients of dilated attention on the selected device with the definition in float64."""
     import torch
 
     from longvit.attention import dilated_attention
@@ -232,12 +233,12 @@ def attention_test() -> Finding:
     q, k, v = wave.reshape(3, 1, length, heads, head_dim)
     errors = []
     exact = [t.clone().requires_grad_() for t in (q, k, v)]
-    ours = [t.float().to(device).requires_grad_() for t in (q, k, v)]
-    out = dilated_attention(*ours, segment_lengths=segments, dilated_ratios=ratios)
+    inputs = [t.float().to(device).requires_grad_() for t in (q, k, v)]
+    out = dilated_attention(*inputs, segment_lengths=segments, dilated_ratios=ratios)
     expected = attention_by_definition(exact[0][0], exact[1][0], exact[2][0], segments, ratios)
     (out * out).sum().backward()
     (expected * expected).sum().backward()
-    for got, want in [(out[0], expected), *((a.grad, b.grad) for a, b in zip(ours, exact, strict=True))]:
+    for got, want in [(out[0], expected), *((a.grad, b.grad) for a, b in zip(inputs, exact, strict=True))]:
         assert got is not None
         assert want is not None
         errors.append(float((got.detach().cpu().double() - want.detach()).abs().max() / want.detach().abs().max()))
@@ -249,7 +250,7 @@ def attention_test() -> Finding:
 def attention_by_definition(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: tuple[int, ...], ratios: tuple[int, ...]
 ) -> torch.Tensor:
-    """Dilated attention of (N, H, D) as one dense softmax: a key counts as often as branches reach it."""
+    """Dilated attention of (N, H, D) as one dense softmax: a key counts once per branch that reaches it."""
     import torch
 
     length, heads, head_dim = q.shape

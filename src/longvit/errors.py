@@ -1,27 +1,30 @@
-"""The one error that a user's input can cause: a command prints its text as a single line and exits with 2.
-Beside it, how memory that is not there shows itself: each library has its own error for that."""
+"""User errors: a command prints the text of an `InputError` as a single line and exits with status 2. Out-of-memory
+errors of Python, NumPy and torch are recognised here too."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """A user's fault: the text names the file, the number and the way out, on one line."""
+    """An error in the user's input. Its text is one line with the file, the number and the way out."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was asked for which there is not: Python's and NumPy's MemoryError, torch's
-    errors on a GPU and on the CPU, a library that cannot be loaded for want of address space."""
+    """True if an error, or its cause, reports exhausted memory.
+
+    Covers `MemoryError` of Python and NumPy, torch's errors on GPU and CPU, and libraries that cannot be loaded for
+    lack of address space.
+    """
     seen: BaseException | None = error
     for _ in range(8):
         if seen is None:
             return False
-        if _is_for_memory(seen):
+        if _is_memory_error(seen):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
 
 
-def _is_for_memory(error: BaseException) -> bool:
+def _is_memory_error(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
         return True
     text = str(error)

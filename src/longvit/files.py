@@ -1,7 +1,7 @@
-"""Writing that leaves either the old file or the whole new one: temporary name, fsync, rename.
+"""Atomic writing: a file is either the old one or the whole new one (temporary name, fsync, rename).
 
-A process that is killed while it writes leaves its temporary file. The next process that writes into that folder
-removes it: a temporary name says which process of which machine it belongs to.
+A process that is killed while writing leaves its temporary file. The next process that writes into the folder removes
+it. A temporary name contains its host and process.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ _REASONS = {
     errno.ENOENT: "its folder was removed meanwhile",
 }
 _PART = re.compile(r"\..+\.([0-9a-f]{6})-(\d+)-(\d+)-[0-9a-f]{6}\.part(\.[^.]*)?", re.DOTALL)
-"""A temporary name: the host, the process, its start, and a number of its own."""
-_STRANGERS_REST_S = 3600.0
-"""A temporary file of another machine that nobody has written to for so long belongs to nobody."""
+"""Temporary name: host, process, start of the process, random number."""
+_FOREIGN_PART_AGE_S = 3600.0
+"""Age from which an unmodified temporary file of another machine counts as abandoned."""
 _MAX_STEM_BYTES = 200
-"""A file system takes 255 bytes; suffixes and temporary names need the rest."""
-_looked_into: set[Path] = set()
+"""Longest stem. File systems allow 255 bytes per name; suffixes and temporary names use the remainder."""
+_cleaned_folders: set[Path] = set()
 
 
 def write_error(path: Path, error: OSError) -> InputError:
-    """One line for a failed write: the file, the reason, the way out."""
+    """An `InputError` for a failed write: one line with the file, the reason and the way out."""
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
     return InputError(f"{path}: not written: {reason}")
 
 
-_SPECIAL = {
+_SPECIAL_KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO (named pipe)",
     stat.S_IFSOCK: "a socket",
@@ -57,10 +57,10 @@ _SPECIAL = {
 
 
 def require_regular_file(path: str | Path) -> None:
-    """`InputError` for what cannot be a file's content: a folder, a FIFO, a socket, a device, also behind a link.
+    """Raises `InputError` for a folder, a FIFO, a socket or a device, also through a link.
 
-    Opening a FIFO waits for ever, a device may do anything, so this comes before every opening of a path that a user
-    gave. A path that is not there passes: the opening that follows says so.
+    Call it before opening any path that a user gave: opening a FIFO blocks forever, and a device has side effects. A
+    missing path passes, since the open that follows reports it.
     """
     try:
         kind = stat.S_IFMT(Path(path).stat().st_mode)
@@ -69,20 +69,20 @@ def require_regular_file(path: str | Path) -> None:
     except ValueError as error:  # a NUL in it
         raise InputError(f"{str(path)!r}: no path of a file ({error})") from error
     if kind != stat.S_IFREG:
-        raise InputError(f"{path}: {_SPECIAL.get(kind, 'a special file')}, not a file")
+        raise InputError(f"{path}: {_SPECIAL_KINDS.get(kind, 'a special file')}, not a file")
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether it is a folder; False for what cannot be looked at, where `Path.is_dir` may raise."""
+    """True for a folder. False where the path cannot be inspected; `Path.is_dir` may raise there."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is synced and renamed over it, on any error removed.
+    """Yields a temporary path beside `path`. On success it is synced and renamed to `path`; on any error it is removed.
 
-    For writers that want a file name (HDF5, TIFF, safetensors). The old file stays intact until the rename.
-    The temporary name keeps the suffix, since some writers look at it; it is no other host's, process's or thread's.
+    For writers that need a file name (HDF5, TIFF, safetensors). The old file stays intact until the rename. The
+    temporary name keeps the suffix, because some writers depend on it. It is unique over hosts, processes and threads.
     """
     path = Path(path)
     temporary = part_of(path)
@@ -113,15 +113,15 @@ def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Writes `text` to `path` as UTF-8, atomically.
 
-    Bytes of a file name that are no UTF-8, which Python holds as surrogates, are written as `\\udcff`: JSON reads them
-    back as they were, in a table they can be read by eye.
+    File names may contain bytes that are not UTF-8, which Python holds as surrogates. They are written as `\\udcff`:
+    JSON restores them, and in a table they stay readable.
     """
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def file_stem(name: str) -> str:
-    """What files of a slide (a patient, a class) are called: its name, where a file system takes that; otherwise its
-    beginning and a digest of the whole."""
+    """File stem for a slide, a patient or a class. It is the name itself if a file system accepts it, else a readable
+    prefix and a digest of the name."""
     try:
         size = len(os.fsencode(name))
         if size <= _MAX_STEM_BYTES and name not in ("", ".", "..") and not {"/", "\0", os.sep} & set(name):
@@ -134,7 +134,8 @@ def file_stem(name: str) -> str:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Makes a folder and its parents; an `InputError` says why it cannot be made or written to."""
+    """Makes a folder and its parents. Raises `InputError` with the reason if that fails or the folder is not
+    writable."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -146,37 +147,39 @@ def make_folder(path: str | Path) -> Path:
 
 
 def printable(text: str) -> str:
-    """A name for those who take no others (HDF5's attributes, fonts): what no letter stands for as an escape."""
+    """The text with every unprintable character as an escape, for HDF5 attributes and fonts."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def part_of(path: Path) -> Path:
-    """A temporary name beside `path` that says whose it is."""
+    """Temporary path beside `path`; its name contains host and process."""
     return path.with_name(f".{path.name}.{_mark(os.getpid())}-{uuid.uuid4().hex[:6]}.part{path.suffix}")
 
 
 def remove_parts(folder: Path, process: int) -> None:
-    """Removes the half files that a process of this host left in `folder` when it was killed."""
+    """Removes the temporary files that a killed process of this host left in `folder`."""
     for part, host, number, _ in _parts(folder):
         if (host, number) == (_host_mark(), process):
             part.unlink(missing_ok=True)
 
 
 def remove_dead_parts(folder: Path) -> None:
-    """Removes the half files in `folder` whose process was killed: of this host where it is gone, of another host
-    where nobody has written to them for an hour."""
+    """Removes the temporary files in `folder` whose process no longer runs.
+
+    For another host, a file that was not modified for an hour is removed.
+    """
     for part, host, process, start in _parts(folder):
         with contextlib.suppress(OSError):
             if host == _host_mark():
                 is_dead = not is_running(process, start or None)
             else:
-                is_dead = time.time() - part.stat().st_mtime > _STRANGERS_REST_S
+                is_dead = time.time() - part.stat().st_mtime > _FOREIGN_PART_AGE_S
             if is_dead:
                 part.unlink(missing_ok=True)
 
 
 def remove_dead_parts_below(folders: Iterable[Path]) -> None:
-    """The same for these folders and the ones in them."""
+    """Removes dead temporary files in these folders and their direct subfolders."""
     for folder in dict.fromkeys(folders):
         remove_dead_parts(folder)
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
@@ -186,21 +189,21 @@ def remove_dead_parts_below(folders: Iterable[Path]) -> None:
 
 
 def _remove_dead_parts_once(folder: Path) -> None:
-    if folder not in _looked_into:
-        _looked_into.add(folder)
+    if folder not in _cleaned_folders:
+        _cleaned_folders.add(folder)
         remove_dead_parts(folder)
 
 
 def _parts(folder: Path) -> Iterator[tuple[Path, str, int, int]]:
-    """Temporary files with the host, the process and the start of the process that they name."""
+    """Temporary files with the host, process and process start in their names."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") and (found := _PART.fullmatch(entry.name)):
-                yield Path(entry.path), found.group(1), int(found.group(2)), int(found.group(3))
+            if entry.name.startswith(".") and (match := _PART.fullmatch(entry.name)):
+                yield Path(entry.path), match.group(1), int(match.group(2)), int(match.group(3))
 
 
 def is_running(process: Any, started: Any = None) -> bool:
-    """Whether a process of this host is there, and is the one that was started then (`start_of`)."""
+    """True if a process of this host exists and has the given start (`start_of`)."""
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:
@@ -212,7 +215,7 @@ def is_running(process: Any, started: Any = None) -> bool:
 
 
 def start_of(process: int) -> int | None:
-    """When a process was started, in the kernel's ticks since boot; None where the system does not say."""
+    """Start of a process in kernel ticks since boot; None where the system does not report it."""
     try:
         # The name in brackets may hold spaces and brackets: count from the last one.
         return int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
@@ -222,8 +225,10 @@ def start_of(process: int) -> int | None:
 
 @cache
 def this_host() -> str:
-    """This machine since it was started: its name, and what tells it from others of that name. A container counts its
-    processes anew, so it is a host of its own."""
+    """Identity of this machine since its boot: host name, boot id and process namespace.
+
+    A container numbers its processes from 1, so it counts as a separate host.
+    """
     parts = [socket.gethostname()]
     try:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8])
@@ -234,7 +239,7 @@ def this_host() -> str:
 
 
 def _mark(process: int) -> str:
-    """Names a process among those of all hosts that share a folder."""
+    """Identifies a process over all hosts that share a folder."""
     return f"{_host_mark()}-{process}-{start_of(process) or 0}"
 
 

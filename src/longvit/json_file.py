@@ -1,4 +1,4 @@
-"""JSON that a run wrote and that anyone may have changed since: read in bounded memory, a damaged file is one line."""
+"""JSON that a run wrote and anyone may have changed since: bounded memory, a damaged file is one line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MOST_BYTES = 64 * 2**20
 
 
 def read_json(path: Path, *, most_bytes: int = MOST_BYTES, nan: bool = True) -> Any:
-    """What a file of JSON holds.
+    """Content of a JSON file.
 
-    Raises `InputError` (a `ValueError`) in one line for what is no regular file or no JSON, a name that comes twice, a
-    number of thousands of digits, nesting without end, and without `nan` a NaN or an infinity; an `OSError` where it
-    cannot be read.
+    Raises `InputError` (a `ValueError`) in one line for anything but a regular file, for invalid JSON, a duplicate
+    name, a number with thousands of digits, and endless nesting. Without `nan`, NaN and infinity are refused too.
+    Raises `OSError` where the file cannot be read.
     """
     require_regular_file(path)
     with path.open("rb") as file:
@@ -29,32 +29,32 @@ def read_json(path: Path, *, most_bytes: int = MOST_BYTES, nan: bool = True) -> 
 
 
 def read_json_object(path: Path, *, most_bytes: int = MOST_BYTES, nan: bool = True) -> dict[str, Any]:
-    """The same for a file of names and values."""
-    found = read_json(path, most_bytes=most_bytes, nan=nan)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: names and values are expected, not a {type(found).__name__}")
-    return found
+    """Content of a JSON file that holds names and values; errors as in `read_json`."""
+    content = read_json(path, most_bytes=most_bytes, nan=nan)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: names and values are expected, not a {type(content).__name__}")
+    return content
 
 
 def read_made(path: Path, kinds: Mapping[str, Any], *, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """What a file holds that was written with these names (`a.b`: b within a) and kinds of values, others beside them.
+    """Content of a JSON file with required names (`a.b`: b within a) and types of values; others may be present.
 
-    Raises `InputError` for the first that is missing or of another kind, else as `read_json_object`.
+    Raises `InputError` for the first that is missing or of another type, else as `read_json_object`.
     """
-    found = read_json_object(path, most_bytes=most_bytes)
+    content = read_json_object(path, most_bytes=most_bytes)
     for name, kind in kinds.items():
-        value: Any = found
+        value: Any = content
         for part in name.split("."):
             if not isinstance(value, dict) or part not in value:
                 raise InputError(f"{path}: damaged: it has no {name!r}")
             value = value[part]
         if not isinstance(value, kind):
             raise InputError(f"{path}: damaged: its {name!r} is a {type(value).__name__}")
-    return found
+    return content
 
 
 def parse_json(data: bytes | str, source: str, *, nan: bool = True) -> Any:
-    """What JSON text says; `source` is named in the `InputError`."""
+    """Value of a JSON text; `source` is named in the `InputError`."""
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
         return json.loads(text, object_pairs_hook=_unique, parse_constant=None if nan else _refuse_constant)
@@ -63,17 +63,17 @@ def parse_json(data: bytes | str, source: str, *, nan: bool = True) -> Any:
     except RecursionError as error:
         raise InputError(f"{source}: nested too deeply") from error
     except (ValueError, MemoryError) as error:
-        raise InputError(f"{source}: no JSON, or damaged ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{source}: not JSON, or damaged ({' '.join(str(error).split())[:200]})") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
-        raise ValueError(f"{twice[:80]!r} appears twice")
-    return found
+        duplicate = next(name for name in values if names.count(name) > 1)
+        raise ValueError(f"{duplicate[:80]!r} appears twice")
+    return values
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,7 +1,7 @@
-"""Files of `torch.save`, opened as tensors only: no pickled code runs, and nothing unpacks to more than it may.
+"""Files of `torch.save`, loaded as tensors only: no pickled code runs, and the unpacked size is limited.
 
-`weights_only` keeps foreign code out. What it lets in: an archive of 3 MB whose pickle has 3 GB, a bytearray of any
-length, tensors of 64 GB over a number of four bytes. Here each of these is one line, an `InputError`.
+`weights_only` keeps foreign code out. It still accepts an archive of 3 MB whose pickle has 3 GB, a bytearray of any
+length, and tensors of 64 GB over four bytes. Here each of these is a one-line `InputError`.
 """
 
 from __future__ import annotations
@@ -22,62 +22,66 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ARCHIVE = b"PK\x03\x04"
-_PICKLE_BYTES, _STEPS, _OLD_PICKLES = 8 * 2**20, 2_000_000, 5
-_SPARE_BYTES, _MOST_ENTRIES = 2**20, 200_000
+_PICKLE_BYTES, _MAX_STEPS, _OLD_PICKLES = 8 * 2**20, 2_000_000, 5
+_SPARE_BYTES, _MAX_ENTRIES = 2**20, 200_000
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
-_HOLLOW_FROM, _HOLLOW_TIMES = 2**30, 100
-_BOMB_BYTES, _BOMB_TIMES = 64 * 2**20, 4
+_SPARSE_FROM_BYTES, _SPARSE_RATIO = 2**30, 100
+_BOMB_BYTES, _BOMB_RATIO = 64 * 2**20, 4
 
 
 class TooMuchError(ValueError):
-    """An archive or a pickle that would take too much."""
+    """An archive or a pickle that exceeds a limit."""
 
 
 def refuse_hollow(path: Path) -> None:
-    """`InputError` for what is no file to be opened, and for a copy that broke off in a file made to full length."""
+    """Raises `InputError` for anything but a regular file, and for an aborted copy in a file preallocated to full
+    length."""
     require_regular_file(path)
     with suppress(OSError):
         stat = path.stat()
         on_disk = getattr(stat, "st_blocks", stat.st_size) * 512
-        if stat.st_size > _HOLLOW_FROM and on_disk * _HOLLOW_TIMES < stat.st_size:
+        if stat.st_size > _SPARSE_FROM_BYTES and on_disk * _SPARSE_RATIO < stat.st_size:
             raise InputError(f"{path}: of its {stat.st_size:,} bytes {on_disk:,} were written; copy it again")
 
 
 def refuse_bomb(path: Path) -> None:
-    """`InputError` for a zip archive (TorchScript, torch.export) that unpacks to far more than it has bytes."""
+    """Raises `InputError` for a zip archive (TorchScript, torch.export) that unpacks to far more than its size."""
     with zipfile.ZipFile(path) as archive:
         total, file_bytes = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
-    if total > _BOMB_BYTES and total > _BOMB_TIMES * file_bytes:
+    if total > _BOMB_BYTES and total > _BOMB_RATIO * file_bytes:
         raise InputError(f"{path}: unpacks to {total:,} bytes from {file_bytes:,}; not opened")
 
 
 def load_tensors(path: Path, classes: Sequence[type] = ()) -> Any:
-    """What a file of `torch.save` holds, on the CPU. `classes`: those that its pickle may name beside torch's own.
+    """Content of a file of `torch.save`, on the CPU. `classes`: classes that its pickle may name beside torch's own.
 
-    Raises `TooMuchError` where it unpacks to too much, else whatever `torch.load` raises.
+    Raises `TooMuchError` where it exceeds a limit, else the error of `torch.load`.
     """
     import torch
 
     with path.open("rb") as file:
-        if file.read(len(_ARCHIVE)) == _ARCHIVE:  # as torch tells the two layouts apart
+        if file.read(len(_ARCHIVE)) == _ARCHIVE:  # torch distinguishes the two layouts the same way
             _check_archive(path)
         else:
             file.seek(0)
             _check_pickles(file)
     with torch.serialization.safe_globals(list(classes)), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of old and strange kinds of tensors, which are refused by name
+        warnings.simplefilter("ignore")  # about old kinds of tensors, which are refused by name
         return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
 
 
 def refusal(error: Exception) -> str:
-    """Which code a pickle wants to run, where that is why it was not opened; else nothing."""
-    found = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
-    return found[1][:120] if found else ""
+    """Code that a pickle wants to run, if that is why it was not loaded; else an empty text."""
+    match = re.search(r"(?:GLOBAL|global) (\S+)", str(error))
+    return match[1][:120] if match else ""
 
 
 def require_plain(tensor: Tensor, name: str, path: str | Path) -> None:
-    """`InputError` for a tensor that is not plain numbers in memory: sparse, quantised, nested, on no device, of a
-    dtype without arithmetic, or larger than the memory behind it."""
+    """Raises `InputError` for a tensor that is not plain numbers in memory.
+
+    Refused are sparse, quantised and nested tensors, tensors on no device, a dtype without arithmetic, and tensors
+    larger than their storage.
+    """
     kind = None
     if tensor.is_nested:
         kind = "nested"
@@ -101,10 +105,10 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         file_bytes = path.stat().st_size
-        if len(entries) > _MOST_ENTRIES:
+        if len(entries) > _MAX_ENTRIES:
             raise TooMuchError(f"{len(entries):,} entries")
         total = sum(entry.file_size for entry in entries)
-        if total > file_bytes + _SPARE_BYTES:  # torch stores, it never packs
+        if total > file_bytes + _SPARE_BYTES:  # torch stores without compression
             raise TooMuchError(f"it unpacks to {total:,} bytes from {file_bytes:,}")
         for entry in entries:
             if entry.filename.endswith(".pkl"):
@@ -115,7 +119,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_pickles(file: Any) -> None:
-    """Those at the head of a file of the older layout; `torch.load` says what is wrong with one that breaks off."""
+    """Checks the pickles at the head of a file of the older layout. `torch.load` reports a truncated one."""
     for _ in range(_OLD_PICKLES):
         try:
             _check_pickle(file)
@@ -126,17 +130,17 @@ def _check_pickles(file: Any) -> None:
 
 
 def _check_pickle(file: Any) -> None:
-    """Reads one pickle without running it."""
+    """Reads one pickle without running it and checks its limits."""
     bounded: Any = _Bounded(file, _PICKLE_BYTES)
-    for steps, (step, argument, _) in enumerate(pickletools.genops(bounded)):
-        if steps > _STEPS:
-            raise TooMuchError(f"its pickle has more than {_STEPS:,} steps")
-        if step.name in ("GLOBAL", "INST", "STACK_GLOBAL") and "bytearray" in str(argument):
+    for n_opcodes, (opcode, argument, _) in enumerate(pickletools.genops(bounded)):
+        if n_opcodes > _MAX_STEPS:
+            raise TooMuchError(f"its pickle has more than {_MAX_STEPS:,} steps")
+        if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL") and "bytearray" in str(argument):
             raise TooMuchError("its pickle makes a bytearray")
 
 
 class _Bounded:
-    """A file that gives so many bytes and no more."""
+    """A file that returns at most a given number of bytes."""
 
     def __init__(self, file: BinaryIO, most: int) -> None:
         self._file, self._left = file, most

@@ -61,7 +61,7 @@ def test_classes_that_are_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
 def test_without_case_id_every_slide_is_a_patient_and_it_is_said(tmp_path: Path) -> None:
     cohort = read_cohort(write(tmp_path, "slide_id,label\na,x\nb,y\n", "a.svs", "b.svs"))
     assert [row.case_id for row in cohort.rows] == ["a", "b"]
-    assert "no column 'case_id': every slide counts as a patient" in cohort.notes[0]
+    assert "no column 'case_id': every slide counts as a separate patient" in cohort.notes[0]
 
 
 def test_path_alone_is_enough_and_is_relative_to_the_csv(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_slides_are_found_in_slides_dir_one_folder_down_and_as_dicom(tmp_path: P
 
 def test_two_files_of_one_id_ask_for_a_path(tmp_path: Path) -> None:
     path = write(tmp_path, "slide_id,label\na,x\nb,y\n", "a.svs", "a.tif", "b.svs")
-    assert "2 files answer to this slide id" in error(path)
+    assert "2 files match this slide id" in error(path)
     write(tmp_path, "slide_id,label\na.tif,x\nb,y\n")  # with its extension the id is clear
     assert read_cohort(path).rows[0].path.name == "a.tif"
 
@@ -108,11 +108,11 @@ def test_no_label_column_names_those_there_and_the_nearest(tmp_path: Path) -> No
 def test_unknown_slide_says_where_it_was_looked_for(tmp_path: Path) -> None:
     path = write(tmp_path, "slide_id,label,path\na,x,a.svs\nb,y,scans/b.svs\nc,y,c.svs\n", "a.svs")
     assert error(path) == (
-        f", line 3: no slide b (looked for {tmp_path / 'scans/b.svs'}); 1 more of 3 slides lack a file too; "
+        f", line 3: no slide b (searched for {tmp_path / 'scans/b.svs'}); 1 more of 3 slides lack a file too; "
         "give --slides-dir, or a column path"
     )
     path = write(tmp_path, "slide_id,label\na,x\nb,y\n")
-    assert error(path).startswith(f", line 3: no slide b (looked for b.svs, .tif, … in {tmp_path})")
+    assert error(path).startswith(f", line 3: no slide b (searched for b.svs, .tif, … in {tmp_path})")
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
@@ -134,9 +134,9 @@ def test_patient_in_two_folds_is_named(tmp_path: Path) -> None:
 
 def test_a_slide_listed_twice_names_both_lines(tmp_path: Path) -> None:
     path = write(tmp_path, "slide_id,label\na.svs,x\nb,y\na,y\n", "a.svs", "b.svs")
-    assert error(path) == ", line 4: slide a stands on line 2 already; keep one row"
+    assert error(path) == ", line 4: slide a is already on line 2; keep one row"
     path = write(tmp_path, "slide_id,path,label\na,a.svs,x\nb,./a.svs,y\n")
-    assert "is the file of line 2 already" in error(path)
+    assert "is already the file of line 2" in error(path)
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "slide_id,label\n", "slide_id,label\n\n ,\n"])
@@ -228,7 +228,7 @@ def test_a_zipped_table_is_read_and_a_broken_one_is_said(tmp_path: Path) -> None
         archive.writestr("two.csv", "slide_id,label\na,x\n")
     assert "2 CSV files in it; it must hold one" in error(path)
     path.write_bytes(path.read_bytes()[:40])
-    assert "no readable zip file" in error(path)
+    assert "not a readable zip file" in error(path)
 
 
 def cohort_of(patients: dict[str, list[str]]) -> Cohort:

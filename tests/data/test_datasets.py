@@ -16,7 +16,7 @@ from PIL import Image
 from longvit.data.augmentation import augment, recolour, restain
 from longvit.data.canvas_cache import CanvasSettings, cache_canvases, canvas_name, read_pixels
 from longvit.data.cohort import SlideRow
-from longvit.data.datasets import CanvasBatches, CanvasDataset
+from longvit.data.datasets import CanvasBatches, CanvasDataset, RowRange
 from longvit.data.problems import PROBLEMS_CSV, Problem, read_problems, write_problems
 from longvit.errors import InputError
 from longvit.slides.reader import open_slide
@@ -164,7 +164,7 @@ def test_a_strip_is_the_rows_of_the_whole_whatever_its_flips_and_turns(tmp_path:
     for epoch in range(4):  # 24 canvases: all 8 orientations
         whole = batches_of(CanvasBatches(data, 2, augmentation=augmentation, workers=0), epoch)
         for rows in ((0, 20), (20, 36), (36, 64)):
-            batches = CanvasBatches(data, 2, augmentation=augmentation, workers=0, strip_px=(*rows, 64))
+            batches = CanvasBatches(data, 2, augmentation=augmentation, workers=0, row_range=RowRange(*rows, 64))
             for (names, images), (_, strips) in zip(whole, batches_of(batches, epoch), strict=True):
                 assert torch.equal(strips, images[:, :, slice(*rows)]), (names, rows)
 

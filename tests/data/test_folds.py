@@ -80,7 +80,7 @@ def test_a_fold_that_got_lost_is_missed(tmp_path: Path) -> None:
         (",train,val\np1.a,True,False\np2.a,False,True\n", "column train holds true and false; give the table of ids"),
         ("slide_id,label\na,x\n", r"it needs the columns train and val or test \(it has slide_id, label\)"),
         (",train,val\n0,a,\n1,b,\n", "column val is empty; fill it in or remove it"),
-        (",train,val\n0,a,b\n1,a.svs,\n", "line 3: a.svs stands in train on line 2 already"),
+        (",train,val\n0,a,b\n1,a.svs,\n", "line 3: a.svs is already in train on line 2"),
         (",train,val,validation\n0,a,b,c\n", "two columns for val"),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_table_that_is_no_fold_says_why(tmp_path: Path, text: str, words: str)
 
 
 def test_an_empty_folder_says_what_it_should_hold(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"looked for splits_0\.csv"):
+    with pytest.raises(InputError, match=r"searched for splits_0\.csv"):
         read_folds(tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
         read_folds(tmp_path / "nowhere")
@@ -120,7 +120,7 @@ def test_case_ids_take_every_slide_of_the_case() -> None:
 def test_slide_and_case_ids_mixed_in_one_column_are_refused() -> None:
     text = refusal(FOUR, Fold("7", ("p1.a", "p2"), ("p3.a",)))
     assert text == (
-        "fold 7, train: slide ids (p1.a, 1 in all) and case ids (p2, 1 in all) in one column; write one kind"
+        "fold 7, train: slide ids (p1.a, 1 in total) and case ids (p2, 1 in total) in one column; write one kind"
     )
     # each column for itself may hold its own kind
     assert assign(FOUR, Fold("7", ("p1", "p2"), ("p3.a", "p4.a"))).summary().endswith("train 3, val 2")
@@ -136,7 +136,7 @@ def test_an_id_that_is_a_slide_and_another_slides_patient_is_refused() -> None:
 
 def test_folds_of_another_cohort_are_refused_with_both_ids() -> None:
     text = refusal(FOUR, Fold("0", ("TCGA-1",), ("TCGA-2",)))
-    assert "none of its ids is in cohort.csv (it has TCGA-1; there: slide p1.a, case p1)" in text
+    assert "none of its ids is in cohort.csv (it has TCGA-1; the cohort has slide p1.a, case p1)" in text
 
 
 def test_ids_without_a_label_and_slides_without_a_split_are_counted_and_named() -> None:

@@ -96,7 +96,7 @@ def few(labels: str, **facts: str) -> Cohort:
         (few("xyxy"), {"k": 1}, "1 folds: at least 2"),
         (few("xyxy"), {"k": 5}, "few.csv: 4 patients for 5 folds; choose fewer"),
         (few("xyxy"), {"k": 2, "val_fraction": 0.5}, "val fraction 0.5"),
-        (few("xyxy"), {"k": 2, "by_site": True}, r"slide s0 has no site \(4 in all\); fill in the column site"),
+        (few("xyxy"), {"k": 2, "by_site": True}, r"slide s0 has no site \(4 in total\); fill in the column site"),
         (few("xyxy", site="a"), {"k": 2, "by_site": True}, "1 sites for 2 folds"),
         (
             few("xxxxxxxxy"),

@@ -197,7 +197,7 @@ def test_a_fresh_head_and_its_centre_stay_as_they_are(path: Path, has_head: bool
         ({"embed_dim": 64}, {}, r"is .*48.* in the file, .*64.* in the model"),
         ({"depth": 4}, {}, r"lacks backbone\.blocks\.3\."),
         ({"grid_patches": 32}, {}, r"pos_embed is 1 × 256 × 48 in the file, 1 × 1024 × 48 in the model"),
-        ({"num_heads": 8}, {}, "a model of 4 attention heads, this one has 8"),
+        ({"num_heads": 8}, {}, "a model with 4 attention heads, this one has 8"),
     ],
 )
 def test_networks_of_another_size_are_named(path: Path, config: dict, settings: dict, message: str) -> None:

@@ -202,7 +202,7 @@ def test_biases_and_norms_are_not_decayed_and_nothing_is_left_out() -> None:
 
 def test_wrong_numbers_of_crops_are_refused() -> None:
     both = networks()
-    with pytest.raises(ValueError, match="4 crops of every region; the settings say 5"):
+    with pytest.raises(ValueError, match="4 crops of every region; the settings have 5"):
         both(crops(*FIVE[:4]))
     with pytest.raises(ValueError, match=r"a row for every region, got \[3, 2\] rows"):
         features(both.student.backbone, [*crops((8, 8)), *crops((8, 8), regions=2)])

@@ -112,5 +112,5 @@ def test_json_is_bounded_and_strict(tmp_path: Path) -> None:
             read_json(path, most_bytes=5 if words == "larger than" else 10**6)
     path.write_text("[NaN]")
     assert len(read_json(path)) == 1
-    with pytest.raises(InputError, match="NaN is no number"):
+    with pytest.raises(InputError, match="NaN is not a JSON number"):
         read_json(path, nan=False)

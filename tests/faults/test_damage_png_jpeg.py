@@ -168,7 +168,7 @@ def test_a_png_is_refused_by_the_bytes_that_its_decoding_takes(
         if not refused:
             assert open_slide(path).size_px == (side, side)
             continue
-        with pytest.raises(InputError, match=f"takes {bytes_per_px} bytes a pixel.*convert it to a tiled TIFF"):
+        with pytest.raises(InputError, match=f"takes {bytes_per_px} bytes per pixel.*convert it to a tiled TIFF"):
             open_slide(path)
 
 
@@ -180,7 +180,7 @@ def test_a_jpeg_in_several_scans_is_refused_by_what_libjpeg_keeps_of_it(tmp_path
         at = data.index(b"\xff\xc2" if settings else b"\xff\xc0")
         side = int((MAX_BYTES / bytes_per_px) ** 0.5) + 10
         path.write_bytes(data[: at + 5] + struct.pack(">HH", side, side) + data[at + 9 :])
-        with pytest.raises(InputError, match=f"takes {bytes_per_px} bytes a pixel"):
+        with pytest.raises(InputError, match=f"takes {bytes_per_px} bytes per pixel"):
             open_slide(path)
 
 

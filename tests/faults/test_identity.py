@@ -339,14 +339,14 @@ def test_a_cohort_counts_rows_without_case_id_one_by_one(tmp_path: Path) -> None
     for empty in ("", "nan", "\u00a0"):
         found = read_cohort(cohort(tmp_path, (empty,) * 4))
         assert len({row.case_id for row in found.rows}) == 8
-        assert any("4 rows without case_id: each counts as a patient of its own" in note for note in found.notes)
+        assert any("4 rows without case_id: each counts as a separate patient" in note for note in found.notes)
     with pytest.raises(InputError, match="line 2: slide P7 has no case_id, and line 4 has the patient P7; fill in"):
         read_cohort(cohort(tmp_path, ("", "q", "P7"), ("P7",)))
 
 
 @pytest.mark.parametrize("word", ["NA", "none", "None", "null", "N/A"])
 def test_a_word_that_may_be_a_patient_or_nobody_is_refused(word: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"line 2: case_id is '{word}': a name, or nobody"):
+    with pytest.raises(InputError, match=f"line 2: case_id is '{word}': a name, or a missing value"):
         read_cohort(cohort(tmp_path, (word, word)))
 
 
@@ -391,11 +391,11 @@ def test_numbers_among_words_are_one_class() -> None:
 def test_none_is_a_class_among_words_and_missing_among_numbers(word: str) -> None:
     names, notes = labels(word, "low", "high", word)
     assert names == [word, "low", "high", word]
-    assert f"2 rows have the label {word!r}, which is taken for a class" in notes
+    assert f"2 rows have the label {word!r}, which is read as a class" in notes
     assert "empty those cells, or name the classes: --keep high low" in notes
     names, notes = labels(word, "0", "1.0")
     assert names == [None, "0", "1"]
-    assert f"1 rows have the label {word!r}, which stands for none" in notes
+    assert f"1 rows have the label {word!r}, which means missing" in notes
     assert labels(word, "0", "1", keep=(word, "0"))[0] == [word, "0", "1"]
 
 
@@ -403,17 +403,17 @@ def test_none_is_a_class_among_words_and_missing_among_numbers(word: str) -> Non
 def test_what_programs_write_for_an_empty_cell_is_missing_unless_it_is_kept(word: str) -> None:
     names, notes = labels(word, "low", "high", "")
     assert names == [None, "low", "high", None]
-    assert f"1 rows have the label {word!r}, which stands for none; if it is a class, name it in --keep" in notes
+    assert f"1 rows have the label {word!r}, which means missing; if it is a class, name it in --keep" in notes
     assert labels(word, "low", "high", keep=(word, "low"))[0] == [word, "low", "high"]
 
 
 def test_the_word_taken_for_missing_is_named_by_every_command(tmp_path: Path, capsys: Captured) -> None:
     rows = [(f"s{i}x", ("NA", "tumour")[i % 2]) for i in range(6)]
     path = table(tmp_path / "cohort.csv", "slide_id,label", rows)
-    assert "every row has the label 'tumour' ('NA' stands for none; --keep makes a class of it)" in refused(
+    assert "every row has the label 'tumour' ('NA' means missing; --keep makes it a class)" in refused(
         capsys, "cohort", "check", path
     )
-    assert "line 2 and 2 more: no label ('NA' stands for none; --keep" in refused(
+    assert "line 2 and 2 more: no label ('NA' means missing; --keep" in refused(
         capsys, "train", path, "--out", tmp_path / "r"
     )
     assert main(["cohort", "check", str(path), "--keep", "NA", "tumour"]) == 0

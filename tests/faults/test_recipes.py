@@ -23,10 +23,10 @@ def test_a_hostile_recipe_is_one_line(case: hostile_files.Case, tmp_path: Path) 
     ("text", "words"),
     [
         ("a: &a [x]\nepochs: *a\n", r"r\.yaml, line 2: an alias \(\*\) is not read"),
-        ("? [a]\n: 1\n", r"r\.yaml, line 1: a key that is no text"),
-        (f"seed: {2**70}\n", r"r\.yaml.*is beyond every whole number"),
+        ("? [a]\n: 1\n", r"r\.yaml, line 1: a key that is not text"),
+        (f"seed: {2**70}\n", r"r\.yaml.*is too large for a whole number"),
         ("epochs: " + "[" * 5000, r"r\.yaml: nested too deeply"),
-        ("epochs: !!binary aGVsbG8=\n", r"r\.yaml: b'hello': a bytes is no setting"),
+        ("epochs: !!binary aGVsbG8=\n", r"r\.yaml: b'hello': a bytes is not a setting"),
     ],
 )
 def test_the_line_names_the_file_and_the_reason(tmp_path: Path, text: str, words: str) -> None:

@@ -135,7 +135,7 @@ def test_two_ids_for_one_series_are_refused_with_their_lines(slides: Path, tmp_p
     (tmp_path / "list.csv").write_text(table)
     with pytest.raises(InputError, match=r"list\.csv, lines 2 and 4: a0 and a1 are files of one DICOM slide"):
         find_slides([tmp_path / "list.csv"])
-    with pytest.raises(InputError, match=r"line 4: .*a1\.dcm is of the DICOM slide of line 2 already"):
+    with pytest.raises(InputError, match=r"line 4: .*a1\.dcm is part of the DICOM slide of line 2"):
         read_cohort(tmp_path / "list.csv")
 
 
@@ -188,7 +188,7 @@ def test_a_damaged_dicom_file_beside_a_whole_one_is_a_row(slides: Path, tmp_path
     (slides / "empty.dcm").touch()
     code, done, problems = canvases(tmp_path / "out", slides)
     assert (code, list(done)) == (1, ["a"])
-    assert "no whole-slide DICOM that OpenSlide reads" in problems["cut"]
+    assert "not a whole-slide DICOM that OpenSlide reads" in problems["cut"]
     assert "the file is empty" in problems["empty"]
 
 
@@ -379,7 +379,7 @@ def test_an_extension_in_a_list_decides_between_two_files_as_it_does_in_a_cohort
     (tmp_path / "list.csv").write_text("slide_id\na.tif\n")
     assert find_slides([tmp_path / "list.csv"]) == (ListedSlide("a", tmp_path / "a.tif"),)
     (tmp_path / "list.csv").write_text("slide_id\na\n")
-    with pytest.raises(InputError, match="2 files answer to this slide id"):
+    with pytest.raises(InputError, match="2 files match this slide id"):
         find_slides([tmp_path / "list.csv"])
 
 

@@ -161,7 +161,7 @@ def test_omics_of_too_many_values_are_refused(tmp_path: Path, monkeypatch: pytes
 def test_a_pipe_or_a_device_is_refused_and_not_waited_for(read: Read, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     for path in (tmp_path / "pipe.csv", Path("/dev/zero")):
-        assert "no regular file (a pipe or device)" in refusal(read, path)
+        assert "not a regular file (a pipe or device)" in refusal(read, path)
     assert "cannot be read: Is a directory" in refusal(read, tmp_path)
     assert "cannot be read: No such file" in refusal(read, tmp_path / "nothing.csv")
 
@@ -241,7 +241,7 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[600:700] = bytes(100)
     path.write_bytes(data)
-    assert "no readable zip file: " in refusal(lambda path: list(records(path)), path)
+    assert "not a readable zip file: " in refusal(lambda path: list(records(path)), path)
     path.write_bytes(gzip.compress(TEXT.encode())[:-6])
     assert "damaged: " in refusal(READERS["a cohort"], path.rename(tmp_path / "cut.csv.gz"))
 
@@ -251,4 +251,4 @@ def test_a_list_of_slides_is_read_with_the_same_limits(tmp_path: Path, capsys: p
     assert [(slide.slide_id, slide.mpp) for slide in find_slides([path])] == [("a", None), ("b", 0.5)]
     os.mkfifo(tmp_path / "pipe.csv")
     assert main(["embed", "no-model", str(tmp_path / "pipe.csv"), "--out", str(tmp_path / "out")]) == 2
-    assert "no regular file" in capsys.readouterr().err
+    assert "not a regular file" in capsys.readouterr().err

@@ -55,7 +55,7 @@ def test_a_macro_in_front_of_the_scan_of_an_ome_tiff_is_not_the_slide(
     assert slide.mpp is not None
     assert (slide.mpp.x, slide.mpp.source) == (0.25, "ome.PhysicalSizeX")
     assert (
-        caplog.text.count("its first image has 192 × 64 px; image 2 of 2, the largest with 512 × 384 px, is taken") == 1
+        caplog.text.count("its first image has 192 × 64 px; image 2 of 2, the largest with 512 × 384 px, is used") == 1
     )
     assert len(slide.notes) == 1
     # OpenSlide would read the macro.
@@ -82,7 +82,7 @@ def test_a_thumbnail_in_front_of_a_plain_tiff_is_not_the_slide(tmp_path: Path, t
     assert (whole(slide) == pixels).all()
     assert slide.mpp is not None
     assert slide.mpp.x == pytest.approx(0.5)
-    assert "is taken for the slide" in slide.notes[0]
+    assert "is used as the slide" in slide.notes[0]
 
 
 def test_of_two_scans_in_one_file_the_larger_is_read_and_one_line_says_so(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_the_tag_orientation_gives_one_picture_whatever_the_codec(
     said = [note for note in slide.notes if f"its tag Orientation is {orientation}" in note]
     assert len(said) == (orientation != 1)
     if orientation != 1:
-        with pytest.raises(InputError, match="the reader openslide does not take it"):
+        with pytest.raises(InputError, match="the reader openslide cannot read it"):
             open_slide(path, reader="openslide")
 
 
@@ -263,4 +263,4 @@ def test_a_reduced_copy_that_lies_another_way_round_is_not_a_level(tmp_path: Pat
             )
     slide = open_slide(path)
     assert len(slide.levels) == 1
-    assert any("lies another way round, and is not used" in note for note in slide.notes)
+    assert any("has another orientation, and is not used" in note for note in slide.notes)

@@ -107,7 +107,7 @@ def test_an_epoch_that_was_not_looked_at_has_empty_cells(tmp_path: Path) -> None
     ("name", "content", "words"),
     [
         ("metrics.json", None, "metrics.json: not read"),
-        ("metrics.json", "{", "metrics.json: no JSON"),
+        ("metrics.json", "{", "metrics.json: not JSON"),
         ("metrics.json", "[]", "not a list"),
         ("metrics.json", "{}", "no number 'epochs'"),
         ("steps.csv", "step,lr\n1,2\n", "no column 'loss'; it has step, lr"),

@@ -305,12 +305,12 @@ def test_reader_can_be_forced(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "a.tif", [tissue(128, 128)])
     for name in ("tiff", "openslide"):
         slide = open_slide(path, reader=name)  # type: ignore[arg-type]
-        assert (slide.reader, slide.reader_reason) == (name, "asked for")
+        assert (slide.reader, slide.reader_reason) == (name, "requested")
     scn = write_scn(tmp_path / "a.scn", [tissue(128, 128)], 0, 0, (200, 200))
-    with pytest.raises(InputError, match=r"a\.scn: the reader tiff does not take it: the format leica"):
+    with pytest.raises(InputError, match=r"a\.scn: the reader tiff cannot read it: the format leica"):
         open_slide(scn, reader="tiff")
     jpeg_2000 = write_tiff(tmp_path / "b.tif", [tissue(128, 128)], compression="jpeg2000")
-    with pytest.raises(InputError, match=r"b\.tif: the reader openslide does not take it"):
+    with pytest.raises(InputError, match=r"b\.tif: the reader openslide cannot read it"):
         open_slide(jpeg_2000, reader="openslide")
     for reader in ("tiff", "openslide"):
         with pytest.raises(InputError, match=f"the reader {reader} reads no JPEG"):

@@ -106,7 +106,7 @@ def test_ome_units(value: str, unit: str | None, expected: float) -> None:
     [
         (
             '<OME><Image><Pixels PhysicalSizeX="1" PhysicalSizeXUnit="pixel"/></Image></OME>',
-            "unit 'pixel' is no length",
+            "unit 'pixel' is not a length",
         ),
         ('<OME><Image><Pixels PhysicalSizeX="0.25"/></Image></OME>', "no PhysicalSizeY"),
         ("<OME><Image>", "OME-XML is damaged"),
@@ -133,7 +133,7 @@ def test_the_first_plausible_source_wins_and_all_are_listed() -> None:
     search = resolve_mpp(None, [absent, print_dpi, good, later])
     assert search.mpp is not None
     assert (search.mpp.x, search.mpp.source) == (0.5, "c")
-    assert [candidate.source for candidate in search.looked_at] == ["a", "b", "c", "d"]
+    assert [candidate.source for candidate in search.candidates] == ["a", "b", "c", "d"]
 
 
 def test_magnification_is_no_resolution(tmp_path: Path) -> None:
@@ -146,10 +146,10 @@ def test_magnification_is_no_resolution(tmp_path: Path) -> None:
 def test_dicom_pixel_spacing_in_millimetres(tmp_path: Path) -> None:
     slide = open_slide(write_dicom(tmp_path / "a.dcm", tissue(128, 128), 0.0004, dicom_series()))
     assert slide.require_mpp().x == pytest.approx(0.4)
-    assert [c.source for c in slide.mpp_search.looked_at] == ["openslide.mpp-x", "dicom.PixelSpacing"]
-    assert slide.mpp_search.looked_at[1].x == pytest.approx(0.4)
+    assert [c.source for c in slide.mpp_search.candidates] == ["openslide.mpp-x", "dicom.PixelSpacing"]
+    assert slide.mpp_search.candidates[1].x == pytest.approx(0.4)
 
 
 def test_the_macro_images_resolution_of_an_scn_is_not_the_slides(tmp_path: Path) -> None:
     slide = open_slide(write_scn(tmp_path / "a.scn", pyramid(tissue(256, 128), 2), 0, 0, (300, 200)))
-    assert [c.source for c in slide.mpp_search.looked_at] == ["openslide.mpp-x"]
+    assert [c.source for c in slide.mpp_search.candidates] == ["openslide.mpp-x"]

@@ -1,1 +1,1 @@
-"""The systems that LongViT is compared with, each in one file that reads like its paper; `catalogue` lists them."""
+"""Baseline systems for the comparison with LongViT, each in one file that follows its paper; `catalogue` lists them."""

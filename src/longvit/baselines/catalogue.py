@@ -1,6 +1,6 @@
-"""The list of systems: a new one is its file and its line here. Light to import: the command line reads it."""
+"""List of systems: a new one is its file and its line here. Light to import, since the command line reads it."""
 
-# Name in settings and tables (those of the published rows, where there are any) -> module:class.
+# Name in settings and tables (that of the published row, where there is one) -> module:class.
 SYSTEMS = {
     "mean_pooling": "longvit.baselines.mil:MeanPooling",
     "mil": "longvit.baselines.mil:MaxPoolingMil",

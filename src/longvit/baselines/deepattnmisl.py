@@ -1,14 +1,14 @@
 """DeepAttnMISL (Yao et al. 2020, "Whole slide images based cancer survival prediction using attention guided … MIL").
 
     c_i = nearest of K phenotypes to x_i                      (k-means of the training fold's features)
-    p_k = mean of φ_k(x_i) over the tiles with c_i = k        (φ_k: two layers of its own; 0 where a bag has none)
+    p_k = mean of φ_k(x_i) over the tiles with c_i = k        (φ_k: two separate layers; 0 where a bag has none)
     h_k = dropout(relu(W p_k + b)),  a gated attention over the K,  logits = W ρ(Σ_k a_k h_k) + b
 
-The authors' phenotypes (a file `fast_cluster_ids.pkl`) were never published; here `fit` makes them, with scikit-learn,
-from the bags of the training fold alone, and they are kept with the weights. As in HIPT and MCAT, an empty phenotype is
-a vector of zeros that still takes its share of attention.
+The authors' phenotypes (a file `fast_cluster_ids.pkl`) were never published. Here `fit` computes them with
+scikit-learn, from the bags of the training fold alone, and they are stored with the weights. As in HIPT and MCAT, an
+empty phenotype is a vector of zeros that still receives attention.
 
-Attention: a_k in equal parts to the tiles of phenotype k, over those that the bag has.
+Attention: a_k, split equally over the tiles of phenotype k and renormalised over the phenotypes of the bag.
 
 B bags, N tiles, D width of their features, K phenotypes, H hidden width, C outputs.
 """
@@ -34,7 +34,7 @@ _CHUNK_TILES = 2**16
 
 @dataclass(frozen=True)
 class DeepAttnMislSettings:
-    """HIPT's MIL_Cluster_FC, MCAT's MIL_Cluster_FC_surv."""
+    """Settings of HIPT's MIL_Cluster_FC and MCAT's MIL_Cluster_FC_surv."""
 
     phenotypes: int = 10
     """K (HIPT, MCAT)."""
@@ -45,18 +45,18 @@ class DeepAttnMislSettings:
     rho: int = 256
     """Width of the layer before the last (HIPT, MCAT)."""
     dropout: float = 0.25
-    """Of every layer and the gate (HIPT, MCAT)."""
+    """Dropout of every layer and the gate (HIPT, MCAT)."""
     fit_tiles: int = 50_000
-    """k-means sees at most so many tiles, the same number of every training bag where it has them (ours)."""
+    """Largest number of tiles for k-means, the same number from every training bag where it has them (ours)."""
     fit_seed: int = 1
-    """Which tiles, and where k-means starts (ours)."""
+    """Seed of the choice of tiles and of k-means (ours)."""
 
     def __post_init__(self) -> None:
         check_settings(self, at_least={"phenotypes": 1, "hidden": 1, "gate": 1, "rho": 1, "fit_tiles": 1})
 
 
 class DeepAttnMisl(System):
-    """DeepAttnMISL."""
+    """DeepAttnMISL: phenotypes, then attention over them."""
 
     Settings = DeepAttnMislSettings
 
@@ -77,27 +77,27 @@ class DeepAttnMisl(System):
         self.centers: Tensor
 
     def fit(self, bags: Sequence[Bag]) -> None:
-        """k-means of the tiles of the training fold."""
+        """Computes the phenotypes: k-means of the tiles of the training fold."""
         from sklearn.cluster import KMeans
 
         super().fit(bags)
         s, rng = self.settings, np.random.default_rng(self.settings.fit_seed)
-        of_each = max(1, s.fit_tiles // len(bags))
+        tiles_per_bag = max(1, s.fit_tiles // len(bags))
         parts = []
         for bag in bags:
             x = bag.features.detach()
-            if len(x) > of_each:
-                x = x[np.sort(rng.choice(len(x), of_each, replace=False))]
+            if len(x) > tiles_per_bag:
+                x = x[np.sort(rng.choice(len(x), tiles_per_bag, replace=False))]
             parts.append(x.to("cpu", torch.promote_types(x.dtype, torch.float32)).numpy())
         tiles = np.concatenate(parts)
         if len(tiles) < s.phenotypes:
             raise InputError(f"{len(tiles)} tiles in the training fold are too few for {s.phenotypes} phenotypes")
-        found = KMeans(s.phenotypes, random_state=s.fit_seed, n_init=1).fit(tiles)
-        self.centers.copy_(torch.from_numpy(found.cluster_centers_))
+        clustering = KMeans(s.phenotypes, random_state=s.fit_seed, n_init=1).fit(tiles)
+        self.centers.copy_(torch.from_numpy(clustering.cluster_centers_))
 
     @torch.no_grad()
     def prepare(self, bag: Bag) -> Bag:
-        """The phenotype of each tile, where `bag.clusters` does not say it."""
+        """Adds the phenotype of each tile, unless `bag.clusters` has it."""
         if bag.clusters is not None:
             clusters, last = bag.clusters, len(self.centers) - 1
             if len(clusters) != len(bag) or int(clusters.min()) < 0 or int(clusters.max()) > last:
@@ -115,11 +115,11 @@ class DeepAttnMisl(System):
         """→ p (K, H) of each bag."""
         x = all_tiles(bags)
         clusters = torch.cat([bag.clusters for bag in bags if bag.clusters is not None])
-        of_bag = torch.repeat_interleave(torch.tensor([len(bag) for bag in bags], device=x.device))  # (T,)
+        bag_of_tile = torch.repeat_interleave(torch.tensor([len(bag) for bag in bags], device=x.device))  # (T,)
         means = []
         for k, phi in enumerate(self.phi):
-            mine = (clusters == k).nonzero().squeeze(1)
-            h, owner = phi(x[mine]), of_bag[mine]
+            members = (clusters == k).nonzero().squeeze(1)
+            h, owner = phi(x[members]), bag_of_tile[members]
             tiles = torch.bincount(owner, minlength=len(bags)).clamp(min=1)
             sums = h.new_zeros(len(bags), h.shape[1]).index_add(0, owner, h)
             means.append(sums / tiles.unsqueeze(1).to(h.dtype))
@@ -130,5 +130,5 @@ class DeepAttnMisl(System):
         a, pooled = self.attention.pool(self.reduce(encoded))
         logits = self.head(self.rho(pooled), self.omics(bag))
         tiles = torch.bincount(bag.clusters, minlength=len(a))
-        share = torch.where(tiles > 0, a.detach() / tiles.clamp(min=1).to(a.dtype), 0.0)[bag.clusters]
-        return Prediction(logits, share / share.sum())
+        tile_attention = torch.where(tiles > 0, a.detach() / tiles.clamp(min=1).to(a.dtype), 0.0)[bag.clusters]
+        return Prediction(logits, tile_attention / tile_attention.sum())

@@ -6,9 +6,9 @@
                     bag_c = Σ_{c', d} K_{cc'd} B_{c'd} + k_c                  (a convolution over the rows of B)
     logits = (bag + m) / 2
 
-q has no non-linearity, and the cross-entropy is taken of the averaged logits, as HIPT runs it (in the original each of
-the streams has its own loss). With omics there is no published form: the mean of the rows of B joins them in the place
-of the convolution.
+q has no non-linearity, and the cross-entropy is of the averaged logits, as in HIPT (in the original each stream has its
+own loss). There is no published form with omics: here they are fused with the mean of the rows of B, instead of the
+convolution.
 
 Attention: column a_·c of the class with the largest logit; for survival the mean of the columns.
 
@@ -30,19 +30,19 @@ from longvit.baselines.system import Shape, System, check_settings
 
 @dataclass(frozen=True)
 class DsmilSettings:
-    """HIPT's MILNet."""
+    """Settings of HIPT's MILNet."""
 
     query: int = 128
     """Width of q (DS-MIL)."""
     dropout_v: float = 0.0
-    """Before v (HIPT: 0)."""
+    """Dropout before v (HIPT: 0)."""
 
     def __post_init__(self) -> None:
         check_settings(self, at_least={"query": 1})
 
 
 class DualStreamMil(System):
-    """DS-MIL."""
+    """DS-MIL: a max-pooling stream and an attention stream."""
 
     Settings = DsmilSettings
 
@@ -68,9 +68,9 @@ class DualStreamMil(System):
         a = (q @ q[critical].T / q.shape[1] ** 0.5).softmax(0)  # (N, C)
         b = a.T @ v  # (C, D)
         if isinstance(self.bag, Head):
-            of_bag = self.bag(b.mean(0), self.omics(bag))
+            bag_logits = self.bag(b.mean(0), self.omics(bag))
         else:
-            of_bag = self.bag(b.unsqueeze(0)).flatten()
-        logits = (of_bag + most) / 2
-        shown = a.detach()
-        return Prediction(logits, shown[:, logits.argmax()] if self.shape.task == "subtyping" else shown.mean(1))
+            bag_logits = self.bag(b.unsqueeze(0)).flatten()
+        logits = (bag_logits + most) / 2
+        detached = a.detach()
+        return Prediction(logits, detached[:, logits.argmax()] if self.shape.task == "subtyping" else detached.mean(1))

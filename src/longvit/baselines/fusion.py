@@ -1,4 +1,4 @@
-"""The last layers of a system, and how an omic vector joins the vector h of the tiles: "w/ genomic features".
+"""Last layers of a system, and the fusion of an omic vector with the vector h of the tiles: "w/ genomic features".
 
     none       logits = W h + b
     concat     f = relu(W₂ relu(W₁ [h; g]))                                  (MCAT's late fusion; the paper's rows)
@@ -6,8 +6,8 @@
                o_h = dropout(relu(W (sigmoid(W_z [h; g]) ⊙ relu(W_h h)))),  o_g likewise
     then       logits = W f + b,      g: the omics through two blocks of SNN, 256 wide
 
-Pathomic Fusion is Chen et al. 2020. The gate of one side sees both, by one linear layer on [h; g]. Each side is
-narrowed to 32 numbers before the product, as in MCAT (256 / 8).
+Pathomic Fusion is Chen et al. 2020. The gate of each side depends on both, by one linear layer on [h; g]. Each side is
+reduced to 32 numbers before the product, as in MCAT (256 / 8).
 
 H width of h, G genes, C outputs.
 """
@@ -28,7 +28,7 @@ _DROPOUT = 0.25  # of the omic branch and of the bilinear fusion (MCAT)
 
 
 class ConcatFusion(nn.Module):
-    """h (H,), g (G',) → f (256,)."""
+    """Late fusion by concatenation: h (H,), g (G',) → f (256,)."""
 
     def __init__(self, width: int, omic_width: int = OMIC_WIDTH) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ConcatFusion(nn.Module):
 
 
 class _GatedSide(nn.Module):
-    """x (X,), both sides (X + Y,) → o (32,)."""
+    """Gated reduction of one side: x (X,), both sides (X + Y,) → o (32,)."""
 
     def __init__(self, width: int, both: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _GatedSide(nn.Module):
 
 
 class BilinearFusion(nn.Module):
-    """h (H,), g (G',) → f (256,)."""
+    """Fusion by the outer product of both sides: h (H,), g (G',) → f (256,)."""
 
     def __init__(self, width: int, omic_width: int = OMIC_WIDTH) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ FUSIONS: dict[str, type[ConcatFusion] | type[BilinearFusion]] = {"concat": Conca
 
 
 class Head(nn.Module):
-    """h (H,) and the omic vectors of the bag → logits (C,)."""
+    """Classifier with fusion: h (H,) and the omic vectors of the bag → logits (C,)."""
 
     def __init__(self, width: int, shape: Shape) -> None:
         super().__init__()

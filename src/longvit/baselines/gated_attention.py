@@ -1,4 +1,4 @@
-"""Gated attention pooling (Ilse, Tomczak and Welling 2018, equations 7 and 9), which most of the systems share.
+"""Gated attention pooling (Ilse, Tomczak and Welling 2018, equations 7 and 9), shared by most systems.
 
     s_i = wᵀ (tanh(V h_i) ⊙ sigmoid(U h_i)),     a = softmax over the instances of s,     z = Σ_i a_i h_i
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class GatedAttention(nn.Module):
-    """h (…, N, H) → scores (…, N), before the softmax."""
+    """Gated attention: h (…, N, H) → scores (…, N), before the softmax."""
 
     def __init__(self, width: int, gate_width: int, dropout: float) -> None:
         super().__init__()

@@ -3,13 +3,13 @@
     x_i ← relu(MLP(x_i + Σ_{j next to i} x_j))                three times (Xu et al. 2019, equation 4.1 with ε = 0)
     a gated attention over the tiles,  logits = W ρ(Σ_i a_i x_i) + b
 
-Next to tile i are its k nearest tiles of the same slide: in the space of the features (HIPT's default) or by their
-coordinates. Each tile sums up over its own neighbours, so the graph is a directed one.
+The neighbours of tile i are its k nearest tiles of the same slide, in feature space (HIPT's default) or by coordinates.
+Each tile sums over its own neighbours, so the graph is directed.
 
-What differs from the published preparation of graphs: there the tree of the features is asked with coordinates, so that
-those neighbours are wrong; and a graph is a file made by a notebook, here `prepare` makes it once for each bag. Exact
-neighbours in feature space cost time quadratic in the tiles, though not memory (a few rows of distances at a time); by
-coordinates it is a k-d tree, N log N. Training is linear either way.
+Differences from the published graphs: their tree of features is queried with coordinates, so those neighbours are
+wrong. Their graph is a file made by a notebook; here `prepare` makes it once per bag. Exact neighbours in feature space
+take time quadratic in the tiles, but not memory (a few rows of distances at a time). By coordinates it is a k-d tree, N
+log N. Training is linear either way.
 
 N tiles, k neighbours, E edges, D width of the features, H width of the layers, C outputs.
 """
@@ -30,20 +30,20 @@ from longvit.baselines.gated_attention import GatedAttention
 from longvit.baselines.system import Shape, System, check_settings, hidden_layer
 from longvit.errors import InputError
 
-_CHUNK_DISTANCES = 2**24  # at once: 64 MB in float32
+_CHUNK_DISTANCES = 2**24  # at a time: 64 MB in float32
 
 
 def nearest(points: Tensor, k: int, slides: Sequence[slice], *, few_dims: bool) -> Tensor:
-    """points (N, P) → (N, k) int64: the k nearest others of each within its slide, by Euclidean distance.
+    """points (N, P) → (N, k) int64: the k nearest others of each point within its slide, by Euclidean distance.
 
     −1 where a slide has fewer than k others. `few_dims`: a k-d tree instead of all distances.
     """
-    found = torch.full((len(points), k), -1, device=points.device)
+    neighbours = torch.full((len(points), k), -1, device=points.device)
     for s in slides:
         if others := min(k, s.stop - s.start - 1):
-            of_slide = (_by_tree if few_dims else _by_all_distances)(points[s].detach(), others)
-            found[s, :others] = s.start + of_slide
-    return found
+            in_slide = (_by_tree if few_dims else _by_all_distances)(points[s].detach(), others)
+            neighbours[s, :others] = s.start + in_slide
+    return neighbours
 
 
 def _by_tree(points: Tensor, k: int) -> Tensor:
@@ -55,37 +55,37 @@ def _by_tree(points: Tensor, k: int) -> Tensor:
 
 
 def _by_all_distances(x: Tensor, k: int) -> Tensor:
-    """A few rows of the distances at a time, |x_j|² − 2 x_i · x_j: the same order as |x_i − x_j|²."""
+    """A few rows of distances at a time, |x_j|² − 2 x_i · x_j, which has the same order as |x_i − x_j|²."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     x = x - x.mean(0)  # smaller numbers, smaller rounding
-    squares, found = x.square().sum(1), []
+    squares, neighbours = x.square().sum(1), []
     for rows in torch.arange(len(x), device=x.device).split(max(1, _CHUNK_DISTANCES // len(x))):
-        far = torch.addmm(squares, x[rows], x.T, alpha=-2)
-        far[torch.arange(len(rows), device=x.device), rows] = torch.inf  # a tile is not its own neighbour
-        found.append(far.topk(k, largest=False).indices)
-    return torch.cat(found)
+        distances = torch.addmm(squares, x[rows], x.T, alpha=-2)
+        distances[torch.arange(len(rows), device=x.device), rows] = torch.inf  # a tile is not its own neighbour
+        neighbours.append(distances.topk(k, largest=False).indices)
+    return torch.cat(neighbours)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Neighbours behind each other (E,), and where those of each tile begin (N,)."""
+    """Concatenated neighbours (E,), and the start of those of each tile (N,)."""
 
     neighbours: Tensor
     starts: Tensor
 
     def sum(self, x: Tensor) -> Tensor:
-        """x (N, D) → x_i + Σ_j x_j (N, D), without the (E, D) that are summed."""
+        """x (N, D) → x_i + Σ_j x_j (N, D), without storing the (E, D) summands."""
         return x + functional.embedding_bag(self.neighbours, x, self.starts, mode="sum")
 
 
 def joined(bags: Sequence[Bag]) -> Graph:
-    """The graphs of bags as one of as many parts."""
+    """Graphs of several bags as one graph with a component per bag."""
     flat, degrees, first = [], [], 0
     for bag in bags:
         assert bag.neighbours is not None
-        there = bag.neighbours >= 0
-        flat.append(bag.neighbours[there] + first)
-        degrees.append(there.sum(1))
+        is_neighbour = bag.neighbours >= 0
+        flat.append(bag.neighbours[is_neighbour] + first)
+        degrees.append(is_neighbour.sum(1))
         first += len(bag)
     degree = torch.cat(degrees)
     return Graph(torch.cat(flat), degree.cumsum(0) - degree)
@@ -93,10 +93,10 @@ def joined(bags: Sequence[Bag]) -> Graph:
 
 @dataclass(frozen=True)
 class GcnMilSettings:
-    """HIPT's DeepGraphConv."""
+    """Settings of HIPT's DeepGraphConv."""
 
     graph: Literal["features", "coordinates"] = "features"
-    """Where tiles are neighbours: features, or coordinates (HIPT's edge_latent, its default, and edge_index)."""
+    """Space of the neighbours: features or coordinates (HIPT's edge_latent, its default, and edge_index)."""
     k: int = 8
     """Neighbours of each tile (Patch-GCN's notebook)."""
     layers: int = 3
@@ -104,14 +104,14 @@ class GcnMilSettings:
     hidden: int = 256
     """H, of the convolutions, the attention's gate and ρ (HIPT)."""
     dropout: float = 0.25
-    """Of the gate and ρ (HIPT)."""
+    """Dropout of the gate and ρ (HIPT)."""
 
     def __post_init__(self) -> None:
         check_settings(self, at_least={"k": 0, "layers": 1, "hidden": 1})
 
 
 class GcnMil(System):
-    """GCN-MIL."""
+    """GCN-MIL: graph convolutions, then attention."""
 
     Settings = GcnMilSettings
 
@@ -128,19 +128,19 @@ class GcnMil(System):
         self.head = Head(h, shape)
 
     def prepare(self, bag: Bag) -> Bag:
-        """The neighbours of each tile, where `bag.neighbours` does not say them."""
+        """Adds the neighbours of each tile, unless `bag.neighbours` has them."""
         if bag.neighbours is not None:
             if len(bag.neighbours) != len(bag):
                 raise InputError(f"{bag.name}: {len(bag)} tiles, neighbours of {len(bag.neighbours)}")
             return bag
-        by_place = self.settings.graph == "coordinates"
-        if by_place and bag.coords is None:
+        by_coordinates = self.settings.graph == "coordinates"
+        if by_coordinates and bag.coords is None:
             raise InputError(f"{bag.name}: no coordinates, which graph=coordinates needs; take graph=features")
-        points = bag.coords if by_place and bag.coords is not None else bag.features
-        return replace(bag, neighbours=nearest(points, self.settings.k, bag.slides, few_dims=by_place))
+        points = bag.coords if by_coordinates and bag.coords is not None else bag.features
+        return replace(bag, neighbours=nearest(points, self.settings.k, bag.slides, few_dims=by_coordinates))
 
     def encode(self, bags: Sequence[Bag]) -> Sequence[Any]:
-        """→ x (N, H) of each."""
+        """→ x (N, H) of each bag."""
         graph = joined(bags)
         x = all_tiles(bags)
         for convolution in self.convolutions:

@@ -3,12 +3,12 @@
     ViT-256     256 × 256 px at 20×  → 16 × 16 patches of 16 px  → CLS 384     (ViT-S/16: 12 layers, 6 heads)
     ViT-4096    16 × 16 tokens of 384 → gelu(W t + b), 192 wide  → CLS 192     (6 layers, 6 heads)
 
-Both are DINO's vision transformer (Caron et al. 2021), pre-norm, with its names of parameters, so that the published
-`vit256_small_dino.pth` and `vit4k_xs_dino.pth` load as they are. Their positions are a grid of 14 × 14, made 16 × 16 by
-bicubic interpolation with DINO's factor (16 + 0.1) / 14, which the weights were used with: a fraction of a patch away
-from where the corners of the grids would meet. Pixels come in as ViT-256 takes them: mean and SD .5 for each colour.
+Both are DINO's vision transformer (Caron et al. 2021), pre-norm, with its parameter names, so the published
+`vit256_small_dino.pth` and `vit4k_xs_dino.pth` load unchanged. Their positions are a grid of 14 × 14, interpolated to
+16 × 16 (bicubic) with DINO's factor (16 + 0.1) / 14, as the weights were used. That is a fraction of a patch away from
+aligned corners of the grids. Pixels are normalised as for ViT-256: mean and SD .5 for each colour.
 
-What differs: attention is fused, and regions may have tiles that are not there.
+Differences: attention is fused, and regions may lack tiles.
 
 B images or regions, N tokens without CLS, D width, T width of the tile features.
 """
@@ -36,10 +36,10 @@ class _Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, there: Tensor | None) -> Tensor:
-        """x (B, 1 + N, D); there (B, 1, 1, 1 + N) bool: which tokens may be seen."""
+    def forward(self, x: Tensor, present: Tensor | None) -> Tensor:
+        """x (B, 1 + N, D); present (B, 1, 1, 1 + N) bool: tokens that are attended to."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=there)
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=present)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -58,13 +58,13 @@ class _Block(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=_EPS), nn.LayerNorm(dim, eps=_EPS)
         self.attn, self.mlp = _Attention(dim, num_heads), _Mlp(dim)
 
-    def forward(self, x: Tensor, there: Tensor | None) -> Tensor:
-        x = x + self.attn(self.norm1(x), there)
+    def forward(self, x: Tensor, present: Tensor | None) -> Tensor:
+        x = x + self.attn(self.norm1(x), present)
         return x + self.mlp(self.norm2(x))
 
 
 class _DinoVit(nn.Module):
-    """What both levels share: tokens with positions → CLS."""
+    """Part that both levels share: tokens with positions → CLS."""
 
     def __init__(self, dim: int, depth: int, num_heads: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _DinoVit(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=_EPS)
 
     def _start(self) -> None:
-        """DINO's initial weights."""
+        """Draws DINO's initial weights."""
         for parameter in (self.cls_token, self.pos_embed):
             nn.init.trunc_normal_(parameter, std=0.02)
         for module in self.modules():
@@ -82,18 +82,18 @@ class _DinoVit(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def _cls(self, tokens: Tensor, rows: int, columns: int, there: Tensor | None = None) -> Tensor:
-        """tokens (B, rows · columns, D), there (B, rows · columns) bool → (B, D)."""
+    def _cls(self, tokens: Tensor, rows: int, columns: int, present: Tensor | None = None) -> Tensor:
+        """tokens (B, rows · columns, D), present (B, rows · columns) bool → (B, D)."""
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1) + self._positions(rows, columns)
-        if there is not None:
-            there = functional.pad(there, (1, 0), value=True)[:, None, None]
+        if present is not None:
+            present = functional.pad(present, (1, 0), value=True)[:, None, None]
         for block in self.blocks:
-            # layer by layer once more in backward: regions of a slide have as many tokens as it has tiles
-            x = checkpoint(block, x, there, use_reentrant=False) if torch.is_grad_enabled() else block(x, there)
+            # recomputed layer by layer in backward: regions of a slide have as many tokens as it has tiles
+            x = checkpoint(block, x, present, use_reentrant=False) if torch.is_grad_enabled() else block(x, present)
         return self.norm(x[:, 0])
 
     def _positions(self, rows: int, columns: int) -> Tensor:
-        """(1, 1 + rows · columns, D)."""
+        """Position embeddings, interpolated to the grid (1, 1 + rows · columns, D)."""
         if rows == columns == _TRAINED_GRID:
             return self.pos_embed
         grid = self.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (_TRAINED_GRID, _TRAINED_GRID))
@@ -113,7 +113,7 @@ class _PatchEmbed(nn.Module):
 
 
 class Vit256(_DinoVit):
-    """pixels (B, 3, h, w) float, normalised by `normalised`, h and w multiples of 16 px → CLS (B, 384)."""
+    """ViT-256: pixels (B, 3, h, w) float from `normalised`, h and w multiples of 16 px → CLS (B, 384)."""
 
     def __init__(self, dim: int = 384, depth: int = 12, num_heads: int = 6) -> None:
         super().__init__(dim, depth, num_heads)
@@ -126,34 +126,34 @@ class Vit256(_DinoVit):
 
 
 class Vit4096(_DinoVit):
-    """tile features (B, N, T), a square grid row by row → CLS (B, 192)."""
+    """ViT-4096: tile features (B, N, T), a square grid row by row → CLS (B, 192)."""
 
     def __init__(self, in_dim: int = 384, dim: int = 192, depth: int = 6, num_heads: int = 6) -> None:
         super().__init__(dim, depth, num_heads)
         self.phi = nn.Sequential(nn.Linear(in_dim, dim), nn.GELU())
         self._start()
 
-    def forward(self, tiles: Tensor, there: Tensor | None = None) -> Tensor:
-        """`there` (B, N) bool: which tiles there are; the others are seen by none. None: all are there."""
+    def forward(self, tiles: Tensor, present: Tensor | None = None) -> Tensor:
+        """`present` (B, N) bool: tiles that exist; the others are not attended to. None: all exist."""
         side = math.isqrt(tiles.shape[1])
-        assert side * side == tiles.shape[1], f"{tiles.shape[1]} tiles are no square"
-        return self._cls(self.phi(tiles), side, side, there)
+        assert side * side == tiles.shape[1], f"{tiles.shape[1]} tiles are not a square"
+        return self._cls(self.phi(tiles), side, side, present)
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """uint8 (B, 3, h, w) → float32 in −1 … 1, as ViT-256 takes them."""
+    """uint8 (B, 3, h, w) → float32 in −1 … 1, the input range of ViT-256."""
     return pixels.float() / 127.5 - 1
 
 
 def load_vit256(path: str | Path) -> Vit256:
-    """Published weights of ViT-256 (the teacher), in eval mode; errors as of `checkpoints.read_tensors`."""
+    """Published weights of ViT-256 (the teacher), in eval mode; errors as in `checkpoints.read_tensors`."""
     model = Vit256()
     load_strictly(model, read_tensors(path), path)
     return model.eval()
 
 
 def load_vit4096(path: str | Path) -> Vit4096:
-    """Published weights of ViT-4096 (the teacher), in eval mode; errors as of `checkpoints.read_tensors`."""
+    """Published weights of ViT-4096 (the teacher), in eval mode; errors as in `checkpoints.read_tensors`."""
     model = Vit4096()
     load_strictly(model, read_tensors(path), path)
     return model.eval()

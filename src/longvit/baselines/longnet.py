@@ -1,10 +1,11 @@
-"""LongNet over tile features: our own encoder with the tiles' coordinates, as Prov-GigaPath has it (`model.gigapath`).
+"""LongNet over tile features: the package's encoder with the tiles' coordinates, as in Prov-GigaPath
+(`model.gigapath`).
 
     z = norm(mean of the tiles) (or norm(CLS)) of the slide encoder,     logits = W z + b
 
-The encoder starts at random and is trained with the head. Sizes are those of LongViT-tiny, so that it stands beside
-the other systems; Prov-GigaPath's are embed_dim 768, depth 12, ffn_dim 3072, num_heads 16. No attention to show: the
-mean takes all tiles alike, and each layer mixes five patterns. A short segment is short, not padded with zeros.
+The encoder starts at random and is trained with the head. Sizes are those of LongViT-tiny, comparable to the other
+systems; Prov-GigaPath's are embed_dim 768, depth 12, ffn_dim 3072, num_heads 16. It returns no attention: the mean
+weights all tiles equally, and each layer mixes five patterns. A short segment is short, not padded with zeros.
 
 N tiles, D width of their features, C outputs.
 """
@@ -26,7 +27,7 @@ from longvit.model.gigapath import GigaPathConfig, GigaPathSlideEncoder
 
 @dataclass(frozen=True)
 class LongNetSettings:
-    """The slide encoder's."""
+    """Settings of the slide encoder."""
 
     embed_dim: int = 192
     """Width (LongViT-tiny)."""
@@ -39,7 +40,7 @@ class LongNetSettings:
     tile_px: int = 256
     """Side of a tile in level-0 px, the step of the positions (Prov-GigaPath)."""
     pool: Literal["cls", "mean"] = "mean"
-    """What stands for the slide (LongViT: mean; Prov-GigaPath: cls)."""
+    """Pooling to the slide vector (LongViT: mean; Prov-GigaPath: cls)."""
 
     def __post_init__(self) -> None:
         whole = ("embed_dim", "depth", "num_heads", "ffn_dim", "tile_px")
@@ -49,7 +50,7 @@ class LongNetSettings:
 
 
 class LongNet(System):
-    """LongNet on tiles."""
+    """LongNet over the tiles of a slide."""
 
     Settings = LongNetSettings
 
@@ -70,15 +71,15 @@ class LongNet(System):
         self.head = Head(settings.embed_dim, shape)
 
     def encode(self, bags: Sequence[Bag]) -> Sequence[Any]:
-        found = []
+        encoded = []
         for bag in bags:
             if bag.coords is None:
                 raise InputError(f"{bag.name}: no coordinates, which longnet needs; extract features that have them")
             try:
-                found.append(self.encoder(bag.features.unsqueeze(0), bag.coords.unsqueeze(0)).squeeze(0))
+                encoded.append(self.encoder(bag.features.unsqueeze(0), bag.coords.unsqueeze(0)).squeeze(0))
             except ValueError as error:  # coordinates beyond the grid
                 raise InputError(f"{bag.name}: {error}") from error
-        return found
+        return encoded
 
     def pool(self, encoded: Tensor, bag: Bag, label: Tensor | None) -> Prediction:
         return Prediction(self.head(encoded, self.omics(bag)), None)

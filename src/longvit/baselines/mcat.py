@@ -5,8 +5,8 @@
     each side (the ĥ, and the g): 2 layers of transformer encoder, a gated attention over the six, ρ
     logits = W fusion(side of the tiles, side of the omics) + b,     fusion: concat or bilinear, as in `fusion`
 
-The encoders are post-norm: 8 heads, 512 wide within, ReLU, dropout .25. The omic side takes the g, from before the
-co-attention. Only the co-attention sees all tiles; it has six queries, so it is linear in them.
+The encoders are post-norm: 8 heads, 512 wide within, ReLU, dropout .25. The omic side takes the g from before the
+co-attention. Only the co-attention sees all tiles. It has six queries, so it is linear in the tiles.
 
 Attention: a_s, mean over the six signatures.
 
@@ -42,16 +42,16 @@ SIGNATURES = (
 
 @dataclass(frozen=True)
 class McatSettings:
-    """MCAT_Surv."""
+    """Settings of MCAT_Surv."""
 
     layers: int = 2
-    """Of each side's transformer (MCAT)."""
+    """Layers of each side's transformer (MCAT)."""
     heads: int = 8
-    """Of each side's transformer (MCAT)."""
+    """Heads of each side's transformer (MCAT)."""
     ffn: int = 512
     """Width within the transformers' layers (MCAT)."""
     dropout: float = 0.25
-    """Of all layers (MCAT)."""
+    """Dropout of all layers (MCAT)."""
 
     def __post_init__(self) -> None:
         check_settings(self, at_least={"layers": 1, "heads": 1, "ffn": 1})
@@ -60,7 +60,7 @@ class McatSettings:
 
 
 class _Side(nn.Module):
-    """Six tokens (6, 256) → (256,)."""
+    """Encoder of one side: six tokens (6, 256) → (256,)."""
 
     def __init__(self, settings: McatSettings) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _Side(nn.Module):
 
 
 class Mcat(System):
-    """MCAT; `omics` are the sizes of the signatures, of any number ≥ 1 (published: six)."""
+    """MCAT; `omics` are the sizes of the signatures, any number ≥ 1 (published: six)."""
 
     Settings = McatSettings
 
@@ -92,13 +92,13 @@ class Mcat(System):
     @classmethod
     def check_shape(cls, shape: Shape) -> None:
         if not isinstance(shape.omics, tuple) or not shape.omics:
-            raise InputError(f"omics {shape.omics}: mcat takes a vector for each signature; give the six sizes")
+            raise InputError(f"omics {shape.omics}: mcat needs a vector per signature; give the six sizes")
 
     def encode(self, bags: Sequence[Bag]) -> Sequence[Any]:
         return packed(self.phi, bags)
 
     def pool(self, encoded: Tensor, bag: Bag, label: Tensor | None) -> Prediction:
         genes = torch.stack([net(x) for net, x in zip(self.signatures, self.omics(bag), strict=True)])  # (6, 256)
-        seen, a = self.coattention(genes, encoded, encoded)  # (6, 256), (6, N)
-        logits = self.classifier(self.fusion(self.tiles(seen), self.genes(genes)))
+        attended, a = self.coattention(genes, encoded, encoded)  # (6, 256), (6, N)
+        logits = self.classifier(self.fusion(self.tiles(attended), self.genes(genes)))
         return Prediction(logits, a.detach().mean(0))

@@ -1,18 +1,17 @@
-"""Four systems that see each tile alone and then pool once. h_i = dropout(relu(W x_i + b)).
+"""Four systems that process each tile separately and pool once. h_i = dropout(relu(W x_i + b)).
 
     mean pooling    logits = W mean_i x_i + b                      (no hidden layer)
     MIL             logits = W h_i* + b of one tile i*, the critical one                          (HIPT's baseline)
     Deep Sets       logits = W ρ(Σ_i h_i) + b                      (Zaheer et al. 2017, theorem 2)
     Attention MIL   logits = W ρ(Σ_i a_i h_i) + b, a gated         (Ilse, Tomczak and Welling 2018, equations 7, 9)
 
-with ρ again dropout(relu(W · + b)). The critical tile of MIL is, with two classes, the one with the largest probability
-of class 1; with more outputs the one that has the largest probability of any (Campanella et al. 2019 and CLAM's
-MIL_fc_mc).
+ρ is again dropout(relu(W · + b)). With two classes the critical tile of MIL has the largest probability of class 1.
+With more outputs it has the largest probability of any (Campanella et al. 2019 and CLAM's MIL_fc_mc).
 
 Sizes, initialisation and dropout are those of HIPT's and MCAT's baselines. Deep Sets' *sum* over thousands of tiles
-drives the hazards into saturation: risks tie in float32 and the c-index is .5, as published (0.500 ± 0 in three of five
-cohorts); `pooling="mean"` is the way out. With omics MIL has no published form; here half of the logits comes from the
-tile alone, so that its choice still learns, and half from the tile's h and the omics.
+saturates the hazards: risks tie in float32 and the c-index is .5, as published (0.500 ± 0 in three of five cohorts).
+`pooling="mean"` avoids that. MIL with omics has no published form. Here half of the logits comes from the tile alone,
+so that its selection still learns. The other half comes from the tile's h and the omics.
 
 N tiles, D width of their features, H hidden width, C outputs.
 """
@@ -34,7 +33,7 @@ from longvit.baselines.system import Shape, System, check_settings, hidden_layer
 
 @dataclass(frozen=True)
 class MeanPoolingSettings:
-    """Nothing to set."""
+    """Mean pooling has no settings."""
 
 
 class MeanPooling(System):
@@ -55,21 +54,21 @@ class MeanPooling(System):
 
 @dataclass(frozen=True)
 class MilSettings:
-    """HIPT's MIL_fc and MIL_fc_mc."""
+    """Settings of HIPT's MIL_fc and MIL_fc_mc."""
 
     hidden: int | None = None
     """H; by default 384 for features of 384 numbers, 512 for others (HIPT)."""
     dropout: float = 0.25
-    """Of the hidden layer (HIPT)."""
+    """Dropout of the hidden layer (HIPT)."""
     init: Literal["xavier", "pytorch"] = "xavier"
-    """How the weights start: Xavier-normal with biases 0 (HIPT), or PyTorch's own way."""
+    """Initial weights: Xavier-normal with biases 0 (HIPT), or PyTorch's default."""
 
     def __post_init__(self) -> None:
         check_settings(self, at_least={"hidden": 1})
 
 
 class MaxPoolingMil(System):
-    """MIL with max pooling. Attention: by what the critical tile is chosen, divided by its sum over the tiles."""
+    """MIL with max pooling. Attention: the score that selects the critical tile, divided by its sum over the tiles."""
 
     Settings = MilSettings
 
@@ -90,33 +89,33 @@ class MaxPoolingMil(System):
     def pool(self, encoded: Tensor, bag: Bag, label: Tensor | None) -> Prediction:
         logits = self.instances(encoded)  # (N, C)
         p = logits.detach().softmax(1)
-        chosen_by = p[:, 1] if p.shape[1] == 2 else p.amax(1)
-        critical = chosen_by.argmax()
-        of_bag = logits[critical]
+        selection_score = p[:, 1] if p.shape[1] == 2 else p.amax(1)
+        critical = selection_score.argmax()
+        bag_logits = logits[critical]
         if self.fused is not None:
-            of_bag = (of_bag + self.fused(encoded[critical], self.omics(bag))) / 2
-        return Prediction(of_bag, chosen_by / chosen_by.sum())
+            bag_logits = (bag_logits + self.fused(encoded[critical], self.omics(bag))) / 2
+        return Prediction(bag_logits, selection_score / selection_score.sum())
 
 
 @dataclass(frozen=True)
 class DeepSetsSettings:
-    """MCAT's MIL_Sum_FC_surv."""
+    """Settings of MCAT's MIL_Sum_FC_surv."""
 
     hidden: int | None = None
     """H; by default 384 for features of 384 numbers, 512 for others (MCAT: 512 of 1,024)."""
     rho: int = 256
     """Width of ρ (MCAT)."""
     dropout: float = 0.25
-    """Of both layers (MCAT)."""
+    """Dropout of both layers (MCAT)."""
     pooling: Literal["sum", "mean"] = "sum"
-    """Over the tiles; "sum" as published, although it saturates."""
+    """Pooling over the tiles; "sum" as published, although it saturates."""
 
     def __post_init__(self) -> None:
         check_settings(self, at_least={"hidden": 1, "rho": 1})
 
 
 class DeepSets(System):
-    """Deep Sets; no attention."""
+    """Deep Sets: a sum or mean over the tiles, without attention."""
 
     Settings = DeepSetsSettings
 
@@ -138,7 +137,7 @@ class DeepSets(System):
 
 @dataclass(frozen=True)
 class AttentionMilSettings:
-    """MCAT's MIL_Attention_FC_surv."""
+    """Settings of MCAT's MIL_Attention_FC_surv."""
 
     hidden: int | None = None
     """H; by default 384 for features of 384 numbers, 512 for others (MCAT: 512 of 1,024)."""
@@ -147,14 +146,14 @@ class AttentionMilSettings:
     rho: int = 256
     """Width of ρ (MCAT)."""
     dropout: float = 0.25
-    """Of both layers and of the gate (MCAT)."""
+    """Dropout of both layers and of the gate (MCAT)."""
 
     def __post_init__(self) -> None:
         check_settings(self, at_least={"hidden": 1, "gate": 1, "rho": 1})
 
 
 class AttentionMil(System):
-    """Attention MIL, gated."""
+    """Attention MIL with gated attention."""
 
     Settings = AttentionMilSettings
 

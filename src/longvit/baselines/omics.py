@@ -1,4 +1,4 @@
-"""Omic vectors made ready: each gene standardised with mean and SD of the training fold.
+"""Standardisation of omic vectors: each gene with mean and SD of the training fold.
 
     z_g = (x_g − mean_g) / sd_g         0 where x_g was not measured, or where gene g does not vary in the training fold
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Standardise(nn.Module):
-    """(…, G) → (…, G); before `fit` mean 0 and SD 1: for vectors that are standardised already."""
+    """(…, G) → (…, G); before `fit` mean 0 and SD 1, for vectors that are already standardised."""
 
     def __init__(self, genes: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Standardise(nn.Module):
         x = x.double()
         mean = x.nanmean(0)
         sd = (x - mean).square().nanmean(0).sqrt()
-        self.mean.copy_(mean.nan_to_num(0.0))  # NaN: measured in nobody
+        self.mean.copy_(mean.nan_to_num(0.0))  # NaN: measured in no patient
         # a constant gene's SD is its rounding error
         self.sd.copy_(torch.where(sd > 1e-12 * mean.abs().clamp(min=1), sd, 0.0))
 

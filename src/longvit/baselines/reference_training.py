@@ -1,12 +1,12 @@
-"""How the published systems were trained, bag by bag, with the quirks of the two loops.
+"""Training of the published systems, bag by bag, with the quirks of the two reference loops.
 
-Both: Adam, learning rate 2e-4, weight decay 1e-5 (Adam's own, added to the gradient), 20 epochs of one bag at a time,
-a sampler that draws each class as often as the others, seed 1, the last epoch is tested.
+Both use Adam with learning rate 2e-4 and weight decay 1e-5 (Adam's own, added to the gradient). They train 20 epochs of
+one bag at a time, with a sampler that draws all classes equally often, and seed 1. The last epoch is tested.
 
     HIPT, subtyping    the loss is divided by 32, but every bag is a step: that scales the gradient, which Adam undoes
-                       but for its ε and the weight decay. CLAM's loop divides by nothing
-    MCAT, survival     the loss is divided by 32, every 32nd bag is a step; what is left at the end of an epoch is
-                       neither stepped nor cleared, so that it goes into the first step of the next
+                       except for its ε and the weight decay. CLAM's loop does not divide
+    MCAT, survival     the loss is divided by 32, every 32nd bag is a step; gradients left at the end of an epoch are
+                       neither stepped nor cleared, so they add to the first step of the next epoch
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from longvit.errors import InputError
 
 @dataclass(frozen=True)
 class Steps:
-    """How the gradients of bags become steps of the optimiser."""
+    """Accumulation of the gradients of bags into optimiser steps."""
 
     bags: int = 1
-    """Bags for each step."""
+    """Bags per step."""
     divisor: float = 1.0
-    """The loss of a bag is divided by it."""
+    """Divisor of the loss of a bag."""
     rest: Literal["carried", "stepped", "dropped"] = "stepped"
-    """An epoch's last bags, fewer than `bags`: kept for the next epoch's first step, a step of their own, cleared."""
+    """An epoch's last bags, fewer than `bags`: carried into the next epoch's first step, a separate step, or
+    dropped."""
 
     def __post_init__(self) -> None:
         if self.bags < 1 or not self.divisor > 0:
@@ -39,17 +40,17 @@ class Steps:
 
 @dataclass(frozen=True)
 class PublishedTraining:
-    """A recipe of tables 1 and 2 of LongViT's paper, for its baselines."""
+    """Training settings of the baselines in tables 1 and 2 of LongViT's paper."""
 
     steps: Steps
     lr: float = 2e-4
-    """Adam's (HIPT, MCAT)."""
+    """Learning rate of Adam (HIPT, MCAT)."""
     weight_decay: float = 1e-5
-    """Adam's, added to the gradient (HIPT, MCAT)."""
+    """Weight decay of Adam, added to the gradient (HIPT, MCAT)."""
     epochs: int = 20
-    """The last is tested (HIPT, MCAT)."""
+    """Number of epochs; the last is tested (HIPT, MCAT)."""
     seed: int = 1
-    """(HIPT, MCAT.)"""
+    """Random seed (HIPT, MCAT)."""
     balanced: bool = True
     """Draw classes equally often, for survival the classes of bin and censoring (HIPT, MCAT)."""
 
@@ -60,6 +61,6 @@ SURVIVAL = PublishedTraining(Steps(bags=32, divisor=32, rest="carried"))
 
 
 def adam(parameters: Iterable[nn.Parameter], training: PublishedTraining) -> torch.optim.Adam:
-    """The optimiser of both; parameters that are frozen are left out."""
+    """Adam optimiser of both loops; frozen parameters are left out."""
     trained = [p for p in parameters if p.requires_grad]
     return torch.optim.Adam(trained, lr=training.lr, weight_decay=training.weight_decay)

@@ -1,21 +1,21 @@
 """TransMIL (Shao et al. 2021): self-attention over all tiles by Nyström's approximation, convolutions for positions.
 
-    h_i = relu(W x_i + b), filled up to a square of s² tokens with the first ones again, CLS in front
+    h_i = relu(W x_i + b), padded to a square of s² tokens by repeating the first ones, CLS in front
     h ← h + A(norm(h));   PPEG;   h ← h + A(norm(h));   logits = W norm(h)_CLS + b
     PPEG: the s × s map + depthwise convolutions of it, 7 × 7, 5 × 5 and 3 × 3; CLS stays
 
 A is Nyströmformer's attention (Xiong et al. 2021, equation 13), 8 heads, with landmarks q̃, k̃, the means of m = 256
-stretches of the sequence, and a depthwise convolution of 33 tokens on the values:
+ranges of the sequence, and a depthwise convolution of 33 tokens on the values:
 
     F = softmax(q k̃ᵀ),  M = softmax(q̃ k̃ᵀ),  B = softmax(q̃ kᵀ),      out = F M⁺ (B v) + conv(v)
     M⁺ by six steps of  Z ← ¼ Z (13 I − M Z (15 I − M Z (7 I − M Z))),  Z₀ = Mᵀ / (‖M‖₁ ‖M‖_∞)    (equation 14)
 
 F and B are never stored: F X and B v are fused attention calls with 256 keys or queries, so memory and time are linear.
-As in the authors' code the sequence is filled in front with zeros up to a multiple of m, and these take part in the
-softmax. What differs: ‖M‖ is of each head by itself, as in the paper (theirs takes the largest of all heads).
+As in the authors' code the sequence is padded in front with zeros to a multiple of m, and these are part of the
+softmax. Difference: ‖M‖ is per head, as in the paper (the authors' code takes the largest of all heads).
 
-Attention: CLS's row of F M⁺ B in the last layer, mean of the heads, where it is positive, and with the repeated tokens
-added to their tiles. It costs as much again as the layer, so in training it is None.
+Attention: CLS's row of F M⁺ B in the last layer, mean of the heads, clipped at 0. Repeated tokens are added to their
+tiles. It costs as much as the layer again, so in training it is None.
 
 N tiles, D width of their features, H width, C outputs, S tokens, m landmarks.
 """
@@ -41,7 +41,7 @@ _RESIDUAL_TOKENS = 33  # of the convolution on the values (Nyströmformer)
 
 @dataclass(frozen=True)
 class TransMilSettings:
-    """TransMIL's own."""
+    """Settings of TransMIL."""
 
     hidden: int = 512
     """H (TransMIL)."""
@@ -50,9 +50,9 @@ class TransMilSettings:
     landmarks: int = 256
     """m (TransMIL: H / 2)."""
     pinv_steps: int = 6
-    """Steps towards M⁺ (TransMIL)."""
+    """Iterations for M⁺ (TransMIL)."""
     dropout: float = 0.1
-    """After each attention's projection (TransMIL)."""
+    """Dropout after each attention's projection (TransMIL)."""
 
     def __post_init__(self) -> None:
         check_settings(self, at_least={"hidden": 1, "heads": 1, "landmarks": 1, "pinv_steps": 1})
@@ -61,7 +61,7 @@ class TransMilSettings:
 
 
 def pseudo_inverse(m: Tensor, steps: int) -> Tensor:
-    """M (…, m, m) → an approximation of its Moore-Penrose inverse."""
+    """Iterative pseudo-inverse: M (…, m, m) → an approximation of its Moore-Penrose inverse."""
     one = m.abs().sum(-2).amax(-1)
     infinity = m.abs().sum(-1).amax(-1)
     z = m.transpose(-1, -2) / (one * infinity)[..., None, None]
@@ -73,7 +73,7 @@ def pseudo_inverse(m: Tensor, steps: int) -> Tensor:
 
 
 class NystromAttention(nn.Module):
-    """x (S, H) → (S, H)."""
+    """Nyström attention: x (S, H) → (S, H)."""
 
     def __init__(self, settings: TransMilSettings) -> None:
         super().__init__()
@@ -87,19 +87,19 @@ class NystromAttention(nn.Module):
         q, k, v = self._projected(x)
         q_mean, k_mean = self._landmarks(q), self._landmarks(k)
         inverse = pseudo_inverse(self._kernel(q_mean, k_mean), self.settings.pinv_steps)
-        seen = functional.scaled_dot_product_attention(q_mean, k, v)  # B v, (1, heads, m, H / heads)
-        out = functional.scaled_dot_product_attention(q, k_mean, inverse @ seen) + self.residual(v)
+        attended = functional.scaled_dot_product_attention(q_mean, k, v)  # B v, (1, heads, m, H / heads)
+        out = functional.scaled_dot_product_attention(q, k_mean, inverse @ attended) + self.residual(v)
         return self.out(out.squeeze(0).transpose(0, 1).flatten(1)[-len(x) :])
 
     @torch.no_grad()
     def first_row(self, x: Tensor) -> Tensor:
-        """What the first token takes from each: its row of F M⁺ B, mean of the heads, (S,); may be slightly below 0."""
+        """Attention of the first token to each: its row of F M⁺ B, mean of the heads, (S,); may be slightly below 0."""
         q, k, _ = self._projected(x)
         q_mean, k_mean = self._landmarks(q), self._landmarks(k)
         inverse = pseudo_inverse(self._kernel(q_mean, k_mean), self.settings.pinv_steps)
         weights = self._kernel(q[:, :, -len(x)].unsqueeze(2), k_mean) @ inverse  # (1, heads, 1, m)
         row = q.new_zeros(q.shape[2])
-        for head in range(self.settings.heads):  # one at a time: m × S numbers
+        for head in range(self.settings.heads):  # one head at a time: m × S numbers
             row += (weights[0, head] @ self._kernel(q_mean[0, head], k[0, head])).squeeze(0)
         return row[-len(x) :] / self.settings.heads
 
@@ -136,7 +136,7 @@ class Ppeg(nn.Module):
 
 
 class TransMil(System):
-    """TransMIL; the order of the tiles matters, that of the file is taken."""
+    """TransMIL; the order of the tiles matters, and is that of the file."""
 
     Settings = TransMilSettings
 
@@ -170,7 +170,7 @@ class TransMil(System):
         last = self.attentions[1]
         assert isinstance(last, NystromAttention)
         row = last.first_row(x)[1:].clamp(min=0)
-        a, again = row[:tiles].clone(), row[tiles:]
-        a[: len(again)] += again
+        a, repeats = row[:tiles].clone(), row[tiles:]
+        a[: len(repeats)] += repeats
         total = a.sum()
         return a / total if total > 0 else torch.full_like(a, 1 / tiles)

@@ -1,1 +1,2 @@
-"""Cohorts and the canvases that training reads: `cohort` (who), `splits` (train, val, test), `datasets` (pixels)."""
+"""Cohorts and the canvases that training reads: `cohort` (slides and labels), `splits` (train, val, test), `datasets`
+(pixels)."""

@@ -1,6 +1,6 @@
-"""Changes to a canvas that leave its diagnosis: the 8 flips and quarter turns, its stain, or all of its colour.
+"""Augmentations of a canvas that keep its diagnosis: the 8 flips and quarter turns, stain, or colour.
 
-All in NumPy on one image: it runs in loader threads, where torch would start a team of threads for each.
+All of it is NumPy on one image. It runs in loader threads, where torch would start a thread pool per thread.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ STAIN_SIGMA = 0.2
 def augment(
     pixels: np.ndarray, kind: Augmentation, rng: np.random.Generator, *, orientation: Orientation | None = None
 ) -> np.ndarray:
-    """uint8 (S, S, 3) -> the same shape; `rng` decides, so seed it by (seed, epoch, index). May return a view.
+    """Augments uint8 (S, S, 3) to the same shape. `rng` determines the result, so seed it by (seed, epoch, index). May
+    return a view.
 
     "flips": one of the 8 symmetries of the square. "flips+stain": then each stain's density is scaled by up to
-    ±STAIN_SIGMA and shifted by up to ± a quarter of it, as other laboratories and scanners would have it.
-    "flips+colour": then any hue, a saturation of 0 to 1.5 and a density of 2/3 to 3/2 times its own, so that colour
-    says nothing and only structure is left to learn from (after the strong hue shifts of Tellez et al. 2019, who
-    found them best across laboratories).
+    ±STAIN_SIGMA and shifted by up to ± a quarter of it, as between laboratories and scanners. "flips+colour": then any
+    hue, a saturation of 0 to 1.5 and a density of 2/3 to 3/2 of the original. Colour then carries no information, and
+    only structure can be learned. It follows the strong hue shifts of Tellez et al. 2019, who found them best across
+    laboratories.
 
-    `orientation`: what `draw_orientation` has drawn from `rng` already, where `pixels` are a part of the canvas.
+    `orientation`: the result of `draw_orientation` on the same `rng`, where `pixels` are a part of the canvas.
     """
     orientation = draw_orientation(kind, rng) if orientation is None else orientation
     if kind == "none":
@@ -49,44 +50,47 @@ def augment(
 
 @dataclass(frozen=True)
 class Orientation:
-    """One of the 8 symmetries of the square: quarter turns against the clock, then a mirror from left to right."""
+    """One of the 8 symmetries of the square: counter-clockwise quarter turns, then a mirror from left to right."""
 
     turns: int = 0
     mirror: bool = False
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """(height, width, 3) turned; a view."""
+        """(height, width, 3) in this orientation; a view."""
         pixels = np.rot90(pixels, self.turns)
         return pixels[:, ::-1] if self.mirror else pixels
 
     def source(self, side_px: int, first_px: int, end_px: int) -> tuple[int, int, int, int]:
-        """Where the rows [first, end) of the turned canvas come from: (first row, end row, first column, end column),
-        a part that, turned by itself, is those rows."""
-        back = side_px - end_px, side_px - first_px
+        """Source of the rows [first, end) of the oriented canvas: (first row, end row, first column, end column).
+
+        That part, oriented by itself, is those rows.
+        """
+        reversed_px = side_px - end_px, side_px - first_px
         if self.turns == 0:
             return first_px, end_px, 0, side_px
         if self.turns == 1:
-            return 0, side_px, *back
+            return 0, side_px, *reversed_px
         if self.turns == 2:
-            return *back, 0, side_px
+            return *reversed_px, 0, side_px
         return 0, side_px, first_px, end_px
 
 
 def draw_orientation(kind: Augmentation, rng: np.random.Generator) -> Orientation:
-    """The first thing that an augmentation draws."""
+    """First random draw of an augmentation."""
     if kind not in get_args(Augmentation):
         raise InputError(f"augmentation {kind!r}: choose {', '.join(get_args(Augmentation))}")
     return Orientation() if kind == "none" else Orientation(int(rng.integers(4)), bool(rng.integers(2)))
 
 
 def restain(pixels: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Optical density -> stains -> stain * scale + shift -> optical density -> uint8; white stays within the shift."""
+    """Optical density -> stains -> stain * scale + shift -> optical density -> uint8; white changes by the shift
+    only."""
     stains = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
     return _in_density(pixels, np.linalg.inv(stains) @ np.diag(scale) @ stains, shift @ stains)
 
 
 def recolour(pixels: np.ndarray, hue: float, saturation: float, gain: float) -> np.ndarray:
-    """Turns the optical density by `hue` (radians) about the grey axis, scales what is not grey, then everything.
+    """Rotates the optical density by `hue` (radians) about the grey axis, scales its chroma, then all of it.
 
     (0, 1, 1) changes nothing, saturation 0 leaves greys; white stays white.
     """

@@ -1,12 +1,12 @@
-"""How the field lays out files of tile features, to the name, dtype and attribute; and writing them so.
+"""Layouts of tile feature files of TRIDENT and CLAM, to the name, dtype and attribute; and their writers.
 
     TRIDENT  FOLDER/<slide_id>.h5            features (N, D), coords int64 (N, 2), attributes on both
              FOLDER/<slide_id>_patches.h5    coords alone
     CLAM     FOLDER/h5_files/<slide_id>.h5   features float32 (N, D), coords int32 (N, 2), no attributes
              FOLDER/pt_files/<slide_id>.pt   the bare float32 tensor (N, D)
 
-`coords` are top-left corners (x, y) in level-0 pixels in both. What differs from the files of those tools: chunks are
-(256, D) where TRIDENT has (1, D), so that reading a bag is not one call per tile. N may be 0.
+`coords` are top-left corners (x, y) in level-0 pixels in both. One difference from the files of those tools: chunks are
+(256, D), not (1, D) as in TRIDENT, so that reading a bag is not one call per tile. N may be 0.
 
 N tiles, D width.
 """
@@ -39,10 +39,10 @@ def write_bag(
     encoder: str = "",
     coords_attributes: Mapping[str, Any] | None = None,
 ) -> tuple[Path, ...]:
-    """Writes features (N, D) and coords (N, 2) as TRIDENT or CLAM would; returns the files. Atomic, each.
+    """Writes features (N, D) and coords (N, 2) in the layout of TRIDENT or CLAM; returns the files. Each is atomic.
 
-    `coords_attributes`: what TRIDENT's readers ask of `coords`, see `tile_attributes`; CLAM's layout has no place for
-    them, nor for the encoder's name. N may be 0.
+    `coords_attributes`: attributes of `coords` that TRIDENT's readers need, see `tile_attributes`. CLAM's layout has no
+    place for them, nor for the encoder's name. N may be 0.
     """
     folder, stem = Path(folder), file_stem(slide_id)
     assert features.ndim == 2, features.shape
@@ -54,26 +54,26 @@ def write_bag(
             _write_tensor(folder / PT_FILES / f"{stem}.pt", features),
         )
     common = {"name": printable(slide_id), "savetodir": printable(str(folder))}
-    on_coords = {**(coords_attributes or {}), **common}
+    all_coords_attributes = {**(coords_attributes or {}), **common}
     path = folder / f"{stem}.h5"
-    return (_write_h5(path, features, coords.astype(np.int64), {**common, "encoder": encoder}, on_coords),)
+    return (_write_h5(path, features, coords.astype(np.int64), {**common, "encoder": encoder}, all_coords_attributes),)
 
 
 def write_coordinates(path: str | Path, slide_id: str, coords: NDArray[Any], attributes: Mapping[str, Any]) -> Path:
     """Writes TRIDENT's `<name>_patches.h5`: `coords` int64 (N, 2) with its attributes. Atomic."""
     path = Path(path)
-    on_coords = {**attributes, "name": printable(slide_id), "savetodir": printable(str(path.parent))}
-    return _write_h5(path, None, coords.astype(np.int64), {}, on_coords)
+    all_attributes = {**attributes, "name": printable(slide_id), "savetodir": printable(str(path.parent))}
+    return _write_h5(path, None, coords.astype(np.int64), {}, all_attributes)
 
 
 def tile_attributes(
     *, tile_px: int, tile_mpp: float, overlap_px: int, mpp: tuple[float, float], size_px: tuple[int, int]
 ) -> dict[str, Any]:
-    """TRIDENT's attributes of `coords` for tiles of tile_px at tile_mpp µm/px, on a slide of `mpp` (x, y) and `size_px`
+    """TRIDENT's attributes of `coords`, for tiles of tile_px at tile_mpp µm/px on a slide of `mpp` (x, y) and `size_px`
     at level 0.
 
-    Magnifications stand there for its reader; a tile's true side is `patch_size_level0`. Where pixels are not square
-    that is its width, and `patch_height_level0` (ours) its height.
+    Magnifications are written for its reader; a tile's true side is `patch_size_level0`. Where pixels are not square
+    that is its width, and `patch_height_level0` (our own attribute) its height.
     """
     width, height = round(tile_px * tile_mpp / mpp[0]), round(tile_px * tile_mpp / mpp[1])
     target = 10 / tile_mpp
@@ -90,8 +90,8 @@ def tile_attributes(
 
 
 def tile_level0_px(attributes: Mapping[str, Any]) -> float | None:
-    """Side of a tile in level-0 px from the attributes of `coords` as TRIDENT or CLAM write them; None: they say
-    nothing, or nothing that can be."""
+    """Side of a tile in level-0 px from the attributes of `coords` in TRIDENT's or CLAM's form; None where absent or
+    invalid."""
     side = _stated_side(attributes)
     return side if side is not None and 0 < side < 2**31 else None
 
@@ -112,13 +112,13 @@ def _stated_side(attributes: Mapping[str, Any]) -> float | None:
 
 
 def magnification(mpp: float) -> int:
-    """TRIDENT's bins; for its reader alone, since a magnification is no resolution."""
+    """TRIDENT's magnification bin; for its reader only, since a magnification is not a resolution."""
     bins = ((0.16, 80), (0.2, 60), (0.3, 40), (0.6, 20), (1.2, 10), (2.4, 5))
     return next((magnification for limit, magnification in bins if mpp < limit), 2)
 
 
 def _number(value: Any) -> float | None:
-    """A number, the first of several, or None: TRIDENT writes 'None' for what it does not know."""
+    """A number, the first of several, or None. TRIDENT writes 'None' for unknown values."""
     try:
         number = float(np.asarray(value).ravel()[0])
     except (TypeError, ValueError, IndexError):

@@ -1,11 +1,11 @@
-"""Feature bags: the tiles of a slide as vectors, read from the files that the field's extractors write.
+"""Feature bags: the tiles of a slide as vectors, read from the files of the field's extractors.
 
     bag = read_bag("features_uni/a.h5")      # TRIDENT's layout or CLAM's (.h5, .pt), see `bag_layouts`
     bag.features, bag.coords, bag.attributes
 
-A bag that cannot be used is refused in one line: missing, damaged, in use, empty, not finite, values that lie in other
-files, features and coordinates of different number, slides of one patient of different width. `.pt` files are opened as
-tensors only: no pickled code runs.
+An unusable bag is refused in one line: missing, damaged, in use, empty, not finite, or with values in other files. So
+are features and coordinates of different number, and slides of one patient of different width. `.pt` files are loaded
+as tensors only: no pickled code runs.
 
 N tiles, D width.
 """
@@ -28,10 +28,10 @@ from longvit.errors import InputError
 from longvit.files import file_stem, require_regular_file
 from longvit.h5_file import find_dataset, names_in, one_line, open_h5, read_attributes, read_numbers
 
-_SUFFIXES = (".h5", ".pt")  # the first has coordinates, so it goes first
+_SUFFIXES = (".h5", ".pt")  # .h5 first, since it has coordinates
 _LFS_HEAD = b"version https://git-lfs"
-_MOST_PX = 2**31 - 1
-_LENGTHS = ("um", "µm", "μm", "mm")
+_MAX_PX = 2**31 - 1
+_LENGTH_UNITS = ("um", "µm", "μm", "mm")
 
 
 @dataclass(frozen=True)
@@ -44,27 +44,27 @@ class FeatureBag:
     coords: NDArray[np.int64] | None = field(default=None, repr=False)
     """(N, 2) level-0 px; None where the file has none (CLAM's .pt)."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """Those of `features` and of `coords`, together; texts, numbers and arrays."""
+    """Attributes of `features` and of `coords`, merged; texts, numbers and arrays."""
 
     def __len__(self) -> int:
         return len(self.features)
 
     @property
     def tile_level0_px(self) -> float | None:
-        """Side of a tile in level-0 px, where the attributes say it."""
+        """Side of a tile in level-0 px, if the attributes state it."""
         return tile_level0_px(self.attributes)
 
 
 @dataclass(frozen=True)
 class PatientBag:
-    """The tiles of all slides of a patient, one slide after the other."""
+    """The tiles of all slides of a patient, concatenated slide by slide."""
 
     features: NDArray[np.float32] = field(repr=False)
     """(N, D)."""
     coords: NDArray[np.int64] | None = field(repr=False)
-    """(N, 2), each in level-0 px of its own slide; None where one slide has none."""
+    """(N, 2), each in level-0 px of the tile's slide; None if any slide has none."""
     slide_numbers: NDArray[np.int64] = field(repr=False)
-    """(N,): which of `slides` a tile lies on. Tiles of different slides are no neighbours, whatever their coords."""
+    """(N,): index into `slides` for each tile. Tiles of different slides are not neighbours, whatever their coords."""
     slides: tuple[Path, ...]
 
     def __len__(self) -> int:
@@ -73,30 +73,30 @@ class PatientBag:
 
 @dataclass(frozen=True)
 class BagFiles:
-    """Where the bags of a list of slides lie."""
+    """Files of the bags of a list of slides."""
 
     paths: Mapping[str, Path]
     """slide_id -> file."""
     missing: tuple[str, ...]
-    """Slides without one."""
+    """Slides without a file."""
     near: Mapping[str, str] = field(default_factory=dict)
-    """Of these, slide_id -> the name of a file that differs from it in spelling only."""
+    """slide_id of a missing slide -> name of a file that differs in spelling only."""
 
 
 def read_bag(path: str | Path) -> FeatureBag:
-    """Reads a bag that TRIDENT, CLAM, or anyone in their layouts wrote; features become float32, coords int64.
+    """Reads a bag in the layout of TRIDENT or CLAM; features become float32, coords int64.
 
-    Raises `InputError` in one line for whatever cannot be used, an empty bag included.
+    Raises `InputError` in one line for an unusable bag, including an empty one.
     """
     path = Path(path)
-    _check_there(path)
+    _check_exists(path)
     try:
         bag = _read_pt(path) if path.suffix.lower() == ".pt" else _read_h5(path)
     except InputError:
         raise
     except MemoryError as error:
         raise InputError(f"{path}: does not fit into this machine's memory ({one_line(error)})") from error
-    except Exception as error:  # whatever else breaks between opening and the checked array
+    except Exception as error:  # any other failure between opening and the checked array
         raise InputError(f"{path}: damaged ({one_line(error)}); extract this slide again") from error
     if not len(bag):
         raise InputError(f"{path}: an empty bag: features of shape {bag.features.shape}; leave this slide out")
@@ -110,7 +110,7 @@ def read_bag(path: str | Path) -> FeatureBag:
 
 
 def join_bags(bags: Sequence[FeatureBag]) -> PatientBag:
-    """One bag of all slides of a patient, in their order. `InputError` where the slides' features differ in width."""
+    """One bag of all slides of a patient, in order. Raises `InputError` where their features differ in width."""
     if not bags:
         raise InputError("a patient without slides has no bag")
     width = bags[0].features.shape[1]
@@ -127,23 +127,23 @@ def join_bags(bags: Sequence[FeatureBag]) -> PatientBag:
 
 
 def find_bags(folder: str | Path, slide_ids: Iterable[str]) -> BagFiles:
-    """The files of these slides (ids with or without a slide's extension) in a folder of TRIDENT's or CLAM's layout.
+    """Files of these slides (ids with or without a slide's extension) in a folder of TRIDENT's or CLAM's layout.
 
-    `folder`: the one with the `.h5` files, CLAM's above `h5_files` and `pt_files` (an .h5 goes before a .pt, since it
-    has coordinates), or one from which a single `features_*` folder is reached. Raises `InputError` where there is no
+    `folder`: the folder of the `.h5` files, CLAM's parent of `h5_files` and `pt_files`, or a parent of a single
+    `features_*` folder. An .h5 is preferred to a .pt, since it has coordinates. Raises `InputError` where there is no
     such folder, or more than one.
     """
     folder = _bag_folder(Path(folder))
     by_stem: dict[str, Path] = {}
-    for suffix, place in ((".h5", folder), (".h5", folder / H5_FILES), (".pt", folder), (".pt", folder / PT_FILES)):
-        for path in sorted(place.glob(f"[!.]*{suffix}")):
+    for suffix, subfolder in ((".h5", folder), (".h5", folder / H5_FILES), (".pt", folder), (".pt", folder / PT_FILES)):
+        for path in sorted(subfolder.glob(f"[!.]*{suffix}")):
             by_stem.setdefault(canonical(slide_stem(path.name[: -len(suffix)])), path)
     stem_of = {slide_id: canonical(slide_stem(file_stem(slide_stem(slide_id)))) for slide_id in slide_ids}
-    found = {slide_id: by_stem[stem] for slide_id, stem in stem_of.items() if stem in by_stem}
-    missing = tuple(slide_id for slide_id in stem_of if slide_id not in found)
+    paths = {slide_id: by_stem[stem] for slide_id, stem in stem_of.items() if stem in by_stem}
+    missing = tuple(slide_id for slide_id in stem_of if slide_id not in paths)
     by_form = {folded(stem): path.name for stem, path in by_stem.items()} if missing else {}
     near = {slide_id: by_form[form] for slide_id in missing if (form := folded(stem_of[slide_id])) in by_form}
-    return BagFiles(found, missing, near)
+    return BagFiles(paths, missing, near)
 
 
 def _bag_folder(folder: Path) -> Path:
@@ -151,43 +151,43 @@ def _bag_folder(folder: Path) -> Path:
         raise InputError(f"{folder}: no such folder of features")
     if _has_bags(folder):
         return folder
-    inside = [path for pattern in ("features_*", "*/features_*") for path in sorted(folder.glob(pattern))]
-    inside = [path for path in inside if path.is_dir() and _has_bags(path)]
-    if len(inside) == 1:
-        return inside[0]
-    if inside:
-        names = ", ".join(str(path.relative_to(folder)) for path in inside)
-        raise InputError(f"{folder}: {len(inside)} folders of features in it ({names}); name one")
-    raise InputError(f"{folder}: no features in it (looked for .h5 and .pt, in {H5_FILES}, {PT_FILES} and features_*)")
+    candidates = [path for pattern in ("features_*", "*/features_*") for path in sorted(folder.glob(pattern))]
+    candidates = [path for path in candidates if path.is_dir() and _has_bags(path)]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        names = ", ".join(str(path.relative_to(folder)) for path in candidates)
+        raise InputError(f"{folder}: {len(candidates)} folders of features in it ({names}); name one")
+    raise InputError(f"{folder}: no features in it (searched for .h5 and .pt in {H5_FILES}, {PT_FILES} and features_*)")
 
 
 def _has_bags(folder: Path) -> bool:
-    places = (folder, folder / H5_FILES, folder / PT_FILES)
-    return any(next(place.glob(f"[!.]*{suffix}"), None) for place in places for suffix in _SUFFIXES)
+    folders = (folder, folder / H5_FILES, folder / PT_FILES)
+    return any(next(subfolder.glob(f"[!.]*{suffix}"), None) for subfolder in folders for suffix in _SUFFIXES)
 
 
 def _read_h5(path: Path) -> FeatureBag:
     with open_h5(path, "extract this slide again") as file:
-        found = [(name, find_dataset(file, name, path)) for name in ("features", "feats", "coords")]
-        data = {name: of for name, of in found if of is not None}
-        of_features = data.get("features", data.get("feats"))  # STAMP calls them feats
-        if of_features is None:
-            there = names_in(file)
-            raise InputError(f"{path}: no dataset 'features' (it has {there}); is this a file of tile features?")
-        attributes = read_attributes(of_features, path)
-        features = _checked_features(path, _of_one_slide(read_numbers(of_features, path)))
+        named_datasets = [(name, find_dataset(file, name, path)) for name in ("features", "feats", "coords")]
+        data = {name: dataset for name, dataset in named_datasets if dataset is not None}
+        features_data = data.get("features", data.get("feats"))  # STAMP calls them feats
+        if features_data is None:
+            names = names_in(file)
+            raise InputError(f"{path}: no dataset 'features' (it has {names}); is this a file of tile features?")
+        attributes = read_attributes(features_data, path)
+        features = _checked_features(path, _of_one_slide(read_numbers(features_data, path)))
         coords = None
         if "coords" in data:
             attributes |= read_attributes(data["coords"], path)
             unit = attributes.get("unit", file.attrs.get("unit", "px"))
-            if str(unit) in _LENGTHS:  # STAMP: they are no pixels of any level
+            if str(unit) in _LENGTH_UNITS:  # STAMP: coordinates in µm, not in pixels of a level
                 return FeatureBag(path, features, None, MappingProxyType(attributes))
             coords = _checked_coords(path, _of_one_slide(read_numbers(data["coords"], path)), len(features))
         return FeatureBag(path, features, coords, MappingProxyType(attributes))
 
 
 def _read_pt(path: Path) -> FeatureBag:
-    """The bare tensor, in its own dtype, or float32 where NumPy has none for it."""
+    """The bare tensor, in its own dtype, or float32 where NumPy has no such dtype."""
     import torch
 
     from longvit.torch_file import load_tensors, refuse_hollow, require_plain
@@ -197,7 +197,7 @@ def _read_pt(path: Path) -> FeatureBag:
         content = load_tensors(path)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged archive fails in many ways; pickled code in one
+    except Exception as error:  # a damaged archive fails in many ways
         raise InputError(
             f"{path}: not a tensor file, or damaged ({one_line(error)[:120]}); only plain tensors are opened"
         ) from error
@@ -211,7 +211,7 @@ def _read_pt(path: Path) -> FeatureBag:
     return FeatureBag(path, _checked_features(path, _of_one_slide(content.numpy())))
 
 
-def _check_there(path: Path) -> None:
+def _check_exists(path: Path) -> None:
     require_regular_file(path)
     try:
         with path.open("rb") as file:
@@ -230,7 +230,7 @@ def _of_one_slide(values: Any) -> Any:
 def _checked_features(path: Path, features: Any) -> NDArray[np.float32]:
     if features.ndim != 2 or features.dtype.kind != "f" or (len(features) and not features.shape[1]):
         raise InputError(f"{path}: features of shape {features.shape} and type {features.dtype}, not (tiles, width)")
-    with np.errstate(over="ignore"):  # an infinity is refused by name
+    with np.errstate(over="ignore"):  # an infinity is refused later, with its tile
         return np.ascontiguousarray(features, np.float32)
 
 
@@ -244,15 +244,15 @@ def _checked_coords(path: Path, coords: Any, n: int) -> NDArray[np.int64]:
         if not np.isfinite(coords).all():
             raise InputError(f"{path}: coords that are not finite; extract this slide again")
         coords = np.rint(coords)
-    outside = ((coords < 0) | (coords > _MOST_PX)).any(1)
+    outside = ((coords < 0) | (coords > _MAX_PX)).any(1)
     if outside.any():
         tile = int(outside.argmax())
         x, y = (f"{value:.6g}" if coords.dtype.kind == "f" else str(value) for value in coords[tile].tolist())
-        raise InputError(f"{path}: tile {tile:,} lies at ({x}, {y}), which is no pixel of a slide; extract it again")
+        raise InputError(f"{path}: tile {tile:,} is at ({x}, {y}), outside any slide; extract it again")
     return np.ascontiguousarray(coords, np.int64)
 
 
-def _widths_differ(one: Path, width: int, other: Path, other_width: int) -> InputError:
+def _widths_differ(path: Path, width: int, other_path: Path, other_width: int) -> InputError:
     return InputError(
-        f"{other}: features of width {other_width}, while {one} has {width}; were both made by the same encoder?"
+        f"{other_path}: features of width {other_width}, while {path} has {width}; were both made by the same encoder?"
     )

@@ -1,9 +1,9 @@
-"""Canvases made once: a slide's raster of side_px × side_px as an ordinary tiled TIFF in a folder.
+"""Canvas cache: a slide's raster of side_px × side_px as an ordinary tiled TIFF in a folder, made once.
 
-A file's name holds a hash of the slide's content and of everything that decides the pixels, so a slide that changed,
-another side or another fit is another file, and cohorts may share the folder. Files appear whole or not at all.
-Processes may share it too, also at the same time and from several machines: each makes what no other one is making
-(`claims`), and waits for the rest.
+A file's name holds a hash of the slide's content and of every setting that affects the pixels. A changed slide, another
+side or another fit is therefore another file, and cohorts may share the folder. Files are written atomically. Processes
+may share the folder at the same time, also from several machines. Each makes only canvases that no other process has
+leased (`leases`), and waits for the rest.
 """
 
 from __future__ import annotations
@@ -30,46 +30,47 @@ from longvit.progress import Progress
 
 # Canvases above this are made one at a time: two of 32,768² would hold 6 GB.
 _LARGE_BYTES = 2**29
-# How often a canvas that another process makes is looked for.
+# Polling interval for canvases that another process makes.
 _POLL_S = 0.5
 
 
 @dataclass(frozen=True)
 class CanvasSettings:
-    """What decides a canvas, beside the slide."""
+    """Settings of a canvas, beside the slide."""
 
     side_px: int
     """Side of the square raster."""
     fit: Literal["stretch", "pad"] = "stretch"
     """`stretch` fills the square, as in the paper; `pad` keeps the slide's proportions."""
     reader: Literal["auto", "openslide", "tiff"] = "auto"
-    """Which reader decodes the slide."""
+    """Reader that decodes the slide."""
     max_bad_tiles: int | None = None
-    """A slide with more unreadable tiles is left out; None: holes are filled with background and reported."""
+    """A slide with more unreadable tiles is left out; None: unreadable tiles are filled with background and
+    reported."""
 
 
 @dataclass(frozen=True)
 class CachedCanvases:
-    """Where the canvases of a cohort lie."""
+    """Canvas files of a cohort."""
 
     paths: dict[str, Path]
     """slide_id -> TIFF; a slide with a problem at `open` or `read` is absent."""
     identities: dict[str, str]
-    """slide_id -> content hash of the slide that the canvas was made of."""
+    """slide_id -> content hash of the slide from which the canvas was made."""
     problems: tuple[Problem, ...]
     made: int
-    """How many were made by this call; the others were there, or another process made them."""
+    """Number of canvases made by this call; the others existed, or another process made them."""
 
 
 def cache_canvases(
     rows: Iterable[SlideRow], settings: CanvasSettings, cache_dir: str | Path, *, workers: int = 2
 ) -> CachedCanvases:
-    """Makes the canvases that are not there yet, `workers` at a time, each in a thread (decoding lets go of the GIL);
-    large ones one at a time, since a canvas takes threads of its own. Those that another process is making come last;
-    where it died, they are made here.
+    """Makes the missing canvases, `workers` at a time, each in a thread (decoding releases the GIL).
 
-    A slide that cannot be opened or read becomes a `Problem`, one with unreadable tiles too; `InputError` only where
-    nothing can be written. Interrupted and called again, it makes the rest.
+    Large canvases are made one at a time, since each uses several threads. Canvases that another process is making come
+    last; if it died, they are made here. A slide that cannot be opened or read becomes a `Problem`, and so does one
+    with unreadable tiles. `InputError` is raised only where nothing can be written. After an interruption, the same
+    call makes the rest.
     """
     rows = tuple(rows)
     if 3 * settings.side_px**2 > _LARGE_BYTES:
@@ -83,26 +84,26 @@ def cache_canvases(
         ThreadPoolExecutor(max(1, workers), thread_name_prefix="canvas") as pool,
     ):
         leases.remove_dead(folder)
-        to_make, elsewhere, has_said = list(rows), list[tuple[SlideRow, Path]](), False
+        to_make, made_elsewhere, has_logged = list(rows), list[tuple[SlideRow, Path]](), False
         try:
-            while to_make or elsewhere:
+            while to_make or made_elsewhere:
                 futures = {pool.submit(_make, row, settings, folder, leases, stopping): row for row in to_make}
                 for future in as_completed(futures):
                     row, made = futures[future], future.result()
                     if isinstance(made, Path):
-                        elsewhere.append((row, made))
+                        made_elsewhere.append((row, made))
                         continue
                     done[row.slide_id] = made
                     for problem in made.problems:
                         progress.log(f"problem: {problem.slide}: {problem.stage}: {problem.error}")
                     progress.advance(note=row.slide_id)
-                if elsewhere and not has_said:
-                    progress.log(f"waiting for {len(elsewhere)} canvases that another process is making")
-                    has_said = True
-                free = [leases.is_free(path) for _, path in elsewhere]
-                to_make = [row for (row, _), is_free in zip(elsewhere, free, strict=True) if is_free]
-                elsewhere = [one for one, is_free in zip(elsewhere, free, strict=True) if not is_free]
-                if elsewhere and not to_make:
+                if made_elsewhere and not has_logged:
+                    progress.log(f"waiting for {len(made_elsewhere)} canvases that another process is making")
+                    has_logged = True
+                free = [leases.is_free(path) for _, path in made_elsewhere]
+                to_make = [row for (row, _), is_free in zip(made_elsewhere, free, strict=True) if is_free]
+                made_elsewhere = [entry for entry, is_free in zip(made_elsewhere, free, strict=True) if not is_free]
+                if made_elsewhere and not to_make:
                     time.sleep(_POLL_S)
         except BaseException:
             stopping.set()
@@ -118,8 +119,10 @@ def cache_canvases(
 
 
 def read_pixels(path: str | Path, part: tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """A cached canvas as uint8 (side, side, 3), or the part [first row, end row, first column, end column) of it, for
-    which only its tiles are read. `InputError` with the way out where the file was damaged since."""
+    """A cached canvas as uint8 (side, side, 3), or its part [first row, end row, first column, end column).
+
+    For a part, only its tiles are read. Raises `InputError` with the way out where the file was damaged since.
+    """
     from longvit.slides.canvas import read_canvas
     from longvit.slides.reader import open_slide
 
@@ -133,11 +136,13 @@ def read_pixels(path: str | Path, part: tuple[int, int, int, int] | None = None)
                 raise InputError("bad tiles")
         return pixels
     except InputError as error:
-        raise InputError(f"{path}: this cached canvas is damaged; remove it to have it made anew") from error
+        raise InputError(f"{path}: this cached canvas is damaged; remove it to have it made again") from error
 
 
 @dataclass(frozen=True)
 class _Made:
+    """Result for one slide: its canvas, or none, and its problems."""
+
     path: Path | None
     identity: str = ""
     problems: tuple[Problem, ...] = ()
@@ -147,7 +152,7 @@ class _Made:
 def _make(
     row: SlideRow, settings: CanvasSettings, folder: Path, leases: Leases, stopping: threading.Event
 ) -> _Made | Path:
-    """The canvas of a slide; its path where another process is making it."""
+    """Makes the canvas of a slide; returns its path where another process is making it."""
     from longvit.slides.canvas import write_canvas
     from longvit.slides.reader import open_slide
 
@@ -166,7 +171,7 @@ def _make(
                 with leases.take(path) as is_ours:
                     if not is_ours:
                         return path
-                    record = _record(path)  # another one has finished while we looked
+                    record = _record(path)  # another process may have finished it meanwhile
                     if record is None:
                         stage, is_new = "read", True
                         canvas = slide.canvas(settings.side_px, settings.fit, progress=stop)
@@ -174,7 +179,7 @@ def _make(
                         stage = "write"
                         write_canvas(canvas, path)
     except Exception as error:
-        if stopping.is_set() or stage == "write":  # a full disk is no slide's fault
+        if stopping.is_set() or stage == "write":  # a full disk is not a problem of the slide
             raise
         return _Made(None, problems=(Problem(row.slide_id, stage, _line(error)),))
     bad, tiles = len(record["bad_tiles"]), record["tiles"]
@@ -188,7 +193,7 @@ def _make(
 
 
 def _record(path: Path) -> dict[str, Any] | None:
-    """What `write_canvas` noted beside a canvas (it comes last); None where the canvas is to be made."""
+    """Record that `write_canvas` wrote beside a canvas (it is written last); None where the canvas must be made."""
     if not path.exists():
         return None
     try:
@@ -199,15 +204,15 @@ def _record(path: Path) -> dict[str, Any] | None:
 
 
 def canvas_name(slide_id: str, identity: str, settings: CanvasSettings) -> str:
-    """`P01_1024px_stretch_0123456789abcdef.tif`."""
+    """File name of a canvas: `P01_1024px_stretch_0123456789abcdef.tif`."""
     from longvit.slides.resampling import FILTER_NAME
 
-    deciding = [FILTER_NAME, identity, settings.side_px, settings.fit, settings.reader]
-    key = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:16]
+    key_parts = [FILTER_NAME, identity, settings.side_px, settings.fit, settings.reader]
+    key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in slide_id)[:120]
     return f"{safe}_{settings.side_px}px_{settings.fit}_{key}.tif"
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no further word"
+    text = " ".join(str(error).split()) or "no message"
     return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"

@@ -1,8 +1,8 @@
 """Cached canvases as batches, in an order that is a function of (seed, epoch, index).
 
-So any epoch can be started at any batch, whatever the number of loader threads, and a resumed run sees what the
-interrupted one would have seen. Batches are read ahead in threads: TIFF decoding lets go of the GIL, and an
-image is handed over without a copy between processes (3 GB each at 32,768²).
+So any epoch can start at any batch, whatever the number of loader threads, and a resumed run sees the same batches as
+an uninterrupted one. Batches are read ahead in threads: TIFF decoding releases the GIL, and between processes an image
+would be copied (3 GB each at 32,768²).
 
 B images per batch, S side in px.
 """
@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +25,9 @@ from longvit.data.augmentation import Augmentation, augment, draw_orientation
 from longvit.data.canvas_cache import read_pixels
 from longvit.data.cohort import SlideRow
 
-# Streams of random numbers that must not meet.
+# Independent streams of random numbers.
 _ORDER, _AUGMENT = 0, 1
-# Batches held ready never take more than this (but for the next one, whatever its size: 3 GB at 32,768²).
+# Limit of the batches held ready (except for the next one of any size: 3 GB at 32,768²).
 _AHEAD_BYTES = 2**29
 
 
@@ -35,27 +36,27 @@ class CanvasBatch:
     """One batch."""
 
     images: torch.Tensor
-    """uint8 (B, 3, S, S), raw pixels 0 … 255; (B, 3, rows of the strip, S) where the batches are of strips."""
+    """uint8 (B, 3, S, S), raw pixels 0 … 255; (B, 3, rows of the range, S) for a row range."""
     targets: dict[str, torch.Tensor]
-    """Name -> (B,): what the task wants to know of each slide."""
+    """Name -> (B,): targets of the task for each slide."""
     names: tuple[str, ...]
     """slide_id of each."""
 
 
 @dataclass
 class CanvasDataset(Dataset):
-    """Slides whose canvases are cached; item i: uint8 (3, S, S) tensor (raw pixels), its targets, slide_id.
+    """Slides with cached canvases; item i: uint8 (3, S, S) tensor (raw pixels), its targets, slide_id.
 
-    Canvases stay in memory while they fit into `memory_mb`; the rest is read anew each time.
+    Canvases stay in memory while they fit into `memory_mb`; the others are read again each time.
     """
 
     rows: Sequence[SlideRow]
     targets: Mapping[str, np.ndarray]
-    """Name -> (slides,): the answers, e.g. `label`."""
+    """Name -> (slides,): the labels, e.g. `label`."""
     paths: dict[str, Path]
     """slide_id -> canvas TIFF (`CachedCanvases.paths`); every row has one."""
     strata: Sequence[str] = ()
-    """The group of every slide, for balanced sampling; may be left out elsewhere."""
+    """Group of every slide, for balanced sampling; otherwise it may be empty."""
     memory_mb: int = 512
     """Canvases kept in memory, in MB."""
     _kept: dict[tuple[int, tuple[int, int, int, int] | None], np.ndarray] = field(default_factory=dict, repr=False)
@@ -63,18 +64,17 @@ class CanvasDataset(Dataset):
     def __post_init__(self) -> None:
         missing = [row.slide_id for row in self.rows if row.slide_id not in self.paths]
         assert not missing, f"no canvas for {missing}"
-        assert all(len(of) == len(self.rows) for of in self.targets.values())
+        assert all(len(values) == len(self.rows) for values in self.targets.values())
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, np.generic], str]:
-        targets = {name: of[index] for name, of in self.targets.items()}
+        targets = {name: values[index] for name, values in self.targets.items()}
         return torch.from_numpy(self.pixels(index)).permute(2, 0, 1), targets, self.rows[index].slide_id
 
     def pixels(self, index: int, part: tuple[int, int, int, int] | None = None) -> np.ndarray:
-        """The canvas as uint8 (S, S, 3), or the part [first row, end row, first column, end column) of it; do not
-        write into it."""
+        """The canvas as uint8 (S, S, 3), or its part [first row, end row, first column, end column); read-only."""
         if (kept := self._kept.get((index, part))) is not None:
             return kept
         pixels = read_pixels(self.paths[self.rows[index].slide_id], part)
@@ -83,9 +83,17 @@ class CanvasDataset(Dataset):
         return pixels
 
 
+class RowRange(NamedTuple):
+    """Rows [first, end) of a canvas of `side_px`."""
+
+    first: int
+    end: int
+    side_px: int
+
+
 @dataclass(frozen=True)
 class CanvasBatches:
-    """The batches of a dataset, as the training loop takes them (`longvit.training.batches.Batches`)."""
+    """Batches of a dataset for the training loop (`longvit.training.batches.Batches`)."""
 
     dataset: CanvasDataset
     batch_size: int = 1
@@ -96,15 +104,15 @@ class CanvasBatches:
     augmentation: Augmentation = "none"
     seed: int = 0
     workers: int = 1
-    """Threads that read ahead; 0 reads in the caller's."""
+    """Threads that read ahead; 0 reads in the caller's thread."""
     ahead: int = 2
-    """Batches held ready beyond the one in use, for each worker; one in all where they are large."""
-    strip_px: tuple[int, int, int] | None = None
-    """(first row, end row, S): only this strip of every canvas (after its flips and turns) is read and given."""
+    """Batches held ready beyond the current one, per worker; one in total where they are large."""
+    row_range: RowRange | None = None
+    """Rows of every canvas (after its flips and turns) that are read and returned; None: all."""
 
     @property
     def samples(self) -> int:
-        """Slides of one epoch."""
+        """Number of slides of one epoch."""
         return len(self.dataset)
 
     def __len__(self) -> int:
@@ -125,7 +133,7 @@ class CanvasBatches:
         return rng.choice(self.samples, self.samples, p=weight / weight.sum())
 
     def epoch(self, epoch: int, numbers: Sequence[int] | None = None) -> Iterator[CanvasBatch]:
-        """The batches of `epoch` (0 …) with these numbers (default: all); closing the iterator ends its threads."""
+        """Batches of `epoch` (0 …) with these numbers (default: all); closing the iterator ends its threads."""
         order = self.order(epoch)
         numbers = range(len(self)) if numbers is None else numbers
         chunks = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in numbers]
@@ -135,37 +143,39 @@ class CanvasBatches:
             return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="canvases")
         waiting: deque[Future[CanvasBatch]] = deque()
-        ahead, to_come = 1, iter(chunks)  # how large a batch is, the first one tells
+        ahead, remaining = 1, iter(chunks)  # the size of a batch is known after the first
         try:
             while True:
-                for chunk in islice(to_come, ahead - len(waiting)):
+                for chunk in islice(remaining, ahead - len(waiting)):
                     waiting.append(pool.submit(self.batch, chunk, epoch))
                 if not waiting:
                     return
                 batch = waiting.popleft().result()
                 ahead = max(1, min(self.ahead * self.workers, _AHEAD_BYTES // batch.images.nbytes))
-                for chunk in islice(to_come, ahead - len(waiting)):
+                for chunk in islice(remaining, ahead - len(waiting)):
                     waiting.append(pool.submit(self.batch, chunk, epoch))
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def batch(self, indices: Sequence[int] | np.ndarray, epoch: int) -> CanvasBatch:
-        """The batch of these slides, changed as `epoch` has it; a slide's change does not depend on its place."""
+        """The batch of these slides, augmented for `epoch`; a slide's augmentation does not depend on its position."""
         images = []
         for index in map(int, indices):
             rng = np.random.default_rng([self.seed, epoch, _AUGMENT, index])
-            if self.strip_px is None:
+            if self.row_range is None:
                 images.append(augment(self.dataset.pixels(index), self.augmentation, rng))
             else:
-                first, end, side = self.strip_px
+                first, end, side = self.row_range
                 orientation = draw_orientation(self.augmentation, rng)
                 part = self.dataset.pixels(index, orientation.source(side, first, end))
                 images.append(augment(part, self.augmentation, rng, orientation=orientation))
-        # (B, S, S, 3) seen as (B, 3, S, S): the one copy is the one that makes it contiguous.
+        # (B, S, S, 3) viewed as (B, 3, S, S); the only copy makes it contiguous.
         stacked = np.ascontiguousarray(images[0])[None] if len(images) == 1 else np.stack(images)
         return CanvasBatch(
             images=torch.from_numpy(stacked).permute(0, 3, 1, 2),
-            targets={name: torch.from_numpy(of[np.asarray(indices)]) for name, of in self.dataset.targets.items()},
+            targets={
+                name: torch.from_numpy(values[np.asarray(indices)]) for name, values in self.dataset.targets.items()
+            },
             names=tuple(self.dataset.rows[int(i)].slide_id for i in indices),
         )

@@ -1,15 +1,15 @@
-"""Folds: which slides train, validate and test in each round of a cross-validation.
+"""Folds: training, validation and test slides of each round of a cross-validation.
 
-Read as published (HIPT: 10 repeated draws for subtyping; MCAT: a partition in 5 for survival), or made for a new
-cohort by `longvit.data.new_folds`. A folder holds `splits_0.csv`, `splits_1.csv`, …, each with the columns train,
+Folds are read as published (HIPT: 10 repeated draws for subtyping; MCAT: a partition in 5 for survival), or made for a
+new cohort by `longvit.data.new_folds`. A folder holds `splits_0.csv`, `splits_1.csv`, …, each with the columns train,
 val and, if there is one, test, filled with slide ids or with case ids:
 
     ,train,val,test
     0,TCGA-A7-A6VV-01Z-00-DX1.07AE0E16,TCGA-A2-A0YH-01Z-00-DX1.FBA5E711,TCGA-BH-A202-01Z-00-DX1.8CECDB74
     1,TCGA-A2-A0T1-01Z-00-DX1.CD1E9C46,,
 
-A fold says who is where; who has which label is in the cohort. `assign` brings the two together, counts and names
-what one has and the other lacks, and refuses a fold in which a patient stands on two sides.
+A fold lists ids per split; the labels are in the cohort. `assign` combines the two and notes ids that only one of them
+has. It refuses a fold in which a patient is in two splits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from longvit.files import make_folder, write_text
 
 _T = TypeVar("_T", int, str)
 _FILE = re.compile(r"(?:splits?|folds?)_?(\d+)\.csv", re.IGNORECASE)
-_NAMED = 3  # how many ids a message names before it counts the rest
+_N_NAMED = 3  # ids that a message names before it counts the others
 
 
 @dataclass(frozen=True)
@@ -45,53 +45,53 @@ class Fold:
     train: tuple[str, ...]
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
-    """Empty where the fold has none (survival as MCAT does it: val is the evaluation set)."""
+    """Empty where the fold has none (survival as in MCAT: val is the evaluation set)."""
     source: str = field(default="", compare=False)
-    """The file it was read from, for messages."""
+    """File of the fold, for messages."""
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
-    """id -> the line of the file where it stands first, for messages."""
+    """id -> first line of the file that has it, for messages."""
 
     def ids(self, split: str) -> tuple[str, ...]:
-        """The ids in `train`, `val` or `test`."""
-        found: tuple[str, ...] = getattr(self, split)
-        return found
+        """Ids in `train`, `val` or `test`."""
+        ids: tuple[str, ...] = getattr(self, split)
+        return ids
 
     def where(self) -> str:
-        """For messages: the file, or the fold's name."""
+        """The file, or the fold's name, for messages."""
         return self.source or f"fold {self.name}"
 
 
 @dataclass(frozen=True)
 class Match:
-    """Which rows of a cohort a fold means."""
+    """Rows of a cohort that a fold lists."""
 
     rows: dict[str, tuple[int, ...]]
     """Split -> indices into `Cohort.rows`, ascending. A slide that the fold lists in two splits is in both."""
     cases: dict[str, dict[str, str]]
-    """Split -> {id as read: the case of its slides}; ids of no row are absent."""
+    """Split -> {id as read: the case of its slides}; ids without a row are absent."""
     unknown: dict[str, tuple[str, ...]]
-    """Split -> ids that no row of the cohort has: slides without a label, or without a row."""
+    """Split -> ids without a row in the cohort, since the slide has no label or no row."""
 
     def shared_cases(self) -> dict[tuple[str, str], tuple[str, ...]]:
         """Patients with slides in two splits: (train, test) -> their names, sorted; only pairs that share some."""
         return _shared({split: set(self.cases[split].values()) for split in SPLITS})
 
     def shared_rows(self) -> dict[tuple[str, str], tuple[int, ...]]:
-        """The same for single slides, as indices of rows."""
+        """Slides in two splits, as indices of rows; pairs as in `shared_cases`."""
         return _shared({split: set(self.rows[split]) for split in SPLITS})
 
 
-def _shared(sides: dict[str, set[_T]]) -> dict[tuple[str, str], tuple[_T, ...]]:
-    pairs = {(a, b): tuple(sorted(sides[a] & sides[b])) for a, b in combinations(SPLITS, 2)}
-    return {pair: found for pair, found in pairs.items() if found}
+def _shared(members: dict[str, set[_T]]) -> dict[tuple[str, str], tuple[_T, ...]]:
+    pairs = {(a, b): tuple(sorted(members[a] & members[b])) for a, b in combinations(SPLITS, 2)}
+    return {pair: common for pair, common in pairs.items() if common}
 
 
 def read_folds(source: str | Path | Sequence[str | Path]) -> tuple[Fold, ...]:
-    """The folds of a folder (`splits_0.csv`, `splits_1.csv`, … in the order of their numbers) or of the files given.
+    """Folds of a folder (`splits_0.csv`, `splits_1.csv`, … in numeric order) or of the given files.
 
-    `splits_N_bool.csv` and `splits_N_descriptor.csv`, which often lie beside them, are not read. `InputError`: no
-    such folder, none in it, a number left out, a table without the columns train and val or test, a split without
-    any id, an id twice in one column, two ids there that differ in their spelling only.
+    `splits_N_bool.csv` and `splits_N_descriptor.csv`, which are often beside them, are not read. Raises `InputError`
+    for no such folder, no folds, a missing number, and a table without the columns train and val or test. It also
+    refuses a split without ids, an id twice in one column, and two ids there that differ in spelling only.
     """
     if isinstance(source, (str, Path)):
         files = _files_of(Path(source)) if Path(source).is_dir() else [Path(source)]
@@ -100,20 +100,20 @@ def read_folds(source: str | Path | Sequence[str | Path]) -> tuple[Fold, ...]:
     if not files:
         raise InputError("no folds given")
     folds = tuple(_read_fold(file) for file in files)
-    if twice := [name for name, n in Counter(fold.name for fold in folds).items() if n > 1]:
-        raise InputError(f"{files[0].parent}: two folds are called {twice[0]!r}; rename a file")
+    if duplicates := [name for name, n in Counter(fold.name for fold in folds).items() if n > 1]:
+        raise InputError(f"{files[0].parent}: two folds are called {duplicates[0]!r}; rename a file")
     return folds
 
 
 def _files_of(folder: Path) -> list[Path]:
     numbered: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
-        if found := _FILE.fullmatch(path.name):
-            if (n := int(found[1])) in numbered:
+        if match := _FILE.fullmatch(path.name):
+            if (n := int(match[1])) in numbered:
                 raise InputError(f"{path}: {numbered[n].name} is fold {n} too; remove one")
             numbered[n] = path
     if not numbered:
-        raise InputError(f"{folder}: no folds in it (looked for splits_0.csv, splits_1.csv, …)")
+        raise InputError(f"{folder}: no folds in it (searched for splits_0.csv, splits_1.csv, …)")
     numbers = sorted(numbered)
     if absent := sorted(set(range(numbers[0], numbers[-1] + 1)) - set(numbers)):
         raise InputError(
@@ -133,24 +133,24 @@ def _read_fold(path: Path) -> Fold:
             column_of[split] = column
     if "train" not in column_of or len(column_of) < 2:
         has = ", ".join(c or "(no name)" for c in columns)
-        raise InputError(f"{path}: no folds: it needs the columns train and val or test (it has {has})")
+        raise InputError(f"{path}: not a table of folds: it needs the columns train and val or test (it has {has})")
     ids: dict[str, tuple[str, ...]] = {}
     line_of: dict[str, int] = {}
     for split, column in column_of.items():
         cells = [(line, row.get(column, "")) for line, row in table]
-        found = [(line, text) for line, text in cells if not is_missing(text)]
-        if found and all(text.lower() in ("true", "false") for _, text in found):
+        cells_of_split = [(line, text) for line, text in cells if not is_missing(text)]
+        if cells_of_split and all(text.lower() in ("true", "false") for _, text in cells_of_split):
             raise InputError(f"{path}: column {column} holds true and false; give the table of ids (splits_N.csv)")
-        if not found:
+        if not cells_of_split:
             raise InputError(f"{path}: column {column} is empty; fill it in or remove it")
-        found = [(line, read_id(text, column, f"{path}, line {line}")) for line, text in found]
+        cells_of_split = [(line, read_id(text, column, f"{path}, line {line}")) for line, text in cells_of_split]
         lines: dict[str, int] = {}
-        for line, text in found:
+        for line, text in cells_of_split:
             line_of.setdefault(text, line)
             if (first := lines.setdefault(slide_stem(text), line)) != line:
-                raise InputError(f"{path}, line {line}: {text} stands in {column} on line {first} already")
+                raise InputError(f"{path}, line {line}: {text} is already in {column} on line {first}")
         refuse_clashes("ids", {stem: f"line {line}" for stem, line in lines.items()}, f"{path}, column {column}")
-        ids[split] = tuple(text for _, text in found)
+        ids[split] = tuple(text for _, text in cells_of_split)
     name = re.sub(r"^(?:splits?|folds?)_?(?=.)", "", path.stem, flags=re.IGNORECASE)
     return Fold(name, ids["train"], ids.get("val", ()), ids.get("test", ()), str(path), line_of)
 
@@ -158,7 +158,7 @@ def _read_fold(path: Path) -> Fold:
 def write_folds(folder: str | Path, folds: Iterable[Fold]) -> tuple[Path, ...]:
     """Writes `splits_NAME.csv` per fold, in the format of `read_folds`; returns the paths.
 
-    `InputError` where the folder holds further folds, which would be read as some of these.
+    Raises `InputError` where the folder holds other folds, which would be read together with these.
     """
     folder, folds, paths = make_folder(folder), tuple(folds), []
     names = {f"splits_{fold.name}.csv" for fold in folds}
@@ -181,11 +181,11 @@ def write_folds(folder: str | Path, folds: Iterable[Fold]) -> tuple[Path, ...]:
 
 
 def match(cohort: Cohort, fold: Fold) -> Match:
-    """Finds the rows that a fold means. Whether a column holds slide ids or case ids is decided by what it matches.
+    """Rows that a fold lists. The ids of a column decide if it holds slide ids or case ids.
 
-    `InputError`: one column with slide ids and case ids, ids that are a slide of one patient and the name of
-    another (or of one with more slides), an id that only its spelling tells from one of the cohort, a fold with no id
-    of the cohort at all.
+    Raises `InputError` for a column with both kinds. Ids that are a slide of one patient and the name of another (or of
+    one with more slides) are refused. So are an id that differs from one of the cohort in spelling only, and a fold
+    without any id of the cohort.
     """
     by_slide: dict[str, tuple[int, ...]] = {row.slide_id: (i,) for i, row in enumerate(cohort.rows)}
     by_case: dict[str, tuple[int, ...]] = {}
@@ -197,76 +197,82 @@ def match(cohort: Cohort, fold: Fold) -> Match:
     kinds: dict[str, str] = {}
     for split in SPLITS:
         ids = fold.ids(split)
-        of_slide = {text: by_slide[slide_stem(text)] for text in ids if slide_stem(text) in by_slide}
-        of_case = {text: by_case[text] for text in ids if text in by_case}
-        found = _one_kind(of_slide, of_case, f"{fold.where()}, {split}", cohort.source)
-        kinds[split] = ("patient" if found is of_case else "slide") if found else ""
-        rows[split] = tuple(sorted({i for indices in found.values() for i in indices}))
-        cases[split] = {text: cohort.rows[indices[0]].case_id for text, indices in found.items()}
-        unknown[split] = tuple(text for text in ids if text not in found)
+        slide_rows = {text: by_slide[slide_stem(text)] for text in ids if slide_stem(text) in by_slide}
+        case_rows = {text: by_case[text] for text in ids if text in by_case}
+        matched = _matched_ids(slide_rows, case_rows, f"{fold.where()}, {split}", cohort.source)
+        kinds[split] = ("patient" if matched is case_rows else "slide") if matched else ""
+        rows[split] = tuple(sorted({i for indices in matched.values() for i in indices}))
+        cases[split] = {text: cohort.rows[indices[0]].case_id for text, indices in matched.items()}
+        unknown[split] = tuple(text for text in ids if text not in matched)
     for split in SPLITS:
         _refuse_other_spelling(cohort, fold, unknown[split], [kinds[split]] if kinds[split] else ["slide", "patient"])
     if not any(rows.values()):
-        theirs, ours = next(text for split in SPLITS for text in fold.ids(split)), cohort.rows[0]
+        fold_id, first_row = next(text for split in SPLITS for text in fold.ids(split)), cohort.rows[0]
         raise InputError(
-            f"{fold.where()}: none of its ids is in {cohort.source} (it has {theirs}; there: slide {ours.slide_id}, "
-            f"case {ours.case_id}); give the folds of this cohort"
+            f"{fold.where()}: none of its ids is in {cohort.source} (it has {fold_id}; the cohort has slide "
+            f"{first_row.slide_id}, case {first_row.case_id}); give the folds of this cohort"
         )
     return Match(rows, cases, unknown)
 
 
 def _refuse_other_spelling(cohort: Cohort, fold: Fold, unknown: Sequence[str], kinds: Iterable[str]) -> None:
-    """An id that seems to be of no row, while a slide or patient of the cohort is written nearly so, would be lost from
-    this side of the fold, and its patient might stand on the other. `kinds`: what the other ids of its column are."""
+    """Raises `InputError` for an unknown id that differs from a slide or patient of the cohort in spelling only.
+
+    Such an id would drop out of its split, while its patient might be in another one. `kinds`: kinds of the other ids
+    in its column.
+    """
     lines = {text: f"line {fold.lines[text]}" if text in fold.lines else "" for text in unknown}
     stems = {slide_stem(text): line for text, line in lines.items()}
     for kind in kinds:
-        theirs = first_places((row.slide_id if kind == "slide" else row.case_id, row.where()) for row in cohort.rows)
-        refuse_other_spelling("id", stems if kind == "slide" else lines, fold.where(), kind, theirs, cohort.source)
+        cohort_ids = first_places(
+            (row.slide_id if kind == "slide" else row.case_id, row.where()) for row in cohort.rows
+        )
+        refuse_other_spelling("id", stems if kind == "slide" else lines, fold.where(), kind, cohort_ids, cohort.source)
 
 
-def _one_kind(
-    of_slide: dict[str, tuple[int, ...]], of_case: dict[str, tuple[int, ...]], where: str, source: str
+def _matched_ids(
+    by_slide: dict[str, tuple[int, ...]], by_case: dict[str, tuple[int, ...]], where: str, source: str
 ) -> dict[str, tuple[int, ...]]:
-    only_slide = [text for text in of_slide if text not in of_case]
-    only_case = [text for text in of_case if text not in of_slide]
+    only_slide = [text for text in by_slide if text not in by_case]
+    only_case = [text for text in by_case if text not in by_slide]
     if only_slide and only_case:
         raise InputError(
-            f"{where}: slide ids ({only_slide[0]}, {len(of_slide)} in all) and case ids ({only_case[0]}, "
-            f"{len(of_case)} in all) in one column; write one kind"
+            f"{where}: slide ids ({only_slide[0]}, {len(by_slide)} in total) and case ids ({only_case[0]}, "
+            f"{len(by_case)} in total) in one column; write one kind"
         )
     if only_slide:
-        return of_slide
+        return by_slide
     if only_case:
-        return of_case
-    if doubtful := [text for text in of_slide if of_slide[text] != of_case[text]]:
+        return by_case
+    if ambiguous := [text for text in by_slide if by_slide[text] != by_case[text]]:
         raise InputError(
-            f"{where}: {doubtful[0]} is a slide and a case of {source}, and they differ; rename the slide or the case"
+            f"{where}: {ambiguous[0]} is a slide and a case of {source}, and they differ; rename the slide or the case"
         )
-    return of_slide
+    return by_slide
 
 
 def assign(cohort: Cohort, fold: Fold, *, allow_leak: bool = False) -> Cohort:
-    """The cohort with a split in every row that the fold lists, None in the others; what is missing is in the notes.
+    """The cohort with a split in every row that the fold lists, None in the others; missing ids are in the notes.
 
-    Notes: how many ids of the fold are in no row (with their first names; `match` has all), how many rows are in no
-    split, a split that lacks a class. `InputError`: a patient in two splits (unless `allow_leak`), a slide in two
-    splits, a split column in the CSV that says otherwise, a class without a slide in train; those of `match`.
+    Notes count the ids of the fold without a row (with the first names; `match` has all), the rows without a split, and
+    the classes that a split lacks. Raises `InputError` for a patient in two splits (unless `allow_leak`) and a slide in
+    two splits. A split column in the CSV that differs and a class without a slide in train are refused, and the same as
+    in `match`.
     """
-    found = match(cohort, fold)
-    for (a, b), shared in found.shared_rows().items():
+    matched = match(cohort, fold)
+    for (a, b), shared in matched.shared_rows().items():
         slide = cohort.rows[shared[0]].slide_id
         raise InputError(f"{fold.where()}: slide {slide} is in {a} and in {b}{_more(len(shared))}; list it once")
     split_of: list[str | None] = [None] * len(cohort.rows)
-    for split, indices in found.rows.items():
+    for split, indices in matched.rows.items():
         for i in indices:
-            if (stated := cohort.rows[i].split) not in (None, split):
+            if (csv_split := cohort.rows[i].split) not in (None, split):
                 raise InputError(
-                    f"{cohort.source}: slide {cohort.rows[i].slide_id} is in {stated}, but {fold.where()} has it in "
+                    f"{cohort.source}: slide {cohort.rows[i].slide_id} is in {csv_split}, but {fold.where()} has it in "
                     f"{split}; leave out the column split, or the folds"
                 )
             split_of[i] = split
-    if not allow_leak and (pairs := found.shared_cases()):
+    if not allow_leak and (pairs := matched.shared_cases()):
         (a, b), patients = next(iter(pairs.items()))
         total = len({case for cases in pairs.values() for case in cases})
         raise InputError(
@@ -274,27 +280,27 @@ def assign(cohort: Cohort, fold: Fold, *, allow_leak: bool = False) -> Cohort:
             f"use patient-disjoint folds, or allow the leak"
         )
     assigned = cohort.with_splits(split_of, allow_leak=allow_leak)
-    notes = [*_missing(found, fold, cohort), *_class_notes(assigned, fold)]
+    notes = [*_missing(matched, fold, cohort), *_class_notes(assigned, fold)]
     return replace(assigned, notes=(*cohort.notes, *notes))
 
 
-def _missing(found: Match, fold: Fold, cohort: Cohort) -> list[str]:
+def _missing(matched: Match, fold: Fold, cohort: Cohort) -> list[str]:
     notes = []
-    if unknown := [text for split in SPLITS for text in found.unknown[split]]:
+    if unknown := [text for split in SPLITS for text in matched.unknown[split]]:
         listed = sum(len(fold.ids(split)) for split in SPLITS)
-        parts = ", ".join(f"{s} {len(found.unknown[s])}" for s in SPLITS if found.unknown[s])
+        parts = ", ".join(f"{s} {len(matched.unknown[s])}" for s in SPLITS if matched.unknown[s])
         notes.append(
             f"{fold.where()}: {len(unknown)} of {listed} ids ({parts}) have no row with a label in {cohort.source} "
             f"and drop out: {_names(unknown)}"
         )
-    used = {i for indices in found.rows.values() for i in indices}
-    if unused := [row.slide_id for i, row in enumerate(cohort.rows) if i not in used]:
+    used_rows = {i for indices in matched.rows.values() for i in indices}
+    if unused := [row.slide_id for i, row in enumerate(cohort.rows) if i not in used_rows]:
         notes.append(f"{cohort.source}: {len(unused)} slides are not in {fold.where()}: {_names(unused)}")
     return notes
 
 
 def _class_notes(cohort: Cohort, fold: Fold) -> list[str]:
-    """A class absent from train cannot be learned; from val or test, it can only not be measured."""
+    """Notes on classes absent from val or test, which cannot be measured. One absent from train is an `InputError`."""
     notes = []
     for split in SPLITS:
         rows = cohort.split(split)
@@ -308,21 +314,22 @@ def _class_notes(cohort: Cohort, fold: Fold) -> list[str]:
     return notes
 
 
-def require_split(cohort: Cohort, split: str, why: str) -> tuple[SlideRow, ...]:
-    """The rows of a split; where there are none, an `InputError` that says what needs them (`why`: "to choose …")."""
+def require_split(cohort: Cohort, split: str, purpose: str) -> tuple[SlideRow, ...]:
+    """Rows of a split. Where there are none, raises an `InputError` that states their purpose ("to choose …")."""
     rows = cohort.split(split)
     if not rows:
         name = {"train": "training", "val": "validation", "test": "test"}[split]
         raise InputError(
-            f"{cohort.source}: no {name} slides, which are needed {why}; add some to the split column or to the folds"
+            f"{cohort.source}: no {name} slides, which are needed {purpose}; add some to the split column or to "
+            f"the folds"
         )
     return rows
 
 
 def folds_of_column(cohort: Cohort) -> tuple[Fold, ...]:
-    """The column `fold` of the CSV as folds: each value is once the test set, all others train; there is no val.
+    """Folds from the column `fold` of the CSV: each value is the test set once, all others train; there is no val.
 
-    `InputError` where there is no such column or only one value in it.
+    Raises `InputError` where there is no such column or only one value in it.
     """
     values = {row.fold for row in cohort.rows if row.fold is not None}
     if len(values) < 2:
@@ -340,13 +347,13 @@ def folds_of_column(cohort: Cohort) -> tuple[Fold, ...]:
 
 
 def fold_of_splits(cohort: Cohort) -> Fold:
-    """The column `split` of the CSV as the one fold that it is."""
+    """The single fold of the column `split` of the CSV."""
     ids = {split: tuple(row.slide_id for row in cohort.split(split)) for split in SPLITS}
     return Fold("split", ids["train"], ids["val"], ids["test"], f"{cohort.source}, column split")
 
 
 def _names(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:_NAMED]) + (f", … and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
+    return ", ".join(ids[:_N_NAMED]) + (f", … and {len(ids) - _N_NAMED} more" if len(ids) > _N_NAMED else "")
 
 
 def _more(total: int) -> str:

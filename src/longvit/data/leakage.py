@@ -1,7 +1,7 @@
-"""What is wrong with a cohort and its folds: patients on two sides, slides without a label or a file, copies.
+"""Check of a cohort and its folds: patients in two splits, slides without a label or a file, duplicate files.
 
-A leak is a patient, a slide or a file content that stands in two splits of one fold. HIPT's published folds leak in
-every fold (4 to 12 patients between train and test); their figures are comparable only with others on the same folds.
+A leak is a patient, a slide or a file content in two splits of one fold. HIPT's published folds leak in every fold (4
+to 12 patients between train and test). Their metrics are comparable only with others on the same folds.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ class FoldReport:
 
     name: str
     listed: dict[str, int]
-    """Ids that the fold lists."""
+    """Number of ids that the fold lists."""
     used: dict[str, int]
-    """Slides of the cohort that they mean."""
+    """Number of slides of the cohort that they match."""
     labels: dict[str, dict[str, int]]
     """Slides of each class."""
     unlabelled: dict[str, tuple[str, ...]]
-    """Ids without a row in the cohort: they drop out."""
+    """Ids without a row in the cohort; they are left out."""
     shared_patients: dict[str, tuple[str, ...]]
-    """Patients with slides on both sides, of the slides that are used."""
+    """Patients with slides in both splits, among the slides used."""
     shared_slides: dict[str, tuple[str, ...]]
-    """Slides on both sides."""
+    """Slides in both splits."""
     copies: dict[str, tuple[str, ...]]
-    """Slides on both sides that are one file under two ids, as `a = b`."""
+    """Slides in both splits that are one file under two ids, as `a = b`."""
     unused: tuple[str, ...]
     """Slides of the cohort that are in no split of this fold."""
 
     def leaks(self) -> int:
-        """How many patients, slides and copies stand on two sides."""
-        found = (self.shared_patients, self.shared_slides, self.copies)
-        return len({name for pairs in found for names in pairs.values() for name in names})
+        """Number of patients, slides and copies in two splits."""
+        all_pairs = (self.shared_patients, self.shared_slides, self.copies)
+        return len({name for pairs in all_pairs for names in pairs.values() for name in names})
 
 
 @dataclass(frozen=True)
 class CohortReport:
-    """What `check` found."""
+    """Result of `check`."""
 
     source: str
     slides: int
@@ -62,33 +62,33 @@ class CohortReport:
     missing_files: tuple[str, ...]
     """Slides without a file."""
     unreadable: dict[str, str]
-    """slide_id -> why it cannot be opened; such slides were not compared."""
+    """slide_id -> reason why it cannot be opened; such slides were not compared."""
     copies: tuple[tuple[str, ...], ...]
-    """Slides with the same content, by their ids."""
+    """Groups of slides with the same content, by id."""
     folds: tuple[FoldReport, ...]
     drawn: int
-    """Ids in the test sets of all folds together (val where no fold has a test)."""
+    """Number of ids in the test sets of all folds together (val where no fold has a test)."""
     different: int
-    """How many different ids those are: fewer than `drawn` where test sets overlap."""
+    """Number of different ids among them: fewer than `drawn` where test sets overlap."""
 
     def leaking(self) -> tuple[FoldReport, ...]:
-        """The folds that leak."""
+        """Folds that leak."""
         return tuple(fold for fold in self.folds if fold.leaks())
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, ready for `json.dumps`."""
-        facts = asdict(self)
-        for fold, entry in zip(self.folds, facts["folds"], strict=True):
+        """The report, ready for `json.dumps`."""
+        record = asdict(self)
+        for fold, entry in zip(self.folds, record["folds"], strict=True):
             entry["leaks"] = fold.leaks()
-        return facts
+        return record
 
 
 def check(cohort: Cohort, folds: Iterable[Fold] = (), *, contents: bool = True) -> CohortReport:
-    """Counts and names what drops out of a cohort and what leaks in its folds; nothing is refused here.
+    """Report on slides that drop out of a cohort and on leaks in its folds; nothing is refused here.
 
-    Read the cohort with `need_files=False, need_labels=False, allow_leak=True`, so that all of it can be told.
-    `contents`: also compare the slides' files by content (milliseconds each). `InputError`: folds of another cohort,
-    see `match`.
+    Read the cohort with `need_files=False, need_labels=False, allow_leak=True`, so that everything can be reported.
+    `contents`: also compare the slides' files by content (milliseconds each). Raises `InputError` for folds of another
+    cohort, see `match`.
     """
     folds = tuple(folds)
     missing = tuple(row.slide_id for row in cohort.rows if not os.path.exists(row.path))  # noqa: PTH110
@@ -116,55 +116,57 @@ def check(cohort: Cohort, folds: Iterable[Fold] = (), *, contents: bool = True) 
 
 
 def refuse_disagreement(one: Cohort, other: Cohort) -> int:
-    """How many slides are in both manifests; `InputError` for the first with another patient, label or split, and for
-    slides or patients that only their spelling tells apart.
+    """Number of slides in both cohort tables. Raises `InputError` for the first with another patient, label or split,
+    and for slides or patients that differ in spelling only.
 
-    A label or split that one of them lacks is no disagreement.
+    A label or split that one of them lacks is not a disagreement.
     """
     for what, name in (("slide", "slide_id"), ("patient", "case_id")):
-        ours, theirs = (first_places((getattr(row, name), row.where()) for row in c.rows) for c in (one, other))
-        refuse_other_spelling(what, ours, one.source, what, theirs, other.source)
-    by_id = {row.slide_id: row for row in other.rows}
-    both = [(row, by_id[row.slide_id]) for row in one.rows if row.slide_id in by_id]
-    found = [
-        f"slide {a.slide_id} has the {what} {here} in {one.source}, but {there} in {other.source}"
-        for a, b in both
-        for what, here, there in (
-            ("patient", a.case_id, b.case_id),
-            ("label", a.label, b.label),
-            ("split", a.split, b.split),
+        places, other_places = (
+            first_places((getattr(row, name), row.where()) for row in cohort.rows) for cohort in (one, other)
         )
-        if here and there and here != there
+        refuse_other_spelling(what, places, one.source, what, other_places, other.source)
+    by_id = {row.slide_id: row for row in other.rows}
+    shared_rows = [(row, by_id[row.slide_id]) for row in one.rows if row.slide_id in by_id]
+    disagreements = [
+        f"slide {row.slide_id} has the {what} {value} in {one.source}, but {other_value} in {other.source}"
+        for row, other_row in shared_rows
+        for what, value, other_value in (
+            ("patient", row.case_id, other_row.case_id),
+            ("label", row.label, other_row.label),
+            ("split", row.split, other_row.split),
+        )
+        if value and other_value and value != other_value
     ]
-    if found:
-        more = f" ({len(found) - 1} more)" if found[1:] else ""
-        raise InputError(f"{found[0]}{more}; correct one of them")
-    return len(both)
+    if disagreements:
+        more = f" ({len(disagreements) - 1} more)" if disagreements[1:] else ""
+        raise InputError(f"{disagreements[0]}{more}; correct one of them")
+    return len(shared_rows)
 
 
 def _fold_report(cohort: Cohort, fold: Fold, copies: tuple[tuple[str, ...], ...]) -> FoldReport:
-    found = match(cohort, fold)
+    matched = match(cohort, fold)
     listed = {split: len(fold.ids(split)) for split in SPLITS if fold.ids(split)}
-    used = {i for rows in found.rows.values() for i in rows}
-    labels = {split: Counter(cohort.rows[i].label for i in found.rows[split]) for split in listed}
+    used = {i for rows in matched.rows.values() for i in rows}
+    labels = {split: Counter(cohort.rows[i].label for i in matched.rows[split]) for split in listed}
     return FoldReport(
         name=fold.name,
         listed=listed,
-        used={split: len(found.rows[split]) for split in listed},
+        used={split: len(matched.rows[split]) for split in listed},
         labels={split: {label: count[label] for label in cohort.classes} for split, count in labels.items()},
-        unlabelled={split: ids for split, ids in found.unknown.items() if ids},
-        shared_patients={"+".join(pair): cases for pair, cases in found.shared_cases().items()},
+        unlabelled={split: ids for split, ids in matched.unknown.items() if ids},
+        shared_patients={"+".join(pair): cases for pair, cases in matched.shared_cases().items()},
         shared_slides={
-            "+".join(pair): tuple(cohort.rows[i].slide_id for i in rows) for pair, rows in found.shared_rows().items()
+            "+".join(pair): tuple(cohort.rows[i].slide_id for i in rows) for pair, rows in matched.shared_rows().items()
         },
-        copies=_copies_across(cohort, found, copies),
+        copies=_copies_across(cohort, matched, copies),
         unused=tuple(row.slide_id for i, row in enumerate(cohort.rows) if i not in used),
     )
 
 
-def _copies_across(cohort: Cohort, found: Match, copies: tuple[tuple[str, ...], ...]) -> dict[str, tuple[str, ...]]:
+def _copies_across(cohort: Cohort, matched: Match, copies: tuple[tuple[str, ...], ...]) -> dict[str, tuple[str, ...]]:
     splits_of: dict[str, set[str]] = {}
-    for split, rows in found.rows.items():
+    for split, rows in matched.rows.items():
         for i in rows:
             splits_of.setdefault(cohort.rows[i].slide_id, set()).add(split)
     across: dict[str, list[str]] = {}
@@ -177,19 +179,19 @@ def _copies_across(cohort: Cohort, found: Match, copies: tuple[tuple[str, ...], 
 
 
 def _identities(cohort: Cohort, missing: set[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """slide_id -> content hash, and slide_id -> why it has none."""
+    """slide_id -> content hash, and slide_id -> reason why it has none."""
     from longvit.progress import Progress
     from longvit.slides.reader import open_slide
 
-    there = [row for row in cohort.rows if row.slide_id not in missing]
+    rows = [row for row in cohort.rows if row.slide_id not in missing]
     identities: dict[str, str] = {}
     unreadable: dict[str, str] = {}
-    with Progress("comparing files", len(there), unit="slides", brief=True) as progress:
-        for row in there:
+    with Progress("comparing files", len(rows), unit="slides", brief=True) as progress:
+        for row in rows:
             try:
                 with open_slide(row.path, mpp=row.mpp) as slide:
                     identities[row.slide_id] = slide.identity()
-            except Exception as error:  # a reader's own errors are of any type; the check goes on
+            except Exception as error:  # a reader's errors are of any type; the check continues
                 unreadable[row.slide_id] = " ".join(str(error).split())
             progress.advance()
     return identities, unreadable

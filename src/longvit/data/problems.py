@@ -1,4 +1,4 @@
-"""problems.csv: what went wrong with single slides, one row each; the run goes on without them."""
+"""problems.csv: failures of single slides, one row each. The run continues without those slides."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ PROBLEMS_CSV = "problems.csv"
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a slide."""
+    """A failure of one slide."""
 
     slide: str
-    """Its slide_id."""
+    """slide_id."""
     stage: str
-    """`open` the file, `read` its pixels, the `model`, the `end` of the run: the slide is left out. `tiles`: it is
-    used, with holes filled. `picture`: only its picture is missing."""
+    """Stage of the failure. `open` the file, `read` its pixels, the `model`, the `end` of the run: the slide is left
+    out. `tiles`: it is used, with unreadable tiles filled. `picture`: only its plot is missing."""
     error: str
     """One line."""
 
     @property
     def is_left_out(self) -> bool:
-        """Whether the slide is missing from the results."""
+        """True if the slide is missing from the results."""
         return self.stage not in ("tiles", "picture")
 
 
 def write_problems(path: str | Path, problems: Sequence[Problem]) -> None:
-    """Writes the columns slide, stage, error, atomically; without problems the file goes."""
+    """Writes the columns slide, stage, error, atomically; without problems the file is removed."""
     if not problems:
         Path(path).unlink(missing_ok=True)
         return
@@ -45,7 +45,7 @@ def write_problems(path: str | Path, problems: Sequence[Problem]) -> None:
 
 
 def read_problems(path: str | Path) -> tuple[Problem, ...]:
-    """What `write_problems` wrote; none where there is no file."""
+    """Problems from a file of `write_problems`; none where there is no file."""
     try:
         require_regular_file(path)
         text = Path(path).read_text(encoding="utf-8")
@@ -55,4 +55,4 @@ def read_problems(path: str | Path) -> tuple[Problem, ...]:
         return ()
     except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
         reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"{path}: not read ({reason}); remove it to have it written anew") from error
+        raise InputError(f"{path}: not read ({reason}); remove it to have it written again") from error

@@ -1,4 +1,4 @@
-"""Finds the file of a slide by its id: tolerant of extensions, subfolders and spelling, strict about doubt."""
+"""Search for the file of a slide by its id: tolerant of extensions, subfolders and spelling, strict about ambiguity."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from longvit.slides.slide_name import printable
 from longvit.slides.spelling import composed, folded
 
 _Key = tuple[int, int]
-_PICTURES = (".png", ".jpg", ".jpeg")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class FolderSearch:
-    """Goes through a folder and all folders below, each once whatever links lead to it.
+    """Search through a folder and all folders below, each entered once, whatever links lead to it.
 
-    A slide is what `slides.folder` says. A folder inside whose files are one DICOM series counts as that slide. Not
-    entered: `leave_out` (a folder of results, wherever it lies), data folders of MRXS. `but_results`: pictures and
-    canvases in folders inside that hold the results of a run are no slides; they have the slides' names.
+    `slides.folder` defines a slide. A subfolder whose files are one DICOM series counts as that slide. Data folders of
+    MRXS are not entered.
+
+    - `leave_out`: a folder of results, anywhere below, that is not entered.
+    - `but_results`: plots and canvases in subfolders with the results of a run are not slides; they have the slides'
+      names.
     """
 
     def __init__(self, start: str | Path, leave_out: str | Path | None = None, *, but_results: bool = False) -> None:
@@ -33,9 +36,9 @@ class FolderSearch:
         self._but_results = but_results
         self._results: set[Path] = set()
         self.passed_over: dict[str, str] = {}
-        """Path and name of what is no slide."""
+        """Path and name of files that are not slides."""
         self.unlisted: dict[Path, OSError] = {}
-        """The folders below that could not be listed, with the reason."""
+        """Subfolders that could not be listed, with the reason."""
         self._seen: dict[_Key, Path] = {}
         real = Path(os.path.realpath(self.start))
         not_entered = list(real.parents)  # a link back to one of them is a loop too
@@ -49,29 +52,30 @@ class FolderSearch:
                 self._is_new(path)
 
     def in_order(self) -> Iterator[SlideFiles]:
-        """All slides, files and folders of a folder in alphabetical order. `InputError`: the start is not listed."""
-        waiting: list[SlideFiles | Path] = [self.start]
-        while waiting:
-            item = waiting.pop()
+        """All slides, with files and subfolders in alphabetical order. Raises `InputError` where the start cannot be
+        listed."""
+        stack: list[SlideFiles | Path] = [self.start]
+        while stack:
+            item = stack.pop()
             if isinstance(item, SlideFiles):
                 yield item
                 continue
             slides, folders = self._enter(item)
             content: list[SlideFiles | Path] = [*slides, *folders]
-            waiting += sorted(content, key=_name_in_folder, reverse=True)
+            stack += sorted(content, key=_name_in_folder, reverse=True)
 
     def by_depth(self) -> Iterator[list[SlideFiles]]:
-        """The slides in the start itself, then those of the folders in it, and so on. `InputError` as above."""
+        """Slides of the start itself, then those of its subfolders, and so on. Errors as in `in_order`."""
         folders = [self.start]
         while folders:
             slides: list[SlideFiles] = []
-            below: list[Path] = []
+            subfolders: list[Path] = []
             for folder in folders:
-                more, inside = self._enter(folder)
-                slides += more
-                below += inside
+                found_slides, found_folders = self._enter(folder)
+                slides += found_slides
+                subfolders += found_folders
             yield slides
-            folders = below
+            folders = subfolders
 
     def _enter(self, path: Path) -> tuple[list[SlideFiles], list[Path]]:
         is_start = path is self.start
@@ -89,57 +93,56 @@ class FolderSearch:
         is_results = _holds_results(folder) or (bool(self._results) and path.parent in self._results)
         if self._but_results and not is_start and is_results:
             self._results.add(path)
-            folder.slides = [slide for slide in folder.slides if not _is_picture(slide.path.name, folder.names)]
-        if not is_start and folder.is_mirax_data:  # without its .mrxs: opening it says so
+            folder.slides = [slide for slide in folder.slides if not _is_plot_or_canvas(slide.path.name, folder.names)]
+        if not is_start and folder.is_mirax_data:  # without its .mrxs: opening it reports that
             return ([] if mirax_file(path) is not None else [SlideFiles(path, (path,))]), []
         self.passed_over.update(folder.passed_over)
-        if not is_start and (one := folder.one_dicom) is not None:
-            return [one._replace(path=path)], folder.folders
+        if not is_start and (dicom_slide := folder.one_dicom) is not None:
+            return [dicom_slide._replace(path=path)], folder.folders
         return folder.slides, folder.folders
 
     def _is_new(self, path: Path) -> bool:
-        """Whether a folder is met for the first time; remembers it. `OSError`: it cannot be looked at."""
+        """True if a folder is met for the first time, and records it. Raises `OSError` where it cannot be inspected."""
         status = path.stat()
         key = (status.st_dev, status.st_ino)
         if (before := self._seen.setdefault(key, path)) is path:
             return True
-        # Two folders of one number happen on file systems that make their numbers up.
+        # Two folders share a number on file systems with synthetic inode numbers.
         return os.path.realpath(before) != os.path.realpath(path)
 
 
 class SlideFinder:
-    """Looks slides up by id in folders, to any depth; each folder is listed once, however many slides are asked for.
+    """Lookup of slides by id in folders, to any depth; each folder is listed once, however many slides are requested.
 
-    What a run of ours wrote is not taken for a slide (see `FolderSearch`).
-
-    An earlier folder goes before a later one, and a folder before the folders inside it (where thumbnails often lie).
-    Letters and their marks may be written in one way in the id and in another in the file's name.
+    Output of a longvit run is not taken for a slide (see `FolderSearch`). An earlier folder takes precedence over a
+    later one, and a folder over its subfolders (where thumbnails often are). The id and the file name may use different
+    Unicode forms.
     """
 
     def __init__(self, folders: Iterable[str | Path], leave_out: str | Path | None = None) -> None:
         self.folders = tuple(dict.fromkeys(Path(folder) for folder in folders))
         self._searches = [FolderSearch(folder, leave_out, but_results=True) for folder in self.folders]
         self._levels: list[dict[str, list[SlideFiles]]] = []
-        self._to_come = (level for search in self._searches for level in search.by_depth())
+        self._unlisted_levels = (level for search in self._searches for level in search.by_depth())
         self._near: dict[str, Path] | None = None
 
     def find(self, slide_id: str) -> Path | None:
-        """The slide's path, or None where there is none; `InputError` where two files answer to the id."""
+        """Path of the slide, or None. Raises `InputError` where two files match the id."""
         stem = slide_stem(slide_id)
         for by_stem in self._all_levels():
-            found = by_stem.get(composed(stem), [])
-            found = [slide for slide in found if slide_id in _names(slide)] or found
-            if len(found) > 1:
-                found = [slide for slide in found if stem in map(slide_stem, _names(slide))] or found
-            if len(found) > 1:
-                names = ", ".join(printable(str(slide.path)) for slide in found[:3])
-                raise InputError(f"{slide_id}: {len(found)} files answer to this slide id ({names}); add a column path")
-            if found:
-                return found[0].path
+            matches = by_stem.get(composed(stem), [])
+            matches = [slide for slide in matches if slide_id in _names(slide)] or matches
+            if len(matches) > 1:
+                matches = [slide for slide in matches if stem in map(slide_stem, _names(slide))] or matches
+            if len(matches) > 1:
+                names = ", ".join(printable(str(slide.path)) for slide in matches[:3])
+                raise InputError(f"{slide_id}: {len(matches)} files match this slide id ({names}); add a column path")
+            if matches:
+                return matches[0].path
         return None
 
     def near(self, slide_id: str) -> Path | None:
-        """A slide whose name differs from an id in case, leading zeros, a final `.0` or spaces only: for a message."""
+        """A slide whose name differs from an id in case, leading zeros, a final `.0` or spaces only, for a message."""
         if self._near is None:
             self._near = {}
             for by_stem in self._all_levels():
@@ -148,17 +151,17 @@ class SlideFinder:
         return self._near.get(folded(slide_stem(slide_id)))
 
     def where(self) -> str:
-        """The folders searched, for an error message."""
+        """Folders searched, for an error message."""
         text = " and ".join(str(folder) for folder in self.folders)
         unlisted = [f"{path}: {error.strerror or error}" for s in self._searches for path, error in s.unlisted.items()]
         return f"{text}, without {printable(unlisted[0])}" if unlisted else text
 
     def _all_levels(self) -> Iterator[dict[str, list[SlideFiles]]]:
-        """Those listed so far, then the next ones, which are listed when they are asked for."""
+        """Levels listed so far, then the next ones, listed on demand."""
         at = 0
         while True:
             if at == len(self._levels):
-                level = next(self._to_come, None)
+                level = next(self._unlisted_levels, None)
                 if level is None:
                     return
                 self._levels.append(_by_stem(level))
@@ -166,29 +169,29 @@ class SlideFinder:
             at += 1
 
 
-def existing_path(folders: Iterable[Path], given: str) -> Path | None:
-    """What a path as people write it names in one of the folders, or None.
+def existing_path(folders: Iterable[Path], text: str) -> Path | None:
+    """Existing file for a path from a table, in one of the folders, or None.
 
-    As it stands; else with `/` for the `\\` of Windows; else with its letters and marks composed otherwise.
+    Tried as it is, then with `/` for the `\\` of Windows, then in another Unicode form.
     """
-    spellings = [given, given.replace("\\", "/")] if "\\" in given else [given]
-    paths = [folder / text for text in spellings for folder in folders]
-    found = next((path for path in paths if _exists(path)), None)
-    return found or next(filter(None, map(_composed_otherwise, paths)), None)
+    spellings = [text, text.replace("\\", "/")] if "\\" in text else [text]
+    paths = [folder / spelling for spelling in spellings for folder in folders]
+    existing = next((path for path in paths if _exists(path)), None)
+    return existing or next(filter(None, map(_in_other_unicode_form, paths)), None)
 
 
-def last_part(given: str) -> str:
-    """The file's name at the end of a path of this machine or of Windows."""
-    return re.split(r"[/\\]", given.rstrip("/\\"))[-1]
+def last_part(text: str) -> str:
+    """File name at the end of a path of this machine or of Windows."""
+    return re.split(r"[/\\]", text.rstrip("/\\"))[-1]
 
 
 def mirax_slide(folder: Path) -> Path | None:
-    """The MRXS file whose data folder this is, or None."""
+    """The MRXS file of a data folder, or None."""
     return mirax_file(folder) if _exists(folder / "Slidedat.ini") else None
 
 
 def dicom_keys(paths: Sequence[Path], known: Mapping[Path, str] | None = None) -> dict[int, tuple[str, str]]:
-    """Folder and series of the paths (by their place) that lie in a folder with another that may be DICOM.
+    """Folder and series of the paths (by index) that share a folder with another possible DICOM file.
 
     Two paths with one key are one slide. `known`: the series of paths whose header was read before.
     """
@@ -206,26 +209,26 @@ def dicom_keys(paths: Sequence[Path], known: Mapping[Path, str] | None = None) -
 
 
 def _dicom_folder(path: Path) -> Path | None:
-    """The folder of what may be a DICOM slide: its own, where the name says DICOM or nothing; None: it is another."""
+    """Folder of a possible DICOM slide: its own, where the name is DICOM's or has no suffix; None for other formats."""
     low = path.name.lower()
     if slide_stem(low) != low and not low.endswith(DICOM_SUFFIXES):
         return None
     return path if is_folder(path) else path.parent
 
 
-def _composed_otherwise(path: Path) -> Path | None:
-    """The path whose parts are the same text in another Unicode form, where there is exactly one."""
+def _in_other_unicode_form(path: Path) -> Path | None:
+    """The path with its parts in another Unicode form, where exactly one such path exists."""
     if str(path).isascii():
         return None
-    here = Path(path.anchor or ".")
+    folder = Path(path.anchor or ".")
     for part in path.parts[1 if path.anchor else 0 :]:
-        if not _exists(here / part):
-            same = _composed_names(here).get(composed(part), [])
-            if len(same) != 1:
+        if not _exists(folder / part):
+            same_names = _composed_names(folder).get(composed(part), [])
+            if len(same_names) != 1:
                 return None
-            part = same[0]
-        here /= part
-    return here
+            part = same_names[0]
+        folder /= part
+    return folder
 
 
 def _composed_names(folder: Path) -> dict[str, list[str]]:
@@ -266,12 +269,12 @@ def _by_stem(slides: Iterable[SlideFiles]) -> dict[str, list[SlideFiles]]:
 
 
 def _holds_results(folder: Folder) -> bool:
-    """Whether a run of ours wrote into it."""
+    """True if a longvit run wrote into the folder."""
     if "run.lock" in folder.names:
         return True
     return "work" in folder.names and any((folder.path / "work").glob("*/run.json"))
 
 
-def _is_picture(name: str, names: set[str]) -> bool:
-    """Whether it may be a picture or a canvas of a slide, which has a record beside it."""
-    return name.lower().endswith(_PICTURES) or f"{name}.json" in names
+def _is_plot_or_canvas(name: str, names: set[str]) -> bool:
+    """True for a possible plot or canvas of a slide, which has a record beside it."""
+    return name.lower().endswith(_IMAGE_SUFFIXES) or f"{name}.json" in names

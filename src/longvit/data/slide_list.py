@@ -1,4 +1,4 @@
-"""Which slides a command works on: files, folders, globs, or a CSV list, in a fixed order and each once."""
+"""Slides that a command works on: files, folders, globs, or a CSV list, in a fixed order and each once."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ class ListedSlide:
     """One slide to work on."""
 
     slide_id: str
-    """Its name, unique in the list, without the file's extension."""
+    """Name, unique in the list, without the file's extension."""
     path: Path
-    """Its file, or folder of DICOM files; it need not be there: that is found out when its turn comes."""
+    """File, or folder of DICOM files. It need not exist; that is checked when the slide is processed."""
     mpp: float | None = None
     """µm per pixel at level 0 where the list states it."""
     fault: str | None = None
-    """Why it cannot have a result whatever its file holds, in one line: its problem when its turn comes."""
+    """Reason why it can have no result whatever its file holds, in one line; it becomes the slide's problem."""
 
 
 @dataclass
 class _Sources:
-    """What is found while the sources are gone through."""
+    """Slides and skipped files collected from the sources."""
 
     slides_dir: str | Path | None
     leave_out: str | Path | None
     slides: list[ListedSlide]
     passed_over: dict[str, str]
     series: dict[Path, str]
-    """The DICOM series of paths whose header was read."""
+    """DICOM series of paths whose header was read."""
 
     def add(self, path: Path, series: str = "") -> None:
         self.slides.append(_listed(slide_stem(path.name), path))
@@ -72,89 +72,93 @@ def find_slides(
     """Every slide that `sources` name, in their order (a folder's in alphabetical order), each once.
 
     A source is a slide file, a folder (searched to any depth, each folder once whatever links lead to it), a glob, or a
-    CSV with a column `slide_id`, `path` or `wsi`, and optionally `mpp`. Paths in a CSV are relative to it, or else to
-    `slides_dir`; a bare `slide_id` is looked up in `slides_dir` and beside the CSV, to any depth. The DICOM files of
-    one series are one slide, by whichever of them it is named; it is called after its folder, where nothing else lies
-    there, or after its first file. `leave_out`: a folder whose files are no slides, wherever it lies (that of the
-    results, which holds pictures). `note`: told in one line what a search through folders passed over.
+    CSV. A CSV has a column `slide_id`, `path` or `wsi`, and optionally `mpp`. Its paths are relative to it, or else to
+    `slides_dir`; a bare `slide_id` is searched for in `slides_dir` and beside the CSV, to any depth. The DICOM files of
+    one series are one slide, named by any of them. Its id is that of its folder, if nothing else is there, or of its
+    first file.
 
-    Raises `InputError`: a source or `slides_dir` that is not there, a folder or glob without slides, two files with one
-    slide id, two ids for one DICOM slide, a CSV without such a column, with an mpp that is no positive number, or with
-    two slide ids that differ in spelling only. A CSV row whose file is missing is kept, and so is a slide whose name no
-    result can have (see `ListedSlide.fault`).
+    - `leave_out`: a folder whose files are not slides, anywhere below (the results, which hold plots).
+    - `note`: receives one line about files that a search through folders skipped.
+
+    Raises `InputError` for a missing source or `slides_dir`, a folder or glob without slides, two files with one slide
+    id, and two ids for one DICOM slide. It also refuses a CSV without such a column, with an mpp that is not a positive
+    number, or with two slide ids that differ in spelling only. A CSV row whose file is missing is kept, and so is a
+    slide whose name no result can have (see `ListedSlide.fault`).
     """
     if slides_dir is not None and not is_folder(slides_dir):
         raise InputError(f"--slides-dir {slides_dir}: no such folder")
-    found = _Sources(slides_dir, leave_out, [], {}, {})
+    collected = _Sources(slides_dir, leave_out, [], {}, {})
     for source in sources:
-        _add_source(found, source)
-    passed_over = _counted(found.passed_over)
+        _add_source(collected, source)
+    passed_over = _counted(collected.passed_over)
     if passed_over:
         note(f"passed over: {passed_over}")
-    if not found.slides:
+    if not collected.slides:
         raise InputError("no slides given: name files, a folder, a glob or a CSV")
-    return _each_once(found.slides, found.series)
+    return _each_once(collected.slides, collected.series)
 
 
-def _add_source(found: _Sources, source: str | Path) -> None:
+def _add_source(collected: _Sources, source: str | Path) -> None:
     path = Path(source)
     if path.suffix.lower() == ".csv" and not is_folder(path):
-        found.slides += _from_csv(path, found.slides_dir, found.leave_out)
+        collected.slides += _from_csv(path, collected.slides_dir, collected.leave_out)
     elif is_folder(path):
-        _add_folder(found, path)
+        _add_folder(collected, path)
     elif os.path.lexists(path):
-        found.add(path)
+        collected.add(path)
     elif glob.has_magic(str(source)):
         matches = _matches(str(source))
         if not matches:
             raise InputError(f"{source}: no file matches")
         for match in matches:
             if is_folder(match):
-                _add_folder(found, Path(match), is_needed=False)
+                _add_folder(collected, Path(match), is_needed=False)
             else:
-                _add_source(found, match)
-    elif (other := existing_path([Path()], str(source))) is not None:
-        _add_source(found, other)
+                _add_source(collected, match)
+    elif (existing := existing_path([Path()], str(source))) is not None:
+        _add_source(collected, existing)
     else:
         raise InputError(f"{printable(str(source))}: no such file or folder{near_name(path)}")
 
 
-def _add_folder(found: _Sources, folder: Path, is_needed: bool = True) -> None:
-    if (mirax := mirax_slide(folder)) is not None:  # `slides/*` of a shell names the slide and its data folder
-        found.add(mirax)
+def _add_folder(collected: _Sources, folder: Path, is_needed: bool = True) -> None:
+    if (mirax := mirax_slide(folder)) is not None:  # `slides/*` in a shell lists the slide and its data folder
+        collected.add(mirax)
         return
-    search = FolderSearch(folder, found.leave_out)
+    search = FolderSearch(folder, collected.leave_out)
     slides = list(search.in_order())
-    found.passed_over.update(search.passed_over)
+    collected.passed_over.update(search.passed_over)
     if (
         len(slides) == 1 and slides[0].is_dicom and slides[0].files[0].parent == folder
     ):  # the folder itself is the slide
         slides = [slides[0]._replace(path=folder)]
     for slide in slides:
-        found.add(slide.path, slide.series)
-    for unlisted in search.unlisted:  # it may hold slides: its problem is a row
-        found.slides.append(_listed(f"{unlisted.name} (folder)", unlisted))
+        collected.add(slide.path, slide.series)
+    for unlisted in search.unlisted:  # it may hold slides, so its problem becomes a row
+        collected.slides.append(_listed(f"{unlisted.name} (folder)", unlisted))
     if is_needed and not slides and not search.unlisted:
         more = f"; passed over: {_counted(search.passed_over)}" if search.passed_over else ""
-        raise InputError(f"{folder}: no slides in it (looked for .svs, .ndpi, .mrxs, .tif, .dcm, … to any depth{more})")
+        raise InputError(
+            f"{folder}: no slides in it (searched for .svs, .ndpi, .mrxs, .tif, .dcm, … to any depth{more})"
+        )
 
 
 def _matches(pattern: str) -> list[str]:
-    """The files and folders that a glob names, sorted, without those whose name begins with a dot."""
+    """Files and folders that match a glob, sorted, without names that begin with a dot."""
     if "**" not in pattern:
-        # not Path.glob, which wants its folder apart from the pattern
-        found = glob.glob(pattern)  # noqa: PTH207
+        # not Path.glob, which needs its folder apart from the pattern
+        matches = glob.glob(pattern)  # noqa: PTH207
     else:  # glob.glob follows links that loop
         parts = Path(pattern).parts
-        first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-        base = Path(*parts[:first])
+        first_magic = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+        base = Path(*parts[:first_magic])
         files = [file for slide in FolderSearch(base).in_order() for file in slide.files]
-        found = [str(file) for file in files if _fits(file.relative_to(base).parts, parts[first:])]
-    return sorted(match for match in found if not Path(match).name.startswith("."))
+        matches = [str(file) for file in files if _fits(file.relative_to(base).parts, parts[first_magic:])]
+    return sorted(match for match in matches if not Path(match).name.startswith("."))
 
 
 def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether the parts of a path are what a glob with `**` (any folders, or what lies in them) asks for."""
+    """True if the parts of a path match a glob with `**` (any folders and their content)."""
     if not pattern or not parts:
         return not pattern and not parts
     if pattern[0] == "**":
@@ -169,43 +173,43 @@ def _from_csv(path: Path, slides_dir: str | Path | None, leave_out: str | Path |
     elsewhere = [Path(slides_dir)] if slides_dir is not None else []
     finder = SlideFinder([*elsewhere, path.parent], leave_out)
     slides: list[ListedSlide] = []
-    named: dict[int, int] = {}
+    line_of_index: dict[int, int] = {}
     line_of: dict[str, str] = {}
     for line, cells in table:
-        given = cells.get("path") or cells.get("wsi")
-        slide_id = slide_stem(canonical(cells.get("slide_id", "")) or canonical(last_part(given or "")))
+        stated = cells.get("path") or cells.get("wsi")
+        slide_id = slide_stem(canonical(cells.get("slide_id", "")) or canonical(last_part(stated or "")))
         if not slide_id:
             raise InputError(f"{path}, line {line}: neither slide_id nor path nor wsi")
-        if "/" in slide_id or "\\" in slide_id:  # it names the files of the results
+        if "/" in slide_id or "\\" in slide_id:  # it is part of the names of result files
             raise InputError(f"{path}, line {line}: slide_id {slide_id!r} is a path; put that into a column path")
-        if given:
-            file = existing_path([path.parent, *elsewhere], given) or finder.find(last_part(given))
-            file = file or path.parent / _of_this_machine(path.parent, given)
+        if stated:
+            file = existing_path([path.parent, *elsewhere], stated) or finder.find(last_part(stated))
+            file = file or path.parent / _of_this_machine(path.parent, stated)
         else:
             file = finder.find(cells["slide_id"]) or _missing(path.parent, cells["slide_id"], finder)
         if cells.get("slide_id"):
-            named[len(slides)] = line
+            line_of_index[len(slides)] = line
         line_of.setdefault(slide_id, f"line {line}")
         slides.append(_listed(slide_id, file, read_mpp(path, line, cells.get("mpp", ""))))
     refuse_clashes("slide_id", line_of, str(path))
-    _refuse_one_slide_under_two_ids(path, slides, named)
+    _refuse_one_slide_under_two_ids(path, slides, line_of_index)
     return slides
 
 
 def _missing(folder: Path, name: str, finder: SlideFinder) -> Path:
-    """Where a slide would lie that is nowhere: beside one whose name is nearly the same, if there is one."""
+    """Expected path of a missing slide: beside one with a similar name, if there is one."""
     near = finder.near(name)
     return (folder if near is None else near.parent) / name
 
 
-def _of_this_machine(folder: Path, given: str) -> str:
-    """A Windows path with `/`, where its folder is here under that name."""
-    other = given.replace("\\", "/")
-    return other if is_folder((folder / other).parent) else given
+def _of_this_machine(folder: Path, text: str) -> str:
+    """A Windows path with `/`, if its folder exists here under that name."""
+    converted = text.replace("\\", "/")
+    return converted if is_folder((folder / converted).parent) else text
 
 
 def _listed(slide_id: str, path: Path, mpp: float | None = None) -> ListedSlide:
-    """A slide, under an id and a path that can be written anywhere; with its fault where those are not its own."""
+    """A slide with a writable id and path, and with its fault where these had to be changed."""
     fault = fault_of_name(slide_id, str(path))
     if fault is None:
         return ListedSlide(slide_id, path, mpp)
@@ -214,17 +218,19 @@ def _listed(slide_id: str, path: Path, mpp: float | None = None) -> ListedSlide:
     return ListedSlide(slide_id, Path(printed), mpp, f"{printed}: {fault}")
 
 
-def _refuse_one_slide_under_two_ids(path: Path, slides: Sequence[ListedSlide], named: Mapping[int, int]) -> None:
-    """Several files of one DICOM series that a list gives ids of their own would be one slide, counted twice."""
-    rows = list(named)
-    first: dict[tuple[str, str], int] = {}
+def _refuse_one_slide_under_two_ids(
+    path: Path, slides: Sequence[ListedSlide], line_of_index: Mapping[int, int]
+) -> None:
+    """Raises `InputError` for files of one DICOM series under different ids, which would count one slide twice."""
+    rows = list(line_of_index)
+    row_of_series: dict[tuple[str, str], int] = {}
     for index, key in dicom_keys([slides[row].path for row in rows]).items():
         row = rows[index]
-        other = first.setdefault(key, row)
+        other = row_of_series.setdefault(key, row)
         if slides[other].slide_id != slides[row].slide_id:
             raise InputError(
-                f"{path}, lines {named[other]} and {named[row]}: {slides[other].slide_id} and {slides[row].slide_id} "
-                f"are files of one DICOM slide; keep one row"
+                f"{path}, lines {line_of_index[other]} and {line_of_index[row]}: {slides[other].slide_id} and "
+                f"{slides[row].slide_id} are files of one DICOM slide; keep one row"
             )
 
 
@@ -235,10 +241,10 @@ def _each_once(slides: Sequence[ListedSlide], series: Mapping[Path, str]) -> tup
     for index, slide in enumerate(slides):
         if index in dicom and first_of_series.setdefault(dicom[index], slide) is not slide:
             continue
-        first = by_id.setdefault(slide.slide_id, slide)
-        if first is not slide and os.path.realpath(first.path) != os.path.realpath(slide.path):
+        earlier = by_id.setdefault(slide.slide_id, slide)
+        if earlier is not slide and os.path.realpath(earlier.path) != os.path.realpath(slide.path):
             raise InputError(
-                f"{first.path} and {slide.path}: one slide id for two files ({slide.slide_id}); "
+                f"{earlier.path} and {slide.path}: one slide id for two files ({slide.slide_id}); "
                 f"list them in a CSV with the columns slide_id,path"
             )
     return tuple(by_id.values())

@@ -1,5 +1,5 @@
-"""Train, val and test for a cohort without a split column: by patient, so that no patient stands on two sides,
-and by class, so that each side sees every class in about its share."""
+"""Train, val and test for a cohort without a split column: by patient, so that no patient is in two splits, and
+stratified by class."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SPLIT_FRACTIONS = (0.7, 0.1, 0.2)  # train, val, test
 
 
 def split_by_patient(cohort: Cohort, fractions: tuple[float, float, float] = SPLIT_FRACTIONS, seed: int = 0) -> Cohort:
-    """The cohort with a split in every row, drawn by `seed`; the order of the rows plays no part.
+    """The cohort with a split in every row, drawn by `seed`; the order of the rows has no effect.
 
-    `fractions` are those of the patients in train, val and test; they sum to 1, and 0 leaves a split out. A
-    patient with slides of two classes counts for the one that most of them have. A class goes to train first,
-    then to test, then to val: with two patients of a class val sees none of them, which a note says.
-    `InputError` where a class has one patient only, since nothing could be tested.
+    `fractions` are those of the patients in train, val and test. They sum to 1, and 0 leaves a split out. A patient
+    with slides of two classes counts for the class of most of them. A class is assigned to train first, then to test,
+    then to val: with two patients of a class val has none of them, which a note states. Raises `InputError` where a
+    class has one patient only, since nothing could be tested.
     """
     if any(f < 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
         raise InputError(f"split fractions {fractions}: train, val and test must sum to 1, train above 0")
@@ -55,7 +55,7 @@ def _sizes(n: int, wanted: list[str], fraction: dict[str, float]) -> dict[str, i
     """Whole numbers that sum to n, at least 1 each (in the order of `wanted`) where n allows, by largest remainder."""
     exact = {name: n * fraction[name] for name in wanted}
     sizes = {name: max(int(exact[name]), int(i < n)) for i, name in enumerate(wanted)}
-    while sum(sizes.values()) > n:  # the minimum of 1 took too many: the largest split gives
+    while sum(sizes.values()) > n:  # the minimum of 1 took too many: reduce the largest split
         sizes[max(wanted, key=lambda name: sizes[name])] -= 1
     while sum(sizes.values()) < n:
         sizes[max(wanted, key=lambda name: exact[name] - sizes[name])] += 1

@@ -1,7 +1,7 @@
-"""Reads a CSV as people write them: BOM, `,` `;` or tabs, Excel's line `sep=;`, UTF-16, spaces, column names in any
+"""CSV reader for real-world files: BOM, `,` `;` or tabs, Excel's line `sep=;`, UTF-16, spaces, column names in any
 case, blank lines, zipped or gzipped.
 
-Nothing is read without a limit: an archive of a few kilobytes may hold gigabytes. See `MAX_UNPACKED_BYTES` and below.
+Every read is limited, since an archive of a few kilobytes may hold gigabytes. See `MAX_UNPACKED_BYTES` and below.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from longvit.data.identity import is_missing_number
 from longvit.errors import InputError
 
 MAX_UNPACKED_BYTES = 256 * 2**20
-"""Of a table in an archive; a larger one can be unpacked and given as it is."""
+"""Largest table in an archive; a larger one can be unpacked first."""
 MAX_LINES = 2_000_000
-"""Of a table, blank ones among them."""
+"""Lines of a table, including blank ones."""
 MAX_LINE = 32 * 2**20
-"""Characters."""
+"""Characters of a line."""
 MAX_CELLS_READ = 100_000_000
-"""Of a table, blank ones among them."""
+"""Cells of a table, including blank ones."""
 MAX_ROWS = 500_000
 MAX_CELLS = 6_000_000
-"""That `read_table` keeps in memory as text."""
+"""Cells that `read_table` keeps in memory as text."""
 
 _END = "\ue000end of the table\ue000"
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -50,7 +50,7 @@ _BOMS = (
 
 
 def column_name(text: str) -> str:
-    """` Slide ID` and `slide-id` -> `slide_id`."""
+    """Normalised column name: ` Slide ID` and `slide-id` -> `slide_id`."""
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
     return re.sub(r"[\s-]+", "_", text.strip()).lower()
@@ -59,24 +59,24 @@ def column_name(text: str) -> str:
 def read_table(
     path: Path, naming: Callable[[str], str] = column_name
 ) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Column names (as `naming` has them) and (line number, {column: cell}) of every row that is not blank.
+    """Column names (normalised by `naming`) and (line number, {column: cell}) of every row that is not blank.
 
     `path` is a CSV, or a .zip or .gz with one CSV in it. Cells are stripped; a row shorter than the header lacks the
-    last columns. `InputError`: no such file, no text, no rows, two columns of one name, a row longer than the header,
-    more than `MAX_ROWS` rows or `MAX_CELLS` cells; those of `records`.
+    last columns. Raises `InputError` for no such file, no text, no rows, two columns of one name, and a row longer than
+    the header. More than `MAX_ROWS` rows or `MAX_CELLS` cells are refused too, and the same as in `records`.
     """
     columns: list[str] = []
     table: list[tuple[int, dict[str, str]]] = []
-    cells_in_all = 0
-    seen: dict[str, str] = {}  # the same text, once in memory
+    n_cells = 0
+    seen: dict[str, str] = {}  # equal texts are stored once
     for line, cells in records(path):
         if not columns:
             columns = [naming(cell) for cell in cells]
-            if twice := next((c for c, n in Counter(columns).items() if c and n > 1), None):
-                raise InputError(f"{path}: two columns are called {twice!r}")
+            if duplicate := next((c for c, n in Counter(columns).items() if c and n > 1), None):
+                raise InputError(f"{path}: two columns are called {duplicate!r}")
             continue
-        cells_in_all += len(cells)
-        if len(table) >= MAX_ROWS or cells_in_all > MAX_CELLS:
+        n_cells += len(cells)
+        if len(table) >= MAX_ROWS or n_cells > MAX_CELLS:
             raise InputError(
                 f"{path}, line {line}: more than {MAX_ROWS:,} rows or {MAX_CELLS:,} cells; "
                 f"leave out the columns and rows that are not needed here"
@@ -95,34 +95,38 @@ def read_table(
 def records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells without outer blanks) of every line that is not blank, the header's first.
 
-    `InputError`: a file that cannot be read or is no regular file, no text (with the line), a line with more cells than
-    the header, a quote that is never closed, a line of more than `MAX_LINE` characters, more than `MAX_LINES` lines
-    or `MAX_CELLS_READ` cells, an archive with more than `MAX_UNPACKED_BYTES`.
+    Raises `InputError` for a file that cannot be read or is not a regular file, and for invalid text (with the line). A
+    line with more cells than the header, a quote that is not closed, and a line of more than `MAX_LINE` characters are
+    refused. So are more than `MAX_LINES` lines or `MAX_CELLS_READ` cells, and an archive above `MAX_UNPACKED_BYTES`.
     """
     with _text_of(path) as text:
         lines = _Lines(path, text)
         first = next((line for line in lines if line.strip()), "")
-        if stated := re.fullmatch(r'"?sep=(\\t|.)"?[,;\t]*\s*', first, re.IGNORECASE):
-            delimiter = "\t" if stated[1] == "\\t" else stated[1]
+        if separator := re.fullmatch(r'"?sep=(\\t|.)"?[,;\t]*\s*', first, re.IGNORECASE):
+            delimiter = "\t" if separator[1] == "\\t" else separator[1]
             first = next((line for line in lines if line.strip()), "")
         else:
             header = re.sub(r'"[^"]*"', "", first)
             delimiter = max(",;\t", key=header.count)
         before = lines.number - 1
         reader = csv.reader(_with_end(first, lines), delimiter=delimiter, skipinitialspace=True)
-        width, start, left = None, before + 1, MAX_CELLS_READ
+        width, start, cells_left = None, before + 1, MAX_CELLS_READ
         try:
             for record in reader:
-                start, here = before + reader.line_num + 1, start
-                left -= len(record)
-                if left < 0:
-                    raise InputError(f"{path}, line {here}: more than {MAX_CELLS_READ:,} cells; leave out some columns")
+                start, line_number = before + reader.line_num + 1, start
+                cells_left -= len(record)
+                if cells_left < 0:
+                    raise InputError(
+                        f"{path}, line {line_number}: more than {MAX_CELLS_READ:,} cells; leave out some columns"
+                    )
                 if not any(record):
                     continue
                 if record == [_END]:
                     return
                 if record[-1].endswith(_END):
-                    raise InputError(f'{path}, line {here}: a quote (") is not closed; remove it, or write it twice')
+                    raise InputError(
+                        f'{path}, line {line_number}: a quote (") is not closed; remove it, or write it twice'
+                    )
                 cells = [cell.strip() for cell in record]
                 if not any(cells):
                     continue
@@ -130,26 +134,26 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
                     width = len(cells)
                 elif any(cells[width:]):
                     raise InputError(
-                        f"{path}, line {here}: {len(cells)} cells for {width} columns; "
+                        f"{path}, line {line_number}: {len(cells)} cells for {width} columns; "
                         f"put cells that contain {delimiter!r} in quotes"
                     )
-                yield here, cells
+                yield line_number, cells
         except csv.Error as error:
-            why = (
+            reason = (
                 'a cell of more than 131,072 characters; is a quote (") not closed?' if "limit" in str(error) else error
             )
-            raise InputError(f"{path}, line {start}: not CSV: {why}") from error
+            raise InputError(f"{path}, line {start}: not CSV: {reason}") from error
 
 
 def _with_end(first: str, lines: Iterator[str]) -> Iterator[str]:
-    """The last line tells whether a quote is still open."""
+    """Appends a marker line, which shows if a quote is still open."""
     yield first
     yield from lines
     yield _END
 
 
 class _Lines:
-    """The lines of a text, each with its line break; `number` is that of the last one."""
+    """Lines of a text, each with its line break; `number` is that of the last one."""
 
     def __init__(self, path: Path, text: io.TextIOWrapper) -> None:
         self.path, self.text, self.number = path, text, 0
@@ -169,9 +173,11 @@ class _Lines:
             raise StopIteration
         self.number += 1
         if len(line) > MAX_LINE:
-            raise InputError(f"{self.path}, line {self.number}: more than {MAX_LINE:,} characters; no table of slides")
+            raise InputError(
+                f"{self.path}, line {self.number}: more than {MAX_LINE:,} characters, too long for a table of slides"
+            )
         if self.number > MAX_LINES:
-            raise InputError(f"{self.path}: more than {MAX_LINES:,} lines; leave out what is not needed here")
+            raise InputError(f"{self.path}: more than {MAX_LINES:,} lines; leave out unneeded lines")
         return line
 
 
@@ -180,22 +186,24 @@ def _text_of(path: Path) -> Iterator[io.TextIOWrapper]:
     """The table as text: the file, or the one CSV in a .zip or .gz."""
     try:
         if path.exists() and not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{path}: no regular file (a pipe or device); write the table to a file first")
+            raise InputError(f"{path}: not a regular file (a pipe or device); write the table to a file first")
         with path.open("rb") as file, _unpacked(path, file) as data:
             buffered = io.BufferedReader(data)
             head = buffered.peek(4096)[:4096]
             encoding = next((name for bom, name in _BOMS if head.startswith(bom)), "utf-8")
-            if encoding.startswith("utf-8") and head.count(0) > len(head) // 10:  # UTF-16 without its mark, or no text
+            if (
+                encoding.startswith("utf-8") and head.count(0) > len(head) // 10
+            ):  # UTF-16 without its mark, or binary data
                 raise InputError(f"{path}: not a text file; save the table as CSV")
             yield io.TextIOWrapper(buffered, encoding=encoding, newline="")
     except (zlib.error, EOFError, lzma.LZMAError, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-        kind = "no readable zip file" if path.suffix.lower() == ".zip" else "damaged"
+        kind = "not a readable zip file" if path.suffix.lower() == ".zip" else "damaged"
         raise InputError(f"{path}: {kind}: {error}; copy it again, or unpack it and give the CSV") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed in a way of its own
-        raise InputError(f"{path}: no readable zip file: {error}; unpack it and give the CSV") from error
-    except UnicodeError as error:  # UTF-16 that breaks off
+    except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unsupported compression
+        raise InputError(f"{path}: not a readable zip file: {error}; unpack it and give the CSV") from error
+    except UnicodeError as error:  # truncated UTF-16
         raise InputError(f"{path}: not a text file ({error}); save it as 'CSV UTF-8'") from error
 
 
@@ -228,7 +236,7 @@ def _too_large(path: Path, what: str) -> InputError:
 
 
 class _Unlimited(io.RawIOBase):
-    """A file as raw bytes, closed by who opened it."""
+    """A file as raw bytes; its opener closes it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -243,7 +251,7 @@ class _Unlimited(io.RawIOBase):
 
 
 class _Limited(_Unlimited):
-    """What an archive unpacks to, as far as it may."""
+    """Unpacked content of an archive, up to the limit."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         super().__init__(file)
@@ -258,7 +266,7 @@ class _Limited(_Unlimited):
 
 
 def number(text: str) -> float | None:
-    """A finite number, or None. Digits, a point, an exponent: not 1_000, which Python takes for a number too."""
+    """A finite number, or None. Accepted are digits, a point, an exponent, but not 1_000, which Python accepts."""
     if _NUMBER.fullmatch(text.strip()) is None:
         return None
     value = float(text)
@@ -266,7 +274,7 @@ def number(text: str) -> float | None:
 
 
 def read_mpp(path: Path, line: int, text: str) -> float | None:
-    """µm per pixel of a cell; None where it is missing, `InputError` where it is no positive number."""
+    """µm per pixel of a cell; None where it is missing. Raises `InputError` where it is not a positive number."""
     if is_missing_number(text):
         return None
     value = number(text)

@@ -1,7 +1,7 @@
-"""Student, teacher and centre to and from a checkpoint in the layout of DINO's code (`longvit.model.dino_checkpoint`).
+"""Student, teacher and centre in checkpoints with the layout of DINO's code (`longvit.model.dino_checkpoint`).
 
-Weights alone: the optimiser's moments are not in it, so a run that starts here starts its schedules anew. A run that
-was interrupted goes on from its own checkpoints, to the bit.
+They hold weights only, without the optimiser's moments, so a run that starts from one restarts its schedules. An
+interrupted run resumes from its own checkpoints, bit-exactly.
 """
 
 from __future__ import annotations
@@ -17,41 +17,43 @@ from longvit.model.dino_checkpoint import DinoCheckpoint, read_dino, write_dino
 
 
 def save_published(
-    both: StudentTeacher, path: str | Path, *, loss: DinoLoss | None = None, epoch: int | None = None
+    networks: StudentTeacher, path: str | Path, *, loss: DinoLoss | None = None, epoch: int | None = None
 ) -> Path:
-    """Writes both networks, and the centre of `loss` where given, to the file `path`; → path."""
+    """Writes both networks, and the centre of `loss` if given, to the file `path`; → path."""
     checkpoint = DinoCheckpoint(
-        both.teacher.state_dict(),
-        both.student.state_dict(),
+        networks.teacher.state_dict(),
+        networks.student.state_dict(),
         None if loss is None else loss.center,
         epoch,
-        asdict(both.teacher.backbone.config),
+        asdict(networks.teacher.backbone.config),
     )
     return write_dino(path, checkpoint)
 
 
 def load_published(
-    both: StudentTeacher, path: str | Path, *, loss: DinoLoss | None = None, fresh_head: bool = False
+    networks: StudentTeacher, path: str | Path, *, loss: DinoLoss | None = None, fresh_head: bool = False
 ) -> tuple[str, ...]:
-    """Fills both networks, and the centre of `loss` where given, from a DINO checkpoint; → what keeps its first values.
+    """Loads both networks, and the centre of `loss` if given, from a DINO checkpoint; → names of parts that keep their
+    initial values.
 
-    A network that the file lacks gets the other one's weights, as at the start of a run. `fresh_head`: the heads and
-    the centre, which belong to the prototypes, stay as they are, whatever the file has. To be called before a model is
-    shared out over ranks.
+    A network missing in the file gets the other one's weights, as at the start of a run. With `fresh_head` the heads
+    and the centre, which belong to the prototypes, keep their values. Call it before a model is sharded over ranks.
 
-    Raises InputError: no DINO checkpoint; a backbone or head of another size (both shapes); no head in the file and
-    no `fresh_head`; another number of attention heads.
+    Raises InputError for a file that is not a DINO checkpoint, and for a backbone or head of another size (both
+    shapes). It also refuses another number of attention heads, and a file without head unless `fresh_head`.
     """
-    found = read_dino(path)
-    heads = both.student.backbone.config.num_heads
-    if found.settings.get("num_heads", heads) != heads:
-        raise InputError(f"{path}: a model of {found.settings['num_heads']} attention heads, this one has {heads}")
+    checkpoint = read_dino(path)
+    heads = networks.student.backbone.config.num_heads
+    if checkpoint.settings.get("num_heads", heads) != heads:
+        raise InputError(
+            f"{path}: a model with {checkpoint.settings['num_heads']} attention heads, this one has {heads}"
+        )
     fresh: list[str] = []
-    for name, network, own, other in (
-        ("student", both.student, found.student, found.teacher),
-        ("teacher", both.teacher, found.teacher, found.student),
+    for name, network, stored, fallback in (
+        ("student", networks.student, checkpoint.student, checkpoint.teacher),
+        ("teacher", networks.teacher, checkpoint.teacher, checkpoint.student),
     ):
-        tensors = dict(own or other or {})
+        tensors = dict(stored or fallback or {})
         head = {key: value for key, value in tensors.items() if key.startswith("head.")}
         if fresh_head:
             tensors = {key: value for key, value in tensors.items() if key not in head}
@@ -59,12 +61,12 @@ def load_published(
             fresh.append(f"head of the {name}")
         elif not head:
             raise InputError(
-                f"{path}: no head in it, only a backbone; take the checkpoint of the whole run, or start with a fresh "
+                f"{path}: no head in it, only a backbone; use the checkpoint of the whole run, or start with a fresh "
                 "head"
             )
         load_strictly(network, tensors, path)
-    if loss is not None and found.center is not None and not fresh_head:
-        load_strictly(loss, {"center": found.center}, path)
+    if loss is not None and checkpoint.center is not None and not fresh_head:
+        load_strictly(loss, {"center": checkpoint.center}, path)
     elif loss is not None:
         fresh.append("centre")
     return tuple(fresh)

@@ -1,9 +1,9 @@
-"""The projection head of DINO (Caron et al. 2021, section 3.1 and appendix C).
+"""Projection head of DINO (Caron et al. 2021, section 3.1 and appendix C).
 
     h = W₃ gelu(W₂ gelu(W₁ x)),   z = h / ‖h‖,   output_k = z · v_k / ‖v_k‖
 
-so every output is a cosine. The names of the parameters are those of the authors' checkpoints (`mlp.0.weight` …,
-`last_layer.weight_v`, `last_layer.weight_g`); what differs: the lengths g are constants, here a buffer of ones.
+Every output is a cosine. Parameter names are those of the authors' checkpoints (`mlp.0.weight` …,
+`last_layer.weight_v`, `last_layer.weight_g`). Difference: the lengths g are constants, here a buffer of ones.
 
 B crops, D width, K prototypes.
 """
@@ -20,7 +20,7 @@ from longvit.dino.settings import DinoSettings
 
 
 class UnitRowsLinear(nn.Module):
-    """(B, I) → (B, K) without bias, every row of the weights of length `weight_g`, which is 1 and not trained."""
+    """(B, I) → (B, K) without bias; every row of the weights has length `weight_g`, which is 1 and not trained."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class UnitRowsLinear(nn.Module):
 
 
 class DinoHead(nn.Module):
-    """Embeddings (B, D) → cosines (B, K)."""
+    """Projection head: embeddings (B, D) → cosines (B, K)."""
 
     def __init__(self, in_features: int, settings: DinoSettings) -> None:
         super().__init__()
@@ -56,8 +56,11 @@ class DinoHead(nn.Module):
 
 
 def freeze_last_layer(head: DinoHead, frozen: bool) -> None:
-    """For every step, before its forward: a frozen last layer has no gradient at all, so that the optimiser leaves its
-    weights and its moments alone and the product for the gradient is saved. The authors' code drops the gradient."""
+    """Freezes or unfreezes the last layer, before the forward of every step.
+
+    A frozen layer has no gradient at all, so the optimiser leaves its weights and moments alone, and the product for
+    the gradient is saved. The authors' code discards the gradient.
+    """
     head.last_layer.weight_v.requires_grad_(not frozen)
     if frozen:
         head.last_layer.weight_v.grad = None

@@ -1,17 +1,23 @@
-"""The loss of DINO (Caron et al. 2021, arXiv 2104.14294, equations 1–4): the student tells what the teacher sees.
+"""Loss of DINO (Caron et al. 2021, arXiv 2104.14294, equations 1–4): the student predicts the teacher's output.
 
     P_t = softmax((g_t − c) / τ_t)          for the global crops t,  c: the centre
     L   = 1/|pairs| Σ_t Σ_{v ≠ t} mean over the batch of −Σ_k P_t[k] log softmax(g_v / τ_s)[k]
     c  ← m c + (1 − m) mean of g_t over crops and batch
 
-What differs from the authors' code: the sum over the pairs is taken once per student crop, with the sum of the
-teacher's probabilities of the other crops as its target; the softmax of the student is never stored, its gradient is
-made in one pass. Beside the student's and the teacher's outputs there are the teacher's probabilities and, in backward,
-the gradient; everything else is a few rows at a time. Arithmetic is float32 at least, whatever the outputs are.
+Differences from the authors' code: the sum over the pairs is computed once per student crop, with the sum of the
+teacher's probabilities of the other crops as its target. The softmax of the student is never stored; its gradient is
+computed in one pass. Memory is the student's and the teacher's outputs, the teacher's probabilities and, in backward,
+the gradient; everything else is a few rows at a time. Arithmetic is at least float32, whatever the outputs are.
 
-The batch statistics are means over the samples of one call; those of an optimiser step, over accumulated calls and
-the data axis of the mesh, are their means weighted by samples, which the training loop takes. The ranks of a sequence
-see the same crops.
+The batch statistics are means over the samples of one call. Those of an optimiser step, over accumulated calls and the
+data axis of the mesh, are their means weighted by samples, computed by the training loop. The ranks of a sequence have
+the same crops.
+
+    from longvit.dino.loss import DinoLoss
+    loss = DinoLoss(prototypes=65_536)
+    terms = loss(student, teacher, teacher_temperature=0.04)    # (C·B, K), (G·B, K)
+    terms.loss.backward()
+    loss.update_center(terms.statistics)                        # after the optimiser's step
 
 B regions of this rank, C crops, G global crops (the first), K prototypes.
 """
@@ -27,16 +33,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_CHUNK_NUMBERS = 2**22  # rows at once: 16 MB in float32
+_CHUNK_NUMBERS = 2**22  # of rows processed together: 16 MB in float32
 
 
 @dataclass(frozen=True)
 class DinoTerms:
-    """What one batch gives.
+    """Loss and statistics of one batch.
 
-    loss: scalar, mean over the regions; the gradient is its. statistics: (2, K) means over global crops and regions of
-    the teacher's outputs and of its probabilities P_t. teacher_entropy: mean entropy of P_t, 0 … log K nats.
-    kl_to_uniform: log K less that: near 0 for uniform outputs (one of the two collapses).
+    - `loss`: scalar, mean over the regions, with gradient.
+    - `statistics`: (2, K) means over global crops and regions of the teacher's outputs and of its probabilities P_t.
+    - `teacher_entropy`: mean entropy of P_t, 0 … log K nats.
+    - `kl_to_uniform`: log K − teacher_entropy, near 0 for uniform outputs (one of the two collapses).
     """
 
     loss: Tensor
@@ -50,14 +57,16 @@ class DinoTerms:
 
 
 def mean_kl_to_uniform(statistics: Tensor) -> Tensor:
-    """Divergence of the mean of P_t over a step from uniform, 0 … log K nats: near log K where every crop falls to the
-    same few prototypes (the other collapse)."""
+    """Divergence from uniform of the mean of P_t over a step, 0 … log K nats.
+
+    Near log K every crop is assigned to the same few prototypes (the other collapse).
+    """
     mean = statistics[1]
     return math.log(len(mean)) + torch.special.xlogy(mean, mean).sum()
 
 
 class DinoLoss(nn.Module):
-    """The loss and its centre (a buffer of the name that the authors' checkpoints have)."""
+    """The loss and its centre (a buffer with the name in the authors' checkpoints)."""
 
     def __init__(
         self, prototypes: int, *, student_temperature: float = 0.1, center_momentum: float = 0.9, global_crops: int = 2
@@ -69,10 +78,10 @@ class DinoLoss(nn.Module):
         self.center: Tensor
 
     def forward(self, student: Tensor, teacher: Tensor, *, teacher_temperature: float) -> DinoTerms:
-        """student: (C·B, K) crop by crop, the global ones first; teacher: (G·B, K), no gradient flows into it.
+        """student: (C·B, K) crop by crop, the global ones first; teacher: (G·B, K), without gradient.
 
-        The centre is that of the steps before. It is not changed here, so that a step that is skipped leaves it alone
-        and an accumulated one moves it once. Raises ValueError for shapes that do not fit.
+        The centre is that of the previous steps. It is not updated here, so a skipped step leaves it unchanged and an
+        accumulated step updates it once. Raises ValueError for shapes that do not fit.
         """
         regions = self._regions(student, teacher)
         with torch.no_grad(), torch.autocast(teacher.device.type, enabled=False):
@@ -86,15 +95,21 @@ class DinoLoss(nn.Module):
 
     @torch.no_grad()
     def update_center(self, statistics: Tensor) -> None:
-        """After the optimiser's step, with the `statistics` of all its samples (2, K)."""
+        """Updates the centre after the optimiser's step, with the `statistics` of all its samples (2, K)."""
         self.center.lerp_(statistics[:1].to(self.center), 1 - self.center_momentum)
 
     def _regions(self, student: Tensor, teacher: Tensor) -> int:
         g, k = self.global_crops, self.center.shape[1]
-        regions, rest = divmod(len(teacher), g)
+        regions, remainder = divmod(len(teacher), g)
         if student.ndim != 2 or teacher.ndim != 2 or {student.shape[1], teacher.shape[1]} != {k}:
             raise ValueError(f"outputs must be (crops, {k}), got {tuple(student.shape)} and {tuple(teacher.shape)}")
-        if rest or not regions or len(student) % regions or len(student) < g * regions or len(student) < 2 * regions:
+        if (
+            remainder
+            or not regions
+            or len(student) % regions
+            or len(student) < g * regions
+            or len(student) < 2 * regions
+        ):
             raise ValueError(
                 f"{len(student)} rows of the student for {len(teacher)} of the teacher: these are {g} global crops of "
                 "each region, those all its crops, two at least"
@@ -113,7 +128,7 @@ def _chunks(start: int, end: int, k: int) -> Iterator[slice]:
 
 
 def _targets(teacher: Tensor, center: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """→ P (G·B, K); [Σ outputs (K), Σ P (K), Σ entropy], sums over the rows."""
+    """Teacher's probabilities P (G·B, K), and sums over the rows [Σ outputs (K), Σ P (K), Σ entropy]."""
     n, k = teacher.shape
     dtype = _wide(teacher.dtype)
     targets, sums = teacher.new_empty(n, k, dtype=dtype), teacher.new_zeros(2 * k + 1, dtype=dtype)
@@ -128,7 +143,7 @@ def _targets(teacher: Tensor, center: Tensor, temperature: float) -> tuple[Tenso
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Mean over pairs and regions; keeps the student's outputs as they came and one log-sum-exp per row."""
+    """Mean over pairs and regions; stores the student's outputs in their dtype and one log-sum-exp per row."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, targets: Tensor, regions: int, global_crops: int, temperature: float):
@@ -153,7 +168,7 @@ class _CrossEntropy(torch.autograd.Function):
         scale = grad / (_weight(n, regions, global_crops) * temperature)
         grads = torch.empty_like(student)
         for crop in range(n // regions):
-            others = global_crops - (crop < global_crops)  # the mass of this crop's target
+            others = global_crops - (crop < global_crops)  # the sum of this crop's target
             for c in _chunks(crop * regions, (crop + 1) * regions, k):
                 x = (
                     torch.div(student[c], temperature, out=grads[c])
@@ -167,14 +182,14 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _target(targets: Tensor, regions: int, global_crops: int, crop: int, rows: slice) -> Tensor:
-    """Σ of P_t over the global crops t other than `crop`, for rows of that crop."""
+    """Target of a crop: Σ of P_t over the global crops t other than `crop`, for rows of that crop."""
     first, count = rows.start - crop * regions, rows.stop - rows.start
     parts = [targets[t * regions + first : t * regions + first + count] for t in range(global_crops) if t != crop]
-    if not parts:  # the only global crop has no other one
+    if not parts:  # there is no other global crop
         return targets.new_zeros(())
     return parts[0] if len(parts) == 1 else torch.add(*parts) if len(parts) == 2 else torch.stack(parts).sum(0)
 
 
 def _weight(rows: int, regions: int, global_crops: int) -> int:
-    """Pairs of a teacher's and another crop, times regions."""
+    """Number of pairs of a teacher's and another crop, times regions."""
     return global_crops * (rows // regions - 1) * regions

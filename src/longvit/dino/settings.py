@@ -1,8 +1,8 @@
-"""Every default of DINO pretraining, each with where it comes from. Light to import (no torch).
+"""Defaults of DINO pretraining, each with its source. Light to import (no torch).
 
 "LongViT, table 5": the pretraining settings of arXiv 2312.03558. "DINO's code": the defaults of `main_dino.py` and
-`vision_transformer.py` at facebookresearch/dino, which the authors of LongViT ran with their own model in place of
-DINO's, so that what their table leaves out is taken from there.
+`vision_transformer.py` at facebookresearch/dino. The authors of LongViT ran that code with their own model, so settings
+missing in their table are taken from it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from longvit.errors import InputError
 
 @dataclass(frozen=True)
 class DinoSettings:
-    """What decides the mathematics of a run; which crops are cut, and how they look, is the data's."""
+    """Settings of the mathematics of a run; the settings of the crops and their augmentation are elsewhere."""
 
     epochs: int = 100
     """Passes over the regions (LongViT, table 5; DINO's code: 100)."""
     lr: float = 2e-3
     """Peak learning rate at a batch of `lr_batch` regions (LongViT, table 5; DINO's code: 5e-4 per 256, the same)."""
     lr_batch: int = 1024
-    """The batch that `lr` is for; another batch has lr · batch / lr_batch (LongViT, table 5; the rule: DINO's code)."""
+    """Batch for which `lr` holds; another batch has lr · batch / lr_batch (LongViT, table 5; the rule: DINO's code)."""
     min_lr: float = 1e-6
     """Learning rate at the end; not scaled with the batch (DINO's code)."""
     warmup_epochs: float = 10
@@ -32,8 +32,8 @@ class DinoSettings:
     weight_decay_end: float = 0.4
     """Weight decay at the end of its cosine (LongViT, table 5; DINO's code)."""
     teacher_momentum: float = 0.996
-    """Decay of the teacher's moving average at the start; 1 at the end of its cosine (LongViT, table 5; DINO's code).
-    DINO advises a higher one for small batches, 0.9995 at 256."""
+    """Decay of the teacher's EMA at the start; 1 at the end of its cosine (LongViT, table 5; DINO's code). DINO advises
+    a higher one for small batches, 0.9995 at 256."""
     student_temperature: float = 0.1
     """Temperature of the student's softmax (DINO's code)."""
     warmup_teacher_temperature: float = 0.04
@@ -43,11 +43,11 @@ class DinoSettings:
     warmup_teacher_temperature_epochs: int = 0
     """Epochs from the first temperature to the last, linear (DINO's code; 30 in its long runs)."""
     center_momentum: float = 0.9
-    """Decay of the moving average of the teacher's outputs (DINO's code)."""
+    """Decay of the EMA of the teacher's outputs (DINO's code)."""
     freeze_last_layer_epochs: int = 1
     """Epochs in which the last layer of the head keeps its weights (LongViT, table 5; DINO's code)."""
     clip_norm: float = 3.0
-    """Gradients longer than this are shortened (DINO's code, which takes the norm of each parameter by itself)."""
+    """Longest gradient; longer ones are scaled down (DINO's code, per parameter)."""
     drop_path: float = 0.1
     """Drop path of the student's last layer, drawn for every crop (LongViT, table 5; DINO's code); the teacher has
     none."""
@@ -60,9 +60,9 @@ class DinoSettings:
     head_bottleneck: int = 256
     """Width of the normalised vector before the last layer (DINO's code)."""
     global_crops: int = 2
-    """Crops that the teacher sees, the first of each region's (DINO's code)."""
+    """Crops that the teacher also receives, the first of each region's (DINO's code)."""
     local_crops: int = 8
-    """Small crops that only the student sees (DINO's code)."""
+    """Small crops that only the student receives (DINO's code)."""
 
     def __post_init__(self) -> None:
         whole = {
@@ -93,4 +93,6 @@ class DinoSettings:
             if getattr(self, name) > self.epochs:
                 raise InputError(f"{name} {getattr(self, name)}: at most the {self.epochs} epochs of the run")
         if self.global_crops + self.local_crops < 2:
-            raise InputError("global_crops 1, local_crops 0: the loss compares two different crops; take 2 at least")
+            raise InputError(
+                "global_crops 1, local_crops 0: the loss compares two different crops; at least 2 are needed"
+            )

@@ -1,8 +1,9 @@
-"""Student and teacher of DINO (Caron et al. 2021, section 3.1): one network twice, the second its slow average.
+"""Student and teacher of DINO (Caron et al. 2021, section 3.1): two copies of one network, the second the EMA of the
+first.
 
     θ_t ← λ θ_t + (1 − λ) θ_s      after every optimiser step, λ by `Schedules.teacher_momentum`
 
-Both are a LongViT with a LayerNorm (eps 1e-6) on the tokens before their mean, and a head. State is named as in the
+Both are a LongViT with a LayerNorm (eps 1e-6) on the tokens before their mean, and a head. State names are those of the
 authors' checkpoints: `student.backbone.…`, `student.head.…`, `teacher.…`.
 
 B regions, C crops, G global crops, D width, K prototypes.
@@ -36,9 +37,9 @@ class DinoNetwork(nn.Module):
 
 
 class StudentTeacher(nn.Module):
-    """Both networks, the same weights at the start; only the student has gradients and drop path.
+    """Both networks, with equal weights at the start; only the student has gradients and drop path.
 
-    config: the backbone; its head, drop path and order of mean and norm are DINO's whatever it says.
+    `config` is the backbone's. Its head, drop path and order of mean and norm are always DINO's.
     """
 
     def __init__(self, config: LongViTConfig, settings: DinoSettings) -> None:
@@ -59,28 +60,29 @@ class StudentTeacher(nn.Module):
         """C crops (B, 3, h, w), the global ones first → the student's outputs (C·B, K) and the teacher's (G·B, K)."""
         expected = self.settings.global_crops + self.settings.local_crops
         if len(crops) != expected:
-            raise ValueError(f"{len(crops)} crops of every region; the settings say {expected}")
+            raise ValueError(f"{len(crops)} crops of every region; the settings have {expected}")
         with torch.no_grad():
             teacher = self.teacher(crops[: self.settings.global_crops], packed=packed)
         return self.student(crops, packed=packed), teacher
 
     def freeze_last_layer(self, frozen: bool) -> None:
-        """Before every step, with `Schedules.last_layer_is_frozen` (see `head.freeze_last_layer`)."""
+        """Freezes or unfreezes the student's last layer before a step; see `Schedules.last_layer_is_frozen`."""
         freeze_last_layer(self.student.head, frozen)
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """After every optimiser step that was not skipped; `momentum` λ in 0 … 1."""
+        """Updates the teacher after every optimiser step that was not skipped; `momentum` λ in 0 … 1."""
         torch._foreach_lerp_(
             list(self.teacher.parameters()), [p.detach() for p in self.student.parameters()], 1 - momentum
         )
 
 
 def parameter_groups(student: nn.Module) -> list[dict[str, Any]]:
-    """Two groups for the optimiser, with their names: decayed (`is_decayed`), and biases and norms, which are not.
+    """Two groups for the optimiser, with parameter names: decayed (`is_decayed`), and biases and norms, which are not.
 
-    Positions and the last layer are decayed, as in the authors' code: spared is what has a single axis. All parameters
-    of the student are in, also a last layer that is frozen for now; their order is that of `named_parameters`.
+    As in the authors' code, parameters with a single axis are not decayed; positions and the last layer are. All
+    parameters of the student are included, also a last layer that is frozen for now. Their order is that of
+    `named_parameters`.
     """
     groups: list[dict[str, Any]] = [
         {"params": [], "names": [], "is_decayed": is_decayed, "lr_scale": 1.0, "weight_decay": 0.0}
@@ -94,7 +96,7 @@ def parameter_groups(student: nn.Module) -> list[dict[str, Any]]:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float) -> None:
-    """Gives the groups of `parameter_groups` the values of a step."""
+    """Sets the values of a step in the groups of `parameter_groups`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
         group["weight_decay"] = weight_decay if group["is_decayed"] else 0.0

@@ -41,7 +41,7 @@ from longvit.training.run_folder import claim, exclusive_lock
 
 if TYPE_CHECKING:
     from longvit.data.canvas_cache import CachedCanvases
-    from longvit.data.datasets import CanvasBatches, CanvasDataset
+    from longvit.data.datasets import CanvasBatches, CanvasDataset, RowRange
     from longvit.model.longvit import LongViT
     from longvit.parallel.ranks import Ranks
     from longvit.tasks.task import Predictions
@@ -106,7 +106,7 @@ class _Finetuning:
         set_threads(settings.threads)
         self.cohort, self.task, self.settings, self.folder = cohort, task, settings, folder
         self.slides_per_forward, self.ranks = slides_per_forward, ranks
-        self.strip_px: tuple[int, int, int] | None = None
+        self.row_range: RowRange | None = None
         self.device = pick_device(settings.device)
         self.datasets: dict[str, CanvasDataset] = {}
         self.last: dict[str, Predictions] = {}
@@ -175,6 +175,7 @@ class _Finetuning:
 
     def sharded(self, model: LongViT) -> LongViT:
         """The model on this rank's strip of every canvas; the model itself where a slide has one rank."""
+        from longvit.data.datasets import RowRange
         from longvit.parallel.shard import shard
 
         if self.ranks.sequence_ranks == 1:
@@ -186,7 +187,7 @@ class _Finetuning:
                 f"{side_px // model.config.patch_px} rows of patches to share"
             )
         on_strips = shard(model, self.ranks.mesh)
-        self.strip_px = (*on_strips.rows_px(side_px), side_px)
+        self.row_range = RowRange(*on_strips.rows_px(side_px), side_px)
         return on_strips
 
     def read_slides(self) -> CachedCanvases:
@@ -267,7 +268,7 @@ class _Finetuning:
             augmentation=s.augmentation if training else "none",
             seed=s.seed,
             workers=s.num_workers,
-            strip_px=self.strip_px,
+            row_range=self.row_range,
         )
 
     def evaluated(self) -> dict[str, CanvasBatches]:

@@ -1,8 +1,8 @@
-"""The whole slide as one square raster of `side_px`, as the paper feeds it to LongViT, and its file.
+"""Canvas: the whole slide as one square raster of `side_px`, as the paper feeds it to LongViT, and its file.
 
-`canvas` streams (see `strips`): the memory is that of the raster and a few rows of tiles, whatever the slide. A canvas
-file is an ordinary tiled TIFF that any viewer opens; its ImageDescription holds where the pixels came from as JSON,
-and the same text lies beside it (`x.tif.json`) for people.
+`canvas` streams (see `strips`), so memory is the raster and a few rows of tiles, whatever the slide. A canvas file is
+an ordinary tiled TIFF that any viewer opens. Its ImageDescription holds the provenance of the pixels as JSON. The same
+text is beside it (`x.tif.json`) for readers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from longvit.slides.mpp import Mpp
 from longvit.slides.pixel_reader import BadTile, Rgb, one_line
 from longvit.slides.placement import Box, Fit, Placement, check_side_and_fit
 from longvit.slides.resampling import FILTER_NAME
-from longvit.slides.strips import CanvasPlan, canvas_strips, plan_canvas
+from longvit.slides.strips import CanvasPlan, plan_canvas, planned_strips
 
 if TYPE_CHECKING:
     from longvit.slides.reader import Slide
@@ -38,12 +38,12 @@ _TILE_PX = 256
 
 @dataclass(frozen=True)
 class CanvasSource:
-    """The slide that a canvas was made of, and with what."""
+    """The slide of a canvas, with the reader and filter that made it."""
 
     name: str
-    """The file's name without its folder."""
+    """File name without its folder."""
     identity: str
-    """`Slide.identity()`: the same for a copy elsewhere."""
+    """`Slide.identity()`: equal for a copy elsewhere."""
     size_px: tuple[int, int]
     vendor: str
     mpp: Mpp | None
@@ -56,18 +56,18 @@ class CanvasSource:
 
 @dataclass(frozen=True)
 class Canvas:
-    """A slide as a raster, with where it lies and what was lost. `numpy.asarray(canvas)` gives the pixels."""
+    """A slide as a raster, with its placement and its unreadable tiles. `numpy.asarray(canvas)` gives the pixels."""
 
     pixels: NDArray[np.uint8] = field(repr=False)
     """RGB uint8 (side, side, 3)."""
     placement: Placement
     """Canvas px <-> level-0 px."""
     level: int
-    """The level that was read."""
+    """Index of the level that was read."""
     tiles: int
-    """How many tiles of it were read."""
+    """Number of tiles that were read."""
     bad_tiles: tuple[BadTile, ...]
-    """Those that could not be decoded and are background."""
+    """Tiles that could not be decoded; they are filled with background."""
     source: CanvasSource
 
     @property
@@ -76,7 +76,7 @@ class Canvas:
 
     @property
     def mpp(self) -> tuple[float, float] | None:
-        """µm per canvas pixel along x and y; None where the slide's resolution is not known."""
+        """µm per canvas pixel along x and y; None where the slide's resolution is unknown."""
         if self.source.mpp is None:
             return None
         down_x, down_y = self.placement.downsample
@@ -112,24 +112,26 @@ def canvas(
 ) -> Canvas:
     """The whole slide (its bounds) as a uint8 RGB raster of side_px × side_px, streamed from the best level.
 
-    `fit`: "stretch" fills the square, "pad" keeps the aspect ratio on background. A slide smaller than the canvas is
-    enlarged. `progress`: True for a bar (a line now and then where there is no terminal) or a function of
-    (tiles done, tiles in all). `max_bad_tiles`: more unreadable tiles than this raise; default: filled and counted.
+    A slide smaller than the canvas is enlarged.
 
-    Raises `InputError` for a slide with a side under 32 px, an unknown fit, a side that is no positive whole number,
-    a slide of which nothing can be read.
+    - `fit`: "stretch" fills the square, "pad" keeps the aspect ratio on background.
+    - `progress`: True for a bar (log lines without a terminal), or a function of (tiles done, total tiles).
+    - `max_bad_tiles`: more unreadable tiles than this raise an error; by default they are filled and counted.
+
+    Raises `InputError` for a slide with a side under 32 px, an unknown fit, a side that is not a positive whole number,
+    and a slide without a readable tile.
     """
     check_side_and_fit(side_px, fit)
     plan = plan_canvas(slide, side_px, fit)
     bar = _Bar(f"read {slide.path.name}", tiles_of(plan)) if progress is True else nullcontext(progress or None)
     with bar as call:
-        strips = canvas_strips(slide, side_px, fit, threads=threads, progress=call or None, max_bad_tiles=max_bad_tiles)
+        strips = planned_strips(slide, plan, threads=threads, progress=call or None, max_bad_tiles=max_bad_tiles)
         (whole,) = strips
     return Canvas(whole.pixels, plan.placement, plan.level.index, tiles_of(plan), whole.bad_tiles, source_of(slide))
 
 
 def source_of(slide: Slide) -> CanvasSource:
-    """What a canvas remembers of its slide."""
+    """Provenance of a slide for its canvas."""
     return CanvasSource(
         name=slide.path.name,
         identity=slide.identity(),
@@ -143,9 +145,9 @@ def source_of(slide: Slide) -> CanvasSource:
 
 
 def write_canvas(canvas: Canvas, path: str | os.PathLike[str]) -> Path:
-    """Writes a tiled TIFF (Deflate, lossless) and `<path>.json` beside it; atomic: the old file or the whole new one.
+    """Writes a tiled TIFF (Deflate, lossless) and `<path>.json` beside it, atomically.
 
-    The resolution stands in the TIFF's own tags where it is known. Raises `InputError` where it cannot be written.
+    A known resolution is also written to the TIFF's own tags. Raises `InputError` where it cannot be written.
     """
     import tifffile
 
@@ -161,7 +163,7 @@ def write_canvas(canvas: Canvas, path: str | os.PathLike[str]) -> Path:
             compression="adobe_deflate",
             compressionargs={"level": 1},
             predictor=True,
-            # ASCII, as the tag demands: json escapes what is not.
+            # ASCII, as the tag demands: json escapes other characters.
             description=text,
             metadata=None,
             software=f"longvit {__version__}",
@@ -173,7 +175,7 @@ def write_canvas(canvas: Canvas, path: str | os.PathLike[str]) -> Path:
 
 
 def read_canvas(path: str | os.PathLike[str]) -> Canvas:
-    """Reads what `write_canvas` wrote. Raises `InputError` for a missing, damaged or foreign file."""
+    """Canvas from a file of `write_canvas`. Raises `InputError` for a missing, damaged or foreign file."""
     import tifffile
 
     path = Path(path)
@@ -187,9 +189,9 @@ def read_canvas(path: str | os.PathLike[str]) -> Canvas:
             return _canvas_of(pixels, record)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    # Whatever breaks inside the decoder or the record, the file is of no use.
+    # The decoder and the record fail in many ways; in each the file is unusable.
     except Exception as error:
-        raise InputError(f"{path}: no canvas of longvit, or damaged ({one_line(error)}); make it again") from error
+        raise InputError(f"{path}: not a canvas of longvit, or damaged ({one_line(error)}); make it again") from error
 
 
 def _canvas_of(pixels: NDArray[np.uint8], record: dict[str, Any]) -> Canvas:
@@ -199,23 +201,23 @@ def _canvas_of(pixels: NDArray[np.uint8], record: dict[str, Any]) -> Canvas:
     slide["mpp"] = None if slide["mpp"] is None else Mpp(**slide["mpp"])
     placement = Placement(Box(**record["bounds_level0_px"]), record["side_px"], record["fit"])
     if pixels.shape != (placement.side_px, placement.side_px, 3):
-        raise ValueError(f"its pixels are {pixels.shape}, its record says {placement.side_px} px a side")
+        raise ValueError(f"its pixels have shape {pixels.shape}, its record says {placement.side_px} px a side")
     bad = tuple(BadTile(**tile) for tile in record["bad_tiles"])
     return Canvas(pixels, placement, record["level"], record["tiles"], bad, CanvasSource(**slide))
 
 
 def tiles_of(plan: CanvasPlan) -> int:
-    """How many tiles of the slide a canvas reads."""
-    return sum(plan.tiles_in(*stretch) for stretch in plan.tile_rows(0, plan.y_axis.n_out))
+    """Number of tiles of the slide that a canvas reads."""
+    return sum(plan.tiles_in(*tile_row) for tile_row in plan.tile_rows(0, plan.y_axis.n_out))
 
 
 class _Bar:
-    """Progress as a context manager whose value is called with (done, total)."""
+    """Progress bar as a context manager; its value is called with (done, total)."""
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, title: str, total: int) -> None:
         from longvit.progress import Progress
 
-        self._progress = Progress(what, total, unit="tiles", stream=sys.stderr)
+        self._progress = Progress(title, total, unit="tiles", stream=sys.stderr)
 
     def __enter__(self) -> Callable[[int, int], None]:
         self._progress.__enter__()

@@ -1,4 +1,4 @@
-"""What a slide's content is called: a hash that costs milliseconds whatever the size of the file."""
+"""Fast content hash of a slide (size, head, tail, samples): milliseconds for any file size."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _SAMPLES = 64
 
 
 def content_identity(files: Iterable[Path]) -> str:
-    """32 hex digits over size, head, tail and 64 evenly spaced samples of 4 KiB of each file, in the order given.
+    """32 hex digits over size, head, tail and 64 evenly spaced samples of 4 KiB of each file, in the given order.
 
-    Names and folders do not count, so a copy elsewhere is the same slide. It tells slides apart; it does not see a
+    Names and folders do not count, so a copy elsewhere is the same slide. The hash distinguishes slides; it misses a
     change of a few bytes between the samples.
     """
     digest = hashlib.blake2b(digest_size=16)

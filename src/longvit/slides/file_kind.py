@@ -1,7 +1,7 @@
-"""What a path is, from its first bytes: refuses early, in one line, what is no slide.
+"""Kind of a file from its first bytes; a file that is not a slide is refused early, in one line.
 
-The content decides, not the name; but a name that promises another kind (`.svs` on a PNG) is refused too: such a file
-is a thumbnail or a mistake more often than a slide.
+The content decides, not the name. A name that promises another kind (`.svs` on a PNG) is refused too: such a file is
+more often a thumbnail or a mistake than a slide.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from longvit.slides.spelling import composed, folded
 
 
 class Kind(Enum):
-    """The families of files that are told apart before a library opens anything."""
+    """Families of files that are distinguished before a library opens anything."""
 
     TIFF = "TIFF"
     MIRAX = "MRXS"
@@ -29,7 +29,7 @@ class Kind(Enum):
     PNG = "PNG"
     JPEG = "JPEG"
     OTHER = "another format"
-    """Left to OpenSlide (Hamamatsu VMS and VMU, Sakura, Zeiss CZI), which knows whether it reads it."""
+    """Left to OpenSlide (Hamamatsu VMS and VMU, Sakura, Zeiss CZI), which detects its formats itself."""
 
 
 _SUFFIX_KINDS = {
@@ -50,9 +50,8 @@ _SUFFIX_KINDS = {
     ".jpeg": Kind.JPEG,
 }
 DICOM_SUFFIXES = tuple(suffix for suffix, kind in _SUFFIX_KINDS.items() if kind is Kind.DICOM)
-# The one list of what a slide's name may end with: where slides are listed, looked up, and opened. Longest first, so
-# that `.ome.tiff` is cut off whole. Identifiers may contain dots themselves (TCGA's do), so only a known extension is
-# ever cut.
+# The one list of suffixes of slides, for listing, lookup and opening. Longest first, so that `.ome.tiff` is cut off
+# whole. Identifiers may contain dots themselves (TCGA's do), so only a known extension is ever cut.
 SLIDE_SUFFIXES = tuple(
     sorted(
         (
@@ -64,7 +63,7 @@ SLIDE_SUFFIXES = tuple(
     )
 )
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_STRANGERS = (
+_OTHER_FORMATS = (
     (b"%PDF", "a PDF"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "gzip-compressed data"),
@@ -76,7 +75,7 @@ _STRANGERS = (
 
 
 def slide_stem(name: str) -> str:
-    """`a.b.svs` -> `a.b`; `a.b` stays, since `.b` is no known extension."""
+    """Name without a slide's suffix: `a.b.svs` -> `a.b`; `a.b` stays, since `.b` is not a known extension."""
     low = name.lower()
     if not low.endswith(SLIDE_SUFFIXES):
         return name
@@ -84,7 +83,8 @@ def slide_stem(name: str) -> str:
 
 
 def kind_of(path: Path) -> Kind:
-    """Tells what a file is. Raises `InputError` for what is missing, empty, unreadable, misnamed or no slide at all."""
+    """Kind of a file. Raises `InputError` for a missing, empty, unreadable or misnamed file, and for one that is not a
+    slide."""
     require_regular_file(path)
     try:
         size_bytes = path.stat().st_size
@@ -100,19 +100,21 @@ def kind_of(path: Path) -> Kind:
     promised = _SUFFIX_KINDS.get(path.suffix.lower())
     if promised is not None and kind is not promised:
         if kind is Kind.OTHER:
-            raise InputError(f"{path}: no {promised.value} inside, though it is named {path.suffix} ({_say(head)})")
+            raise InputError(
+                f"{path}: no {promised.value} inside, though it is named {path.suffix} ({_content_description(head)})"
+            )
         raise InputError(
             f"{path}: named {path.suffix}, but the content is {kind.value}; if that is meant, rename it to "
-            f"{path.stem}{_own_suffix(kind)}"
+            f"{path.stem}{_usual_suffix(kind)}"
         )
     if kind is Kind.OTHER:
-        _refuse_strangers(path, head)
+        _refuse_other_formats(path, head)
     return kind
 
 
 def first_bytes(path: Path, count: int) -> bytes:
-    """The head of a file. Reading never waits: where a device or a file of the system has nothing to say, there is
-    none. Raises `OSError`."""
+    """First bytes of a file, fewer at its end. Reading never blocks: a device or system file without data gives none.
+    Raises `OSError`."""
     head = b""
     with path.open("rb", buffering=0) as file:
         os.set_blocking(file.fileno(), False)
@@ -122,7 +124,7 @@ def first_bytes(path: Path, count: int) -> bytes:
 
 
 def family_of(head: bytes) -> Kind:
-    """The family that the first bytes name (132 of them are enough); `OTHER` where they name none."""
+    """Family that the first bytes (132 are enough) identify; `OTHER` where they identify none."""
     if head.startswith(_TIFF_MAGIC):
         return Kind.TIFF
     if head[128:132] == b"DICM":
@@ -135,7 +137,7 @@ def family_of(head: bytes) -> Kind:
 
 
 def near_name(path: Path) -> str:
-    """What may be meant by a path that is not there, for a message: "; there is 001.tif". "" where nothing is near."""
+    """Suggestion for a missing path, for a message: "; there is 001.tif"; empty where no name is similar."""
     with contextlib.suppress(OSError, ValueError):  # no link
         return f"; it is a link to {printable(str(path.readlink()))}, which is not there"
     if "\\" in path.name:
@@ -155,7 +157,7 @@ def _folded_names(folder: Path) -> dict[str, list[str]]:
 
 @lru_cache(maxsize=8)
 def _folded_names_at(folder: Path, _: int) -> dict[str, list[str]]:
-    """The names in a folder by what `folded` leaves of them; listed once, however many slides are missing there."""
+    """Names in a folder by their `folded` form. Each folder is listed once, however many slides are missing there."""
     names: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)):  # noqa: PTH208
         names.setdefault(folded(slide_stem(name)), []).append(name)
@@ -168,18 +170,18 @@ def _content_kind(path: Path, head: bytes) -> Kind:
     return family_of(head)
 
 
-def _own_suffix(kind: Kind) -> str:
+def _usual_suffix(kind: Kind) -> str:
     return {Kind.TIFF: ".tif", Kind.DICOM: ".dcm", Kind.PNG: ".png", Kind.JPEG: ".jpg"}[kind]
 
 
-def _refuse_strangers(path: Path, head: bytes) -> None:
-    for magic, name in _STRANGERS:
+def _refuse_other_formats(path: Path, head: bytes) -> None:
+    for magic, name in _OTHER_FORMATS:
         if head.startswith(magic):
             raise InputError(f"{path}: {name}, not a slide")
 
 
-def _say(head: bytes) -> str:
-    for magic, name in _STRANGERS:
+def _content_description(head: bytes) -> str:
+    for magic, name in _OTHER_FORMATS:
         if head.startswith(magic):
             return f"it is {name}"
     if _is_text(head):

@@ -1,7 +1,7 @@
-"""What lies in a folder: which slides, and which files are each. The one answer for listing, looking up and opening.
+"""Content of a folder, grouped into slides and their files. Listing, lookup and opening all use this grouping.
 
-DICOM is told by its content: all files of one series are one slide. Everything else is told by its suffix, or by its
-first bytes where the name has none.
+DICOM is recognised by its content: all files of one series are one slide. Other kinds are recognised by suffix, or by
+the first bytes where the name has none.
 """
 
 from __future__ import annotations
@@ -24,48 +24,48 @@ from longvit.slides.slide_name import printable
 NO_SLIDE = " (DICOM, but no whole slide)"
 MIRAX_INDEX = "Slidedat.ini"
 _name = attrgetter("name")
-_HAMAMATSU = (".vms", ".vmu")  # a text that names the pictures the slide consists of
+_HAMAMATSU = (".vms", ".vmu")  # a text that names the images of the slide
 
 
 class SlideFiles(NamedTuple):
-    """A slide as it lies in a folder."""
+    """A slide and its files in a folder."""
 
     path: Path
-    """What is opened: its file, of a DICOM series the first; or the folder whose one DICOM slide it is."""
+    """Path to open: the slide's file, the first of a DICOM series, or the folder of one DICOM slide."""
     files: tuple[Path, ...]
-    """All files that the slide is known by: those of its series, or `path` alone."""
+    """Files that identify the slide: those of its series, or `path` alone."""
     series: str = ""
-    """The SeriesInstanceUID, where the header was read for it."""
+    """SeriesInstanceUID, where the header was read."""
     is_dicom: bool = False
 
 
 @dataclass
 class Folder:
-    """What a folder holds, each part in alphabetical order. Names that begin with a dot are left alone."""
+    """Content of a folder, each list in alphabetical order. Names that begin with a dot are skipped."""
 
     path: Path
     slides: list[SlideFiles] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
-    """What may hold further slides."""
+    """Subfolders that may hold further slides."""
     passed_over: list[tuple[str, str]] = field(default_factory=list)
-    """Path and name of files that are no slides; to a name it may be added what the file is."""
+    """Path and name of files that are not slides; a description may follow the name."""
     names: set[str] = field(default_factory=set)
 
     @property
     def is_mirax_data(self) -> bool:
-        """Whether it is the data folder of a MRXS slide."""
+        """True for the data folder of a MRXS slide."""
         return MIRAX_INDEX in self.names
 
     @property
     def one_dicom(self) -> SlideFiles | None:
-        """The one slide that this folder is: all its slides' files are one DICOM series."""
+        """The slide of a folder whose slide files are all one DICOM series; None otherwise."""
         return self.slides[0] if len(self.slides) == 1 and self.slides[0].is_dicom else None
 
 
 def read_folder(path: Path) -> Folder:
     """Groups the files directly inside a folder by slide. Raises `OSError` where it cannot be listed.
 
-    Only files without a suffix, and DICOM files where there are several, are opened for it.
+    Files are opened only if they have no suffix, or if there are several DICOM files.
     """
     with os.scandir(path) as entries:
         listing = sorted(entries, key=_name)
@@ -85,7 +85,7 @@ def read_folder(path: Path) -> Folder:
                 continue
             folder.slides.append(SlideFiles(file, (file,)))
             has_hamamatsu = has_hamamatsu or low.endswith(_HAMAMATSU)
-        elif _is_link_to_nothing(entry):  # a folder that is not mounted: opening it says so
+        elif _is_broken_link(entry):  # a folder that is not mounted: opening it reports that
             folder.slides.append(SlideFiles(file := Path(entry.path), (file,)))
         elif (kind := _kind_without_suffix(entry)) is Kind.OTHER:
             folder.passed_over.append((entry.path, name))
@@ -94,7 +94,7 @@ def read_folder(path: Path) -> Folder:
         else:
             folder.slides.append(SlideFiles(file := Path(entry.path), (file,)))
     if has_hamamatsu:
-        _leave_out_hamamatsu_images(folder)
+        _drop_hamamatsu_images(folder)
     if dicom:
         folder.slides += _by_series(folder, dicom)
         folder.slides.sort(key=lambda slide: slide.path.name)
@@ -102,21 +102,21 @@ def read_folder(path: Path) -> Folder:
 
 
 def dicom_slide(path: Path) -> SlideFiles:
-    """The DICOM slide that a file belongs to, or that a folder is.
+    """The DICOM slide of a file or of a folder.
 
-    Raises `InputError` for a folder that is none, or holds more than one slide.
+    Raises `InputError` for a folder without one, or with more than one slide.
     """
     try:
         folder = read_folder(path if is_folder(path) else path.parent)
         if not is_folder(path):
-            _refuse_what_waits(folder.path)
-            whole = next((slide for slide in folder.slides if slide.is_dicom and path in slide.files), None)
-            return whole or SlideFiles(path, (path,), is_dicom=True)
+            _refuse_special_files(folder.path)
+            containing = next((slide for slide in folder.slides if slide.is_dicom and path in slide.files), None)
+            return containing or SlideFiles(path, (path,), is_dicom=True)
         if folder.is_mirax_data:
             raise InputError(_mirax_data(path))
-        if (one := folder.one_dicom) is not None:
-            _refuse_what_waits(folder.path)
-            return one
+        if (only_slide := folder.one_dicom) is not None:
+            _refuse_special_files(folder.path)
+            return only_slide
     except OSError as error:
         raise InputError(f"{path}: the folder cannot be listed ({error.strerror or error})") from error
     if folder.slides:
@@ -128,14 +128,14 @@ def dicom_slide(path: Path) -> SlideFiles:
 
 
 def dicom_series(path: Path) -> str:
-    """The SeriesInstanceUID of a DICOM file, or of the one DICOM slide that a folder is; "" where it tells none."""
+    """SeriesInstanceUID of a DICOM file or of a folder's one DICOM slide; empty where it is unknown."""
     file: Path | None = path
     if is_folder(path):
         try:
-            one = read_folder(path).one_dicom
+            only_slide = read_folder(path).one_dicom
         except OSError:
             return ""
-        file = None if one is None else one.path
+        file = None if only_slide is None else only_slide.path
     header = None if file is None else read_dicom_header(file)
     return "" if header is None else header.series
 
@@ -149,9 +149,9 @@ def mirax_file(data_folder: Path) -> Path | None:
 
 
 def require_plain_files(folder: Path) -> None:
-    """`InputError` where a folder whose files OpenSlide opens by itself holds a FIFO or the like: that would wait."""
+    """Raises `InputError` where a folder that OpenSlide reads holds a FIFO or device, which would block."""
     try:
-        _refuse_what_waits(folder)
+        _refuse_special_files(folder)
     except OSError as error:
         raise InputError(f"{folder}: the folder cannot be listed ({error.strerror or error})") from error
 
@@ -162,8 +162,8 @@ def _mirax_data(path: Path) -> str:
     return f"{path}: the data folder of a MRXS slide; give the file {path.name}.mrxs beside it"
 
 
-def _refuse_what_waits(folder: Path) -> None:
-    """OpenSlide opens all files that lie beside a DICOM file, to find those of its series."""
+def _refuse_special_files(folder: Path) -> None:
+    """OpenSlide opens all files beside a DICOM file, to find those of its series; a FIFO among them would block."""
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
@@ -174,41 +174,41 @@ def _refuse_what_waits(folder: Path) -> None:
                 continue
             what = "a FIFO" if stat.S_ISFIFO(mode) else "a socket or device"
             raise InputError(
-                f"{folder}: {printable(entry.name)} in it is {what}, and OpenSlide opens all that lies beside "
+                f"{folder}: {printable(entry.name)} in it is {what}, and OpenSlide opens all files beside "
                 f"this slide; move it away"
             )
 
 
 def _by_series(folder: Folder, files: list[Path]) -> Iterable[SlideFiles]:
-    """The slides among DICOM files; a file that tells no series is one by itself, and its opening says why."""
+    """Slides among DICOM files. A file without a series is one slide, and opening it reports the reason."""
     if len(files) == 1 and files[0].name.lower().endswith(DICOM_SUFFIXES):
         return [SlideFiles(files[0], (files[0],), is_dicom=True)]
     series: dict[str, list[Path]] = {}
-    untold: list[Path] = []
+    without_series: list[Path] = []
     for file in files:
         header = read_dicom_header(file)
         if header is None:
-            untold.append(file)
+            without_series.append(file)
         elif header.is_slide:
             series.setdefault(header.series, []).append(file)
         else:
             folder.passed_over.append((str(file), f"{file.name}{NO_SLIDE}"))
-    if untold and not series and not folder.slides:
-        return [SlideFiles(untold[0], tuple(untold), is_dicom=True)]
+    if without_series and not series and not folder.slides:
+        return [SlideFiles(without_series[0], tuple(without_series), is_dicom=True)]
     return [
-        *(SlideFiles(found[0], tuple(found), uid, True) for uid, found in series.items()),
-        *(SlideFiles(file, (file,), is_dicom=True) for file in untold),
+        *(SlideFiles(members[0], tuple(members), uid, True) for uid, members in series.items()),
+        *(SlideFiles(file, (file,), is_dicom=True) for file in without_series),
     ]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError as error:  # a link to itself, or behind it a network folder that is gone: then its listing says so
+    except OSError as error:  # a link to itself, or to a missing network folder: listing it reports that
         return error.errno != errno.ELOOP and not entry.name.lower().endswith(SLIDE_SUFFIXES)
 
 
-def _is_link_to_nothing(entry: os.DirEntry[str]) -> bool:
+def _is_broken_link(entry: os.DirEntry[str]) -> bool:
     if "." in entry.name or not entry.is_symlink():
         return False
     try:
@@ -219,7 +219,7 @@ def _is_link_to_nothing(entry: os.DirEntry[str]) -> bool:
 
 
 def _kind_without_suffix(entry: os.DirEntry[str]) -> Kind:
-    """What a file is whose name does not say it; `OTHER` where the name says that it is something else."""
+    """Kind of a file whose name does not state it; `OTHER` where the name states another format."""
     _, dot, suffix = entry.name.rpartition(".")
     # The names of DICOM files are often UIDs: numbers with dots.
     if dot and not suffix.isdigit():
@@ -234,14 +234,14 @@ def _kind_without_suffix(entry: os.DirEntry[str]) -> Kind:
 
 
 def counted_as(name: str) -> str:
-    """What a file that is passed over is counted as, from its name as `Folder.passed_over` has it: its suffix."""
-    more = NO_SLIDE if name.endswith(NO_SLIDE) else ""
+    """Label under which a skipped file is counted: the suffix of its name in `Folder.passed_over`."""
+    addition = NO_SLIDE if name.endswith(NO_SLIDE) else ""
     stem, dot, suffix = name.removesuffix(NO_SLIDE).rpartition(".")
-    return (f".{printable(suffix.lower())}" if dot and stem and not suffix.isdigit() else "(no suffix)") + more
+    return (f".{printable(suffix.lower())}" if dot and stem and not suffix.isdigit() else "(no suffix)") + addition
 
 
-def _leave_out_hamamatsu_images(folder: Folder) -> None:
-    """A VMS or VMU slide is a text that names its pictures, which are JPEGs beside it and no slides themselves."""
+def _drop_hamamatsu_images(folder: Folder) -> None:
+    """A VMS or VMU slide is a text that names its images: JPEGs beside it, which are not slides themselves."""
     named: set[str] = set()
     for slide in folder.slides:
         if slide.path.name.lower().endswith(_HAMAMATSU):

@@ -1,4 +1,5 @@
-"""PNG and JPEG: one level, decoded whole at the first read. For fields and small slides; a large one wants a TIFF."""
+"""PNG and JPEG reader: one level, decoded whole at the first read. For fields of view and small slides; use TIFF for
+large ones."""
 
 from __future__ import annotations
 
@@ -16,23 +17,24 @@ from PIL.PngImagePlugin import PngImageFile
 
 from longvit.errors import InputError
 from longvit.slides.file_kind import Kind
-from longvit.slides.jpeg_file import decode_jpeg, jpeg_facts
+from longvit.slides.jpeg_file import decode_jpeg, read_jpeg_header
 from longvit.slides.mpp import Candidate, resolution_candidate
 from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, check_side, fill_outside, one_line
-from longvit.slides.png_file import decode_png, png_facts
+from longvit.slides.png_file import decode_png, read_png_header
 
 MAX_BYTES = 5 * 2**27
-"""What decoding may take at its peak, without the file itself: 0.67 GB, a square of 14,900 px in RGB."""
-_TILE_PX = (1024, 256)  # in which it is filtered once it is decoded
+"""Peak memory of decoding, without the file itself: 0.67 GB, a square of 14,900 px in RGB."""
+_TILE_PX = (1024, 256)  # pieces in which the decoded image is filtered
 _HEAD_BYTES = 1 << 20  # metadata in front of the scan is seldom longer
 _ORIENTATION = 0x0112
 
 
 class ImageFileReader(PixelReader):
-    """A PNG or JPEG whose decoding takes `MAX_BYTES` at most. Palette, grey, CMYK become RGB, transparent background.
+    """Reader of a PNG or JPEG whose decoding takes at most `MAX_BYTES`. Palette, grey and CMYK become RGB; transparency
+    becomes background.
 
-    A damaged file raises `InputError` at the first read: it has no tiles that could be lost alone. Pixels are those
-    stored; `orientation` (EXIF, 1 to 8) says how they are meant.
+    A damaged file raises `InputError` at the first read: it has no tiles that could be lost separately. Pixels are as
+    stored; `orientation` (EXIF, 1 to 8) gives their intended position.
     """
 
     name = "image"
@@ -45,11 +47,11 @@ class ImageFileReader(PixelReader):
         with self._open() as image:
             width_px, height_px = image.size
             self.candidates = tuple(_candidates(image, kind))
-            self.orientation, self._components, bytes_per_px = self._facts(image)
+            self.orientation, self._components, bytes_per_px = self._header(image)
         if width_px < 1 or height_px < 1 or width_px * height_px * bytes_per_px > MAX_BYTES:
             raise InputError(
                 f"{path}: the header declares {width_px} × {height_px} px; a {kind.value} is decoded whole, which "
-                f"takes {bytes_per_px:g} bytes a pixel here and may take {MAX_BYTES / 1e6:.0f} MB: convert it to a "
+                f"takes {bytes_per_px:g} bytes per pixel here and may take {MAX_BYTES / 1e6:.0f} MB: convert it to a "
                 f"tiled TIFF (`vips tiffsave --tile --pyramid`)"
             )
         check_side(path, width_px, height_px)
@@ -58,11 +60,11 @@ class ImageFileReader(PixelReader):
         self._lock = threading.Lock()
         self._pixels: Block | None = None
 
-    def _facts(self, image: Image.Image) -> tuple[int, int, float]:
-        """Orientation, components and bytes a pixel at the peak of decoding."""
+    def _header(self, image: Image.Image) -> tuple[int, int, float]:
+        """Orientation, components, and bytes per pixel at the peak of decoding."""
         try:
             if self.kind is Kind.PNG:
-                png = png_facts(self.path)
+                png = read_png_header(self.path)
                 if png.depth > 8:
                     raise InputError(
                         f"{self.path}: 16 bits per sample; only 8-bit pixels are read, since the range of deeper ones "
@@ -71,14 +73,14 @@ class ImageFileReader(PixelReader):
                 return png.orientation, png.samples, png.bytes_per_px
             value = image.getexif().get(_ORIENTATION, 1)
             with self.path.open("rb") as file:
-                jpeg = jpeg_facts(file.read(_HEAD_BYTES)) or jpeg_facts(self.path.read_bytes())
+                jpeg = read_jpeg_header(file.read(_HEAD_BYTES)) or read_jpeg_header(self.path.read_bytes())
             if jpeg is None or (jpeg.width_px, jpeg.height_px) != image.size:
-                raise ValueError("its markers lead to no scan")
+                raise ValueError("its markers do not lead to a scan")
             orientation = value if isinstance(value, int) and 1 <= value <= 8 else 1
             return orientation, jpeg.components, jpeg.bytes_per_px
         except InputError:
             raise
-        # Metadata may break any assumption of its parser.
+        # Damaged metadata breaks the parser in many ways.
         except Exception as error:
             raise _damaged(self.path, error) from error
 
@@ -99,7 +101,7 @@ class ImageFileReader(PixelReader):
                     self._pixels = self._decode()
                 except OSError as error:
                     raise InputError(f"{self.path}: cannot be read ({error.strerror or error})") from error
-                # Decoders raise whatever they like on damaged bytes.
+                # Decoders raise errors of any type on damaged bytes.
                 except Exception as error:
                     raise _damaged(self.path, error) from error
             return self._pixels
@@ -126,7 +128,7 @@ def _candidates(image: Image.Image, kind: Kind) -> list[Candidate]:
     dpi = image.info.get("dpi")
     if dpi:
         return [resolution_candidate(source, float(dpi[0]), float(dpi[1]), 25_400.0)]
-    # Without a unit the two numbers say only how wide a pixel is for its height.
+    # Without a unit the two numbers give only the aspect ratio of a pixel.
     x, y = image.info.get("aspect") or image.info.get("jfif_density") or (0, 0)
     return [resolution_candidate(source, float(x), float(y), None) if x and y else Candidate(source)]
 

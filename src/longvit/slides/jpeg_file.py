@@ -1,6 +1,7 @@
-"""A JPEG file decoded strictly, in any mode, and what its decoding takes.
+"""Strict decoding of a JPEG file in any mode, and the memory that decoding takes.
 
-Strict: what libjpeg would mend with a warning is an error. A scan has no checksum, so a changed byte may pass.
+Strict: damage that libjpeg would repair with a warning is an error. A scan has no checksum, so a changed byte may pass
+unnoticed.
 """
 
 from __future__ import annotations
@@ -18,25 +19,25 @@ _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 
 
 @dataclass(frozen=True)
-class JpegFacts:
-    """What the markers in front of the scan say."""
+class JpegHeader:
+    """Content of the markers before the scan."""
 
     width_px: int
     height_px: int
     components: int
     coefficient_bytes_per_px: float
-    """What libjpeg keeps of a picture that comes in several scans, 0 for one scan."""
+    """Bytes per pixel that libjpeg keeps of an image in several scans; 0 for one scan."""
     colours: str | None
-    """"RGB" or "YCbCr" where the stream leaves no doubt (an Adobe marker, names, halved chroma), else None."""
+    """"RGB" or "YCbCr" where the stream is unambiguous (an Adobe marker, names, halved chroma), else None."""
 
     @property
     def bytes_per_px(self) -> float:
-        """At the peak of decoding."""
+        """Bytes per pixel at the peak of decoding."""
         return self.components + self.coefficient_bytes_per_px
 
 
-def jpeg_facts(data: bytes) -> JpegFacts | None:
-    """Walks the markers up to the first scan; None where they do not lead there."""
+def read_jpeg_header(data: bytes) -> JpegHeader | None:
+    """Header from the markers before the first scan; None where there is no scan."""
     at = 2
     frame: tuple[int, int, int, float, bool] | None = None
     colours: str | None = None
@@ -52,16 +53,18 @@ def jpeg_facts(data: bytes) -> JpegFacts | None:
             height_px, width_px = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
             factors = [body[i] for i in range(7, 6 + 3 * body[5], 3) if i < len(body)]
             across, down = max((f >> 4 for f in factors), default=1), max((f & 15 for f in factors), default=1)
-            share = sum((f >> 4) * (f & 15) for f in factors) / max(1, across * down)
+            samples_per_px = sum((f >> 4) * (f & 15) for f in factors) / max(1, across * down)
             if body[5] == 3 and body[6:15:3] == b"RGB":
                 colours = "RGB"
             elif body[5] == 3 and len(set(factors)) > 1:
                 colours = "YCbCr"
-            frame = (width_px, height_px, body[5], share, marker in _PROGRESSIVE)
+            frame = (width_px, height_px, body[5], samples_per_px, marker in _PROGRESSIVE)
         if marker == _SOS and frame is not None and body:
-            width_px, height_px, components, share, progressive = frame
-            several = progressive or body[0] < components
-            return JpegFacts(width_px, height_px, components, 2 * share if several else 0.0, colours)
+            width_px, height_px, components, samples_per_px, progressive = frame
+            has_several_scans = progressive or body[0] < components
+            return JpegHeader(
+                width_px, height_px, components, 2 * samples_per_px if has_several_scans else 0.0, colours
+            )
         at += 2 + length
     return None
 
@@ -76,7 +79,7 @@ def decode_jpeg(data: bytes, components: int) -> NDArray[np.uint8]:
 
 
 def _to_rgb(cmyk: NDArray[np.uint8]) -> None:
-    """CMYK as Adobe writes it into JPEG (inverted: 255 is no ink) to RGBX, in place."""
+    """Converts CMYK as Adobe writes it into JPEG (inverted: 255 means no ink) to RGBX, in place."""
     for y in range(0, len(cmyk), _ROWS_AT_ONCE):
         part = cmyk[y : y + _ROWS_AT_ONCE]
         black = part[..., 3].astype(np.uint32)

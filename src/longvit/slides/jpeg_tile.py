@@ -1,12 +1,12 @@
-"""One JPEG tile of a TIFF as a stream that a decoder takes, and its pixels.
+"""Decoding of one JPEG tile of a TIFF.
 
-A TIFF keeps the tables that all tiles share in the tag JPEGTables, and says the colour space in its own tag
-PhotometricInterpretation, which overrides what the stream looks like (libtiff does the same). So the stream is: SOI,
-an Adobe marker that states the colour space, the tables, the rest of the tile.
+A TIFF keeps the tables that all tiles share in the tag JPEGTables. Its tag PhotometricInterpretation states the colour
+space, which overrides the stream (as in libtiff). The stream for the decoder is therefore: SOI, an Adobe marker with
+the colour space, the tables, the rest of the tile.
 
-Decoding is strict: a stream that libjpeg would mend with a warning counts as damaged. JPEG has no checksum: of 300
+Decoding is strict: a stream that libjpeg would repair with a warning counts as damaged. JPEG has no checksum. Of 300
 random damages (1 to 32 bytes overwritten inside the tiles of the real slide) strict decoding let 59 pass, OpenSlide 82,
-lenient decoding all of them (2026-11). What passes is seen by no decoder.
+lenient decoding all of them (2026-11). No decoder detects the rest.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from __future__ import annotations
 import numpy as np
 import simplejpeg
 
-from longvit.slides.jpeg_file import jpeg_facts
+from longvit.slides.jpeg_file import read_jpeg_header
 from longvit.slides.pixel_reader import Block
 
-# Several scans keep up to six bytes a pixel beside the pixels; a tile of more pixels than this comes in one scan.
+# Several scans keep up to six bytes per pixel beside the pixels; a larger tile must have a single scan.
 _MAX_PX_OF_SCANS = 2**24
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 # APP14, 14 bytes: "Adobe", version 100, flags 0, flags 0; the transform byte follows (0: RGB, 1: YCbCr).
@@ -25,7 +25,7 @@ _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 
 
 class JpegTiles:
-    """Decodes the tiles of one TIFF page. `colour` is "rgb", "ycbcr" or "grey" as the page's tags say."""
+    """Decoder for the tiles of one TIFF page. `colour` is "rgb", "ycbcr" or "grey", as in the page's tags."""
 
     def __init__(self, tables: bytes | None, colour: str, tile_px: tuple[int, int]) -> None:
         self._grey = colour == "grey"
@@ -36,20 +36,20 @@ class JpegTiles:
         self._prefix = _SOI + adobe + shared
 
     def decode(self, data: bytes) -> Block:
-        """RGBX uint8 (height, width, 4), or (height, width, 1) for grey. `ValueError` says what is damaged."""
+        """RGBX uint8 (height, width, 4), or (height, width, 1) for grey. Raises `ValueError` with the damage."""
         if data[:2] != _SOI:
-            raise ValueError(f"no JPEG: the tile begins with {data[:2].hex(' ') or 'nothing'}")
+            raise ValueError(f"not JPEG: the tile begins with {data[:2].hex(' ') or 'nothing'}")
         start = 2
         if self._rgb and data[2:4] == b"\xff\xe0":
-            # A JFIF marker would turn RGB into YCbCr, whatever the Adobe marker says.
+            # A JFIF marker would turn RGB into YCbCr, in spite of the Adobe marker.
             start = 4 + int.from_bytes(data[4:6], "big")
         # The buffer also caps the memory: a damaged header may declare 65,535 × 65,535 px.
         channels = 1 if self._grey else 4
         buffer = np.empty(self._max_px * channels, np.uint8)
         stream = self._prefix + data[start:]
         if self._max_px > _MAX_PX_OF_SCANS:
-            facts = jpeg_facts(stream)
-            if facts is not None and facts.coefficient_bytes_per_px:
+            header = read_jpeg_header(stream)
+            if header is not None and header.coefficient_bytes_per_px:
                 raise ValueError(f"{self._max_px} px in several scans: too much memory")
         pixels = simplejpeg.decode_jpeg(stream, "GRAY" if self._grey else "RGBX", buffer=buffer, strict=True)
         return np.asarray(pixels)

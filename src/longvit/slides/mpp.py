@@ -1,16 +1,16 @@
-"""Micrometres per pixel: one resolver with ordered, named sources, and never a guess.
+"""Micrometres per pixel: resolved from ordered, named sources and never guessed.
 
 The sources, first match wins:
 
-1. `explicit`: what the user passed (`--mpp`, a CSV column mpp);
-2. `openslide.mpp-x`: what OpenSlide states for a scanner's own format (not for a plain TIFF, where it only repeats 5);
+1. `explicit`: the user's value (`--mpp`, a CSV column mpp);
+2. `openslide.mpp-x`: OpenSlide's value for a scanner's format (not for a plain TIFF, where it only repeats 5);
 3. `aperio.MPP`: in the ImageDescription of an SVS;
 4. `ome.PhysicalSizeX`: OME-XML, with its unit; `dicom.PixelSpacing`: millimetres; `imagej.unit`: the unit in the
-   description of an ImageJ TIFF, whose pixels per unit stand in XResolution;
+  description of an ImageJ TIFF, whose pixels per unit are in XResolution;
 5. `tiff.XResolution` with ResolutionUnit; `png.pHYs`, `jpeg.density`.
 
-A value outside `PLAUSIBLE` is a print setting (72 dpi is 352.8 µm/px) or an error: it is named and not taken. The
-magnification is no resolution (scanners call 0.17 to 0.26 µm/px "40×"): it is displayed and never used here.
+A value outside `PLAUSIBLE` is a print setting (72 dpi is 352.8 µm/px) or an error: it is reported and not used. The
+magnification is not a resolution (scanners call 0.17 to 0.26 µm/px "40×"): it is displayed and never used here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from longvit.errors import InputError
 from longvit.slides.ome_xml import pixels_of
 
 # Oil immersion scans at 0.05 µm/px; the coarsest macro images have about 15. 1,200 dpi, the finest print setting in
-# use, is 21.2 µm/px: so one range keeps every leftover of a print setting out.
+# use, is 21.2 µm/px, so one range excludes every leftover print setting.
 PLAUSIBLE = (0.02, 20.0)
 
 _PER_METRE_UNITS = {
@@ -42,7 +42,7 @@ _PER_METRE_UNITS = {
     "Å": 1e-4,
     "in": 25_400.0,
 }
-# As people write them into ImageJ.
+# Spellings that ImageJ users enter.
 _IMAGEJ_UNITS = {
     **_PER_METRE_UNITS,
     "micron": 1.0,
@@ -58,7 +58,7 @@ _IMAGEJ_UNITS = {
 
 @dataclass(frozen=True)
 class Mpp:
-    """Micrometres per level-0 pixel along x and y, and where the numbers came from."""
+    """Micrometres per level-0 pixel along x and y, and their source."""
 
     x: float
     y: float
@@ -66,13 +66,13 @@ class Mpp:
 
     @property
     def mean(self) -> float:
-        """The geometric mean of both axes."""
+        """Geometric mean of both axes."""
         return math.sqrt(self.x * self.y)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What one place in a file says: µm/px along x and y, or None with the reason in `note`."""
+    """Value from one place in a file: µm/px along x and y, or None with the reason in `note`."""
 
     source: str
     x: float | None = None
@@ -94,64 +94,66 @@ class Candidate:
 
 @dataclass(frozen=True)
 class MppSearch:
-    """The outcome: the value taken (None if there is none) and everything that was looked at, in order."""
+    """Result of the search: the value used (None if there is none) and all candidates, in order."""
 
     mpp: Mpp | None
-    looked_at: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
 
     def require(self, path: Path) -> Mpp:
-        """The value, or an `InputError` with the file, the places looked at and the two ways out."""
+        """The value, or an `InputError` with the file, the places searched and the two ways out."""
         if self.mpp is not None:
             return self.mpp
-        places = "; ".join(str(candidate) for candidate in self.looked_at) or "the format has no place for it"
+        places = "; ".join(str(candidate) for candidate in self.candidates) or "the format has no field for it"
         raise InputError(
-            f"{path}: no resolution in the file (looked at {places}); pass --mpp 0.25 (µm per pixel of the largest "
+            f"{path}: no resolution in the file (searched: {places}); pass --mpp 0.25 (µm per pixel of the largest "
             f"level) or add a column mpp to the CSV"
         )
 
 
 def resolve_mpp(explicit: float | None, candidates: Iterable[Candidate]) -> MppSearch:
-    """Takes `explicit` (µm/px, checked to be positive and finite) or else the first plausible candidate."""
-    looked_at = tuple(candidates)
+    """Resolution from `explicit` (µm/px, checked to be positive and finite), else from the first plausible
+    candidate."""
+    ordered = tuple(candidates)
     if explicit is not None:
         if not (math.isfinite(explicit) and explicit > 0):
             raise InputError(f"a resolution of {explicit} µm/px is not a positive number; pass --mpp 0.25, for example")
-        return MppSearch(Mpp(float(explicit), float(explicit), "explicit"), looked_at)
-    for candidate in looked_at:
+        return MppSearch(Mpp(float(explicit), float(explicit), "explicit"), ordered)
+    for candidate in ordered:
         if candidate.plausible:
             assert candidate.x is not None
             assert candidate.y is not None
-            return MppSearch(Mpp(candidate.x, candidate.y, candidate.source), looked_at)
-    return MppSearch(None, looked_at)
+            return MppSearch(Mpp(candidate.x, candidate.y, candidate.source), ordered)
+    return MppSearch(None, ordered)
 
 
 def openslide_candidates(properties: Mapping[str, str]) -> list[Candidate]:
-    """From OpenSlide's properties. A plain TIFF's value only repeats XResolution, which is read at its own place."""
-    found = []
+    """Candidates from OpenSlide's properties. A plain TIFF's value only repeats XResolution, which has its own
+    candidate."""
+    candidates = []
     if properties.get("openslide.vendor") != "generic-tiff":
-        found.append(
+        candidates.append(
             _pair("openslide.mpp-x", properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y"), 1.0)
         )
     if properties.get("openslide.vendor") == "dicom":
         stem = "dicom.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing"
         # DICOM gives the spacing between rows (y) first.
-        found.append(
+        candidates.append(
             _pair("dicom.PixelSpacing", properties.get(f"{stem}[1]"), properties.get(f"{stem}[0]"), 1e3),
         )
-    return found
+    return candidates
 
 
 def aperio_candidate(description: str) -> Candidate:
-    """From the ImageDescription of an SVS: `… |MPP = 0.4990| …`."""
+    """Candidate from the ImageDescription of an SVS: `… |MPP = 0.4990| …`."""
     match = re.search(r"\|\s*MPP\s*=\s*([^|\s]+)", description)
     value = match.group(1) if match else None
     return _pair("aperio.MPP", value, value, 1.0)
 
 
 def ome_candidate(xml_text: str, size_px: tuple[int, int] | None = None, directory: int = 0) -> Candidate:
-    """From OME-XML: PhysicalSizeX and PhysicalSizeY of one image, with their units (µm where none is given).
+    """Candidate from OME-XML: PhysicalSizeX and PhysicalSizeY of one image, with units (µm by default).
 
-    `size_px` and `directory` say which image of the file is meant; the first without them.
+    `size_px` and `directory` select the image; without them it is the first.
     """
     source = "ome.PhysicalSizeX"
     try:
@@ -166,11 +168,11 @@ def ome_candidate(xml_text: str, size_px: tuple[int, int] | None = None, directo
     for axis in "XY":
         unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")
         if unit not in _PER_METRE_UNITS:
-            return Candidate(source, note=f"unit {unit!r} is no length")
+            return Candidate(source, note=f"unit {unit!r} is not a length")
         text = pixels.get(f"PhysicalSize{axis}")
         value = _number(text)
         if value is None and text is not None:
-            return Candidate(source, note=f"{text[:40]!r} is no number")
+            return Candidate(source, note=f"{text[:40]!r} is not a number")
         values.append(None if value is None else value * _PER_METRE_UNITS[unit])
     if None in values:
         return Candidate(source, note="absent" if values[0] is None else "no PhysicalSizeY beside it")
@@ -178,21 +180,23 @@ def ome_candidate(xml_text: str, size_px: tuple[int, int] | None = None, directo
 
 
 def imagej_candidate(description: str, x: float | None, y: float | None) -> Candidate:
-    """From the description of an ImageJ TIFF (`unit=um`, `unit=micron`, `unit=\\u00B5m`) and its pixels per unit."""
-    found = re.search(r"^unit=(.*)$", description, re.MULTILINE)
-    if found is None:
+    """Candidate from the description of an ImageJ TIFF (`unit=um`, `unit=micron`, `unit=\\u00B5m`) and its pixels per
+    unit."""
+    match = re.search(r"^unit=(.*)$", description, re.MULTILINE)
+    if match is None:
         return Candidate("imagej.unit")
-    unit = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code.group(1), 16)), found.group(1)).strip()
+    unit = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code.group(1), 16)), match.group(1)).strip()
     unit_um = _IMAGEJ_UNITS.get(unit, _IMAGEJ_UNITS.get(unit.lower()))
     if unit_um is None:
-        return Candidate("imagej.unit", note=f"unit {unit!r} is no length")
+        return Candidate("imagej.unit", note=f"unit {unit!r} is not a length")
     if not x or not y:
         return Candidate("imagej.unit", note=f"unit {unit!r}, without pixels per unit")
     return Candidate("imagej.unit", unit_um / x, unit_um / y, note="implausible")
 
 
 def resolution_candidate(source: str, x: float | None, y: float | None, unit_um: float | None) -> Candidate:
-    """From pixels per unit along x and y (TIFF XResolution, PNG pHYs, JPEG density); `unit_um` is the unit in µm."""
+    """Candidate from pixels per unit along x and y (TIFF XResolution, PNG pHYs, JPEG density); `unit_um` is the unit in
+    µm."""
     if x is None or y is None:
         return Candidate(source)
     if not (x > 0 and y > 0 and math.isfinite(x) and math.isfinite(y)):
@@ -210,7 +214,7 @@ def _pair(source: str, x: str | None, y: str | None, factor: float) -> Candidate
     if x_value is None or y_value is None:
         text = x if x_value is None else y
         if text is not None:
-            return Candidate(source, note=f"{text[:40]!r} is no number")
+            return Candidate(source, note=f"{text[:40]!r} is not a number")
         return Candidate(source, note="absent" if x is None else f"{x[:40]} along x, nothing along y")
     return Candidate(source, x_value * factor, y_value * factor, note="implausible")
 

@@ -1,4 +1,4 @@
-"""The OME-XML of a TIFF: which `Pixels` element describes an image of it."""
+"""OME-XML of a TIFF: the `Pixels` element of an image."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import xml.etree.ElementTree as ElementTree
 
 
 def pixels_of(xml_text: str, size_px: tuple[int, int] | None = None, directory: int = 0) -> ElementTree.Element | None:
-    """The `Pixels` of the image of `size_px` (width, height) in that directory of the file; the first without a size.
+    """`Pixels` of the image of `size_px` (width, height) in a directory of the file; without a size, the first.
 
-    None where no element has the size. Where several have it, the one whose TiffData names the directory is meant.
-    Raises `ElementTree.ParseError` for text that is no XML.
+    None where no element has the size. Where several have it, the one whose TiffData names the directory is used.
+    Raises `ElementTree.ParseError` for invalid XML.
     """
-    found = ElementTree.fromstring(xml_text).findall(".//{*}Pixels")
+    candidates = ElementTree.fromstring(xml_text).findall(".//{*}Pixels")
     if size_px is None:
-        return found[0] if found else None
-    same = [pixels for pixels in found if (pixels.get("SizeX"), pixels.get("SizeY")) == tuple(map(str, size_px))]
+        return candidates[0] if candidates else None
+    same = [pixels for pixels in candidates if (pixels.get("SizeX"), pixels.get("SizeY")) == tuple(map(str, size_px))]
     named = [pixels for pixels in same if directory in _directories(pixels)]
     return next(iter(named or same), None)
 
 
 def planes_of(pixels: ElementTree.Element, samples: int) -> int:
-    """How many images are channels, depths or times of this one; ValueError where a count is no number."""
+    """Number of images that are channels, depths or times of this one. Raises `ValueError` for an invalid count."""
     size_c, size_z, size_t = (int(pixels.get(f"Size{axis}", "1")) for axis in "CZT")
     return max(1, size_c // samples) * size_z * size_t
 

@@ -1,11 +1,11 @@
-"""OpenSlide: coverage (NDPI, MRXS, SCN, BIF, DICOM …), metadata, and the fallback for SVS and plain TIFF.
+"""OpenSlide reader: NDPI, MRXS, SCN, BIF, DICOM …, metadata, and the fallback for SVS and plain TIFF.
 
-Three things about it are mended here:
+It works around three properties of OpenSlide:
 
-- An error stays on the handle for ever. So after an error the handle is replaced, the region is read again in halves
-  on a handle of its own until the piece that fails is as small as a tile, and that piece becomes background.
+- An error stays on the handle forever. After an error the handle is replaced. The region is read again in halves on
+  a separate handle until the failing piece is as small as a tile, and that piece becomes background.
 - openslide-python converts every pixel to a PIL image; reading into numpy takes half the time.
-- Transparent is black there; here it is put on the background colour.
+- Transparent pixels are black in OpenSlide; here they are blended with the background colour.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from longvit.slides.pixel_reader import (
 )
 
 _WHITE: Rgb = (255, 255, 255)
-# Where a format states no tile size (its tiles overlap or are shifted): what is read at once, so that few tiles are
-# decoded for two neighbours; and the smallest piece into which a failing region is cut.
+# For a format without a stated tile size (its tiles overlap or are shifted): the block size, so that few tiles are
+# decoded twice; and the smallest piece into which a failing region is cut.
 _BLOCK_PX = 1024
 _PIECE_PX = 256
 _OPAQUE = 0xFF000000  # the smallest ARGB word of full alpha
 
 
 def openslide_vendor(path: Path) -> str | None:
-    """The format that OpenSlide would read, e.g. "aperio", "generic-tiff"; None where it knows none."""
+    """Format that OpenSlide detects, e.g. "aperio", "generic-tiff"; None for an unknown one."""
     try:
         return openslide.OpenSlide.detect_format(path)
     except openslide.OpenSlideError:
@@ -86,7 +86,7 @@ class OpenSlideReader(PixelReader):
         try:
             self._read(handle, level, x_px, y_px, inside)
         except openslide.OpenSlideError:
-            # Perhaps another thread's region put the error there: so ours is read again before anything is counted.
+            # The error may come from another thread's region: read again before counting a bad tile.
             self._replace(handle)
             return self._read_in_halves(level, x_px, y_px, inside)
         return []
@@ -112,19 +112,20 @@ class OpenSlideReader(PixelReader):
             )
 
     def _piece_px(self, level: int) -> tuple[int, int]:
-        """The size below which a region that fails is not cut any more."""
-        stated = f"openslide.level[{level}].tile-width" in self.properties
-        return self.levels[level].tile_px if stated else (_PIECE_PX, _PIECE_PX)
+        """Size at which a failing region is not cut further."""
+        has_tile_size = f"openslide.level[{level}].tile-width" in self.properties
+        return self.levels[level].tile_px if has_tile_size else (_PIECE_PX, _PIECE_PX)
 
     def _current(self) -> Any:
-        """The handle that all threads share, until an error replaces it."""
+        """Handle that all threads share, until an error replaces it."""
         with self._lock:
             if self._handle is None:
                 self._handle = self._reopen()
             return self._handle
 
     def _replace(self, broken: Any) -> None:
-        """The next `_current` opens a new handle. The old one closes when the last thread lets go of it."""
+        """Drops a handle, so that the next `_current` opens a new one. The old handle closes when its last user
+        releases it."""
         with self._lock:
             if self._handle is broken:
                 self._handle = None
@@ -139,14 +140,14 @@ class OpenSlideReader(PixelReader):
         try:
             return self._open()
         except UnsupportedError as error:
-            # It did open once: a file that is gone would make every piece a bad one, and the slide blank.
+            # It opened once. A missing file must not turn every piece into a bad tile, and the slide blank.
             raise InputError(f"{self.path}: cannot be read any more ({error})") from error
 
     def _read(self, handle: Any, level: int, x_px: int, y_px: int, out: Block) -> None:
         height, width = out.shape[:2]
         downsample = self.levels[level].downsample
         argb = np.empty((height, width), np.uint32)
-        # OpenSlide takes the corner in whole level-0 pixels, so at a downsample of 4.0003 it may lie 1/8 px off.
+        # OpenSlide takes the corner in whole level-0 pixels, so at a downsample of 4.0003 it may be off by 1/8 px.
         lowlevel._read_region(
             handle,
             argb.ctypes.data_as(POINTER(c_uint32)),
@@ -182,14 +183,14 @@ class OpenSlideReader(PixelReader):
 
 
 def _cut(start_px: int, length_px: int, tile_px: int) -> int:
-    """Where to halve a stretch: at the tile border nearest its middle, so that one bad tile is one piece."""
+    """Offset at which to halve a range: the tile border nearest its middle, so that one bad tile is one piece."""
     middle = start_px + length_px / 2
     cut = round(middle / tile_px) * tile_px - start_px
     return cut if 0 < cut < length_px else length_px // 2
 
 
 def _composite(argb: NDArray[np.uint32], out: Block, background: Rgb) -> None:
-    """Premultiplied ARGB words onto the background colour, into RGBX bytes."""
+    """Blends premultiplied ARGB words with the background colour, into RGBX bytes."""
     # Words rather than bytes: two passes instead of three strided ones, half the time.
     if sys.byteorder == "little":
         np.right_shift(argb.byteswap(), 8, out=out.view(np.uint32)[..., 0])
@@ -197,10 +198,10 @@ def _composite(argb: NDArray[np.uint32], out: Block, background: Rgb) -> None:
         np.left_shift(argb, 8, out=out.view(np.uint32)[..., 0])
     if int(argb.min()) >= _OPAQUE:
         return
-    missing = (255 - (argb >> 24)).astype(np.uint16)
+    transparency = (255 - (argb >> 24)).astype(np.uint16)
     for channel in range(3):
-        share = (missing * background[channel] + 127) // 255
-        out[..., channel] = np.minimum(out[..., channel] + share, 255)
+        added = (transparency * background[channel] + 127) // 255
+        out[..., channel] = np.minimum(out[..., channel] + added, 255)
 
 
 def _background(properties: Mapping[str, str]) -> Rgb:

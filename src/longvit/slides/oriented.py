@@ -1,6 +1,6 @@
-"""An image whose pixels are stored mirrored or turned, shown as it is meant (TIFF's and EXIF's tag Orientation).
+"""Image stored mirrored or rotated, read in its intended orientation (tag Orientation of TIFF and EXIF).
 
-The reader below writes straight into a mirrored or turned view of the caller's block: nothing is copied.
+The wrapped reader writes into a mirrored or transposed view of the caller's block, without a copy.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader
 UPRIGHT = 1
 _MEANINGS = {
     2: "mirrored left to right",
-    3: "turned by 180 degrees",
+    3: "rotated by 180 degrees",
     4: "mirrored top to bottom",
     5: "mirrored along the diagonal",
-    6: "turned by 90 degrees",
+    6: "rotated by 90 degrees",
     7: "mirrored along the other diagonal",
-    8: "turned by 270 degrees",
+    8: "rotated by 270 degrees",
 }
 # Applied to a stored image in this order: mirror the columns, mirror the rows, exchange rows and columns.
 _STEPS = {
@@ -33,34 +33,36 @@ _STEPS = {
 
 
 def upright(reader: PixelReader, orientation: int) -> PixelReader:
-    """`reader`, or one that shows its image as `orientation` (1 to 8) means it."""
+    """`reader`, or a reader that shows its image in `orientation` (1 to 8)."""
     return reader if orientation == UPRIGHT else _OrientedReader(reader, orientation)
 
 
 def orientation_note(orientation: int) -> str:
-    """What is said of an image that is not stored upright."""
-    return f"its tag Orientation is {orientation} (stored {_MEANINGS[orientation]}): shown as it is meant"
+    """Note for an image that is not stored upright."""
+    return f"its tag Orientation is {orientation} (stored {_MEANINGS[orientation]}): shown upright"
 
 
 def upright_candidates(candidates: tuple[Candidate, ...], orientation: int) -> tuple[Candidate, ...]:
-    """The resolutions along the axes of the image as it is shown."""
+    """Resolutions along the axes of the image as shown."""
     if orientation == UPRIGHT or not _STEPS[orientation][2]:
         return candidates
     return tuple(replace(candidate, x=candidate.y, y=candidate.x) for candidate in candidates)
 
 
 class _OrientedReader(PixelReader):
+    """Reader of an upright view of a stored image."""
+
     def __init__(self, stored: PixelReader, orientation: int) -> None:
         self.name, self.version, self.background = stored.name, stored.version, stored.background
         self._stored = stored
-        self._mirror_x, self._mirror_y, self._turn = _STEPS[orientation]
+        self._mirror_x, self._mirror_y, self._transpose = _STEPS[orientation]
         self.levels = tuple(self._level(level) for level in stored.levels)
 
     def close(self) -> None:
         self._stored.close()
 
     def read_block(self, level: int, x_px: int, y_px: int, out: Block) -> list[BadTile]:
-        if self._turn:
+        if self._transpose:
             x_px, y_px, out = y_px, x_px, out.transpose(1, 0, 2)
         height, width = out.shape[:2]
         stored = self._stored.levels[level]
@@ -71,18 +73,18 @@ class _OrientedReader(PixelReader):
         return [self._shown(tile) for tile in self._stored.read_block(level, x_px, y_px, out)]
 
     def _level(self, level: Level) -> Level:
-        if not self._turn:
+        if not self._transpose:
             return level
         return replace(level, size_px=level.size_px[::-1], tile_px=level.tile_px[::-1])
 
     def _shown(self, tile: BadTile) -> BadTile:
-        """The place of a bad tile in the image as it is shown."""
+        """Bad tile at its position in the image as shown."""
         level = self._stored.levels[tile.level]
         x, y, width, height = tile.x_level0_px, tile.y_level0_px, tile.width_px, tile.height_px
         if self._mirror_x:
             x = self._stored.levels[0].size_px[0] - x - round(width * level.downsample)
         if self._mirror_y:
             y = self._stored.levels[0].size_px[1] - y - round(height * level.downsample)
-        if self._turn:
+        if self._transpose:
             x, y, width, height = y, x, height, width
         return replace(tile, x_level0_px=max(0, x), y_level0_px=max(0, y), width_px=width, height_px=height)

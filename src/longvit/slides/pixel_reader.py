@@ -1,8 +1,8 @@
-"""What a reader of pixels offers: levels, and blocks of one level written into the caller's memory.
+"""Interface of a pixel reader: levels, and blocks of one level written into the caller's memory.
 
-Blocks are RGBX: uint8 (height, width, 4), red, green, blue, and a fourth byte without meaning. Pillow resamples that
-layout where it lies, without a copy (a 3-byte RGB block is repacked first: 121 against 399 million pixels a second
-with the box filter on one core, 2026-11), and libjpeg-turbo writes it directly.
+Blocks are RGBX: uint8 (height, width, 4), red, green, blue, and an unused fourth byte. Pillow resamples this layout in
+place. A 3-byte RGB block is repacked first: 121 against 399 million pixels per second with the box filter on one core
+(2026-11). libjpeg-turbo writes RGBX directly.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from longvit.errors import InputError
 
 # 0.1 µm/px over 40 cm of glass: no slide is larger, a damaged header easily is.
 MAX_SIDE_PX = 2**22
-# A tile is decoded whole, which takes about ten bytes a pixel at the peak: 0.8 GB for 8,192 × 8,192 px. No scanner
-# makes such tiles, files of a single strip have them.
+# A tile is decoded whole, which takes about ten bytes per pixel at the peak: 0.8 GB for 8,192 × 8,192 px. No scanner
+# makes such tiles; files of a single strip have them.
 MAX_TILE_PX = 2**26
 
 Rgb = tuple[int, int, int]
@@ -34,13 +34,13 @@ class Level:
     size_px: tuple[int, int]
     """Width and height in pixels of this level."""
     downsample: float
-    """Level-0 pixels per pixel of this level (mean of both axes, as OpenSlide has it)."""
+    """Level-0 pixels per pixel of this level (mean of both axes, as in OpenSlide)."""
     tile_px: tuple[int, int]
-    """Width and height of the pieces in which the file holds this level; reads along them decode nothing twice."""
+    """Width and height of the tiles of this level in the file. Reads aligned with them decode nothing twice."""
     compression: str = ""
 
     def tiles_in(self, x_px: int, y_px: int, width_px: int, height_px: int) -> int:
-        """How many tiles a rectangle (pixels of this level, inside it) touches."""
+        """Number of tiles that a rectangle touches (pixels of this level, inside it)."""
         tile_w, tile_h = self.tile_px
         columns = -(-(x_px + width_px) // tile_w) - x_px // tile_w
         rows = -(-(y_px + height_px) // tile_h) - y_px // tile_h
@@ -55,7 +55,7 @@ class BadTile:
     x_level0_px: int
     y_level0_px: int
     width_px: int
-    """Width and height in pixels of its own level."""
+    """Width and height in pixels of `level`."""
     height_px: int
     message: str
 
@@ -67,7 +67,8 @@ class BadTile:
 
 
 class PixelReader(ABC):
-    """Reads pixels of one open slide. `read_block` may be called from many threads at once; a process makes its own."""
+    """Reader of one open slide. `read_block` may be called from many threads at once; each process opens its own
+    reader."""
 
     name: str
     version: str
@@ -76,15 +77,15 @@ class PixelReader(ABC):
 
     @abstractmethod
     def read_block(self, level: int, x_px: int, y_px: int, out: Block) -> list[BadTile]:
-        """Fills `out` (RGBX, any strides) with the pixels of `level` whose corner is (x_px, y_px) in that level.
+        """Fills `out` (RGBX, any strides) with the pixels of `level` from the corner (x_px, y_px) in that level.
 
-        What lies outside the level or is transparent becomes background. A piece that cannot be decoded becomes
-        background too and is returned; nothing is raised for it.
+        Pixels outside the level and transparent pixels become background. A piece that cannot be decoded becomes
+        background and is returned; no error is raised for it.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Gives back file handles and memory. Reading afterwards is an error."""
+        """Releases file handles and memory. Reading afterwards is an error."""
 
 
 def fill(out: Block, colour: Rgb) -> None:
@@ -93,9 +94,9 @@ def fill(out: Block, colour: Rgb) -> None:
 
 
 def fill_outside(out: Block, x_px: int, y_px: int, size_px: tuple[int, int], colour: Rgb) -> tuple[int, int, int, int]:
-    """Fills what of a block lies outside a level of `size_px`; returns the inside as (left, top, right, bottom).
+    """Fills the part of a block outside a level of `size_px`; returns the inside as (left, top, right, bottom).
 
-    The result is in pixels of the block; right <= left or bottom <= top where nothing lies inside.
+    The result is in pixels of the block; right <= left or bottom <= top where the block is entirely outside.
     """
     height, width = out.shape[:2]
     left, top = max(0, -x_px), max(0, -y_px)
@@ -115,13 +116,14 @@ def fill_outside(out: Block, x_px: int, y_px: int, size_px: tuple[int, int], col
 
 
 def one_line(error: BaseException) -> str:
-    """What a library says of a damaged file, without its line breaks; the kind of error where it says nothing."""
+    """Error text of a library on one line; the type of the error where it has no text."""
     text = "".join(c if c.isprintable() else " " for c in str(error))
     return " ".join(text.split()) or type(error).__name__
 
 
 def check_side(path: Path, width_px: int, height_px: int) -> None:
-    """Refuses a size that no slide has: what a damaged header declares would cost gigabytes before it failed."""
+    """Raises `InputError` for a size that no slide has; a damaged header's size would cost gigabytes before it
+    fails."""
     if width_px < 1 or height_px < 1:
         raise InputError(f"{path}: damaged: its header declares {width_px} × {height_px} px")
     if max(width_px, height_px) > MAX_SIDE_PX:
@@ -132,4 +134,4 @@ def check_side(path: Path, width_px: int, height_px: int) -> None:
 
 
 class UnsupportedError(Exception):
-    """This reader does not read the file; the text says why, as a clause. Another reader may."""
+    """This reader cannot read the file; the text gives the reason as a clause. Another reader may read it."""

@@ -1,8 +1,8 @@
-"""The one coordinate type: where a canvas lies on its slide.
+"""Placement of a canvas on its slide: the one coordinate type.
 
 Coordinates are continuous: pixel i covers [i, i + 1), so the centre of canvas pixel (0, 0) is (0.5, 0.5). Slide
-coordinates are level-0 pixels of the whole file (with the bounds' offset inside them), as in every `coords` table of
-the field; QuPath subtracts the bounds, see `Box`.
+coordinates are level-0 pixels of the whole file, including the offset of the bounds, as in the usual `coords` tables.
+QuPath subtracts the bounds, see `Box`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Fit = Literal["stretch", "pad"]
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle: corner and size, in the pixels that its owner names (level-0 px for `Slide.bounds`)."""
+    """A rectangle: corner and size, in the pixels of its owner (level-0 px for `Slide.bounds`)."""
 
     x: float
     y: float
@@ -35,10 +35,10 @@ class Box:
 
 @dataclass(frozen=True)
 class Placement:
-    """How `bounds` (level-0 px) fills a square canvas of `side_px`.
+    """Mapping of `bounds` (level-0 px) onto a square canvas of `side_px`.
 
-    "stretch" maps the bounds onto the whole canvas, as the paper feeds it; "pad" keeps the aspect ratio, centres the
-    slide and leaves background on two sides.
+    "stretch" maps the bounds onto the whole canvas, as in the paper. "pad" keeps the aspect ratio, centres the slide
+    and leaves background on two sides.
     """
 
     bounds: Box
@@ -52,7 +52,7 @@ class Placement:
 
     @property
     def image_box(self) -> Box:
-        """The part of the canvas that the slide covers, in whole canvas px; the rest is background."""
+        """Part of the canvas that the slide covers, in whole canvas px; the rest is background."""
         if self.fit == "stretch":
             return Box(0, 0, self.side_px, self.side_px)
         scale = self.side_px / max(self.bounds.width, self.bounds.height)
@@ -67,20 +67,21 @@ class Placement:
         return self.bounds.width / box.width, self.bounds.height / box.height
 
     def to_level0(self, x_canvas_px: Any, y_canvas_px: Any) -> tuple[Any, Any]:
-        """Canvas px (numbers or arrays) -> level-0 px as floats; padding maps outside the bounds."""
+        """Converts canvas px (numbers or arrays) to level-0 px as floats; padding maps outside the bounds."""
         box = self.image_box
         scale_x, scale_y = self.downsample
         return self.bounds.x + (x_canvas_px - box.x) * scale_x, self.bounds.y + (y_canvas_px - box.y) * scale_y
 
     def to_canvas(self, x_level0_px: Any, y_level0_px: Any) -> tuple[Any, Any]:
-        """Level-0 px (numbers or arrays) -> canvas px as floats; outside the bounds, off the image box."""
+        """Converts level-0 px (numbers or arrays) to canvas px as floats; points outside the bounds fall outside the
+        image box."""
         box = self.image_box
         scale_x, scale_y = self.downsample
         return box.x + (x_level0_px - self.bounds.x) / scale_x, box.y + (y_level0_px - self.bounds.y) / scale_y
 
 
 def check_side_and_fit(side_px: int, fit: str) -> None:
-    """Raises `InputError` for a side that is no positive whole number and for an unknown fit."""
+    """Raises `InputError` for a side that is not a positive whole number and for an unknown fit."""
     if isinstance(side_px, bool) or int(side_px) != side_px or side_px < 1:
         raise InputError(f"a canvas side of {side_px} px is not a positive whole number")
     if fit not in get_args(Fit):

@@ -1,7 +1,7 @@
-"""A PNG checked and decoded: every chunk has a checksum and the last one is IEND, which decoders do not ask for.
+"""Strict decoding of a PNG: the checksum of every chunk and the final IEND are verified, which decoders skip.
 
-A copy that broke off in a file of its full length ends in zeros, and zeros are valid Deflate: without the checksums the
-lower part of the picture is another one.
+An aborted copy preallocated to full length ends in zeros, and zeros are valid Deflate. Without the checksums the lower
+part of the image would be silently wrong.
 """
 
 from __future__ import annotations
@@ -23,26 +23,27 @@ _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 2, 3, 4, 6
 
 
 @dataclass(frozen=True)
-class PngFacts:
-    """What stands in front of the pixels."""
+class PngHeader:
+    """Content of the chunks before the pixels."""
 
     width_px: int
     height_px: int
     depth: int
     """Bits per sample."""
     samples: int
-    """Per pixel, once decoded."""
+    """Samples per pixel, once decoded."""
     orientation: int
-    """As EXIF has it, 1 to 8."""
+    """EXIF orientation, 1 to 8."""
 
     @property
     def bytes_per_px(self) -> float:
-        """At the peak of decoding: grey with transparency is decoded as such and then made RGBX."""
+        """Bytes per pixel at the peak of decoding: grey with transparency is decoded as such and then converted to
+        RGBX."""
         return 6.0 if self.samples == 2 else float(self.samples)
 
 
-def png_facts(path: Path) -> PngFacts:
-    """Reads the chunks in front of the pixels, and skips over the others. Raises `ValueError` where they are no PNG."""
+def read_png_header(path: Path) -> PngHeader:
+    """Header from the chunks before the pixels; the others are skipped. Raises `ValueError` for an invalid PNG."""
     with path.open("rb") as file:
         file.seek(_SIGNATURE_BYTES)
         header, orientation, transparent = b"", 1, False
@@ -64,27 +65,27 @@ def png_facts(path: Path) -> PngFacts:
     samples = {_RGB: 3, _PALETTE: 3, _GREY_ALPHA: 2, _RGBA: 4}.get(kind, 1)
     if transparent and kind not in (_GREY_ALPHA, _RGBA):
         samples += 1
-    return PngFacts(width_px, height_px, header[8], samples, orientation)
+    return PngHeader(width_px, height_px, header[8], samples, orientation)
 
 
 def exif_orientation(data: bytes) -> int:
-    """The orientation, 1 to 8, in a block of EXIF; 1 where it states none that EXIF knows."""
+    """Orientation, 1 to 8, in a block of EXIF; 1 where it states none."""
     from PIL import Image
 
     exif = Image.Exif()
     try:
         exif.load(data)
         value = exif.get(0x0112, 1)
-    # Damage in there costs no pixel.
+    # Damage in EXIF does not affect the pixels.
     except Exception:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def decode_png(data: bytes, background: Rgb) -> NDArray[np.uint8]:
-    """uint8 (height, width, 1, 3 or 4): grey, RGB, or RGBX with transparent on the background.
+    """uint8 (height, width, 1, 3 or 4): grey, RGB, or RGBX with transparency blended with the background.
 
-    Raises `ValueError` for a chunk whose checksum is wrong and for a file without an end.
+    Raises `ValueError` for a chunk with a wrong checksum and for a file without an end.
     """
     import imagecodecs
 
@@ -96,7 +97,7 @@ def decode_png(data: bytes, background: Rgb) -> NDArray[np.uint8]:
     if pixels.shape[2] == 2:
         pixels = pixels[..., [0, 0, 0, 1]]
     if pixels.shape[2] == 4:
-        _put_on(background, pixels)
+        _blend_with(background, pixels)
     return pixels
 
 
@@ -106,7 +107,7 @@ def _check_chunks(data: bytes) -> None:
         length, name = int.from_bytes(view[at : at + 4], "big"), bytes(view[at + 4 : at + 8])
         end = at + 8 + length
         if end + 4 > len(data):
-            raise ValueError(f"its chunk {name!r} reaches beyond the end of the file")
+            raise ValueError(f"its chunk {name!r} extends beyond the end of the file")
         if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise ValueError(f"the checksum of its chunk {name!r} at byte {at} is wrong")
         if name == b"IEND":
@@ -115,7 +116,7 @@ def _check_chunks(data: bytes) -> None:
     raise ValueError("it has no end (IEND)")
 
 
-def _put_on(background: Rgb, pixels: NDArray[np.uint8]) -> None:
+def _blend_with(background: Rgb, pixels: NDArray[np.uint8]) -> None:
     """Blends RGBA with the background, in place."""
     for y in range(0, len(pixels), _ROWS_AT_ONCE):
         part = pixels[y : y + _ROWS_AT_ONCE]

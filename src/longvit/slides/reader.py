@@ -1,4 +1,4 @@
-"""`open_slide`: a slide with its size, levels, resolution (and where that came from), bounds and pixels.
+"""`open_slide`: a slide with its size, levels, resolution and its source, bounds and pixels.
 
 slide = open_slide("a.svs")
 slide.size_px, slide.levels, slide.mpp, slide.reader
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 def open_slide(path: str | os.PathLike[str], *, mpp: float | None = None, reader: ReaderName = "auto") -> Slide:
     """Opens a slide: SVS, NDPI, MRXS, SCN, BIF, tiled TIFF, OME-TIFF, DICOM (a file or its folder), PNG or JPEG.
 
-    `mpp`: µm per level-0 pixel, overrides what the file says. `reader`: "auto" takes the fast path where it agrees
-    with OpenSlide, "openslide" and "tiff" force one. Colours are as stored (no ICC profile is applied). Of several
-    images in a TIFF the largest is the slide; an orientation (TIFF, EXIF) is applied; `Slide.notes` and the log say so.
-    Raises `InputError`, in one line, for whatever is no slide.
+    `mpp`: µm per level-0 pixel, overrides the file's value. `reader`: "auto" uses the fast path where it agrees with
+    OpenSlide; "openslide" and "tiff" force one. Colours are as stored (no ICC profile is applied). Of several images in
+    a TIFF the largest is the slide. An orientation (TIFF, EXIF) is applied. `Slide.notes` and the log report both.
+    Raises `InputError`, in one line, for a file that is not a readable slide.
     """
     slide = Slide(path, mpp=mpp, reader=reader)
     slide.opened()
@@ -44,7 +44,7 @@ def open_slide(path: str | os.PathLike[str], *, mpp: float | None = None, reader
 
 
 class Slide:
-    """An open slide. Threads may read at once; a copy sent to another process (pickle, fork) opens the file again.
+    """An open slide. Threads may read at once; a copy in another process (pickle, fork) opens the file again.
 
     Made by `open_slide`; a context manager closes it.
     """
@@ -54,14 +54,14 @@ class Slide:
         self._mpp_given = mpp
         self._reader_wanted = reader
         self._opened: tuple[int, Opened, MppSearch] | None = None
-        # What a parent process opened: kept and never used, since closing it here could wait for locks of threads
-        # that exist in the parent only.
+        # State opened by a parent process: kept and never used, since closing it here could wait for locks of
+        # threads that exist only in the parent.
         self._inherited: list[Any] = []
         self._bad: dict[tuple[int, int, int], BadTile] = {}
         self._closed = False
 
     def opened(self) -> tuple[Opened, MppSearch]:
-        """What this process opened, on first use."""
+        """The state that this process opened, on first use."""
         state = self._opened
         if self._closed:
             raise InputError(f"{self.path}: the slide is closed; open it again with open_slide")
@@ -70,7 +70,7 @@ class Slide:
                 self._inherited.append(state)
             opened = open_with_best_reader(self.path, self._reader_wanted)
             search = resolve_mpp(self._mpp_given, opened.candidates)
-            # Two threads may both come here: the later wins, and the other's handle closes with its last use.
+            # Two threads may both get here: the later wins, and the other's handle closes after its last use.
             state = self._opened = (os.getpid(), opened, search)
         return state[1], state[2]
 
@@ -99,32 +99,32 @@ class Slide:
 
     @property
     def kind(self) -> Kind:
-        """The family of the file."""
+        """Family of the file."""
         return self.opened()[0].kind
 
     @property
     def vendor(self) -> str:
-        """The format as OpenSlide names it ("aperio", "hamamatsu", "dicom"), or "ome-tiff", "png", "jpeg"."""
+        """Format as OpenSlide names it ("aperio", "hamamatsu", "dicom"), or "ome-tiff", "png", "jpeg"."""
         return self.opened()[0].vendor
 
     @property
     def reader(self) -> str:
-        """Which reader decodes: "tiff" (the fast path), "openslide" or "image"."""
+        """Reader that decodes: "tiff" (the fast path), "openslide" or "image"."""
         return self.opened()[0].reader.name
 
     @property
     def reader_version(self) -> str:
-        """The library behind the reader, with its version."""
+        """Library of the reader, with its version."""
         return self.opened()[0].reader.version
 
     @property
     def reader_reason(self) -> str:
-        """Why that reader."""
+        """Reason for the selection of this reader."""
         return self.opened()[0].reason
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know about this file: which image was taken, levels not used, what may be damage."""
+        """Notes about this file: the image used, levels not used, possible damage."""
         return self.opened()[0].notes
 
     @property
@@ -134,21 +134,21 @@ class Slide:
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """The resolutions in the file, largest first."""
+        """Resolutions in the file, largest first."""
         return self.opened()[0].reader.levels
 
     @property
     def mpp(self) -> Mpp | None:
-        """µm per level-0 pixel with its source; None where the file says nothing plausible."""
+        """µm per level-0 pixel with its source; None where the file has no plausible value."""
         return self.opened()[1].mpp
 
     @property
     def mpp_search(self) -> MppSearch:
-        """Every place where the resolution was looked for, with what stood there."""
+        """Result of the search for the resolution, with every candidate."""
         return self.opened()[1]
 
     def require_mpp(self) -> Mpp:
-        """The resolution, or an `InputError` with the file, where it was looked for, and the two ways out."""
+        """The resolution, or an `InputError` with the file, the places searched, and the two ways out."""
         return self.opened()[1].require(self.path)
 
     @property
@@ -158,7 +158,7 @@ class Slide:
 
     @property
     def bounds(self) -> Box:
-        """The part of level 0 that was scanned (MRXS, some SCN state it); the whole slide elsewhere."""
+        """Part of level 0 that was scanned (stated by MRXS and some SCN); elsewhere the whole slide."""
         width_px, height_px = self.size_px
         whole = Box(0, 0, width_px, height_px)
         names = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
@@ -172,20 +172,20 @@ class Slide:
 
     @property
     def background(self) -> Rgb:
-        """The colour of empty glass: what the file states, else white."""
+        """Colour of empty glass: the file's value, else white."""
         return self.opened()[0].reader.background
 
     @property
     def bad_tiles(self) -> tuple[BadTile, ...]:
-        """The tiles that could not be decoded so far in this process, each once."""
+        """Tiles that this process could not decode so far, each once."""
         return tuple(sorted(self._bad.values()))
 
     def identity(self) -> str:
-        """A hash of the content, 32 hex digits; cheap (size, head, tail, samples), the same for a copy elsewhere."""
+        """Content hash, 32 hex digits. It is fast (size, head, tail, samples) and equal for a copy elsewhere."""
         return content_identity(self.opened()[0].files)
 
     def file_bytes(self) -> int:
-        """The size of all files that make the slide."""
+        """Size of all files of the slide."""
         return sum(path.stat().st_size for path in self.opened()[0].files)
 
     def read_region(
@@ -193,9 +193,9 @@ class Slide:
     ) -> NDArray[np.uint8]:
         """Pixels as uint8 (height, width, 3), RGB, of size (width_px, height_px) in pixels of `level`.
 
-        The corner is in level-0 px and goes to the nearest pixel of the level. Outside the slide, and where the
-        slide is transparent, there is background. A tile that cannot be decoded is background too and is
-        remembered in `bad_tiles`. Raises `InputError` for a level that does not exist and an empty size.
+        The corner is in level-0 px and is rounded to the nearest pixel of the level. Pixels outside the slide and
+        transparent pixels are background. A tile that cannot be decoded is background too and is recorded in
+        `bad_tiles`. Raises `InputError` for a level that does not exist and for an empty size.
         """
         levels = self.levels
         if not 0 <= level < len(levels):

@@ -1,17 +1,17 @@
-"""Separable anti-aliased reduction of one slide level, a row of tiles at a time.
+"""Separable anti-aliased reduction of one slide level, one row of tiles at a time.
 
-The filter is Pillow's bicubic (a = -0.5, stretched by the scale where the picture shrinks, weights normalised at the
-rim), in Pillow's order: along x, rounded to 8 bits, along y, rounded. So the first half can be done on the tiles of one
-row and the second on the narrow rows, and the result is that of `Image.resize` for the whole level to 1 grey level.
-Weights are float64 of the position in the whole picture, kept as float32, and an output is the sum of its inputs in
-their order: it has the same bits whatever chunk or strip it is made in. (Pillow takes its `box` in float32: pieces of a
-picture differ by a grey level here and there. And Pillow 13 turns the order of the two passes for some pictures far
-from square, which moves one pixel in a thousand by up to 8 grey levels.)
+The filter is Pillow's bicubic (a = -0.5, stretched by the scale where the image shrinks, weights normalised at the
+border). The order is Pillow's: along x, rounded to 8 bits, along y, rounded. So the first pass can run on the tiles of
+one row and the second on the narrow rows. The result is that of `Image.resize` for the whole level to 1 grey level.
+Weights are float64 of the position in the whole image, stored as float32. An output is the sum of its inputs in their
+order, so its bits do not depend on the chunk or strip. (Pillow takes its `box` in float32: pieces of an image differ by
+a grey level here and there. Pillow 13 swaps the two passes for some images far from square, which changes one pixel in
+a thousand by up to 8 grey levels.)
 
-Both passes are products of a sparse matrix of weights with float32 rows: the inputs of one output are whole rows of
-memory, so the sums run at the width of the vector unit, and SciPy lets go of the GIL. Along x the pixels are turned
-first, as 32-bit words. A chunk of 1,044 × 256 px reduced 3.05 × on one core takes 0.8 ms, through Pillow 2.5 ms (AMD
-EPYC, 2026-11).
+Both passes are products of a sparse matrix of weights with float32 rows. The inputs of one output are whole rows of
+memory, so the sums use the full vector width, and SciPy releases the GIL. Along x the pixels are transposed first, as
+32-bit words. A chunk of 1,044 × 256 px reduced 3.05 × on one core takes 0.8 ms, through Pillow 2.5 ms (AMD EPYC,
+2026-11).
 
 Why bicubic: on a real slide reduced 4.9 ×, against the ideal low-pass (a cut in the Fourier domain),
 
@@ -20,8 +20,8 @@ Why bicubic: on a real slide reduced 4.9 ×, against the ideal low-pass (a cut i
     gain at 0.5 / 0.8 of Nyquist     .90/.77   .88/.72   .81/.57  .94/.72 1.01/.82
     alias from 1.25 / 1.5 Nyquist    .49/.32   .44/.29   .22/.09  .23/.06  .12/.01
 
-Lanczos is closer to the ideal but rings at nuclei and costs half as much again; bicubic is what the field's pipelines
-get from Pillow by default.
+Lanczos is closer to the ideal but rings at nuclei and costs 1.5 times as much. Bicubic is Pillow's default in the
+field's pipelines.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ FILTER_NAME = "bicubic"
 _FILTER_SUPPORT = 2.0  # px either side of the centre, at scale 1
 _A = -0.5
 
-# Columns that are read at once: 1,024 × 256 px of RGBX are 1 MB.
+# Columns read at once: 1,024 × 256 px of RGBX are 1 MB.
 CHUNK_PX = 1024
-# Canvas rows that are made at once.
+# Canvas rows computed at once.
 ROWS_AT_ONCE = 32
-# Rows that are turned and filtered along x at once, inputs that are filtered along y at once: a piece in float32 stays
-# in the cache of one core.
+# Rows that are transposed and filtered along x at once, inputs that are filtered along y at once: a piece in float32
+# stays in the cache of one core.
 _BAND_ROWS = 64
 _BAND_PX = 2**16
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the reduction: `n_out` pixels from the stretch [start, start + length) of `n_in` input pixels."""
+    """One axis of the reduction: `n_out` pixels from the range [start, start + length) of `n_in` input pixels."""
 
     n_in: int
     start: float
@@ -62,25 +62,25 @@ class Axis:
 
     @property
     def scale(self) -> float:
-        """Input pixels per output pixel; below 1 the picture grows."""
+        """Input pixels per output pixel; below 1 the image is enlarged."""
         return self.length / self.n_out
 
     @property
     def support(self) -> float:
-        """How far the filter reaches to either side of an output pixel's centre, in input pixels."""
+        """Reach of the filter to either side of an output pixel's centre, in input pixels."""
         return _FILTER_SUPPORT * max(self.scale, 1.0)
 
     def needs(self, first: int, end: int) -> tuple[int, int]:
-        """The input pixels [low, high) on which output pixels [first, end) depend, with one to spare."""
+        """Input pixels [low, high) on which output pixels [first, end) depend, with one to spare."""
         low = math.floor(self.start + (first + 0.5) * self.scale - self.support) - 1
         high = math.ceil(self.start + (end - 0.5) * self.scale + self.support) + 1
         return max(0, low), min(self.n_in, high)
 
     def ready(self, have: int) -> int:
-        """How many output pixels, from 0, can be made of the input pixels below `have`."""
+        """Number of output pixels, from 0, that depend only on the input pixels below `have`."""
         if have >= self.needs(0, self.n_out)[1]:
             return self.n_out
-        # The inverse of `needs`; one less is checked rather than trusting the rounding.
+        # The inverse of `needs`, checked against it because of rounding.
         end = math.floor((have - 1 - self.support - self.start) / self.scale + 0.5)
         end = min(max(end, 0), self.n_out)
         while end > 0 and self.needs(0, end)[1] > have:
@@ -89,7 +89,7 @@ class Axis:
 
     @cached_property
     def taps(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The first input of each output (n_out,), and the weights from there on (n_out, T), zeros behind the last."""
+        """First input of each output (n_out,), and its weights (n_out, T), padded with zeros."""
         centre = self.start + (np.arange(self.n_out) + 0.5) * self.scale
         first = np.maximum(np.floor(centre - self.support + 0.5), 0).astype(np.int64)
         end = np.minimum(np.floor(centre + self.support + 0.5), self.n_in).astype(np.int64)
@@ -100,13 +100,13 @@ class Axis:
         return first, weights.astype(np.float32)
 
     def matrix(self, first: int, end: int, offset: int, available: int) -> Any:
-        """Sparse (end - first, available): outputs [first, end) of the inputs [offset, offset + available)."""
+        """Sparse matrix (end - first, available): outputs [first, end) from the inputs [offset, offset + available)."""
         from scipy.sparse import csr_array
 
         lowest, weights = self.taps
         weights = weights[first:end]
         n, taps = weights.shape
-        # Where inputs end, weights are zero: they may point at any input.
+        # Beyond the last input the weights are zero, so the index may be any.
         inputs = np.clip(lowest[first:end, None] + np.arange(taps) - offset, 0, available - 1).astype(np.int32)
         return csr_array(
             (weights.ravel(), inputs.ravel(), np.arange(0, n * taps + 1, taps, dtype=np.int32)), shape=(n, available)
@@ -120,7 +120,7 @@ def _bicubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-# The chunks of one row of tiles are those of the next.
+# Every row of tiles has the same chunks.
 _matrix_along_x = lru_cache(maxsize=1024)(Axis.matrix)
 
 
@@ -135,12 +135,12 @@ def reduce_block(
 ) -> tuple[Block, list[BadTile]]:
     """Reads `height_px` rows of a level from `y_px` and filters them along x.
 
-    `read(x_px, y_px, out)` fills a block. The rows are read in chunks of whole tiles, so no tile is read twice and the
+    `read(x_px, y_px, out)` fills a block. The rows are read in chunks of whole tiles, so no tile is read twice and
     memory is that of one chunk. Returns RGBX (height_px, x_axis.n_out, 4) and the tiles that were filled.
     """
     low, high = x_axis.needs(0, x_axis.n_out)
     step = max(1, round(chunk_px / tile_width_px)) * tile_width_px
-    # What is kept from one chunk for the next reaches over one filter at most.
+    # At most one filter width is kept from one chunk for the next.
     margin = math.ceil(2 * x_axis.support + x_axis.scale) + 4
     buffer = np.empty((height_px, min(step + margin, high - low), 4), np.uint8)
     narrow = np.empty((height_px, x_axis.n_out, 4), np.uint8)
@@ -165,18 +165,18 @@ def reduce_block(
 
 
 def _filter_columns(block: Block, matrix: Any, out: Block) -> None:
-    """RGBX (height, n, 4) → `out` (height, m, 4) with a matrix (m, n)."""
+    """Filters RGBX (height, n, 4) into `out` (height, m, 4) with a matrix (m, n)."""
     for y in range(0, len(block), _BAND_ROWS):
-        turned = np.ascontiguousarray(_words(block[y : y + _BAND_ROWS]).T)  # (n, rows)
-        sums = matrix @ turned.view(np.uint8).astype(np.float32)  # (m, rows · 4)
+        columns = np.ascontiguousarray(_words(block[y : y + _BAND_ROWS]).T)  # (n, rows)
+        sums = matrix @ columns.view(np.uint8).astype(np.float32)  # (m, rows · 4)
         _words(out[y : y + _BAND_ROWS])[...] = _rounded(sums).view(np.uint32).T
 
 
 def reduce_rows(rows: Block, y_axis: Axis, first: int, end: int, offset: int) -> Iterator[Block]:
-    """Filters narrow rows along y: RGBX (n, width, 4) from input row `offset` on -> outputs [first, end).
+    """Filters narrow rows along y: RGBX (n, width, 4) from input row `offset` -> outputs [first, end).
 
-    Yields RGBX (up to ROWS_AT_ONCE, width, 4), not all at once: a small slide that is much enlarged would be in memory
-    twice.
+    Yields RGBX (up to ROWS_AT_ONCE, width, 4), not all at once: a strongly enlarged small slide would take twice the
+    memory.
     """
     width = rows.shape[1]
     for start in range(first, end, ROWS_AT_ONCE):
@@ -197,6 +197,6 @@ def _words(block: Block) -> NDArray[np.uint32]:
 
 
 def _rounded(sums: NDArray[np.float32]) -> Block:
-    """To the nearest of 0 … 255, half up; `sums` is overwritten."""
+    """Sums rounded half up and clipped to 0 … 255; `sums` is overwritten."""
     sums += 0.5
     return np.clip(sums, 0, 255, out=sums).astype(np.uint8)

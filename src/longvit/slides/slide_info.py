@@ -1,4 +1,4 @@
-"""What a slide is, for `longvit info`; which readers and formats there are, for `longvit doctor`."""
+"""Description of a slide for `longvit info`, and of the readers and formats for `longvit doctor`."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ _VENDOR_FORMATS = {
 }
 
 
-_CHECKED = ("png", "deflate", "adobe_deflate")
+_CODECS_WITH_CHECKSUM = ("png", "deflate", "adobe_deflate")
 
 
 @dataclass(frozen=True)
 class ReaderDescription:
-    """One way to read pixels."""
+    """A pixel reader and its formats."""
 
     name: str
-    """As `--reader` takes it, where it can be forced."""
+    """Value of `--reader`, where the reader can be forced."""
     version: str
     formats: tuple[str, ...]
     note: str
 
 
 def info(slide: Slide) -> dict[str, Any]:
-    """Everything about a slide but its pixels, as plain values ready for JSON; reads at most one tile per level.
+    """All properties of a slide as plain values ready for JSON; reads at most one tile per level.
 
-    `mpp` is None where the file gives no plausible resolution; `mpp_looked_at` says what stood where. The
-    magnification is what the file calls it, for display only.
+    `mpp` is None where the file gives no plausible resolution; `mpp_looked_at` lists the candidates. The magnification
+    is the file's own label, for display only.
     """
     bounds, mpp = slide.bounds, slide.mpp
     return {
@@ -62,7 +62,7 @@ def info(slide: Slide) -> dict[str, Any]:
         "size_px": list(slide.size_px),
         "mpp": None if mpp is None else [mpp.x, mpp.y],
         "mpp_source": None if mpp is None else mpp.source,
-        "mpp_looked_at": [str(candidate) for candidate in slide.mpp_search.looked_at],
+        "mpp_looked_at": [str(candidate) for candidate in slide.mpp_search.candidates],
         "magnification": slide.properties.get("openslide.objective-power"),
         "size_mm": None
         if mpp is None
@@ -86,21 +86,21 @@ def info(slide: Slide) -> dict[str, Any]:
 
 
 def damage_seen(slide: Slide) -> str:
-    """How much of what is damaged inside the pixels its reader sees, by codec: most have no checksum."""
+    """Detection rate of damage inside the pixels, by codec, as text. Most codecs have no checksum."""
     codec = slide.levels[0].compression
     if slide.reader == "openslide":
-        return "little: OpenSlide mends JPEG without a word, and other codecs have no checksum but Deflate"
-    if codec in _CHECKED:
+        return "little: OpenSlide silently repairs JPEG, and of the other codecs only Deflate has a checksum"
+    if codec in _CODECS_WITH_CHECKSUM:
         return "all: its pixels have a checksum"
     if codec == "jpeg":
         return "much: decoded strictly; JPEG has no checksum, so a changed byte may pass"
     if codec in ("lzw", "zstd"):
-        return "some: what no longer decodes; the codec has no checksum"
+        return "some: data that no longer decodes; the codec has no checksum"
     return "little: the codec has no checksum and decodes almost anything"
 
 
 def describe_readers() -> list[ReaderDescription]:
-    """The readers with the versions of the libraries behind them, in the order in which they are tried."""
+    """The readers, with the versions of their libraries, in the order in which they are tried."""
     from longvit.slides.image_file import ImageFileReader
     from longvit.slides.openslide_reader import OpenSlideReader
     from longvit.slides.tiled_tiff import TiledTiffReader
@@ -110,14 +110,14 @@ def describe_readers() -> list[ReaderDescription]:
             "tiff",
             TiledTiffReader.version,
             (_VENDOR_FORMATS["aperio"], _VENDOR_FORMATS["generic-tiff"], _VENDOR_FORMATS["ome-tiff"]),
-            "the fast path: 8-bit tiles and strips of JPEG, JPEG 2000, LZW, Deflate, ZSTD, WebP or raw; taken after it "
-            "agreed with OpenSlide on one tile per level",
+            "the fast path: 8-bit tiles and strips of JPEG, JPEG 2000, LZW, Deflate, ZSTD, WebP or raw; used if it "
+            "agrees with OpenSlide on one tile per level",
         ),
         ReaderDescription(
             "openslide",
             OpenSlideReader.version,
             tuple(name for vendor, name in _VENDOR_FORMATS.items() if vendor not in ("ome-tiff", "png", "jpeg")),
-            "everything else, and whatever the fast path does not agree with; DICOM as a file or a folder",
+            "everything else, and files on which the fast path disagrees; DICOM as a file or a folder",
         ),
         ReaderDescription(
             "image",

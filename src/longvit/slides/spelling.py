@@ -1,6 +1,6 @@
-"""One name in two spellings: its Unicode form, and what is left of it without all that programs and keyboards change.
+"""Spelling of names: Unicode form, and a folded form without everything that programs and keyboards change.
 
-Whether two names of tables are one patient or slide is decided in `data/identity.py`.
+`data/identity.py` decides which names in tables are one patient or slide.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _LOOKALIKES = dict(zip("авекмнорстухѕіјαεικνορτυχ", "ab
 
 
 def composed(text: str) -> str:
-    """The Unicode form NFC: `u` and a combining diaeresis (as a Mac writes it) become `ü`."""
+    """Unicode form NFC: `u` and a combining diaeresis (as a Mac writes it) become `ü`."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 class _Plain(dict[int, str]):
-    """Character -> what is left of it once folded; filled as characters come."""
+    """Table of characters and their folded form, filled on demand."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -43,7 +43,7 @@ class _Plain(dict[int, str]):
 
 
 def _varies(code: int) -> bool:
-    """A selector of another picture of the character before, a joiner, a filler: nothing that is seen."""
+    """True for invisible characters: variation selectors, joiners, fillers."""
     return 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF or code in (0x034F, 0x115F, 0x1160, 0x3164)
 
 
@@ -53,10 +53,11 @@ _SAME = str.maketrans(_LOOKALIKES)
 
 @lru_cache(maxsize=2**17)
 def folded(text: str) -> str:
-    """The folded form of a name; two names with the same one are told apart by their spelling only.
+    """Folded form of a name; two names with the same form differ in spelling only.
 
-    Gone are capitals, leading zeros, a final `.0`, needless blanks, kinds of dashes and quotes, invisible characters,
-    full-width forms and digits of other scripts, Cyrillic and Greek letters that look Latin, a dot at the end.
+    Removed are capitals, leading zeros, a final `.0`, needless blanks and a final dot. Dashes, quotes, full-width
+    forms, digits of other scripts, and Cyrillic and Greek letters that look Latin are unified. Invisible characters are
+    dropped.
     """
     plain = text.translate(_PLAIN)
     if not plain.isascii():

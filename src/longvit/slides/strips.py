@@ -1,9 +1,9 @@
-"""A canvas as a stream of strips, top to bottom: a few rows of tiles are in memory, never the slide.
+"""Canvas as a stream of strips, top to bottom; a few rows of tiles are in memory, never the slide.
 
-Rows of tiles are decoded and filtered along x in threads, each row by one thread, some rows ahead of the consumer; the
-consumer's thread filters the narrow rows along y and yields strips. So whatever the consumer does with a strip (a
-model, a file) overlaps the decoding of the next ones. How many rows are in flight is bounded by a memory budget as well
-as by the threads. Rows [first, end) of the canvas read only the tiles that they depend on.
+Threads decode rows of tiles and filter them along x, one row per thread, some rows ahead of the consumer. The
+consumer's thread filters the narrow rows along y and yields strips. So the consumer's work on a strip (a model, a file)
+overlaps the decoding of the next ones. A memory budget and the number of threads limit the rows in flight. Rows [first,
+end) of the canvas read only the tiles that they depend on.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from longvit.slides.reader import Slide
 
 MIN_SIDE_PX = 32
-"""A slide smaller than one patch of the model has no canvas."""
+"""Smallest side of a slide: one patch of the model."""
 MEMORY_BYTES = 512 * 2**20
-"""What the rows in flight may take together."""
-# Rows that are read at once where the tiles of a file are lower (strips of a plain TIFF have 1 to 16 rows).
+"""Memory budget of all rows in flight."""
+# Rows read at once where the tiles of a file are lower (strips of a plain TIFF have 1 to 16 rows).
 _MIN_ROWS = 128
 
 ProgressCall = Callable[[int, int], None]
@@ -46,12 +46,12 @@ class Strip:
     pixels: NDArray[np.uint8]
     """RGB uint8 (height, side, 3)."""
     bad_tiles: tuple[BadTile, ...]
-    """The tiles that were filled since the strip before."""
+    """Tiles that were filled since the previous strip."""
 
 
 @dataclass(frozen=True)
 class CanvasPlan:
-    """What is read for a canvas and how it is reduced, before a pixel is touched."""
+    """Level and axes of a canvas, known before a pixel is read."""
 
     placement: Placement
     level: Level
@@ -59,10 +59,10 @@ class CanvasPlan:
     y_axis: Axis
 
     def tile_rows(self, first: int, end: int) -> list[tuple[int, int]]:
-        """The stretches [y, y + height) of the level that canvas image rows [first, end) need: whole rows of tiles.
+        """Ranges [y, y + height) of the level that canvas image rows [first, end) need, in whole rows of tiles.
 
-        Whole though their rim may not be needed, so that the regions read are the same whoever asks. OpenSlide takes
-        a corner in whole level-0 pixels: another one would move the pixels by a fraction.
+        Whole rows make the regions read independent of the rows requested. OpenSlide takes a corner in whole level-0
+        pixels, so another corner would shift the pixels by a fraction.
         """
         low, high = self.y_axis.needs(first, end)
         tile_h = self.level.tile_px[1]
@@ -71,25 +71,25 @@ class CanvasPlan:
         return [(y, after - y) for y, after in pairwise(borders)]
 
     def area_px(self) -> int:
-        """The pixels of the level that a whole canvas reads."""
+        """Pixels of the level that a whole canvas reads."""
         low, high = self.y_axis.needs(0, self.y_axis.n_out)
         left, right = self.x_axis.needs(0, self.x_axis.n_out)
         return (high - low) * (right - left)
 
     def tiles_in(self, y_px: int, height_px: int) -> int:
-        """How many tiles one stretch touches."""
+        """Number of tiles that one row of tiles touches."""
         low, high = self.x_axis.needs(0, self.x_axis.n_out)
         return self.level.tiles_in(low, y_px, high - low, height_px)
 
     def bytes_in_flight(self, height_px: int) -> int:
-        """Roughly what one stretch takes while it is worked on: its chunk, its narrow rows, decoder's memory."""
+        """Approximate memory of one row of tiles in progress: its chunk, its narrow rows, and the decoder."""
         chunk = max(CHUNK_PX, self.level.tile_px[0]) + 4 * math.ceil(self.x_axis.support) + 8
         width = min(chunk, self.x_axis.n_in)
         return 4 * height_px * (2 * width + self.x_axis.n_out)
 
 
 def plan_canvas(slide: Slide, side_px: int, fit: Fit = "stretch") -> CanvasPlan:
-    """Chooses the level: the smallest that still has at least the pixels of the canvas, else level 0.
+    """Plan of a canvas: the smallest level with at least the pixels of the canvas, else level 0.
 
     Raises `InputError` for a slide with a side under 32 px.
     """
@@ -102,8 +102,8 @@ def plan_canvas(slide: Slide, side_px: int, fit: Fit = "stretch") -> CanvasPlan:
     placement = Placement(bounds, side_px, fit)
     image = placement.image_box
     plans = [_plan(slide, placement, level) for level in slide.levels]
-    enough = [p for p in plans if p.x_axis.length >= image.width and p.y_axis.length >= image.height]
-    return enough[-1] if enough else plans[0]
+    sufficient = [plan for plan in plans if plan.x_axis.length >= image.width and plan.y_axis.length >= image.height]
+    return sufficient[-1] if sufficient else plans[0]
 
 
 def canvas_strips(
@@ -120,47 +120,71 @@ def canvas_strips(
 ) -> Iterator[Strip]:
     """Yields the canvas, or its rows [first, end), as strips of `strip_px` rows (default: all at once).
 
-    The last strip may be lower. `threads`: how many decode (default: the CPUs of this process; 1: no thread at all).
+    The last strip may be lower. `threads`: decoding threads (default: the CPUs of this process; 1: no extra thread).
     `progress(done, total)` is called with counts of tiles from the caller's thread. More than `max_bad_tiles`
-    unreadable tiles raise an `InputError` at once; a whole canvas without one readable tile raises it at its end. A
-    generator that is closed early stops its threads.
+    unreadable tiles raise an `InputError` at once; a whole canvas without a readable tile raises it at its end. Closing
+    the generator early stops its threads.
     """
-    plan = plan_canvas(slide, side_px, fit)
+    yield from planned_strips(
+        slide,
+        plan_canvas(slide, side_px, fit),
+        rows=rows,
+        strip_px=strip_px,
+        threads=threads,
+        memory_bytes=memory_bytes,
+        progress=progress,
+        max_bad_tiles=max_bad_tiles,
+    )
+
+
+def planned_strips(
+    slide: Slide,
+    plan: CanvasPlan,
+    *,
+    rows: tuple[int, int] | None = None,
+    strip_px: int | None = None,
+    threads: int | None = None,
+    memory_bytes: int = MEMORY_BYTES,
+    progress: ProgressCall | None = None,
+    max_bad_tiles: int | None = None,
+) -> Iterator[Strip]:
+    """The strips of a canvas with a known plan; arguments as in `canvas_strips`."""
+    side_px = plan.placement.side_px
     first, end = rows or (0, side_px)
     if not 0 <= first < end <= side_px:
-        raise InputError(f"rows {first} to {end} do not lie in a canvas of {side_px} rows")
-    collector = _Collector(slide, plan, first, end, strip_px or end - first)
-    narrow = _narrow_rows(slide, plan, collector.image_rows, threads or cpu_count(), memory_bytes)
-    done, total = 0, sum(plan.tiles_in(*stretch) for stretch in collector.stretches)
+        raise InputError(f"rows {first} to {end} are outside a canvas of {side_px} rows")
+    builder = _StripBuilder(slide, plan, first, end, strip_px or end - first)
+    narrow = _narrow_rows(slide, plan, builder.image_rows, threads or cpu_count(), memory_bytes)
+    done, total = 0, sum(plan.tiles_in(*tile_row) for tile_row in builder.tile_rows)
     n_bad = bad_px = 0
     try:
-        yield from collector.padding_above()
-        for (y_px, height_px), (block, bad) in zip(collector.stretches, narrow, strict=True):
+        yield from builder.padding_above()
+        for (y_px, height_px), (block, bad) in zip(builder.tile_rows, narrow, strict=True):
             n_bad, bad_px = n_bad + len(bad), bad_px + sum(tile.width_px * tile.height_px for tile in bad)
             if bad and max_bad_tiles is not None and n_bad > max_bad_tiles:
                 raise InputError(
                     f"{slide.path}: {n_bad} unreadable tiles, more than the {max_bad_tiles} of --max-bad-tiles; "
                     f"one of them: {bad[0]}"
                 )
-            strips = list(collector.add(block, y_px, bad))
+            strips = list(builder.add(block, y_px, bad))
             done += plan.tiles_in(y_px, height_px)
             if progress is not None:
                 progress(done, total)
             if done == total and bad and (first, end) == (0, side_px) and bad_px >= plan.area_px():
                 raise InputError(f"{slide.path}: not one tile of level {plan.level.index} can be read; {bad[0]}")
             yield from strips
-        yield from collector.padding_below()
+        yield from builder.padding_below()
     finally:
         narrow.close()
 
 
 def cpu_count() -> int:
-    """The CPUs that this process may use."""
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Collector:
-    """Turns narrow rows of the level into canvas rows and cuts those into strips."""
+class _StripBuilder:
+    """Converts narrow rows of the level into canvas rows and cuts them into strips."""
 
     def __init__(self, slide: Slide, plan: CanvasPlan, first: int, end: int, strip_px: int) -> None:
         self.plan, self.side_px, self.background = plan, plan.placement.side_px, slide.background
@@ -169,11 +193,11 @@ class _Collector:
         low = min(max(first - self.top, 0), plan.y_axis.n_out)
         high = min(max(end - self.top, 0), plan.y_axis.n_out)
         self.image_rows = (low, high)
-        """The rows of the image box (0 at its top) that were asked for."""
-        self.stretches = plan.tile_rows(low, high) if high > low else []
+        """Requested rows of the image box (0 at its top)."""
+        self.tile_rows = plan.tile_rows(low, high) if high > low else []
         self.first, self.end, self.strip_px = first, end, strip_px
         self.y = first
-        """The next canvas row to be made."""
+        """Next canvas row."""
         self.made = low
         self.kept: Block | None = None
         self.kept_from = 0
@@ -187,15 +211,15 @@ class _Collector:
         return self._put(None, self.end - self.y)
 
     def add(self, block: Block, y_px: int, bad: list[BadTile]) -> Iterator[Strip]:
-        """Takes the narrow rows that begin at level row `y_px`; yields the strips that they complete."""
+        """Adds the narrow rows that begin at level row `y_px`; yields the strips that they complete."""
         self.bad += bad
         if self.kept is None:
             self.kept, self.kept_from = block, y_px
         else:
             self.kept = np.concatenate([self.kept, block])
         axis, last = self.plan.y_axis, self.image_rows[1]
-        have = self.kept_from + len(self.kept)
-        ready = last if have >= axis.needs(0, last)[1] else min(last, axis.ready(have))
+        available = self.kept_from + len(self.kept)
+        ready = last if available >= axis.needs(0, last)[1] else min(last, axis.ready(available))
         if ready <= self.made:
             return
         for rows in reduce_rows(self.kept, axis, self.made, ready, self.kept_from):
@@ -233,7 +257,7 @@ class _Collector:
 
 
 def _plan(slide: Slide, placement: Placement, level: Level) -> CanvasPlan:
-    """The axes of a level: the bounds in its pixels -> the image box."""
+    """Axes of a level: the bounds in its pixels -> the image box."""
     image = placement.image_box
     axes = []
     for n_in, n_level0, start, length, n_out in zip(
@@ -244,9 +268,9 @@ def _plan(slide: Slide, placement: Placement, level: Level) -> CanvasPlan:
         (image.width, image.height),
         strict=True,
     ):
-        # The whole of level 0 is the whole of every level: the sizes say so better than the rounded downsample.
-        share = n_in / n_level0
-        low, high = start * share, min((start + length) * share, float(n_in))
+        # Every level covers the whole of level 0, so the sizes are more exact than the rounded downsample.
+        scale = n_in / n_level0
+        low, high = start * scale, min((start + length) * scale, float(n_in))
         axes.append(Axis(n_in, low, high - low, int(n_out)))
     return CanvasPlan(placement, level, axes[0], axes[1])
 
@@ -254,35 +278,35 @@ def _plan(slide: Slide, placement: Placement, level: Level) -> CanvasPlan:
 def _narrow_rows(
     slide: Slide, plan: CanvasPlan, image_rows: tuple[int, int], threads: int, memory_bytes: int
 ) -> Generator[tuple[Block, list[BadTile]]]:
-    """The stretches of the level in order, filtered along x; decoded ahead by threads."""
-    stretches = plan.tile_rows(*image_rows) if image_rows[1] > image_rows[0] else []
+    """Rows of tiles of the level in order, filtered along x; decoded ahead by threads."""
+    tile_rows = plan.tile_rows(*image_rows) if image_rows[1] > image_rows[0] else []
 
-    def work(y_px: int, height_px: int) -> tuple[Block, list[BadTile]]:
+    def reduce(y_px: int, height_px: int) -> tuple[Block, list[BadTile]]:
         def read(x_px: int, y_px: int, out: Block) -> list[BadTile]:
             return slide.read_block(plan.level.index, x_px, y_px, out)
 
         return reduce_block(read, plan.x_axis, y_px, height_px, plan.level.tile_px[0])
 
-    if threads == 1 or len(stretches) < 2:
-        for stretch in stretches:
-            yield work(*stretch)
+    if threads == 1 or len(tile_rows) < 2:
+        for tile_row in tile_rows:
+            yield reduce(*tile_row)
         return
-    each = max(plan.bytes_in_flight(height) for _, height in stretches)
-    in_flight = max(1, min(threads + 1, memory_bytes // each))
+    row_bytes = max(plan.bytes_in_flight(height) for _, height in tile_rows)
+    in_flight = max(1, min(threads + 1, memory_bytes // row_bytes))
     pool = ThreadPoolExecutor(min(threads, in_flight), thread_name_prefix="tiles")
     pending: deque[Future[tuple[Block, list[BadTile]]]] = deque()
-    waiting = iter(stretches)
+    waiting = iter(tile_rows)
     try:
-        for stretch in waiting:
-            pending.append(pool.submit(work, *stretch))
+        for tile_row in waiting:
+            pending.append(pool.submit(reduce, *tile_row))
             if len(pending) >= in_flight:
                 break
         while pending:
             result = pending.popleft().result()
-            # Submitted only after one was taken out: what is in flight or done and waiting stays bounded.
+            # Submitted only after one was taken out, so the rows in flight and waiting stay bounded.
             following = next(waiting, None)
             if following is not None:
-                pending.append(pool.submit(work, *following))
+                pending.append(pool.submit(reduce, *following))
             yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,6 +1,6 @@
-"""What the directories of a TIFF say, before a pixel is read: sizes, descriptions, resolution, the pyramid's pages.
+"""Directories of a TIFF, read before any pixel: sizes, descriptions, resolution, the pages of the pyramid.
 
-A header that cannot be true (2^31 px on a side, a tag of a type that it never has) is refused here.
+An impossible header (2^31 px on a side, a tag of a type that it never has) is refused here.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ _COLOUR_MAP = 320
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """The directories of the image that is the slide; `pages` are its levels, largest first."""
+    """Directories of the image that is the slide; `pages` are its levels, largest first."""
 
     pages: tuple[tifffile.TiffPage, ...]
     ome_xml: str | None
     planes: int
-    """How many images of this size the file holds that may be channels, depths or times of one."""
+    """Number of images of this size that may be channels, depths or times of one."""
     candidates: tuple[Candidate, ...]
-    """What the file says about its resolution, in the resolver's order."""
+    """Candidates for the resolution, in the resolver's order."""
     directory: int = 0
-    """The place of level 0 in the file, counted from 0."""
+    """Index of level 0 in the file, from 0."""
     orientation: int = 1
-    """As the tag Orientation has it: 1 as stored, 2 to 8 mirrored or turned."""
+    """Tag Orientation: 1 as stored, 2 to 8 mirrored or rotated."""
     notes: tuple[str, ...] = ()
-    """What a user should know, as clauses."""
+    """Notes for the user, as clauses."""
     left_out_px: tuple[tuple[int, int], ...] = ()
-    """The sizes of reduced copies that are not used."""
+    """Sizes of reduced copies that are not used."""
     directories: tuple[tifffile.TiffPage, ...] = ()
     """All images of the file."""
 
 
 def read_tiff_header(path: Path) -> TiffHeader:
-    """Reads the directories.
+    """Header of a TIFF file.
 
-    Raises `InputError` for an impossible size or tag and `UnsupportedError` where a directory cannot be read: OpenSlide
-    may read it (Hamamatsu's NDPI bends the format), else the file is damaged.
+    Raises `InputError` for an impossible size or tag, and `UnsupportedError` where a directory cannot be read.
+    OpenSlide may still read such a file (Hamamatsu's NDPI departs from the format); otherwise it is damaged.
     """
     with _quiet_tifffile() as messages:
         try:
@@ -77,7 +77,7 @@ def read_tiff_header(path: Path) -> TiffHeader:
                 check_directories(path, image.directories, tiff.filehandle.size)
                 for page in image.pages:
                     check_side(path, page.imagewidth, page.imagelength)
-                    page.tags.valueof(_COLOUR_MAP)  # read now: later the file is closed
+                    page.tags.valueof(_COLOUR_MAP)  # read now, before the file is closed
                 ome_xml = tiff.ome_metadata if tiff.is_ome else None
                 return TiffHeader(
                     pages=image.pages,
@@ -92,14 +92,14 @@ def read_tiff_header(path: Path) -> TiffHeader:
                 )
         except (InputError, UnsupportedError):
             raise
-        # A damaged directory may break any assumption of the parser (struct.error, KeyError, IndexError …).
+        # A damaged directory breaks the parser in many ways (struct.error, KeyError, IndexError …).
         except Exception as error:
             reason = messages[0] if messages and not str(error) else one_line(error)
             raise UnsupportedError(f"its TIFF directory cannot be read ({reason})") from error
 
 
 def _planes(image: SlideImage, ome_xml: str | None) -> int:
-    """By the OME-XML; without one, a grey image with others of its size beside it is a channel of many."""
+    """Number of planes from the OME-XML. Without it, a grey image among others of its size is one of many channels."""
     first = image.pages[0]
     if ome_xml is not None:
         try:
@@ -111,16 +111,16 @@ def _planes(image: SlideImage, ome_xml: str | None) -> int:
 
 
 def _doubts(image: SlideImage, messages: list[str]) -> Iterator[str]:
-    """What does not forbid reading and may be damage."""
+    """Notes about possible damage that does not prevent reading."""
     if any("invalid page offset" in message or "page list" in message for message in messages):
-        yield "its list of images breaks off, so levels may be missing: damaged, perhaps"
+        yield "its list of images is incomplete, so levels may be missing: possibly damaged"
     if not all(is_in_order(page) for page in image.directories):
-        yield "the tags of a directory are out of order: written so, or damaged"
+        yield "the tags of a directory are out of order: written that way, or damaged"
     first = image.pages[0]
     size = f"{first.imagewidth}x{first.imagelength}"
     sizes = re.findall(r"\d+x\d+", first.description) if first.description.startswith("Aperio") else []
     if sizes and size not in sizes:
-        yield f"its description speaks of {sizes[0]} px, the image has {size}: cropped or resized, or damaged"
+        yield f"its description states {sizes[0]} px, the image has {size}: cropped or resized, or damaged"
 
 
 def _candidates(tiff: tifffile.TiffFile, image: SlideImage, ome_xml: str | None) -> Iterator[Candidate]:
@@ -133,7 +133,7 @@ def _candidates(tiff: tifffile.TiffFile, image: SlideImage, ome_xml: str | None)
     if tiff.pages.first.description.startswith("ImageJ="):
         yield imagej_candidate(tiff.pages.first.description, x, y)
     if x is None or y is None:
-        note = x_note if x is None else f"no YResolution beside it ({y_note})"
+        note = x_note if x is None else f"no YResolution with it ({y_note})"
         yield Candidate("tiff.XResolution", note=note)
         return
     unit, unit_note = number_of(page, 296)
@@ -144,7 +144,7 @@ def _candidates(tiff: tifffile.TiffFile, image: SlideImage, ome_xml: str | None)
 
 @contextmanager
 def _quiet_tifffile() -> Iterator[list[str]]:
-    """Keeps this thread's messages of tifffile's logger off the screen and hands them back: ours is one line."""
+    """Collects this thread's messages of tifffile's logger instead of printing them."""
     messages: list[str] = []
     thread = threading.get_ident()
 

@@ -1,6 +1,6 @@
-"""The tags of one TIFF directory that pixels depend on: of a type and count that can be true, and numbers of any type.
+"""Tags of one TIFF directory that pixels depend on: valid types and counts, and numbers of any type.
 
-A TIFF has no checksum over its directory. A tag of a type or count that no writer gives it is damage that shows.
+A TIFF directory has no checksum. A tag with an impossible type or count is visible damage.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _SHORT, _LONG, _LONG8 = 3, 4, 16
 _RATIONALS = (5, 10)
 _NDPI = 65420
 _COLOUR_MAP, _SUB_IFDS, _SAMPLES, _JPEG_TABLES = 320, 330, 277, 347
-# One whole number each: the sizes, and how pixels are coded.
-_ONE = {
+# One whole number each: the sizes and the pixel coding.
+_SINGLE_VALUE = {
     256: "ImageWidth",
     257: "ImageLength",
     259: "Compression",
@@ -32,12 +32,12 @@ _ONE = {
     322: "TileWidth",
     323: "TileLength",
 }
-# All values that the format gives them; readers take any other one for the first.
+# All values of the format; readers treat any other value as the first.
 _VALUES = {266: (1, 2), 284: (1, 2)}
 # One whole number for each sample, or one for all.
 _PER_SAMPLE = {258: "BitsPerSample", 339: "SampleFormat"}
 _TABLES = {273: "StripOffsets", 279: "StripByteCounts", 324: "TileOffsets", 325: "TileByteCounts"}
-_WHOLE_NUMBERS = {**_ONE, **_PER_SAMPLE, **_TABLES}
+_WHOLE_NUMBERS = {**_SINGLE_VALUE, **_PER_SAMPLE, **_TABLES}
 _NAMES = {
     **_WHOLE_NUMBERS,
     _COLOUR_MAP: "ColorMap",
@@ -47,9 +47,9 @@ _NAMES = {
 
 
 def check_tags(path: Path, page: tifffile.TiffPage) -> None:
-    """Raises `InputError` where a tag that pixels depend on has a type, a count or a value that it never has."""
+    """Raises `InputError` where a tag that pixels depend on has an impossible type, count or value."""
     if _NDPI in page.tags:
-        return  # Hamamatsu bends the format; only OpenSlide reads it
+        return  # Hamamatsu departs from the format; only OpenSlide reads it
     samples = page.tags.get(_SAMPLES)
     n_samples = int(samples.value) if samples is not None and isinstance(samples.value, int) else 1
     for tag in page.tags:
@@ -59,16 +59,16 @@ def check_tags(path: Path, page: tifffile.TiffPage) -> None:
             continue
         if tag.dtype not in (_SHORT, _LONG, _LONG8):
             raise _damaged(path, f"its tag {name} is of type {getattr(tag.dtype, 'name', tag.dtype)}")
-        if code in _ONE and tag.count != 1:
+        if code in _SINGLE_VALUE and tag.count != 1:
             raise _damaged(path, f"its tag {name} has {tag.count} values instead of 1")
         if code in _VALUES and int(tag.value) not in _VALUES[code]:
-            raise _damaged(path, f"its tag {name} is {int(tag.value)}, which the format does not know")
+            raise _damaged(path, f"its tag {name} is {int(tag.value)}, which the format does not define")
         if code in _PER_SAMPLE and tag.count not in (1, n_samples):
             raise _damaged(path, f"its tag {name} has {tag.count} values for {n_samples} samples")
 
 
 def check_unread(path: Path, tiff: tifffile.TiffFile, page: tifffile.TiffPage) -> None:
-    """Raises `InputError` where tifffile left out a tag that pixels depend on; it says so to its log alone."""
+    """Raises `InputError` where tifffile skipped a tag that pixels depend on; it only logs that."""
     form, file = tiff.tiff, tiff.filehandle
     file.seek(page.offset)
     (n_tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
@@ -80,14 +80,14 @@ def check_unread(path: Path, tiff: tifffile.TiffFile, page: tifffile.TiffPage) -
 
 
 def is_in_order(page: tifffile.TiffPage) -> bool:
-    """Whether the tags stand in ascending order, as the format demands; a tag whose number was changed does not."""
+    """True if the tags are in ascending order, as the format demands; a changed tag number breaks the order."""
     places = sorted((tag.offset, tag.code) for tag in page.tags)
     codes = [code for _, code in places]
     return codes == sorted(codes)
 
 
 def number_of(page: tifffile.TiffPage, code: int) -> tuple[float | None, str]:
-    """The number in a tag of any numeric type, and "" or why there is none ("absent", "4/0", "two numbers" …)."""
+    """Number in a tag of any numeric type, with "" or the reason why there is none ("absent", "4/0" …)."""
     tag = page.tags.get(code)
     if tag is None:
         return None, "absent"
@@ -97,11 +97,11 @@ def number_of(page: tifffile.TiffPage, code: int) -> tuple[float | None, str]:
     if int(tag.dtype) in _RATIONALS and isinstance(value, Sequence) and len(value) == 2:
         top, bottom = value
         if not bottom:
-            return None, f"{top}/{bottom} is no number"
+            return None, f"{top}/{bottom} is not a number"
         return float(top) / float(bottom), ""
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value), ""
-    return None, f"{str(value)[:40]!r} is no number"
+    return None, f"{str(value)[:40]!r} is not a number"
 
 
 def _damaged(path: Path, what: str) -> InputError:

@@ -1,7 +1,7 @@
-"""What turns the bytes of one TIFF tile into pixels: simplejpeg for JPEG, imagecodecs through tifffile for the rest.
+"""Decoders of one TIFF tile: simplejpeg for JPEG, imagecodecs through tifffile for the rest.
 
-What a codec decodes without a word though it cannot be the tile (another size, gigabytes, a stream without its end) is
-refused before it is decoded.
+Some codecs silently decode data that cannot be the tile: another size, gigabytes, a stream without its end. Such data
+is refused before decoding.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _ROWS_AT_ONCE = 64
 def tile_decoder(
     page: tifffile.TiffPage, tile_px: tuple[int, int], background: Rgb, in_pieces: bool
 ) -> Callable[[bytes, int], NDArray[np.uint8]]:
-    """What decodes the tiles of a page: bytes and index -> uint8 (height, width, samples); 4 samples are RGBX.
+    """Decoder for the tiles of a page: bytes and index -> uint8 (height, width, samples); 4 samples are RGBX.
 
-    `in_pieces`: the bytes are some rows of a strip of plain bytes. Raises `UnsupportedError` for what only OpenSlide
-    may read.
+    `in_pieces`: the bytes are some rows of an uncompressed strip. Raises `UnsupportedError` for formats that only
+    OpenSlide may read.
     """
     compression, photometric, samples = int(page.compression), int(page.photometric), page.samplesperpixel
     if compression == JPEG:
@@ -54,7 +54,7 @@ def tile_decoder(
 
 
 def _colours(page: tifffile.TiffPage) -> NDArray[np.uint8]:
-    """The palette as uint8 (256, 3), rounded as libtiff does."""
+    """Palette as uint8 (256, 3), rounded as in libtiff."""
     table = np.asarray(page.tags.valueof(_COLOUR_MAP, ()), np.uint32)
     if table.size != 3 * 256:
         raise UnsupportedError(f"a palette of {table.size} values instead of 768")
@@ -62,7 +62,7 @@ def _colours(page: tifffile.TiffPage) -> NDArray[np.uint8]:
 
 
 class _GenericTiles:
-    """Decodes whatever tifffile and imagecodecs know; puts RGBA on the background."""
+    """Decoder of every codec of tifffile and imagecodecs; blends RGBA with the background."""
 
     def __init__(self, page: tifffile.TiffPage, tile_px: tuple[int, int], background: Rgb, in_pieces: bool) -> None:
         self._decode: Callable[..., Any] = page.decode
@@ -103,7 +103,7 @@ class _GenericTiles:
             return pixels[..., :3]
         out = np.empty((*pixels.shape[:2], 3), np.uint8)
         background = np.asarray(self._background, np.float32)
-        for y in range(0, len(pixels), _ROWS_AT_ONCE):  # floats of a whole strip would take ten times its bytes
+        for y in range(0, len(pixels), _ROWS_AT_ONCE):  # a whole strip in float would take ten times its bytes
             part = pixels[y : y + _ROWS_AT_ONCE]
             alpha = part[..., 3:].astype(np.float32) / 255
             premultiplied = part[..., :3] * (alpha if self._alpha == _ALPHA else 1.0)
@@ -113,15 +113,13 @@ class _GenericTiles:
 
 
 def check_jpeg_2000(data: bytes, tile_px: tuple[int, int]) -> None:
-    """Raises `ValueError` for a codestream that is cut off or declares a size other than the tile's.
+    """Raises `ValueError` for a truncated codestream, or one that declares another size than the tile's.
 
-    OpenJPEG fills what is missing with a guess and says nothing; the end marker and the size are what can be checked.
+    OpenJPEG silently fills missing data with a guess. Only the end marker and the size can be checked.
     """
-    start = (
-        data.find(b"\xff\x4f\xff\x51") if data[4:8] == b"jP  " else 0
-    )  # in a JP2 file the codestream lies further in
+    start = data.find(b"\xff\x4f\xff\x51") if data[4:8] == b"jP  " else 0  # in a JP2 file the codestream starts later
     if start < 0 or not data.startswith(b"\xff\x4f\xff\x51", start):
-        raise ValueError(f"no JPEG 2000: the tile begins with {data[:4].hex(' ')}")
+        raise ValueError(f"not JPEG 2000: the tile begins with {data[:4].hex(' ')}")
     x1, y1, x0, y0 = (int.from_bytes(data[start + i : start + i + 4], "big") for i in (8, 12, 16, 20))
     if (x1 - x0) * (y1 - y0) > tile_px[0] * tile_px[1]:
         raise ValueError(f"JPEG 2000 of {x1 - x0} × {y1 - y0} px in a tile of {tile_px[0]} × {tile_px[1]}")
@@ -129,11 +127,12 @@ def check_jpeg_2000(data: bytes, tile_px: tuple[int, int]) -> None:
     if not 1 <= samples <= 4:
         raise ValueError(f"JPEG 2000 of {samples} samples per pixel")
     if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise ValueError("the JPEG 2000 stream has no end: cut off")
+        raise ValueError("the JPEG 2000 stream has no end: truncated")
 
 
 def check_webp(data: bytes, tile_px: tuple[int, int]) -> None:
-    """Raises `ValueError` for a picture of another size than the tile's: 16,383 px a side would be decoded whole."""
+    """Raises `ValueError` for an image of another size than the tile's; up to 16,383 px a side would be decoded
+    whole."""
     kind, size = data[12:16], (0, 0)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         if kind == b"VP8L":
@@ -144,6 +143,6 @@ def check_webp(data: bytes, tile_px: tuple[int, int]) -> None:
         elif kind == b"VP8X":
             size = (int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1)
     if size == (0, 0):
-        raise ValueError(f"no WebP: the tile begins with {data[:4].hex(' ')}")
+        raise ValueError(f"not WebP: the tile begins with {data[:4].hex(' ')}")
     if size[0] > tile_px[0] or size[1] > tile_px[1]:
         raise ValueError(f"WebP of {size[0]} × {size[1]} px in a tile of {tile_px[0]} × {tile_px[1]}")

@@ -1,4 +1,4 @@
-"""A picture of what was cut: the slide, its tissue outlined, its tiles drawn, and in words how many there are."""
+"""Overview image of a tiled slide: tissue outlined, tiles drawn, and their number in a caption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from longvit.slides.canvas import Canvas
 from longvit.slides.tiles import TileGrid
 from longvit.slides.tissue import Tissue
 
-_LEAST_PX = 1200  # a smaller picture is enlarged, by a whole number
+_MIN_PX = 1200  # a smaller image is enlarged, by a whole number
 _TISSUE, _TILE = (0, 168, 80), (0, 70, 200)
 _QUALITY = 88
 _BARS_UM = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -24,14 +24,16 @@ _BARS_UM = (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 @plot()
 def draw_tiles(canvas: Canvas, tissue: Tissue, grid: TileGrid, path: str | os.PathLike[str], *, title: str) -> Path:
-    """Writes a JPEG: `canvas` (from which `tissue` was found) with the outline of the tissue in green and the tiles in
-    blue. Atomic."""
+    """Writes a JPEG atomically: `canvas` with the outline of the tissue in green and the tiles in blue.
+
+    `tissue` was found on the same `canvas`.
+    """
     box = canvas.placement.image_box
     slide = Image.fromarray(canvas.pixels[int(box.y) : int(box.bottom), int(box.x) : int(box.right)])
-    scale = max(1, round(_LEAST_PX / max(slide.size)))
+    scale = max(1, round(_MIN_PX / max(slide.size)))
     slide = slide.resize((slide.width * scale, slide.height * scale), Image.Resampling.BICUBIC)
     pixels = np.array(slide)
-    _shade_what_is_left_out(pixels, tissue)
+    _shade_background(pixels, tissue)
     slide = Image.fromarray(pixels)
     draw = ImageDraw.Draw(slide)
     to_x, to_y = slide.width / tissue.bounds.width, slide.height / tissue.bounds.height
@@ -40,15 +42,15 @@ def draw_tiles(canvas: Canvas, tissue: Tissue, grid: TileGrid, path: str | os.Pa
         right, bottom = left + grid.width_level0_px * to_x, top + grid.height_level0_px * to_y
         draw.rectangle((left, top, right - 1, bottom - 1), outline=_TILE, width=1)
     um_per_px = tissue.bounds.width * grid.mpp.x / slide.width
-    page = _with_caption(slide, _words(tissue, grid, title), um_per_px)
+    page = _with_caption(slide, _caption(tissue, grid, title), um_per_px)
     path = Path(path)
     with atomic_path(path) as temporary:
         page.save(temporary, format="JPEG", quality=_QUALITY)
     return path
 
 
-def _shade_what_is_left_out(pixels: NDArray[np.uint8], tissue: Tissue) -> None:
-    """Pales what is no tissue and draws the border between the two, in place."""
+def _shade_background(pixels: NDArray[np.uint8], tissue: Tissue) -> None:
+    """Lightens everything but tissue and draws its border, in place."""
     height, width = pixels.shape[:2]
     mask = np.asarray(Image.fromarray(tissue.mask).resize((width, height), Image.Resampling.NEAREST))
     pixels[~mask] = 255 - (255 - pixels[~mask]) // 2
@@ -63,35 +65,35 @@ def _shade_what_is_left_out(pixels: NDArray[np.uint8], tissue: Tissue) -> None:
     pixels[outline] = _TISSUE
 
 
-def _words(tissue: Tissue, grid: TileGrid, title: str) -> list[str]:
+def _caption(tissue: Tissue, grid: TileGrid, title: str) -> list[str]:
     settings, n = grid.settings, len(grid)
     ink = f", {tissue.ink_mm2:.3g} mm² of ink or black left out" if tissue.ink_mm2 else ""
     return [
         short_name(title, LONGEST_LINE),
         f"{n:,} tile{'s' * (n != 1)} of {settings.tile_px} px at {settings.mpp:g} µm/px "
-        f"({settings.tile_px * settings.mpp:g} µm), out of {grid.places:,} places",
+        f"({settings.tile_px * settings.mpp:g} µm), out of {grid.places:,} grid positions",
         f"tissue {tissue.area_mm2:.3g} mm²{ink}",
     ]
 
 
 def _font(size: int) -> FreeTypeFont:
-    """Matplotlib's: the one in Pillow has neither µ nor ²."""
+    """Font of matplotlib; the one in Pillow has neither µ nor ²."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
-def _with_caption(slide: Image.Image, words: list[str], um_per_px: float) -> Image.Image:
-    """The slide on white, with lines of words and a scale bar below."""
+def _with_caption(slide: Image.Image, caption: list[str], um_per_px: float) -> Image.Image:
+    """The slide on white, with the caption and a scale bar below."""
     size = max(16, round(max(slide.size) / 70))
     font = _font(size)
     line, margin = round(size * 1.4), size
-    width = max(slide.width, round(max(font.getlength(text) for text in words)) + 2 * margin)
-    page = Image.new("RGB", (width, slide.height + line * (len(words) + 1) + 2 * margin), "white")
+    width = max(slide.width, round(max(font.getlength(text) for text in caption)) + 2 * margin)
+    page = Image.new("RGB", (width, slide.height + line * (len(caption) + 1) + 2 * margin), "white")
     page.paste(slide, (0, 0))
     draw = ImageDraw.Draw(page)
     y = slide.height + margin
-    for text in words:
+    for text in caption:
         draw.text((margin, y), text, fill="black", font=font)
         y += line
     bar_um = max((bar for bar in _BARS_UM if bar / um_per_px <= slide.width / 3), default=_BARS_UM[0])

@@ -1,8 +1,8 @@
-"""The pixels of a slide's tiles, decoded in threads some blocks ahead of the model that takes them.
+"""Pixels of a slide's tiles, decoded in threads some blocks ahead of the model.
 
-Neighbouring tiles are read as one block of about 2,048 px, so a piece of the file that lies under several tiles is
-decoded about once. The level is the coarsest that is still as fine as the tiles; what then differs by more than a
-hundredth is resampled once, by Pillow's bicubic filter.
+Neighbouring tiles are read as one block of about 2,048 px, so a file tile under several tiles is decoded about once.
+The level is the coarsest that is still as fine as the tiles. A remaining difference above one percent is resampled
+once, by Pillow's bicubic filter.
 
 n tiles of a block, P side of a tile in px.
 """
@@ -32,16 +32,16 @@ class TilePixels:
     """Some tiles of a grid."""
 
     numbers: NDArray[np.int64]
-    """(n,): which ones."""
+    """(n,): indices of the tiles in the grid."""
     pixels: NDArray[np.uint8]
     """(n, P, P, 3), RGB."""
 
 
 def read_tiles(slide: Slide, grid: TileGrid, *, threads: int | None = None) -> Generator[TilePixels]:
-    """All tiles of `grid`, each once, block by block, in the same order every time.
+    """All tiles of `grid`, each once, block by block, always in the same order.
 
-    What cannot be decoded, or lies outside the slide, is background; `slide.bad_tiles` counts it. `threads`: that
-    decode; None: one per core. Close it before the slide, if it is not read to its end.
+    Undecodable areas and areas outside the slide are background; `slide.bad_tiles` counts the former. `threads`:
+    decoding threads; None: one per core. Close the generator before the slide if it is not exhausted.
     """
     threads = threads or os.cpu_count() or 1
     level = level_for(slide, grid)
@@ -59,7 +59,7 @@ def read_tiles(slide: Slide, grid: TileGrid, *, threads: int | None = None) -> G
 
 
 def pieces_read(slide: Slide, grid: TileGrid) -> int:
-    """How many pieces of the file `read_tiles` decodes; one under two blocks counts twice."""
+    """Number of file tiles that `read_tiles` decodes; one under two blocks counts twice."""
     level = level_for(slide, grid)
     total = 0
     for numbers in _blocks(grid, level):
@@ -71,20 +71,20 @@ def pieces_read(slide: Slide, grid: TileGrid) -> int:
 
 
 def level_for(slide: Slide, grid: TileGrid) -> Level:
-    """The coarsest level that is as fine as the tiles, within a hundredth; level 0 where none is."""
+    """Coarsest level that is as fine as the tiles, within one percent; level 0 where there is none."""
     wanted = grid.settings.mpp / grid.mpp.mean * (1 + _SAME_SCALE)
     fine = [level for level in slide.levels if level.downsample <= wanted]
     return max(fine, key=lambda level: level.downsample, default=slide.levels[0])
 
 
 def _blocks(grid: TileGrid, level: Level) -> Iterator[NDArray[np.int64]]:
-    """The numbers of the tiles of each block."""
+    """Tile numbers of each block."""
     if not len(grid):
         return
     side_px = max(_BLOCK_PX, *_size(grid, level)) * level.downsample
-    cell = (grid.coords - grid.coords.min(0)) // side_px  # (N, 2)
-    order = np.lexsort((cell[:, 0], cell[:, 1]))
-    borders = np.flatnonzero(np.any(np.diff(cell[order], axis=0) != 0, axis=1)) + 1
+    block = (grid.coords - grid.coords.min(0)) // side_px  # (N, 2)
+    order = np.lexsort((block[:, 0], block[:, 1]))
+    borders = np.flatnonzero(np.any(np.diff(block[order], axis=0) != 0, axis=1)) + 1
     yield from np.split(order, borders)
 
 
@@ -98,14 +98,16 @@ def _is_same_scale(grid: TileGrid, level: Level) -> bool:
 
 
 def _extent(grid: TileGrid, level: Level, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Top-left and bottom-right corner of a block, in px of the level; where it is resampled, with what the filter
-    takes from beside the tiles, as far as there is a slide."""
+    """Top-left and bottom-right corner of a block, in px of the level.
+
+    With resampling, the block includes the margin of the filter, within the slide.
+    """
     corners, size = grid.coords[numbers] / level.downsample, _size(grid, level)
     low, high = corners.min(0), corners.max(0) + np.maximum(size, grid.settings.tile_px) + 1
     if not _is_same_scale(grid, level):
-        beside = _FILTER_SUPPORT * np.maximum(size / grid.settings.tile_px, 1)
-        low = np.minimum(low, np.maximum(low - beside, 0))
-        high = np.maximum(high, np.minimum(high + beside, level.size_px))
+        margin = _FILTER_SUPPORT * np.maximum(size / grid.settings.tile_px, 1)
+        low = np.minimum(low, np.maximum(low - margin, 0))
+        high = np.maximum(high, np.minimum(high + margin, level.size_px))
     return np.floor(low).astype(np.int64), np.ceil(high).astype(np.int64)
 
 
@@ -123,8 +125,8 @@ def _read_block(slide: Slide, grid: TileGrid, level: Level, numbers: NDArray[np.
         for tile, (x, y) in zip(pixels, np.rint(corners).astype(int) - low, strict=True):
             tile[:] = block[y : y + side_px, x : x + side_px, :3]
         return TilePixels(numbers, pixels)
-    picture = Image.frombuffer("RGBX", (block.shape[1], block.shape[0]), block, "raw", "RGBX", 0, 1)
+    image = Image.frombuffer("RGBX", (block.shape[1], block.shape[0]), block, "raw", "RGBX", 0, 1)
     for tile, (x, y) in zip(pixels, corners - low, strict=True):
         box = (float(x), float(y), float(x + size[0]), float(y + size[1]))
-        tile[:] = np.asarray(picture.resize((side_px, side_px), Image.Resampling.BICUBIC, box=box))[..., :3]
+        tile[:] = np.asarray(image.resize((side_px, side_px), Image.Resampling.BICUBIC, box=box))[..., :3]
     return TilePixels(numbers, pixels)

@@ -1,7 +1,7 @@
-"""Where the tiles of one TIFF level lie, and what of that cannot be true.
+"""Table of tile positions of one TIFF level, and the detection of impossible entries.
 
-A tile of 0 bytes at offset 0 was never written: blank glass that a scanner skipped. Anything else that no decoder could
-read rightly is damage: 0 bytes at a place, bytes at no place, two tiles over one another.
+A tile of 0 bytes at offset 0 was never written: blank glass that a scanner skipped. Other entries that no decoder could
+read correctly are damage: 0 bytes at an offset, bytes without an offset, two overlapping tiles.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from longvit.slides.pixel_reader import MAX_TILE_PX
 
 _NO_BYTES, _NO_PLACE, _OVERLAP, _APART = 1, 2, 4, 8
 _FAULTS = {
-    _NO_BYTES: "0 bytes at a place in the file",
-    _NO_PLACE: "bytes at no place in the file",
-    _OVERLAP: "its bytes lie over those of another tile",
-    _APART: "its place touches no other tile's, in a table with damage",
+    _NO_BYTES: "0 bytes at an offset in the file",
+    _NO_PLACE: "bytes without an offset in the file",
+    _OVERLAP: "its bytes overlap those of another tile",
+    _APART: "its bytes touch no other tile's, in a damaged table",
 }
 # Some writers round a byte count up to an even number.
 _TOLERANCE_BYTES = 1
@@ -45,33 +45,33 @@ class TileTable:
     offsets: Places
     counts: Places
     faults: NDArray[np.uint8]
-    """Not 0: this tile cannot be right."""
+    """Bits of faults; not 0: this tile cannot be right."""
 
     @property
     def empty(self) -> NDArray[np.bool_]:
-        """The tiles that were never written."""
+        """Tiles that were never written."""
         return (self.counts == 0) & (self.offsets == 0)
 
     def fault(self, index: int) -> str | None:
-        """What is wrong with a tile's place, or None."""
+        """Description of the fault in a tile's entry, or None."""
         value = int(self.faults[index])
         return next((text for bit, text in _FAULTS.items() if value & bit), None) if value else None
 
 
 def tile_table(path: Path, level: int, places: tuple[Places, Places], expected: int, file_bytes: int) -> TileTable:
-    """Checks one level's table. Raises `InputError` where it does not fit the size or the file was cut off."""
+    """Checked table of one level. Raises `InputError` where it does not fit the size or the file was truncated."""
     offsets, counts = places
     if len(offsets) != expected or len(counts) != expected:
-        named = len(offsets) if len(offsets) != expected else len(counts)
+        n_entries = len(offsets) if len(offsets) != expected else len(counts)
         raise InputError(
-            f"{path}: damaged or cut off: level {level} needs {expected} tiles, its table names {named}; copy or "
+            f"{path}: damaged or cut off: level {level} needs {expected} tiles, its table names {n_entries}; copy or "
             f"download it again"
         )
     beyond = int(((offsets + counts > file_bytes) & (counts > 0)).sum())
-    # One such tile is a damaged tile (filled and counted when it is read); a file that was cut off loses many.
+    # One such tile is a damaged tile (filled and counted when it is read); a truncated file loses many.
     if beyond > 1:
         raise InputError(
-            f"{path}: cut off: {beyond} of {expected} tiles of level {level} lie beyond the end of the file "
+            f"{path}: cut off: {beyond} of {expected} tiles of level {level} are beyond the end of the file "
             f"({file_bytes} bytes); copy or download it again"
         )
     faults = np.zeros(expected, np.uint8)
@@ -81,35 +81,35 @@ def tile_table(path: Path, level: int, places: tuple[Places, Places], expected: 
 
 
 def mark_overlaps(tables: list[TileTable], metadata: list[tuple[int, int]] | None = None) -> None:
-    """Marks the tiles of all levels whose bytes lie partly over those of another, or over the file's `metadata`.
+    """Marks the tiles of all levels that partly overlap another tile or the file's `metadata`.
 
-    `metadata`: (start, end) of directories and of what they point at. One place that tiles share whole is allowed.
+    `metadata`: (start, end) of directories and of the values they point at. Tiles may share one whole range.
     """
     used = [np.flatnonzero((table.counts > 0) & (table.offsets >= _FIRST_BYTE)) for table in tables]
     starts = [table.offsets[index] for table, index in zip(tables, used, strict=True)]
     ends = [start + table.counts[index] for table, index, start in zip(tables, used, starts, strict=True)]
-    taken = np.asarray(metadata or [], np.int64).reshape(-1, 2)
-    if _lie_apart(starts, ends, taken):
+    metadata_ranges = np.asarray(metadata or [], np.int64).reshape(-1, 2)
+    if _are_disjoint(starts, ends, metadata_ranges):
         return
-    starts, ends = [*starts, taken[:, 0]], [*ends, taken[:, 1]]
+    starts, ends = [*starts, metadata_ranges[:, 0]], [*ends, metadata_ranges[:, 1]]
     start, end = np.concatenate(starts), np.concatenate(ends)
-    places, number = np.unique(np.stack([start, end], axis=1), axis=0, return_inverse=True)
-    # Ordered by their start: a place meets an earlier one, or the next one begins inside it.
+    places, inverse = np.unique(np.stack([start, end], axis=1), axis=0, return_inverse=True)
+    # Ordered by start: a range overlaps an earlier one, or the next one begins inside it.
     farthest = np.maximum.accumulate(places[:, 1])
-    meets = np.zeros(len(places), bool)
-    meets[1:] = places[1:, 0] < farthest[:-1] - _TOLERANCE_BYTES
-    meets[:-1] |= places[:-1, 1] - _TOLERANCE_BYTES > places[1:, 0]
-    wrong = meets[number.reshape(-1)]
+    overlaps = np.zeros(len(places), bool)
+    overlaps[1:] = places[1:, 0] < farthest[:-1] - _TOLERANCE_BYTES
+    overlaps[:-1] |= places[:-1, 1] - _TOLERANCE_BYTES > places[1:, 0]
+    is_overlapping = overlaps[inverse.reshape(-1)]
     borders = np.cumsum([len(index) for index in used])
-    for table, index, part in zip(tables, used, np.split(wrong, borders)[:-1], strict=True):
-        table.faults[index[part]] |= _OVERLAP
+    for table, index, fault in zip(tables, used, np.split(is_overlapping, borders)[:-1], strict=True):
+        table.faults[index[fault]] |= _OVERLAP
     _mark_apart(tables, places)
 
 
 def _mark_apart(tables: list[TileTable], places: Places) -> None:
-    """Marks the few tiles that touch no other place (start, end), where a table has faults and its tiles else do.
+    """Marks the few tiles that touch no other range (start, end), in a table with faults whose tiles otherwise touch.
 
-    Damage to a table hits several tiles: one may have got a place that another one has left.
+    Damage to a table hits several tiles: one may have received the offset of another.
     """
     starts, ends = np.unique(places[:, 0]), np.unique(places[:, 1])
     for table in tables:
@@ -125,8 +125,8 @@ def _mark_apart(tables: list[TileTable], places: Places) -> None:
             table.faults[used[~touches]] |= _APART
 
 
-def _lie_apart(starts: list[Places], ends: list[Places], metadata: Places) -> bool:
-    """The ordinary case, told without sorting: each level in the order of the file, none between another's tiles."""
+def _are_disjoint(starts: list[Places], ends: list[Places], metadata: Places) -> bool:
+    """Fast test of the ordinary case, without sorting: each level in file order, not interleaved with others."""
     for start, end in zip(starts, ends, strict=True):
         if bool((end[:-1] > start[1:]).any()):
             return False
@@ -139,15 +139,15 @@ def _lie_apart(starts: list[Places], ends: list[Places], metadata: Places) -> bo
 
 
 def metadata_of(pages: Iterable[tifffile.TiffPage]) -> list[tuple[int, int]]:
-    """(start, end) of the directories and of the values that do not fit into them, in the order of the file."""
-    found = set()
+    """(start, end) of the directories and of the values stored outside them, in file order."""
+    ranges = set()
     for page in pages:
-        places = [(tag.offset, tag.valueoffset, tag.valuebytecount) for tag in page.tags]
-        tags = [place[0] for place in places]
-        found.add((page.offset, max(tags, default=page.offset) + 12))
-        found |= {(at, at + count) for tag, at, count in places if at > _FIRST_BYTE and not tag <= at < tag + 20}
+        tag_places = [(tag.offset, tag.valueoffset, tag.valuebytecount) for tag in page.tags]
+        tags = [place[0] for place in tag_places]
+        ranges.add((page.offset, max(tags, default=page.offset) + 12))
+        ranges |= {(at, at + count) for tag, at, count in tag_places if at > _FIRST_BYTE and not tag <= at < tag + 20}
     merged: list[tuple[int, int]] = []
-    for start, end in sorted(found):
+    for start, end in sorted(ranges):
         if merged and start < merged[-1][1]:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
@@ -156,7 +156,7 @@ def metadata_of(pages: Iterable[tifffile.TiffPage]) -> list[tuple[int, int]]:
 
 
 def shared(table: TileTable) -> list[int]:
-    """The tiles that have the place of an earlier one, where they are a few: blank ones that a writer kept once."""
+    """Tiles with the offset of an earlier one, if there are few: blank tiles that a writer stored once."""
     if bool((table.offsets[1:] > table.offsets[:-1]).all()):
         return []
     used = np.flatnonzero(table.counts > 0)
@@ -166,9 +166,9 @@ def shared(table: TileTable) -> list[int]:
 
 
 def swapped(table: TileTable) -> list[int]:
-    """The tiles that stand out of order in a table that is otherwise in the order of the file: at most a few, or none.
+    """Tiles out of order in a table that is otherwise in file order; at most a few.
 
-    Written in parallel, a table has no order, and an edited file has its new tiles at the end: no damage for certain.
+    A table written in parallel has no order, and an edited file has its new tiles at the end. So this may be no damage.
     """
     if bool((table.offsets[1:] > table.offsets[:-1]).all()):
         return []
@@ -186,10 +186,10 @@ def places_of(page: tifffile.TiffPage) -> tuple[Places, Places]:
 
 
 def check_directories(path: Path, pages: Iterable[tifffile.TiffPage], file_bytes: int) -> None:
-    """Refuses what would cost gigabytes or another picture in any reader: raises `InputError`.
+    """Raises `InputError` for directories that would cost gigabytes, or show another image, in any reader.
 
-    A tile of more bytes than the file (OpenSlide asks for that memory), a tile size of 0 or of gigabytes, a table that
-    does not fit the size of its image.
+    Refused are a tile of more bytes than the file (OpenSlide allocates that memory) and a tile size of 0 or of
+    gigabytes. So is a table that does not fit the size of its image.
     """
     for page in pages:
         largest = max(page.databytecounts, default=0)
@@ -220,7 +220,7 @@ def check_directories(path: Path, pages: Iterable[tifffile.TiffPage], file_bytes
 
 
 def _check_plain_bytes(path: Path, page: tifffile.TiffPage, tile_px: int) -> None:
-    """Raises `InputError` where the tag Compression says none, or is lost, and the byte counts say otherwise."""
+    """Raises `InputError` where the tag Compression says none, or is missing, but the byte counts contradict that."""
     if page.compression != NO_COMPRESSION or page.bitspersample != 8:
         return
     tile_bytes = tile_px * (1 if page.planarconfig == 2 else page.samplesperpixel)
@@ -229,17 +229,17 @@ def _check_plain_bytes(path: Path, page: tifffile.TiffPage, tile_px: int) -> Non
         tile_bytes = tile_px + 2 * tile_px // (across * down)
     counts = np.asarray(page.databytecounts, np.int64)
     other = int(((counts > 0) & ((counts < tile_bytes) | (counts > tile_bytes + PADDING_BYTES))).sum())
-    # One such tile is a damaged tile.
+    # A single such tile is a damaged tile.
     if other > 1 or (other and _COMPRESSION not in page.tags):
-        says = "says none" if _COMPRESSION in page.tags else "is missing"
+        stated = "says none" if _COMPRESSION in page.tags else "is missing"
         raise InputError(
-            f"{path}: damaged: its tag Compression {says}, but {other} of {len(counts)} tiles have more or fewer than "
-            f"the {tile_bytes} bytes of plain pixels; copy or download it again"
+            f"{path}: damaged: its tag Compression {stated}, but {other} of {len(counts)} tiles have more or fewer "
+            f"than the {tile_bytes} bytes of plain pixels; copy or download it again"
         )
 
 
 def doubts_of(pages: Iterable[tifffile.TiffPage]) -> Iterator[str]:
-    """What of the tables of a format that only OpenSlide reads may be damage, as clauses."""
+    """Notes about possible damage in the tables of a format that only OpenSlide reads, as clauses."""
     tiled = [page for page in pages if page.is_tiled]
     tables = []
     for page in tiled:
@@ -250,33 +250,33 @@ def doubts_of(pages: Iterable[tifffile.TiffPage]) -> Iterator[str]:
         name = f"its image of {page.imagewidth} × {page.imagelength} px"
         n_over, n_half = int((table.faults != 0).sum()), int(((table.counts == 0) != (table.offsets == 0)).sum())
         if n_over:
-            yield f"{n_over} tiles of {name} lie over one another: damaged, perhaps"
+            yield f"{n_over} tiles of {name} overlap: possibly damaged"
         if n_half:
-            yield f"{n_half} tiles of {name} have 0 bytes or no place: damaged, perhaps"
+            yield f"{n_half} tiles of {name} have 0 bytes or no offset: possibly damaged"
         if swapped(table):
-            yield f"tile {swapped(table)[0]} of {name} lies out of order: places that were swapped by damage, perhaps"
+            yield f"tile {swapped(table)[0]} of {name} is out of order: offsets possibly swapped by damage"
 
 
 def is_unwritten(
     coarse: NDArray[np.bool_], fine: NDArray[np.bool_], coarse_px: NDArray[np.float64], fine_px: NDArray[np.float64]
 ) -> bool:
-    """Whether a level lacks tiles over places where the finer level above it has some.
+    """True if a level lacks tiles where the next finer level has some.
 
-    `coarse`, `fine`: which tiles (row, column) were written. `coarse_px`, `fine_px`: the size (width, height) of a tile
-    of each, in pixels of the finer one.
+    `coarse`, `fine`: masks of written tiles (row, column). `coarse_px`, `fine_px`: tile sizes (width, height) of each,
+    in pixels of the finer level.
     """
     rows, columns = np.nonzero(~coarse)
     if not len(rows):
         return False
-    # How many of the finer tiles are written, above and left of each corner: sums over rectangles in one look.
+    # Written finer tiles above and left of each corner: a summed-area table.
     sums = np.zeros((fine.shape[0] + 1, fine.shape[1] + 1), np.int64)
     sums[1:, 1:] = fine.cumsum(0).cumsum(1)
     scale = coarse_px / fine_px
-    # A finer tile that only touches the border, by the rounding of the sizes, says nothing.
+    # A finer tile that only touches the border, because of rounded sizes, does not count.
     margin = 1 / 16
     left = np.clip(np.floor(columns * scale[0] + margin), 0, fine.shape[1]).astype(int)
     right = np.clip(np.ceil((columns + 1) * scale[0] - margin), 0, fine.shape[1]).astype(int)
     top = np.clip(np.floor(rows * scale[1] + margin), 0, fine.shape[0]).astype(int)
     bottom = np.clip(np.ceil((rows + 1) * scale[1] - margin), 0, fine.shape[0]).astype(int)
-    there = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
-    return bool((there > 0).any())
+    n_written = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
+    return bool((n_written > 0).any())

@@ -1,9 +1,9 @@
 """Tiles of a slide: squares of `tile_px` pixels at `mpp` µm per pixel, on a regular grid, where there is tissue.
 
-A tile's place is its top-left corner (x, y) in level-0 pixels, as everywhere in the field. Its side there is
-tile_px · mpp / (the slide's own mpp), a fraction of pixels; corners are rounded one by one, so that rounding does not
-add up along the slide. The magnification plays no part ("20×" is 0.45 to 0.55 µm/px): the same tile covers the same µm
-on every scanner.
+A tile's position is its top-left corner (x, y) in level-0 pixels, as usual in the field. Its side there is tile_px ·
+mpp / (the slide's own mpp), a fractional number of pixels. Corners are rounded one by one, so that rounding does not
+accumulate along the slide. The magnification is not used ("20×" is 0.45 to 0.55 µm/px): a tile covers the same µm on
+every scanner.
 
 N tiles.
 """
@@ -23,21 +23,21 @@ from longvit.slides.tissue import Tissue
 # A slide may end a hundredth of a tile before the tile does: 256 px at 0.499 µm/px are a tile of 256 px at 0.5.
 _SLACK = 0.01
 # A slide at 0.55 µm/px counts as 20×, and its tiles are enlarged a little.
-_MOST_ENLARGED = 1.25
+_MAX_ENLARGEMENT = 1.25
 
 
 @dataclass(frozen=True)
 class TileSettings:
-    """Which tiles."""
+    """Settings of the tile grid."""
 
     tile_px: int = 256
-    """Side of a tile, as the encoder sees it."""
+    """Side of a tile, in pixels of the encoder's input."""
     mpp: float = 0.5
     """µm per pixel of the tile."""
     overlap_px: int = 0
-    """By how much neighbours overlap, in pixels of the tile."""
+    """Overlap of neighbouring tiles, in pixels of the tile."""
     min_tissue: float = 0.25
-    """Least share of a tile that is tissue; 0 takes the whole grid."""
+    """Smallest tissue fraction of a tile; 0 keeps the whole grid."""
 
     def __post_init__(self) -> None:
         if self.tile_px < 1:
@@ -47,7 +47,7 @@ class TileSettings:
         if not 0 <= self.overlap_px < self.tile_px:
             raise InputError(f"--overlap-px {self.overlap_px}: from 0 to {self.tile_px - 1}, less than --tile-px")
         if not 0 <= self.min_tissue <= 1:
-            raise InputError(f"--min-tissue {self.min_tissue:g}: a share from 0 to 1")
+            raise InputError(f"--min-tissue {self.min_tissue:g}: a fraction from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -57,30 +57,29 @@ class TileGrid:
     coords: NDArray[np.int64] = field(repr=False)
     """(N, 2): top-left corners in level-0 px, row by row."""
     tissue: NDArray[np.float32] = field(repr=False)
-    """(N,): the share of each that is tissue."""
+    """(N,): tissue fraction of each tile."""
     width_level0_px: float
     height_level0_px: float
-    """Size of a tile at level 0; it is square there where the slide's pixels are."""
+    """Size of a tile at level 0; it is square if the slide's pixels are."""
     places: int
-    """How many tiles the grid has, with or without tissue."""
+    """Number of grid positions, with or without tissue."""
     settings: TileSettings
     mpp: Mpp
-    """Of the slide."""
+    """Resolution of the slide."""
 
     def __len__(self) -> int:
         return len(self.coords)
 
 
 def tile_grid(tissue: Tissue, mpp: Mpp, settings: TileSettings | None = None) -> TileGrid:
-    """The tiles within `tissue.bounds` that have enough tissue; none at all is an answer.
+    """Tiles within `tissue.bounds` that have enough tissue; there may be none.
 
-    `mpp`: µm per level-0 px of the slide. What is left of the slide on the right and below the last whole tile is not
-    covered. Raises `InputError` for a slide that is smaller than one tile, or so much coarser than the tiles that they
-    would be blown up.
+    `mpp`: µm per level-0 px of the slide. A remainder of the slide to the right of and below the last whole tile is not
+    covered. Raises `InputError` for a slide that is smaller than one tile, or much coarser than the tiles.
     """
     settings = settings or TileSettings()
     enlarged = mpp.mean / settings.mpp
-    if enlarged > _MOST_ENLARGED:
+    if enlarged > _MAX_ENLARGEMENT:
         raise InputError(
             f"its {mpp.mean:.4g} µm/px are coarser than tiles of {settings.mpp:g} µm/px, which would be enlarged "
             f"{enlarged:.3g} times; pass --tile-mpp {mpp.mean:.3g} or more"
@@ -88,8 +87,8 @@ def tile_grid(tissue: Tissue, mpp: Mpp, settings: TileSettings | None = None) ->
     bounds = tissue.bounds
     side_um, step_um = settings.tile_px * settings.mpp, (settings.tile_px - settings.overlap_px) * settings.mpp
     width, height = side_um / mpp.x, side_um / mpp.y
-    columns = _how_many(bounds.width, width, step_um / mpp.x)
-    rows = _how_many(bounds.height, height, step_um / mpp.y)
+    columns = _n_positions(bounds.width, width, step_um / mpp.x)
+    rows = _n_positions(bounds.height, height, step_um / mpp.y)
     if not columns or not rows:
         raise InputError(
             f"{bounds.width:g} × {bounds.height:g} px at level 0, smaller than one tile of {width:.0f} × {height:.0f} "
@@ -98,13 +97,13 @@ def tile_grid(tissue: Tissue, mpp: Mpp, settings: TileSettings | None = None) ->
     x = bounds.x + np.arange(columns) * (step_um / mpp.x)
     y = bounds.y + np.arange(rows) * (step_um / mpp.y)
     x, y = (axis.ravel() for axis in np.meshgrid(x, y))
-    share = tissue.share(x, y, width, height)
-    # A tile that is all tissue has a share of 1 but for rounding.
-    kept = share >= settings.min_tissue - 1e-9
+    fraction = tissue.share(x, y, width, height)
+    # A tile that is all tissue has a fraction of 1 up to rounding.
+    kept = fraction >= settings.min_tissue - 1e-9
     coords = np.stack([np.rint(x[kept]), np.rint(y[kept])], axis=1).astype(np.int64)
-    return TileGrid(coords, share[kept].astype(np.float32), width, height, columns * rows, settings, mpp)
+    return TileGrid(coords, fraction[kept].astype(np.float32), width, height, columns * rows, settings, mpp)
 
 
-def _how_many(extent: float, side: float, step: float) -> int:
+def _n_positions(extent: float, side: float, step: float) -> int:
     room = extent - side * (1 - _SLACK)
     return math.floor(room / step) + 1 if room >= 0 else 0

@@ -1,15 +1,15 @@
-"""Where on a slide there is tissue: a mask of some 8 µm per pixel, made on a thumbnail.
+"""Tissue mask of a slide at about 8 µm per pixel, made on a thumbnail.
 
-A pixel is tissue where it is more saturated than a threshold (Otsu 1979, on the HSV saturation of the thumbnail,
-smoothed) and darker than the glass. Then gaps are closed, small holes filled, small pieces dropped, pen marks taken
-out. All lengths are in µm and all areas in µm², so the same settings mean the same on every scanner.
+A pixel is tissue where it is more saturated than a threshold and darker than the glass. The threshold is Otsu's (1979),
+on the smoothed HSV saturation of the thumbnail. Then gaps are closed, small holes filled, small pieces dropped, and pen
+marks removed. All lengths are in µm and all areas in µm², so settings have the same meaning on every scanner.
 
-What differs from the usual recipe: colours are divided by the colour of the slide's own glass first; Otsu's threshold
-is held within `_SATURATION`, since it splits whatever it is given: noise where a slide is blank, pale from dark tissue
-where there is no glass. Pen is told from stain by what it absorbs. With the optical density OD = -log10(I / I_glass),
-haematoxylin, eosin and DAB all absorb green at least about as much as red (Ruifrok and Johnston 2001); blue and green
-ink absorb red the most. Red ink looks like blood: only what absorbs all green and blue and hardly any red is taken for
-it. Tissue under ink is lost.
+Differences from the usual recipe: colours are first divided by the colour of the slide's own glass. Otsu's threshold is
+clipped to `_SATURATION`, since it splits any input: noise on a blank slide, pale from dark tissue without glass. Pen is
+distinguished from stain by its absorption. With the optical density OD = -log10(I / I_glass), haematoxylin, eosin and
+DAB all absorb green at least about as much as red (Ruifrok and Johnston 2001). Blue and green ink absorb red the most.
+Red ink resembles blood: only pixels that absorb all green and blue and hardly any red count as red ink. Tissue under
+ink is lost.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SATURATION = (0.05, 0.1)
 _BRIGHTEST = 0.9
 # Scanner's black, text, black ink; the densest nuclei are as dark, but purple.
 _BLACK_LUMA, _BLACK_CHROMA = 0.25, 0.12
-# Glass is at least this bright and at most this tinted; without any, the whole picture is tissue.
+# Glass is at least this bright and at most this tinted; without any, the whole image is tissue.
 _GLASS_LUMA, _GLASS_SATURATION = 0.8, 0.1
 _INK_RED_OVER_GREEN, _INK_RED_OD = 1.3, 0.4
 _RED_INK_OD, _RED_INK_RED_OD = 1.0, 0.2
@@ -45,12 +45,12 @@ _INK_UM2, _INK_MARGIN_UM = 20_000.0, 60.0
 
 @dataclass(frozen=True)
 class TissueSettings:
-    """What counts as tissue."""
+    """Settings of the tissue mask."""
 
     mpp: float = 8.0
     """µm per pixel of the mask, at least that of the thumbnail."""
     smooth_um: float = 12.0
-    """Standard deviation of the Gauss filter before the thresholds: about a cell."""
+    """Standard deviation of the Gaussian filter before the thresholds: about the size of a cell."""
     min_piece_um2: float = 30_000.0
     """Smaller pieces are dirt; two tiles of 256 px at 0.5 µm/px have 32,768 µm²."""
     max_hole_um2: float = 50_000.0
@@ -65,18 +65,18 @@ class TissueSettings:
 
 @dataclass(frozen=True)
 class Tissue:
-    """The mask, and where it lies."""
+    """A tissue mask and its position."""
 
     mask: NDArray[np.bool_]
     """(height, width)."""
     bounds: Box
-    """What the mask covers, in level-0 px."""
+    """Area of the mask, in level-0 px."""
     px_um: tuple[float, float]
     """Width and height of a pixel of the mask in µm."""
     threshold: float
-    """Of the saturation."""
+    """Threshold of the saturation."""
     glass: tuple[float, float, float]
-    """The colour of the glass, 0 … 1."""
+    """Colour of the glass, 0 … 1."""
     ink_mm2: float
     """Area of pen marks (and of the scanner's black), with their margin."""
 
@@ -85,15 +85,17 @@ class Tissue:
         return float(self.mask.sum()) * self.px_um[0] * self.px_um[1] * 1e-6
 
     def share(self, x_level0_px: Any, y_level0_px: Any, width_px: float, height_px: float) -> NDArray[np.float64]:
-        """Share of tissue (0 … 1) in rectangles with these corners (arrays) and this size, in level-0 px; exact, pixels
-        of the mask may be cut. Outside the bounds there is none."""
+        """Tissue fraction (0 … 1) in rectangles with these corners (arrays) and this size, in level-0 px.
+
+        It is exact: pixels of the mask may be cut. Outside the bounds there is no tissue.
+        """
         height, width = self.mask.shape
-        # Sums over all that lies above and left, linear inside a pixel of the mask.
+        # Summed-area table, linear inside a pixel of the mask.
         sums = np.zeros((height + 1, width + 1))
         sums[1:, 1:] = self.mask.cumsum(0).cumsum(1)
         scale_x, scale_y = width / self.bounds.width, height / self.bounds.height
 
-        def until(x: Any, y: Any) -> NDArray[np.float64]:
+        def sum_above_left(x: Any, y: Any) -> NDArray[np.float64]:
             u = np.clip((np.asarray(x, float) - self.bounds.x) * scale_x, 0, width)
             v = np.clip((np.asarray(y, float) - self.bounds.y) * scale_y, 0, height)
             i, j = np.minimum(u.astype(int), width - 1), np.minimum(v.astype(int), height - 1)
@@ -104,15 +106,17 @@ class Tissue:
 
         x, y = np.asarray(x_level0_px, float), np.asarray(y_level0_px, float)
         right, bottom = x + width_px, y + height_px
-        inside = until(right, bottom) - until(x, bottom) - until(right, y) + until(x, y)
+        inside = (
+            sum_above_left(right, bottom) - sum_above_left(x, bottom) - sum_above_left(right, y) + sum_above_left(x, y)
+        )
         return np.clip(inside / (width_px * scale_x * height_px * scale_y), 0.0, 1.0)
 
 
 def tissue_of_canvas(canvas: Canvas, settings: TissueSettings | None = None) -> Tissue:
-    """The tissue of a slide, from a padded or stretched canvas of it that serves as thumbnail.
+    """Tissue of a slide, from a padded or stretched canvas of it that serves as thumbnail.
 
-    The canvas should be at least as fine as `settings.mpp`; a coarser one gives a mask of its own resolution. Its
-    slide's resolution must be known.
+    The canvas should be at least as fine as `settings.mpp`; a coarser one gives a coarser mask. The slide's resolution
+    must be known.
     """
     assert canvas.source.mpp is not None, "a mask in µm needs the slide's resolution"
     box = canvas.placement.image_box
@@ -129,9 +133,9 @@ def find_tissue(
     background: tuple[int, int, int] = (255, 255, 255),
     settings: TissueSettings | None = None,
 ) -> Tissue:
-    """The tissue in `bounds` (level-0 px), of which `pixels` (uint8 (height, width, 3)) is a picture of any size.
+    """Tissue in `bounds` (level-0 px), from an image of it of any size: `pixels`, uint8 (height, width, 3).
 
-    `mpp`: µm per level-0 px. `background`: what stands where nothing was scanned; it is no sample of the glass.
+    `mpp`: µm per level-0 px. `background`: fill colour of areas that were not scanned; it is not a sample of the glass.
     """
     from PIL import Image
     from scipy.ndimage import gaussian_filter
@@ -140,8 +144,8 @@ def find_tissue(
     width_um, height_um = bounds.width * mpp.x, bounds.height * mpp.y
     width = min(pixels.shape[1], max(1, round(width_um / settings.mpp)))
     height = min(pixels.shape[0], max(1, round(height_um / settings.mpp)))
-    picture = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BOX)
-    rgb = np.ascontiguousarray(np.moveaxis(np.asarray(picture), 2, 0)) / np.float32(255)
+    image = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BOX)
+    rgb = np.ascontiguousarray(np.moveaxis(np.asarray(image), 2, 0)) / np.float32(255)
     glass = _glass_of(rgb, background)
     px_um = (width_um / width, height_um / height)
     per_px = (px_um[1], px_um[0])  # as arrays count: rows first
@@ -176,30 +180,30 @@ def otsu(values: NDArray[Any], bins: int = 256) -> float:
 
 
 def _glass_of(rgb: NDArray[np.float32], background: tuple[int, int, int]) -> NDArray[np.float32]:
-    """The colour of the glass: the median of the brightest twentieth of what may be glass; white without any."""
+    """Colour of the glass: the median of the brightest twentieth of possible glass pixels; white without any."""
     luma, low, high = _luma(rgb), rgb.min(0), rgb.max(0)
     is_filled = np.all([np.abs(plane - c / 255) < 0.5 / 255 for plane, c in zip(rgb, background, strict=True)], axis=0)
-    may_be = ~is_filled & (luma > _GLASS_LUMA) & (high - low < _GLASS_SATURATION * high)
-    if not may_be.any():
+    is_candidate = ~is_filled & (luma > _GLASS_LUMA) & (high - low < _GLASS_SATURATION * high)
+    if not is_candidate.any():
         return np.ones(3, np.float32)
-    bright = may_be & (luma >= np.quantile(luma[may_be], 0.95))
+    bright = is_candidate & (luma >= np.quantile(luma[is_candidate], 0.95))
     return np.array([np.median(plane[bright]) for plane in rgb], np.float32)
 
 
 def _luma(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rec. 601, of planes (3, height, width)."""
+    """Luma (Rec. 601) of planes (3, height, width)."""
     return np.asarray(0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2], np.float32)
 
 
 def _is_ink(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Blue, green and (where it is unmistakable) red pen."""
+    """Mask of blue, green and (where unmistakable) red pen."""
     red, green, blue = -np.log10(np.maximum(rgb, 1 / 255))
     blue_or_green = (red > _INK_RED_OVER_GREEN * green) & (red > _INK_RED_OD)
     return np.asarray(blue_or_green | ((np.minimum(green, blue) > _RED_INK_OD) & (red < _RED_INK_RED_OD)))
 
 
 def _large(mask: NDArray[np.bool_], least_um2: float, px_um: tuple[float, float]) -> NDArray[np.bool_]:
-    """Without the pieces (8-connected) that are smaller."""
+    """Mask without pieces (8-connected) below an area."""
     from scipy.ndimage import label
 
     pieces, _ = label(mask, np.ones((3, 3)))
@@ -209,7 +213,7 @@ def _large(mask: NDArray[np.bool_], least_um2: float, px_um: tuple[float, float]
 
 
 def _filled(mask: NDArray[np.bool_], most_um2: float, px_um: tuple[float, float]) -> NDArray[np.bool_]:
-    """With its holes of up to that area filled; what reaches the rim of the picture is no hole."""
+    """Mask with holes up to an area filled; a gap that reaches the border of the image is not a hole."""
     from scipy.ndimage import label
 
     gaps, _ = label(~mask)
@@ -222,10 +226,10 @@ def _filled(mask: NDArray[np.bool_], most_um2: float, px_um: tuple[float, float]
 def _grown(mask: NDArray[np.bool_], by_um: float, px_um: tuple[float, float]) -> NDArray[np.bool_]:
     from scipy.ndimage import distance_transform_edt
 
-    # With nothing to measure from there is no distance.
+    # An empty mask has no distances.
     return distance_transform_edt(~mask, sampling=px_um) <= by_um if mask.any() else mask
 
 
 def _closed(mask: NDArray[np.bool_], by_um: float, px_um: tuple[float, float]) -> NDArray[np.bool_]:
-    """Grown and shrunk again; at the rim of the picture the tissue is taken to go on."""
+    """Mask after morphological closing; tissue is assumed to continue beyond the border of the image."""
     return ~_grown(~_grown(mask, by_um, px_um), by_um, px_um)

@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from longvit.attention import backends
 from longvit.attention.backends import BACKENDS, pick
-from longvit.attention.online_softmax import Settings, backward, forward
+from longvit.attention.online_softmax import Settings
+from longvit.attention.pattern import DilatedPattern
+from longvit.attention.routes import backward, forward
 
 aten = torch.ops.aten
 FLASH, EFFICIENT = aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_efficient_attention
@@ -39,14 +41,11 @@ class Calls(TorchDispatchMode):
 def attend(name: str, dtype: torch.dtype, *, dim: int, detached: bool = False, packed: bool = True, **settings) -> list:
     """Forward and backward on a card that is not there → the calls of its kernels."""
     shape = (2, 97, 6, dim)
-    s = Settings(
-        settings.get("branches", ((16, 1), (48, 2), (97, 5))),
-        settings.get("lengths"),
-        detached,
-        settings.get("padded", False),
-        0.2,
-        BACKENDS[name],
-    )
+    branches = settings.get("branches", ((16, 1), (48, 2), (97, 5)))
+    segment_lengths, dilated_ratios = zip(*branches, strict=True)
+    gradient, ragged = "detached" if detached else "exact", "padded" if settings.get("padded") else "masked"
+    pattern = DilatedPattern(segment_lengths, dilated_ratios, gradient, ragged)
+    s = Settings(pattern, 0.2, BACKENDS[name], settings.get("lengths"))
     with Calls() as calls:
         if packed:
             q, k, v = torch.empty(2, 97, 3, 6, dim, device="meta", dtype=dtype).unbind(2)

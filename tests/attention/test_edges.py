@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from longvit.attention import attention_pairs, dilated_attention, dilated_attention_packed
 from longvit.attention.backends import pick
-from longvit.attention.branches import calls, runs
+from longvit.attention.branches import calls, sequence_groups
 
 PAPER = {"segment_lengths": (64, 128, 256, 512, 1024), "dilated_ratios": (1, 2, 4, 8, 16)}
 
@@ -103,9 +103,9 @@ def test_an_empty_sequence_gives_an_empty_result() -> None:
 
 
 def test_at_most_min_r_and_heads_over_r_calls_a_branch() -> None:
-    (run,) = runs(1, 16384, None)
+    (group,) = sequence_groups(1, 16384, None)
     for r, expected in zip((1, 2, 4, 8, 16), (1, 2, 4, 2, 1), strict=True):
-        assert len(list(calls(run, 16, 4096, r, padded=False, rows_adjoin=True))) == expected
+        assert len(list(calls(group, 16, 4096, r, padded=False, rows_adjoin=True))) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

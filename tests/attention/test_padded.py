@@ -99,7 +99,7 @@ def test_a_first_branch_writes_every_number_and_reads_none() -> None:
     padded_branch.branch_forward(padded_branch.forward_operands(q, k, v), out, lse, 16, 1, 0.2, False, True)
     grads = [torch.full_like(q, math.nan) for _ in range(3)]
     operands = padded_branch.backward_operands(grad_out, q, k, v, out, lse, 0.2)
-    padded_branch.branch_backward(operands, grads, 16, 1, 0.2, True)
+    BACKENDS["triton_padded"].branches.backward(operands, grads, 16, 1, 0.2, True)
     assert all(torch.isfinite(t).all() for t in (out, lse, *grads))
 
 

@@ -196,7 +196,7 @@ def test_the_kernels_compile_without_a_card_and_read_16_bytes_at_once(capability
     # the interpreter takes what the compiler refuses; a row of 24 bfloat16 must not be read element by element, and
     # ratios and segments must not be compiled anew (seconds each): twice, for the first branch and for the others
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "compiled_kernels.py"), str(capability)],
+        [sys.executable, str(Path(__file__).parents[1] / "compile_without_card.py"), "attention", str(capability)],
         capture_output=True,
         text=True,
         check=False,

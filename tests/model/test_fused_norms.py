@@ -301,7 +301,7 @@ def test_without_triton_auto_goes_the_plain_way_and_1_names_the_way_out(monkeypa
 def test_the_kernels_compile_without_a_card_and_a_row_is_read_in_whole_sectors() -> None:
     # the interpreter takes what the compiler refuses; other numbers of rows must not be compiled anew
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "compiled_norms.py"), "90"],
+        [sys.executable, str(Path(__file__).parents[1] / "compile_without_card.py"), "norms", "90"],
         capture_output=True,
         text=True,
         check=False,

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from longvit.model import encoder as encoder_file
 from longvit.model import norm_linear as nl
-from longvit.model.encoder import DilatedSelfAttention
 from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.model.offload import HostStore
+from longvit.model.self_attention import DilatedSelfAttention
 
 CONFIG = LongViTConfig(embed_dim=32, depth=4, num_heads=4, ffn_dim=48, num_classes=3, grid_patches=4)
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from longvit.attention import dilated_attention
+from longvit.attention.pattern import DilatedPattern
 from longvit.parallel import Shards, Wire, exchanged_bytes, sharded_dilated_attention
 from parallel.ranks import on_ranks
 
@@ -36,7 +37,7 @@ def sharded(case: dict[str, Any], shards: Shards, wire: Wire | None = None) -> l
     first, end = shards.shard(dist.get_rank())
     q, k, v, grad = (t[:, first:end] for t in tensors(case["n"], case["heads"], case["batch"]))
     leaves = [t.requires_grad_() for t in (q, k, v)]
-    out = sharded_dilated_attention(*leaves, shards=shards, wire=wire, **case["settings"])
+    out = sharded_dilated_attention(*leaves, DilatedPattern(**case["settings"]), shards=shards, wire=wire)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
@@ -106,7 +107,7 @@ def traffic(shards: list[Shards], s: dict[str, Any], dtype: torch.dtype) -> list
     for each in shards:
         wire, (first, end) = Wire(), each.shard(dist.get_rank())
         q, k, v = (torch.randn(1, end - first, 4, 3, dtype=dtype, requires_grad=True) for _ in range(3))
-        out = sharded_dilated_attention(q, k, v, shards=each, wire=wire, **s)
+        out = sharded_dilated_attention(q, k, v, DilatedPattern(**s), shards=each, wire=wire)
         forward = replace(wire)
         out.sum().backward()
         found.append(
@@ -170,7 +171,7 @@ def wrong_calls() -> list[str]:
     messages = []
     for shards, more in [(Shards((0, 4)), {}), (Shards((0, 2, 5)), {}), (Shards((0, 5)), {"ragged": "padded"})]:
         with pytest.raises(ValueError) as caught:
-            sharded_dilated_attention(q, q, q, shards=shards, segment_lengths=(2,), dilated_ratios=(1,), **more)
+            sharded_dilated_attention(q, q, q, DilatedPattern((2,), (1,), **more), shards=shards)
         messages.append(str(caught.value))
     return messages
 

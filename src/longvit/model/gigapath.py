@@ -19,9 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from longvit.attention.pattern import DilatedPattern
 from longvit.config import check_bounds
 from longvit.model import longvit
-from longvit.model.encoder import AttentionPattern, Encoder, init_weights
+from longvit.model.encoder import Encoder, init_weights
 
 BOUNDS = {
     **{name: longvit.BOUNDS[name] for name in ("embed_dim", "depth", "num_heads", "ffn_dim")},
@@ -69,14 +70,14 @@ class GigaPathConfig:
                 f"{len(self.segment_lengths)} segment lengths for {len(self.dilated_ratios)} dilated ratios"
             )
 
-    def pattern(self) -> AttentionPattern:
+    def pattern(self) -> DilatedPattern:
         """Five segments, evenly spaced in log from 1,024 to all tiles of the largest slide."""
         if self.segment_lengths != "auto":
-            return AttentionPattern(self.segment_lengths, self.dilated_ratios, ragged=self.ragged)
+            return DilatedPattern(self.segment_lengths, self.dilated_ratios, ragged=self.ragged)
         low, high = 10.0, math.log2((self.max_slide_px // self.tile_px) ** 2)
         count = len(self.dilated_ratios)
         segments = (int(2 ** (low + (high - low) * i / (count - 1))) for i in range(count))
-        return AttentionPattern(tuple(segments), self.dilated_ratios, ragged=self.ragged)
+        return DilatedPattern(tuple(segments), self.dilated_ratios, ragged=self.ragged)
 
 
 def sine_cosine_positions(columns: Tensor, rows: Tensor, dim: int) -> Tensor:
@@ -115,8 +116,8 @@ class GigaPathSlideEncoder(nn.Module):
 
     def all_layers(self, features: Tensor, coords: Tensor) -> list[Tensor]:
         """depth + 1 embeddings (B, D): of the input tokens, then after every layer, without the encoder's last norm."""
-        states = self.blocks.states(self._tokens(features, coords), self.config.pattern())
-        return [self._pool(x) for x in states]
+        layers = self.blocks.get_intermediate_layers(self._tokens(features, coords), self.config.pattern())
+        return [self._pool(x) for x in layers]
 
     def _tokens(self, features: Tensor, coords: Tensor) -> Tensor:
         c = self.config

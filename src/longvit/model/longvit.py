@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from longvit.attention.pattern import DilatedPattern
 from longvit.config import check_bounds
 from longvit.model import cuda_graph
 from longvit.model.embedding import PatchEmbedding, PatchGrid
-from longvit.model.encoder import AttentionPattern, Encoder, init_weights
+from longvit.model.encoder import Encoder, init_weights
 
 DILATED_RATIOS = (1, 2, 4, 8, 16)
 BOUNDS = {  # far beyond every model that trains, and small enough that none takes for ever to be made
@@ -182,7 +183,7 @@ class LongViT(nn.Module):
         """
         self.blocks.recompute, self.blocks.offload = enable, offload
 
-    def pattern(self, n_patches: int) -> AttentionPattern:
+    def pattern(self, n_patches: int) -> DilatedPattern:
         """The branches of dilated attention for a sequence of this length."""
         c = self.config
         if c.segment_lengths == "auto":
@@ -193,7 +194,7 @@ class LongViT(nn.Module):
             segments = segment_schedule(n_patches)
         else:
             segments = c.segment_lengths
-        return AttentionPattern(segments, c.dilated_ratios, c.gradient, c.ragged)
+        return DilatedPattern(segments, c.dilated_ratios, c.gradient, c.ragged)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → tokens (B, N, D), row-major. uint8 images may stay in host memory beside a model on a GPU."""

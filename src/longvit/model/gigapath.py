@@ -1,11 +1,11 @@
 """Prov-GigaPath's slide encoder (Xu et al. 2024): the same LongNet encoder on tile features and coordinates.
 
-Tile features are projected linearly, get a fixed sine-cosine position of their tile (column and row on a grid of
-256-px tiles at level 0), a CLS token comes first; the result is LayerNorm(CLS), or LayerNorm(mean of the tiles). Its
-weights were trained with zero-padded segments, so `ragged="padded"` where nothing else is said.
+Tile features are projected linearly, and a fixed sine-cosine position of their tile is added (column and row on a grid
+of 256-px tiles at level 0). A CLS token precedes them. The result is LayerNorm(CLS), or LayerNorm(mean of the tiles).
+The weights were trained with zero-padded segments, so `ragged="padded"` is the default.
 
-What differs from the authors' code: positions are computed from the coordinates (theirs is a table of 1,000² × 768
-numbers), and a length is never padded in memory.
+Differences from the authors' code: positions are computed from the coordinates (theirs is a table of 1,000² × 768
+elements), and a length is never padded in memory.
 
 B slides, N tiles, I tile feature width, D width.
 """
@@ -36,10 +36,10 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class GigaPathConfig:
-    """Sizes of a slide encoder.
+    """Configuration of a slide encoder.
 
     in_dim: width of the tile features; tile_px: side of a tile in level-0 px; grid_tiles: tiles per side of the
-    position grid; max_slide_px: the largest slide side, from which the published code takes its segments; ragged:
+    position grid; max_slide_px: the largest slide side, from which the published code derives its segments; ragged:
     "padded" for published weights, which were trained with it.
     """
 
@@ -71,7 +71,7 @@ class GigaPathConfig:
             )
 
     def pattern(self) -> DilatedPattern:
-        """Five segments, evenly spaced in log from 1,024 to all tiles of the largest slide."""
+        """Five segment lengths, evenly spaced in log from 1,024 to all tiles of the largest slide."""
         if self.segment_lengths != "auto":
             return DilatedPattern(self.segment_lengths, self.dilated_ratios, ragged=self.ragged)
         low, high = 10.0, math.log2((self.max_slide_px // self.tile_px) ** 2)

@@ -2,8 +2,8 @@
 
     image (up to 32,768² px) → patches of 32 × 32 → linear embedding + positions → LongNet encoder → mean → norm → head
 
-Sizes are table 5 of the paper as data, segment lengths table 7; for lengths between its rows `segment_schedule` has a
-rule, where the published code silently keeps the segments of pretraining.
+Sizes are table 5 of the paper as data, segment lengths table 7. For lengths between its rows `segment_schedule`
+interpolates, where the published code silently keeps the segments of pretraining.
 
 B images, N patches, D width, K classes.
 """
@@ -27,7 +27,7 @@ from longvit.model.embedding import PatchEmbedding, PatchGrid
 from longvit.model.encoder import Encoder, init_weights
 
 DILATED_RATIOS = (1, 2, 4, 8, 16)
-BOUNDS = {  # far beyond every model that trains, and small enough that none takes for ever to be made
+BOUNDS = {  # far beyond every model that trains, and small enough that making one ends
     "embed_dim": (1, 65_536),
     "depth": (1, 256),
     "num_heads": (1, 65_536),
@@ -50,18 +50,18 @@ SEGMENT_TABLE = {  # table 7: number of patches → segment lengths
 
 @dataclass(frozen=True)
 class LongViTConfig:
-    """What a LongViT is made of; stored beside its weights.
+    """Configuration of a LongViT; stored beside its weights.
 
     embed_dim, depth, num_heads, ffn_dim: width, layers, heads, hidden width of the FFN.
     patch_px: side of a patch.
     num_classes: outputs of the head, 0 for a model without one; class_names: one per output, or empty.
-    task: what the head was trained for (longvit.tasks.catalogue): which classes, or which bins of time.
-    positions: "grid": positions live on the pretraining grid (1,024² px) and are interpolated on the fly. "per_patch":
+    task: the task of the head (longvit.tasks.catalogue): classes, or bins of time.
+    positions: "grid": positions of the pretraining grid (1,024² px), interpolated on the fly. "per_patch":
         one vector per patch of a square image of image_px, as the published code has it after fine-tuning.
     segment_lengths: "auto" (`segment_schedule` of the number of patches) or one per dilated ratio.
     gradient, ragged: see `longvit.attention.dilated_attention`.
     drop_path: rate of the last layer.
-    image_px, fit: the canvas that `embed` takes of a slide (side in px, "stretch" or "pad").
+    image_px, fit: the canvas for `embed` (side in px, "stretch" or "pad").
     pool_norm: "fc_norm": mean over tokens, then LayerNorm, eps 1e-5 (fine-tuning). "token_norm": LayerNorm, eps 1e-6,
         then mean (DINO).
     grid_patches: side of the pretraining grid in patches.
@@ -119,7 +119,7 @@ def segment_schedule(n_patches: int) -> tuple[int, ...]:
 
     Table 7 of the paper exactly at its five lengths. Elsewhere: below 1,024 the first row, cut to the sequence; between
     two rows each segment is interpolated in log(length) and rounded to a power of two; above the last row, that row;
-    the last segment is always the whole sequence, so that every token is reached by every other through some path.
+    the last segment is always the whole sequence, so that some path connects every two tokens.
     """
     if n_patches < 1:
         raise ValueError(f"a sequence has at least one patch, got {n_patches}")
@@ -165,11 +165,11 @@ class LongViT(nn.Module):
         return self.config.num_classes
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay leaves alone, besides biases and norms."""
+        """Names of parameters without weight decay, in addition to biases and norms."""
         return {"patch_embed.pos_embed"}
 
     def reset_classifier(self, num_classes: int, class_names: tuple[str, ...] = ()) -> None:
-        """A new head for `num_classes` (0: none), weights drawn anew."""
+        """Replaces the head by a randomly initialised one for `num_classes` (0: none)."""
         self.config = replace(self.config, num_classes=num_classes, class_names=tuple(class_names))
         device = self.fc_norm.weight.device
         self.head = nn.Linear(self.num_features, num_classes, device=device) if num_classes else nn.Identity()
@@ -178,8 +178,8 @@ class LongViT(nn.Module):
     def set_recompute(self, enable: bool = True, *, offload: bool = False) -> None:
         """Recompute each layer in backward: about a third of the memory for two thirds of a forward without attention.
 
-        `offload`: what is still kept waits in host memory (CUDA; elsewhere the host is where it is already). Leave the
-        images there as well: `forward` moves a few rows at a time.
+        `offload`: the tensors that are still kept stay in host memory until backward (CUDA only). Leave the images in
+        host memory too: `forward` moves a few rows at a time.
         """
         self.blocks.recompute, self.blocks.offload = enable, offload
 
@@ -221,11 +221,11 @@ class LongViT(nn.Module):
 
     @torch.inference_mode()
     def embed(self, slide: Any) -> np.ndarray:
-        """The embedding of a slide (or canvas), float32 (D,): its canvas of `config.image_px` through the model.
+        """The embedding of a slide or canvas, float32 (D,), from its canvas of `config.image_px`.
 
-        `slide` is what `longvit.open_slide` returns, or a uint8 (height, width, 3) array or canvas. Of a slide the
-        canvas is never held: strips are embedded as they come while threads decode the next ones. Same bits both ways.
-        On a card small canvases go as a CUDA graph (`longvit.model.cuda_graph`), again with the same bits.
+        `slide` is a slide from `longvit.open_slide`, or a uint8 (height, width, 3) array or canvas. The canvas of a
+        slide is never held: strips are embedded while threads decode the next ones. Both ways give the same bits. On a
+        card small canvases run as a CUDA graph (`longvit.model.cuda_graph`), again with the same bits.
         """
         if isinstance(slide, (str, Path)):
             raise TypeError(f"embed takes an open slide: model.embed(longvit.open_slide({str(slide)!r}))")
@@ -254,14 +254,14 @@ class LongViT(nn.Module):
 
 
 def image_of(pixels: np.ndarray) -> Tensor:
-    """(height, width, 3) → (1, 3, height, width), without a copy where the pixels lie in order."""
+    """(height, width, 3) → (1, 3, height, width), without a copy for contiguous pixels."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0)
 
 
 def create_model(name: str, *, num_classes: int = 0, **settings: Any) -> LongViT:
     """A LongViT of a named size with random weights: `longvit_tiny_patch32`, `_small_` (the paper's) or `_base_`.
 
-    `settings` are fields of `LongViTConfig`. Raises ValueError for a name or setting that there is not.
+    `settings` are fields of `LongViTConfig`. Raises ValueError for an unknown name or setting.
     """
     if name not in SIZES:
         raise ValueError(f"no model {name!r}; there are {', '.join(SIZES)}")

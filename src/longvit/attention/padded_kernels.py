@@ -177,7 +177,7 @@ def _begin(OUT, LSE, i, r, L, zeros, out_n: tl.constexpr, lse_n: tl.constexpr, D
            FIRST: tl.constexpr, PADDED: tl.constexpr):  # fmt: skip
     """→ the state before this branch: out with its denominator in column D, m, of tokens i of an offset group.
 
-    The denominator is 1, or 0 (and m = −inf) where no key has contributed. `zeros`: number of zero keys that pad the group.
+    The denominator is 1, or 0 (and m = −inf) where no key has contributed. `zeros`: number of padding zero keys.
     """
     d = tl.arange(0, D_TILE)[None, :]
     own = i < L

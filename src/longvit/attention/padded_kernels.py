@@ -12,9 +12,9 @@ the sums that `triton_kernels` computes per pair of query and key (c = scale · 
 Three parts of 8 bits each hold a float32 to 2⁻²⁴. A missing token is a row of zeros: its p is multiplied by a zero row
 of v' or g' and adds nothing, so there is no masked last step.
 
-Forward without a running maximum: |q·k| ≤ |q| |k| (Cauchy–Schwarz). Where c times the largest |q| of a block and the
-largest |k| of the head is at most `FREE_LOGITS`, exp2 can neither overflow the sums nor lose the largest term. Any
-other block uses the online softmax, in the same kernel, and gives the exact result for any input.
+Forward without a running maximum: |q·k| ≤ |q| |k| (Cauchy–Schwarz). The bound is c times the largest |q| of a block
+and the largest |k| of the head. Up to `FREE_LOGITS`, exp2 can neither overflow the sums nor lose the largest term. Any other
+block uses the online softmax, in the same kernel, and gives the exact result for any input.
 
 The plain twins are the kernels of `triton_kernels`, where the arguments are explained. `padded_branch` launches these.
 """

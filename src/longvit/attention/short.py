@@ -1,7 +1,7 @@
 """Short sequences: all branches as one dense attention.
 
 The mixture of the branches is one softmax of each query over the multiset union of its branches' keys (see `dilated`).
-A key that c branches share counts c times, so the result equals one dense attention with log c added to its logits
+A key that c branches share counts c times. So the result equals one dense attention with log c added to its logits
 (−inf where no branch has the pair). One call of N² pairs per head replaces about twenty, whose launches and merges
 dominate for a short sequence: crops of DINO, canvases of a few hundred pixels.
 

@@ -129,8 +129,8 @@ def _programs(kernel: str, x: Tensor) -> int:
 
 def _pieces(width: int) -> dict[str, int]:
     """`C`, `BLOCK`, `K`: a row as one or three blocks of a power of two, the one that leaves fewer lanes idle."""
-    one, third = (1 << (n - 1).bit_length() for n in (width, -(-width // 3)))
-    return {"C": width, "BLOCK": one, "K": 1} if one <= 3 * third else {"C": width, "BLOCK": third, "K": 3}
+    single, third = (1 << (n - 1).bit_length() for n in (width, -(-width // 3)))
+    return {"C": width, "BLOCK": single, "K": 1} if single <= 3 * third else {"C": width, "BLOCK": third, "K": 3}
 
 
 def _kernels() -> Any:

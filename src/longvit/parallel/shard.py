@@ -9,8 +9,8 @@ on its tokens. Attention exchanges the keys and values of shared segments; the m
     loss.backward()
     average_gradients(model.parameters())               # or DistributedDataParallel, which does the same
 
-One convention for all parameters: the *average* over ranks of their gradients is the gradient of the single process
-(of the mean over the slides of the data axis, where there is one). All ranks of a sequence must draw the same random
+One convention holds for all parameters: the *average* of their gradients over ranks is the gradient of the single
+process (with a data axis: the mean over its slides). All ranks of a sequence must draw the same random
 numbers (drop path): seed them alike. Each of them must call backward.
 
 B slides, n tokens of this rank, N of all ranks, D width.

@@ -235,9 +235,9 @@ def _send_keys(k: Tensor, v: Tensor, shared: Sequence[_Shared], part: _Part) -> 
     outgoing: list[list[Tensor]] = [[] for _ in range(part.shards.ranks)]
     incoming = [0] * part.shards.ranks
     for s in shared:
-        mine = [comb.view(t, part.first) for t in (k, v) for comb in s.own]
+        own_parts = [comb.view(t, part.first) for t in (k, v) for comb in s.own]
         for peer, peer_combs in s.others:
-            outgoing[peer] += mine
+            outgoing[peer] += own_parts
             incoming[peer] += part.numbers([peer_combs], k)
     return Exchange(outgoing, incoming, k, part.group, part.wire)
 

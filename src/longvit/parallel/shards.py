@@ -106,9 +106,9 @@ class Comb:
 
     def view(self, x: Tensor, first: int) -> Tensor:
         """(B, tokens from `first` on, H, …) → (B, J, heads, n, …), sharing memory."""
-        s_batch, s_pos, s_head, *rest = x.stride()
+        s_batch, s_pos, s_head, *inner = x.stride()
         size = (len(x), self.groups, self.heads, self.tokens, *x.shape[3:])
-        stride = (s_batch, s_pos + self.group_heads * s_head, s_head, self.ratio * s_pos, *rest)
+        stride = (s_batch, s_pos + self.group_heads * s_head, s_head, self.ratio * s_pos, *inner)
         offset = (self.position - first) * s_pos + self.group * self.group_heads * s_head
         return x.as_strided(size, stride, x.storage_offset() + offset)
 

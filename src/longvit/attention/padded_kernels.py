@@ -13,8 +13,8 @@ Three parts of 8 bits each hold a float32 to 2⁻²⁴. A missing token is a row
 of v' or g' and adds nothing, so there is no masked last step.
 
 Forward without a running maximum: |q·k| ≤ |q| |k| (Cauchy–Schwarz). The bound is c times the largest |q| of a block
-and the largest |k| of the head. Up to `FREE_LOGITS`, exp2 can neither overflow the sums nor lose the largest term. Any other
-block uses the online softmax, in the same kernel, and gives the exact result for any input.
+and the largest |k| of the head. Up to `FREE_LOGITS`, exp2 can neither overflow the sums nor lose the largest term.
+Any other block uses the online softmax, in the same kernel, and gives the exact result for any input.
 
 The plain twins are the kernels of `triton_kernels`, where the arguments are explained. `padded_branch` launches these.
 """

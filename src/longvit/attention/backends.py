@@ -4,8 +4,8 @@ Flash-attention's backward recomputes P = exp(s − lse) and needs, beside q, k 
 another pair than its own forward returned (the merged state of all branches), it yields the gradient of the merged
 softmax. So PyTorch's own kernels serve dilated attention unchanged.
 
-All tensors are (B, H, L, D) views with stride 1 in the last axis; lse is (B, H, L), float32 (float64 for float64).
-`pick` decides once per call, in one place, and gives the reason; `longvit doctor` prints it.
+All tensors are (B, H, L, D) views with stride 1 in the last axis. `lse` is (B, H, L), float32 (float64 for float64).
+The function `pick` decides once per call, in one place, and gives the reason, which `longvit doctor` prints.
 
 The requirements of the CUDA kernels were read in PyTorch's sources (aten/src/ATen/native/transformers/cuda:
 flash_attn/flash_api.cpp, mem_eff_attention/kernel_backward.h). Comments name them where they matter.

@@ -136,8 +136,10 @@ def calls(
 ) -> Iterator[Call]:
     """The fused calls of one branch over one group: the whole segments first, then the shorter last one.
 
-    `rows_adjoin`: the group's rows are contiguous in every tensor of the call (stride 0 = length × stride 1), so that
-    the segments of several rows form one axis. `offsets`: only the first so many offset groups.
+    Args:
+        rows_adjoin: the group's rows are contiguous in every tensor of the call (stride 0 = length × stride 1), so that
+            the segments of several rows form one axis.
+        offsets: only the first so many offset groups.
     """
     n, r = group.length, dilated_ratio
     w = min(segment_length, n)

@@ -10,13 +10,15 @@ from typing import Literal
 class DilatedPattern:
     """Branches of dilated attention with two switches.
 
-    segment_lengths: w_i ≥ 1, tokens, one per branch.
-    dilated_ratios: r_i ≥ 1, one per branch.
-    gradient: "exact", or "detached": the mixing weights are constants in the backward, as in the authors' code.
-    ragged: "masked": a shorter last segment is simply shorter. "padded": zero keys fill it up and take part in the
-        softmax, as in the authors' code.
+    Attributes:
+        segment_lengths: w_i ≥ 1, tokens, one per branch.
+        dilated_ratios: r_i ≥ 1, one per branch.
+        gradient: "exact", or "detached": the mixing weights are constants in the backward, as in the authors' code.
+        ragged: "masked": a shorter last segment is simply shorter. "padded": zero keys fill it up and take part in the
+            softmax, as in the authors' code.
 
-    Raises ValueError: settings that do not fit together, with both numbers.
+    Raises:
+        ValueError: settings that do not fit together, with both numbers.
     """
 
     segment_lengths: tuple[int, ...]

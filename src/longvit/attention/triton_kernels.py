@@ -15,10 +15,12 @@ log2(e) in the scale; sums and log-sum-exps are float32.
 The kernels run on CUDA, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1). The plain twin is `routes` with the
 `plain` back end. `triton_branch` launches these kernels.
 
-Arguments: OUT … pointers; x_row, x_n, x_h strides of batch, position and head of x; others: number of tokens that a
-block steps through, −1: as many as its offset group has; LSE2: log-sum-exp in base 2. B sequences, N tokens, H heads,
-D head dim, w segment length, r dilated ratio, g = ceil(H / r) heads of an offset group, L tokens of one offset group in
-one segment.
+Arguments:
+- OUT …: pointers; LSE2: the log-sum-exp in base 2.
+- x_row, x_n, x_h: strides of batch, position and head of x.
+- others: number of tokens that a block steps through; −1: as many as its offset group has.
+- B sequences, N tokens, H heads, D head dim, w segment length, r dilated ratio.
+- g = ceil(H / r) heads of an offset group, L tokens of one offset group in one segment.
 """
 
 from __future__ import annotations

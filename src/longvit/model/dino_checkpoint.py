@@ -42,9 +42,11 @@ _SETTINGS = (  # not derivable from the tensors
 class DinoCheckpoint:
     """Content of a DINO checkpoint, under our names: `backbone.blocks.0.attn.qkv.weight` …, `head.mlp.0.weight` ….
 
-    teacher, student: None for a network that is not in the file; a network may lack its head.
-    center: (1, K), of the teacher's outputs. epoch: number of finished epochs.
-    settings: of the backbone, as in `LongViTConfig`; empty for a file not written by longvit.
+    Attributes:
+        teacher, student: None for a network that is not in the file; a network may lack its head.
+        center: (1, K), of the teacher's outputs.
+        epoch: number of finished epochs.
+        settings: of the backbone, as in `LongViTConfig`; empty for a file not written by longvit.
     """
 
     teacher: Mapping[str, Tensor] | None = None

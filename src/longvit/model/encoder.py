@@ -123,8 +123,9 @@ def _checkpointed(function: Callable[..., Tensor], *args: Any) -> Tensor:
 class Encoder(nn.ModuleList):
     """`depth` blocks; drop path grows linearly from 0 to its rate. (B, N, D) → (B, N, D).
 
-    `recompute`: keeps only the input of every layer and the attention's result, and recomputes the rest in backward.
-    `offload`: with `recompute` on a CUDA device, the kept tensors stay in host memory until backward.
+    Attributes:
+        recompute: keeps only the input of every layer and the attention's result, and recomputes the rest in backward.
+        offload: with `recompute` on a CUDA device, the kept tensors stay in host memory until backward.
     """
 
     def __init__(

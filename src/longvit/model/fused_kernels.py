@@ -2,15 +2,15 @@
 
 A program holds whole rows in registers. It takes the statistics there in two passes (mean, then deviations), as exact
 as float32 allows for any mean. The backward takes them again instead of reading them. Arithmetic is float32 for every
-dtype of the tensors. A row of C elements is one piece of BLOCK elements, a power of two, or three of them (`K`):
-384 = 3 · 128 and 1,536 = 3 · 512 leave no lane idle, and the three are added up before lanes and warps are.
+dtype of the tensors. A row of C elements is one piece of BLOCK elements, a power of two, or three of them (`K`). So
+384 = 3 · 128 and 1,536 = 3 · 512 leave no lane idle. The three pieces are added up before lanes and warps are.
 
-GELU is the exact one, x Φ(x). For float32 Φ comes from the library's erf. For 16-bit tensors it is Abramowitz and
-Stegun's 7.1.26, at most 1.5e-7 off (the library's rounding of 1 + erf is 0.6e-7): half the instructions, and its
-exponential is the one in the derivative.
+GELU is exact, x Φ(x). For float32 Φ comes from the library's erf. For 16-bit tensors it is Abramowitz and Stegun's
+7.1.26, with an error of at most 1.5e-7 (the library's rounding of 1 + erf is 0.6e-7). It takes half the instructions,
+and its exponential is the one in the derivative.
 
-Sums over rows (gradients of weights and biases) are taken without atomics: program p adds tiles p, p + P, p + 2P … to
-row p of a (P, C) buffer, which the caller adds up. With the same P the bits are those of every other run.
+Row sums (gradients of weights and biases) are taken without atomics. Program p adds tiles p, p + P, p + 2P … to row p
+of a (P, C) buffer, which the caller adds up. With the same P every run gives the same bits.
 
 `fused_norms` launches these kernels and holds their plain twins.
 """

@@ -38,9 +38,12 @@ BOUNDS = {
 class GigaPathConfig:
     """Configuration of a slide encoder.
 
-    in_dim: width of the tile features; tile_px: side of a tile in level-0 px; grid_tiles: tiles per side of the
-    position grid; max_slide_px: the largest slide side, from which the published code derives its segments; ragged:
-    "padded" for published weights, which were trained with it.
+    Attributes:
+        in_dim: width of the tile features.
+        tile_px: side of a tile in level-0 px.
+        grid_tiles: tiles per side of the position grid.
+        max_slide_px: the largest slide side, from which the published code derives its segments.
+        ragged: "padded" for published weights, which were trained with it.
     """
 
     in_dim: int = 1536

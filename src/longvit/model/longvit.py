@@ -52,19 +52,20 @@ SEGMENT_TABLE = {  # table 7: number of patches → segment lengths
 class LongViTConfig:
     """Configuration of a LongViT; stored beside its weights.
 
-    embed_dim, depth, num_heads, ffn_dim: width, layers, heads, hidden width of the FFN.
-    patch_px: side of a patch.
-    num_classes: outputs of the head, 0 for a model without one; class_names: one per output, or empty.
-    task: the task of the head (longvit.tasks.catalogue): classes, or bins of time.
-    positions: "grid": positions of the pretraining grid (1,024² px), interpolated on the fly. "per_patch":
-        one vector per patch of a square image of image_px, as the published code has it after fine-tuning.
-    segment_lengths: "auto" (`segment_schedule` of the number of patches) or one per dilated ratio.
-    gradient, ragged: see `longvit.attention.dilated_attention`.
-    drop_path: rate of the last layer.
-    image_px, fit: the canvas for `embed` (side in px, "stretch" or "pad").
-    pool_norm: "fc_norm": mean over tokens, then LayerNorm, eps 1e-5 (fine-tuning). "token_norm": LayerNorm, eps 1e-6,
-        then mean (DINO).
-    grid_patches: side of the pretraining grid in patches.
+    Attributes:
+        embed_dim, depth, num_heads, ffn_dim: width, layers, heads, hidden width of the FFN.
+        patch_px: side of a patch.
+        num_classes: outputs of the head, 0 for a model without one; class_names: one per output, or empty.
+        task: the task of the head (longvit.tasks.catalogue): classes, or bins of time.
+        positions: "grid": positions of the pretraining grid (1,024² px), interpolated on the fly. "per_patch":
+            one vector per patch of a square image of image_px, as the published code has it after fine-tuning.
+        segment_lengths: "auto" (`segment_schedule` of the number of patches) or one per dilated ratio.
+        gradient, ragged: see `longvit.attention.dilated_attention`.
+        drop_path: rate of the last layer.
+        image_px, fit: the canvas for `embed` (side in px, "stretch" or "pad").
+        pool_norm: "fc_norm": mean over tokens, then LayerNorm, eps 1e-5 (fine-tuning). "token_norm": LayerNorm, eps
+            1e-6, then mean (DINO).
+        grid_patches: side of the pretraining grid in patches.
     """
 
     embed_dim: int = 384
@@ -98,7 +99,7 @@ class LongViTConfig:
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes")
         if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path must lie in [0, 1), got {self.drop_path}")
+            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 
     @property
     def grid(self) -> PatchGrid:
@@ -117,9 +118,13 @@ SIZES = {
 def segment_schedule(n_patches: int) -> tuple[int, ...]:
     """Segment lengths for a sequence of `n_patches` ≥ 1 tokens, one per dilated ratio 1, 2, 4, 8, 16.
 
-    Table 7 of the paper exactly at its five lengths. Elsewhere: below 1,024 the first row, cut to the sequence; between
-    two rows each segment is interpolated in log(length) and rounded to a power of two; above the last row, that row;
-    the last segment is always the whole sequence, so that some path connects every two tokens.
+    At the five lengths of table 7 of the paper these are its rows. Elsewhere:
+
+    - below 1,024: the first row, cut to the sequence
+    - between two rows: each segment interpolated in log(length) and rounded to a power of two
+    - above the last row: that row
+
+    The last segment is always the whole sequence, so that some path connects every two tokens.
     """
     if n_patches < 1:
         raise ValueError(f"a sequence has at least one patch, got {n_patches}")

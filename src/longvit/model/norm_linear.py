@@ -1,9 +1,12 @@
 """Norm and linear layer of a LongNet block, y = Linear(LayerNorm(act(x))), in token chunks with a lean backward.
 
-All four products of a block have this form: qkv and fc1 after the pre-norm, the output projection after the
-sub-LayerNorm of the heads, fc2 after GELU and the sub-LayerNorm of the hidden activations. Plain autograd keeps the
-result of every step. Here only `x` is kept; the (cheap) activation and norm are recomputed in backward, chunk by chunk,
-while they are still in the cache. The results are those of the plain form to rounding.
+All four products of a block have this form:
+- qkv and fc1 after the pre-norm;
+- the output projection after the sub-LayerNorm of the heads;
+- fc2 after GELU and the sub-LayerNorm of the hidden activations.
+
+Plain autograd keeps the result of every step. Here only `x` is kept. The (cheap) activation and norm are recomputed in
+backward, chunk by chunk, while they are still in the cache. The results are those of the plain form to rounding.
 
 T tokens, I features in, O features out.
 """

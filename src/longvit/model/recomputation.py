@@ -5,10 +5,10 @@ Only attention mixes tokens. So a block is two functions, of which the second wo
     out = attention(qkv(norm1(x)))                                     kept: x, out, lse
     y   = mid + fc2(norm(gelu(fc1(norm2(mid))))),  mid = x + proj(norm(out))          the same x and out, nothing else
 
-Backward of the second runs chunk by chunk: mid, hidden activations, their gradients, those of x and out. mid and the
-hidden activations exist for one chunk only; fc2's product is not recomputed. Backward of the first recomputes q, k, v
-and calls attention's backward. `torch.utils.checkpoint` would run the whole block again, and then hold everything that
-a plain forward keeps.
+Backward of the second runs chunk by chunk. It computes mid, the hidden activations, their gradients and those of x and
+out; the former two exist for one chunk only. The product of fc2 is not recomputed. Backward of the first recomputes q,
+k, v and calls attention's backward. `torch.utils.checkpoint` would run the whole block again, and then hold everything
+that a plain forward keeps.
 
 Values and gradients are those of `Block.forward`, to the last bit. On a CUDA device the kept tensors can stay in host
 memory until backward (`offload`).

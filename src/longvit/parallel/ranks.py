@@ -26,7 +26,7 @@ from longvit.parallel.shard import average_gradients
 from longvit.parallel.watchdog import START_UP_S, RankLostError, Watchdog, use_watchdog, waiting
 from longvit.progress import Progress
 
-# The watchdog ends a run whose ranks wait in vain; the process groups' own time-out names neither rank nor reason.
+# The watchdog ends a run whose ranks are stuck; the process groups' own time-out names neither rank nor reason.
 _NO_TIMEOUT = timedelta(days=7)
 _START_UP = timedelta(seconds=START_UP_S)
 

@@ -173,7 +173,7 @@ def _place(group: dist.ProcessGroup | None) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _ShardedPattern(DilatedPattern):
-    """Pattern that carries the shards through the encoder, so that recomputation uses those of its own forward."""
+    """Pattern that carries the shards through the encoder, so that recomputation uses those of the forward."""
 
     shards: Shards = field(default_factory=lambda: Shards((0, 0)))
     kept: dict[int, list[Tensor]] | None = None  # with recomputation: each layer's attention, until its backward

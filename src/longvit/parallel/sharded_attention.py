@@ -1,6 +1,6 @@
 """Dilated attention of a sequence sharded over several ranks: outputs and gradients of the single process.
 
-Each rank computes the rows of its own queries. Segments inside a shard run as in one process. For the others the ranks
+Each rank computes the rows of its queries. Segments inside a shard run as in one process. For the others the ranks
 first exchange the keys and values that a segment needs (see `shards`). The branches are merged by their log-sum-exp at
 the query's rank, so nothing else has to be exchanged.
 
@@ -159,7 +159,7 @@ class _Attention(torch.autograd.Function):
         if keep:
             keep.clear()
         elif keep is not None:
-            keep += [out.detach(), lse, *gathered]  # a tensor of its own: autograd marks the one that is returned
+            keep += [out.detach(), lse, *gathered]  # a separate tensor: autograd marks the returned one
         ctx.save_for_backward(q, k, v, out, lse, *gathered)
         ctx.part = part
         return out

@@ -2,7 +2,7 @@
 
 Softmax takes one exponential per (query, key) pair, and a GPU has few units for them: 16 per multiprocessor and clock
 (CUDA C++ programming guide, arithmetic instructions). On a Hopper card that is 3.9 T a second, against 989 TFLOP/s of
-matrix products (FlashAttention-3, arXiv 2407.08608, section 1), so at a head dim of 24 exponentials limit attention.
+matrix products (FlashAttention-3, arXiv 2407.08608, section 1). So at a head dim of 24 exponentials limit attention.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Arithmetic and communication of one step: FLOPs, exponentials, bytes between devices, and a lower bound of time.
 
-Per token and layer the linear layers take 2 (4 D² + 2 D F) FLOPs, the embedding once 2 · 3 P² D; attention 4 D/H FLOPs
-and one exponential per (query, key) pair and head (`attention.operators.attention_pairs`). Backward takes twice the
-linear layers' forward, and 5/2 of attention's with its exponentials again. Recomputation adds the layers' linear
+Per token and layer the linear layers take 2 (4 D² + 2 D F) FLOPs, the embedding once 2 · 3 P² D. Attention takes 4 D/H
+FLOPs and one exponential per (query, key) pair and head (`attention.operators.attention_pairs`). Backward takes twice
+the linear layers' forward, and 5/2 of attention's with its exponentials again. Recomputation adds the layers' linear
 products once, except the FFN's second (attention's result is kept, the layer's is not needed).
 
 Sequence parallelism: `parallel.shards.exchanged_bytes`, 2 Σ (w' − piece) / r · D numbers received per layer in

@@ -266,7 +266,7 @@ def image_of(pixels: np.ndarray) -> Tensor:
 def create_model(name: str, *, num_classes: int = 0, **settings: Any) -> LongViT:
     """A LongViT of a named size with random weights: `longvit_tiny_patch32`, `_small_` (the paper's) or `_base_`.
 
-    `settings` are fields of `LongViTConfig`. Raises ValueError for an unknown name or setting.
+    `settings` are fields of `LongViTConfig`. Raises ValueError for a name or setting that there is not.
     """
     if name not in SIZES:
         raise ValueError(f"no model {name!r}; there are {', '.join(SIZES)}")

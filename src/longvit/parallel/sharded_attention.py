@@ -166,7 +166,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *gathered = ctx.saved_tensors
         part: _Part = ctx.part
         if grad_out.stride(-1) != 1 or 0 in grad_out.stride():

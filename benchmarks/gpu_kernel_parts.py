@@ -185,11 +185,9 @@ class Layer:
                 if variant.kernel == "forward":
                     variant.branch.branch_forward(operands, *into, w, r, scale, False, first)
                 elif variant.kernel == "keys":
-                    spread = (operands,) if variant.family == "padded" else operands
-                    variant.branch.keys_backward(*spread, into, w, r, scale, first)
+                    variant.branch.keys_backward(operands, into, w, r, scale, first)
                 else:
-                    spread = (operands,) if variant.family == "padded" else operands
-                    variant.branch.queries_backward(*spread, into[0], w, r, scale, first)
+                    variant.branch.queries_backward(operands, into[0], w, r, scale, first)
 
     def empty(self, variant: Variant) -> tuple[torch.Tensor, ...]:
         """Output tensors of a variant, filled with NaN."""

@@ -274,14 +274,14 @@ def kernel_launches(b: Bench, n: int) -> dict[str, Callable[[str], None]]:
     q, k, v = torch.randn(1, n, 3, HEADS, DIM, device=b.device, dtype=b.half).unbind(2)
     grad_out, out = (torch.randn(1, n, HEADS, DIM, device=b.device, dtype=d) for d in (b.half, torch.float32))
     lse = torch.full((1, n, HEADS), 8.0, device=b.device)
-    sums = tb.row_sums(grad_out, out)
+    operands = grad_out, q, k, v, lse, tb.row_sums(grad_out, out)
     grads = torch.zeros(1, n, 3, HEADS, DIM, device=b.device).unbind(2)
     branches = list(zip(segment_schedule(n), DILATED_RATIOS, strict=True))
     scale = DIM**-0.5
     kernels = {
         "forward": lambda w, r: tb.branch_forward((q, k, v), out, lse, w, r, scale),
-        "keys": lambda w, r: tb.keys_backward(grad_out, q, k, v, lse, sums, grads[1:], w, r, scale),
-        "queries": lambda w, r: tb.queries_backward(grad_out, q, k, v, lse, sums, grads[0], w, r, scale),
+        "keys": lambda w, r: tb.keys_backward(operands, grads[1:], w, r, scale),
+        "queries": lambda w, r: tb.queries_backward(operands, grads[0], w, r, scale),
     }
 
     def launch(name: str, tile: str) -> None:

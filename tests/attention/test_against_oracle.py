@@ -1,4 +1,4 @@
-"""Numbers: the dense float64 oracle, PyTorch's own attention, the authors' golden tensors, gradcheck."""
+"""Dilated attention against a dense float64 oracle, PyTorch's attention, the authors' golden tensors, gradcheck."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from conftest import shared
 from longvit.attention import dilated_attention, dilated_attention_packed
 from oracles import dilated as oracle
 
-ODD = [  # segment lengths and ratios that divide nothing, exceed the sequence, exceed the heads
+ODD = [  # segment lengths and ratios that divide nothing, or exceed the sequence or the heads
     ((5,), (3,)),
     ((3, 7, 31), (1, 2, 5)),
     ((1, 9, 200), (1, 4, 3)),
@@ -130,7 +130,7 @@ def test_golden_outputs_and_gradients_of_the_authors_code(name: str) -> None:
     for got, key in zip(ours, ("out", "grad_q", "grad_k", "grad_v"), strict=True):
         want = tensors[f"{name}.{key}"]
         # with one key, q and k get 0 from the authors' code and grad_out · v − grad_out · out from ours: two sums of
-        # the same terms, whose order, and so whose last bit, is the processor's
+        # the same terms, whose order, and so whose last bit, depends on the processor
         assert (got - want).abs().max() <= max(1e-10 * want.abs().max(), 1e-15), key
 
 
@@ -143,7 +143,7 @@ def test_published_code_run_side_by_side_where_nothing_divides(n: int, w: int, r
     import peer
 
     tensors = inputs(2, n, 6, 8, seed=n)
-    theirs = run(lambda q, k, v: peer.dilated_attention(q, k, v, [8, w], (1, r)), tensors)
+    published = run(lambda q, k, v: peer.dilated_attention(q, k, v, [8, w], (1, r)), tensors)
     ours = run(
         dilated_attention,
         tensors,
@@ -152,7 +152,7 @@ def test_published_code_run_side_by_side_where_nothing_divides(n: int, w: int, r
         gradient="detached",
         ragged="padded",
     )
-    for a, b in zip(ours, theirs, strict=True):
+    for a, b in zip(ours, published, strict=True):
         assert (a - b).abs().max() <= 1e-10 * b.abs().max()
 
 

@@ -1,4 +1,4 @@
-"""Machine code of the attention kernels in use, compiled without a card: a kernel that got slower is seen here."""
+"""Machine code of the attention kernels in use, compiled without a card: detects a kernel that became slower."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LIMITS = {  # instructions per pair of query and key; warps of a multiprocessor;
 }
 CODE = """
 import dataclasses, json, kernels
-found = [dataclasses.asdict(kernels.measure(v, 90, first)) for v in kernels.in_use() for first in (True, False)]
-print(json.dumps(found))
+rows = [dataclasses.asdict(kernels.measure(v, 90, first)) for v in kernels.in_use() for first in (True, False)]
+print(json.dumps(rows))
 """
 
 
 @pytest.fixture(scope="module")
 def measured() -> list[dict]:
-    # a process of its own: the tests beside it run in the interpreter
+    # a separate process: the other tests run in the interpreter
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False, cwd=BENCHMARKS)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -37,10 +37,10 @@ def measured() -> list[dict]:
 
 @pytest.mark.parametrize("kernel", LIMITS)
 def test_a_kernel_needs_no_more_instructions_and_room_than_when_it_was_measured(kernel: str, measured) -> None:
-    found = [row for row in measured if row["variant"].startswith(kernel)]
-    assert len(found) == 2  # the first branch, and the others
+    rows = [row for row in measured if row["variant"].startswith(kernel)]
+    assert len(rows) == 2  # the first branch, and the others
     instructions, warps, stack, spills = LIMITS[kernel]
-    for row in found:
+    for row in rows:
         assert row["wgmma"], row
         assert row["instructions"] <= instructions, row
         assert row["exponentials"] <= 1.1, row

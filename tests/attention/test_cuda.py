@@ -1,7 +1,7 @@
-"""What runs on a GPU only, without one: tensors without data (device meta), and what each fused kernel is handed.
+"""GPU code without a GPU: meta tensors, and the arguments of each fused kernel.
 
-The rules are those of PyTorch's sources (aten/src/ATen/native/transformers/cuda); where a kernel breaks one it does
-not say so, it reads other numbers.
+The requirements are those of PyTorch's sources (aten/src/ATen/native/transformers/cuda). A kernel that gets other
+arguments raises no error, but reads wrong elements.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from longvit.attention import backends
 from longvit.attention.backends import BACKENDS, pick
-from longvit.attention.online_softmax import Settings, backward, forward
+from longvit.attention.online_softmax import Settings
+from longvit.attention.pattern import DilatedPattern
+from longvit.attention.routes import backward, forward
 
 aten = torch.ops.aten
 FLASH, EFFICIENT = aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_efficient_attention
@@ -23,7 +25,7 @@ EFFICIENT_BACK = aten._scaled_dot_product_efficient_attention_backward
 
 
 class Calls(TorchDispatchMode):
-    """Keeps the arguments of the fused kernels."""
+    """Records the arguments of the fused kernels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,16 +39,13 @@ class Calls(TorchDispatchMode):
 
 
 def attend(name: str, dtype: torch.dtype, *, dim: int, detached: bool = False, packed: bool = True, **settings) -> list:
-    """Forward and backward on a card that is not there → the calls of its kernels."""
+    """Forward and backward on meta tensors → the calls of the fused kernels."""
     shape = (2, 97, 6, dim)
-    s = Settings(
-        settings.get("branches", ((16, 1), (48, 2), (97, 5))),
-        settings.get("lengths"),
-        detached,
-        settings.get("padded", False),
-        0.2,
-        BACKENDS[name],
-    )
+    branches = settings.get("branches", ((16, 1), (48, 2), (97, 5)))
+    segment_lengths, dilated_ratios = zip(*branches, strict=True)
+    gradient, ragged = "detached" if detached else "exact", "padded" if settings.get("padded") else "masked"
+    pattern = DilatedPattern(segment_lengths, dilated_ratios, gradient, ragged)
+    s = Settings(pattern, 0.2, BACKENDS[name], settings.get("lengths"))
     with Calls() as calls:
         if packed:
             q, k, v = torch.empty(2, 97, 3, 6, dim, device="meta", dtype=dtype).unbind(2)
@@ -72,7 +71,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("name", "dtype"), [("cuda_flash", torch.bfloat16), ("cuda_efficient", torch.float32)])
-def test_the_fused_kernels_are_handed_what_they_can_read(name: str, dtype: torch.dtype, case: dict) -> None:
+def test_the_fused_kernels_get_arguments_that_they_can_read(name: str, dtype: torch.dtype, case: dict) -> None:
     calls = attend(name, dtype, **case)
     assert {packet for packet, _ in calls} == (
         {FLASH, FLASH_BACK} if name == "cuda_flash" else {EFFICIENT, EFFICIENT_BACK}
@@ -89,12 +88,12 @@ def test_the_fused_kernels_are_handed_what_they_can_read(name: str, dtype: torch
             assert lse.is_contiguous()  # read without its strides
         if packet is EFFICIENT_BACK:
             out, lse = args[5], args[6]
-            assert out.transpose(1, 2).is_contiguous()  # the stride of its positions is taken to be H · D
+            assert out.transpose(1, 2).is_contiguous()  # the kernel assumes H · D as the stride of its positions
             assert lse.shape[-1] == 32 * math.ceil(out.shape[2] / 32)
             assert lse.is_contiguous()
 
 
-def test_a_segmented_sequence_of_more_rows_than_a_grid_has_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_segmented_sequence_of_more_rows_than_a_grid_has_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
     # 64-token segments of 4 slides of 1,048,576 patches are 65,536 rows, CUDA's grid takes 65,535
     assert backends._GRID_ROWS == 65_535
     monkeypatch.setattr(backends, "_GRID_ROWS", 5)
@@ -113,7 +112,7 @@ def test_a_segmented_sequence_of_more_rows_than_a_grid_has_goes_in_parts(monkeyp
         assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
-def test_queries_and_keys_of_two_lengths_pass_the_fused_kernels() -> None:
+def test_the_fused_kernels_take_queries_and_keys_of_two_lengths() -> None:
     for name, dtype in (("cuda_flash", torch.bfloat16), ("cuda_efficient", torch.float32)):
         with Calls() as calls:
             q, grad_out = (torch.empty(2, 3, 17, 24, device="meta", dtype=dtype) for _ in range(2))
@@ -126,7 +125,7 @@ def test_queries_and_keys_of_two_lengths_pass_the_fused_kernels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "dim", "name", "why"),
+    ("capability", "dtype", "dim", "name", "reason"),
     [
         ((9, 0), torch.bfloat16, 24, "triton_padded", "bfloat16, compute capability 9.0"),
         ((9, 0), torch.float16, 136, "cuda_flash", "float16"),
@@ -139,12 +138,12 @@ def test_queries_and_keys_of_two_lengths_pass_the_fused_kernels() -> None:
         ((7, 0), torch.bfloat16, 24, "plain", "bfloat16 on compute capability 7.0"),
     ],
 )
-def test_the_choice_on_a_card_says_why(capability, dtype, dim, name, why, monkeypatch) -> None:
+def test_the_choice_on_a_card_gives_its_reason(capability, dtype, dim, name, reason, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(backends, "_has_triton", lambda: True)
     choice = pick(torch.device("cuda"), dtype, dim)
     assert choice.backend.name == name
-    assert why in choice.reason
+    assert reason in choice.reason
 
 
 @pytest.mark.parametrize("missing", ["", "find_spec", "which", "compiled"])  # the package, a compiler, compiled kernels

@@ -1,4 +1,4 @@
-"""What bites at the edges: unreached tokens, strides, packed sequences, compile, FLOPs, wrong arguments."""
+"""Edge cases: unreached tokens, strides, packed sequences, compile, FLOPs, wrong arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from longvit.attention import attention_pairs, dilated_attention, dilated_attention_packed
 from longvit.attention.backends import pick
-from longvit.attention.branches import calls, runs
+from longvit.attention.branches import calls, sequence_groups
 
 PAPER = {"segment_lengths": (64, 128, 256, 512, 1024), "dilated_ratios": (1, 2, 4, 8, 16)}
 
@@ -87,7 +87,7 @@ def test_sequences_of_different_length_equal_each_alone(packed: bool, ragged: st
         cut = lambda t: [t[b : b + 1, :n] for b, n in enumerate(lengths)]  # noqa: E731
     leaves = [t.requires_grad_() for t in joined]
     out = dilated_attention(*leaves, **settings, lengths=lengths)
-    assert torch.isfinite(out).all()  # what lies behind a sequence is not read
+    assert torch.isfinite(out).all()  # positions beyond a sequence are not read
     out.square().sum().backward()
     for got, want in zip(cut(out.detach()), alone, strict=True):
         assert torch.allclose(got, want, atol=1e-13)
@@ -103,9 +103,9 @@ def test_an_empty_sequence_gives_an_empty_result() -> None:
 
 
 def test_at_most_min_r_and_heads_over_r_calls_a_branch() -> None:
-    (run,) = runs(1, 16384, None)
+    (group,) = sequence_groups(1, 16384, None)
     for r, expected in zip((1, 2, 4, 8, 16), (1, 2, 4, 2, 1), strict=True):
-        assert len(list(calls(run, 16, 4096, r, padded=False, rows_adjoin=True))) == expected
+        assert len(list(calls(group, 16, 4096, r, padded=False, rows_adjoin=True))) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -143,7 +143,7 @@ def test_flops_are_counted_from_the_pairs() -> None:
     assert counter.get_total_flops() == 10 * 24 * pairs
 
 
-def test_the_back_end_says_why_and_refuses_the_wrong_device() -> None:
+def test_the_back_end_gives_its_reason_and_refuses_the_wrong_device() -> None:
     cpu = torch.device("cpu")
     assert pick(cpu, torch.float32, 24).backend.name == "cpu_flash"
     assert "float32" in pick(cpu, torch.float32, 24).reason
@@ -159,7 +159,7 @@ def test_a_back_end_for_a_whole_model_is_named_in_the_environment(monkeypatch: p
     monkeypatch.setenv("LONGVIT_ATTENTION", "plain")
     assert pick(cpu, torch.float32, 24).backend.name == "plain"
     assert "LONGVIT_ATTENTION" in pick(cpu, torch.float32, 24).reason
-    assert pick(cpu, torch.float32, 24, "cpu_flash").backend.name == "cpu_flash"  # a name in the call goes first
+    assert pick(cpu, torch.float32, 24, "cpu_flash").backend.name == "cpu_flash"  # a name in the call takes precedence
     monkeypatch.setenv("LONGVIT_ATTENTION", "cuda_flash")
     with pytest.raises(ValueError, match=r"cuda_flash.*cuda.*cpu"):
         pick(cpu, torch.float32, 24)
@@ -197,18 +197,18 @@ def test_wrong_tensors_name_their_shapes() -> None:
 
 
 def test_the_precision_of_products_is_known_whichever_setting_was_used() -> None:
-    # PyTorch raises where the older question is asked after the newer setting
+    # PyTorch raises where the older setting is read after the newer one was set
     code = """
 import torch
-from longvit.attention.backends import matmul_precision as told
-assert told() == "ieee"
+from longvit.attention.backends import matmul_precision
+assert matmul_precision() == "ieee"
 for value, want in (("high", "tf32"), ("medium", "tf32"), ("highest", "ieee")):
     torch.set_float32_matmul_precision(value)
-    assert told() == want, value
+    assert matmul_precision() == want, value
 if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
     for value in ("tf32", "ieee"):
         torch.backends.cuda.matmul.fp32_precision = value
-        assert told() == value
+        assert matmul_precision() == value
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` without a card: one chance on a rented one must not be lost to a slip in the script."""
+"""`benchmarks/gpu.py` without a card: an error in the script must not cost time on a rented card."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_part_runs_at_tiny_size_and_its_rows_are_on_the_disk(tmp_path: Pat
         ("print('{\"a\": 1}', flush=True); import time; time.sleep(60)", "stopped after 3 s"),
     ],
 )
-def test_a_part_that_dies_or_hangs_keeps_its_rows_and_says_so(gpu, code: str, last: str) -> None:
+def test_a_part_that_dies_or_hangs_keeps_its_rows_and_reports_it(gpu, code: str, last: str) -> None:
     rows = list(gpu.rows_of([sys.executable, "-c", code], 3))
     assert rows == [{"a": 1}, {"error": last}]
 

@@ -1,4 +1,4 @@
-"""Kernels on padded operands, interpreted: what their idle columns, their bound and their two loops could get wrong."""
+"""Kernels on padded operands, interpreted: their idle columns, their bound and their two loops."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def assert_matches_the_oracle(inputs, tolerance: float = 3e-6) -> None:
         assert (a.double() - b).abs().max() <= tolerance * b.abs().max().clamp(min=1), name
 
 
-def test_logits_beyond_the_bound_take_the_online_softmax() -> None:
+def test_logits_beyond_the_bound_use_the_online_softmax() -> None:
     # exp2 without a maximum overflows at 88 nats, and loses every term below −88
-    for factor in (60.0, 140.0, 300.0):  # the second is just beyond, in both directions
+    for factor in (60.0, 140.0, 300.0):  # the second is just beyond the bound, in both directions
         q, k, v, grad_out = tensors(1, 40, 2, 24)
         q[:], k[:] = factor * 24**-0.5, 1.0
         k[:, ::3] = -1.0  # logits of ± factor
@@ -99,7 +99,7 @@ def test_a_first_branch_writes_every_number_and_reads_none() -> None:
     padded_branch.branch_forward(padded_branch.forward_operands(q, k, v), out, lse, 16, 1, 0.2, False, True)
     grads = [torch.full_like(q, math.nan) for _ in range(3)]
     operands = padded_branch.backward_operands(grad_out, q, k, v, out, lse, 0.2)
-    padded_branch.branch_backward(operands, grads, 16, 1, 0.2, True)
+    BACKENDS["triton_padded"].branches.backward(operands, grads, 16, 1, 0.2, True)
     assert all(torch.isfinite(t).all() for t in (out, lse, *grads))
 
 
@@ -115,10 +115,10 @@ def test_idle_columns_hold_a_log_sum_exp_and_row_sums_to_24_bits() -> None:
         assert not padded[..., 27:].any()
     assert (k_padded[..., 24:27] == 1).all()
     assert (v_padded[..., 24:27] == 1).all()
-    found = -q_padded[..., 24:27].double().sum(-1) * scale
+    stored_lse = -q_padded[..., 24:27].double().sum(-1) * scale
     finite = lse.isfinite()
-    assert ((found - lse).abs() <= 2e-7 * lse.abs() + 1e-7)[finite].all()
-    assert (found[~finite] > 1e20).all()  # no log-sum-exp: no probability
+    assert ((stored_lse - lse).abs() <= 2e-7 * lse.abs() + 1e-7)[finite].all()
+    assert (stored_lse[~finite] > 1e20).all()  # no log-sum-exp: no probability
     sums = (grad_out.double() * out.double()).sum(-1)
     error = (-g_padded[..., 24:27].double().sum(-1) - sums).abs()
     assert (error <= 1e-6 * sums.abs().clamp(min=1)).all()
@@ -138,8 +138,8 @@ def test_a_folded_scale_gives_what_a_factor_per_pair_gives() -> None:
 
 def test_the_polynomial_of_a_kernel_is_two_to_the_x() -> None:
     # the interpreter runs no PTX: its constants, in the order of the instructions
-    words = [int(word, 16) for word in re.findall(r"0f([0-9A-F]{8})", padded_kernels._POLYNOMIAL)]
-    least, magic, _, c3, c2, c1, c0 = np.array(words, np.uint32).view(np.float32)
+    constants = [int(bits, 16) for bits in re.findall(r"0f([0-9A-F]{8})", padded_kernels._POLYNOMIAL)]
+    least, magic, _, c3, c2, c1, c0 = np.array(constants, np.uint32).view(np.float32)
     x = np.maximum(np.linspace(-140, 120, 100_001, dtype=np.float32), least)
     shifted = x + magic
     f = x - (shifted - magic)
@@ -154,14 +154,14 @@ def test_a_model_with_the_scale_in_its_weights_has_the_same_logits_and_gradients
     torch.manual_seed(0)
     model = create_model("longvit_tiny_patch32", num_classes=2)
     model.set_recompute(recompute)
-    image, found = torch.rand(1, 3, 96, 96), {}
+    image, results = torch.rand(1, 3, 96, 96), {}
     for name in ("plain", "triton_padded"):
         monkeypatch.setenv("LONGVIT_ATTENTION", name)
         model.zero_grad()
         logits = model(image)
         logits[0, 0].backward()
-        found[name] = [logits.detach(), *(p.grad.clone() for p in model.parameters())]
-    for a, b in zip(*found.values(), strict=True):
+        results[name] = [logits.detach(), *(p.grad.clone() for p in model.parameters())]
+    for a, b in zip(*results.values(), strict=True):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max().clamp(min=1e-3)
 
 
@@ -187,7 +187,7 @@ def test_a_card_gets_padded_operands_where_they_fit_and_the_reason_where_not(
     assert reason in choice.reason
 
 
-def test_asking_for_padded_operands_where_they_do_not_fit_names_the_way_out() -> None:
+def test_requesting_padded_operands_where_they_do_not_fit_names_the_way_out() -> None:
     with pytest.raises(ValueError, match="a head dim of 64 leaves 0 idle columns of 3; use 'triton'"):
         pick(torch.device("cpu"), torch.bfloat16, 64, "triton_padded")
     assert BACKENDS["triton_padded"].folds_scale

@@ -1,4 +1,4 @@
-"""Our Triton kernels on a CPU: interpreted, against the float64 oracle and the plain twin; and through the compiler.
+"""Triton kernels on a CPU: interpreted, against the float64 oracle and the plain twin; and through the compiler.
 
 Blocks are 16 × 16 here, so that short sequences have several of them and a ragged last one.
 """
@@ -55,7 +55,7 @@ def close(ours, want, tolerance: float = 3e-6) -> None:
     [
         ((1, 50, 4, 24), (16, 48), (1, 2)),  # tail of 2 tokens, several blocks
         ((1, 150, 3, 48), (100, 150), (1, 3)),  # two tiles per program, the second of them part empty
-        ((2, 41, 3, 8), (13, 13, 29, 129), (1, 3, 7, 9)),  # nothing divides; segment beyond the sequence
+        ((2, 41, 3, 8), (13, 13, 29, 129), (1, 3, 7, 9)),  # nothing divides; a segment longer than the sequence
         ((1, 40, 4, 24), (8, 40), (2, 16)),  # ratio 16 of 4 heads; tokens that no branch reaches
         ((2, 7, 2, 3), (5,), (3,)),  # segments shorter than the ratio's last offset
         ((1, 1, 1, 40), (4, 9), (1, 5)),
@@ -82,7 +82,7 @@ def test_padding_lengths_and_detached_gradients_match_the_plain_twin(gradient: s
 
 
 @KERNELS
-def test_what_lies_behind_a_sequence_is_not_read(backend: str) -> None:
+def test_positions_beyond_a_sequence_are_not_read(backend: str) -> None:
     q, k, v, grad_out = tensors(2, 20, 2, 8)
     for t in (q, k, v):
         t[0, 13:] = float("nan")
@@ -106,15 +106,15 @@ def test_a_fused_projection_and_an_expanded_gradient_are_read_in_place(backend: 
 
 @pytest.fixture
 def _dot_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter multiplies the bits of bfloat16 as integers (triton 3.9): give it the float32 of them."""
+    """The interpreter multiplies the bits of bfloat16 as integers (triton 3.9): this converts them to float32."""
     from triton.language import bfloat16, float32
     from triton.runtime.interpreter import InterpreterBuilder
 
     plain = InterpreterBuilder.create_dot
 
-    def dot(self, a, b, d, *rest):
+    def dot(self, a, b, d, *options):
         a, b = (self.cast_impl(t, float32) if t.dtype.scalar == bfloat16 else t for t in (a, b))
-        return plain(self, a, b, d, *rest)
+        return plain(self, a, b, d, *options)
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
 
@@ -144,7 +144,7 @@ def test_a_call_takes_queries_and_keys_of_two_lengths(queries: int, keys: int, b
     results = []
     for name in (backend, "plain"):
         out, lse = BACKENDS[name].forward(q, k, v, 0.3)
-        merged = lse + 1.5  # any (out, lse) will do for backward
+        merged = lse + 1.5  # backward takes any (out, lse)
         results.append([out, lse, *BACKENDS[name].backward(grad_out, q, k, v, out, merged, 0.3)])
     for a, b in zip(*results, strict=True):
         assert a.shape == b.shape
@@ -153,7 +153,7 @@ def test_a_call_takes_queries_and_keys_of_two_lengths(queries: int, keys: int, b
 
 @KERNELS
 def test_very_negative_scores_of_absent_keys_give_no_nan(backend: str) -> None:
-    # lse far below 0: exp(−lse) of a key behind the end would be infinite
+    # lse far below 0: exp(−lse) of a key beyond the end would be infinite
     q, k, v, grad_out = tensors(1, 19, 1, 8)
     q, k = q * 0 + 40.0, k * 0 - 40.0
     for result in run(
@@ -193,10 +193,10 @@ def test_without_triton_the_way_out_is_named(monkeypatch) -> None:
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_kernels_compile_without_a_card_and_read_16_bytes_at_once(capability: int) -> None:
-    # the interpreter takes what the compiler refuses; a row of 24 bfloat16 must not be read element by element, and
-    # ratios and segments must not be compiled anew (seconds each): twice, for the first branch and for the others
+    # the interpreter accepts code that the compiler refuses; a row of 24 bfloat16 must not be read element by element;
+    # ratios and segments must not be recompiled (seconds each): two compilations, for the first branch and the others
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "compiled_kernels.py"), str(capability)],
+        [sys.executable, str(Path(__file__).parents[1] / "compile_without_card.py"), "attention", str(capability)],
         capture_output=True,
         text=True,
         check=False,
@@ -211,7 +211,7 @@ def test_the_kernels_compile_without_a_card_and_read_16_bytes_at_once(capability
 
 
 class Kernel:
-    """Stands in for a kernel: what it was launched with, by name."""
+    """Replaces a kernel: records the arguments of its launches by name."""
 
     def __init__(self, kernel) -> None:
         self.arg_names = kernel.arg_names
@@ -225,7 +225,7 @@ class Kernel:
         return start
 
 
-def test_a_launch_is_planned_once_and_anew_for_other_strides_tiles_and_branches(monkeypatch) -> None:
+def test_a_launch_is_planned_once_per_strides_tiles_and_branch(monkeypatch) -> None:
     from longvit.attention import triton_branch
 
     kernel = Kernel(triton_branch.triton_kernels.forward)

@@ -193,7 +193,7 @@ def test_a_fresh_head_and_its_centre_stay_as_they_are(path: Path, has_head: bool
     ("config", "settings", "message"),
     [
         ({}, {"prototypes": 50}, r"head\.last_layer\.weight_v is 40 × 8 in the file, 50 × 8 in the model"),
-        ({}, {"head_layers": 2}, r"has beside head\.mlp\.4\.bias, head\.mlp\.4\.weight"),
+        ({}, {"head_layers": 2}, r"also has head\.mlp\.4\.bias, head\.mlp\.4\.weight"),
         ({"embed_dim": 64}, {}, r"is .*48.* in the file, .*64.* in the model"),
         ({"depth": 4}, {}, r"lacks backbone\.blocks\.3\."),
         ({"grid_patches": 32}, {}, r"pos_embed is 1 × 256 × 48 in the file, 1 × 1024 × 48 in the model"),
@@ -217,7 +217,7 @@ class Evil:
     [
         (lambda c: c.update(args=Evil()), r"refused: the pickle wants to run \S*system"),
         (lambda c: c.update(teacher=None), "its teacher is not a table of tensors"),
-        (lambda c: c["teacher"].update(extra=torch.zeros(1)), "has beside extra"),
+        (lambda c: c["teacher"].update(extra=torch.zeros(1)), "also has extra"),
         (lambda c: c["student"].pop("module.head.mlp.0.bias"), r"lacks head\.mlp\.0\.bias"),
         (lambda c: c["teacher"].pop("backbone.encoder.layers.1.self_attn.k_proj.bias"), r"lacks .*qkv\.bias"),
         (lambda c: c["teacher"]["backbone.norm.bias"].fill_(float("nan")), r"fc_norm\.bias is NaN"),

@@ -1,4 +1,4 @@
-"""The encoder as a CUDA graph: when it records, when it replays, and that it gives the model's own numbers."""
+"""The encoder as a CUDA graph: when it records and replays, and that its results are those of the model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def model() -> LongViT:
 
 
 class Recordings:
-    """Stands in for `Recorded` on a CPU: calls the function again."""
+    """Replaces `Recorded` on a CPU: calls the function again."""
 
     def __init__(self) -> None:
         self.made: list[tuple[int, ...]] = []
@@ -58,27 +58,27 @@ class Recordings:
 
 @pytest.fixture
 def recordings(monkeypatch) -> Recordings:
-    """As on a card."""
-    made = Recordings()
-    monkeypatch.setattr(cuda_graph, "Recorded", made)
-    of_device = cuda_graph._of_device
-    monkeypatch.setattr(cuda_graph, "_of_device", lambda device: of_device(torch.device("cuda")))
-    return made
+    """Recordings as on a card."""
+    recordings = Recordings()
+    monkeypatch.setattr(cuda_graph, "Recorded", recordings)
+    against_device = cuda_graph._against_device
+    monkeypatch.setattr(cuda_graph, "_against_device", lambda device: against_device(torch.device("cuda")))
+    return recordings
 
 
 def test_embed_and_predict_replay_and_give_the_bits_of_the_model(model, recordings, monkeypatch) -> None:
     pixels = image()
-    found = {}
+    results = {}
     for choice in ("0", "auto", "1"):
         monkeypatch.setenv("LONGVIT_GRAPHS", choice)
-        found[choice] = model.embed(pixels), interpret.tokens_of(model, pixels)[0]
+        results[choice] = model.embed(pixels), interpret.tokens_of(model, pixels)[0]
         if choice == "0":
             assert not recordings.made
     assert recordings.made == [(1, 9, 32)]
     assert recordings.replays == 4
-    for embedding, tokens in found.values():
-        np.testing.assert_array_equal(embedding, found["0"][0])
-        assert torch.equal(tokens, found["0"][1])
+    for embedding, tokens in results.values():
+        np.testing.assert_array_equal(embedding, results["0"][0])
+        assert torch.equal(tokens, results["0"][1])
 
 
 def test_slides_as_strips_replay_too(model, recordings) -> None:
@@ -107,14 +107,14 @@ def test_one_recording_per_shape_mode_and_place_of_the_weights(model, recordings
         for x in (small, large, small, large):
             assert torch.equal(cuda_graph.encode(model, x), model.encode(x))
         assert recordings.made == [(1, 4, 32), (1, 9, 32)]
-        assert made_by(embedded(model, 64, batch=2))  # another batch, of patches as many as an image has
+        assert made_by(embedded(model, 64, batch=2))  # another batch size
         with torch.autocast("cpu", torch.bfloat16):
             assert made_by(small)
         with torch.inference_mode():
             assert made_by(small)
         monkeypatch.setenv("LONGVIT_ATTENTION", "plain")
         assert made_by(small)
-        model.blocks[0].mlp.fc1.weight.mul_(0.5)  # in place: the graph sees it
+        model.blocks[0].mlp.fc1.weight.mul_(0.5)  # in place: the graph reads the new values
         assert not made_by(small)
         model.blocks[0].mlp.fc1.weight.data = model.blocks[0].mlp.fc1.weight.data.clone()
         assert made_by(small)
@@ -126,7 +126,7 @@ def test_one_recording_per_shape_mode_and_place_of_the_weights(model, recordings
         assert made_by(small)
 
 
-def test_only_so_many_graphs_hold_memory_and_a_large_image_gets_it_all(model, recordings, monkeypatch) -> None:
+def test_few_graphs_hold_memory_and_a_large_image_frees_it(model, recordings, monkeypatch) -> None:
     monkeypatch.setattr(cuda_graph, "GRAPHS", 2)
     monkeypatch.setattr(cuda_graph, "MOST_PATCHES", 16)
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_only_so_many_graphs_hold_memory_and_a_large_image_gets_it_all(model, re
 
 
 @pytest.mark.parametrize("error", [RuntimeError("not permitted when stream is capturing\nmore"), RuntimeError("")])
-def test_a_failed_recording_is_one_line_and_the_model_goes_on(model, recordings, caplog, error) -> None:
+def test_a_failed_recording_is_one_line_and_the_model_runs_without(model, recordings, caplog, error) -> None:
     recordings.failing = error
     with torch.no_grad(), caplog.at_level(logging.WARNING):
         for side in (96, 96, 64):
@@ -154,17 +154,17 @@ def test_a_failed_recording_is_one_line_and_the_model_goes_on(model, recordings,
             assert torch.equal(cuda_graph.encode(model, x), model.encode(x))
     assert len(recordings.made) == 1
     (line,) = [r.getMessage() for r in caplog.records]
-    assert line.endswith("the model runs as it is: " + (str(error).split("\n")[0] or "RuntimeError"))
+    assert line.endswith("the model runs without: " + (str(error).split("\n")[0] or "RuntimeError"))
 
 
-def test_a_failed_recording_that_was_asked_for_is_an_error(model, recordings, monkeypatch) -> None:
+def test_a_failed_recording_that_was_requested_is_an_error(model, recordings, monkeypatch) -> None:
     monkeypatch.setenv("LONGVIT_GRAPHS", "1")
     recordings.failing = RuntimeError("out of memory")
     with pytest.raises(ValueError, match=r"^LONGVIT_GRAPHS=1, but it cannot be recorded: out of memory$"):
         model.embed(image())
 
 
-def test_gradients_training_and_hooks_run_the_model_as_it_is(model, recordings) -> None:
+def test_gradients_training_and_hooks_run_the_model_without_a_graph(model, recordings) -> None:
     seen = []
     x = embedded(model)
     cuda_graph.encode(model, x).sum().backward()
@@ -183,7 +183,7 @@ def test_gradients_training_and_hooks_run_the_model_as_it_is(model, recordings) 
     assert recordings.made
 
 
-def test_ranks_and_other_devices_run_the_model_as_it_is(monkeypatch, caplog) -> None:
+def test_ranks_and_other_devices_run_the_model_without_a_graph(monkeypatch, caplog) -> None:
     assert "on cpu" in cuda_graph.against(torch.device("cpu"))
     assert "on mps" in cuda_graph.against(torch.device("mps"))
     card = torch.device("cuda")
@@ -192,20 +192,20 @@ def test_ranks_and_other_devices_run_the_model_as_it_is(monkeypatch, caplog) -> 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     assert "ranks" in cuda_graph.against(card)
     LongViT(CONFIG).embed(image())
-    assert not caplog.records  # nothing is wrong
+    assert not caplog.records  # no warning
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [("yes", "^LONGVIT_GRAPHS must be 0, 1 or auto, got 'yes'$"), ("1", "^LONGVIT_GRAPHS=1, but the model is on cpu")],
 )
-def test_what_cannot_be_is_one_line(model, monkeypatch, value, message) -> None:
+def test_an_impossible_setting_is_one_line(model, monkeypatch, value, message) -> None:
     monkeypatch.setenv("LONGVIT_GRAPHS", value)
     with pytest.raises(ValueError, match=message):
         model.embed(image())
 
 
-def test_the_graphs_go_with_their_model(recordings) -> None:
+def test_the_graphs_are_freed_with_their_model(recordings) -> None:
     model = LongViT(CONFIG).eval()
     model.embed(image())
     (graphs,) = [weakref.ref(g) for m, g in cuda_graph._GRAPHS.items() if m is model]
@@ -231,7 +231,7 @@ def test_one_thread_at_a_time_uses_the_one_input_of_a_graph(model, monkeypatch, 
     monkeypatch.setattr(cuda_graph, "Recorded", record)
     model.embed(image())
     assert free == [False]
-    assert cuda_graph._LOCK.acquire(blocking=False)  # and lets go of it
+    assert cuda_graph._LOCK.acquire(blocking=False)  # and released afterwards
     cuda_graph._LOCK.release()
 
 

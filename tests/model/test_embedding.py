@@ -1,4 +1,4 @@
-"""The patch embedding of images that come in strips, or lie in host memory beside a model on a GPU."""
+"""Patch embedding of images in strips, and of images in host memory with a model on a GPU."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def test_strips_give_the_bits_of_the_whole_image(
     assert strip_px % P == 0
     with torch.no_grad(), torch.autocast("cpu", enabled=autocast):
         whole = embed(image(array))
-        found = embed.from_strips(strips_of(array, strip_px), PatchGrid(height, width))
-        assert torch.equal(found, whole)
+        tokens = embed.from_strips(strips_of(array, strip_px), PatchGrid(height, width))
+        assert torch.equal(tokens, whole)
         first, end = height // 3, height
         if first:
             band = embed.from_strips(strips_of(array[first * P :], strip_px), PatchGrid(height, width), first=first)
             torch.testing.assert_close(band, whole.unflatten(1, (height, width))[:, first:end].flatten(1, 2))
 
 
-def test_a_strip_of_an_image_has_its_rows_of_the_tokens_and_its_share_of_the_gradients() -> None:
+def test_a_strip_gives_its_rows_of_the_tokens_and_its_part_of_the_gradients() -> None:
     height, width, cuts = 11, 6, (0, 3, 4, 11)
     array = pixels(height, width)
     whole, parts = patch_embedding(4, torch.float64), patch_embedding(4, torch.float64)
@@ -86,22 +86,22 @@ def test_strips_that_do_not_make_the_image_are_an_error() -> None:
 
 
 def test_an_image_in_host_memory_is_moved_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """3.2 GB of pixels at 32,768² have no place on the GPU; "meta" stands for it here."""
+    """3.2 GB of pixels at 32,768² must not be moved to the GPU at once; device "meta" replaces it here."""
     monkeypatch.setattr(embedding, "CPU_CHUNK_PATCHES", 8)
     moved: list[torch.Size] = []
-    honest = embedding._moved
+    original = embedding._moved
 
     def record(strip: torch.Tensor, device: torch.device) -> torch.Tensor:
-        there = honest(strip, device)
-        assert there.device == device != strip.device
+        result = original(strip, device)
+        assert result.device == device != strip.device
         moved.append(strip.shape)
-        return there
+        return result
 
     monkeypatch.setattr(embedding, "_moved", record)
     monkeypatch.setattr(embedding, "compute_dtype", lambda weight: weight.dtype)  # "meta" has no autocast
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     embed = patch_embedding().to("meta")
-    for images in (image(pixels(9, 4)), image(pixels(9, 4)).contiguous()):  # colours side by side, and in planes
+    for images in (image(pixels(9, 4)), image(pixels(9, 4)).contiguous()):  # interleaved colours, and planes
         moved.clear()
         tokens = embed(images)
         assert (tokens.device.type, tokens.shape) == ("meta", (1, 36, 24))
@@ -112,29 +112,29 @@ def test_an_image_in_host_memory_is_moved_a_few_rows_at_a_time(monkeypatch: pyte
 
 
 @pytest.mark.gpu
-def test_an_image_in_host_memory_gives_what_it_gives_on_the_gpu() -> None:
+def test_an_image_in_host_memory_gives_the_result_of_one_on_the_gpu() -> None:
     embed, array = patch_embedding().cuda(), pixels(90, 64)
-    there = embed(image(array).cuda())
-    there.sum().backward()
+    on_gpu = embed(image(array).cuda())
+    on_gpu.sum().backward()
     expected = embed.proj.weight.grad
     for images in (image(array), image(array).contiguous(), image(array).contiguous().pin_memory()):
         embed.zero_grad()
-        found = embed(images)
-        assert torch.equal(found, there)
-        found.sum().backward()
+        tokens = embed(images)
+        assert torch.equal(tokens, on_gpu)
+        tokens.sum().backward()
         assert torch.equal(embed.proj.weight.grad, expected)
     strip_px = embed.strip_px(64 * P)
-    assert torch.equal(embed.from_strips(strips_of(array, strip_px), PatchGrid(90, 64)), there)
+    assert torch.equal(embed.from_strips(strips_of(array, strip_px), PatchGrid(90, 64)), on_gpu)
 
 
 @pytest.mark.parametrize("fit", ["stretch", "pad"])
 def test_a_slide_embedded_as_a_stream_gives_the_bits_of_its_canvas(monkeypatch: pytest.MonkeyPatch, fit: str) -> None:
     monkeypatch.setattr(embedding, "CPU_CHUNK_PATCHES", 64)
     heights: list[int] = []
-    honest = Slide.strips
+    original = Slide.strips
 
     def record(self: Slide, *args: object, **settings: object) -> Iterator[Strip]:
-        for strip in honest(self, *args, **settings):  # type: ignore[arg-type]
+        for strip in original(self, *args, **settings):  # type: ignore[arg-type]
             heights.append(len(strip.pixels))
             yield strip
 
@@ -143,6 +143,6 @@ def test_a_slide_embedded_as_a_stream_gives_the_bits_of_its_canvas(monkeypatch: 
     torch.manual_seed(0)
     model = LongViT(config).eval()
     with open_slide(EXAMPLE_SLIDE) as slide:
-        found = model.embed(slide)
+        embedding_of_stream = model.embed(slide)
         assert heights == [32] * 13  # two rows of 26 patches at a time, never the canvas
-        assert np.array_equal(found, model.embed(slide.canvas(config.image_px, config.fit)))
+        assert np.array_equal(embedding_of_stream, model.embed(slide.canvas(config.image_px, config.fit)))

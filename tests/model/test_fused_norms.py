@@ -74,7 +74,7 @@ def test_values_gradients_and_sums_over_rows_match_float64(kind: str, tokens: in
     x, (w, b) = rows(kind, tokens, width), parameters(width)
     grad = torch.randn(tokens, width, generator=torch.Generator().manual_seed(1))
     want = exact(x, w, b, gelu, grad)
-    # a deviation is known to 6e-8 of its number, and divided by σ: float32 itself, not the kernel, sets the limit
+    # a deviation is exact to 6e-8 of its value, and divided by σ: float32 itself, not the kernel, sets the limit
     a = F.gelu(x.double()) if gelu else x.double()
     sigma = (a.var(-1, unbiased=False) + EPS).sqrt()
     limit = 4e-6 + 1.5e-7 * float((a.abs().amax(-1) / sigma).max())
@@ -85,10 +85,10 @@ def test_values_gradients_and_sums_over_rows_match_float64(kind: str, tokens: in
     close(n, want[0], limit)
     if width > 1:  # else the gradient of x is 0, a difference of two equal numbers
         close(grad_x, want[1], 3 * limit)
-    of_w, of_b, of_nothing = sums.result()
-    assert (of_w - want[2]).abs().max() <= 1e-6 + 3 * limit * (grad.double() * (want[0] - b) / w).abs().sum(0).max()
-    close(of_b, want[3], 1e-6)
-    assert not of_nothing.any()
+    grad_w, grad_b, unused = sums.result()
+    assert (grad_w - want[2]).abs().max() <= 1e-6 + 3 * limit * (grad.double() * (want[0] - b) / w).abs().sum(0).max()
+    close(grad_b, want[3], 1e-6)
+    assert not unused.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -99,7 +99,7 @@ def test_every_dtype_errs_by_its_own_rounding_alone(dtype: torch.dtype, gelu: bo
     n = fused_norms.norm(x, w, b, EPS, gelu, dtype)
     grad_x = fused_norms.norm_backward(x, grad, w, b, EPS, gelu, sums)
     assert n.dtype == grad_x.dtype == dtype
-    one = torch.finfo(dtype).eps  # the interpreter cuts bfloat16 off, a card rounds it
+    one = torch.finfo(dtype).eps  # the interpreter truncates bfloat16, a card rounds it
     close(n, want[0], one + 4e-6)
     close(grad_x, want[1], one + 4e-5)
     for ours, exactly in zip(sums.result()[:2], want[2:], strict=True):
@@ -115,7 +115,7 @@ def test_gelu_of_16_bit_numbers_is_the_exact_one_to_float32() -> None:
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_residual_scale_and_narrow_copy_come_out_of_the_same_pass(scaled: bool, dtype: torch.dtype) -> None:
+def test_residual_scale_and_narrow_copy_are_written_in_one_pass(scaled: bool, dtype: torch.dtype) -> None:
     tokens, width = 19, 96
     x, residual, y = (torch.randn(tokens, width, generator=torch.Generator().manual_seed(i)) for i in range(3))
     (w, b), y = parameters(width), y.to(dtype)
@@ -126,10 +126,10 @@ def test_residual_scale_and_narrow_copy_come_out_of_the_same_pass(scaled: bool, 
     sums, narrow, out = fused_norms.RowSums(x), poisoned(tokens, width, dtype=dtype), poisoned(tokens, width)
     settings = {"residual": residual, "scale": scale}
     fused_norms.norm_backward(x, y, w, b, EPS, False, sums, **settings, out=out, narrow=narrow, sum_out=True)
-    grad_x, scaled_grad, of_all = fused_norms.plain_norm_backward(x, y, w, b, EPS, False, **settings)
+    grad_x, scaled_grad, want_sums = fused_norms.plain_norm_backward(x, y, w, b, EPS, False, **settings)
     close(out, grad_x.double(), 3e-6)
     close(narrow, scaled_grad.double(), 3e-6 + torch.finfo(dtype).eps)
-    for a, c in zip(sums.result(), of_all, strict=True):
+    for a, c in zip(sums.result(), want_sums, strict=True):
         close(a, c.double(), 1e-5)
 
 
@@ -159,24 +159,24 @@ def test_a_block_without_gradients_adds_its_second_branch_in_one_pass(monkeypatc
         assert torch.equal(ours, model.encode(x))
 
 
-def test_sums_go_on_over_chunks_of_different_size_and_repeat_to_the_bit() -> None:
+def test_sums_over_chunks_of_different_size_repeat_to_the_bit() -> None:
     x, (w, b), grad = rows("plain", 50, 24), parameters(24), rows("plain", 50, 24)
-    found = []
+    results = []
     for _ in range(2):
-        sums, of_cast = fused_norms.RowSums(x[:23]), fused_norms.RowSums(x[:23], "cast")
+        sums, cast_sums = fused_norms.RowSums(x[:23]), fused_norms.RowSums(x[:23], "cast")
         for c in (slice(0, 23), slice(23, 46), slice(46, 50), slice(50, 50)):
             fused_norms.norm_backward(x[c], grad[c], w, b, EPS, True, sums, sum_out=True)
-            fused_norms.cast_and_sum(grad[c], None, torch.bfloat16, of_cast)
-        found.append([sums.result(), of_cast.result()[0]])
-    assert all(torch.equal(a, c) for a, c in zip(*found, strict=True))
+            fused_norms.cast_and_sum(grad[c], None, torch.bfloat16, cast_sums)
+        results.append([sums.result(), cast_sums.result()[0]])
+    assert all(torch.equal(a, c) for a, c in zip(*results, strict=True))
     _, scaled, want = fused_norms.plain_norm_backward(x, grad, w, b, EPS, True)
-    close(found[0][0], want.double(), 1e-5)
-    close(found[0][0][2], scaled.sum(0).double(), 1e-5)
-    close(found[0][1], grad.double().sum(0), 1e-6)
+    close(results[0][0], want.double(), 1e-5)
+    close(results[0][0][2], scaled.sum(0).double(), 1e-5)
+    close(results[0][1], grad.double().sum(0), 1e-6)
 
 
 def test_rows_of_zero_variance_with_eps_0_leave_no_nan_in_the_sums_of_others() -> None:
-    x, (w, b) = rows("plain", 5, 24), parameters(24)  # 5 rows in tiles of 4: three rows of zeros behind the end
+    x, (w, b) = rows("plain", 5, 24), parameters(24)  # 5 rows in tiles of 4: three rows of zeros beyond the end
     sums = fused_norms.RowSums(x)
     fused_norms.norm_backward(x, x, w, b, 0.0, False, sums, sum_out=True)
     assert torch.isfinite(sums.result()).all()
@@ -260,7 +260,7 @@ def test_without_gradients_the_block_is_one_function_with_the_same_values(monkey
 # --- the choice -----------------------------------------------------------------------------------------------------
 
 
-def test_a_cpu_computes_as_before_unless_asked(monkeypatch) -> None:
+def test_a_cpu_uses_the_kernels_only_on_request(monkeypatch) -> None:
     x = torch.zeros(1, 24)
     monkeypatch.setattr(fused_norms, "ON_CARDS", True)
     assert not fused_norms.uses(x, torch.float32)
@@ -288,7 +288,7 @@ def test_what_the_kernels_cannot_do_is_one_line(monkeypatch, value, dtype, width
     fused_norms._cannot.cache_clear()
 
 
-def test_without_triton_auto_goes_the_plain_way_and_1_names_the_way_out(monkeypatch) -> None:
+def test_without_triton_auto_takes_the_plain_path_and_1_names_the_way_out(monkeypatch) -> None:
     fused_norms._cannot.cache_clear()
     monkeypatch.setattr(fused_norms, "find_spec", lambda _: None)
     assert not fused_norms.uses(torch.zeros(1, 24), torch.float32)
@@ -299,9 +299,9 @@ def test_without_triton_auto_goes_the_plain_way_and_1_names_the_way_out(monkeypa
 
 
 def test_the_kernels_compile_without_a_card_and_a_row_is_read_in_whole_sectors() -> None:
-    # the interpreter takes what the compiler refuses; other numbers of rows must not be compiled anew
+    # the interpreter accepts code that the compiler refuses; other numbers of rows must not be recompiled
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "compiled_norms.py"), "90"],
+        [sys.executable, str(Path(__file__).parents[1] / "compile_without_card.py"), "norms", "90"],
         capture_output=True,
         text=True,
         check=False,

@@ -1,4 +1,4 @@
-"""The authors' models, value by value: LongViT (tokens, logits, loss, gradients) and Prov-GigaPath's slide encoder."""
+"""The authors' models, tensor by tensor: LongViT (tokens, logits, loss, gradients), Prov-GigaPath's slide encoder."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_gigapath_embedding_after_every_layer(tiles: int) -> None:
     )
     assert model.config.pattern().segment_lengths == tuple(case["segment_lengths"])
     with torch.no_grad():
-        states = model.all_layers(io[f"n{tiles}.features"], io[f"n{tiles}.coords"])
-    assert len(states) == case["depth"] + 1
-    for i, state in enumerate(states):
-        assert close(state, io[f"n{tiles}.layer{i}"]), i
+        layers = model.all_layers(io[f"n{tiles}.features"], io[f"n{tiles}.coords"])
+    assert len(layers) == case["depth"] + 1
+    for i, layer in enumerate(layers):
+        assert close(layer, io[f"n{tiles}.layer{i}"]), i

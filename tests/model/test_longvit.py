@@ -1,4 +1,4 @@
-"""LongViT as its users meet it: sizes, schedules, inputs, positions, recomputation, heads."""
+"""LongViT's public behaviour: sizes, schedules, inputs, positions, recomputation, heads."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_segments_are_table_7_at_its_five_lengths_and_grow_in_between() -> None:
 
 
 @pytest.mark.parametrize("chunk", [5, 2048])
-def test_a_uint8_image_gives_what_the_normalised_float_image_gives(monkeypatch, chunk: int) -> None:
+def test_a_uint8_image_equals_the_normalised_float_image(monkeypatch, chunk: int) -> None:
     monkeypatch.setattr(embedding, "CPU_CHUNK_PATCHES", chunk)
     model = small().double()
     images = pixels(2, 3, 32, 48)
@@ -123,7 +123,7 @@ def test_positions_per_patch_are_parameters_of_the_image_itself() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(30, 32), (32, 33), (0, 32)])
-def test_an_image_that_is_no_whole_number_of_patches_says_what_to_do(height: int, width: int) -> None:
+def test_an_image_that_is_no_whole_number_of_patches_is_an_error_with_a_way_out(height: int, width: int) -> None:
     with pytest.raises(ValueError, match=rf"{height} × {width} px is not made of 8 × 8 px patches: resize or pad"):
         small()(torch.zeros(1, 3, height, width))
     with pytest.raises(ValueError, match=r"\(1, 32, 32\)"):
@@ -221,7 +221,7 @@ def test_drop_path_drops_whole_sequences_in_training_only() -> None:
     assert rates == pytest.approx([0.1 * i / 5 for i in range(6)])
 
 
-def test_heads_and_features_answer_to_timms_names() -> None:
+def test_heads_and_features_have_timms_names() -> None:
     model = create_model("longvit_tiny_patch32", num_classes=3, class_names=("a", "b", "c")).eval()
     images = pixels(2, 3, 64, 96)
     with torch.no_grad():
@@ -258,18 +258,18 @@ def test_an_unknown_model_or_setting_names_those_that_exist() -> None:
         longvit.create_model("longvit_tiny_patch32", embed_dims=3)
 
 
-def test_embed_takes_a_slide_or_a_canvas_and_leaves_the_mode_alone() -> None:
+def test_embed_takes_a_slide_or_a_canvas_and_keeps_the_mode() -> None:
     class Slide:
         def strips(self, side_px: int, fit: str, strip_px: int) -> Iterator[Strip]:
             assert (side_px, fit) == (64, "pad")
             yield Strip(0, np.full((64, 64, 3), 200, np.uint8), ())
 
     model = small(image_px=64, fit="pad").train()
-    found = model.embed(Slide())
-    assert found.shape == (32,)
-    assert found.dtype == np.float32
+    vector = model.embed(Slide())
+    assert vector.shape == (32,)
+    assert vector.dtype == np.float32
     assert model.training
-    assert np.array_equal(found, model.embed(np.full((64, 64, 3), 200, np.uint8)))
+    assert np.array_equal(vector, model.embed(np.full((64, 64, 3), 200, np.uint8)))
     with pytest.raises(TypeError, match="open_slide"):
         model.embed("a.svs")
 

@@ -1,4 +1,4 @@
-"""Weights on disk: round trips, published layouts, and every way in which a file can be wrong."""
+"""Weights on disk: round trips, published layouts, damaged and foreign files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(model: LongViT, tmp_path: Path) -> Path:
 
 
 def published(model: LongViT) -> dict[str, torch.Tensor]:
-    """Our model under the authors' names."""
+    """A model's tensors under the authors' names."""
     back = {
         "attn.norm_in": "self_attn_layer_norm",
         "attn.norm": "self_attn.inner_attn_ln",
@@ -42,20 +42,20 @@ def published(model: LongViT) -> dict[str, torch.Tensor]:
         "mlp.norm": "ffn.ffn_layernorm",
         "mlp.fc2": "ffn.fc2",
     }
-    theirs = {}
+    tensors = {}
     for name, value in model.state_dict().items():
         parts = name.split(".")
         if parts[0] != "blocks":
-            theirs[name.replace("patch_embed.pos_embed", "pos_embed")] = value.clone()
+            tensors[name.replace("patch_embed.pos_embed", "pos_embed")] = value.clone()
             continue
         stem, kind = ".".join(parts[2:-1]), parts[-1]
         prefix = f"encoder.layers.{parts[1]}."
         if stem == "attn.qkv":
             for x, part in zip("qkv", value.chunk(3), strict=True):
-                theirs[f"{prefix}self_attn.{x}_proj.{kind}"] = part.clone()
+                tensors[f"{prefix}self_attn.{x}_proj.{kind}"] = part.clone()
         else:
-            theirs[f"{prefix}{back[stem]}.{kind}"] = value.clone()
-    return theirs
+            tensors[f"{prefix}{back[stem]}.{kind}"] = value.clone()
+    return tensors
 
 
 def images() -> torch.Tensor:
@@ -100,7 +100,7 @@ def test_a_weight_beyond_float16_is_named_and_nothing_is_written(model: LongViT,
     assert load_model(model.save_pretrained(tmp_path, dtype="bfloat16")).head.bias[1] == 70144  # 7e4 in 8 bits
 
 
-def test_a_gigapath_encoder_goes_the_same_way(tmp_path: Path) -> None:
+def test_a_gigapath_encoder_round_trips_too(tmp_path: Path) -> None:
     config = GigaPathConfig(in_dim=6, embed_dim=16, depth=1, num_heads=4, ffn_dim=32, grid_tiles=8, pool="mean")
     encoder = GigaPathSlideEncoder(config).eval()
     again = load_model(save_pretrained(encoder, tmp_path))
@@ -175,7 +175,7 @@ def test_a_pickle_that_wants_to_run_code_is_named_and_not_run(tmp_path: Path) ->
     ],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_file_that_is_no_checkpoint_says_what_it_is(
+def test_a_file_that_is_no_checkpoint_is_an_error_that_names_its_kind(
     tmp_path: Path, content: bytes, message: str, suffix: str
 ) -> None:
     path = tmp_path / f"weights{suffix}"
@@ -197,7 +197,7 @@ def change(folder: Path, edit) -> None:
     ("edit", "message"),
     [
         (lambda t: t.pop("head.bias"), r"lacks head\.bias"),
-        (lambda t: t.update(extra=torch.zeros(1)), "has beside extra"),
+        (lambda t: t.update(extra=torch.zeros(1)), "also has extra"),
         (lambda t: t.update({"head.weight": torch.zeros(3, 32)}), r"head\.weight is 3 × 32 in the file, 2 × 32"),
         (lambda t: t["blocks.1.mlp.fc1.weight"].fill_(float("nan")), r"blocks\.1\.mlp\.fc1\.weight is NaN"),
     ],
@@ -216,7 +216,7 @@ def test_a_checkpoint_of_another_size_names_both_shapes(model: LongViT, tmp_path
         convert(tmp_path / "odd.safetensors", num_heads=4)
 
 
-def test_a_missing_folder_config_or_file_says_so(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_folder_config_or_file_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         load_model(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"no config\.json"):
@@ -249,13 +249,13 @@ def test_a_broken_config_is_one_line(folder: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_saved_model_can_be_read_by_whom_the_folder_lets(tmp_path: Path) -> None:
+def test_a_saved_model_has_the_permissions_of_other_files(tmp_path: Path) -> None:
     folder = longvit.create_model("longvit_tiny_patch32").save_pretrained(tmp_path / "model")
     (tmp_path / "plain").touch()
     assert (folder / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_the_weights_that_come_along_load_by_name_and_fit_the_package() -> None:
+def test_the_shipped_weights_load_by_name_and_fit_the_package() -> None:
     from longvit.model.pretrained import SHIPPED, shipped_names
 
     assert shipped_names() == ("longvit-tiny-dino",)

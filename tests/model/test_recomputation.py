@@ -1,4 +1,4 @@
-"""Recomputation and offload: the numbers and gradients of the plain form to the last bit, and who holds what when."""
+"""Recomputation and offload: values and gradients of the plain form to the last bit, and the tensors held meanwhile."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from longvit.model import encoder as encoder_file
 from longvit.model import norm_linear as nl
-from longvit.model.encoder import DilatedSelfAttention
 from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.model.offload import HostStore
+from longvit.model.self_attention import DilatedSelfAttention
 
 CONFIG = LongViTConfig(embed_dim=32, depth=4, num_heads=4, ffn_dim=48, num_classes=3, grid_patches=4)
 
 
 class LateCopies:
-    """Copies that, like a card's, are made at the last moment at which they may be: when somebody waits."""
+    """Copies that, like those of a card, run as late as allowed: when `wait` is called."""
 
     def __init__(self) -> None:
         self.log: list[tuple[str, int]] = []
@@ -35,29 +35,29 @@ class LateCopies:
         def arrive() -> None:
             for host, source in zip(hosts, sources, strict=True):
                 t = source()
-                assert t is not None, "its memory was given away before it was copied"
+                assert t is not None, "its memory was freed before the copy"
                 host.copy_(t)
 
         return hosts, self._event("out", arrive)
 
     def to_device(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
-        found = [torch.full_like(t, float("nan")) for t in tensors]
+        copies = [torch.full_like(t, float("nan")) for t in tensors]
 
         def arrive() -> None:
-            for t, host in zip(found, tensors, strict=True):
+            for t, host in zip(copies, tensors, strict=True):
                 t.copy_(host)
 
-        return found, self._event("back", arrive)
+        return copies, self._event("back", arrive)
 
-    def _event(self, way: str, arrive: Any) -> Any:
+    def _event(self, direction: str, arrive: Any) -> Any:
         self.started += 1
-        self.log.append((way, self.started))
-        return way, self.started, arrive
+        self.log.append((direction, self.started))
+        return direction, self.started, arrive
 
     def wait(self, event: Any) -> None:
-        way, number, arrive = event
-        if (f"{way} done", number) not in self.log:
-            self.log.append((f"{way} done", number))
+        direction, number, arrive = event
+        if (f"{direction} done", number) not in self.log:
+            self.log.append((f"{direction} done", number))
             arrive()
 
     def finish(self, event: Any) -> None:
@@ -113,12 +113,12 @@ def test_recomputation_changes_no_bit_of_loss_and_gradients(
     assert all(a.dtype == b.dtype for a, b in zip(plain, lean, strict=True))
 
 
-@pytest.mark.parametrize("from_outside", [False, True])
+@pytest.mark.parametrize("is_replaced", [False, True])
 def test_rows_of_different_length_and_other_attentions_recompute_too(
-    monkeypatch, model: LongViT, from_outside: bool
+    monkeypatch, model: LongViT, is_replaced: bool
 ) -> None:
     class Other(DilatedSelfAttention):
-        """As longvit.parallel puts one in."""
+        """A replaced attention, as in longvit.parallel."""
 
     attended = 0
     forward = DilatedSelfAttention.attend
@@ -129,23 +129,23 @@ def test_rows_of_different_length_and_other_attentions_recompute_too(
         return forward(self, *args)
 
     for block in model.blocks:
-        block.attn.__class__ = Other if from_outside else DilatedSelfAttention
+        block.attn.__class__ = Other if is_replaced else DilatedSelfAttention
     monkeypatch.setattr(DilatedSelfAttention, "attend", counted)
-    lengths = None if from_outside else [9, 4]
-    found = []
+    lengths = None if is_replaced else [9, 4]
+    results = []
     for recompute in (False, True):
         model.set_recompute(recompute)
         x = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(1), requires_grad=True)
         model.zero_grad()
         model.blocks(x, model.pattern(9), lengths).square().sum().backward()
         assert x.grad is not None
-        found.append([x.grad, *(p.grad.clone() for p in model.blocks.parameters() if p.grad is not None)])
+        results.append([x.grad, *(p.grad.clone() for p in model.blocks.parameters() if p.grad is not None)])
     assert attended == 3 * CONFIG.depth
-    assert len(found[0]) == 1 + 16 * CONFIG.depth
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert len(results[0]) == 1 + 16 * CONFIG.depth
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_a_layer_keeps_its_input_and_its_attention_and_nothing_else(model: LongViT) -> None:
+def test_a_layer_keeps_only_its_input_and_its_attention(model: LongViT) -> None:
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -174,7 +174,7 @@ def test_offload_changes_no_bit_of_loss_and_gradients(monkeypatch, model: LongVi
     assert all(torch.equal(a, b) for a, b in zip(stayed, left, strict=True))
 
 
-def test_each_layer_leaves_once_and_comes_back_one_layer_ahead(monkeypatch, model: LongViT) -> None:
+def test_each_layer_is_copied_out_once_and_fetched_one_layer_ahead(monkeypatch, model: LongViT) -> None:
     copies = offloaded(model, monkeypatch)
     gradients(model, images())
     # out 1 … 3: layers 1 … 3 (the last one stays); back 4, 5, 6: layers 3, 2, 1
@@ -210,9 +210,9 @@ def test_the_device_holds_the_tensors_of_two_layers_at_most(monkeypatch, model: 
         return to_host(tensors)
 
     def counted_to_device(tensors: Sequence[Tensor]) -> Any:
-        found = to_device(tensors)
-        counted(found[0])
-        return found
+        copies = to_device(tensors)
+        counted(copies[0])
+        return copies
 
     monkeypatch.setattr(copies, "to_host", counted_to_host)
     monkeypatch.setattr(copies, "to_device", counted_to_device)
@@ -230,13 +230,13 @@ def test_a_kept_graph_can_be_run_backward_twice_with_offload(monkeypatch, model:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_a_forward_pass_that_never_goes_backward_frees_its_host_memory(monkeypatch, model: LongViT) -> None:
+def test_a_forward_pass_without_backward_frees_its_host_memory(monkeypatch, model: LongViT) -> None:
     stores: list[weakref.ref[HostStore]] = []
 
     def store(device: torch.device) -> HostStore:
-        found = HostStore(LateCopies())
-        stores.append(weakref.ref(found))
-        return found
+        host_store = HostStore(LateCopies())
+        stores.append(weakref.ref(host_store))
+        return host_store
 
     monkeypatch.setattr(encoder_file, "host_store", store)
     model.set_recompute(offload=True)
@@ -250,10 +250,10 @@ def test_a_forward_pass_that_never_goes_backward_frees_its_host_memory(monkeypat
         gc.enable()
 
 
-def test_a_layer_fetched_in_vain_keeps_its_memory_until_its_copy_is_done(monkeypatch, model: LongViT) -> None:
+def test_an_unused_fetch_keeps_its_memory_until_its_copy_is_done(monkeypatch, model: LongViT) -> None:
     copies = offloaded(model, monkeypatch)
     loss = model(images()).square().sum()
-    torch.autograd.grad(loss, model.blocks[-1].mlp.fc1.weight)  # layer 3 is on its way back; nobody takes it
+    torch.autograd.grad(loss, model.blocks[-1].mlp.fc1.weight)  # layer 3 is being copied back and never used
     assert copies.log[-1] == ("back", 4)
     del loss
     gc.collect()
@@ -279,5 +279,5 @@ def test_frozen_layers_train_a_head_under_recomputation(model: LongViT) -> None:
     model.set_recompute()
     for name, p in model.named_parameters():
         p.requires_grad_(name.startswith("head"))
-    found = gradients(model, images())
-    assert len(found) == 1 + 2
+    results = gradients(model, images())
+    assert len(results) == 1 + 2

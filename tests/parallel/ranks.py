@@ -1,4 +1,4 @@
-"""Runs a function on several gloo ranks (forked processes, one thread each) and brings back what each returned."""
+"""Runs a function on several gloo ranks (forked processes, one thread each) and returns the results of all ranks."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from longvit.parallel.ranks import all_ranks
 
 
 def on_ranks(ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """[function(*args) of rank 0, of rank 1, …]; an error in one of them is raised here."""
+    """[function(*args) of rank 0, of rank 1, …]; an error of a rank is raised here."""
     return _started(_in_a_group, ranks, (), function, args)
 
 
 @contextmanager
 def launcher() -> Iterator[int]:
-    """The port of a store such as torchrun serves. In a process of its own: one that serves must not be forked."""
+    """The port of a store as served by torchrun, in a separate process: a process that serves must not be forked."""
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(send,), daemon=True)
@@ -47,16 +47,16 @@ def _serve(send: Connection) -> None:
 
 
 def on_mesh(data: int, sequence: int, function: Callable[..., Any], *args: Any, timeout_s: float = 40.0) -> list[Any]:
-    """[function(ranks, *args) of each]: ranks as torchrun starts them, on a mesh of data × sequence."""
+    """[function(ranks, *args) of each rank]: ranks as started by torchrun, on a mesh of data × sequence."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    return _started(_as_torchrun_does, data * sequence, (port, sequence, timeout_s), function, args)
+    return _started(_as_torchrun_rank, data * sequence, (port, sequence, timeout_s), function, args)
 
 
-def _started(how: Callable[..., None], ranks: int, settings: tuple[Any, ...], function: Any, args: Any) -> list[Any]:
+def _started(start: Callable[..., None], ranks: int, settings: tuple[Any, ...], function: Any, args: Any) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(how, (ranks, folder, *settings, function, args), nprocs=ranks, start_method="fork")
+        mp.start_processes(start, (ranks, folder, *settings, function, args), nprocs=ranks, start_method="fork")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
@@ -74,7 +74,7 @@ def _in_a_group(rank: int, ranks: int, folder: str, function: Callable[..., Any]
     dist.destroy_process_group()
 
 
-def _as_torchrun_does(
+def _as_torchrun_rank(
     rank: int, ranks: int, folder: str, port: int, sequence: int, timeout_s: float, function: Any, args: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)

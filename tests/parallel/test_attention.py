@@ -1,4 +1,4 @@
-"""Sequence-parallel dilated attention: the numbers of one process, whatever the ranks; the bytes of the formula."""
+"""Sequence-parallel dilated attention: results of one process on any number of ranks; the bytes of the formula."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from longvit.attention import dilated_attention
+from longvit.attention.pattern import DilatedPattern
 from longvit.parallel import Shards, Wire, exchanged_bytes, sharded_dilated_attention
 from parallel.ranks import on_ranks
 
@@ -32,11 +33,11 @@ def whole(case: dict[str, Any]) -> list[Tensor]:
 
 
 def sharded(case: dict[str, Any], shards: Shards, wire: Wire | None = None) -> list[Tensor]:
-    """The same of this rank's tokens."""
+    """Output and gradients of this rank's tokens."""
     first, end = shards.shard(dist.get_rank())
     q, k, v, grad = (t[:, first:end] for t in tensors(case["n"], case["heads"], case["batch"]))
     leaves = [t.requires_grad_() for t in (q, k, v)]
-    out = sharded_dilated_attention(*leaves, shards=shards, wire=wire, **case["settings"])
+    out = sharded_dilated_attention(*leaves, DilatedPattern(**case["settings"]), shards=shards, wire=wire)
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
@@ -68,26 +69,26 @@ def uneven(n: int, ranks: int) -> Shards:
     return Shards.of_lengths(lengths)
 
 
-def all_cases(shards_of: list[str]) -> dict[str, list[Tensor]]:
-    found = {}
+def all_cases(kinds: list[str]) -> dict[str, list[Tensor]]:
+    results = {}
     for name in CASES:
         for batch in (1, 2):
             case, ranks = case_of(name, batch), dist.get_world_size()
-            for kind in shards_of:
+            for kind in kinds:
                 shards = Shards.even(case["n"], ranks) if kind == "even" else uneven(case["n"], ranks)
-                found[f"{name}, batch {batch}, {kind}"] = sharded(case, shards)
-    return found
+                results[f"{name}, batch {batch}, {kind}"] = sharded(case, shards)
+    return results
 
 
-def assert_same(of_ranks: list[dict[str, list[Tensor]]]) -> None:
+def assert_same(rank_results: list[dict[str, list[Tensor]]]) -> None:
     expected = {(name, batch): whole(case_of(name, batch)) for name in CASES for batch in (1, 2)}
-    for key in of_ranks[0]:
+    for key in rank_results[0]:
         name, batch, _ = key.split(", ")
-        for what, (i, e) in zip(
+        for tensor, (i, e) in zip(
             ("out", "grad q", "grad k", "grad v"), enumerate(expected[name, int(batch[-1])]), strict=True
         ):
-            joined = torch.cat([found[key][i] for found in of_ranks], 1)
-            assert (joined - e).abs().max() <= TOLERANCE, f"{key}: {what}"
+            joined = torch.cat([results[key][i] for results in rank_results], 1)
+            assert (joined - e).abs().max() <= TOLERANCE, f"{key}: {tensor}"
 
 
 def test_two_ranks_give_the_numbers_of_one_process() -> None:
@@ -100,47 +101,47 @@ def test_any_number_of_ranks_gives_the_numbers_of_one_process(ranks: int) -> Non
     assert_same(on_ranks(ranks, all_cases, ["even", "uneven"]))
 
 
-def traffic(shards: list[Shards], s: dict[str, Any], dtype: torch.dtype) -> list[dict[str, float]]:
+def traffic(all_shards: list[Shards], s: dict[str, Any], dtype: torch.dtype) -> list[dict[str, float]]:
     """Bytes of a forward and of its backward, and the formula."""
-    found = []
-    for each in shards:
-        wire, (first, end) = Wire(), each.shard(dist.get_rank())
+    traffic = []
+    for shards in all_shards:
+        wire, (first, end) = Wire(), shards.shard(dist.get_rank())
         q, k, v = (torch.randn(1, end - first, 4, 3, dtype=dtype, requires_grad=True) for _ in range(3))
-        out = sharded_dilated_attention(q, k, v, shards=each, wire=wire, **s)
+        out = sharded_dilated_attention(q, k, v, DilatedPattern(**s), shards=shards, wire=wire)
         forward = replace(wire)
         out.sum().backward()
-        found.append(
+        traffic.append(
             {
                 "received": forward.received,
                 "sent": forward.sent,
                 "received in backward": wire.received - forward.received,
                 "sent in backward": wire.sent - forward.sent,
-                "formula": exchanged_bytes(each, dist.get_rank(), embed_dim=12, itemsize=dtype.itemsize, **s),
+                "formula": exchanged_bytes(shards, dist.get_rank(), embed_dim=12, itemsize=dtype.itemsize, **s),
             }
         )
-    return found
+    return traffic
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes_on_the_wire_are_those_of_the_design_note(dtype: torch.dtype) -> None:
-    """4 ranks with 64 tokens each: w = 64 is one's own, w = 128 takes 64/2 keys of one other rank, w = 256 192/4 of 3.
+    """4 ranks with 64 tokens each: w = 64 needs no others, w = 128 64/2 keys of one rank, w = 256 192/4 of 3.
 
-    With 128 tokens each it is 128/4, with 256 nothing; 1,037 tokens are divided by nothing.
+    With 128 tokens each it is 128/4, with 256 nothing; nothing divides 1,037 tokens.
     """
     s = settings((64, 128, 256), (1, 2, 4))
     per_token = 2 * 12 * dtype.itemsize  # keys and values, H·D numbers
-    of_ranks = on_ranks(4, traffic, [Shards.even(n, 4) for n in (256, 512, 1024)], s, dtype)
-    for found in of_ranks:
-        assert [f["formula"] for f in found] == [keys * per_token for keys in (64 / 2 + 192 / 4, 128 / 4, 0)]
-    of_ranks += on_ranks(4, traffic, [Shards.even(1037, 4)], settings((300, 2000), (2, 4)), dtype)
-    for f in (f for found in of_ranks for f in found):
+    rank_traffic = on_ranks(4, traffic, [Shards.even(n, 4) for n in (256, 512, 1024)], s, dtype)
+    for rows in rank_traffic:
+        assert [f["formula"] for f in rows] == [keys * per_token for keys in (64 / 2 + 192 / 4, 128 / 4, 0)]
+    rank_traffic += on_ranks(4, traffic, [Shards.even(1037, 4)], settings((300, 2000), (2, 4)), dtype)
+    for f in (f for rows in rank_traffic for f in rows):
         assert f["received"] == pytest.approx(f["formula"], rel=0.01)
         assert f["sent in backward"] == f["received"]
         assert f["received in backward"] == f["sent"]
 
 
 def test_bytes_on_the_wire_do_not_grow_with_the_sequence() -> None:
-    """Segments of 64, 128 and 256 tokens, cut by the shards at the same places of the segment."""
+    """Segments of 64, 128 and 256 tokens, cut by the shards at the same positions."""
     shards = [Shards((0, 256 * k + 32, 512 * k + 32, 768 * k + 32, 1024 * k)) for k in (1, 2, 4)]
     for short, longer, longest in on_ranks(4, traffic, shards, settings((64, 128, 256), (1, 2, 4)), torch.float32):
         assert short == longer == longest
@@ -170,12 +171,12 @@ def wrong_calls() -> list[str]:
     messages = []
     for shards, more in [(Shards((0, 4)), {}), (Shards((0, 2, 5)), {}), (Shards((0, 5)), {"ragged": "padded"})]:
         with pytest.raises(ValueError) as caught:
-            sharded_dilated_attention(q, q, q, shards=shards, segment_lengths=(2,), dilated_ratios=(1,), **more)
+            sharded_dilated_attention(q, q, q, DilatedPattern((2,), (1,), **more), shards=shards)
         messages.append(str(caught.value))
     return messages
 
 
-def test_mistakes_say_both_numbers() -> None:
+def test_wrong_calls_name_both_numbers() -> None:
     """One process without torch.distributed is one rank."""
     tokens, ranks, padded = wrong_calls()
     assert "4" in tokens

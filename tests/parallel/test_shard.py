@@ -1,4 +1,4 @@
-"""A LongViT on strips of its images: loss, gradients and training of one process, on every shape of mesh."""
+"""A LongViT on strips of its images: loss, gradients and training equal one process on every mesh."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def on_mesh(shape: tuple[int, int], more: dict[str, Any], recompute: bool = Fals
     """Loss of this rank's slides, and the averaged gradients."""
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=("data", "sequence"))
     images, labels = (t.chunk(shape[0])[mesh.get_local_rank("data")] for t in batch())
-    model = copy.deepcopy(shard(make(**more), mesh))  # as an average of weights does: the group is not copied
+    model = copy.deepcopy(shard(make(**more), mesh))  # as EMA does: the group is not copied
     model.set_recompute(recompute)
     first_px, end_px = model.rows_px(ROWS * PATCH_PX)
     torch.manual_seed(1)
@@ -77,14 +77,16 @@ def on_mesh(shape: tuple[int, int], more: dict[str, Any], recompute: bool = Fals
     return loss.detach(), gradients(model)
 
 
-def assert_same(of_ranks: list[tuple[Tensor, dict[str, Tensor]]], expected: tuple[Tensor, dict[str, Tensor]]) -> None:
+def assert_same(
+    rank_results: list[tuple[Tensor, dict[str, Tensor]]], expected: tuple[Tensor, dict[str, Tensor]]
+) -> None:
     loss, grads = expected
-    assert abs(sum(found for found, _ in of_ranks) / len(of_ranks) - loss) <= 1e-10
-    for _, found in of_ranks:
-        assert found.keys() == grads.keys()
+    assert abs(sum(rank_loss for rank_loss, _ in rank_results) / len(rank_results) - loss) <= 1e-10
+    for _, rank_grads in rank_results:
+        assert rank_grads.keys() == grads.keys()
         for name, g in grads.items():
-            assert g.abs().max() > 1e-6, f"{name}: a gradient of 0 shows nothing"
-            assert (found[name] - g).abs().max() <= 1e-10, name
+            assert g.abs().max() > 1e-6, f"{name}: a gradient of 0 proves nothing"
+            assert (rank_grads[name] - g).abs().max() <= 1e-10, name
 
 
 def test_loss_and_every_gradient_on_a_2_by_2_mesh_are_those_of_one_process() -> None:
@@ -110,7 +112,7 @@ def test_every_mesh_and_setting_gives_the_gradients_of_one_process(shape, more, 
 
 
 def in_bfloat16(model: LongViT, rows: slice) -> list[Tensor]:
-    """Logits and gradients under autocast, as training has it."""
+    """Logits and gradients under autocast, as in training."""
     images, labels = batch()
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(images[:, :, rows])
@@ -133,8 +135,8 @@ def test_autocast_costs_the_sharded_model_no_more_than_the_single_one() -> None:
     single_errors = [
         (a - b).norm() / b.norm() for a, b in zip(in_bfloat16(make().float(), slice(None)), exact, strict=True)
     ]
-    for found in on_ranks(3, in_bfloat16_on_ranks):
-        errors = [(a - b).norm() / b.norm() for a, b in zip(found, exact, strict=True)]
+    for results in on_ranks(3, in_bfloat16_on_ranks):
+        errors = [(a - b).norm() / b.norm() for a, b in zip(results, exact, strict=True)]
         assert sum(errors) <= 1.5 * sum(single_errors), (errors, single_errors)
 
 
@@ -143,7 +145,7 @@ def with_ddp() -> tuple[Tensor, dict[str, Tensor]]:
     model.set_recompute(True)
     (images, labels), own = batch(), slice(*model.rows_px(ROWS * PATCH_PX))
     slides = slice(0, 2) if dist.get_rank() < 2 else slice(2, 4)
-    replica = DistributedDataParallel(model)  # alive until the backward is done: it does the averaging
+    replica = DistributedDataParallel(model)  # kept alive until the backward is done: it averages the gradients
     loss = F.cross_entropy(replica(images[slides, :, own]), labels[slides])
     loss.backward()
     return loss.detach(), gradients(model)
@@ -190,10 +192,10 @@ def trained_on_mesh() -> dict[str, Tensor]:
 @pytest.mark.slow
 def test_five_steps_of_training_on_a_2_by_2_mesh_give_the_parameters_of_one_process() -> None:
     expected, before = trained(make(), slice(None), slice(None)), make().state_dict()
-    for found in on_ranks(4, trained_on_mesh):
+    for rank_parameters in on_ranks(4, trained_on_mesh):
         for name, p in expected.items():
             assert (p - before[name]).abs().max() > 1e-3
-            assert (found[name] - p).abs().max() <= 1e-8, name
+            assert (rank_parameters[name] - p).abs().max() <= 1e-8, name
 
 
 def embedded(path: Path) -> np.ndarray:
@@ -206,11 +208,11 @@ def test_embedding_of_a_slide_read_in_strips_is_that_of_one_process(tmp_path: Pa
     path = write_slide(tmp_path / "a.tiff")
     with longvit.open_slide(path) as slide:
         expected = make(image_px=36, num_classes=0).embed(slide)
-    for found in on_ranks(2, embedded, path):
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+    for embedding in on_ranks(2, embedded, path):
+        np.testing.assert_allclose(embedding, expected, atol=1e-6)
 
 
-def test_sharded_model_has_the_parameters_of_the_model_and_leaves_it_as_it_was() -> None:
+def test_sharded_model_shares_the_parameters_of_the_model_and_does_not_change_it() -> None:
     model, (images, _) = make(), batch()
     expected = model(images)
     sharded = shard(model)

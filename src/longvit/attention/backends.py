@@ -1,20 +1,20 @@
-"""The kernels that compute one fused call, behind one interface: (out, lse) forward, and backward from any (out, lse).
+"""Attention back ends: kernels of one fused call, with (out, lse) forward and backward from any (out, lse).
 
 Flash-attention's backward recomputes P = exp(s − lse) and needs, beside q, k and v, only `out` and `lse`. Called with
-another pair than its own forward returned (the merged state of all branches) it yields the gradient of the merged
-softmax: so the library's own kernels serve dilated attention unchanged, and no kernel of ours is needed for it.
+another pair than its own forward returned (the merged state of all branches), it yields the gradient of the merged
+softmax. So PyTorch's own kernels serve dilated attention unchanged.
 
-All tensors are (B, H, L, D) views with stride 1 in the last axis; lse is (B, H, L), float32 (float64 for float64).
-`pick` decides once per call, in one place, and says why; `longvit doctor` prints it.
+All tensors are (B, H, L, D) views with stride 1 in the last axis. `lse` is (B, H, L), float32 (float64 for float64).
+The function `pick` decides once per call, in one place, and gives the reason, which `longvit doctor` prints.
 
-What the CUDA kernels ask of their arguments was read in PyTorch's sources (aten/src/ATen/native/transformers/cuda:
-flash_attn/flash_api.cpp, mem_eff_attention/kernel_backward.h); the comments name it where it bites.
+The requirements of the CUDA kernels were read in PyTorch's sources (aten/src/ATen/native/transformers/cuda:
+flash_attn/flash_api.cpp, mem_eff_attention/kernel_backward.h). Comments name them where they matter.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from importlib import import_module
@@ -25,6 +25,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from longvit.attention.branch_kernel import BranchKernel
 
 aten = torch.ops.aten
 VARIABLE = "LONGVIT_ATTENTION"
@@ -45,37 +47,17 @@ class Backend:
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
     branches: BranchKernel | None = None
     folds_scale: bool = False
-    """Faster where the scale is part of q: with `scale` ln 2 (see `model.query_scale`)."""
-
-
-@dataclass(frozen=True)
-class BranchKernel:
-    """Of a back end that takes a whole branch at once, all offset groups and segments, on (B, N, H, …) tensors.
-
-    Operands are made once per call of dilated attention and serve all branches; views of them are passed on.
-
-    forward_operands(q, k, v) → tensors (B, N, H, …).
-    forward(operands, out, lse, w, r, scale, padded, first): the branch is merged into out and lse (float32) in place;
-    `first`: it covers every token and head, what they held is not read.
-    backward_operands(grad_out, q, k, v, out, lse, scale) → tensors (B, N, H, …).
-    backward(operands, grads, w, r, scale, first): the branch's gradients are added to `grads` (float32), or, `first`,
-    set.
-    """
-
-    forward_operands: Callable[..., Sequence[Tensor]]
-    forward: Callable[..., None]
-    backward_operands: Callable[..., Sequence[Tensor]]
-    backward: Callable[..., None]
+    """True if it is faster where the scale is part of q, with `scale` ln 2 (see `model.query_scale`)."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What `pick` decided, and why."""
+    """Back end chosen by `pick`, and the reason."""
 
     backend: Backend
     reason: str
     is_free: bool = True
-    """Nobody asked for this back end: short sequences may go another way (`short`)."""
+    """No back end was requested: short sequences may run as dense attention instead (`short`)."""
 
 
 def pick(device: torch.device, dtype: torch.dtype, head_dim: int, name: str = "auto") -> Choice:
@@ -86,7 +68,7 @@ def pick(device: torch.device, dtype: torch.dtype, head_dim: int, name: str = "a
     Raises:
         ValueError: `name` is unknown, or does not run on that device.
     """
-    asked = "asked for" if name != "auto" else f"{VARIABLE} asks for it"
+    reason = "requested" if name != "auto" else f"requested by {VARIABLE}"
     name = os.environ.get(VARIABLE, name) if name == "auto" else name
     if name != "auto":
         if name not in BACKENDS:
@@ -97,7 +79,7 @@ def pick(device: torch.device, dtype: torch.dtype, head_dim: int, name: str = "a
             raise ValueError(
                 f"attention back end {name!r} runs on {BACKENDS[name].runs_on}, the tensors are on {device.type}"
             )
-        return Choice(BACKENDS[name], asked, is_free=False)
+        return Choice(BACKENDS[name], reason, is_free=False)
     if device.type == "cpu":
         if dtype in _CPU_DTYPES:
             return Choice(BACKENDS["cpu_flash"], f"PyTorch's fused CPU kernel takes {_short(dtype)}")
@@ -128,9 +110,9 @@ def _pick_cuda(device: torch.device, dtype: torch.dtype, head_dim: int) -> Choic
 
 
 def matmul_precision() -> str:
-    """Of float32 products on a card, as the user told PyTorch by its older or its newer setting: "tf32" or "ieee"."""
+    """Precision of float32 products on a card, by PyTorch's older or newer setting: "tf32" or "ieee"."""
     matmul = torch.backends.cuda.matmul
-    if hasattr(matmul, "fp32_precision"):  # torch 2.9; after it was set, asking the older one is an error
+    if hasattr(matmul, "fp32_precision"):  # torch 2.9; once set, reading the older setting is an error
         return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
@@ -148,9 +130,9 @@ def _wide(x: Tensor) -> Tensor:
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-# The kernel runs 16-bit tensors faster in float32 than as they are: forward 1.1 × (bfloat16), 2 × (float16), backward
-# 5 × at 64 tokens and 10 × for float16 at any length; only the bfloat16 backward of long segments gains from its own
-# dtype (1.25 × at 1,024 tokens; AMD EPYC with AVX-512 bf16, torch 2.13, 2026-11).
+# The kernel runs 16-bit tensors faster in float32 than in their own dtype: forward 1.1 × (bfloat16), 2 × (float16),
+# backward 5 × at 64 tokens and 10 × for float16 at any length. Only the bfloat16 backward of long segments gains from
+# its own dtype (1.25 × at 1,024 tokens; AMD EPYC with AVX-512 bf16, torch 2.13, 2026-11).
 _CPU_BFLOAT16_BACKWARD_TOKENS = 512
 
 
@@ -174,7 +156,7 @@ _GRID_ROWS = 65_535
 
 
 def _in_parts(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel of (tensors …, scale) for any batch: in parts of at most `_GRID_ROWS` rows."""
+    """Makes a kernel of (tensors …, scale) take any batch, in parts of at most `_GRID_ROWS` rows."""
 
     @wraps(kernel)
     def run(*args: Any) -> Any:
@@ -230,7 +212,7 @@ def _efficient_backward(grad_out, q, k, v, out, lse, scale):
     D = q.shape[-1]
     grad_out, q, k, v, out = (_aligned(t, 8) for t in (grad_out, q, k, v, out))
     # Of `out` the kernel reads the strides of batch and head, and takes H · D for that of the position (o_strideM): a
-    # strided view would be misread without a word. `grad_out` is copied by the operator itself.
+    # strided view would be misread without an error. `grad_out` is copied by the operator itself.
     out = out.transpose(1, 2).contiguous().transpose(1, 2)
     lse = F.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf")).contiguous()  # as its forward pads it
     seed = torch.empty((), dtype=torch.int64, device=q.device)  # unread: there is no dropout
@@ -240,18 +222,18 @@ def _efficient_backward(grad_out, q, k, v, out, lse, scale):
     return tuple(g.narrow(-1, 0, D) for g in grads[:3])
 
 
-# --- our own kernel, in Triton (see `triton_branch`) ----------------------------------------------------------------
+# --- own kernels, in Triton (see `triton_branch`) -------------------------------------------------------------------
 
 
 def _has_triton() -> bool:
-    """With a C compiler: Triton builds its launchers with it, at their first use. Its interpreter is no gain."""
+    """True if triton is installed with a C compiler, with which it builds its launchers. The interpreter is no gain."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return False
-    return _looked_for(find_spec, which, os.environ.get("CC"), os.environ.get("PATH"))
+    return _are_installed(find_spec, which, os.environ.get("CC"), os.environ.get("PATH"))
 
 
-@lru_cache(maxsize=8)  # `pick` asks at every layer; the file system takes its time
-def _looked_for(find: Callable[..., Any], where: Callable[..., Any], cc: str | None, path: str | None) -> bool:
+@lru_cache(maxsize=8)  # `pick` needs it at every layer; the file system is slow
+def _are_installed(find: Callable[..., Any], where: Callable[..., Any], cc: str | None, path: str | None) -> bool:
     """True if the triton package and a C compiler are installed. `path`: the search path that `where` uses."""
     return find("triton") is not None and any(name and where(name) for name in (cc, "cc", "gcc", "clang"))
 
@@ -266,9 +248,9 @@ def _check_triton(name: str, device: torch.device, dtype: torch.dtype, head_dim:
         )
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"attention back end {name!r} runs on cuda, the tensors are on {device.type}")
-    if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < (8, 0):
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < (8, 0):
         raise ValueError(
-            f"attention back end {name!r} needs compute capability 8.0, {device} has {found[0]}.{found[1]}"
+            f"attention back end {name!r} needs compute capability 8.0, {device} has {capability[0]}.{capability[1]}"
         )
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"attention back end {name!r} takes float32, bfloat16 or float16, got {_short(dtype)}")
@@ -279,9 +261,9 @@ def _check_triton(name: str, device: torch.device, dtype: torch.dtype, head_dim:
 
 
 def unpadded_reason(dtype: torch.dtype, head_dim: int) -> str:
-    """Why the kernels on padded operands are not for this dtype and head dim; empty where they are.
+    """Reason against the kernels on padded operands for this dtype and head dim; empty where they fit.
 
-    They want three idle columns in a tile, whose width is a power of two and at least 16. A wider tile would cost more
+    They need three idle columns in a tile, whose width is a power of two and at least 16. A wider tile would cost more
     matrix products than the columns save. The log-sum-exp, its parts and exp2 without a maximum exceed float16.
     """
     if dtype == torch.float16:
@@ -290,7 +272,7 @@ def unpadded_reason(dtype: torch.dtype, head_dim: int) -> str:
     return "" if head_dim + 3 <= width else f"a head dim of {head_dim} leaves {width - head_dim} idle columns of 3"
 
 
-def _triton(module: str) -> tuple[Callable[..., Any], Callable[..., Any], BranchKernel]:
+def _branch_kernel(module: str) -> BranchKernel:
     """The functions of `triton_branch` or `padded_branch`, which are imported at their first call: they need triton."""
 
     def function(name: str) -> Callable[..., Any]:
@@ -299,8 +281,13 @@ def _triton(module: str) -> tuple[Callable[..., Any], Callable[..., Any], Branch
 
         return call
 
-    names = ("forward_operands", "branch_forward", "backward_operands", "branch_backward")
-    return function("call_forward"), function("call_backward"), BranchKernel(*map(function, names))
+    names = ("forward_operands", "branch_forward", "backward_operands", "keys_backward", "queries_backward")
+    return BranchKernel(*map(function, names))
+
+
+def _triton(name: str, module: str, *, folds_scale: bool = False) -> Backend:
+    kernel = _branch_kernel(module)
+    return Backend(name, "cuda", kernel.call_forward, kernel.call_backward, kernel, folds_scale)
 
 
 # --- plain torch, for everything else -------------------------------------------------------------------------------
@@ -345,8 +332,8 @@ BACKENDS = {
         Backend("cpu_flash", "cpu", _cpu_forward, _cpu_backward),
         Backend("cuda_flash", "cuda", _flash_forward, _flash_backward),
         Backend("cuda_efficient", "cuda", _efficient_forward, _efficient_backward),
-        Backend("triton", "cuda", *_triton("triton_branch")),
-        Backend("triton_padded", "cuda", *_triton("padded_branch"), folds_scale=True),
+        _triton("triton", "triton_branch"),
+        _triton("triton_padded", "padded_branch", folds_scale=True),
         Backend("plain", "any", _plain_forward, _plain_backward),
     )
 }

@@ -1,20 +1,20 @@
 """Dilated attention (LongNet, arXiv 2307.02486, equations 6–11): linear in the number of tokens, exact.
 
 Each branch i = (segment length w_i, dilated ratio r_i) attends within segments, at every r_i-th position, with the
-heads shifted against each other (see `branches`), and gives per token and head an output o_i and the log of its softmax
-denominator l_i (−inf where the token takes no part). The result mixes the branches by their denominators:
+heads shifted against each other (see `branches`). It gives per token and head an output o_i and the log of its softmax
+denominator l_i (−inf for a token that takes no part). The result mixes the branches by their denominators:
 
     out = Σ_i a_i o_i,     a_i = exp(l_i) / Σ_k exp(l_k)                                       (equations 9, 10)
 
-which is one softmax of each query over the multiset union of the keys that its branches reach. Two things follow. The
-forward keeps one running (out, lse) pair and merges each branch into it. And the exact gradient of branch i is the
-ordinary flash backward of that branch, called with the *merged* (out, lse): saved are q, k, v, out, lse, nothing per
+This is one softmax of each query over the multiset union of the keys that its branches reach. Two things follow. The
+forward keeps one running (out, lse) pair and merges each branch into it. The exact gradient of branch i is the ordinary
+flash backward of that branch, called with the *merged* (out, lse). Only q, k, v, out and lse are saved, nothing per
 branch.
 
-What differs from the authors' code (microsoft/torchscale, component/dilated_attention.py):
-- it treats a_i as constants in the backward; its gradient is not that of its output (`gradient="detached"` gives it);
-- it pads short segments with zero keys that take part in the softmax (`ragged="padded"` gives it; see `padding`);
-- it takes a log-sum-exp of exactly 0 for "no part"; here absence is −inf.
+Differences from the authors' code (microsoft/torchscale, component/dilated_attention.py):
+- It treats a_i as constants in the backward, so its gradient is not that of its output (`gradient="detached"`).
+- It pads short segments with zero keys that take part in the softmax (`ragged="padded"`; see `padding`).
+- It takes a log-sum-exp of exactly 0 for "no part"; here absence is −inf.
 
 B sequences, N tokens, H heads, D head dim.
 """
@@ -26,7 +26,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from longvit.attention.operators import forward_op
+from longvit.attention.operators import flat_settings, forward_op
+from longvit.attention.pattern import DilatedPattern
 
 
 def dilated_attention(
@@ -50,14 +51,10 @@ def dilated_attention(
 
     Args:
         q, k, v: (B, N, H, D), any strides; views into a fused projection (B, N, 3, H, D) are read in place.
-        segment_lengths: w_i ≥ 1, tokens, one per branch.
-        dilated_ratios: r_i ≥ 1, one per branch.
-        lengths: sequences of different length, each equal to running it alone. One entry per row of the batch (row b
-            holds lengths[b] tokens; what lies behind them is not read, and 0 in the output), or, with B = 1, several
-            sequences packed one behind the other (their sum at most N).
-        gradient: "exact", or "detached": the mixing weights a_i are constants in the backward, as in the authors' code.
-        ragged: "masked": a shorter last segment is simply shorter. "padded": it is filled up with zero keys that take
-            part in the softmax, as in the authors' code (needed for weights that were trained with it).
+        segment_lengths, dilated_ratios, gradient, ragged: see `DilatedPattern`.
+        lengths: lengths of sequences that differ; each sequence gives the result of running it alone. One entry per
+            row of the batch: row b holds lengths[b] tokens; later positions are not read, and are 0 in the output.
+            Or, with B = 1, several sequences packed end to end (their sum at most N).
         scale: factor on q·k; 1/sqrt(D) by default.
         backend: "auto", or the name of one (see `backends`).
 
@@ -67,18 +64,8 @@ def dilated_attention(
     Raises:
         ValueError: shapes, dtypes, devices or settings that do not fit, with both numbers.
     """
-    lengths = _checked(q, k, v, segment_lengths, dilated_ratios, lengths, gradient, ragged)
-    out, _ = forward_op(
-        [t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v)],
-        [int(w) for w in segment_lengths],
-        [int(r) for r in dilated_ratios],
-        lengths,
-        gradient == "detached",
-        ragged == "padded",
-        q.shape[-1] ** -0.5 if scale is None else float(scale),
-        backend,
-    )
-    return out
+    pattern = _pattern(segment_lengths, dilated_ratios, gradient, ragged)
+    return attend([q, k, v], pattern, lengths=lengths, scale=scale, backend=backend)
 
 
 def dilated_attention_packed(
@@ -92,34 +79,48 @@ def dilated_attention_packed(
     scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """`dilated_attention` of one fused projection (B, N, 3, H, D); its gradient comes back in that layout, uncopied."""
-    if qkv.ndim != 5 or qkv.shape[2] != 3:
-        raise ValueError(f"qkv must be (batch, length, 3, heads, head_dim), got {tuple(qkv.shape)}")
-    q, k, v = qkv.unbind(2)
-    lengths = _checked(q, k, v, segment_lengths, dilated_ratios, lengths, gradient, ragged)
-    out, _ = forward_op(
-        [qkv if qkv.stride(-1) == 1 else qkv.contiguous()],
-        [int(w) for w in segment_lengths],
-        [int(r) for r in dilated_ratios],
-        lengths,
-        gradient == "detached",
-        ragged == "padded",
-        qkv.shape[-1] ** -0.5 if scale is None else float(scale),
-        backend,
+    """`dilated_attention` of one fused projection (B, N, 3, H, D); its gradient has that layout, uncopied."""
+    pattern = _pattern(segment_lengths, dilated_ratios, gradient, ragged)
+    return attend([qkv], pattern, lengths=lengths, scale=scale, backend=backend)
+
+
+def _pattern(
+    segment_lengths: Sequence[int],
+    dilated_ratios: Sequence[int],
+    gradient: Literal["exact", "detached"],
+    ragged: Literal["masked", "padded"],
+) -> DilatedPattern:
+    return DilatedPattern(
+        tuple(int(w) for w in segment_lengths), tuple(int(r) for r in dilated_ratios), gradient, ragged
     )
+
+
+def attend(
+    tensors: Sequence[Tensor],
+    pattern: DilatedPattern,
+    *,
+    lengths: Sequence[int] | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`dilated_attention` with a ready pattern; tensors: q, k and v, or one fused projection (B, N, 3, H, D)."""
+    if len(tensors) == 1:
+        (qkv,) = tensors
+        if qkv.ndim != 5 or qkv.shape[2] != 3:
+            raise ValueError(f"qkv must be (batch, length, 3, heads, head_dim), got {tuple(qkv.shape)}")
+        q, k, v = qkv.unbind(2)
+    else:
+        q, k, v = tensors
+    check_qkv(q, k, v)
+    lengths = _checked_lengths(q, lengths)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    tensors = [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
+    out, _ = forward_op(tensors, *flat_settings(pattern, lengths, scale, backend))
     return out
 
 
-def _checked(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segment_lengths: Sequence[int],
-    dilated_ratios: Sequence[int],
-    lengths: Sequence[int] | None,
-    gradient: str,
-    ragged: str,
-) -> list[int] | None:
+def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raises ValueError for shapes, dtypes or devices that do not fit."""
     if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
         raise ValueError(
             f"q, k and v must share one shape (batch, length, heads, head_dim); got {tuple(q.shape)}, "
@@ -132,20 +133,9 @@ def _checked(
         )
     if not q.dtype.is_floating_point:
         raise ValueError(f"q, k and v must be floating point, got {q.dtype}")
-    if len(segment_lengths) != len(dilated_ratios) or not segment_lengths:
-        raise ValueError(
-            f"one dilated ratio per segment length and at least one of each; got {len(segment_lengths)} segment "
-            f"lengths, {len(dilated_ratios)} ratios"
-        )
-    for name, values in (("segment length", segment_lengths), ("dilated ratio", dilated_ratios)):
-        if min(values) < 1:
-            raise ValueError(f"every {name} must be at least 1, got {tuple(values)}")
-    for name, value, known in (
-        ("gradient", gradient, ("exact", "detached")),
-        ("ragged", ragged, ("masked", "padded")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {known}, got {value!r}")
+
+
+def _checked_lengths(q: Tensor, lengths: Sequence[int] | None) -> list[int] | None:
     if lengths is None:
         return None
     lengths = [int(n) for n in lengths]

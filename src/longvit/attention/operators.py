@@ -1,9 +1,9 @@
-"""Dilated attention as PyTorch operators: what autograd, `torch.compile` and the FLOP counter see.
+"""Dilated attention as PyTorch operators, for autograd, `torch.compile` and the FLOP counter.
 
-`longvit::dilated_attention` takes [q, k, v] or one fused projection [qkv]; its backward returns the gradient in the
+`longvit::dilated_attention` takes [q, k, v] or one fused projection [qkv]. Its backward returns the gradient in the
 same layout, so that a fused projection needs no copy. Both have fake kernels (shapes without data) and FLOP formulas.
 
-Registered with `torch.library.define` rather than `custom_op`, whose wrapper imports the whole compiler at the first
+They are registered with `torch.library.define`. The wrapper of `custom_op` imports the whole compiler at the first
 call: some 80 MB and a second in every process that never compiles.
 
 B sequences, N tokens, H heads, D head dim.
@@ -12,19 +12,30 @@ B sequences, N tokens, H heads, D head dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longvit.attention import online_softmax
+from longvit.attention import online_softmax, routes
 from longvit.attention.backends import pick
-from longvit.attention.branches import calls, runs
+from longvit.attention.branches import calls, sequence_groups
+from longvit.attention.pattern import DilatedPattern
+
+# The operators' arguments after the tensors; a schema takes no objects. `flat_settings` and `_settings` convert them.
+_SETTINGS = (
+    "SymInt[] segment_lengths, SymInt[] dilated_ratios, SymInt[]? lengths, bool detached, bool padded, "
+    "float scale, str backend"
+)
 
 
-def _three(qkv: Sequence[Tensor]) -> Sequence[Tensor]:
-    return qkv[0].unbind(2) if len(qkv) == 1 else qkv
+def flat_settings(
+    pattern: DilatedPattern, lengths: Sequence[int] | None, scale: float, backend: str = "auto"
+) -> tuple[Any, ...]:
+    """Arguments of the operators after the tensors."""
+    segment_lengths, dilated_ratios = list(pattern.segment_lengths), list(pattern.dilated_ratios)
+    return segment_lengths, dilated_ratios, lengths, pattern.detached, pattern.padded, scale, backend
 
 
 def _settings(
@@ -37,37 +48,31 @@ def _settings(
     scale: float,
     backend: str,
 ) -> online_softmax.Settings:
-    branches = tuple(zip(segment_lengths, dilated_ratios, strict=True))
+    gradient: Literal["exact", "detached"] = "detached" if detached else "exact"
+    ragged: Literal["masked", "padded"] = "padded" if padded else "masked"
+    pattern = DilatedPattern(tuple(segment_lengths), tuple(dilated_ratios), gradient, ragged)
     choice = pick(q.device, q.dtype, q.shape[-1], backend)
     rows = None if lengths is None else tuple(lengths)
-    return online_softmax.Settings(
-        branches, rows, detached, padded, scale, choice.backend, choice.is_free and not padded
-    )
+    return online_softmax.Settings(pattern, scale, choice.backend, rows, choice.is_free and not padded)
 
 
-def _operator(function: Callable[..., Any], name: str, fake: Callable[..., Any]) -> Any:
+def _three(qkv: Sequence[Tensor]) -> Sequence[Tensor]:
+    return qkv[0].unbind(2) if len(qkv) == 1 else qkv
+
+
+def _operator(name: str, schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Registers `function`, which changes none of its arguments, and returns the operator."""
-    torch.library.define(name, torch.library.infer_schema(function, mutates_args=()))
+    torch.library.define(name, schema)
     torch.library.impl(name, "default", function)
     torch.library.register_fake(name, fake)
     namespace, op = name.split("::")
     return getattr(getattr(torch.ops, namespace), op).default
 
 
-def _forward(
-    qkv: Sequence[Tensor],
-    segment_lengths: Sequence[int],
-    dilated_ratios: Sequence[int],
-    lengths: Sequence[int] | None,
-    detached: bool,
-    padded: bool,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _forward(qkv: Sequence[Tensor], *flat: Any) -> tuple[Tensor, Tensor]:
     """→ out (B, N, H, D), lse (B, N, H); no gradient flows through lse."""
     q, k, v = _three(qkv)
-    settings = _settings(q, segment_lengths, dilated_ratios, lengths, detached, padded, scale, backend)
-    return online_softmax.forward(q, k, v, settings)
+    return routes.forward(q, k, v, _settings(q, *flat))
 
 
 def _forward_fake(qkv: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
@@ -75,28 +80,16 @@ def _forward_fake(qkv: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=online_softmax.wide_dtype(q.dtype))
 
 
-def _backward(
-    grad_out: Tensor,
-    qkv: Sequence[Tensor],
-    out: Tensor,
-    lse: Tensor,
-    segment_lengths: Sequence[int],
-    dilated_ratios: Sequence[int],
-    lengths: Sequence[int] | None,
-    detached: bool,
-    padded: bool,
-    scale: float,
-    backend: str,
-) -> list[Tensor]:
+def _backward(grad_out: Tensor, qkv: Sequence[Tensor], out: Tensor, lse: Tensor, *flat: Any) -> list[Tensor]:
     """→ the gradients in the layout of `qkv`: three (B, N, H, D), or one (B, N, 3, H, D)."""
     if grad_out.stride(-1) != 1 or 0 in grad_out.stride():
         grad_out = grad_out.contiguous()  # an expanded gradient (of a sum or mean)
     q, k, v = _three(qkv)
-    settings = _settings(q, segment_lengths, dilated_ratios, lengths, detached, padded, scale, backend)
+    settings = _settings(q, *flat)
     if len(qkv) == 3:
-        return [g.to(q.dtype) for g in online_softmax.backward(grad_out, q, k, v, out, lse, settings)]
+        return [g.to(q.dtype) for g in routes.backward(grad_out, q, k, v, out, lse, settings)]
     fused = torch.empty(qkv[0].shape, dtype=online_softmax.wide_dtype(q.dtype), device=q.device)
-    online_softmax.backward(grad_out, q, k, v, out, lse, settings, fused.unbind(2))
+    routes.backward(grad_out, q, k, v, out, lse, settings, fused.unbind(2))
     return [fused.to(q.dtype)]
 
 
@@ -104,8 +97,15 @@ def _backward_fake(grad_out: Tensor, qkv: Sequence[Tensor], *_: Any) -> list[Ten
     return [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in qkv]
 
 
-forward_op = _operator(_forward, "longvit::dilated_attention", _forward_fake)
-backward_op = _operator(_backward, "longvit::dilated_attention_backward", _backward_fake)
+forward_op = _operator(
+    "longvit::dilated_attention", f"(Tensor[] qkv, {_SETTINGS}) -> (Tensor, Tensor)", _forward, _forward_fake
+)
+backward_op = _operator(
+    "longvit::dilated_attention_backward",
+    f"(Tensor grad_out, Tensor[] qkv, Tensor out, Tensor lse, {_SETTINGS}) -> Tensor[]",
+    _backward,
+    _backward_fake,
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -137,9 +137,9 @@ def attention_pairs(
     """(query, key) pairs computed over all sequences, heads and branches: about B · H · N · Σ w'/r² (cost note)."""
     return sum(
         call.pairs
-        for run in runs(batch, length, lengths)
+        for group in sequence_groups(batch, length, lengths)
         for w, r in zip(segment_lengths, dilated_ratios, strict=True)
-        for call in calls(run, heads, w, r, padded=False, rows_adjoin=True)
+        for call in calls(group, heads, w, r, padded=False, rows_adjoin=True)
     )
 
 

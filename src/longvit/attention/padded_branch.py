@@ -1,6 +1,6 @@
-"""Launches of the kernels on padded operands (`padded_kernels`), behind the functions of `triton_branch`.
+"""Launches of the kernels on padded operands (`padded_kernels`), with the interface of `branch_kernel`.
 
-Shapes and arguments are those of `triton_branch`; `unpadded_reason` in `backends` says where these kernels do not fit.
+`unpadded_reason` in `backends` gives the dtypes and head dims that these kernels do not take.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ TILES = {
     "keys": Tile(64, 64, 4, 3, registers=128),
     "queries": Tile(64, 64, 4, 3, tiles=2, registers=128),
 }
-_TOKENS = 4  # of a program that pads: 1.3 ms for keys and values of 1,048,576 patches, 1.7 ms with 16
+_TOKENS = 4  # per padding program: 1.3 ms for keys and values of 1,048,576 patches, 1.7 ms with 16
 
 
 def _pad(kernel: Any, like: Tensor, *args: Any) -> None:
-    """Launches a kernel that pads over all tokens of `like`, (B, N, H, D)."""
+    """Launches a padding kernel over all tokens of `like`, (B, N, H, D)."""
     H, D = like.shape[2:]
     constants = {"D": D, "D_TILE": tile_width(D), "H_TILE": next_power_of_2(H), "tokens": _TOKENS}
     with torch.cuda.device_of(like):
@@ -56,7 +56,7 @@ def _padded_keys(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def forward_operands(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    """(B, N, H, D) → q, k' and v' (B, N, H, D_TILE), and per head the largest |k|²; one number on, the largest |v|."""
+    """(B, N, H, D) → q, k' and v' (B, N, H, D_TILE), and per head the largest |k|², followed by the largest |v|."""
     k_padded, v_padded, largest = _padded_keys(k, v)
     if not len(largest):
         return q, k_padded, v_padded, largest.new_zeros(q.shape[:3])
@@ -72,37 +72,24 @@ def branch_forward(
     scale: float,
     padded: bool = False,
     first: bool = False,
-) -> None:
-    """See `triton_branch.branch_forward`."""
-    group = cdiv(min(w, out.shape[1]), r)
-    _forward(operands, out, lse, w, r, scale, FIRST=first, PADDED=padded, group=group)
-
-
-def _forward(
-    operands: Sequence[Tensor],
-    out: Tensor,
-    lse: Tensor,
-    w: int,
-    r: int,
-    scale: float,
     others: int = -1,
-    **settings: Any,
 ) -> None:
+    """`BranchKernel.forward`. Raises ValueError: `scale` is not positive."""
     check_scale(scale)
     tensors = dict(zip(("q", "k", "v", "largest"), operands, strict=True)) | {"out": out, "lse": lse}
-    settings |= _scales(scale)
+    settings = {"FIRST": first, "PADDED": padded, "group": cdiv(min(w, out.shape[1]), r)} | _scales(scale)
     launch(padded_kernels.forward, TILES["forward"], operands[0], tensors, w, r, others, **settings)
 
 
 def _scales(scale: float) -> dict[str, Any]:
-    """A scale of ln 2 (`model.query_scale`) needs no factor per pair."""
+    """Arguments for the scale; a scale of ln 2 (`model.query_scale`) needs no factor per pair."""
     return {"scale_log2": scale * LOG2_E, "FOLDED": math.isclose(scale * LOG2_E, 1, rel_tol=1e-6)}
 
 
 def backward_operands(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, ...]:
-    """→ q', k', v', g' (B, N, H, D_TILE); see `triton_branch.backward_operands`."""
+    """→ q', k', v', g' (B, N, H, D_TILE)."""
     N, H = q.shape[1:3]
     q_padded, grad_padded = _padded(q), _padded(grad_out)
     if q.numel():
@@ -111,50 +98,25 @@ def backward_operands(
     return q_padded, *_padded_keys(k, v)[:2], grad_padded
 
 
-def branch_backward(
-    operands: Sequence[Tensor], grads: Sequence[Tensor], w: int, r: int, scale: float, first: bool = False
+def keys_backward(
+    operands: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    w: int,
+    r: int,
+    scale: float,
+    first: bool = False,
+    others: int = -1,
 ) -> None:
-    """See `triton_branch.branch_backward`."""
-    keys_backward(operands, grads[1:], w, r, scale, first)
-    queries_backward(operands, grads[0], w, r, scale, first)
-
-
-def keys_backward(operands, grads, w, r, scale, first=False, others=-1):
-    """`branch_backward` of k and v; others: how many queries, where not as many."""
+    """`BranchKernel.keys_backward`."""
     tensors = dict(zip(("q", "k", "v", "grad", "dk", "dv"), (*operands, *grads), strict=True))
-    settings = _scales(scale) | {"scale": scale, "FIRST": first}
-    settings |= {"head_dim": grads[0].shape[-1]}
+    settings = _scales(scale) | {"scale": scale, "FIRST": first, "head_dim": grads[0].shape[-1]}
     launch(padded_kernels.keys_backward, TILES["keys"], operands[1], tensors, w, r, others, **settings)
 
 
-def queries_backward(operands, grad_q, w, r, scale, first=False, others=-1):
-    """`branch_backward` of q; others: how many keys, where not as many."""
+def queries_backward(
+    operands: Sequence[Tensor], grad_q: Tensor, w: int, r: int, scale: float, first: bool = False, others: int = -1
+) -> None:
+    """`BranchKernel.queries_backward`."""
     tensors = dict(zip(("q", "k", "v", "grad", "dq"), (*operands, grad_q), strict=True))
-    settings = _scales(scale) | {"scale": scale, "FIRST": first}
-    settings |= {"head_dim": grad_q.shape[-1]}
+    settings = _scales(scale) | {"scale": scale, "FIRST": first, "head_dim": grad_q.shape[-1]}
     launch(padded_kernels.queries_backward, TILES["queries"], operands[0], tensors, w, r, others, **settings)
-
-
-# --- one call, (B, H, L, D) views, queries and keys of any two lengths ----------------------------------------------
-
-
-def call_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """See `triton_branch.call_forward`."""
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
-    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    operands = forward_operands(q, k, v)
-    _forward(operands, out, lse, q.shape[1], 1, scale, k.shape[1], FIRST=True, PADDED=False, group=0)
-    return out.transpose(1, 2), lse.transpose(1, 2)
-
-
-def call_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See `triton_branch.call_backward`."""
-    grad_out, q, k, v, out, lse = (t.transpose(1, 2) for t in (grad_out, q, k, v, out, lse))
-    dq, dk, dv = (torch.empty(t.shape, dtype=torch.float32, device=q.device) for t in (q, k, v))
-    operands = backward_operands(grad_out, q, k, v, out, lse, scale)
-    keys_backward(operands, (dk, dv), k.shape[1], 1, scale, True, q.shape[1])
-    queries_backward(operands, dq, q.shape[1], 1, scale, True, k.shape[1])
-    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)

@@ -1,7 +1,7 @@
-"""Triton kernels of dilated attention on padded operands: the idle columns of a tile do the element arithmetic.
+"""Triton kernels of dilated attention on padded operands: the idle columns of a tile do elementwise arithmetic.
 
-A head dim of 24 takes 32 columns in the matrix units. These kernels fill the other eight, so that products deliver
-what `triton_kernels` adds, subtracts and sums per pair of query and key (c = scale · log2 e, lse in base 2):
+A head dim of 24 takes 32 columns in the matrix units. These kernels fill the other eight, so that the products include
+the sums that `triton_kernels` computes per pair of query and key (c = scale · log2 e, lse in base 2):
 
     keys        k' = [k | 1, 1, 1, 0 …]                 values    v' = [v | 1, 1, 1, 0 …]
     queries     q' = [q | −lse / c in three parts, 0 …]  gradient  g' = [g | −Σ_d g · out in three parts, 0 …]
@@ -9,14 +9,14 @@ what `triton_kernels` adds, subtracts and sums per pair of query and key (c = sc
     backward    p = exp2(c · q'·k')    dv += p · g'    dk += (p · g'·v') · q'    dq += (p · g'·v') · k'
     forward     p = exp2(c · q·k)      out += p · v',  whose column D is the denominator of the softmax
 
-Three parts of 8 bits each hold a float32 to 2⁻²⁴. A token that is not there is a row of zeros: its p meets a zero row
+Three parts of 8 bits each hold a float32 to 2⁻²⁴. A missing token is a row of zeros: its p is multiplied by a zero row
 of v' or g' and adds nothing, so there is no masked last step.
 
-Forward without a running maximum: |q·k| ≤ |q| |k| (Cauchy–Schwarz). Where c times the largest |q| of a block and the
-largest |k| of the head is at most `FREE_LOGITS`, exp2 can neither overflow the sums nor lose the largest term. Any
-other block takes the online softmax, in the same kernel, and gives the exact result for any input.
+Forward without a running maximum: |q·k| ≤ |q| |k| (Cauchy–Schwarz). The bound is c times the largest |q| of a block
+and the largest |k| of the head. Up to `FREE_LOGITS`, exp2 can neither overflow the sums nor lose the largest term.
+Any other block uses the online softmax, in the same kernel, and gives the exact result for any input.
 
-The plain twins are the kernels of `triton_kernels`; `triton_branch` launches both. Arguments are named there.
+The plain twins are the kernels of `triton_kernels`, where the arguments are explained. `padded_branch` launches these.
 """
 
 from __future__ import annotations
@@ -47,16 +47,17 @@ def _with_ones(x, d, D: tl.constexpr):
 def _with_parts(x, value, d, D: tl.constexpr):
     """(T, H, D_TILE) with −`value` (T, H, 1), float32, in columns D … D + 2 as three numbers of the dtype of x."""
     high = (-value).to(x.dtype)
-    rest = -value - high.to(tl.float32)
-    middle = rest.to(x.dtype)
-    low = (rest - middle.to(tl.float32)).to(x.dtype)
+    residue = -value - high.to(tl.float32)
+    middle = residue.to(x.dtype)
+    low = (residue - middle.to(tl.float32)).to(x.dtype)
     return tl.where(d < D, x, tl.where(d == D, high, tl.where(d == D + 1, middle, tl.where(d == D + 2, low, 0.0))))
 
 
 @triton.jit
 def _place_rows(N, H, D: tl.constexpr, D_TILE: tl.constexpr, H_TILE: tl.constexpr, tokens: tl.constexpr):
-    """→ row of the batch, (T, 1, 1) positions, heads, columns, which numbers there are and which rows, offset of each
-    number in a contiguous (B, N, H, D_TILE)."""
+    """→ row of the batch, (T, 1, 1) positions, heads, columns, masks of elements and of rows, element offsets.
+
+    The offsets are those in a contiguous (B, N, H, D_TILE)."""
     blocks = tl.cdiv(N, tokens)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     n = (tl.program_id(0) % blocks).to(tl.int64) * tokens + tl.arange(0, tokens)[:, None, None]
@@ -71,7 +72,7 @@ def pad_keys(
     K, V, KP, VP, LARGEST, N, H, k_row, k_n, k_h, v_row, v_n, v_h,
     D: tl.constexpr, D_TILE: tl.constexpr, H_TILE: tl.constexpr, tokens: tl.constexpr,
 ):  # fmt: skip
-    """k' and v'; per program and head the largest |k|² and the largest |v|: (programs, H, 2)."""
+    """Writes k' and v', and per program and head the largest |k|² and the largest |v|: (programs, H, 2)."""
     row, n, h, d, valid, own, at = _place_rows(N, H, D, D_TILE, H_TILE, tokens)
     own = own & (d < D_TILE)
     k = _rows_of(K, row, n, h, d, valid, k_row, k_n, k_h)
@@ -91,7 +92,7 @@ def pad_queries(
     q_row, q_n, q_h, grad_row, grad_n, grad_h, out_row, out_n, out_h, lse_row, lse_n, lse_h,
     D: tl.constexpr, D_TILE: tl.constexpr, H_TILE: tl.constexpr, tokens: tl.constexpr,
 ):  # fmt: skip
-    """q' and g'. A token without a log-sum-exp (±inf) gets one so large that its probabilities are 0."""
+    """Writes q' and g'. A log-sum-exp of ±inf is replaced by one so large that the probabilities are 0."""
     row, n, h, d, valid, own, at = _place_rows(N, H, D, D_TILE, H_TILE, tokens)
     lse = tl.load(LSE + row * lse_row + n * lse_n + h * lse_h, mask=own, other=0.0)
     lse = tl.where(tl.abs(lse) < float("inf"), lse * per_lse, 1e30)
@@ -126,11 +127,11 @@ _POLYNOMIAL = """{{
 def _mix(kinds: str) -> str:
     """PTX of 2^x for four numbers: `s` on the special function unit, `p` as a polynomial.
 
-    The polynomial: n = round(x), of x ≥ −125, 2^(x − n) of degree 3 (7.5e-5 off at most: a fiftieth of what rounding to
-    bfloat16 does), n into the exponent.
+    The polynomial: n = round(x), of x ≥ −125, 2^(x − n) of degree 3 (error at most 7.5e-5, a fiftieth of rounding to
+    bfloat16), n into the exponent.
     """
-    one = {"s": _SPECIAL, "p": _POLYNOMIAL}
-    return "\n".join(one[kind].format(i, i + 4) for i, kind in enumerate(kinds))
+    code = {"s": _SPECIAL, "p": _POLYNOMIAL}
+    return "\n".join(code[kind].format(i, i + 4) for i, kind in enumerate(kinds))
 
 
 _QUARTER, _HALF = tl.constexpr(_mix("sssp")), tl.constexpr(_mix("spsp"))
@@ -138,7 +139,7 @@ _QUARTER, _HALF = tl.constexpr(_mix("sssp")), tl.constexpr(_mix("spsp"))
 
 @triton.jit
 def _probabilities(s, scale_log2, FOLDED: tl.constexpr, POLYNOMIALS: tl.constexpr):
-    """exp2(c · s); `POLYNOMIALS` of four without the special function unit, 0, 1 or 2 (not in the interpreter)."""
+    """exp2(c · s); `POLYNOMIALS`: 0, 1 or 2 of four values by polynomial (0 in the interpreter)."""
     if not FOLDED:
         s = s * scale_log2
     if POLYNOMIALS == 1:
@@ -176,7 +177,7 @@ def _begin(OUT, LSE, i, r, L, zeros, out_n: tl.constexpr, lse_n: tl.constexpr, D
            FIRST: tl.constexpr, PADDED: tl.constexpr):  # fmt: skip
     """→ the state before this branch: out with its denominator in column D, m, of tokens i of an offset group.
 
-    The denominator is 1, or 0 where no key has come by, then m = −inf. `zeros`: how many zero keys fill the group up.
+    The denominator is 1, or 0 (and m = −inf) where no key has contributed. `zeros`: number of padding zero keys.
     """
     d = tl.arange(0, D_TILE)[None, :]
     own = i < L
@@ -226,7 +227,7 @@ def forward(
     FIRST: tl.constexpr, PADDED: tl.constexpr, FOLDED: tl.constexpr, PRECISION: tl.constexpr,
     POLYNOMIALS: tl.constexpr,
 ):  # fmt: skip
-    """Goes on with the softmax (OUT, LSE) over the keys of one branch: `TILES` tiles of `rows` queries."""
+    """Continues the softmax (OUT, LSE) with the keys of one branch, for `TILES` tiles of `rows` queries."""
     block, row, head, first, L = _place(tl.program_id(0), N, w, r, H, g, BLOCKS)
     if block * rows * TILES >= L:
         return
@@ -311,9 +312,9 @@ def keys_backward(
     grad_tile = _tile(r * grad_n, columns, D_TILE)
     queries = tl.where(others < 0, L, others)
     for n in range(0, queries, columns):
-        there = (n + tl.arange(0, columns) < queries)[:, None]
-        q = tl.load(Q + q_tile, mask=there, other=0.0)
-        grad = tl.load(GRAD + grad_tile, mask=there, other=0.0)
+        valid_queries = (n + tl.arange(0, columns) < queries)[:, None]
+        q = tl.load(Q + q_tile, mask=valid_queries, other=0.0)
+        grad = tl.load(GRAD + grad_tile, mask=valid_queries, other=0.0)
         p = _probabilities(
             tl.dot(k, tl.trans(q), input_precision=PRECISION), scale_log2, FOLDED, POLYNOMIALS
         )  # keys × queries

@@ -1,9 +1,9 @@
 """Short sequences: all branches as one dense attention.
 
 The mixture of the branches is one softmax of each query over the multiset union of its branches' keys (see `dilated`).
-A key that c branches share counts c times, so the same result is that of one dense attention with log c added to its
-logits (−inf where no branch has the pair). One call of N² pairs and head takes the place of some twenty, whose launches
-and merges are all that a short sequence waits for: crops of DINO, canvases of a few hundred pixels.
+A key that c branches share counts c times. So the result equals one dense attention with log c added to its logits
+(−inf where no branch has the pair). One call of N² pairs per head replaces about twenty, whose launches and merges
+dominate for a short sequence: crops of DINO, canvases of a few hundred pixels.
 
 B sequences, N tokens, H heads, D head dim.
 """
@@ -18,13 +18,13 @@ from torch import Tensor
 
 aten = torch.ops.aten
 # Against the calls of the branches (`benchmarks/short.py`, AMD EPYC with AVX2, 2026-11): 3 × faster at 9 to 64 tokens,
-# 2 × at 100, 1.5 × at 196 with 8 heads, the same with 16; slower from 256 on. No score is kept there. Elsewhere the
-# scores of a layer are written out, N numbers per token and head; not measured on a card.
+# 2 × at 100, 1.5 × at 196 with 8 heads, equal with 16; slower from 256 on. The CPU kernel keeps no scores. Elsewhere
+# the scores of a layer are written out, N per token and head; not measured on a card.
 _CPU_TOKENS, _TOKENS = 224, 64
 
 
 def is_short(n: int, branches: Sequence[tuple[int, int]], device: torch.device) -> bool:
-    """Whether sequences of `n` tokens go this way: few, and with a branch of ratio 1, so that every query has a key."""
+    """True for sequences of few tokens `n` with a branch of ratio 1, so that every query has a key."""
     limit = _CPU_TOKENS if device.type == "cpu" else _TOKENS
     return 0 < n <= limit and any(r == 1 for _, r in branches)
 
@@ -44,8 +44,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, branches: tuple[tuple[int, int], ..
 
 def backward(tensors: Sequence[Tensor], branches: tuple[tuple[int, int], ...], scale: float) -> tuple[Tensor, ...]:
     """grad_out, q, k, v, out (B, N, H, D), lse (B, N, H) → the gradients of q, k and v, float32 or float64."""
-    *rest, lse = tensors
-    grad_out, q, k, v, out = _wide(*rest)
+    *inputs, lse = tensors
+    grad_out, q, k, v, out = _wide(*inputs)
     lse, bias = lse.transpose(1, 2), _log_counts(q.shape[2], q.shape[1], branches, q.device, q.dtype)
     if _has_fused_kernel(q):
         grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -67,7 +67,7 @@ def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _has_fused_kernel(q: Tensor) -> bool:
-    """One with a bias in forward and backward, that any (out, lse) may be given to."""
+    """True for a fused kernel that takes a bias in forward and backward, and any (out, lse)."""
     return q.device.type == "cpu"
 
 
@@ -79,7 +79,7 @@ def _scores(q: Tensor, k: Tensor, bias: Tensor, scale: float) -> Tensor:
 def _log_counts(
     n: int, heads: int, branches: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """(1, H, N, N): log of how many branches have the query and the key in one segment and offset group."""
+    """(1, H, N, N): log of the number of branches with query and key in one segment and offset group."""
     i, h = torch.arange(n, device=device), torch.arange(heads, device=device)
     counts = torch.zeros(heads, n, n, device=device, dtype=dtype)
     for w, r in branches:

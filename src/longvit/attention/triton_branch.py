@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels: a branch of dilated attention at once, or one call as the other back ends take it.
+"""Launches of the Triton kernels that take a branch of dilated attention at once (`branch_kernel`).
 
 All tensors are (B, N, H, D) or (B, N, H) with any strides, but stride 1 in the last axis of the former. B sequences,
 N tokens, H heads, D head dim, w segment length, r dilated ratio, L tokens of one offset group in one segment.
@@ -23,10 +23,10 @@ LOG2_E = 1 / math.log(2)
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows of a block (each program's own tokens), columns (what it steps through), warps, stages of the pipeline.
+    """Block size of a kernel: rows (each program's own tokens), columns (tokens per step), warps, pipeline stages.
 
-    `tiles`: blocks of rows per program, 1 or 2 (`padded_kernels` alone); `registers`: most per thread, None: any.
-    `polynomials`: how many of four exponentials are polynomials (`padded_kernels` alone).
+    `tiles`: blocks of rows per program, 1 or 2 (`padded_kernels` alone). `registers`: the limit per thread, None: any.
+    `polynomials`: number of polynomials among four exponentials (`padded_kernels` alone).
     """
 
     rows: int
@@ -38,7 +38,7 @@ class Tile:
     polynomials: int = 0
 
     def fitting(self, tokens: int, row_bytes: int) -> Tile:
-        """Smaller blocks for offset groups of fewer `tokens`, and for rows wider than 32 numbers of 16 bits."""
+        """Tile with smaller blocks for offset groups of few `tokens`, and for rows wider than 32 numbers of 16 bits."""
         most = max(16, next_power_of_2(tokens))
         columns = max(16, self.columns * 64 // max(64, row_bytes))
         tiles = self.tiles if tokens > self.rows else 1
@@ -64,7 +64,7 @@ def launch(
     head_dim: int | None = None,
     **settings: Any,
 ) -> None:
-    """`kernel` over all (row, segment, head, block of `own`); its pointers and strides from `tensors`, by name.
+    """Launches `kernel` over all (row, segment, head, block of `own`), with pointers and strides from `tensors`.
 
     `tensors`: in the order of the kernel's pointers. `head_dim`: of q, k and v, where `own` is padded.
     """
@@ -94,7 +94,7 @@ def _planned(
     precision: str,
     settings: tuple[tuple[str, Any], ...],
 ) -> tuple[tuple[int], tuple[Any, ...], dict[str, Any]] | None:
-    """→ grid, arguments behind the pointers, options of the compiler; None: nothing to do."""
+    """→ grid, arguments after the pointers, compiler options; None: nothing to do."""
     B, N, H, D = shape
     D = head_dim or D
     if not B * N * H:
@@ -127,14 +127,14 @@ def _planned(
         "POLYNOMIALS": tile.polynomials,
         "PRECISION": precision,
     }
-    pointers, rest = kernel.arg_names[: len(names)], kernel.arg_names[len(names) :]
+    pointers, scalars = kernel.arg_names[: len(names)], kernel.arg_names[len(names) :]
     assert pointers == [name.upper() for name in names], (pointers, names)
     options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}  # s · scale − m in one
     options |= {"maxnreg": tile.registers} if tile.registers else {}
-    return (blocks * H * cdiv(N, w) * B,), tuple(values[name] for name in rest), options
+    return (blocks * H * cdiv(N, w) * B,), tuple(values[name] for name in scalars), options
 
 
-# Triton's own two functions of these names take 20 µs a call: they unwrap constants of the compiler.
+# Triton's functions of these names take 20 µs a call: they unwrap constants of the compiler.
 
 
 def cdiv(x: int, y: int) -> int:
@@ -151,7 +151,7 @@ def tile_width(D: int) -> int:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Of matrix products: see `matmul_precision`."""
+    """Precision of matrix products: see `matmul_precision`."""
     return matmul_precision() if dtype == torch.float32 else "ieee"
 
 
@@ -169,24 +169,19 @@ def branch_forward(
     scale: float,
     padded: bool = False,
     first: bool = False,
+    others: int = -1,
 ) -> None:
-    """Goes on with the softmax (out, lse) over the keys of one branch, in place.
-
-    Args:
-        operands: see `forward_operands`.
-        out, lse: (B, N, H, D) and (B, N, H), float32; lse is −inf (and out 0) where no branch has come by.
-        w, r: segment length and dilated ratio, ≥ 1.
-        scale: factor on q·k, > 0.
-        padded: short offset groups are filled up with zero keys (see `padding`), where r divides w or w ≥ N.
-        first: what out and lse hold is not read. The branch must reach every token and head (r = 1), or the caller
-            must want only what it reaches.
-
-    Raises:
-        ValueError: `scale` is not positive.
-    """
-    group = cdiv(min(w, out.shape[1]), r)
+    """`BranchKernel.forward`. Raises ValueError: `scale` is not positive."""
+    check_scale(scale)
     q, k, v = operands
-    _forward(q, k, v, out, lse, w, r, scale, FIRST=first, PADDED=padded, group=group)
+    tensors = {"q": q, "k": k, "v": v, "out": out, "lse": lse}
+    settings: dict[str, Any] = {
+        "scale": scale * LOG2_E,
+        "FIRST": first,
+        "PADDED": padded,
+        "group": cdiv(min(w, out.shape[1]), r),
+    }
+    launch(triton_kernels.forward, TILES["forward"], q, tensors, w, r, others, **settings)
 
 
 def check_scale(scale: float) -> None:
@@ -195,14 +190,8 @@ def check_scale(scale: float) -> None:
         raise ValueError(f"attention back end 'triton' needs a scale above 0, got {scale}")
 
 
-def _forward(q, k, v, out, lse, w, r, scale, others=-1, **settings):
-    check_scale(scale)
-    tensors = {"q": q, "k": k, "v": v, "out": out, "lse": lse}
-    launch(triton_kernels.forward, TILES["forward"], q, tensors, w, r, others, scale=scale * LOG2_E, **settings)
-
-
 def row_sums(grad_out: Tensor, out: Tensor) -> Tensor:
-    """Two (B, N, H, D) → Σ_d grad_out · out, float32 (B, N, H): what the softmax's backward subtracts."""
+    """Two (B, N, H, D) → Σ_d grad_out · out, float32 (B, N, H), which the softmax's backward subtracts."""
     B, N, H, D = out.shape
     sums = torch.empty((B, N, H), dtype=torch.float32, device=out.device)
     rows = 128
@@ -219,58 +208,31 @@ def row_sums(grad_out: Tensor, out: Tensor) -> Tensor:
 def backward_operands(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, ...]:
-    """Operands of `branch_backward`.
-
-    Args:
-        grad_out, q, k, v: (B, N, H, D) in one dtype.
-        out: (B, N, H, D), of the merged softmax (detached: the branch's own).
-        lse: float32 (B, N, H), of the merged softmax.
-    """
+    """→ grad_out, q, k, v, the log-sum-exp in base 2, and `row_sums`."""
     return grad_out, q, k, v, lse * LOG2_E, row_sums(grad_out, out)
 
 
-def branch_backward(
-    operands: Sequence[Tensor], grads: Sequence[Tensor], w: int, r: int, scale: float, first: bool = False
+def keys_backward(
+    operands: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    w: int,
+    r: int,
+    scale: float,
+    first: bool = False,
+    others: int = -1,
 ) -> None:
-    """Adds one branch's part to the gradients of q, k and v: three float32 (B, N, H, D); `first`: sets them."""
+    """`BranchKernel.keys_backward`."""
     grad_out, q, k, v, lse2, sums = operands
-    keys_backward(grad_out, q, k, v, lse2, sums, grads[1:], w, r, scale, first)
-    queries_backward(grad_out, q, k, v, lse2, sums, grads[0], w, r, scale, first)
-
-
-def keys_backward(grad_out, q, k, v, lse2, sums, grads, w, r, scale, first=False, others=-1):
-    """`branch_backward` of k and v; lse2: the log-sum-exp in base 2; others: how many queries, where not as many."""
     tensors = {"q": q, "k": k, "v": v, "grad": grad_out, "lse2": lse2, "sums": sums, "dk": grads[0], "dv": grads[1]}
-    settings = {"scale": scale, "scale_log2": scale * LOG2_E, "FIRST": first}
+    settings: dict[str, Any] = {"scale": scale, "scale_log2": scale * LOG2_E, "FIRST": first}
     launch(triton_kernels.keys_backward, TILES["keys"], k, tensors, w, r, others, **settings)
 
 
-def queries_backward(grad_out, q, k, v, lse2, sums, grad_q, w, r, scale, first=False, others=-1):
-    """`branch_backward` of q; others: how many keys, where not as many."""
+def queries_backward(
+    operands: Sequence[Tensor], grad_q: Tensor, w: int, r: int, scale: float, first: bool = False, others: int = -1
+) -> None:
+    """`BranchKernel.queries_backward`."""
+    grad_out, q, k, v, lse2, sums = operands
     tensors = {"q": q, "k": k, "v": v, "grad": grad_out, "lse2": lse2, "sums": sums, "dq": grad_q}
-    settings = {"scale": scale, "scale_log2": scale * LOG2_E, "FIRST": first}
+    settings: dict[str, Any] = {"scale": scale, "scale_log2": scale * LOG2_E, "FIRST": first}
     launch(triton_kernels.queries_backward, TILES["queries"], q, tensors, w, r, others, **settings)
-
-
-# --- the interface of the other back ends: one call, (B, H, L, D) views, queries and keys of any two lengths ---------
-
-
-def call_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """→ out (B, H, L, D), lse (B, H, L), float32."""
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
-    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    _forward(q, k, v, out, lse, q.shape[1], 1, scale, k.shape[1], FIRST=True, PADDED=False, group=0)
-    return out.transpose(1, 2), lse.transpose(1, 2)
-
-
-def call_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """→ the gradients of q, k and v, float32 (B, H, L, D), from any (out, lse)."""
-    grad_out, q, k, v, out, lse = (t.transpose(1, 2) for t in (grad_out, q, k, v, out, lse))
-    dq, dk, dv = (torch.empty(t.shape, dtype=torch.float32, device=q.device) for t in (q, k, v))
-    *_, lse2, sums = backward_operands(grad_out, q, k, v, out, lse, scale)
-    keys_backward(grad_out, q, k, v, lse2, sums, (dk, dv), k.shape[1], 1, scale, True, q.shape[1])
-    queries_backward(grad_out, q, k, v, lse2, sums, dq, q.shape[1], 1, scale, True, k.shape[1])
-    return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)

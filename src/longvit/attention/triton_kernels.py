@@ -1,24 +1,26 @@
-"""One branch of dilated attention in one launch, forward and backward, in Triton: no copy, no launch per offset group.
+"""Triton kernels of one branch of dilated attention, forward and backward: one launch, no copy.
 
-What the library's fused kernels cannot know, this one does: which (segment, head) a block belongs to and where its
-tokens lie (`_place`), so that all offset groups and segments, whole and ragged, are one grid. And the branches are one
-softmax (see `dilated`): the forward does not start from an empty softmax but from the running (out, lse) of the
-branches before, and goes on with this branch's keys. No branch output exists, nothing is merged afterwards.
+Unlike PyTorch's fused kernels, a block derives its (segment, head) and the positions of its tokens (`_place`). So all
+offset groups and segments, whole and ragged, are one grid. The branches are one softmax (see `dilated`): the forward
+starts from the running (out, lse) of the branches before and continues with this branch's keys. There is no separate
+branch output, and no merge afterwards.
 
 The backward is flash-attention's (Dao 2023, arXiv 2307.08691, algorithm 2) with the merged (out, lse): one launch over
-key blocks for dk and dv, one over query blocks for dq. P is computed twice, no atomics are needed, and the result is
-the same to the last bit in every run. Gradients are added to float32 buffers; each (token, head) has one writer.
+key blocks for dk and dv, one over query blocks for dq. P is computed twice, no atomics are needed, and every run gives
+the same bits. Gradients are added to float32 buffers; each (token, head) has one writer.
 
-A head dim of 24 is loaded as it lies in memory; inside registers a tile has 32 columns, the last 8 zero. Exponentials
-are exp2 with log2(e) in the scale; sums and log-sum-exps are float32.
+A head dim of 24 is loaded unpadded; in registers a tile has 32 columns, the last 8 zero. Exponentials are exp2 with
+log2(e) in the scale; sums and log-sum-exps are float32.
 
-Runs on CUDA, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1). The plain twin is `merge` with the `plain` back
-end. `triton_branch` launches these kernels.
+The kernels run on CUDA, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1). The plain twin is `routes` with the
+`plain` back end. `triton_branch` launches these kernels.
 
-Arguments: OUT … pointers; x_row, x_n, x_h strides of batch, position and head of x; others: how many tokens a block
-steps through, −1 for as many as there are of its own; LSE2: log-sum-exp in base 2. B sequences, N tokens, H heads,
-D head dim, w segment length, r dilated ratio, g = ceil(H / r) heads of an offset group, L tokens of one offset group in
-one segment.
+Arguments:
+- OUT …: pointers; LSE2: the log-sum-exp in base 2.
+- x_row, x_n, x_h: strides of batch, position and head of x.
+- others: number of tokens that a block steps through; −1: as many as its offset group has.
+- B sequences, N tokens, H heads, D head dim, w segment length, r dilated ratio.
+- g = ceil(H / r) heads of an offset group, L tokens of one offset group in one segment.
 """
 
 from __future__ import annotations
@@ -34,15 +36,15 @@ LN_2 = tl.constexpr(0.6931471805599453)
 def _place(pid, N, w, r, H, g, BLOCKS):
     """→ block within the offset group, row of the batch, head, first position, L of program `pid`."""
     block = pid % BLOCKS
-    rest = pid // BLOCKS
-    head = rest % H
-    rest = rest // H
+    index = pid // BLOCKS
+    head = index % H
+    index = index // H
     segments = tl.cdiv(N, w)
-    start = (rest % segments) * w
+    start = (index % segments) * w
     offset = head // g
     tokens = tl.minimum(w, N - start) - offset
     L = tl.cdiv(tl.maximum(tokens, 0), r)
-    return block, (rest // segments).to(tl.int64), head.to(tl.int64), (start + offset).to(tl.int64), L
+    return block, (index // segments).to(tl.int64), head.to(tl.int64), (start + offset).to(tl.int64), L
 
 
 # --- forward --------------------------------------------------------------------------------------------------------
@@ -50,7 +52,7 @@ def _place(pid, N, w, r, H, g, BLOCKS):
 
 @triton.jit
 def _tile(n_step, columns: tl.constexpr, D_TILE: tl.constexpr):
-    """Offsets of a (columns, D_TILE) tile from its first token: int32, and the same for every step of a loop."""
+    """Offsets of a (columns, D_TILE) tile from its first token: int32, equal for every step of a loop."""
     return tl.arange(0, columns)[:, None] * n_step + tl.arange(0, D_TILE)[None, :]
 
 
@@ -59,7 +61,7 @@ def _attend(
     q, out, m, l, K, V, k_step, v_step, start, end, L, scale,
     columns: tl.constexpr, D: tl.constexpr, D_TILE: tl.constexpr, TAIL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The online softmax over keys `start` … `end`, K and V at the first; `TAIL`: fewer than `columns` of them."""
+    """The online softmax over keys `start` … `end`; K, V point to the first; `TAIL`: fewer than `columns` keys."""
     k_tile = _tile(k_step, columns, D_TILE)
     v_tile = _tile(v_step, columns, D_TILE)
     d = tl.arange(0, D_TILE)[None, :]
@@ -110,11 +112,11 @@ def forward(
         m = tl.full([rows], float("-inf"), tl.float32)
         l = tl.zeros([rows], tl.float32)
         out = tl.zeros([rows, D_TILE], tl.float32)
-    else:  # the branches before, as one key of that weight
+    else:  # the branches before, as one key with their weight
         m = tl.load(lse_rows, mask=own, other=float("-inf")) * LOG2_E
         l = tl.where(m == float("-inf"), 0.0, 1.0)
         out = tl.load(out_rows, mask=valid, other=0.0)
-    if PADDED:  # zero keys that fill the group up: logit 0, value 0
+    if PADDED:  # zero keys that pad the group: logit 0, value 0
         zeros = (group - L).to(tl.float32)
         m_new = tl.where(zeros > 0, tl.maximum(m, 0.0), m)
         fading = tl.where(m == float("-inf"), 0.0, tl.exp2(m - m_new))
@@ -249,7 +251,7 @@ def _queries_step(
         k = tl.load(K + k_tile, mask=valid, other=0.0)
         v = tl.load(V + v_tile, mask=valid, other=0.0)
         p = tl.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2 - lse2[:, None])
-        if TAIL:  # exp2(−lse) of a key that is not there may be infinite
+        if TAIL:  # exp2(−lse) of a missing key may be infinite
             p = tl.where((n + tl.arange(0, columns) < L)[None, :], p, 0.0)
         ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - sums[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from longvit.model.encoder import AttentionPattern, Block, Encoder, Scales
+from longvit.model.encoder import Block, DilatedPattern, Encoder, Scales
 from longvit.model.longvit import LongViT
 from longvit.model.norm_linear import compute_dtype
 from longvit.parallel import ShardedLongViT
@@ -31,7 +31,7 @@ class Pack:
     crops: tuple[int, ...]
     tokens: tuple[int, ...]
     regions: int
-    pattern: AttentionPattern
+    pattern: DilatedPattern
 
     @property
     def lengths(self) -> list[int]:
@@ -108,7 +108,7 @@ def _packs(backbone: LongViT, crops: Sequence[Tensor]) -> Iterator[Pack]:
         remaining = [i for i in remaining if i not in compatible]
 
 
-def _clipped(pattern: AttentionPattern, n: int) -> tuple[int, ...]:
+def _clipped(pattern: DilatedPattern, n: int) -> tuple[int, ...]:
     return tuple(min(w, n) for w in pattern.segment_lengths)
 
 

@@ -1,7 +1,7 @@
-"""Published checkpoints: what is in the file, under which names, and what those are called here.
+"""Published checkpoints: reading the file, and translation of its parameter names.
 
 A file is opened without running code from it: safetensors, or `torch.load(weights_only=True)`. Names are translated by
-one table, in both directions; every key must find its place and every parameter its key, or the error names them.
+one table, in both directions. A key without a parameter, or a parameter without a key, is an error that names it.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _LAYER = {  # torchscale's name in an encoder layer → ours
     "ffn.fc2": "mlp.fc2",
 }
 LONGVIT_NAMES = {"pos_embed": "patch_embed.pos_embed", "norm": "fc_norm"}
-"""The authors' name outside the layers → ours, of a LongViT that DINO pretrained; one with a head has `fc_norm`."""
+"""Names outside the layers, the authors' → ours, in a LongViT pretrained with DINO; one with a head has `fc_norm`."""
 _DINO_HEAD = re.compile(r"head\.(mlp|last_layer)\b")
 
 
 def read_tensors(path: str | Path, *, which: str = "teacher") -> dict[str, Tensor]:
     """The state dict in a .safetensors, .pth, .pt or .bin file, without its wrappers and prefixes.
 
-    `which`: "teacher" or "student", of a DINO checkpoint that holds both. Raises InputError as `read_content` does, and
-    for nothing that looks like weights.
+    `which`: "teacher" or "student", in a DINO checkpoint that holds both. Raises InputError as `read_content` does, and
+    for a file without weights.
     """
     return unwrapped(read_content(path), path, which)
 
 
 def read_content(path: str | Path) -> Any:
-    """All that a .safetensors, .pth, .pt or .bin file holds.
+    """The content of a .safetensors, .pth, .pt or .bin file.
 
     Raises:
         InputError: no such file; a Git-LFS pointer; a pickle that wants to run code; damaged.
@@ -73,7 +73,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except Exception as error:  # its header may name what torch does not know
+    except Exception as error:  # its header may name an unknown dtype
         text = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a whole safetensors file ({text}); copy or download it again") from error
 
@@ -81,19 +81,19 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> Any:
     try:
         return load_tensors(path, [argparse.Namespace])  # DINO stores its command line in the file; it runs nothing
-    except Exception as error:  # torch raises many kinds, all of them about the file
+    except Exception as error:  # torch raises many types for a bad file
         if wanted := refusal(error):
             raise InputError(
                 f"{path}: refused: the pickle wants to run {wanted}; save its tensors alone, as safetensors"
             ) from error
-        why = f": {error}" if isinstance(error, TooMuchError) else ""
+        detail = f": {error}" if isinstance(error, TooMuchError) else ""
         raise InputError(
-            f"{path}: not a readable checkpoint ({type(error).__name__}{why}); copy or download it again"
+            f"{path}: not a readable checkpoint ({type(error).__name__}{detail}); copy or download it again"
         ) from error
 
 
 def unwrapped(content: Any, path: str | Path, which: str) -> dict[str, Tensor]:
-    """The backbone in what `read_content` found, or InputError."""
+    """The backbone in the result of `read_content`, or InputError."""
     if isinstance(content, Mapping) and {"teacher", "student"} & set(content):
         if which not in content:
             raise InputError(f"{path}: holds no {which!r}; it holds {named(content)}")
@@ -121,23 +121,23 @@ def unwrapped(content: Any, path: str | Path, which: str) -> dict[str, Tensor]:
 
 
 def is_published(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of the authors' code (torchscale's encoder)."""
+    """True for the names of the authors' code (torchscale's encoder)."""
     return any(k.startswith("encoder.layers.") for k in tensors)
 
 
 def translated(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """torchscale's names → ours; q, k and v become one matrix. `names` translates what lies outside the layers.
+    """torchscale's names → ours; q, k and v become one matrix. `names` translates the names outside the layers.
 
-    A key that no rule knows keeps its name, and `load_strictly` then reports it.
+    An unknown key keeps its name, and `load_strictly` then reports it.
     """
     ours: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key)
-        if found is None:
+        match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key)
+        if match is None:
             stem = next((s for s in names if key == s or key.startswith(s + ".")), None)
             ours[key if stem is None else names[stem] + key.removeprefix(stem)] = value
             continue
-        layer, part, kind = found.groups()
+        layer, part, kind = match.groups()
         if part in _LAYER:
             ours[f"blocks.{layer}.{_LAYER[part]}.{kind}"] = value
         elif part == "self_attn.q_proj":
@@ -154,43 +154,43 @@ def translated(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[
 
 
 def published(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Our names → torchscale's, what `translated` with the same `names` undoes; q, k and v are apart again."""
-    in_layer, outside = ({ours: theirs for theirs, ours in table.items()} for table in (_LAYER, names))
-    theirs: dict[str, Tensor] = {}
+    """Our names → torchscale's, the inverse of `translated` with the same `names`; q, k and v are split again."""
+    in_layer, outside = ({ours: published for published, ours in table.items()} for table in (_LAYER, names))
+    renamed: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        found = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", key)
-        if found is None:
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", key)
+        if match is None:
             stem = next((s for s in outside if key == s or key.startswith(s + ".")), None)
-            theirs[key if stem is None else outside[stem] + key.removeprefix(stem)] = value
+            renamed[key if stem is None else outside[stem] + key.removeprefix(stem)] = value
             continue
-        layer, part, kind = found.groups()
+        layer, part, kind = match.groups()
         if part == "attn.qkv":
             for x, third in zip("qkv", value.chunk(3), strict=True):
-                theirs[f"encoder.layers.{layer}.self_attn.{x}_proj.{kind}"] = third.clone()
+                renamed[f"encoder.layers.{layer}.self_attn.{x}_proj.{kind}"] = third.clone()
         else:
-            theirs[f"encoder.layers.{layer}.{in_layer[part]}.{kind}"] = value
-    return theirs
+            renamed[f"encoder.layers.{layer}.{in_layer[part]}.{kind}"] = value
+    return renamed
 
 
 def depth_of(tensors: Mapping[str, Tensor]) -> int:
     """Number of encoder layers in a published state dict."""
     numbers = (re.match(r"encoder\.layers\.(\d{1,9})\.", key) for key in tensors)
-    return 1 + max((int(found[1]) for found in numbers if found), default=-1)
+    return 1 + max((int(match[1]) for match in numbers if match), default=-1)
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Fills every parameter of `model` from `tensors`; nothing missing, nothing left over, every number finite.
+    """Fills every parameter of `model` from `tensors`: no missing key, no extra key, every value finite.
 
-    Raises InputError that names what does not fit: missing and extra keys, shapes (both), non-finite values.
+    Raises InputError with the reason: missing and extra keys, both shapes, non-finite values.
     """
     _check_fit(model, tensors, path)
     model.load_state_dict(dict(tensors))
 
 
 def filled(make: Callable[[], Model], tensors: Mapping[str, Tensor], path: str | Path) -> Model:
-    """The model that `make` makes, filled from `tensors` as `load_strictly` does it.
+    """The model from `make`, filled from `tensors` as by `load_strictly`.
 
-    It is made without memory first: a file that says that it has 10⁹ weights and has ten is refused, and takes none.
+    It is first built on the meta device, so a file that declares 10⁹ weights and holds ten is refused without memory.
     """
     with torch.device("meta"):
         _check_fit(make(), tensors, path)
@@ -203,7 +203,7 @@ def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path
     own = model.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
-        parts = [f"{what} {_few(keys)}" for what, keys in (("lacks", missing), ("has beside", extra)) if keys]
+        parts = [f"{verb} {_few(keys)}" for verb, keys in (("lacks", missing), ("also has", extra)) if keys]
         raise InputError(f"{path}: these are not the weights of this model: the file {' and '.join(parts)}")
     for name, value in tensors.items():
         if value.shape != own[name].shape:
@@ -217,7 +217,7 @@ def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: str | Path
 
 
 def named(content: Mapping[Any, Any]) -> str:
-    """What a mapping holds, in words."""
+    """The first keys of a mapping as text, for error messages."""
     names = [" ".join(str(name)[:40].split()) for name in list(content)[:8]]
     return ", ".join([*names, *(["…"] if len(content) > 8 else [])]) or "nothing"
 

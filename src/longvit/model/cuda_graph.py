@@ -1,13 +1,13 @@
-"""An encoder's forward pass as a CUDA graph: at small images a card waits for launches, and a graph is one launch.
+"""CUDA graphs of an encoder's forward pass: at small images a card waits for launches, and a graph is one launch.
 
     tokens = cuda_graph.encode(model, model.patch_embed(images))       # model.encode(…), to the last bit
 
-`model.embed` and `longvit predict` come this way. The first call of a shape runs twice and records; later ones replay.
-The patch embedding stays outside (it copies constants and pixels from the host, which cannot be recorded), and so do
-pooling and head, a handful of launches.
+`model.embed` and `longvit predict` use it. The first call of a shape runs twice and records; later ones replay. The
+patch embedding stays outside: it copies constants and pixels from the host, which cannot be recorded. Pooling and head,
+a handful of launches, stay outside too.
 
-`against` decides, in one place: the environment variable LONGVIT_GRAPHS says 1, 0 or auto. `auto` records on one NVIDIA
-card, up to `MOST_PATCHES`, and where a recording fails the model runs as it is; 1 records at any size or raises.
+`against` decides, in one place, by the environment variable LONGVIT_GRAPHS: 1, 0 or auto. `auto` records on one NVIDIA
+card, up to `MOST_PATCHES`; where a recording fails, the model runs without a graph. 1 records at any size or raises.
 
 B images, N patches, D width.
 """
@@ -33,35 +33,35 @@ if TYPE_CHECKING:
 
 VARIABLE = "LONGVIT_GRAPHS"
 MOST_PATCHES = 65_536
-"""Of a batch, for `auto`: with more of them launches cost nothing and memory does."""
+"""Largest batch for `auto`, in patches: above it launches cost nothing, and memory does."""
 GRAPHS = 4
-"""How many a model keeps; each holds the memory of its forward pass."""
+"""Number of graphs that a model keeps; each holds the memory of its forward pass."""
 _CHOICES = ("LONGVIT_ATTENTION", "LONGVIT_FUSED")  # kernels are chosen while a graph is recorded
 _LOG = logging.getLogger(__name__)
 
 
 def against(device: torch.device, patches: int = 1, model: LongViT | None = None) -> str:
-    """Why a forward pass of so many patches does not go as a graph; empty: it does.
+    """Reason against a graph for a forward pass of so many patches; empty: none.
 
-    `model`: also asked whether its encoder, and the mode of the call, allow it.
+    `model`: its encoder and the mode of the call are checked too.
 
     Raises:
         ValueError: LONGVIT_GRAPHS is not 0, 1 or auto; or it is 1 and there can be no graph.
     """
-    asked = os.environ.get(VARIABLE, "auto")
-    if asked not in ("0", "1", "auto"):
-        raise ValueError(f"{VARIABLE} must be 0, 1 or auto, got {asked!r}")
-    if asked == "0":
+    setting = os.environ.get(VARIABLE, "auto")
+    if setting not in ("0", "1", "auto"):
+        raise ValueError(f"{VARIABLE} must be 0, 1 or auto, got {setting!r}")
+    if setting == "0":
         return f"{VARIABLE}=0"
-    reason = _of_device(device) or ("" if model is None else _of_call(model))
-    if reason and asked == "1":
+    reason = _against_device(device) or ("" if model is None else _against_call(model))
+    if reason and setting == "1":
         raise ValueError(f"{VARIABLE}=1, but {reason}")
-    if not reason and asked == "auto" and patches > MOST_PATCHES:
+    if not reason and setting == "auto" and patches > MOST_PATCHES:
         return f"{patches:,} patches: above {MOST_PATCHES:,} launches cost nothing"
     return reason
 
 
-def _of_device(device: torch.device) -> str:
+def _against_device(device: torch.device) -> str:
     if device.type != "cuda":
         return f"the model is on {device.type}, graphs are for cuda"
     if torch.version.hip is not None:
@@ -71,7 +71,7 @@ def _of_device(device: torch.device) -> str:
     return ""
 
 
-def _of_call(model: LongViT) -> str:
+def _against_call(model: LongViT) -> str:
     if torch.is_grad_enabled():
         return "gradients are on"
     if model.training:
@@ -84,9 +84,9 @@ def _of_call(model: LongViT) -> str:
 
 
 def encode(model: LongViT, x: Tensor) -> Tensor:
-    """Embedded patches (B, N, D) → tokens (B, N, D), a new tensor: `model.encode(x)`, replayed where that is possible.
+    """Embedded patches (B, N, D) → tokens (B, N, D), a new tensor: `model.encode(x)`, replayed where possible.
 
-    Weights may change in place; where they move, the graph is recorded anew. Raises ValueError as `against` does.
+    Weights may change in place; where they move in memory, the graph is recorded again. Raises ValueError as `against`.
     """
     patches = x.shape[0] * x.shape[1]
     if against(x.device, patches, model):
@@ -99,12 +99,12 @@ def encode(model: LongViT, x: Tensor) -> Tensor:
 
 
 def recorded(model: LongViT) -> int:
-    """How many graphs the model has at present."""
+    """Number of graphs that the model has now."""
     return len(_GRAPHS[model]) if model in _GRAPHS else 0
 
 
 class Recorded:
-    """A function of one CUDA tensor as a graph: called with another of the same shape, it returns a new result."""
+    """A function of one CUDA tensor as a graph; a call with another tensor of that shape returns a new result."""
 
     def __init__(self, step: Callable[[Tensor], Tensor], x: Tensor) -> None:
         with torch.cuda.device(x.device):
@@ -116,7 +116,7 @@ class Recorded:
                     step(self._x)
             torch.cuda.current_stream().wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            # a stream of this card (the default is one of the first card that recorded); other threads go on
+            # a stream of this card (the default is one of the first card that recorded); other threads keep running
             with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
                 self._result = step(self._x)
 
@@ -127,12 +127,12 @@ class Recorded:
 
 
 class Graphs:
-    """The graphs of one model, the last used last; it holds no reference to the model, whose end is theirs."""
+    """The graphs of one model, most recently used last; it holds no reference to the model, and is freed with it."""
 
     def __init__(self) -> None:
         self._recorded: OrderedDict[Any, Recorded] = OrderedDict()
         self.failure = ""
-        """Why a recording failed: from then on the model runs as it is."""
+        """Reason of a failed recording; from then on the model runs without graphs."""
 
     def __len__(self) -> int:
         return len(self._recorded)
@@ -141,7 +141,7 @@ class Graphs:
         self._recorded.clear()
 
     def replayed(self, model: LongViT, x: Tensor) -> Tensor | None:
-        """`model.encode(x)` from a graph, recorded now where there is none; None: recording failed, now or earlier."""
+        """`model.encode(x)` from a graph, recorded at the first call; None: recording failed, now or earlier."""
         key = _key(model, x)
         if key not in self._recorded:
             if self.failure:
@@ -155,7 +155,7 @@ class Graphs:
                 self.clear()
                 if os.environ.get(VARIABLE) == "1":
                     raise ValueError(f"{VARIABLE}=1, but it cannot be recorded: {self.failure}") from error
-                _LOG.warning("no CUDA graph (%s=0 asks for none), the model runs as it is: %s", VARIABLE, self.failure)
+                _LOG.warning("no CUDA graph (%s=0 turns them off), the model runs without: %s", VARIABLE, self.failure)
                 return None
         self._recorded.move_to_end(key)
         return self._recorded[key](x)
@@ -166,13 +166,13 @@ _LOCK = RLock()
 
 
 def _key(model: LongViT, x: Tensor) -> Any:
-    """All that a recording depends on, besides the numbers in x and in the weights."""
+    """Everything that a recording depends on, except the values in x and in the weights."""
     kind = x.device.type
     return (
         (tuple(x.shape), x.dtype, x.device, model.pattern(x.shape[1])),
         torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
         (torch.is_inference_mode_enabled(), matmul_precision()),
-        torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0,  # replays are in order on one stream alone
+        torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0,  # replays are ordered on one stream only
         tuple((p.data_ptr(), p.dtype) for p in model.blocks.parameters()),
         tuple(os.environ.get(name) for name in _CHOICES),
     )

@@ -1,13 +1,13 @@
-"""Checkpoints as DINO's code leaves them (`main_dino.py`), in which the authors pretrained LongViT: read and written.
+"""DINO checkpoints: reading and writing the layout of DINO's code (`main_dino.py`), with which LongViT was pretrained.
 
     {"student": {"module.backbone.…", "module.head.…"}, "teacher": {"backbone.…", "head.…"},
      "dino_loss": {"center": (1, K)}, "epoch": …, "args": …}
 
-Below `backbone.` stand the names of the authors' model: `encoder.layers.0.self_attn.q_proj.weight` …, `pos_embed`,
-`norm` (the LayerNorm before the mean). The head's names are the same here and there.
+Names below `backbone.` are those of the authors' model: `encoder.layers.0.self_attn.q_proj.weight` …, `pos_embed`,
+`norm` (the LayerNorm before the mean). The head's names are the same in both.
 
-What differs in a file that is written here: no state of the optimiser; `args` is no object but a dict of our settings.
-So it opens with `torch.load(weights_only=True)`, and says what its tensors do not tell (heads, segments).
+Differences of files written here: no optimiser state, and `args` is a dict of our settings instead of an object. So the
+file opens with `torch.load(weights_only=True)`, and states what its tensors do not (heads, segments).
 
 K prototypes.
 """
@@ -27,16 +27,26 @@ from longvit.files import atomic_path
 from longvit.model.checkpoints import LONGVIT_NAMES, named, published, read_content, translated
 from longvit.torch_file import require_plain
 
-_UNTOLD = ("num_heads", "segment_lengths", "dilated_ratios", "gradient", "ragged", "image_px", "fit")
+_SETTINGS = (  # not derivable from the tensors
+    "num_heads",
+    "segment_lengths",
+    "dilated_ratios",
+    "gradient",
+    "ragged",
+    "image_px",
+    "fit",
+)
 
 
 @dataclass(frozen=True)
 class DinoCheckpoint:
-    """What a file holds, under our names: `backbone.blocks.0.attn.qkv.weight` …, `head.mlp.0.weight` ….
+    """Content of a DINO checkpoint, under our names: `backbone.blocks.0.attn.qkv.weight` …, `head.mlp.0.weight` ….
 
-    teacher, student: None for a network that is not in the file; one may come without its head.
-    center: (1, K), of the teacher's outputs. epoch: how many are done.
-    settings: of the backbone, as in `LongViTConfig`; empty for a file from elsewhere.
+    Attributes:
+        teacher, student: None for a network that is not in the file; a network may lack its head.
+        center: (1, K), of the teacher's outputs.
+        epoch: number of finished epochs.
+        settings: of the backbone, as in `LongViTConfig`; empty for a file not written by longvit.
     """
 
     teacher: Mapping[str, Tensor] | None = None
@@ -47,7 +57,7 @@ class DinoCheckpoint:
 
 
 def write_dino(path: str | Path, checkpoint: DinoCheckpoint) -> Path:
-    """Writes `checkpoint` to the file `path`, atomically; → path. What it lacks is left out."""
+    """Writes `checkpoint` to the file `path`, atomically; → path. Missing parts are left out."""
     from longvit import __version__
 
     path, c = Path(path), checkpoint
@@ -55,9 +65,9 @@ def write_dino(path: str | Path, checkpoint: DinoCheckpoint) -> Path:
         raise InputError(f"{path}: a folder; give the checkpoint a file name, for example {path / 'dino.pth'}")
     content: dict[str, Any] = {}
     if c.student is not None:
-        content["student"] = {f"module.{name}": value for name, value in _theirs(c.student).items()}
+        content["student"] = {f"module.{name}": value for name, value in _to_dino_names(c.student).items()}
     if c.teacher is not None:
-        content["teacher"] = _theirs(c.teacher)
+        content["teacher"] = _to_dino_names(c.teacher)
     if c.center is not None:
         content["dino_loss"] = {"center": c.center.detach().cpu()}
     if c.epoch is not None:
@@ -66,7 +76,7 @@ def write_dino(path: str | Path, checkpoint: DinoCheckpoint) -> Path:
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # PyTorch says where it stood, the disk said why
+        except RuntimeError as error:  # PyTorch's error hides that of the disk
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from error
             raise
@@ -79,7 +89,7 @@ def read_dino(path: str | Path) -> DinoCheckpoint:
     if not isinstance(content, Mapping) or not {"teacher", "student"} & set(content):
         held = named(content) if isinstance(content, Mapping) else type(content).__name__
         raise InputError(f"{path}: no DINO checkpoint: neither teacher nor student in it; it holds {held}")
-    networks = {name: _ours(content[name], path, name) for name in ("teacher", "student") if name in content}
+    networks = {name: _to_our_names(content[name], path, name) for name in ("teacher", "student") if name in content}
     loss = content.get("dino_loss")
     center = loss.get("center") if isinstance(loss, Mapping) else None
     if isinstance(center, Tensor):
@@ -95,31 +105,31 @@ def read_dino(path: str | Path) -> DinoCheckpoint:
 
 
 def stored_settings(content: Any) -> dict[str, Any]:
-    """What the tensors do not tell, from the content of a file that was written here; of another one, nothing."""
+    """Settings stored in a file that longvit wrote; empty for other files."""
     args = content.get("args") if isinstance(content, Mapping) else None
     if not isinstance(args, Mapping) or "longvit_version" not in args:
         return {}
-    return {name: args[name] for name in _UNTOLD if name in args}
+    return {name: args[name] for name in _SETTINGS if name in args}
 
 
-def _theirs(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A network under our names → under DINO's."""
+def _to_dino_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's tensors under our names → under DINO's names."""
     plain = {name: value.detach().cpu() for name, value in tensors.items()}
     backbone = published(_below("backbone.", plain), LONGVIT_NAMES)
     head = {name: value for name, value in plain.items() if name.startswith("head.")}
     return {**{f"backbone.{name}": value for name, value in backbone.items()}, **head}
 
 
-def _ours(tensors: Any, path: str | Path, which: str) -> dict[str, Tensor]:
-    """A network under DINO's names → under ours. What no rule knows keeps its name: `load_strictly` reports it."""
+def _to_our_names(tensors: Any, path: str | Path, which: str) -> dict[str, Tensor]:
+    """A network's tensors under DINO's names → under ours; an unknown key keeps its name, for `load_strictly`."""
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise InputError(f"{path}: its {which} is not a table of tensors")
     for name, value in tensors.items():
         require_plain(value, str(name), path)
     plain = {str(name).removeprefix("module."): value for name, value in tensors.items()}
     backbone = translated(_below("backbone.", plain), LONGVIT_NAMES)
-    rest = {name: value for name, value in plain.items() if not name.startswith("backbone.")}
-    return {**{f"backbone.{name}": value for name, value in backbone.items()}, **rest}
+    others = {name: value for name, value in plain.items() if not name.startswith("backbone.")}
+    return {**{f"backbone.{name}": value for name, value in backbone.items()}, **others}
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

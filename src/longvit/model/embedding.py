@@ -1,17 +1,17 @@
-"""Pixels → tokens: linear patch embedding straight from uint8, plus learned positions interpolated on the fly.
+"""Patch embedding: linear projection of uint8 pixels, plus learned positions interpolated on the fly.
 
-Seed paper, section 2.1: the image is cut into patches of 32 × 32, each embedded linearly, in row-major order; learned
-positions live on the pretraining grid (32 × 32 patches of a 1,024² image) and are interpolated bicubically to another
-grid with the scale factor (target + 0.1) / source, as in DINO.
+LongViT paper, section 2.1: the image is cut into patches of 32 × 32, each embedded linearly, in row-major order.
+Learned positions are parameters of the pretraining grid (32 × 32 patches of a 1,024² image). They are interpolated
+bicubically to another grid with the scale factor (target + 0.1) / source, as in DINO.
 
-What differs from the authors' code:
+Differences from the authors' code:
 - uint8 images stay uint8. ImageNet normalisation is folded into the projection, y = W'(u − 128) + b' with
   W' = W / (255 σ_c); u − 128 is exact in bfloat16 too. Only one chunk of patches is ever floating point, in backward
-  too (the image itself is what is kept).
-- the interpolation is a product with two small matrices, so positions for a strip of the image are made for that strip
-  alone. The published code makes a parameter of 400 M numbers of them at 32,768².
-- an image may come as a stream of strips (`from_strips`), or lie in host memory while the parameters are on a GPU: a
-  few rows of patches are moved at a time, in backward again.
+  too (which needs the uint8 image alone).
+- The interpolation is a product with two small matrices, so positions for a strip of the image are computed for that
+  strip alone. The published code makes them a parameter of 400 M elements at 32,768².
+- An image may arrive as a stream of strips (`from_strips`), or be in host memory while the parameters are on a GPU.
+  Then a few rows of patches are moved at a time, in forward and in backward.
 
 B images, H × W pixels, P patch side, h × w patches, G grid side, D width.
 """
@@ -33,13 +33,13 @@ from longvit.model.norm_linear import compute_dtype, linear
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CPU_CHUNK_PATCHES = 2048  # at once on a CPU
-GPU_CHUNK_PATCHES = 16_384  # on a card: each chunk reads all columns of positions, 50 MB at 32,768² px
+CPU_CHUNK_PATCHES = 2048
+GPU_CHUNK_PATCHES = 16_384  # each chunk reads all columns of positions, 50 MB at 32,768² px
 _MIDDLE = 128  # subtracted from uint8 pixels: centred numbers lose nothing in bfloat16
 
 
 class PatchGrid(NamedTuple):
-    """Patches along the height and the width of an image."""
+    """Numbers of patches along the height and the width of an image."""
 
     height: int
     width: int
@@ -55,7 +55,7 @@ class _Projection(NamedTuple):
     columns: Tensor  # (G, w·D) or (h, w·D)
 
     def band(self, first: int, end: int) -> _Projection:
-        """The same for rows of patches [first, end) alone."""
+        """The projection for rows of patches [first, end) alone."""
         if self.rows is None:
             return self._replace(columns=self.columns[first:end])
         return self._replace(rows=self.rows[first:end])
@@ -64,8 +64,7 @@ class _Projection(NamedTuple):
 class PatchEmbedding(nn.Module):
     """(B, 3, H, W) → (B, h·w, D): projection plus position.
 
-    uint8 pixels are raw (0 … 255); floating-point images must be ImageNet-normalised already, as the authors' code
-    takes them.
+    uint8 pixels are raw (0 … 255); floating-point images must be ImageNet-normalised already, as for the authors' code.
     """
 
     def __init__(self, dim: int, patch_px: int, grid: PatchGrid) -> None:
@@ -93,9 +92,9 @@ class PatchEmbedding(nn.Module):
         return PatchGrid(height // p, width // p)
 
     def forward(self, images: Tensor, *, first: int = 0, rows: int | None = None) -> Tensor:
-        """`first`, `rows`: the images are strips that begin at row `first` of the `rows` rows of patches of an image.
+        """(B, 3, H, W) → (B, h·w, D) on the device of the parameters; the images may be on another device.
 
-        The images may be on another device than the parameters; the tokens are where the parameters are.
+        `first`, `rows`: the images are strips that begin at row `first` of the `rows` rows of patches of an image.
         """
         target = self.patches(images)
         weight = self.proj.weight
@@ -111,18 +110,18 @@ class PatchEmbedding(nn.Module):
             return _Embed.apply(images, p.weight, p.bias, p.rows, p.columns, self.patch_px, p.shift, dtype)
 
     def strip_px(self, width: int) -> int:
-        """How high the strips of `from_strips` are, for an image `width` px wide, so that `forward` gives the same."""
+        """Height in px of strips for which `from_strips` equals `forward`, for an image `width` px wide."""
         return self.patch_px * _rows_at_once(1, width // self.patch_px, self.proj.weight.device)
 
     @torch.no_grad()
     def from_strips(
         self, strips: Iterable[NDArray[np.uint8]], image: PatchGrid, *, first: int = 0, end: int | None = None
     ) -> Tensor:
-        """Tokens (1, (end − first)·w, D) of rows of patches [first, end) of an image that comes in strips.
+        """Tokens (1, (end − first)·w, D) of rows of patches [first, end) of an image that arrives in strips.
 
-        `strips`: uint8 (height, W, 3), top to bottom, whole rows of patches, the first the highest; each is projected
-        as it comes, so neither the image nor more than a strip is held. With strips of `strip_px` rows the result is
-        that of `forward` to the last bit (the products have the same sizes). Raises ValueError for too few or too many.
+        `strips`: uint8 (height, W, 3), top to bottom, whole rows of patches, the first the highest. Each is projected
+        on arrival, so no more than a strip is held. With strips of `strip_px` rows the result is that of `forward` to
+        the last bit (the products have the same sizes). Raises ValueError for too few or too many rows.
         """
         weight, end = self.proj.weight, image.height if end is None else end
         dtype, dim = compute_dtype(weight), len(weight)
@@ -144,7 +143,7 @@ class PatchEmbedding(nn.Module):
         return tokens.view(1, -1, dim)
 
     def _projection(self, image: PatchGrid, pixels: torch.dtype, dtype: torch.dtype) -> _Projection:
-        """What is multiplied with the patches of an image and added to them."""
+        """The factors and summands of the patches of an image."""
         assert self.proj.bias is not None
         weight, bias, shift = self.proj.weight, self.proj.bias, 0
         if pixels == torch.uint8:
@@ -172,7 +171,7 @@ def _folded(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 def interpolation(target: int, source: int) -> Tensor:
     """(target, source) float64: bicubic weights along one axis, scale (target + 0.1) / source as in DINO.
 
-    Read off PyTorch's own `interpolate` (a = −0.75, border repeated) with unit vectors.
+    Taken from PyTorch's own `interpolate` (a = −0.75, border repeated) with unit vectors.
     """
     with torch.inference_mode(False), torch.no_grad():  # the cached matrix must serve training too
         eye = torch.eye(source, dtype=torch.float64).view(1, source, source, 1)
@@ -182,7 +181,7 @@ def interpolation(target: int, source: int) -> Tensor:
 
 
 class _Embed(torch.autograd.Function):
-    """Projection and positions, a few rows of patches at a time; keeps the images as they came."""
+    """Projection and positions, a few rows of patches at a time; keeps the unchanged images for backward."""
 
     @staticmethod
     def forward(ctx: Any, images, weight, bias, rows, columns, patch_px: int, shift: int, dtype):
@@ -253,22 +252,27 @@ def _patches(images: Tensor, rows: slice, patch_px: int, shift: int, like: Tenso
 
 
 def _moved(strip: Tensor, device: torch.device) -> Tensor:
-    """Rows of images on `device`. From pinned memory the copy does not wait, so it goes plane by plane: PyTorch would
-    first gather a strip that has gaps in memory that is not pinned."""
+    """Rows of images on `device`.
+
+    From pinned memory the copy is asynchronous, plane by plane: PyTorch would first gather a strip with gaps in memory
+    that is not pinned.
+    """
     if strip.device == device:
         return strip
-    if not strip[0, 0].is_contiguous():  # colours side by side: the rows of one image have no gaps
+    if not strip[0, 0].is_contiguous():  # interleaved colours: the rows of one image have no gaps
         return strip.to(device, non_blocking=True)
     moved = torch.empty(strip.shape, dtype=strip.dtype, device=device)
-    for to, image in zip(moved, strip, strict=True):
-        for plane, pixels in zip(to, image, strict=True):
+    for target, image in zip(moved, strip, strict=True):
+        for plane, pixels in zip(target, image, strict=True):
             plane.copy_(pixels, non_blocking=True)
     return moved
 
 
 def _on_device(strips: Iterable[NDArray[np.uint8]], device: torch.device) -> Iterator[Tensor]:
-    """uint8 (height, W, 3) → (1, 3, height, W) on `device`; to a GPU through two pinned buffers in turn, so that the
-    next strip is made while this one travels and is projected."""
+    """uint8 (height, W, 3) → (1, 3, height, W) on `device`.
+
+    To a GPU through two alternating pinned buffers: the next strip is decoded while this one is copied and projected.
+    """
     buffers: list[Tensor] = []
     copied: list[torch.cuda.Event] = []
     for index, strip in enumerate(strips):

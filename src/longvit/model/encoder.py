@@ -5,8 +5,8 @@ A block (torchscale `architecture/encoder.py`, subln; MAGNETO, arXiv 2210.06423)
     x = x + drop_path(proj(norm(attention(qkv(norm1(x))))))       norm: over all heads together, before the projection
     x = x + drop_path(fc2(norm(gelu(fc1(norm2(x))))))             norm: over the hidden activations
 
-What differs from the authors' code: q, k and v are one product; per layer only x, qkv, the attention's (out, lse), the
-middle x and the hidden activations are kept for backward, with recomputation only x and (out, lse) (`recomputation`).
+Differences from the authors' code: q, k and v are one product. Backward needs per layer only x, qkv, the attention's
+(out, lse), the middle x and the hidden activations; with recomputation only x and (out, lse) (`recomputation`).
 
 B sequences, N tokens, D model width, H heads.
 """
@@ -14,60 +14,20 @@ B sequences, N tokens, D model width, H heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from longvit.attention import dilated_attention_packed
+from longvit.attention.pattern import DilatedPattern
 from longvit.model import fused_norms
 from longvit.model.feedforward import FeedForward
-from longvit.model.norm_linear import compute_dtype, norm_linear
+from longvit.model.norm_linear import compute_dtype
 from longvit.model.offload import host_store
-from longvit.model.query_scale import projection
 from longvit.model.recomputation import Keeping, attend, finish
-
-
-@dataclass(frozen=True)
-class AttentionPattern:
-    """Branches of dilated attention and its two switches (see `longvit.attention`)."""
-
-    segment_lengths: tuple[int, ...]
-    dilated_ratios: tuple[int, ...]
-    gradient: Literal["exact", "detached"] = "exact"
-    ragged: Literal["masked", "padded"] = "masked"
-
-
-class DilatedSelfAttention(nn.Module):
-    """(B, N, D) → (B, N, D) of the block's first half, its pre-norm included."""
-
-    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm_in = nn.LayerNorm(dim, eps=eps)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.norm = nn.LayerNorm(dim, eps=eps)
-        self.proj = nn.Linear(dim, dim)
-
-    def attend(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:
-        """(B, N, D) → (B, N, H, D / H): attention, before the output projection."""
-        weights = projection(self.qkv, self.num_heads, compute_dtype(x))
-        qkv = norm_linear(x, self.norm_in, weights)
-        return dilated_attention_packed(
-            qkv.unflatten(-1, (3, self.num_heads, -1)),
-            segment_lengths=pattern.segment_lengths,
-            dilated_ratios=pattern.dilated_ratios,
-            lengths=lengths,
-            gradient=pattern.gradient,
-            ragged=pattern.ragged,
-            scale=weights.scale,
-        )
-
-    def forward(self, x: Tensor, pattern: AttentionPattern, lengths: Sequence[int] | None = None) -> Tensor:
-        return norm_linear(self.attend(x, pattern, lengths).flatten(-2), self.norm, self.proj)
+from longvit.model.self_attention import DilatedSelfAttention
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
@@ -77,7 +37,7 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
 
 
 def _drop_path_scale(x: Tensor, rate: float, training: bool, dtype: torch.dtype) -> Tensor | None:
-    """Per sequence 0 or 1 / (1 − rate), (B, 1, …, 1); None: all stay as they are."""
+    """Factors 0 or 1 / (1 − rate) per sequence, (B, 1, …, 1); None: 1 everywhere."""
     if rate == 0 or not training:
         return None
     keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1), dtype=dtype).bernoulli_(1 - rate)
@@ -101,11 +61,11 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        pattern: AttentionPattern,
+        pattern: DilatedPattern,
         lengths: Sequence[int] | None = None,
         scales: Scales | None = None,
     ) -> Tensor:
-        """`scales`: drop path's factors, where the caller has drawn them."""
+        """(B, N, D) → (B, N, D); `scales`: drop path's factors, where the caller has drawn them."""
         if not torch.is_grad_enabled() and self._is_fused(x):
             return finish(
                 self.attn, self.mlp, x, self.attn.attend(x, pattern, lengths), self._drawn(x, scales), Keeping()
@@ -114,7 +74,7 @@ class Block(nn.Module):
         return x + self._dropped(self.mlp(x), scales, 1)
 
     def _is_fused(self, x: Tensor) -> bool:
-        """Whether all norms of the second half run as fused kernels (`fused_norms`)."""
+        """True if all norms of the second half run as fused kernels (`fused_norms`)."""
         dtype, widths = compute_dtype(x), (x.shape[-1], self.mlp.fc1.out_features)
         return all(fused_norms.uses(x, dtype, width) for width in widths)
 
@@ -124,16 +84,16 @@ class Block(nn.Module):
         rate, dtype = self.drop_path_rate, compute_dtype(x)
         return _drop_path_scale(x, rate, self.training, dtype), _drop_path_scale(x, rate, self.training, dtype)
 
-    def _dropped(self, branch: Tensor, scales: Scales | None, which: int) -> Tensor:
+    def _dropped(self, branch: Tensor, scales: Scales | None, index: int) -> Tensor:
         if scales is None:
             return drop_path(branch, self.drop_path_rate, self.training)
-        scale = scales[which]
+        scale = scales[index]
         return branch if scale is None else branch * scale
 
     def recomputed(
         self,
         x: Tensor,
-        pattern: AttentionPattern,
+        pattern: DilatedPattern,
         lengths: Sequence[int] | None,
         keeping: Keeping,
         scales: Scales | None = None,
@@ -142,14 +102,14 @@ class Block(nn.Module):
         scales = self._drawn(x, scales)
         if lengths is None and type(self.attn) is DilatedSelfAttention:
             out = attend(self.attn, x, pattern, keeping)
-        else:  # rows of different length, an attention put in from outside: by PyTorch's own recomputation
+        else:  # rows of different length, or a replaced attention: PyTorch's own recomputation
             keeping = Keeping()
             out = _checkpointed(self.attn.attend, x, pattern, lengths)
         return finish(self.attn, self.mlp, x, out, scales, keeping)
 
 
 def _keep_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Recomputation keeps the attention's (out, lse), so that attention is not computed twice."""
+    """Checkpoint policy that keeps the attention's (out, lse), so that attention is not computed twice."""
     kept = op is torch.ops.longvit.dilated_attention.default
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
@@ -163,8 +123,9 @@ def _checkpointed(function: Callable[..., Tensor], *args: Any) -> Tensor:
 class Encoder(nn.ModuleList):
     """`depth` blocks; drop path grows linearly from 0 to its rate. (B, N, D) → (B, N, D).
 
-    `recompute`: keep only the input of every layer and the attention's result, and compute the rest again in backward.
-    `offload`: with `recompute` on a CUDA device, what is kept spends the time until backward in host memory.
+    Attributes:
+        recompute: keeps only the input of every layer and the attention's result, and recomputes the rest in backward.
+        offload: with `recompute` on a CUDA device, the kept tensors stay in host memory until backward.
     """
 
     def __init__(
@@ -177,36 +138,39 @@ class Encoder(nn.ModuleList):
     def forward(
         self,
         x: Tensor,
-        pattern: AttentionPattern,
+        pattern: DilatedPattern,
         lengths: Sequence[int] | None = None,
         scales: Sequence[Scales] | None = None,
     ) -> Tensor:
-        """`lengths`: of the sequences in x, where they differ (see `dilated_attention_packed`); `scales`: drop path's
-        factors per layer, where the caller has drawn them."""
+        """(B, N, D) → (B, N, D).
+
+        `lengths`: of the sequences in x, where they differ (see `dilated_attention`). `scales`: drop path's factors per
+        layer, where the caller has drawn them.
+        """
         recompute = self.recompute and torch.is_grad_enabled()
         store = host_store(x.device) if recompute and self.offload else None
         for i, block in enumerate(self):
             assert isinstance(block, Block)
-            own = None if scales is None else scales[i]
+            layer_scales = None if scales is None else scales[i]
             if recompute:
-                leaves = store is not None and i + 1 < len(self)
-                x = block.recomputed(x, pattern, lengths, Keeping(i, store, leaves), own)
+                is_offloaded = store is not None and i + 1 < len(self)
+                x = block.recomputed(x, pattern, lengths, Keeping(i, store, is_offloaded), layer_scales)
             else:
-                x = block(x, pattern, lengths, own)
+                x = block(x, pattern, lengths, layer_scales)
         return x
 
-    def states(self, x: Tensor, pattern: AttentionPattern) -> list[Tensor]:
+    def get_intermediate_layers(self, x: Tensor, pattern: DilatedPattern) -> list[Tensor]:
         """The input and every layer's output, depth + 1 tensors (B, N, D)."""
-        found = [x]
+        layers = [x]
         for block in self:
-            found.append(block(found[-1], pattern))
-        return found
+            layers.append(block(layers[-1], pattern))
+        return layers
 
 
 def init_weights(module: nn.Module) -> None:
     """Truncated normal (σ 0.02, cut at ± σ) for linear layers, 1 and 0 for norms: for `module.apply`.
 
-    The authors' LongViT overwrites the sub-LayerNorm's own initial scale sqrt(ln 2L) with this; so do we.
+    As in the authors' LongViT, this overwrites the sub-LayerNorm's own initial scale sqrt(ln 2L).
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02, a=-0.02, b=0.02)

@@ -1,7 +1,7 @@
 """The FFN of a LongNet block, fc2(LayerNorm(GELU(fc1(LayerNorm(x))))), in token chunks.
 
-At 32,768² pixels the hidden activations of one layer are 6.4 GB in float32. Here they exist for one chunk of tokens;
-training keeps them (`keep_hidden=True`, no product is computed twice) or computes them again in backward.
+At 32,768² pixels the hidden activations of one layer are 6.4 GB in float32. Here they exist for one chunk of tokens.
+Training keeps them (`keep_hidden=True`, no product is computed twice) or recomputes them in backward.
 
 T tokens, D model width, F hidden width.
 """
@@ -23,13 +23,13 @@ class _FeedForward(torch.autograd.Function):
         second = n2w, n2b, w2.to(dtype), b2.to(dtype), eps, True
         hidden: list[Tensor] = []
 
-        def one(c: slice, out: Tensor | None) -> Tensor:
+        def chunk(c: slice, out: Tensor | None) -> Tensor:
             h = nl.forward_chunk(x[c], *first)
             if keep_hidden:
                 hidden.append(h)
             return nl.forward_chunk(h, *second, out)
 
-        y = nl.by_chunks(x, one)
+        y = nl.by_chunks(x, chunk)
         ctx.save_for_backward(x, n1w, n1b, w1, b1, n2w, n2b, w2, *hidden)
         ctx.eps, ctx.dtype = eps, dtype
         return y
@@ -41,12 +41,12 @@ class _FeedForward(torch.autograd.Function):
         first, second = nl.Grads(n1w, w1), nl.Grads(n2w, w2)
         w1, b1, w2 = (t.to(ctx.dtype) for t in (w1, b1, w2))
 
-        def one(c: slice, out: Tensor | None) -> Tensor:
+        def chunk(c: slice, out: Tensor | None) -> Tensor:
             h = next(kept) if hidden else nl.forward_chunk(x[c], n1w, n1b, w1, b1, eps, False)
             grad_h = nl.backward_chunk(grad[c], h, n2w, n2b, w2, eps, True, second)
             return nl.backward_chunk(grad_h, x[c], n1w, n1b, w1, eps, False, first, out)
 
-        grad_x = nl.by_chunks(x, one)
+        grad_x = nl.by_chunks(x, chunk)
         return grad_x, *first.result(), *second.result(), None, None, None
 
 

@@ -1,18 +1,18 @@
-"""LayerNorm with what stands around it in one pass over memory, forward and backward, and pixels → patches, in Triton.
+"""Triton kernels: LayerNorm fused with its neighbours, forward and backward, and pixels → patches.
 
-A program holds whole rows in registers: statistics are taken there in two passes (mean, then deviations), as exact as
-float32 allows whatever the mean. The backward takes them again instead of reading them. Arithmetic is float32 whatever
-the tensors are. A row of C numbers is one piece of BLOCK numbers, a power of two, or three of them (`K`): 384 = 3 · 128
-and 1,536 = 3 · 512 leave no lane idle, and the three are added up before lanes and warps are.
+A program holds whole rows in registers. It takes the statistics there in two passes (mean, then deviations), as exact
+as float32 allows for any mean. The backward takes them again instead of reading them. Arithmetic is float32 for every
+dtype of the tensors. A row of C elements is one piece of BLOCK elements, a power of two, or three of them (`K`). So
+384 = 3 · 128 and 1,536 = 3 · 512 leave no lane idle. The three pieces are added up before lanes and warps are.
 
-GELU is the exact one, x Φ(x). For float32 Φ comes from the library's erf. For 16-bit tensors it is Abramowitz and
-Stegun's 7.1.26, at most 1.5e-7 off (the library's rounding of 1 + erf is 0.6e-7): half the instructions, and the
-exponential that it needs is the one in the derivative.
+GELU is exact, x Φ(x). For float32 Φ comes from the library's erf. For 16-bit tensors it is Abramowitz and Stegun's
+7.1.26, with an error of at most 1.5e-7 (the library's rounding of 1 + erf is 0.6e-7). It takes half the instructions,
+and its exponential is the one in the derivative.
 
-Sums over rows (gradients of weights and biases) are taken without atomics: program p adds tiles p, p + P, p + 2P … to
-row p of a (P, C) buffer, which the caller adds up. With the same P the bits are those of every other run.
+Row sums (gradients of weights and biases) are taken without atomics. Program p adds tiles p, p + P, p + 2P … to row p
+of a (P, C) buffer, which the caller adds up. With the same P every run gives the same bits.
 
-`fused_norms` launches these kernels and has their plain twins.
+`fused_norms` launches these kernels and holds their plain twins.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _gelu(x, EXACT: tl.constexpr):
     else:
         size = tl.abs(x)
         t = tl.rsqrt(1.0 + 0.23164188870285 * size)
-        t *= t  # one instruction of the special function unit; a division has six more around it
+        t *= t  # one instruction of the special function unit; a division takes six more
         beyond = t * (0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145))))
         beyond *= bell  # Φ(−|x|)
         below = tl.where(x < 0, beyond, 1.0 - beyond)
@@ -43,7 +43,7 @@ def _gelu(x, EXACT: tl.constexpr):
 
 @triton.jit
 def _inside(own, c, C: tl.constexpr, END: tl.constexpr):
-    """Mask of the rows that are there (`own`), for columns `c` that go up to END."""
+    """Mask of the existing rows (`own`), for columns `c` up to END."""
     mask = own[:, None]
     if END > C:
         mask = mask & (c < C)[None, :]
@@ -52,7 +52,7 @@ def _inside(own, c, C: tl.constexpr, END: tl.constexpr):
 
 @triton.jit
 def _load(P, row, step, c, own, C: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
-    """Rows `row` (int64) as `K` pieces in float32; 0 behind the end."""
+    """Rows `row` (int64) as `K` pieces in float32; 0 beyond the end."""
     at = P + row[:, None] * step + c[None, :]
     a = tl.load(at, mask=_inside(own, c, C, BLOCK), other=0.0).to(tl.float32)
     b, d = a, a
@@ -84,7 +84,7 @@ def _vector(P, c, C: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def _mean(a, b, d, C: tl.constexpr, K: tl.constexpr):
-    """Of a row over all pieces, (rows, 1)."""
+    """Mean of each row over all pieces, (rows, 1)."""
     if K == 3:
         a = a + b + d
     return (tl.sum(a, 1) / C)[:, None]
@@ -92,18 +92,18 @@ def _mean(a, b, d, C: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def _standardised(a, b, d, c, own, eps, C: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
-    """→ (x − mean) / σ of all pieces, 1/σ; all 0 behind the end and in rows that are not there."""
+    """→ (x − mean) / σ of all pieces, 1/σ; all 0 beyond the end and in missing rows."""
     mean = _mean(a, b, d, C, K)
     a = a - mean
     b = b - mean
     d = d - mean
-    if K * BLOCK != C:  # of three pieces the last one alone is ragged: else one piece would hold the row
+    if K * BLOCK != C:  # of three pieces only the last is ragged: else one piece would hold the row
         if K == 1:
             a = tl.where((c < C)[None, :], a, 0.0)
         else:
             d = tl.where((c + 2 * BLOCK < C)[None, :], d, 0.0)
     rstd = 1.0 / tl.sqrt_rn(_mean(a * a, b * b, d * d, C, K) + eps)
-    rstd = tl.where(own[:, None], rstd, 0.0)  # eps may be 0: no NaN from rows behind the end
+    rstd = tl.where(own[:, None], rstd, 0.0)  # eps may be 0: no NaN from rows beyond the end
     return a * rstd, b * rstd, d * rstd, rstd
 
 
@@ -189,7 +189,7 @@ def norm_backward(
             b, s_b = _gelu(b, EXACT)
             d, s_d = _gelu(d, EXACT)
         a, b, d, rstd = _standardised(a, b, d, c, own, eps, C, BLOCK, K)
-        if WRITE_N:  # the bias comes from the cache: registers are short
+        if WRITE_N:  # the bias is read from the cache: registers are scarce
             b_a, b_b, b_d = _vector(B, c, C, BLOCK, K)
             _store(N, row, n_row, c, own, a * w_a + b_a, b * w_b + b_b, d * w_d + b_d, C, BLOCK, K)
         dw_a += g_a * a
@@ -240,7 +240,7 @@ def cast_and_sum(
     G, SCALE, NARROW, SUM, rows, programs, g_row, narrow_row,
     C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """NARROW = SCALE · G; SUM (P, C) += its sum over rows. The second axis of the grid is that of blocks of columns."""
+    """NARROW = SCALE · G; SUM (P, C) += its sum over rows. The second grid axis indexes blocks of columns."""
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([ROWS, BLOCK], tl.float32)
     for tile in tl.range(tl.program_id(0), tl.cdiv(rows, ROWS), programs, num_stages=STAGES):
@@ -261,7 +261,7 @@ def patches(
 ):  # fmt: skip
     """uint8 (B, 3, strips · P, width · P) → (B · strips · width, 3 · P · P) minus SHIFT.
 
-    A program: one row of pixels of one colour, in PATCHES patches.
+    Each program copies one row of pixels of one colour, in PATCHES patches.
     """
     y = tl.program_id(0) % P
     strip = tl.program_id(0) // P

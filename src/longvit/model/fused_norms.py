@@ -1,13 +1,13 @@
 """LayerNorm fused with GELU, residual sum and casts: one pass over memory where PyTorch takes three to six.
 
-Functions, each with a plain twin of PyTorch operations (`plain_…`), which is what it is tested against:
+Functions, each tested against a plain twin of PyTorch operations (`plain_…`):
 
-    norm            LayerNorm(GELU(x)) in the arithmetic's dtype
+    norm            LayerNorm(GELU(x)) in the compute dtype
     add_norm        x + s · y, and its LayerNorm; `add` is the sum alone
     norm_backward   from the gradient of the norm: that of x plus a residual, cast; the norm again; sums over rows
 
-They serve CUDA cards through Triton (`fused_kernels`). `uses` decides, in one place: the environment variable
-LONGVIT_FUSED says 1, 0 or auto; auto is `ON_CARDS`. A CPU computes as before, to the last bit.
+They run on CUDA cards through Triton (`fused_kernels`). `uses` decides, in one place, by the environment variable
+LONGVIT_FUSED: 1, 0 or auto; auto is `ON_CARDS`. A CPU does not use them, so its bits do not change.
 
 T tokens (rows), C their width.
 """
@@ -28,13 +28,13 @@ from longvit.attention.backends import _has_triton
 
 VARIABLE = "LONGVIT_FUSED"
 ON_CARDS = True
-"""What "auto" means on a CUDA card. H200, 1,048,576 patches: forward 1.14 → 1.02 s, training step 4.46 → 3.82 s."""
+"""Value of "auto" on a CUDA card. H200, 1,048,576 patches: forward 1.14 → 1.02 s, training step 4.46 → 3.82 s."""
 WIDEST = 4096
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def uses(x: Tensor, dtype: torch.dtype, width: int | None = None) -> bool:
-    """Whether rows like x (T, C), or `width` wide, are normalised by the fused kernels, for products in `dtype`.
+    """True if the fused kernels normalise rows like x (T, C), or rows `width` wide, for products in `dtype`.
 
     Raises:
         ValueError: LONGVIT_FUSED is not 0, 1 or auto; or it is 1 and the kernels cannot take these tensors.
@@ -42,34 +42,34 @@ def uses(x: Tensor, dtype: torch.dtype, width: int | None = None) -> bool:
     return choice(x.device, x.dtype, dtype, width or x.shape[-1])[0]
 
 
-def choice(device: torch.device, of_x: torch.dtype, dtype: torch.dtype, width: int) -> tuple[bool, str]:
-    """`uses` of rows in `of_x`, and why. Raises ValueError as that does."""
-    asked = os.environ.get(VARIABLE, "auto")
-    if asked not in ("0", "1", "auto"):
-        raise ValueError(f"{VARIABLE} must be 0, 1 or auto, got {asked!r}")
-    if asked == "0":
+def choice(device: torch.device, x_dtype: torch.dtype, dtype: torch.dtype, width: int) -> tuple[bool, str]:
+    """→ `uses` for rows in `x_dtype`, and the reason. Raises ValueError as `uses` does."""
+    setting = os.environ.get(VARIABLE, "auto")
+    if setting not in ("0", "1", "auto"):
+        raise ValueError(f"{VARIABLE} must be 0, 1 or auto, got {setting!r}")
+    if setting == "0":
         return False, f"{VARIABLE}=0"
-    if asked == "auto" and not (ON_CARDS and device.type == "cuda"):
+    if setting == "auto" and not (ON_CARDS and device.type == "cuda"):
         return False, f"the kernels are for cards, the model is on {device.type}"
-    reason = _cannot(device, of_x, dtype, width)
-    if reason and asked == "1":
+    reason = _cannot(device, x_dtype, dtype, width)
+    if reason and setting == "1":
         raise ValueError(f"{VARIABLE}=1, but {reason}")
-    return reason is None, reason or ("asked for" if asked == "1" else "one pass over memory instead of three to six")
+    return reason is None, reason or ("requested" if setting == "1" else "one pass over memory instead of three to six")
 
 
 @lru_cache
-def _cannot(device: torch.device, of_x: torch.dtype, dtype: torch.dtype, width: int) -> str | None:
-    """Why the kernels do not take these; None: they do."""
+def _cannot(device: torch.device, x_dtype: torch.dtype, dtype: torch.dtype, width: int) -> str | None:
+    """Reason why the kernels do not take these; None: they do."""
     if find_spec("triton") is None:
         return "the package triton is not installed: pip install 'longvit[triton]'"
     if device.type == "cuda":
         if not _has_triton():
             return "Triton needs a C compiler and no TRITON_INTERPRET=1"
-        if (found := torch.cuda.get_device_capability(device)) < (8, 0):
-            return f"the kernels need compute capability 8.0, {device} has {found[0]}.{found[1]}"
+        if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
+            return f"the kernels need compute capability 8.0, {device} has {capability[0]}.{capability[1]}"
     elif device.type != "cpu" or os.environ.get("TRITON_INTERPRET") != "1":
         return f"the kernels run on cuda, the tensors are on {device.type} (TRITON_INTERPRET=1 to test them)"
-    for name in (of_x, dtype):
+    for name in (x_dtype, dtype):
         if name not in _DTYPES:
             return f"the kernels take float32, bfloat16 or float16, got {str(name).removeprefix('torch.')}"
     if not 1 <= width <= WIDEST:
@@ -82,7 +82,7 @@ def _cannot(device: torch.device, of_x: torch.dtype, dtype: torch.dtype, width: 
 
 @dataclass(frozen=True)
 class Shape:
-    """Rows of a tile, warps of a program, stages of its pipeline (1: none), programs of a multiprocessor."""
+    """Launch shape: rows of a tile, warps of a program, pipeline stages (1: none), programs per multiprocessor."""
 
     rows: int
     warps: int
@@ -90,9 +90,9 @@ class Shape:
     programs: int
 
 
-# kernel → (width from which, shape). Chosen by what the compiler makes for sm_90: no spills, loads of 16 bytes where
-# rows are long enough, as many programs as fit at once; then the fastest of five to seven on an H200
-# (`benchmarks/gpu_fused.py`, 2026-11).
+# kernel → (smallest width, shape). Chosen by the compiled code for sm_90: no spills, loads of 16 bytes where rows are
+# long enough, as many programs as fit at once; then the fastest of five to seven on an H200 (`benchmarks/gpu_fused.py`,
+# 2026-11).
 SHAPES = {
     "forward": (
         (0, Shape(4, 4, 1, 8)),
@@ -122,15 +122,15 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def _programs(kernel: str, x: Tensor) -> int:
-    """As many as the device runs at once, at most one for each tile of rows."""
+    """Number of programs: as many as the device runs at once, at most one for each tile of rows."""
     shape = _shape(kernel, x.shape[-1])
     return max(1, min(-(-len(x) // shape.rows), shape.programs * (_multiprocessors(x.device) or CPU_MULTIPROCESSORS)))
 
 
 def _pieces(width: int) -> dict[str, int]:
-    """`C`, `BLOCK`, `K`: a row as one or three blocks of a power of two, whichever leaves fewer lanes idle."""
-    one, third = (1 << (n - 1).bit_length() for n in (width, -(-width // 3)))
-    return {"C": width, "BLOCK": one, "K": 1} if one <= 3 * third else {"C": width, "BLOCK": third, "K": 3}
+    """`C`, `BLOCK`, `K`: a row as one or three blocks of a power of two, the one that leaves fewer lanes idle."""
+    single, third = (1 << (n - 1).bit_length() for n in (width, -(-width // 3)))
+    return {"C": width, "BLOCK": single, "K": 1} if single <= 3 * third else {"C": width, "BLOCK": third, "K": 3}
 
 
 def _kernels() -> Any:
@@ -140,12 +140,12 @@ def _kernels() -> Any:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Stride 1 in the last axis, or a copy."""
+    """x where its last axis has stride 1, else a copy."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 class RowSums:
-    """Sums over rows of any number of chunks, float32: weight's and bias's gradient, and that of what comes before.
+    """Row sums over any number of chunks, float32: gradients of weight and bias, and of the bias before the norm.
 
     (3, P, C): one row per program of the kernel that adds to it, added up in `result`; the order is always the same.
     """
@@ -159,7 +159,7 @@ class RowSums:
         return self.parts.shape[1]
 
     def result(self) -> Tensor:
-        """(3, C): of the norm's weight, of its bias, of the bias of the layer before (0 where it was not asked for)."""
+        """(3, C): of the norm's weight, of its bias, of the bias of the layer before (0 without `sum_out`)."""
         return self.parts.sum(1)
 
 
@@ -183,22 +183,33 @@ def add_norm(
 def add(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
     """Rows x, y (T, C) of any two dtypes → x + y in float32, as the dtype of `out`, which may be x.
 
-    Of float32 and a 16-bit y the bits of `torch.add`, whose kernel for two dtypes takes 1.6 × what its bytes need.
+    For float32 and a 16-bit y the bits are those of `torch.add`, whose kernel takes 1.6 × the time of its bytes.
     """
     _forward(x, y, None, x, x, 0.0, False, out, None)
     return out
 
 
-def _forward(x, y, scale, w, b, eps: float, gelu: bool, total, n) -> None:
-    """`total`, `n`: where the sum and the norm go, or None; total may be x."""
+def _forward(
+    x: Tensor,
+    y: Tensor | None,
+    scale: Tensor | None,
+    w: Tensor,
+    b: Tensor,
+    eps: float,
+    gelu: bool,
+    total: Tensor | None,
+    n: Tensor | None,
+) -> None:
+    """`total`, `n`: outputs for the sum and the norm, or None; total may be x."""
     if not len(x):
         return
     x, shape, programs = _rows(x), _shape("forward", x.shape[-1]), _programs("forward", x)
     y = x if y is None else _rows(y)
-    scaled = scale is not None
-    scale = scale.contiguous() if scaled else x
-    into, has_norm = n if total is None else total, n is not None
-    n = n if has_norm else into
+    scaled, has_norm = scale is not None, n is not None
+    scale = x if scale is None else scale.contiguous()
+    into = n if total is None else total
+    assert into is not None, "neither a sum nor a norm to write"
+    n = into if n is None else n
     with torch.cuda.device_of(x):  # Triton launches on the current card
         _kernels().norm_forward[(programs,)](
             x, y, scale, w, b, into, n, len(x), programs, eps, x.stride(0), y.stride(0), into.stride(0), n.stride(0),
@@ -228,9 +239,9 @@ def norm_backward(
     Args:
         grad: gradient of the norm (T, C).
         residual: added to the gradient of x.
-        n: where the norm is written again, in any dtype.
-        narrow: where the gradient of x, times `scale` (T, 1), is written once more, in any dtype.
-        sums: the gradients of w and b are added to it; with `sum_out` what `narrow` gets, summed, too.
+        n: output for the recomputed norm, in any dtype.
+        narrow: second output for the gradient of x, times `scale` (T, 1), in any dtype.
+        sums: receives the gradients of w and b; with `sum_out` also the row sum of what `narrow` receives.
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     if not len(x):
@@ -292,20 +303,30 @@ def plain_norm(x: Tensor, w: Tensor, b: Tensor, eps: float, gelu: bool, dtype: t
     return F.layer_norm(a, a.shape[-1:], w.float(), b.float(), eps).to(dtype)
 
 
-def plain_add_norm(x, y, scale, w, b, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def plain_add_norm(
+    x: Tensor, y: Tensor, scale: Tensor | None, w: Tensor, b: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """`add_norm` by PyTorch, in float32."""
     total = x.float() + (y.float() if scale is None else y.float() * scale.float())
     return total.to(x.dtype), plain_norm(total, w, b, eps, False, dtype)
 
 
 def plain_norm_backward(
-    x, grad, w, b, eps: float, gelu: bool, *, residual=None, scale=None
+    x: Tensor,
+    grad: Tensor,
+    w: Tensor,
+    b: Tensor,
+    eps: float,
+    gelu: bool,
+    *,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`norm_backward` by PyTorch, in float32: → gradient of x (with the residual), that times scale, sums (3, C)."""
     leaves = [t.detach().float().requires_grad_() for t in (x, w, b)]
     with torch.enable_grad():
         n = plain_norm(leaves[0], leaves[1], leaves[2], eps, gelu, torch.float32)
-    of_x, of_w, of_b = torch.autograd.grad(n, leaves, grad.float())
-    of_x = of_x if residual is None else of_x + residual.float()
-    scaled = of_x if scale is None else of_x * scale.float()
-    return of_x.to(x.dtype), scaled, torch.stack([of_w, of_b, scaled.sum(0)])
+    grad_x, grad_w, grad_b = torch.autograd.grad(n, leaves, grad.float())
+    grad_x = grad_x if residual is None else grad_x + residual.float()
+    scaled = grad_x if scale is None else grad_x * scale.float()
+    return grad_x.to(x.dtype), scaled, torch.stack([grad_w, grad_b, scaled.sum(0)])

@@ -1,11 +1,11 @@
 """Prov-GigaPath's slide encoder (Xu et al. 2024): the same LongNet encoder on tile features and coordinates.
 
-Tile features are projected linearly, get a fixed sine-cosine position of their tile (column and row on a grid of
-256-px tiles at level 0), a CLS token comes first; the result is LayerNorm(CLS), or LayerNorm(mean of the tiles). Its
-weights were trained with zero-padded segments, so `ragged="padded"` where nothing else is said.
+Tile features are projected linearly, and a fixed sine-cosine position of their tile is added (column and row on a grid
+of 256-px tiles at level 0). A CLS token precedes them. The result is LayerNorm(CLS), or LayerNorm(mean of the tiles).
+The weights were trained with zero-padded segments, so `ragged="padded"` is the default.
 
-What differs from the authors' code: positions are computed from the coordinates (theirs is a table of 1,000² × 768
-numbers), and a length is never padded in memory.
+Differences from the authors' code: positions are computed from the coordinates (theirs is a table of 1,000² × 768
+elements), and a length is never padded in memory.
 
 B slides, N tiles, I tile feature width, D width.
 """
@@ -19,9 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from longvit.attention.pattern import DilatedPattern
 from longvit.config import check_bounds
 from longvit.model import longvit
-from longvit.model.encoder import AttentionPattern, Encoder, init_weights
+from longvit.model.encoder import Encoder, init_weights
 
 BOUNDS = {
     **{name: longvit.BOUNDS[name] for name in ("embed_dim", "depth", "num_heads", "ffn_dim")},
@@ -35,11 +36,14 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class GigaPathConfig:
-    """Sizes of a slide encoder.
+    """Configuration of a slide encoder.
 
-    in_dim: width of the tile features; tile_px: side of a tile in level-0 px; grid_tiles: tiles per side of the
-    position grid; max_slide_px: the largest slide side, from which the published code takes its segments; ragged:
-    "padded" for published weights, which were trained with it.
+    Attributes:
+        in_dim: width of the tile features.
+        tile_px: side of a tile in level-0 px.
+        grid_tiles: tiles per side of the position grid.
+        max_slide_px: the largest slide side, from which the published code derives its segments.
+        ragged: "padded" for published weights, which were trained with it.
     """
 
     in_dim: int = 1536
@@ -69,14 +73,14 @@ class GigaPathConfig:
                 f"{len(self.segment_lengths)} segment lengths for {len(self.dilated_ratios)} dilated ratios"
             )
 
-    def pattern(self) -> AttentionPattern:
-        """Five segments, evenly spaced in log from 1,024 to all tiles of the largest slide."""
+    def pattern(self) -> DilatedPattern:
+        """Five segment lengths, evenly spaced in log from 1,024 to all tiles of the largest slide."""
         if self.segment_lengths != "auto":
-            return AttentionPattern(self.segment_lengths, self.dilated_ratios, ragged=self.ragged)
+            return DilatedPattern(self.segment_lengths, self.dilated_ratios, ragged=self.ragged)
         low, high = 10.0, math.log2((self.max_slide_px // self.tile_px) ** 2)
         count = len(self.dilated_ratios)
         segments = (int(2 ** (low + (high - low) * i / (count - 1))) for i in range(count))
-        return AttentionPattern(tuple(segments), self.dilated_ratios, ragged=self.ragged)
+        return DilatedPattern(tuple(segments), self.dilated_ratios, ragged=self.ragged)
 
 
 def sine_cosine_positions(columns: Tensor, rows: Tensor, dim: int) -> Tensor:
@@ -115,8 +119,8 @@ class GigaPathSlideEncoder(nn.Module):
 
     def all_layers(self, features: Tensor, coords: Tensor) -> list[Tensor]:
         """depth + 1 embeddings (B, D): of the input tokens, then after every layer, without the encoder's last norm."""
-        states = self.blocks.states(self._tokens(features, coords), self.config.pattern())
-        return [self._pool(x) for x in states]
+        layers = self.blocks.get_intermediate_layers(self._tokens(features, coords), self.config.pattern())
+        return [self._pool(x) for x in layers]
 
     def _tokens(self, features: Tensor, coords: Tensor) -> Tensor:
         c = self.config

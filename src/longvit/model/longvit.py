@@ -2,8 +2,8 @@
 
     image (up to 32,768² px) → patches of 32 × 32 → linear embedding + positions → LongNet encoder → mean → norm → head
 
-Sizes are table 5 of the paper as data, segment lengths table 7; for lengths between its rows `segment_schedule` has a
-rule, where the published code silently keeps the segments of pretraining.
+Sizes are table 5 of the paper as data, segment lengths table 7. For lengths between its rows `segment_schedule`
+interpolates, where the published code silently keeps the segments of pretraining.
 
 B images, N patches, D width, K classes.
 """
@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from longvit.attention.pattern import DilatedPattern
 from longvit.config import check_bounds
 from longvit.model import cuda_graph
 from longvit.model.embedding import PatchEmbedding, PatchGrid
-from longvit.model.encoder import AttentionPattern, Encoder, init_weights
+from longvit.model.encoder import Encoder, init_weights
 
 DILATED_RATIOS = (1, 2, 4, 8, 16)
-BOUNDS = {  # far beyond every model that trains, and small enough that none takes for ever to be made
+BOUNDS = {  # far beyond every model that trains, and small enough that making one ends
     "embed_dim": (1, 65_536),
     "depth": (1, 256),
     "num_heads": (1, 65_536),
@@ -49,21 +50,22 @@ SEGMENT_TABLE = {  # table 7: number of patches → segment lengths
 
 @dataclass(frozen=True)
 class LongViTConfig:
-    """What a LongViT is made of; stored beside its weights.
+    """Configuration of a LongViT; stored beside its weights.
 
-    embed_dim, depth, num_heads, ffn_dim: width, layers, heads, hidden width of the FFN.
-    patch_px: side of a patch.
-    num_classes: outputs of the head, 0 for a model without one; class_names: one per output, or empty.
-    task: what the head was trained for (longvit.tasks.catalogue): which classes, or which bins of time.
-    positions: "grid": positions live on the pretraining grid (1,024² px) and are interpolated on the fly. "per_patch":
-        one vector per patch of a square image of image_px, as the published code has it after fine-tuning.
-    segment_lengths: "auto" (`segment_schedule` of the number of patches) or one per dilated ratio.
-    gradient, ragged: see `longvit.attention.dilated_attention`.
-    drop_path: rate of the last layer.
-    image_px, fit: the canvas that `embed` takes of a slide (side in px, "stretch" or "pad").
-    pool_norm: "fc_norm": mean over tokens, then LayerNorm, eps 1e-5 (fine-tuning). "token_norm": LayerNorm, eps 1e-6,
-        then mean (DINO).
-    grid_patches: side of the pretraining grid in patches.
+    Attributes:
+        embed_dim, depth, num_heads, ffn_dim: width, layers, heads, hidden width of the FFN.
+        patch_px: side of a patch.
+        num_classes: outputs of the head, 0 for a model without one; class_names: one per output, or empty.
+        task: the task of the head (longvit.tasks.catalogue): classes, or bins of time.
+        positions: "grid": positions of the pretraining grid (1,024² px), interpolated on the fly. "per_patch":
+            one vector per patch of a square image of image_px, as the published code has it after fine-tuning.
+        segment_lengths: "auto" (`segment_schedule` of the number of patches) or one per dilated ratio.
+        gradient, ragged: see `longvit.attention.dilated_attention`.
+        drop_path: rate of the last layer.
+        image_px, fit: the canvas for `embed` (side in px, "stretch" or "pad").
+        pool_norm: "fc_norm": mean over tokens, then LayerNorm, eps 1e-5 (fine-tuning). "token_norm": LayerNorm, eps
+            1e-6, then mean (DINO).
+        grid_patches: side of the pretraining grid in patches.
     """
 
     embed_dim: int = 384
@@ -97,7 +99,7 @@ class LongViTConfig:
         if self.class_names and len(self.class_names) != self.num_classes:
             raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes")
         if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path must lie in [0, 1), got {self.drop_path}")
+            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 
     @property
     def grid(self) -> PatchGrid:
@@ -116,9 +118,13 @@ SIZES = {
 def segment_schedule(n_patches: int) -> tuple[int, ...]:
     """Segment lengths for a sequence of `n_patches` ≥ 1 tokens, one per dilated ratio 1, 2, 4, 8, 16.
 
-    Table 7 of the paper exactly at its five lengths. Elsewhere: below 1,024 the first row, cut to the sequence; between
-    two rows each segment is interpolated in log(length) and rounded to a power of two; above the last row, that row;
-    the last segment is always the whole sequence, so that every token is reached by every other through some path.
+    At the five lengths of table 7 of the paper these are its rows. Elsewhere:
+
+    - below 1,024: the first row, cut to the sequence
+    - between two rows: each segment interpolated in log(length) and rounded to a power of two
+    - above the last row: that row
+
+    The last segment is always the whole sequence, so that some path connects every two tokens.
     """
     if n_patches < 1:
         raise ValueError(f"a sequence has at least one patch, got {n_patches}")
@@ -164,11 +170,11 @@ class LongViT(nn.Module):
         return self.config.num_classes
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay leaves alone, besides biases and norms."""
+        """Names of parameters without weight decay, in addition to biases and norms."""
         return {"patch_embed.pos_embed"}
 
     def reset_classifier(self, num_classes: int, class_names: tuple[str, ...] = ()) -> None:
-        """A new head for `num_classes` (0: none), weights drawn anew."""
+        """Replaces the head by a randomly initialised one for `num_classes` (0: none)."""
         self.config = replace(self.config, num_classes=num_classes, class_names=tuple(class_names))
         device = self.fc_norm.weight.device
         self.head = nn.Linear(self.num_features, num_classes, device=device) if num_classes else nn.Identity()
@@ -177,12 +183,12 @@ class LongViT(nn.Module):
     def set_recompute(self, enable: bool = True, *, offload: bool = False) -> None:
         """Recompute each layer in backward: about a third of the memory for two thirds of a forward without attention.
 
-        `offload`: what is still kept waits in host memory (CUDA; elsewhere the host is where it is already). Leave the
-        images there as well: `forward` moves a few rows at a time.
+        `offload`: the tensors that are still kept stay in host memory until backward (CUDA only). Leave the images in
+        host memory too: `forward` moves a few rows at a time.
         """
         self.blocks.recompute, self.blocks.offload = enable, offload
 
-    def pattern(self, n_patches: int) -> AttentionPattern:
+    def pattern(self, n_patches: int) -> DilatedPattern:
         """The branches of dilated attention for a sequence of this length."""
         c = self.config
         if c.segment_lengths == "auto":
@@ -193,7 +199,7 @@ class LongViT(nn.Module):
             segments = segment_schedule(n_patches)
         else:
             segments = c.segment_lengths
-        return AttentionPattern(segments, c.dilated_ratios, c.gradient, c.ragged)
+        return DilatedPattern(segments, c.dilated_ratios, c.gradient, c.ragged)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → tokens (B, N, D), row-major. uint8 images may stay in host memory beside a model on a GPU."""
@@ -220,11 +226,11 @@ class LongViT(nn.Module):
 
     @torch.inference_mode()
     def embed(self, slide: Any) -> np.ndarray:
-        """The embedding of a slide (or canvas), float32 (D,): its canvas of `config.image_px` through the model.
+        """The embedding of a slide or canvas, float32 (D,), from its canvas of `config.image_px`.
 
-        `slide` is what `longvit.open_slide` returns, or a uint8 (height, width, 3) array or canvas. Of a slide the
-        canvas is never held: strips are embedded as they come while threads decode the next ones. Same bits both ways.
-        On a card small canvases go as a CUDA graph (`longvit.model.cuda_graph`), again with the same bits.
+        `slide` is a slide from `longvit.open_slide`, or a uint8 (height, width, 3) array or canvas. The canvas of a
+        slide is never held: strips are embedded while threads decode the next ones. Both ways give the same bits. On a
+        card small canvases run as a CUDA graph (`longvit.model.cuda_graph`), again with the same bits.
         """
         if isinstance(slide, (str, Path)):
             raise TypeError(f"embed takes an open slide: model.embed(longvit.open_slide({str(slide)!r}))")
@@ -253,7 +259,7 @@ class LongViT(nn.Module):
 
 
 def image_of(pixels: np.ndarray) -> Tensor:
-    """(height, width, 3) → (1, 3, height, width), without a copy where the pixels lie in order."""
+    """(height, width, 3) → (1, 3, height, width), without a copy for contiguous pixels."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0)
 
 

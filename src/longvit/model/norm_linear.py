@@ -1,9 +1,12 @@
-"""y = Linear(LayerNorm(act(x))), the one product of a LongNet block, in token chunks and with a lean backward.
+"""Norm and linear layer of a LongNet block, y = Linear(LayerNorm(act(x))), in token chunks with a lean backward.
 
-All four products of a block have this form: qkv and fc1 after the pre-norm, the output projection after the
-sub-LayerNorm of the heads, fc2 after GELU and the sub-LayerNorm of the hidden activations. Plain autograd keeps the
-result of every step; here only `x` is kept and the (cheap) activation and norm are computed again in backward, chunk by
-chunk, while they are still in the cache. The results are those of the plain form to rounding.
+All four products of a block have this form:
+- qkv and fc1 after the pre-norm;
+- the output projection after the sub-LayerNorm of the heads;
+- fc2 after GELU and the sub-LayerNorm of the hidden activations.
+
+Plain autograd keeps the result of every step. Here only `x` is kept. The (cheap) activation and norm are recomputed in
+backward, chunk by chunk, while they are still in the cache. The results are those of the plain form to rounding.
 
 T tokens, I features in, O features out.
 """
@@ -22,7 +25,7 @@ from longvit.model.query_scale import Projection
 
 aten = torch.ops.aten
 CHUNK_TOKENS: int | None = None
-"""Tokens at once; None: what suits the device (`chunk_tokens`)."""
+"""Tokens per chunk; None: a default for the device (`chunk_tokens`)."""
 CPU_CHUNK_TOKENS = 1024  # stays in the cache
 GPU_CHUNK_TOKENS = 131_072  # fills a card (H200: 0.8 % faster than 65,536 at 1 M tokens); 0.4 GB of hidden activations
 _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
@@ -37,7 +40,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def linear(x: Tensor, w: Tensor, b: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """x @ wᵀ + b, without autograd, into `out` where given.
 
-    float32 on a CPU goes to oneDNN, which is 6–10 % faster here than the BLAS behind `addmm` (AMD EPYC, 2026-11).
+    float32 on a CPU goes to oneDNN, which is 6–10 % faster than the BLAS of `addmm` (AMD EPYC, 2026-11).
     """
     if _onednn is not None and x.dtype == torch.float32 and x.device.type == "cpu":
         y = _onednn(x, w, b, "none", [], "")
@@ -60,10 +63,10 @@ class _NormLinear(torch.autograd.Function):
         x, norm_w, norm_b, w = ctx.saved_tensors
         sums, w_cast = Grads(norm_w, w), w.to(ctx.dtype)
 
-        def one(c: slice, out: Tensor | None) -> Tensor:
+        def chunk(c: slice, out: Tensor | None) -> Tensor:
             return backward_chunk(grad[c], x[c], norm_w, norm_b, w_cast, ctx.eps, ctx.gelu, sums, out)
 
-        return by_chunks(x, one), *sums.result(), None, None, None
+        return by_chunks(x, chunk), *sums.result(), None, None, None
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear | Projection, *, gelu: bool = False) -> Tensor:
@@ -75,7 +78,7 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear | Projection, *
 
 
 def chunk_tokens(device: torch.device) -> int:
-    """How many tokens are taken at once on this device."""
+    """Tokens per chunk on this device."""
     return CHUNK_TOKENS or (CPU_CHUNK_TOKENS if device.type == "cpu" else GPU_CHUNK_TOKENS)
 
 
@@ -85,20 +88,20 @@ def chunks(x: Tensor) -> list[slice]:
     return [slice(i, min(i + step, tokens)) for i in range(0, tokens, step)]
 
 
-def by_chunks(x: Tensor, one: Callable[[slice, Tensor | None], Tensor]) -> Tensor:
-    """Joins `one`(slice of the token axis of `x`, where its result goes or None) over chunks of it.
+def by_chunks(x: Tensor, function: Callable[[slice, Tensor | None], Tensor]) -> Tensor:
+    """Joins the results of `function`(slice of the token axis of `x`, output tensor or None) over all chunks.
 
-    A single chunk is returned as it comes; several are written into one tensor, like the first.
+    The result of a single chunk is returned uncopied. Several are written into one tensor with the dtype of the first.
     """
-    several = chunks(x) or [slice(0, 0)]
-    first = one(several[0], None)
-    if len(several) == 1:
+    slices = chunks(x) or [slice(0, 0)]
+    first = function(slices[0], None)
+    if len(slices) == 1:
         return first
     joined = first.new_empty((len(x), *first.shape[1:]))
-    joined[several[0]] = first
+    joined[slices[0]] = first
     del first
-    for c in several[1:]:
-        one(c, joined[c])
+    for c in slices[1:]:
+        function(c, joined[c])
     return joined
 
 
@@ -135,21 +138,21 @@ class Grads:
     def __init__(self, norm_w: Tensor, w: Tensor) -> None:
         self.dtypes = norm_w.dtype, norm_w.dtype, w.dtype, w.dtype
         self.sums: list[Tensor] = []
-        self.rows: fused_norms.RowSums | None = None  # of the fused kernels, in place of the norm's sums
+        self.rows: fused_norms.RowSums | None = None  # from the fused kernels, instead of the norm's sums
 
     def rows_of(self, x: Tensor) -> fused_norms.RowSums:
-        """Where the fused kernels add the norm's gradients, x: a chunk of its input."""
+        """The buffer for the norm's gradients from the fused kernels; x: a chunk of its input."""
         if self.rows is None:
             self.rows = fused_norms.RowSums(x)
         return self.rows
 
-    def add(self, grad: Tensor, n: Tensor, *of_norm: Tensor) -> None:
-        """One chunk: gradient (T, O) and input (T, I) of the linear layer, gradients of the norm's weight and bias."""
+    def add(self, grad: Tensor, n: Tensor, *norm_grads: Tensor) -> None:
+        """Adds a chunk: gradient (T, O) and input (T, I) of the linear layer, gradients of the norm's parameters."""
         wide = torch.promote_types(grad.dtype, torch.float32)
-        self.add_product(grad, n, *of_norm, grad.sum(0, dtype=wide))
+        self.add_product(grad, n, *norm_grads, grad.sum(0, dtype=wide))
 
     def add_product(self, grad: Tensor, n: Tensor, *vectors: Tensor) -> None:
-        """`add` with sums over rows that are known: of the norm's weight and bias and of the bias, or fewer."""
+        """`add` with known row sums: gradients of the norm's weight and bias and of the bias, or fewer."""
         wide = torch.promote_types(grad.dtype, torch.float32)
         if not self.sums:
             self.sums = [(grad.t() @ n).to(wide), *(v.to(wide) for v in vectors)]
@@ -162,12 +165,12 @@ class Grads:
             self.sums[0] += grad.t() @ n
 
     def layer_before(self) -> Tensor:
-        """What the fused kernels summed of the gradient of the norm's input: the gradient of the bias before it."""
+        """Gradient of the bias before the norm: the fused kernels' row sum of the norm's input gradient."""
         assert self.rows is not None
         return self.rows.result()[2]
 
     def result(self, bias: Tensor | None = None) -> list[Tensor]:
-        """In the dtypes of the parameters: norm weight, norm bias, weight, bias (given where it was not added here)."""
+        """→ norm weight, norm bias, weight, bias in the parameters' dtypes; `bias`: its gradient, if not added here."""
         w, *vectors = self.sums
         if self.rows is not None:
             vectors = [*self.rows.result()[:2], *vectors]
@@ -188,7 +191,7 @@ def backward_chunk(
     grads: Grads,
     grad_x: Tensor | None = None,
 ) -> Tensor:
-    """One chunk's backward: adds to `grads`, → gradient of x (written to `grad_x` where given)."""
+    """Backward of one chunk: adds to `grads`, → gradient of x (written to `grad_x` where given)."""
     if fused_norms.uses(x, w.dtype):
         n = torch.empty(x.shape, dtype=w.dtype, device=x.device)
         result = fused_norms.norm_backward(

@@ -3,7 +3,7 @@
     model.save_pretrained("runs/brca/model");  load_model("runs/brca/model")
     convert("longvit_small_dino.pth", num_heads=16).save_pretrained("longvit-s")
 
-A missing or extra key, a wrong shape, a NaN, a pickle: an error that names it, never a random weight.
+A missing or extra key, a wrong shape, a NaN or a pickle is an error that names it, never a random weight.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from longvit.model.longvit import LongViT, LongViTConfig
 FORMAT = 1
 _CONFIG_BYTES = 2**20
 SHIPPED = Path(__file__).parents[1] / "weights"
-"""Folders of the models that come with the package; each holds a model card, README.md."""
+"""Folder of the models shipped with the package; each has its own folder with a model card, README.md."""
 _KINDS: dict[str, tuple[type, type]] = {
     "longvit": (LongViTConfig, LongViT),
     "gigapath": (GigaPathConfig, GigaPathSlideEncoder),
@@ -54,9 +54,8 @@ def save_pretrained(
 ) -> Path:
     """Writes `folder`/model.safetensors and config.json, each atomically; → folder.
 
-    dtype: half the bytes, with each weight rounded to 11 or 8 bits (config.json then says `weights_dtype`), where the
-    model's own is written otherwise. Loading gives float32 parameters always. Raises InputError for a weight that is
-    beyond float16.
+    dtype: half the bytes, with each weight rounded to 11 or 8 bits (config.json then has `weights_dtype`); None: the
+    model's own dtype. Loading always gives float32 parameters. Raises InputError for a weight beyond float16.
     """
     from safetensors.torch import save_file
 
@@ -82,10 +81,10 @@ def save_pretrained(
 
 
 def load_model(name: str | Path) -> Any:
-    """A model from a folder (config.json, model.safetensors), one that comes with the package ("longvit-tiny-dino"), or
-    a hub id "owner/name"; in eval mode, on the CPU.
+    """A model in eval mode on the CPU, from a folder (config.json, model.safetensors), a shipped name or a hub id.
 
-    A folder wins over the other two. Only a hub id downloads, and only what is not in the hub's cache.
+    Shipped is "longvit-tiny-dino"; a hub id is "owner/name". A folder takes precedence over the other two. Only a hub
+    id downloads, and only files that are not in the hub's cache.
 
     Raises:
         InputError: no such folder or file; an unknown format; weights that do not fit the config (which, both shapes).
@@ -96,8 +95,8 @@ def load_model(name: str | Path) -> Any:
     elif not folder.exists():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
             raise InputError(
-                f"{name}: no such folder; a model is a folder with config.json, {' or '.join(shipped_names())} (which "
-                f"comes along), or a hub id owner/name"
+                f"{name}: no such folder; a model is a folder with config.json, {' or '.join(shipped_names())} "
+                f"(shipped with longvit), or a hub id owner/name"
             )
         folder = _from_hub(str(name))
     config_path = folder / "config.json"
@@ -108,7 +107,7 @@ def load_model(name: str | Path) -> Any:
 
 
 def shipped_names() -> tuple[str, ...]:
-    """The models that come with the package."""
+    """Names of the models shipped with the package."""
     return tuple(sorted(path.parent.name for path in SHIPPED.glob("*/config.json")))
 
 
@@ -123,7 +122,7 @@ def _from_hub(name: str) -> Path:
 
 
 def _read_config(path: Path) -> Callable[[], nn.Module]:
-    """Makes the model of a config.json, with random weights."""
+    """→ a function that makes the model of a config.json, with random weights."""
     try:
         content = read_json_object(path, most_bytes=_CONFIG_BYTES, nan=False)
     except OSError as error:
@@ -146,7 +145,7 @@ def _read_config(path: Path) -> Callable[[], nn.Module]:
 
 
 def _config(config_type: Any, settings: Mapping[str, Any], path: str | Path) -> Any:
-    """The settings that a file states, each of its type and within its bounds; `InputError` names the first other."""
+    """The config from a file's settings, types and bounds checked; `InputError` names the first wrong one."""
     try:
         config = config_type(**typed(config_type, settings, path))
     except (TypeError, ValueError) as error:
@@ -168,9 +167,9 @@ def convert(
 ) -> LongViT | GigaPathSlideEncoder:
     """A published checkpoint as a model: the authors' LongViT (DINO teacher or student, fine-tuned) or Prov-GigaPath's.
 
-    Sizes are read off the tensors; what they do not tell is asked for: `num_heads` (16 where left out, as both
-    papers have it), `segment_lengths` ("auto" where left out). A file that we wrote (`model.published`) tells that
-    too. A position per patch of a larger grid than 32 × 32 gives a model with `positions="per_patch"`.
+    Sizes are derived from the tensors. Arguments give the others: `num_heads` (16 by default, as in both papers),
+    `segment_lengths` ("auto" by default). A file that longvit wrote (`dino_checkpoint`) states these too. Positions per
+    patch of a larger grid than 32 × 32 give a model with `positions="per_patch"`.
 
     Raises InputError as `read_tensors` and `load_strictly` do.
     """
@@ -179,8 +178,8 @@ def convert(
     stored = stored_settings(content)
     if not is_published(tensors):
         raise InputError(f"{path}: not a LongViT or Prov-GigaPath checkpoint: no encoder.layers.* among its names")
-    ffn = _of(tensors, "encoder.layers.0.ffn.fc1.weight", (2,), path)
-    embedding = _of(tensors, "patch_embed.proj.weight", (2, 4), path)
+    ffn = _sized(tensors, "encoder.layers.0.ffn.fc1.weight", (2,), path)
+    embedding = _sized(tensors, "patch_embed.proj.weight", (2, 4), path)
     common = {
         "depth": depth_of(tensors),
         "embed_dim": ffn.shape[1],
@@ -197,8 +196,8 @@ def convert(
     return _longvit(tensors, path, common, image_px or stored_px, class_names)
 
 
-def _of(tensors: Mapping[str, Tensor], key: str, dims: tuple[int, ...], path: str | Path) -> Tensor:
-    """A tensor that tells sizes; `InputError` where it is not there, or of other dimensions."""
+def _sized(tensors: Mapping[str, Tensor], key: str, dims: tuple[int, ...], path: str | Path) -> Tensor:
+    """A tensor from which sizes are derived; `InputError` where it is missing or has other dimensions."""
     if key not in tensors:
         raise InputError(f"{path}: lacks {key}: not a whole LongViT or Prov-GigaPath checkpoint")
     if tensors[key].ndim not in dims:
@@ -210,12 +209,12 @@ def _longvit(
     tensors: dict[str, Tensor], path: str | Path, common: dict[str, Any], image_px: int | None, names: tuple[str, ...]
 ) -> LongViT:
     patch_px = tensors["patch_embed.proj.weight"].shape[-1]
-    positions = _of(tensors, "pos_embed", (3,), path).shape[1]
+    positions = _sized(tensors, "pos_embed", (3,), path).shape[1]
     side = math.isqrt(positions)
     if side * side != positions:
         raise InputError(f"{path}: {positions} positions are no square grid")
     per_patch = side > 32
-    num_classes = len(_of(tensors, "head.weight", (2,), path)) if "head.weight" in tensors else 0
+    num_classes = len(_sized(tensors, "head.weight", (2,), path)) if "head.weight" in tensors else 0
     dino = "fc_norm.weight" not in tensors
     settings = {
         "patch_px": patch_px,

@@ -1,7 +1,7 @@
-"""The projection to queries, keys and values, with the scale of attention in its weights where a kernel wants that.
+"""Projection to queries, keys and values, with the scale of attention in its weights for kernels that fold it.
 
 Kernels on padded operands (`attention.padded_kernels`) save a product per pair of query and key if q·k is the logit in
-base 2 already. The factor goes into the float32 weights before their cast, so queries are rounded once, as ever.
+base 2 already. The float32 weights are multiplied before their cast, so queries are still rounded once.
 
 D width, H heads.
 """
@@ -18,7 +18,7 @@ from longvit.attention.backends import pick
 
 
 class Projection(NamedTuple):
-    """Weight (3·D, D) and bias (3·D), float32 or wider, and the factor on q·k that goes with them."""
+    """Weight (3·D, D) and bias (3·D), float32 or wider, and their factor on q·k."""
 
     weight: Tensor
     bias: Tensor
@@ -26,7 +26,7 @@ class Projection(NamedTuple):
 
 
 def projection(qkv: nn.Linear, heads: int, dtype: torch.dtype) -> Projection:
-    """`qkv` as it is, with the scale (D / H)^-0.5; or scaled, with the scale ln 2. `dtype`: of q, k and v."""
+    """`qkv` unchanged, with the scale (D / H)^-0.5; or scaled, with the scale ln 2. `dtype`: of q, k and v."""
     dim = qkv.out_features // 3
     scale = (dim // heads) ** -0.5
     if not pick(qkv.weight.device, dtype, dim // heads).backend.folds_scale:

@@ -1,17 +1,17 @@
-"""A LongNet block that keeps its input and its attention's (out, lse), and computes the rest again in backward.
+"""Recomputation of a LongNet block: it keeps its input and its attention's (out, lse), and recomputes the rest.
 
-Only attention looks at more than one token. So a block is two functions, of which the second works token by token:
+Only attention mixes tokens. So a block is two functions, of which the second works token by token:
 
     out = attention(qkv(norm1(x)))                                     kept: x, out, lse
-    y   = mid + fc2(norm(gelu(fc1(norm2(mid))))),  mid = x + proj(norm(out))          x, out again, nothing of its own
+    y   = mid + fc2(norm(gelu(fc1(norm2(mid))))),  mid = x + proj(norm(out))          the same x and out, nothing else
 
-Backward of the second takes one chunk of tokens after the other: mid, hidden activations, their gradients, those of x
-and out, so that mid and the hidden activations exist for a chunk alone; fc2's product is not computed again. Backward
-of the first computes q, k, v again and calls attention's backward. Written as one piece rather than with
-`torch.utils.checkpoint`, which runs the whole block again and then holds all that a plain forward keeps.
+Backward of the second runs chunk by chunk. It computes mid, the hidden activations, their gradients and those of x and
+out; the former two exist for one chunk only. The product of fc2 is not recomputed. Backward of the first recomputes q,
+k, v and calls attention's backward. `torch.utils.checkpoint` would run the whole block again, and then hold everything
+that a plain forward keeps.
 
-Values and gradients are those of `Block.forward`, to the last bit. On a CUDA device what is kept can spend the time in
-between on the host (`offload`).
+Values and gradients are those of `Block.forward`, to the last bit. On a CUDA device the kept tensors can stay in host
+memory until backward (`offload`).
 
 B sequences, N tokens, T = B·N, D width, H heads.
 """
@@ -20,54 +20,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from longvit.attention.operators import backward_op, forward_op
+from longvit.attention.operators import backward_op, flat_settings, forward_op
+from longvit.attention.pattern import DilatedPattern
 from longvit.model import fused_norms
 from longvit.model import norm_linear as nl
+from longvit.model.feedforward import FeedForward
 from longvit.model.offload import HostStore
 from longvit.model.query_scale import Projection, projection
-
-if TYPE_CHECKING:
-    from longvit.model.encoder import AttentionPattern, DilatedSelfAttention
-    from longvit.model.feedforward import FeedForward
+from longvit.model.self_attention import DilatedSelfAttention
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """Where the layer `index` of a forward pass keeps its tensors: with autograd, or (`leaves`) in `store`."""
+    """Place of the kept tensors of layer `index`: autograd, or (`is_offloaded`) `store`."""
 
     index: int = 0
     store: HostStore | None = None
-    leaves: bool = False
-    """The last layer's backward comes right after its forward: it stays on the device, but has others fetched."""
+    is_offloaded: bool = False
+    """False for the last layer, whose backward follows its forward: it stays on the device, and prefetches others."""
 
     def keep(self, ctx: Any, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *, again: bool = False) -> None:
-        """`again`: the same tensors as the layer's first function."""
+        """Keeps `tensors` for backward; `again`: those of the layer's first function, already in the store."""
         ctx.keeping, ctx.parameters = self, len(parameters)
-        ctx.save_for_backward(*parameters, *(() if self.leaves else tensors))
-        if self.leaves and not again:
+        ctx.save_for_backward(*parameters, *(() if self.is_offloaded else tensors))
+        if self.is_offloaded and not again:
             assert self.store is not None
             self.store.put(self.index, tensors)
 
     @staticmethod
     def kept(ctx: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """→ tensors, parameters."""
-        me: Keeping = ctx.keeping
+        keeping: Keeping = ctx.keeping
         saved = ctx.saved_tensors
         parameters, tensors = saved[: ctx.parameters], saved[ctx.parameters :]
-        if me.store is not None:
-            tensors = me.store.take(me.index) if me.leaves else tensors
-            me.store.prefetch(me.index - 1)
+        if keeping.store is not None:
+            tensors = keeping.store.take(keeping.index) if keeping.is_offloaded else tensors
+            keeping.store.prefetch(keeping.index - 1)
         return tensors, parameters
 
 
 class _Linear(NamedTuple):
-    """A norm and the linear layer behind it, the latter in the arithmetic's dtype."""
+    """A norm and the linear layer after it, the latter in the compute dtype."""
 
     norm_w: Tensor
     norm_b: Tensor
@@ -84,12 +83,12 @@ class _Linear(NamedTuple):
 
 
 def _linears(parameters: Sequence[Tensor], eps: Sequence[float], dtype: torch.dtype) -> list[_Linear]:
-    """Four parameters each; the third layer of a block's second half is the one behind GELU."""
-    found = []
+    """Layers of four parameters each; the third layer of a block's second half follows GELU."""
+    linears = []
     for i, e in enumerate(eps):
         norm_w, norm_b, w, b = parameters[4 * i : 4 * i + 4]
-        found.append(_Linear(norm_w, norm_b, w.to(dtype), b.to(dtype), e, gelu=i == 2))
-    return found
+        linears.append(_Linear(norm_w, norm_b, w.to(dtype), b.to(dtype), e, gelu=i == 2))
+    return linears
 
 
 def _parameters(*pairs: tuple[nn.LayerNorm, nn.Linear | Projection]) -> list[Tensor]:
@@ -121,7 +120,7 @@ class _Attend(torch.autograd.Function):
         grad_x = torch.empty_like(flat)
         for c in nl.chunks(flat):
             linear.backward(grad[c], flat[c], sums, grad_x[c])
-        if ctx.keeping.leaves:
+        if ctx.keeping.is_offloaded:
             ctx.keeping.store.drop(ctx.keeping.index)
         return grad_x.view(x.shape), None, None, None, None, None, *sums.result()
 
@@ -134,19 +133,11 @@ def _projected(x: Tensor, parameters: Sequence[Tensor], eps: float, dtype: torch
     return qkv.view(*x.shape[:2], 3, heads, -1)
 
 
-def attend(attn: DilatedSelfAttention, x: Tensor, pattern: AttentionPattern, keeping: Keeping) -> Tensor:
-    """(B, N, D) → (B, N, H, D / H), what `attn` computes before its output projection."""
+def attend(attn: DilatedSelfAttention, x: Tensor, pattern: DilatedPattern, keeping: Keeping) -> Tensor:
+    """(B, N, D) → (B, N, H, D / H): `DilatedSelfAttention.attend` with recomputation."""
     dtype = nl.compute_dtype(x)
     weights = projection(attn.qkv, attn.num_heads, dtype)
-    settings = (
-        [int(w) for w in pattern.segment_lengths],
-        [int(r) for r in pattern.dilated_ratios],
-        None,
-        pattern.gradient == "detached",
-        pattern.ragged == "padded",
-        weights.scale,
-        "auto",
-    )
+    settings = flat_settings(pattern, None, weights.scale)
     parameters = _parameters((attn.norm_in, weights))
     with torch.autocast(x.device.type, enabled=False):
         return _Attend.apply(x.contiguous(), attn.num_heads, settings, attn.norm_in.eps, dtype, keeping, *parameters)
@@ -163,7 +154,7 @@ class _Finish(torch.autograd.Function):
         ctx.scales, ctx.eps, ctx.dtype = scales, eps, dtype
         keeping.keep(ctx, (x, out), parameters, again=True)
 
-        def one(c: slice, into: Tensor | None) -> Tensor:
+        def chunk(c: slice, into: Tensor | None) -> Tensor:
             mid, hidden, n = _middle(flat[c], heads[c], proj, fc1, scales[0], c)
             branch = fc2.forward(hidden)
             if n is not None and scales[1] is None and branch.dtype != mid.dtype:
@@ -171,7 +162,7 @@ class _Finish(torch.autograd.Function):
             branch = _scaled(branch, scales[1], c)
             return mid + branch if into is None else torch.add(mid, branch, out=into)
 
-        return nl.by_chunks(flat, one).view(x.shape)
+        return nl.by_chunks(flat, chunk).view(x.shape)
 
     @staticmethod
     @once_differentiable
@@ -181,23 +172,23 @@ class _Finish(torch.autograd.Function):
         sums = [nl.Grads(parameters[i], parameters[i + 2]) for i in (0, 4, 8)]
         flat, heads, grad = x.flatten(0, 1), out.flatten(0, 1).flatten(1), grad.reshape(-1, x.shape[-1])
         grad_x, grad_out = torch.empty_like(flat), torch.empty_like(heads)
-        of_bias = None
+        bias_sums = None
         for c in nl.chunks(flat):
             mid, hidden, n = _middle(flat[c], heads[c], proj, fc1, ctx.scales[0], c)
             if n is not None:
-                of_bias = of_bias or fused_norms.RowSums(grad[c], "cast")
+                bias_sums = bias_sums or fused_norms.RowSums(grad[c], "cast")
                 _fused_backward(
-                    grad[c], heads[c], mid, n, hidden, (proj, fc1, fc2), sums, of_bias,
+                    grad[c], heads[c], mid, n, hidden, (proj, fc1, fc2), sums, bias_sums,
                     [None if s is None else s[c] for s in ctx.scales], grad_x[c], grad_out[c],
                 )  # fmt: skip
                 continue
-            of_branch = _scaled(grad[c].to(ctx.dtype), ctx.scales[1], c)
-            of_hidden = fc2.backward(of_branch, hidden, sums[2])
-            of_mid = torch.add(grad[c], fc1.backward(of_hidden, mid, sums[1]), out=grad_x[c])
-            proj.backward(_scaled(of_mid.to(ctx.dtype), ctx.scales[0], c), heads[c], sums[0], grad_out[c])
+            grad_branch = _scaled(grad[c].to(ctx.dtype), ctx.scales[1], c)
+            grad_hidden = fc2.backward(grad_branch, hidden, sums[2])
+            grad_mid = torch.add(grad[c], fc1.backward(grad_hidden, mid, sums[1]), out=grad_x[c])
+            proj.backward(_scaled(grad_mid.to(ctx.dtype), ctx.scales[0], c), heads[c], sums[0], grad_out[c])
         biases: list[Tensor | None] = [None] * 3
-        if of_bias is not None:
-            biases = [sums[1].layer_before(), sums[2].layer_before(), of_bias.result()[0]]
+        if bias_sums is not None:
+            biases = [sums[1].layer_before(), sums[2].layer_before(), bias_sums.result()[0]]
         results = [t for s, bias in zip(sums, biases, strict=True) for t in s.result(bias)]
         return grad_x.view(x.shape), grad_out.view(out.shape), None, None, None, None, *results
 
@@ -205,7 +196,7 @@ class _Finish(torch.autograd.Function):
 def _middle(
     x: Tensor, heads: Tensor, proj: _Linear, fc1: _Linear, scale: Tensor | None, c: slice
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """→ x + proj(norm(heads)) and the hidden activations of a chunk; what fc1 multiplies, where kernels are fused."""
+    """→ x + proj(norm(heads)) and the hidden activations of a chunk; the input of fc1, where kernels are fused."""
     branch, dtype = proj.forward(heads), fc1.w.dtype
     if all(fused_norms.uses(x, dtype, width) for width in (x.shape[-1], len(fc1.w))):
         s = None if scale is None else scale[c]
@@ -223,35 +214,35 @@ def _fused_backward(
     hidden: Tensor,
     linears: tuple[_Linear, _Linear, _Linear],
     sums: Sequence[nl.Grads],
-    of_bias: fused_norms.RowSums,
+    bias_sums: fused_norms.RowSums,
     scales: Sequence[Tensor | None],
     grad_x: Tensor,
     grad_out: Tensor,
 ) -> None:
     """Backward of a chunk of `_Finish`, with the fused kernels: every tensor is read once and written once.
 
-    The sum over rows that is a bias's gradient comes from the kernel that writes the gradient it is taken of.
+    The row sum that is a bias's gradient comes from the kernel that writes the summed gradient.
     """
     proj, fc1, fc2 = linears
-    of_branch = fused_norms.cast_and_sum(grad, scales[1], fc2.w.dtype, of_bias)
-    again = torch.empty(hidden.shape, dtype=fc2.w.dtype, device=hidden.device)
-    of_hidden = fused_norms.norm_backward(
-        hidden, nl.linear(of_branch, fc2.w.t()), fc2.norm_w, fc2.norm_b, fc2.eps, True, sums[2].rows_of(hidden),
-        n=again, sum_out=True,
+    grad_branch = fused_norms.cast_and_sum(grad, scales[1], fc2.w.dtype, bias_sums)
+    normed = torch.empty(hidden.shape, dtype=fc2.w.dtype, device=hidden.device)
+    grad_hidden = fused_norms.norm_backward(
+        hidden, nl.linear(grad_branch, fc2.w.t()), fc2.norm_w, fc2.norm_b, fc2.eps, True, sums[2].rows_of(hidden),
+        n=normed, sum_out=True,
     )  # fmt: skip
-    sums[2].add_product(of_branch, again)
-    of_proj = torch.empty(mid.shape, dtype=proj.w.dtype, device=mid.device)
+    sums[2].add_product(grad_branch, normed)
+    grad_proj = torch.empty(mid.shape, dtype=proj.w.dtype, device=mid.device)
     fused_norms.norm_backward(
-        mid, nl.linear(of_hidden, fc1.w.t()), fc1.norm_w, fc1.norm_b, fc1.eps, False, sums[1].rows_of(mid),
-        residual=grad, scale=scales[0], out=grad_x, narrow=of_proj, sum_out=True,
+        mid, nl.linear(grad_hidden, fc1.w.t()), fc1.norm_w, fc1.norm_b, fc1.eps, False, sums[1].rows_of(mid),
+        residual=grad, scale=scales[0], out=grad_x, narrow=grad_proj, sum_out=True,
     )  # fmt: skip
-    sums[1].add_product(of_hidden, n)
-    again = torch.empty(heads.shape, dtype=proj.w.dtype, device=heads.device)
+    sums[1].add_product(grad_hidden, n)
+    normed = torch.empty(heads.shape, dtype=proj.w.dtype, device=heads.device)
     fused_norms.norm_backward(
-        heads, nl.linear(of_proj, proj.w.t()), proj.norm_w, proj.norm_b, proj.eps, False, sums[0].rows_of(heads),
-        out=grad_out, n=again,
+        heads, nl.linear(grad_proj, proj.w.t()), proj.norm_w, proj.norm_b, proj.eps, False, sums[0].rows_of(heads),
+        out=grad_out, n=normed,
     )  # fmt: skip
-    sums[0].add_product(of_proj, again)
+    sums[0].add_product(grad_proj, normed)
 
 
 def _scaled(branch: Tensor, scale: Tensor | None, c: slice) -> Tensor:

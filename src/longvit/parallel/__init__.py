@@ -1,4 +1,4 @@
-"""One slide over several devices: the sequence is cut into shards, every result is that of one process."""
+"""Sequence parallelism: one slide over several devices, with the results of one process."""
 
 from longvit.parallel.exchange import Wire
 from longvit.parallel.ranks import ALONE, Ranks, all_ranks

@@ -1,8 +1,7 @@
-"""Every rank gives every other rank some numbers: one collective, started early and waited for late.
+"""Exchange of tensors between all ranks: one all-to-all, started early and waited for late.
 
-An all-to-all rather than a gather in a group per segment: what a rank needs of several segments comes in one message
-per peer, ranks that share no segment exchange nothing, and no process groups have to be made for each segment. The
-bytes on the wire are the same.
+With an all-to-all, a rank receives the tensors of several segments in one message per peer. Ranks that share no segment
+exchange nothing. A gather per segment would send the same bytes, but need a process group for each segment.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from longvit.parallel.watchdog import waiting
 
 @dataclass
 class Wire:
-    """What this rank has sent to and received from other ranks so far, in bytes, and in how many exchanges."""
+    """Traffic of this rank so far: bytes sent to and received from other ranks, and number of exchanges."""
 
     sent: int = 0
     received: int = 0
@@ -28,7 +27,7 @@ class Wire:
 
 
 class Exchange:
-    """An all-to-all on its way: `outgoing[p]` are the tensors for rank p, `incoming[p]` how many numbers p sends."""
+    """A running all-to-all: `outgoing[p]` are the tensors for rank p, `incoming[p]` the number of elements from p."""
 
     def __init__(
         self,
@@ -39,7 +38,7 @@ class Exchange:
         wire: Wire | None = None,
     ) -> None:
         sizes = [sum(t.numel() for t in tensors) for tensors in outgoing]
-        self._sent = like.new_empty(sum(sizes))  # kept until the work is done
+        self._sent = like.new_empty(sum(sizes))  # kept until the exchange is done
         at = 0
         for t in (t for tensors in outgoing for t in tensors):
             self._sent[at : at + t.numel()].view(t.shape).copy_(t)
@@ -55,7 +54,7 @@ class Exchange:
             wire.exchanges += 1
 
     def wait(self) -> list[Tensor]:
-        """What each rank sent, one flat tensor per rank."""
+        """The received tensors, one flat tensor per rank."""
         with waiting():
             self._work.wait()
         return list(torch.split(self._received, self._sizes))

@@ -1,9 +1,9 @@
-"""The processes of one run: who this one is among them, and what they say to each other.
+"""Ranks of a run: process groups, mesh and collectives.
 
     torchrun --nproc-per-node 8 -m longvit train cohort.csv --sequence-ranks 4
 
-makes 8 ranks, a mesh of 2 × 4: on the axis "data" each takes its share of the slides, on the axis "sequence" its
-strip of every one of them. `ALONE` is the process without others, for which nothing here costs anything.
+starts 8 ranks, a mesh of 2 × 4: the axis "data" shards the slides, the axis "sequence" cuts each slide into strips.
+`ALONE` is a single process, whose collectives cost nothing.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from longvit.parallel.shard import average_gradients
 from longvit.parallel.watchdog import START_UP_S, RankLostError, Watchdog, use_watchdog, waiting
 from longvit.progress import Progress
 
-# The watch ends a run whose ranks wait in vain; the process groups' own time-out knows neither who nor why.
-_FOR_EVER = timedelta(days=7)
+# The watchdog ends a run whose ranks are stuck; the process groups' own time-out names neither rank nor reason.
+_NO_TIMEOUT = timedelta(days=7)
 _START_UP = timedelta(seconds=START_UP_S)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run. All of them make the calls below, in the same order."""
+    """This process among the ranks of the run. Every rank makes the calls below, in the same order."""
 
     rank: int = 0
     world: int = 1
@@ -46,15 +46,15 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """The one that writes files and speaks to the user."""
+        """True on the rank that writes files and prints."""
         return self.rank == 0
 
-    def busy(self, with_what: str) -> AbstractContextManager[None]:
-        """Around what may take long on this rank alone; the others are patient while its process lives."""
-        return nullcontext() if self.watchdog is None else self.watchdog.busy(with_what)
+    def busy(self, activity: str) -> AbstractContextManager[None]:
+        """Context for long work on this rank alone; the others wait as long as its process lives."""
+        return nullcontext() if self.watchdog is None else self.watchdog.busy(activity)
 
     def move(self) -> None:
-        """Tells the others, now and then in a long computation, that it goes on."""
+        """Signals progress to the other ranks, from time to time in a long computation."""
         if self.watchdog is not None:
             self.watchdog.move()
 
@@ -65,11 +65,11 @@ class Ranks:
                 average_gradients(parameters)
 
     def sum_over_data(self, values: Tensor) -> Tensor:
-        """The sum over the shares of the slides, in place, the same bits on every rank."""
+        """The sum over the data axis, in place, the same bits on every rank."""
         return self._sum(values, "data", self.data_ranks)
 
     def sum_over_sequence(self, values: Tensor) -> Tensor:
-        """The sum over the strips of a slide, in place, the same bits on every rank of it."""
+        """The sum over the sequence axis (the strips of a slide), in place, the same bits on its ranks."""
         return self._sum(values, "sequence", self.sequence_ranks)
 
     def _sum(self, values: Tensor, axis: str, ranks: int) -> Tensor:
@@ -80,16 +80,16 @@ class Ranks:
         return values
 
     def highest(self, values: Sequence[int], device: torch.device) -> list[int]:
-        """The highest of all ranks, for each of the values."""
+        """The maximum over all ranks, for each of the values."""
         if self.world == 1:
             return list(values)
-        of_all = torch.tensor(values, device=device)
+        maxima = torch.tensor(values, device=device)
         with waiting():
-            dist.all_reduce(of_all, dist.ReduceOp.MAX)
-            return [int(value) for value in of_all.tolist()]
+            dist.all_reduce(maxima, dist.ReduceOp.MAX)
+            return [int(value) for value in maxima.tolist()]
 
     def from_first(self, value: Any) -> Any:
-        """The first rank's JSON value, on every rank."""
+        """Broadcasts the first rank's JSON value: → that value, on every rank."""
         if self.world == 1:
             return value
         text = json.dumps(value).encode() if self.is_first else b""
@@ -103,13 +103,13 @@ class Ranks:
         return json.loads(bytes(data.numpy()))
 
     def tensors_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """The first rank's numbers in every rank's tensors, which have the same shapes."""
+        """Broadcasts the first rank's tensors into those of every rank, which have the same shapes."""
         for tensor in tensors if self.world > 1 else ():
             with waiting():
                 dist.broadcast(tensor, 0)
 
     def from_all(self, value: Any, axis: Literal["data", "sequence"] | None = None) -> list[Any]:
-        """Every rank's JSON value, in the order of the ranks; of an axis: of those beside this one on it."""
+        """Gathers every rank's JSON value in rank order; `axis`: only of the ranks on this rank's line of that axis."""
         count = {None: self.world, "data": self.data_ranks, "sequence": self.sequence_ranks}[axis]
         if count == 1:
             return [value]
@@ -119,13 +119,13 @@ class Ranks:
         with waiting():
             dist.all_gather(sizes, torch.tensor([len(text)]), group=group)
             longest = max(int(size.item()) for size in sizes)
-            mine = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)
-            texts = [torch.empty_like(mine) for _ in range(count)]
-            dist.all_gather(texts, mine, group=group)
+            own = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)
+            texts = [torch.empty_like(own) for _ in range(count)]
+            dist.all_gather(texts, own, group=group)
         return [json.loads(bytes(t.numpy())) for t in texts]
 
     def wait_for_all(self) -> None:
-        """Goes on when every rank has come here."""
+        """Barrier: returns when every rank has called it."""
         self.highest([0], torch.device("cpu"))
 
 
@@ -134,11 +134,11 @@ ALONE = Ranks()
 
 @contextmanager
 def all_ranks(sequence_ranks: int = 1, *, device: str = "auto", timeout_s: float = 40.0) -> Iterator[Ranks]:
-    """The ranks that torchrun has started, until the end of the block; `ALONE` where it has started none.
+    """The ranks started by torchrun, until the end of the block; `ALONE` without torchrun.
 
-    `sequence_ranks`: how many of them share a slide; the others take different slides. A rank that dies or hangs ends
-    the others within about `timeout_s` + 10 s, with a line that names it: `RankLostError` where the main thread can
-    raise it. An error of one rank ends the others too.
+    `sequence_ranks`: number of ranks that share a slide. When a rank dies or hangs, the others end within about
+    `timeout_s` + 10 s, with a line that names it: `RankLostError` where the main thread can raise it. An error of one
+    rank ends the others too.
 
     Raises `InputError`: `sequence_ranks` above 1 without torchrun, or a number that does not divide the ranks.
     """
@@ -157,15 +157,15 @@ def all_ranks(sequence_ranks: int = 1, *, device: str = "auto", timeout_s: float
     uses_cuda = device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available()
     if uses_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store, watchdog = _meeting_point(rank, world, timeout_s)
+    store, watchdog = _connect(rank, world, timeout_s)
     Progress.is_silent = rank > 0
     try:
         watchdog.start()
         with watchdog.waiting():
             backends = "cpu:gloo,cuda:nccl" if uses_cuda else "gloo"
-            dist.init_process_group(backends, store=store, rank=rank, world_size=world, timeout=_FOR_EVER)
+            dist.init_process_group(backends, store=store, rank=rank, world_size=world, timeout=_NO_TIMEOUT)
             dist.barrier()
-        # One backend for both kinds of device: figures and texts travel on the CPU also where the model is on a GPU.
+        # Both backends: metrics and texts are exchanged on the CPU even where the model is on a GPU.
         mesh = init_device_mesh(
             "cuda" if uses_cuda else "cpu",
             (world // sequence_ranks, sequence_ranks),
@@ -183,16 +183,19 @@ def all_ranks(sequence_ranks: int = 1, *, device: str = "auto", timeout_s: float
         )
         with use_watchdog(watchdog):
             yield ranks
-            ranks.wait_for_all()  # a rank that leaves early would look dead to those who still compute
+            ranks.wait_for_all()  # the watchdog would report a rank that leaves early as dead
     except BaseException as error:
-        raise _told(error, watchdog) from error
+        raise _reported(error, watchdog) from error
     watchdog.close()
     dist.destroy_process_group()
 
 
-def _meeting_point(rank: int, world: int, timeout_s: float) -> tuple[dist.Store, Watchdog]:
-    """The store of the process groups, and a watch with a connection of its own: its thread must not wait behind a
-    collective's set-up. The launcher serves them; where it does not (mpirun), the first rank."""
+def _connect(rank: int, world: int, timeout_s: float) -> tuple[dist.Store, Watchdog]:
+    """→ the store of the process groups, and a watchdog with a separate connection.
+
+    The watchdog's thread must not wait for the set-up of a collective. The launcher serves the store; where it does not
+    (mpirun), the first rank does.
+    """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     name = f"longvit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
@@ -202,8 +205,8 @@ def _meeting_point(rank: int, world: int, timeout_s: float) -> tuple[dist.Store,
     return dist.PrefixStore(f"{name}/groups", groups), watchdog
 
 
-def _told(error: BaseException, watchdog: Watchdog) -> BaseException:
-    """The error as this rank shall raise it, and the others told of it."""
+def _reported(error: BaseException, watchdog: Watchdog) -> BaseException:
+    """Reports the error to the other ranks; → the error that this rank raises."""
     is_broken_collective = isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and ("gloo" in str(error) or "onnection" in str(error))
     )
@@ -213,5 +216,5 @@ def _told(error: BaseException, watchdog: Watchdog) -> BaseException:
     text = " ".join(str(error).split()) or type(error).__name__
     watchdog.fail(text if isinstance(error, InputError) else f"{type(error).__name__}: {text}")
     if watchdog.rank > 0 and isinstance(error, InputError) and watchdog.said_by(0) == text:
-        return SystemExit(2)  # the first rank has said it to the user
+        return SystemExit(2)  # the first rank has printed it
     return error

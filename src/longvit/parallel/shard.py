@@ -1,7 +1,7 @@
-"""A LongViT over several ranks, put on from outside: `shard(model, mesh)` swaps embedding, attention and pooling.
+"""Sequence-parallel LongViT: `shard(model, mesh)` replaces embedding, attention and pooling of a model.
 
 Each rank reads its own strip of the image (whole rows of patches), embeds it with its positions, and runs the encoder
-on its tokens; attention brings together what shared segments need, the mean over tokens is a sum over ranks.
+on its tokens. Attention exchanges the keys and values of shared segments; the mean over tokens is a sum over ranks.
 
     model = shard(create_model("longvit_small_patch32", num_classes=2), mesh)
     first_px, end_px = model.rows_px(32_768)            # this rank's rows of the canvas
@@ -9,9 +9,9 @@ on its tokens; attention brings together what shared segments need, the mean ove
     loss.backward()
     average_gradients(model.parameters())               # or DistributedDataParallel, which does the same
 
-One convention for all parameters: the *average* over ranks of their gradients is the gradient of the single process
-(of the mean over the slides of the data axis, where there is one). All ranks of a sequence must draw the same random
-numbers (drop path): seed them alike. Every one of them must call backward.
+One convention holds for all parameters: the *average* of their gradients over ranks is the gradient of the single
+process (with a data axis: the mean over its slides). All ranks of a sequence must draw the same random
+numbers (drop path): seed them alike. Each of them must call backward.
 
 B slides, n tokens of this rank, N of all ranks, D width.
 """
@@ -29,10 +29,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from longvit.model.encoder import AttentionPattern, Block, DilatedSelfAttention
+from longvit.attention.pattern import DilatedPattern
+from longvit.model.encoder import Block
 from longvit.model.longvit import LongViT, image_of
 from longvit.model.norm_linear import compute_dtype, norm_linear
 from longvit.model.query_scale import projection
+from longvit.model.self_attention import DilatedSelfAttention
 from longvit.parallel.exchange import Wire
 from longvit.parallel.sharded_attention import sharded_dilated_attention
 from longvit.parallel.shards import Shards
@@ -69,7 +71,7 @@ def average_gradients(parameters: Iterable[Tensor], group: dist.ProcessGroup | N
 
 
 class ShardedLongViT(LongViT):
-    """A LongViT whose images are strips: (B, 3, this rank's rows, W), the strips of the ranks one below the other.
+    """A LongViT whose images are strips: (B, 3, this rank's rows, W), the strips of the ranks from top to bottom.
 
     `forward`, `forward_head`, `pool` and `embed` return on every rank what the single process returns;
     `forward_features` returns this rank's tokens. `wire` counts the bytes of the attention's exchanges.
@@ -77,7 +79,7 @@ class ShardedLongViT(LongViT):
 
     def __init__(self, model: LongViT, group: dist.ProcessGroup | None) -> None:
         nn.Module.__init__(self)
-        twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})  # modules of its own, the same parameters
+        twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})  # separate modules, the same parameters
         self.config, self.group, self.wire = model.config, group, Wire()
         self.patch_embed, self.blocks, self.fc_norm, self.head = twin.patch_embed, twin.blocks, twin.fc_norm, twin.head
         for block in self.blocks:
@@ -93,10 +95,10 @@ class ShardedLongViT(LongViT):
         return twin
 
     def rows_px(self, height_px: int) -> tuple[int, int]:
-        """[first, end) of the image rows of this rank, where strips are as even as rows of patches allow."""
+        """[first, end) of this rank's image rows, in strips as even as rows of patches allow."""
         rank, ranks = _place(self.group)
         rows = height_px // self.config.patch_px
-        if rows < ranks:  # on every rank: an empty strip would be found by one of them alone
+        if rows < ranks:  # raised on every rank: only one of them could detect its empty strip
             raise ValueError(f"{rows} rows of patches do not give {ranks} ranks one each; use at most {rows} ranks")
         return Shards.even(height_px, ranks, step=self.config.patch_px).shard(rank)
 
@@ -115,27 +117,27 @@ class ShardedLongViT(LongViT):
         return self.blocks(x, pattern)
 
     def _strips(self, images: Tensor) -> tuple[Shards, int]:
-        """→ who holds which rows of patches, and the columns; raises on every rank where one strip does not fit."""
+        """→ the shards of the rows of patches, and the columns; raises on every rank where one strip does not fit."""
         if images.ndim != 4:
             raise ValueError(f"images must be (B, 3, rows, W), got {tuple(images.shape)}")
         _, ranks = _place(self.group)
-        mine = torch.tensor(images.shape, device=self.fc_norm.weight.device)  # images may be in host memory
-        shapes = [torch.empty_like(mine) for _ in range(ranks)]
+        own_shape = torch.tensor(images.shape, device=self.fc_norm.weight.device)  # images may be in host memory
+        shapes = [torch.empty_like(own_shape) for _ in range(ranks)]
         if dist.is_initialized():
             with waiting():
-                dist.all_gather(shapes, mine, group=self.group)
+                dist.all_gather(shapes, own_shape, group=self.group)
         else:
-            shapes = [mine]
-        found = [tuple(s.tolist()) for s in shapes]
+            shapes = [own_shape]
+        strips = [tuple(s.tolist()) for s in shapes]
         p = self.config.patch_px
-        if len({(b, w) for b, _, _, w in found}) > 1:
-            raise ValueError(f"the strips of one batch share batch size and width, got (B, 3, rows, W) {found}")
-        for rank, (_, channels, height, width) in enumerate(found):
+        if len({(b, w) for b, _, _, w in strips}) > 1:
+            raise ValueError(f"the strips of one batch share batch size and width, got (B, 3, rows, W) {strips}")
+        for rank, (_, channels, height, width) in enumerate(strips):
             if channels != 3 or height % p or width % p or not height or not width:
                 raise ValueError(
                     f"rank {rank}: a strip of {height} × {width} px is not made of rows of {p} × {p} px patches"
                 )
-        return Shards.of_lengths([height // p for _, _, height, _ in found]), found[0][3] // p
+        return Shards.of_lengths([height // p for _, _, height, _ in strips]), strips[0][3] // p
 
     def pool(self, tokens: Tensor) -> Tensor:
         """This rank's tokens (B, n, D) → (B, D), the mean of all ranks' tokens and its LayerNorm, on every rank."""
@@ -148,7 +150,7 @@ class ShardedLongViT(LongViT):
         return mean if token_norm else self.fc_norm(mean)
 
     def tokens_of(self, slide: Any) -> Tensor:
-        """For `embed`: each rank reads only the rows of the slide that its strip needs."""
+        """A slide or pixels → this rank's tokens (1, n, D), for `embed`; a rank reads only the rows of its strip."""
         if not hasattr(slide, "strips"):
             pixels = np.asarray(slide)
             first_px, end_px = self.rows_px(len(pixels))
@@ -165,28 +167,28 @@ class ShardedLongViT(LongViT):
 
 
 def _place(group: dist.ProcessGroup | None) -> tuple[int, int]:
-    """This rank in the group, and its size; one process without torch.distributed is one rank."""
+    """→ this rank in the group, and the group's size; one process without torch.distributed is one rank."""
     return (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
 
 
 @dataclass(frozen=True)
-class _ShardedPattern(AttentionPattern):
-    """It goes through the encoder with the tokens, so that recomputation sees the shards of its own forward."""
+class _ShardedPattern(DilatedPattern):
+    """Pattern that carries the shards through the encoder, so that recomputation uses those of the forward."""
 
     shards: Shards = field(default_factory=lambda: Shards((0, 0)))
     kept: dict[int, list[Tensor]] | None = None  # with recomputation: each layer's attention, until its backward
 
 
 class _ShardedSelfAttention(DilatedSelfAttention):
-    """`DilatedSelfAttention` of this rank's tokens, with that one's parameters."""
+    """`DilatedSelfAttention` of this rank's tokens, with the parameters of the given one."""
 
-    def __init__(self, whole: DilatedSelfAttention, group: dist.ProcessGroup | None, wire: Wire) -> None:
+    def __init__(self, attn: DilatedSelfAttention, group: dist.ProcessGroup | None, wire: Wire) -> None:
         nn.Module.__init__(self)
-        self.num_heads = whole.num_heads
-        self.norm_in, self.qkv, self.norm, self.proj = whole.norm_in, whole.qkv, whole.norm, whole.proj
+        self.num_heads = attn.num_heads
+        self.norm_in, self.qkv, self.norm, self.proj = attn.norm_in, attn.qkv, attn.norm, attn.proj
         self.group, self.wire = group, wire
 
-    def attend(self, x: Tensor, pattern: AttentionPattern, lengths: Any = None) -> Tensor:
+    def attend(self, x: Tensor, pattern: DilatedPattern, lengths: Any = None) -> Tensor:
         assert isinstance(pattern, _ShardedPattern), pattern
         assert lengths is None, "one sequence over several ranks has no rows of different length"
         keep = None
@@ -194,14 +196,14 @@ class _ShardedSelfAttention(DilatedSelfAttention):
             keep = pattern.kept.setdefault(id(self), [])
         weights = projection(self.qkv, self.num_heads, compute_dtype(x))
         qkv = norm_linear(x, self.norm_in, weights)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         return sharded_dilated_attention(
-            *qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2),
+            q,
+            k,
+            v,
+            pattern,
             shards=pattern.shards,
             group=self.group,
-            segment_lengths=pattern.segment_lengths,
-            dilated_ratios=pattern.dilated_ratios,
-            gradient=pattern.gradient,
-            ragged=pattern.ragged,
             scale=weights.scale,
             wire=self.wire,
             keep=keep,

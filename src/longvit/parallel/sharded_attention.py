@@ -1,14 +1,14 @@
-"""Dilated attention of a sequence whose tokens lie on several ranks: outputs and gradients of the single process.
+"""Dilated attention of a sequence sharded over several ranks: outputs and gradients of the single process.
 
-Each rank computes the rows of its own queries. Branches whose segments lie inside a shard run as in one process; for
-the others the keys and values that a segment needs are brought together first (see `shards`). The branches are merged
-by their log-sum-exp at the query's rank, so nothing else has to travel.
+Each rank computes the rows of its queries. Segments inside a shard run as in one process. For the others the ranks
+first exchange the keys and values that a segment needs (see `shards`). The branches are merged by their log-sum-exp at
+the query's rank, so nothing else has to be exchanged.
 
     forward     start the exchange of keys and values │ own segments │ wait │ shared segments
     backward    shared segments │ start the exchange of their gradients │ own segments │ wait, add
 
 As in `longvit.attention.dilated` the backward of each branch is the ordinary flash backward, called with the merged
-(out, lse). Kept for it, beside those and q, k, v: the keys and values of the shared segments, Σ w/r tokens.
+(out, lse). It needs, besides those and q, k, v, the keys and values of the shared segments, Σ w/r tokens.
 
 B sequences, n tokens of this rank, H heads, D head dim, J groups of g heads, L keys of a group in a segment.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,8 +26,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longvit.attention.backends import Backend, pick
-from longvit.attention.branches import Call, Run, calls
-from longvit.attention.online_softmax import Settings, call_backward, merge_into, wide_dtype
+from longvit.attention.branches import Call, SequenceGroup, calls
+from longvit.attention.dilated import check_qkv
+from longvit.attention.online_softmax import Settings, call_backward, merge_into, rows_adjoin, wide_dtype
+from longvit.attention.pattern import DilatedPattern
 from longvit.parallel.exchange import Exchange, Wire
 from longvit.parallel.shards import Comb, Shards, SharedSegment, combs, shared_segments
 
@@ -36,13 +38,10 @@ def sharded_dilated_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    pattern: DilatedPattern,
     *,
     shards: Shards,
     group: dist.ProcessGroup | None = None,
-    segment_lengths: Sequence[int],
-    dilated_ratios: Sequence[int],
-    gradient: Literal["exact", "detached"] = "exact",
-    ragged: Literal["masked", "padded"] = "masked",
     scale: float | None = None,
     backend: str = "auto",
     wire: Wire | None = None,
@@ -50,18 +49,19 @@ def sharded_dilated_attention(
 ) -> Tensor:
     """This rank's part of `longvit.attention.dilated_attention` of the whole sequence.
 
-    A collective call: every rank of the group makes it, with the same settings, batch and dtype, and every rank runs
-    its backward or none does. Gradients of shared keys travel in the dtype of k and are added up in float32 (float64).
+    A collective call: every rank of the group makes it, with the same pattern, batch and dtype. Every rank runs its
+    backward, or none does. Gradients of shared keys are exchanged in the dtype of k and added up in float32 (float64).
 
     Args:
         q, k, v: (B, n, H, D), the tokens of this rank; n may be 0, and differ between ranks.
-        shards: who holds which tokens, the same on every rank.
-        group: the ranks of the sequence, in the order of the shards; None: all there are.
-        segment_lengths, dilated_ratios, gradient, scale, backend: see `dilated_attention`.
-        ragged: "padded" only where nothing is padded (the segments divide the sequence, the ratios the segments).
-        wire: counts the bytes that travel.
-        keep: for a call that is made again in backward (recomputation). An empty list is filled with what was computed
-            and received; a filled one is used instead of computing and exchanging again, and emptied.
+        pattern: the branches; `ragged` "padded" only where nothing is padded (the segments divide the sequence, the
+            ratios the segments).
+        shards: the tokens of each rank, the same on every rank.
+        group: the ranks of the sequence, in the order of the shards; None: all ranks.
+        scale, backend: see `dilated_attention`.
+        wire: counts the exchanged bytes.
+        keep: for a call that backward repeats (recomputation). An empty list is filled with the results and the
+            received tensors. A filled one replaces computation and exchange, and is emptied.
 
     Returns:
         (B, n, H, D) in the dtype of q.
@@ -71,37 +71,22 @@ def sharded_dilated_attention(
     """
     ranks = dist.get_world_size(group) if dist.is_initialized() else 1
     rank = dist.get_rank(group) if dist.is_initialized() else 0
-    branches = tuple((int(w), int(r)) for w, r in zip(segment_lengths, dilated_ratios, strict=True))
-    _check(q, k, v, shards, rank, ranks, branches, gradient, ragged)
-    settings = Settings(
-        branches,
-        None,
-        gradient == "detached",
-        False,
-        q.shape[-1] ** -0.5 if scale is None else float(scale),
-        pick(q.device, q.dtype, q.shape[-1], backend).backend,
-    )
+    check_qkv(q, k, v)
+    _check_shards(q, pattern, shards, rank, ranks)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    settings = Settings(pattern, scale, pick(q.device, q.dtype, q.shape[-1], backend).backend)
     part = _Part(shards, rank, q.shape[2], settings, group, wire)
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     return _Attention.apply(q, k, v, part, keep)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, shards: Shards, rank: int, ranks: int, branches, gradient, ragged) -> None:
-    if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
-        raise ValueError(
-            f"q, k and v must share one shape (batch, length, heads, head_dim); got {tuple(q.shape)}, "
-            f"{tuple(k.shape)}, {tuple(v.shape)}"
-        )
+def _check_shards(q: Tensor, pattern: DilatedPattern, shards: Shards, rank: int, ranks: int) -> None:
     if shards.ranks != ranks:
         raise ValueError(f"{shards.ranks} shards for {ranks} ranks")
     first, end = shards.shard(rank)
     if q.shape[1] != end - first:
         raise ValueError(f"rank {rank} holds tokens {first} … {end}, {end - first} of them, but was given {q.shape[1]}")
-    if not branches or min(min(b) for b in branches) < 1:
-        raise ValueError(f"every segment length and dilated ratio must be at least 1, got {branches}")
-    if gradient not in ("exact", "detached") or ragged not in ("masked", "padded"):
-        raise ValueError(f"no gradient={gradient!r}, ragged={ragged!r}; see dilated_attention")
-    for w, r in branches if ragged == "padded" else ():
+    for w, r in pattern.branches if pattern.padded else ():
         w = min(w, shards.tokens)
         if w and (shards.tokens % w or w % r):
             raise ValueError(
@@ -112,11 +97,11 @@ def _check(q: Tensor, k: Tensor, v: Tensor, shards: Shards, rank: int, ranks: in
 
 @dataclass(frozen=True)
 class _Shared:
-    """A shared segment as one rank sees it: its own combs, and those of each other rank that holds some of it."""
+    """A shared segment from one rank's view: its own combs, and those of each other rank with tokens in it."""
 
     segment: SharedSegment
     own: tuple[Comb, ...]
-    others: tuple[tuple[int, tuple[Comb, ...]], ...]
+    others: tuple[tuple[int, tuple[Comb, ...]], ...]  # (rank, its combs)
 
 
 @dataclass(frozen=True)
@@ -140,29 +125,30 @@ class _Part:
 
     @property
     def exchanges(self) -> bool:
-        """Whether any rank shares a segment: then all of them take part in the exchange."""
-        return bool(shared_segments(self.shards, self.settings.branches))
+        """True if any ranks share a segment: then all of them take part in the exchange."""
+        return bool(shared_segments(self.shards, self.settings.pattern.branches))
 
     def shared(self) -> list[_Shared]:
-        found = []
-        for s in shared_segments(self.shards, self.settings.branches):
+        """The shared segments with tokens of this rank."""
+        shared = []
+        for s in shared_segments(self.shards, self.settings.pattern.branches):
             if self.rank in s.ranks:
-                of = {p: combs(s, s.piece(self.shards, p), self.heads) for p in s.ranks}
-                found.append(_Shared(s, of.pop(self.rank), tuple(of.items())))
-        return found
+                by_rank = {p: combs(s, s.piece(self.shards, p), self.heads) for p in s.ranks}
+                shared.append(_Shared(s, by_rank.pop(self.rank), tuple(by_rank.items())))
+        return shared
 
     def own_calls(self, batch: int, adjoin: bool) -> Iterator[Call]:
-        """The fused calls of all segments that lie inside the shard, positions counted from its first token."""
+        """The fused calls of all segments inside the shard, positions counted from its first token."""
         first, end = self.shards.shard(self.rank)
-        for w, r in self.settings.branches:
+        for w, r in self.settings.pattern.branches:
             tokens = self.shards.whole_segments(self.rank, w)
             if tokens:
-                run = Run(batch, tokens[1] - tokens[0], first_position=tokens[0] - first)
+                sequences = SequenceGroup(batch, tokens[1] - tokens[0], first_position=tokens[0] - first)
                 gapless = adjoin and tokens == (first, end)
-                yield from calls(run, self.heads, w, r, padded=False, rows_adjoin=gapless)
+                yield from calls(sequences, self.heads, w, r, padded=False, rows_adjoin=gapless)
 
     def numbers(self, sets: Sequence[tuple[Comb, ...]], like: Tensor) -> int:
-        """Numbers of the keys and values of several sets of combs."""
+        """Number of elements in the keys and values of several sets of combs."""
         return 2 * sum(c.numel(len(like), like.shape[-1]) for s in sets for c in s)
 
 
@@ -173,14 +159,14 @@ class _Attention(torch.autograd.Function):
         if keep:
             keep.clear()
         elif keep is not None:
-            keep += [out.detach(), lse, *gathered]  # a tensor of its own: autograd marks the one that is returned
+            keep += [out.detach(), lse, *gathered]  # a separate tensor: autograd marks the returned one
         ctx.save_for_backward(q, k, v, out, lse, *gathered)
         ctx.part = part
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *gathered = ctx.saved_tensors
         part: _Part = ctx.part
         if grad_out.stride(-1) != 1 or 0 in grad_out.stride():
@@ -191,7 +177,7 @@ class _Attention(torch.autograd.Function):
         for s, keys, values in zip(shared, gathered[::2], gathered[1::2], strict=True):
             shared_grads += _shared_backward(s, (grad_out, q, keys, values, out, lse), grads, part)
         exchange = _send_grads(k, shared_grads, shared, part) if part.exchanges else None
-        for call in part.own_calls(len(q), _adjoin(q, k, v, grad_out)):
+        for call in part.own_calls(len(q), rows_adjoin(q, k, v, grad_out)):
             tensors = (grad_out, q, k, v, out, lse)
             for grad, piece in zip(grads, call_backward(call, tensors, part.settings), strict=True):
                 call.view(grad).add_(piece)
@@ -207,7 +193,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, part: _Part) -> list[Tensor]:
     wide = wide_dtype(q.dtype)
     out = torch.zeros(q.shape, dtype=wide, device=q.device)
     lse = out.new_full(q.shape[:3], -math.inf)
-    for call in part.own_calls(len(q), _adjoin(q, k, v)):
+    for call in part.own_calls(len(q), rows_adjoin(q, k, v)):
         o, l = part.kernel.forward(call.view(q), call.view(k), call.view(v), part.settings.scale)
         merge_into(call.view(out), call.view(lse), o, l.to(wide))
     gathered = _receive_keys(exchange.wait(), k, v, shared, part) if exchange else []
@@ -222,18 +208,14 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, part: _Part) -> list[Tensor]:
     return [out.to(q.dtype), lse, *gathered]
 
 
-def _adjoin(*tensors: Tensor) -> bool:
-    return all(t.stride(0) == t.shape[1] * t.stride(1) for t in tensors)
-
-
 def _shared_backward(s: _Shared, tensors: Sequence[Tensor], grads: Sequence[Tensor], part: _Part) -> list[Tensor]:
-    """Adds to this rank's gradients what its queries in one segment give; → gradients of all the segment's k and v."""
+    """Adds the gradients from this rank's queries in one segment; → gradients of the segment's k and v."""
     grad_out, q, keys, values, out, lse = tensors
     grad_keys, grad_values = (torch.zeros_like(t, dtype=lse.dtype) for t in (keys, values))
     for comb in s.own:
         do_c, q_c, out_c, lse_c = (comb.view(t, part.first).flatten(1, 2) for t in (grad_out, q, out, lse))
         k_c, v_c = (comb.all_tokens(t).flatten(1, 2) for t in (keys, values))
-        if part.settings.detached:  # P of the merged softmax, but the row sum of this branch's own output
+        if part.settings.pattern.detached:  # P of the merged softmax, but the row sum of this branch's own output
             out_c, _ = part.kernel.forward(q_c, k_c, v_c, part.settings.scale)
         pieces = part.kernel.backward(do_c, q_c, k_c, v_c, out_c, lse_c, part.settings.scale)
         dq, dk, dv = (t.unflatten(1, (comb.groups, comb.heads)) for t in pieces)
@@ -241,22 +223,22 @@ def _shared_backward(s: _Shared, tensors: Sequence[Tensor], grads: Sequence[Tens
         comb.all_tokens(grad_keys).copy_(dk)  # every group is in one comb only
         comb.all_tokens(grad_values).copy_(dv)
     for comb in s.own:
-        comb.view(grads[1], part.first).add_(comb.of_segment(grad_keys))
-        comb.view(grads[2], part.first).add_(comb.of_segment(grad_values))
+        comb.view(grads[1], part.first).add_(comb.own_tokens(grad_keys))
+        comb.view(grads[2], part.first).add_(comb.own_tokens(grad_values))
     return [grad_keys, grad_values]
 
 
-# --- what travels: per shared segment the keys, then the values, comb by comb ---------------------------------------
+# --- exchanged tensors: per shared segment the keys, then the values, comb by comb ----------------------------------
 
 
 def _send_keys(k: Tensor, v: Tensor, shared: Sequence[_Shared], part: _Part) -> Exchange:
     outgoing: list[list[Tensor]] = [[] for _ in range(part.shards.ranks)]
     incoming = [0] * part.shards.ranks
     for s in shared:
-        mine = [comb.view(t, part.first) for t in (k, v) for comb in s.own]
-        for peer, theirs in s.others:
-            outgoing[peer] += mine
-            incoming[peer] += part.numbers([theirs], k)
+        own_parts = [comb.view(t, part.first) for t in (k, v) for comb in s.own]
+        for peer, peer_combs in s.others:
+            outgoing[peer] += own_parts
+            incoming[peer] += part.numbers([peer_combs], k)
     return Exchange(outgoing, incoming, k, part.group, part.wire)
 
 
@@ -271,10 +253,10 @@ def _receive_keys(received: list[Tensor], k: Tensor, v: Tensor, shared: Sequence
         for t in (k, v):
             whole = k.new_empty(size)
             for comb in s.own:
-                comb.of_segment(whole).copy_(comb.view(t, part.first))
-            for peer, theirs in s.others:
-                for comb in theirs:
-                    at[peer] += _take(received[peer], at[peer], comb.of_segment(whole))
+                comb.own_tokens(whole).copy_(comb.view(t, part.first))
+            for peer, peer_combs in s.others:
+                for comb in peer_combs:
+                    at[peer] += _take(received[peer], at[peer], comb.own_tokens(whole))
             gathered.append(whole)
     return gathered
 
@@ -285,12 +267,12 @@ def _take(flat: Tensor, at: int, into: Tensor) -> int:
 
 
 def _send_grads(k: Tensor, shared_grads: Sequence[Tensor], shared: Sequence[_Shared], part: _Part) -> Exchange:
-    """Back the way they came: to each rank the gradients of its keys and values."""
+    """Starts the reverse exchange: each rank receives the gradients of its keys and values."""
     outgoing: list[list[Tensor]] = [[] for _ in range(part.shards.ranks)]
     incoming = [0] * part.shards.ranks
     for i, s in enumerate(shared):
-        for peer, theirs in s.others:
-            outgoing[peer] += [comb.of_segment(t) for t in shared_grads[2 * i : 2 * i + 2] for comb in theirs]
+        for peer, peer_combs in s.others:
+            outgoing[peer] += [comb.own_tokens(t) for t in shared_grads[2 * i : 2 * i + 2] for comb in peer_combs]
             incoming[peer] += part.numbers([s.own], k)
     return Exchange(outgoing, incoming, k, part.group, part.wire)
 

@@ -1,16 +1,16 @@
-"""Which rank holds which tokens, and which segments of dilated attention they must share.
+"""Shards of a sequence over ranks, and the segments of dilated attention that several ranks share.
 
-Rank p of R holds tokens [bounds[p], bounds[p + 1]): contiguous, of any length, 0 included. Of a branch (segment length
-w, dilated ratio r; see `longvit.attention.branches`) the segments that lie inside one shard are that rank's own affair.
-The others, at most R − 1 per branch, are *shared*: the ranks that such a segment touches exchange their part of its
-keys and values, and only the part that takes part: head group j (g = ceil(H / r) heads) at positions j, j + r, … of the
-segment. So H · w / r keys are seen by each of them, whatever N is. The published code gathers over all ranks instead of
-those of the segment.
+Rank p of R holds tokens [bounds[p], bounds[p + 1]): contiguous, of any length, 0 included. Segments of a branch
+(segment length w, dilated ratio r; see `longvit.attention.branches`) inside one shard are computed by that rank alone.
+The others, at most R − 1 per branch, are *shared*: the ranks with tokens in such a segment exchange their keys and
+values. Only tokens that take part are exchanged: head group j (g = ceil(H / r) heads) at positions j, j + r, … of the
+segment. So each rank receives at most H · w / r keys, whatever N is. The published code gathers over all ranks instead
+of those of the segment.
 
     segment      |  a . . . . . . . . . . . . . . . |        r = 2: heads of group 0 at a, a + 2, …; of 1 at a + 1, …
     shards    … rank 0    |    rank 1    |   rank 2 …        each rank's *piece*: segment ∩ shard
 
-A `Comb` is the part of a piece that is one strided view: neighbouring groups whose tokens are equally many.
+A `Comb` is the part of a piece that is one strided view: neighbouring groups with equal numbers of tokens.
 
 R ranks, N tokens, B sequences, H heads, D head dim, J groups of a comb, g heads of a group, n tokens of a group.
 """
@@ -43,9 +43,9 @@ class Shards:
 
     @classmethod
     def even(cls, n: int, ranks: int, *, step: int = 1) -> Shards:
-        """`n` tokens over `ranks`, as even as whole steps of `step` tokens (a row of patches) allow."""
+        """`n` tokens over `ranks`, as evenly as whole steps of `step` tokens (a row of patches) allow."""
         if n % step:
-            raise ValueError(f"{n} tokens are not made of steps of {step}")
+            raise ValueError(f"{n} tokens are not a multiple of {step}")
         return cls(tuple(p * (n // step) // ranks * step for p in range(ranks + 1)))
 
     @property
@@ -62,7 +62,7 @@ class Shards:
         return self.bounds[rank], self.bounds[rank + 1]
 
     def whole_segments(self, rank: int, segment_length: int) -> tuple[int, int] | None:
-        """[first, end) of the rank's tokens in segments that lie inside its shard, or None."""
+        """[first, end) of the rank's tokens in segments inside its shard, or None."""
         first, end = self.shard(rank)
         w = min(segment_length, self.tokens)
         if w == 0:
@@ -106,13 +106,13 @@ class Comb:
 
     def view(self, x: Tensor, first: int) -> Tensor:
         """(B, tokens from `first` on, H, …) → (B, J, heads, n, …), sharing memory."""
-        s_batch, s_pos, s_head, *rest = x.stride()
+        s_batch, s_pos, s_head, *inner = x.stride()
         size = (len(x), self.groups, self.heads, self.tokens, *x.shape[3:])
-        stride = (s_batch, s_pos + self.group_heads * s_head, s_head, self.ratio * s_pos, *rest)
+        stride = (s_batch, s_pos + self.group_heads * s_head, s_head, self.ratio * s_pos, *inner)
         offset = (self.position - first) * s_pos + self.group * self.group_heads * s_head
         return x.as_strided(size, stride, x.storage_offset() + offset)
 
-    def of_segment(self, x: Tensor) -> Tensor:
+    def own_tokens(self, x: Tensor) -> Tensor:
         """Keys of the whole segment (B, all groups, g, tokens, D) → this comb's own tokens (B, J, heads, n, D)."""
         return self.all_tokens(x)[:, :, :, self.index : self.index + self.tokens]
 
@@ -123,39 +123,40 @@ class Comb:
 
 @lru_cache(maxsize=256)
 def shared_segments(shards: Shards, branches: tuple[tuple[int, int], ...]) -> tuple[SharedSegment, ...]:
-    """All segments that lie in more than one shard, in one order for all ranks."""
+    """All segments with tokens in more than one shard, in one order for all ranks."""
     n = shards.tokens
-    found = []
+    segments = []
     for segment_length, ratio in branches:
         w = min(segment_length, n)
         for start in sorted({b // w * w for b in shards.bounds if 0 < b < n and b % w}):
             end = min(start + w, n)
-            shares = [(max(a, start), min(b, end)) for a, b in pairwise(shards.bounds)]
-            ranks = tuple(p for p, (a, b) in enumerate(shares) if a < b)
+            pieces = [(max(a, start), min(b, end)) for a, b in pairwise(shards.bounds)]
+            ranks = tuple(p for p, (a, b) in enumerate(pieces) if a < b)
             if len(ranks) > 1:
-                found.append(SharedSegment(ratio, start, end, ranks))
-    return tuple(found)
+                segments.append(SharedSegment(ratio, start, end, ranks))
+    return tuple(segments)
 
 
 @lru_cache(maxsize=4096)
 def combs(segment: SharedSegment, piece: tuple[int, int], heads: int) -> tuple[Comb, ...]:
-    """The tokens of a piece that take part, in the order in which they travel."""
+    """The tokens of a piece that take part, in the order of the exchange."""
     r, (first, end) = segment.ratio, piece
     g = -(-heads // r)
 
-    def facts(j: int) -> tuple[int, int, int, int]:
+    def extent(j: int) -> tuple[int, int, int, int]:
+        """→ index, tokens, keys and heads of group j, as in `Comb`."""
         index = max(0, -(-(first - segment.start - j) // r))
         tokens = max(0, -(-(end - segment.start - j - index * r) // r))
         return index, tokens, -(-(segment.end - segment.start - j) // r), min(g, heads - j * g)
 
     groups = range(min(r, segment.end - segment.start, -(-heads // g)))
-    found = []
-    for (index, tokens, keys, h), members in groupby(groups, facts):
+    pieces = []
+    for (index, tokens, keys, h), members in groupby(groups, extent):
         js = list(members)
         if tokens:
             position = segment.start + js[0] + index * r
-            found.append(Comb(js[0], len(js), h, g, position, r, tokens, index, keys))
-    return tuple(found)
+            pieces.append(Comb(js[0], len(js), h, g, position, r, tokens, index, keys))
+    return tuple(pieces)
 
 
 def exchanged_bytes(
@@ -168,10 +169,10 @@ def exchanged_bytes(
     itemsize: int,
     batch: int = 1,
 ) -> float:
-    """Bytes that a rank receives in one forward pass of one layer; it sends as many back in its backward.
+    """Bytes that a rank receives in one forward pass of one layer; its backward sends as many back.
 
-    Keys and values of what the others hold of its shared segments, a 1/r of each: 2 · B · Σ (w' − piece) / r · H·D
-    numbers. It does not depend on N (design note, sequence parallelism); rounding to whole tokens apart, it is exact.
+    Keys and values of the other ranks' tokens in its shared segments, 1/r of each: 2 · B · Σ (w' − piece) / r · H·D
+    elements. It does not depend on N, and is exact except for rounding to whole tokens.
     """
     branches = tuple(zip(segment_lengths, dilated_ratios, strict=True))
     tokens = 0.0

@@ -1,4 +1,4 @@
-"""What a training step will take, before anything runs: memory, communication, arithmetic, a floor for its time."""
+"""Plan of a training step before anything runs: memory, communication, arithmetic, a lower bound of its time."""
 
 from longvit.plan.feasibility import Plan, PlanSettings, plan
 

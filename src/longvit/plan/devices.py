@@ -1,8 +1,8 @@
-"""Cards by name: memory, matrix products, exponentials. Numbers of the makers' data sheets, dense, SXM form.
+"""Devices by name: memory, matrix products, exponentials, from the makers' data sheets (dense, SXM form).
 
 Softmax takes one exponential per (query, key) pair, and a GPU has few units for them: 16 per multiprocessor and clock
-(CUDA C++ programming guide, arithmetic instructions). On a Hopper card that is 3.9 T a second beside 989 TFLOP/s of
-matrix products (FlashAttention-3, arXiv 2407.08608, section 1), so at a head dim of 24 attention is bound by them.
+(CUDA C++ programming guide, arithmetic instructions). On a Hopper card that is 3.9 T a second, against 989 TFLOP/s of
+matrix products (FlashAttention-3, arXiv 2407.08608, section 1). So at a head dim of 24 exponentials limit attention.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Device:
     flops: Mapping[str, float]
     exponentials: float
     runtime_gib: float
-    """What the process takes beside tensors: the CUDA context and its libraries, or Python and PyTorch."""
+    """Memory of the process besides tensors: the CUDA context and its libraries, or Python and PyTorch."""
     source: str
 
 
@@ -57,7 +57,7 @@ def device_named(name: str) -> Device:
 
 
 def this_machine() -> Device:
-    """The processor here: its memory, and its speed as measured now, in a fraction of a second."""
+    """This machine's CPU: its memory, and its speed, measured in a fraction of a second."""
     import os
     import time
 
@@ -82,7 +82,7 @@ def this_machine() -> Device:
         {**flops, "float16": flops["float32"]},
         rate(lambda: x.exp(), x.numel()),
         0.5,
-        f"measured here now, {torch.get_num_threads()} threads",
+        f"measured now on this machine, {torch.get_num_threads()} threads",
     )
 
 

@@ -1,4 +1,4 @@
-"""`plan`: will this image and model fit on these devices, what limits them, and which settings make it fit."""
+"""Feasibility of a training step: memory on the given devices, its limits, and the settings that make it fit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from longvit.plan.devices import GIB, Device, device_named
 from longvit.plan.memory import DTYPE_BYTES, Load, Memory, parameters, training_memory
 from longvit.plan.work import Exchange, Floor, Work, exchange, floor, forward_work, training_work
 
-MAX_GPUS = 64  # of the settings that are tried
-CARDS_GB = (24, 32, 80, 141)  # what cards are sold with
+MAX_GPUS = 64  # in the alternatives
+CARDS_GB = (24, 32, 80, 141)  # memory sizes on the market
 
 EXISTS = {
     "recompute": "longvit train --recompute",
@@ -21,24 +21,24 @@ EXISTS = {
     "batch_size": "longvit train --batch-size",
     "gpus": "torchrun --nproc-per-node N -m longvit train --sequence-ranks N",
 }
-"""How each setting is reached today."""
+"""Command or option for each setting."""
 
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What is asked about; raises InputError for what cannot be."""
+    """The training step to plan; raises InputError for impossible settings."""
 
     side_px: int
     gpus: int = 1
     gpu_gb: float | None = None
-    """GiB of one device; None: what the named device has."""
+    """GiB of one device; None: the memory of the named device."""
     model: str = "longvit_small_patch32"
     dtype: str = "bfloat16"
     batch_size: int = 1
     """Images of one forward pass, over all devices together."""
     recompute: bool = False
     offload: bool = False
-    """With `recompute`: what layers keep waits on the host."""
+    """With `recompute`: tensors kept for backward stay in host memory."""
     device: str = "h100"
     num_classes: int = 2
 
@@ -48,7 +48,7 @@ class PlanSettings:
         patch = SIZES[self.model].patch_px
         if self.side_px < patch or self.side_px % patch:
             nearest = max(patch, round(self.side_px / patch) * patch)
-            raise InputError(f"side {self.side_px} px is no multiple of the patch, {patch} px: try {nearest}")
+            raise InputError(f"side {self.side_px} px is not a multiple of the patch, {patch} px: try {nearest}")
         for name, value in (("GPUs", self.gpus), ("images per batch", self.batch_size)):
             if value < 1:
                 raise InputError(f"{value} {name}: at least 1")
@@ -57,7 +57,7 @@ class PlanSettings:
         if self.gpu_gb is not None and not self.gpu_gb > 0:
             raise InputError(f"{self.gpu_gb:g} GB of memory per device: above 0")
         if self.offload and not self.recompute:
-            raise InputError("offload moves what recomputation keeps: give --recompute too")
+            raise InputError("offload moves the tensors that recomputation keeps: give --recompute too")
         if self.offload and self.device == "cpu":
             raise InputError("offload moves tensors from a card to the host: there is no card in --device cpu")
         if self.offload and self.gpus > 1:
@@ -75,7 +75,7 @@ class Alternative:
     """Other settings, and the memory of a training step with them."""
 
     changes: tuple[str, ...]
-    """In words, those that differ; empty: as asked."""
+    """The settings that differ, as text; empty: as requested."""
     recompute: bool
     offload: bool
     dtype: str
@@ -87,12 +87,12 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer; bytes are of the device with the most to do."""
+    """Result of `plan`; bytes are those of the device with the highest load."""
 
     settings: PlanSettings
     device: Device
     budget: int
-    """Bytes for tensors on one device: its memory less what the process itself takes."""
+    """Bytes for tensors on one device: its memory minus that of the process itself."""
     patches: int
     segment_lengths: tuple[int, ...]
     parameters: int
@@ -107,14 +107,14 @@ class Plan:
     forward_floor: Floor
     training_floor: Floor
     alternatives: tuple[Alternative, ...]
-    """As asked, then the fewest changes first."""
+    """The requested settings, then the alternatives with the fewest changes first."""
     cards: dict[int, str | None]
-    """GiB of a card → the first of "kept layers", "recompute", "recompute + offload" with which it is enough."""
+    """GiB of a card → the first of "kept layers", "recompute", "recompute + offload" that fits."""
     notes: tuple[str, ...]
 
     @property
     def memory(self) -> Memory:
-        """With the settings as asked."""
+        """Memory with the requested settings."""
         if self.settings.offload:
             assert self.offloaded is not None
             return self.offloaded
@@ -159,12 +159,12 @@ def plan(settings: PlanSettings) -> Plan:
 
 
 def _cards(device: Device, plain: Memory, recomputed: Memory, offloaded: Memory | None) -> dict[int, str | None]:
-    ways = {"kept layers": plain, "recompute": recomputed, "recompute + offload": offloaded}
-    found: dict[int, str | None] = {}
+    modes = {"kept layers": plain, "recompute": recomputed, "recompute + offload": offloaded}
+    cards: dict[int, str | None] = {}
     for gb in CARDS_GB:
         budget = GIB * (gb - device.runtime_gib)
-        found[gb] = next((way for way, memory in ways.items() if memory and memory.total <= budget), None)
-    return found
+        cards[gb] = next((mode for mode, memory in modes.items() if memory and memory.total <= budget), None)
+    return cards
 
 
 def _exchange(s: PlanSettings) -> Exchange:
@@ -173,7 +173,7 @@ def _exchange(s: PlanSettings) -> Exchange:
 
 
 def _memory(s: PlanSettings, device: Device) -> Memory:
-    """Of the device with the most rows of patches."""
+    """Memory of the device with the most rows of patches."""
     rows = s.side_px // s.config.patch_px
     own_rows = -(-rows // s.gpus)
     return training_memory(
@@ -191,52 +191,52 @@ def _memory(s: PlanSettings, device: Device) -> Memory:
     )
 
 
-def _alternatives(asked: PlanSettings, device: Device, budget: int) -> Iterator[Alternative]:
-    """As asked, every single change, then the smallest combinations that fit where none of those does."""
-    changes = _changes(asked)
-    found = [_tried(asked, c, device, budget) for c in ([], *(c for c in changes if len(c) == 1))]
-    yield from found
-    if any(a.fits for a in found):
+def _alternatives(requested: PlanSettings, device: Device, budget: int) -> Iterator[Alternative]:
+    """The requested settings, every single change, and the smallest combinations that fit if none of those does."""
+    changes = _changes(requested)
+    simple = [_alternative(requested, c, device, budget) for c in ([], *(c for c in changes if len(c) == 1))]
+    yield from simple
+    if any(a.fits for a in simple):
         return
     for size in (2, 3, 4):
-        fitting = [a for c in changes if len(c) == size and (a := _tried(asked, c, device, budget)).fits]
+        fitting = [a for c in changes if len(c) == size and (a := _alternative(requested, c, device, budget)).fits]
         if fitting:
             yield from fitting
             return
 
 
-def _changes(asked: PlanSettings) -> list[list[dict[str, object]]]:
-    """Combinations of changes; of the numbers of GPUs the smallest one comes first."""
-    rows = asked.side_px // asked.config.patch_px
-    keeping: list[dict[str, object]] = [] if asked.recompute else [{"recompute": True}]
-    if not asked.offload and asked.device != "cpu" and asked.gpus == 1:
-        keeping.append({"offload": True} if asked.recompute else {"recompute": True, "offload": True})
-    narrower: list[dict[str, object]] = [{"dtype": "bfloat16"}] if asked.dtype == "float32" else []
-    smaller: list[dict[str, object]] = [{"batch_size": 1}] if asked.batch_size > 1 else []
+def _changes(requested: PlanSettings) -> list[list[dict[str, object]]]:
+    """Combinations of changes, smaller numbers of GPUs first."""
+    rows = requested.side_px // requested.config.patch_px
+    recomputing: list[dict[str, object]] = [] if requested.recompute else [{"recompute": True}]
+    if not requested.offload and requested.device != "cpu" and requested.gpus == 1:
+        recomputing.append({"offload": True} if requested.recompute else {"recompute": True, "offload": True})
+    narrower: list[dict[str, object]] = [{"dtype": "bfloat16"}] if requested.dtype == "float32" else []
+    smaller: list[dict[str, object]] = [{"batch_size": 1}] if requested.batch_size > 1 else []
     more: list[dict[str, object]] = []
-    n = 2 * asked.gpus
-    while n <= min(MAX_GPUS, rows) and asked.device != "cpu":
+    n = 2 * requested.gpus
+    while n <= min(MAX_GPUS, rows) and requested.device != "cpu":
         more.append({"gpus": n})
         n *= 2
     sets: list[list[dict[str, object]]] = [[]]
-    for options in (keeping, narrower, smaller, more):
+    for options in (recomputing, narrower, smaller, more):
         sets += [[*s, option] for s in sets for option in options]
-    return [s for s in sets if s and _possible(asked, s)]
+    return [s for s in sets if s and _possible(requested, s)]
 
 
-def _possible(asked: PlanSettings, changes: list[dict[str, object]]) -> bool:
-    """Offload is for one device."""
+def _possible(requested: PlanSettings, changes: list[dict[str, object]]) -> bool:
+    """False for offload on several devices."""
     names = {name for change in changes for name in change}
-    return not ("gpus" in names and (asked.offload or "offload" in names))
+    return not ("gpus" in names and (requested.offload or "offload" in names))
 
 
-def _tried(asked: PlanSettings, changes: list[dict[str, object]], device: Device, budget: int) -> Alternative:
+def _alternative(requested: PlanSettings, changes: list[dict[str, object]], device: Device, budget: int) -> Alternative:
     merged = {name: value for change in changes for name, value in change.items()}
-    s = replace(asked, **merged)  # type: ignore[arg-type]
+    s = replace(requested, **merged)  # type: ignore[arg-type]
     total = _memory(s, device).total
-    words = {"dtype": s.dtype, "batch_size": "batch 1", "gpus": f"{s.gpus} GPUs"}
-    named = tuple(words.get(name, name) for name in merged)
-    return Alternative(named, s.recompute, s.offload, s.dtype, s.batch_size, s.gpus, total, total <= budget)
+    labels = {"dtype": s.dtype, "batch_size": "batch 1", "gpus": f"{s.gpus} GPUs"}
+    changed = tuple(labels.get(name, name) for name in merged)
+    return Alternative(changed, s.recompute, s.offload, s.dtype, s.batch_size, s.gpus, total, total <= budget)
 
 
 def _notes(s: PlanSettings, device: Device) -> Iterator[str]:

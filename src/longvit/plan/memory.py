@@ -1,19 +1,19 @@
-"""Peak memory of one training step, from what the code keeps: a formula per moment of forward and backward.
+"""Peak memory of one training step: a formula for each moment of forward and backward.
 
-Kept for backward, per layer and token (s: bytes of the float32 stream, c: of the arithmetic's dtype; D width, F hidden
+Kept for backward, per layer and token (s: bytes of the float32 stream, c: of the compute dtype; D width, F hidden
 width, H heads; `model.encoder`, `model.norm_linear`, `model.feedforward`, `attention.operators`):
 
     without recomputation   x: sD   q, k, v: 3cD   out: cD   lse: 4H   middle x: sD   hidden: cF
     with recomputation      x: sD                  out: cD   lse: 4H
 
-beside the uint8 image. With `offload` (CUDA, with recomputation) the image and the second line wait on the host: on the
-device are that of the layer at work and that of the next one, on its way. In backward one layer after the other is
-taken up, from the last to the first: its temporaries come on top, its kept tensors go, its gradients stay. The peak is
-the largest of these moments:
+plus the uint8 image. With `offload` (CUDA, with recomputation) the image and the second line are in host memory. On the
+device are the tensors of the current layer and those being copied for the next one. Backward goes from the last layer
+to the first: a layer's temporaries are added, its kept tensors are freed, its gradients stay. The peak is the largest
+of these moments:
 
     FFN                     6 hidden chunks of tokens (`norm_linear.chunks`), the gradients of x on both sides
-    attention               q, k, v (computed again with recomputation) and the gradient of out; their gradient in
-                            float32, once more as the first branch's call returns it
+    attention               q, k, v (recomputed with recomputation) and the gradient of out; their gradient in float32,
+                            and a second copy from the first branch's call
 
 T tokens of this device in all its sequences.
 """
@@ -27,14 +27,14 @@ from longvit.model.embedding import CPU_CHUNK_PATCHES, GPU_CHUNK_PATCHES
 from longvit.model.longvit import LongViTConfig
 from longvit.model.norm_linear import CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS
 
-_NARROW_BACKWARD_TOKENS = 512  # attention.backends: the CPU kernel takes bfloat16 as it is from here on
+_NARROW_BACKWARD_TOKENS = 512  # attention.backends: from here on the CPU kernel takes bfloat16 unconverted
 _STREAM = 4  # bytes: parameters, gradients and the residual stream are float32 under autocast
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one device is given: T = `tokens` of a model, and how it computes."""
+    """Load of one device: T = `tokens` of a model, and the settings of the computation."""
 
     config: LongViTConfig
     tokens: int
@@ -45,10 +45,10 @@ class Load:
     dtype: str = "float32"
     recompute: bool = False
     offload: bool = False
-    """What layers keep waits on the host (`model.offload`), where the image stays; on CUDA devices with `recompute`."""
+    """Kept tensors and the image are in host memory (`model.offload`); on CUDA devices with `recompute`."""
     device: str = "cpu"
     shared_keys: int = 0
-    """Tokens whose keys and values sequence parallelism brings here per layer (its own part of them included)."""
+    """Tokens of the keys and values that sequence parallelism gathers here per layer, the own ones included."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Memory:
     host: int
     """Page-locked host memory with offload, the image included, tensors rounded up to powers of two as PyTorch does."""
     peak: int
-    """Of forward and backward, above parameters and optimiser: kept tensors, gradients so far, temporaries."""
+    """Peak of forward and backward above parameters and optimiser: kept tensors, gradients so far, temporaries."""
     moment: str
-    """When that is."""
+    """The moment of the peak."""
     inference: int
     """Peak of a forward pass without gradients, above the parameters."""
 
@@ -78,7 +78,7 @@ class Memory:
 
 
 def parameter_counts(config: LongViTConfig) -> dict[str, int]:
-    """Numbers in the embedding (positions included), in one layer's attention and FFN, in norm and head."""
+    """Parameter counts of the embedding (positions included), one layer's attention and FFN, norm and head."""
     d, f, k = config.embed_dim, config.ffn_dim, config.num_classes
     grid = config.grid
     return {
@@ -90,7 +90,7 @@ def parameter_counts(config: LongViTConfig) -> dict[str, int]:
 
 
 def parameters(config: LongViTConfig) -> int:
-    """Numbers in the whole model."""
+    """Parameter count of the model."""
     n = parameter_counts(config)
     return n["embedding"] + config.depth * (n["attention"] + n["ffn"]) + n["head"]
 
@@ -122,12 +122,12 @@ def _offloads(load: Load) -> bool:
 
 
 def _kept_by(layers: int, load: Load) -> int:
-    """Bytes on the device of what so many layers keep, below the one at work."""
+    """Bytes on the device of the kept tensors of so many layers, below the current one."""
     return (min(layers, 1) if _offloads(load) else layers) * _kept(load)
 
 
 def image_bytes(load: Load) -> int:
-    """The uint8 pixels on the device: with offload they are moved a few rows at a time."""
+    """The uint8 pixels on the device: with offload a few rows are moved at a time."""
     return 0 if _offloads(load) else _pixels(load)
 
 
@@ -176,24 +176,24 @@ def _hidden_chunk(load: Load) -> int:
 
 
 def _cast_weights(load: Load) -> int:
-    """The FFN's matrices in 16 bits; in float32 they are used as they are."""
+    """Bytes of the FFN's matrices cast to 16 bits; 0 in float32."""
     c = DTYPE_BYTES[load.dtype]
     return 2 * c * load.config.embed_dim * load.config.ffn_dim if c < _STREAM else 0
 
 
 def _chunk_patches(load: Load) -> int:
-    """Patches that the embedding takes at once: whole rows."""
+    """Patches per chunk of the embedding: whole rows."""
     at_once = GPU_CHUNK_PATCHES if load.device == "cuda" else CPU_CHUNK_PATCHES
     return min(load.tokens, max(1, at_once // load.columns) * load.columns)
 
 
 def _embedding_weight(load: Load) -> int:
-    """The projection's matrix in the arithmetic's dtype."""
+    """Bytes of the projection's matrix in the compute dtype."""
     return 3 * load.config.patch_px**2 * load.config.embed_dim * DTYPE_BYTES[load.dtype]
 
 
 def _embedding(load: Load) -> int:
-    """Image, tokens, the weight with the normalisation folded in, and a chunk of patches, the one before beside it."""
+    """Image, tokens, the weight with the normalisation folded in, and two consecutive chunks of patches."""
     c, chunk, pixels = DTYPE_BYTES[load.dtype], _chunk_patches(load), 3 * load.config.patch_px**2
     following = min(chunk, load.tokens - chunk)
     patches = pixels * max((1 + c) * chunk, c * chunk + (1 + c) * following)  # as uint8 first, then in the dtype
@@ -202,7 +202,7 @@ def _embedding(load: Load) -> int:
 
 
 def _attention_forward(load: Load) -> int:
-    """Temporaries: the running output in float32, what the first branch returned, casts of q, k, v on a CPU."""
+    """Temporaries: the running output in float32, the first branch's result, casts of q, k, v on a CPU."""
     wide = _STREAM * load.tokens * load.config.embed_dim
     if load.dtype == "float32":
         return wide
@@ -210,7 +210,7 @@ def _attention_forward(load: Load) -> int:
 
 
 def _attention_backward(load: Load) -> int:
-    """Temporaries: the gradient of q, k, v in float32, and what the first branch's call, of all tokens, returns."""
+    """Temporaries: the gradient of q, k, v in float32, and the result of the first branch's call for all tokens."""
     t, d, c = load.tokens, load.config.embed_dim, DTYPE_BYTES[load.dtype]
     shared = 2 * _STREAM * load.shared_keys * d
     fused = 3 * _STREAM * t * d
@@ -224,7 +224,7 @@ def _attention_backward(load: Load) -> int:
 
 
 def _moments(load: Load) -> Iterator[tuple[str, int]]:
-    """(what happens, bytes above parameters and optimiser) of one forward and backward pass."""
+    """(moment, bytes above parameters and optimiser) of one forward and backward pass."""
     config, layer = load.config, saved_per_layer(load)
     counts = {name: _STREAM * n for name, n in parameter_counts(config).items()}
     t, d, c = load.tokens, config.embed_dim, DTYPE_BYTES[load.dtype]
@@ -233,38 +233,38 @@ def _moments(load: Load) -> Iterator[tuple[str, int]]:
     sums = (2 if several_chunks else 1) * _STREAM * d * config.ffn_dim
 
     yield "embedding", _embedding(load)
-    # forward: the last layer has all others' tensors beside it
+    # forward: in the last layer the tensors of all others are kept
     before = image_bytes(load) + _kept_by(config.depth - 1, load) + layer["x"]
     attention = layer["qkv"] + layer["lse"] + layer["shared keys"]
     yield "forward, last layer's attention", before + attention + _attention_forward(load)
     ffn = attention + layer["out"]
-    # recomputation: nothing holds q, k, v any more, and the middle x goes by in chunks
+    # recomputation: q, k, v are freed, and the middle x exists in chunks
     ffn += -layer["qkv"] if load.recompute else layer["middle x"] + layer["hidden"]
     yield "forward, last layer's FFN", before + ffn + (stream if load.recompute else narrow) + casts + 2 * chunk
 
     gradients = counts["head"]
     for i in reversed(range(config.depth)):
-        here = f"backward, layer {i + 1}"
-        held = image_bytes(load) + _kept_by(i, load) + gradients + _kept(load) + stream  # the gradient that arrives
+        moment = f"backward, layer {i + 1}"
+        held = image_bytes(load) + _kept_by(i, load) + gradients + _kept(load) + stream  # the incoming gradient
         if load.recompute:
             rows = _STREAM * min(t, _chunk_tokens(load)) * d
-            yield f"{here}, FFN", held + stream + narrow + casts + 6 * chunk + 2 * rows + sums
+            yield f"{moment}, FFN", held + stream + narrow + casts + 6 * chunk + 2 * rows + sums
             gradients += counts["ffn"]
             held += counts["ffn"]
-            yield f"{here}, attention", held + narrow + layer["qkv"] + _attention_backward(load)
+            yield f"{moment}, attention", held + narrow + layer["qkv"] + _attention_backward(load)
             gradients += counts["attention"]
             held += counts["attention"]
-            yield f"{here}, q, k, v", held + 3 * narrow + stream
+            yield f"{moment}, q, k, v", held + 3 * narrow + stream
             continue
         narrow_grad = narrow if c < _STREAM else 0
-        yield f"{here}, FFN", held + narrow_grad + casts + 5 * chunk + sums + (stream if several_chunks else 0)
+        yield f"{moment}, FFN", held + narrow_grad + casts + 5 * chunk + sums + (stream if several_chunks else 0)
         gradients += counts["ffn"]
         held += counts["ffn"] - layer["hidden"] - layer["middle x"]
-        yield f"{here}, sum of the stream's gradients", held + 2 * stream
-        yield f"{here}, attention", held + narrow + _attention_backward(load)
+        yield f"{moment}, sum of the stream's gradients", held + 2 * stream
+        yield f"{moment}, attention", held + narrow + _attention_backward(load)
         gradients += counts["attention"]
         held += counts["attention"] - layer["qkv"] - layer["out"] - layer["lse"] - layer["shared keys"]
-        yield f"{here}, q, k, v", held + 3 * narrow + stream + (stream if several_chunks else 0)
+        yield f"{moment}, q, k, v", held + 3 * narrow + stream + (stream if several_chunks else 0)
     chunk = _chunk_patches(load)
     pixels = 3 * config.patch_px**2 * chunk
     patches = max((1 + c) * pixels, c * pixels + _embedding_weight(load))  # made; multiplied

@@ -1,12 +1,12 @@
-"""Arithmetic and communication of one step: FLOPs, exponentials, bytes between devices, and the time that they need.
+"""Arithmetic and communication of one step: FLOPs, exponentials, bytes between devices, and a lower bound of time.
 
-Per token and layer the linear layers take 2 (4 D² + 2 D F) FLOPs, the embedding once 2 · 3 P² D; attention 4 D/H FLOPs
-and one exponential per (query, key) pair and head (`attention.operators.attention_pairs`). Backward takes twice the
-linear layers' forward, and 5/2 of attention's with its exponentials once more; recomputation adds the layers' linear
-products once, but for the FFN's second (attention's result is kept, the layer's is not needed).
+Per token and layer the linear layers take 2 (4 D² + 2 D F) FLOPs, the embedding once 2 · 3 P² D. Attention takes 4 D/H
+FLOPs and one exponential per (query, key) pair and head (`attention.operators.attention_pairs`). Backward takes twice
+the linear layers' forward, and 5/2 of attention's with its exponentials again. Recomputation adds the layers' linear
+products once, except the FFN's second (attention's result is kept, the layer's is not needed).
 
 Sequence parallelism: `parallel.shards.exchanged_bytes`, 2 Σ (w' − piece) / r · D numbers received per layer in
-forward, as many sent back in backward; then one all-reduce of the parameters' gradients.
+forward, as many sent back in backward, and one all-reduce of the parameters' gradients.
 
 D width, F hidden width, P patch side, H heads, w segment length, r dilated ratio.
 """
@@ -38,12 +38,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Floor:
-    """Seconds that a pass takes at least, the work shared evenly over the devices."""
+    """Lower bound of a pass in seconds, with the work shared evenly over the devices."""
 
     matrix_s: float
     exponentials_s: float
     side_by_side: bool
-    """Whether matrix units and exponentials can run at the same time: on a GPU; a CPU has one kind of unit for both."""
+    """True if matrix units and exponentials run concurrently: on a GPU; a CPU has one kind of unit for both."""
 
     @property
     def seconds(self) -> float:
@@ -52,7 +52,7 @@ class Floor:
 
 
 def forward_work(config: LongViTConfig, batch: int, patches: int, segments: Sequence[int]) -> Work:
-    """A forward pass of `batch` sequences of `patches` tokens."""
+    """Work of a forward pass of `batch` sequences of `patches` tokens."""
     d, tokens = config.embed_dim, batch * patches
     pairs = config.depth * attention_pairs(batch, patches, config.num_heads, segments, config.dilated_ratios)
     linear = 2 * tokens * 3 * config.patch_px**2 * d + config.depth * _layer_flops(config, tokens)
@@ -60,14 +60,14 @@ def forward_work(config: LongViTConfig, batch: int, patches: int, segments: Sequ
 
 
 def training_work(config: LongViTConfig, forward: Work, tokens: int, *, recompute: bool) -> Work:
-    """Forward and backward: the embedding needs no gradient of its pixels, so its backward is one product, not two."""
+    """Work of forward and backward; the embedding needs no pixel gradient, so its backward is one product, not two."""
     embedding = 2 * tokens * 3 * config.patch_px**2 * config.embed_dim
-    of_a_layer = _layer_flops(config, tokens) - 2 * tokens * config.embed_dim * config.ffn_dim
-    again = config.depth * of_a_layer if recompute else 0
-    # a detached gradient computes each branch's output once more
+    layer = _layer_flops(config, tokens) - 2 * tokens * config.embed_dim * config.ffn_dim
+    recomputed = config.depth * layer if recompute else 0
+    # a detached gradient recomputes each branch's output
     products, passes = (7, 3) if config.gradient == "detached" else (5, 2)
     return Work(
-        3 * forward.linear_flops - embedding + again,
+        3 * forward.linear_flops - embedding + recomputed,
         forward.attention_flops * (2 + products) // 2,
         passes * forward.exponentials,
     )
@@ -79,7 +79,7 @@ def _layer_flops(config: LongViTConfig, tokens: int) -> int:
 
 
 def floor(work: Work, config: LongViTConfig, device: Device, dtype: str, devices: int) -> Floor:
-    """The time floor of `work` on `devices` of one kind.
+    """The lower bound of time for `work` on `devices` of one kind.
 
     The matrix units of a GPU take a head dim in steps of 16, in 16 bits: 24 costs as much as 32.
     """
@@ -102,9 +102,9 @@ class Exchange:
     their_gradients: int
     """Backward, all layers."""
     parameter_gradients: int
-    """The all-reduce, as a ring moves it: 2 (R − 1) / R of the gradients."""
+    """All-reduce by a ring: 2 (R − 1) / R of the gradients."""
     shared_keys: int
-    """Tokens whose keys and values a device holds of shared segments, per layer and sequence."""
+    """Tokens of the keys and values of shared segments on a device, per layer and sequence."""
 
     @property
     def total(self) -> int:
@@ -114,7 +114,7 @@ class Exchange:
 def exchange(
     config: LongViTConfig, batch: int, rows: int, columns: int, segments: Sequence[int], devices: int, itemsize: int
 ) -> Exchange:
-    """What sequence parallelism moves for `rows` × `columns` patches in `devices` strips of whole rows."""
+    """Traffic of sequence parallelism for `rows` × `columns` patches in `devices` strips of whole rows."""
     if devices == 1:
         return Exchange(0, 0, 0, 0)
     shards = Shards.even(rows * columns, devices, step=columns)

@@ -269,12 +269,12 @@ def parts(folder: Path, slides: Any) -> dict[str, float]:
     from longvit.processes.leases import Leases
     from longvit.slide_jobs.read_process import ReadProcess
     from longvit.slide_jobs.reading import Reader, ReadRequest, ReadSettings, ThreadReader
-    from longvit.slide_jobs.work_list import Taking, WorkList
+    from longvit.slide_jobs.work_list import SlideQueue, WorkList
     from longvit.slide_jobs.worker_log import WorkerLog
 
-    listed = WorkList.begin(folder / "parts", "embed", slides, retries=2, facts={})
+    listed = WorkList.begin(folder / "parts", "embed", slides, retries=2, settings={})
     with Leases() as leases:
-        taking = Taking(listed, leases, WorkerLog(listed.folder, "alone"))
+        taking = SlideQueue(listed, leases, WorkerLog(listed.folder, "alone"))
         begun = time.perf_counter()
         while (taken := taking.next()) is not None:
             taking.ended(taken, "done")

@@ -24,7 +24,8 @@ from longvit.slide_jobs.reading import SlideFailedError
 from longvit.slide_jobs.stain_texture import describe_tile
 from longvit.slide_jobs.status import status
 from longvit.slide_jobs.tile_encoders import StainTexture
-from longvit.slide_jobs.tile_process import ThreadTiles, TileProcess, TilesRequest
+from longvit.slide_jobs.tile_process import TileProcess
+from longvit.slide_jobs.tile_reader import ThreadTiles, TilesRequest
 from longvit.slides.mpp import Mpp
 from longvit.slides.placement import Box
 from longvit.slides.reader import open_slide

@@ -89,9 +89,8 @@ def test_a_decoder_that_crashes_is_told_by_its_signal(hanging: Path) -> None:
 def test_the_child_ends_with_the_process_that_started_it(tmp_path: Path, hanging: Path) -> None:
     """Also in the midst of a read that hangs: its standard input ends."""
     reader = ReadProcess(60)
-    process = reader._process
-    assert process is not None
-    assert process.stdin is not None
+    child = reader._child
+    assert child is not None
 
     def read() -> None:
         with pytest.raises(SlideFailedError, match="exit code 1"):
@@ -100,8 +99,8 @@ def test_the_child_ends_with_the_process_that_started_it(tmp_path: Path, hanging
     thread = threading.Thread(target=read)
     thread.start()
     time.sleep(0.5)
-    process.stdin.close()
-    assert process.wait(30) == 1
+    child.close_input()
+    assert child.wait(30) == 1
     thread.join(30)
     assert not thread.is_alive()
 
@@ -209,10 +208,10 @@ def test_a_read_that_is_nobodys_is_waited_for(tmp_path: Path) -> None:
     reader = ReadProcess(60)
     try:
         assert reader.read(request(slide), lambda identity: True) is not None
-        process = reader._process
-        assert process is not None
-        process.kill()
-        wait_for(lambda: process.poll() is not None)
+        child = reader._child
+        assert child is not None
+        child.process.kill()
+        wait_for(lambda: child.process.poll() is not None)
         assert reader.read(request(slide), lambda identity: True) is not None
     finally:
         reader.stop()

@@ -82,7 +82,7 @@ def cache_canvases(
         Leases() as leases,
         ThreadPoolExecutor(max(1, workers), thread_name_prefix="canvas") as pool,
     ):
-        leases.remove_dead(folder)
+        leases.remove_expired(folder)
         to_make, elsewhere, has_said = list(rows), list[tuple[SlideRow, Path]](), False
         try:
             while to_make or elsewhere:

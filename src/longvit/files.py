@@ -7,8 +7,10 @@ removes it: a temporary name says which process of which machine it belongs to.
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import os
 import re
 import socket
@@ -117,6 +119,15 @@ def write_text(path: str | Path, text: str) -> None:
     back as they were, in a table they can be read by eye.
     """
     write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_csv(path: str | Path, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
+    """Writes a CSV with a header line to `path`, atomically."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def file_stem(name: str) -> str:

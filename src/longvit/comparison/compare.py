@@ -31,7 +31,6 @@ from longvit.comparison.trial import (
     facts_of,
     finished,
     load_what_all_need,
-    one_line,
     run_trial,
 )
 from longvit.comparison.trial_process import OnEvent, Trial, run_in_parallel, trial_job
@@ -40,7 +39,7 @@ from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, write_folds
 from longvit.data.problems import PROBLEMS_CSV, Problem, write_problems
 from longvit.device import Device, pick_device, set_threads
-from longvit.errors import InputError
+from longvit.errors import InputError, describe_error
 from longvit.files import make_folder, write_text
 from longvit.progress import Progress, clock_text
 from longvit.tasks.task import task_class
@@ -207,7 +206,7 @@ def _one_by_one(
                 epoch_done=lambda trial=trial: heard(trial, "epoch", None),  # type: ignore[misc]
             )
         except Exception as error:  # whatever it is: the other cells go on
-            heard(trial, "failed", one_line(error))
+            heard(trial, "failed", describe_error(error, 300))
         else:
             heard(trial, "done", metrics)
 

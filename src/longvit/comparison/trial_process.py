@@ -17,7 +17,8 @@ from typing import Any
 from longvit.comparison.bag_cohort import BagCohort
 from longvit.comparison.settings import ComparisonSettings
 from longvit.comparison.system_spec import SystemSpec
-from longvit.comparison.trial import FoldSplit, load_what_all_need, one_line, run_trial
+from longvit.comparison.trial import FoldSplit, load_what_all_need, run_trial
+from longvit.errors import describe_error
 from longvit.files import make_folder
 from longvit.processes.child import ChildProcess, connect_to_parent
 from longvit.processes.cpu_count import cpu_count
@@ -152,7 +153,7 @@ def _serve(pipe: Connection) -> None:
                     epoch_done=lambda: pipe.send(("epoch", None)),
                 )
         except Exception as error:  # any error fails this trial only
-            pipe.send(("failed", one_line(error)))
+            pipe.send(("failed", describe_error(error, 300)))
         else:
             pipe.send(("done", metrics))
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from longvit.data.cohort import SlideRow
 from longvit.data.problems import Problem
-from longvit.errors import InputError
+from longvit.errors import InputError, describe_error
 from longvit.files import make_folder
 from longvit.json_file import read_json_object
 from longvit.processes.leases import Leases
@@ -176,7 +176,7 @@ def _make(
     except Exception as error:
         if stopping.is_set() or stage == "write":  # a full disk is no slide's fault
             raise
-        return _Made(None, problems=(Problem(row.slide_id, stage, _line(error)),))
+        return _Made(None, problems=(Problem(row.slide_id, stage, describe_error(error)),))
     bad, tiles = len(record["bad_tiles"]), record["tiles"]
     if not bad:
         return _Made(path, identity, is_new=is_new)
@@ -206,8 +206,3 @@ def canvas_name(slide_id: str, identity: str, settings: CanvasSettings) -> str:
     key = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:16]
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in slide_id)[:120]
     return f"{safe}_{settings.side_px}px_{settings.fit}_{key}.tif"
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no further word"
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"

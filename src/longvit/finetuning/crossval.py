@@ -15,7 +15,6 @@ does it) that of val, and then `best_val`, chosen on the same slides, flatters: 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import statistics
@@ -30,7 +29,7 @@ from typing import IO, TYPE_CHECKING, Any
 from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, assign, write_folds
 from longvit.errors import InputError
-from longvit.files import make_folder, write_text
+from longvit.files import make_folder, write_csv, write_text
 from longvit.finetuning.fold_metrics import Round, gaps, pooled
 from longvit.finetuning.prepare_cohort import prepare_cohort
 from longvit.finetuning.run import FinetuneResult, finetune
@@ -260,11 +259,8 @@ def _join_predictions(results: Mapping[str, FinetuneResult], path: Path) -> None
             tables[name] = list(csv.DictReader(file))
     of_all = [list(table[0]) for table in tables.values() if table]
     header = [column for column in of_all[0] if all(column in columns for columns in of_all)]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["fold", *header])
-    writer.writerows([name, *(line[c] for c in header)] for name, table in tables.items() for line in table)
-    write_text(path, text.getvalue())
+    rows = ([name, *(line[column] for column in header)] for name, table in tables.items() for line in table)
+    write_csv(path, ["fold", *header], rows)
 
 
 def _metrics(of_split: Mapping[str, Any]) -> dict[str, float | None]:

@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longvit.errors import InputError
+from longvit.errors import InputError, one_line
+from longvit.processes.cpu_count import cpu_count
 from longvit.torch_file import refuse_bomb
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class StainTexture(TileEncoder):
             raise InputError(f"--tile-px {tile_px}: stain-texture needs tiles of at least {MIN_TILE_PX} px")
         self.dim, self._describe = len(NAMES), describe_tile
         self.digest = hashlib.sha256(f"{self.name} 1 {' '.join(NAMES)}".encode()).hexdigest()[:32]
-        self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="stain-texture")
+        self._pool = ThreadPoolExecutor(threads or cpu_count(), thread_name_prefix="stain-texture")
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         rows = list(self._pool.map(self._describe, tiles))
@@ -137,7 +138,7 @@ class TorchEncoder(TileEncoder):
         try:
             out = self._forward(blank)
         except Exception as error:
-            text = " ".join(str(error).split())[:200] or type(error).__name__
+            text = one_line(error, 200)
             raise InputError(f"{name}: does not take two tiles of {tile_px} × {tile_px} px: {text}") from error
         shape = tuple(getattr(out, "shape", ()))
         if len(shape) != 2 or shape[0] != 2:
@@ -170,7 +171,7 @@ def _timm(what: str, tile_px: int, device: torch.device | None) -> TileEncoder:
     try:
         module = timm.create_model(what, pretrained=True, num_classes=0)
     except Exception as error:  # an unknown name, no network, a gated model: timm says which, in many types
-        raise InputError(f"--encoder timm:{what}: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"--encoder timm:{what}: {one_line(error, 200)}") from error
     config = timm.data.resolve_model_data_config(module)
     return _of_module(
         encoder_name(f"timm:{what}"), module, tile_px, device,
@@ -212,7 +213,7 @@ def _torchscript(what: str, tile_px: int, device: torch.device | None) -> TileEn
     except InputError:
         raise
     except Exception as error:  # whatever breaks inside its reader, the file is of no use
-        text = " ".join(str(error).split())[:120]
+        text = one_line(error, 120)
         raise InputError(f"{path}: not a file of torch.jit.save, or damaged ({text})") from error
     return TorchEncoder(encoder_name(f"torchscript:{what}"), module, _file_digest(path), tile_px, device)
 
@@ -235,7 +236,7 @@ def _export(what: str, tile_px: int, device: torch.device | None) -> TileEncoder
     except InputError:
         raise
     except Exception as error:  # whatever breaks inside its reader, the file is of no use
-        text = " ".join(str(error).split())[:120] or type(error).__name__
+        text = one_line(error, 120)
         raise InputError(f"{path}: not a file of torch.export.save, or damaged ({text})") from error
     return TorchEncoder(encoder_name(f"export:{what}"), module, _file_digest(path), tile_px, device)
 

@@ -114,12 +114,6 @@ def fill_outside(out: Block, x_px: int, y_px: int, size_px: tuple[int, int], col
     return left, top, right, bottom
 
 
-def one_line(error: BaseException) -> str:
-    """What a library says of a damaged file, without its line breaks; the kind of error where it says nothing."""
-    text = "".join(c if c.isprintable() else " " for c in str(error))
-    return " ".join(text.split()) or type(error).__name__
-
-
 def check_side(path: Path, width_px: int, height_px: int) -> None:
     """Refuses a size that no slide has: what a damaged header declares would cost gigabytes before it failed."""
     if width_px < 1 or height_px < 1:

@@ -9,7 +9,6 @@ as by the threads. Rows [first, end) of the canvas read only the tiles that they
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvit.errors import InputError
+from longvit.processes.cpu_count import cpu_count
 from longvit.slides.pixel_reader import BadTile, Block, Level, fill
 from longvit.slides.placement import Fit, Placement
 from longvit.slides.resampling import CHUNK_PX, Axis, reduce_block, reduce_rows
@@ -152,11 +152,6 @@ def canvas_strips(
         yield from collector.padding_below()
     finally:
         narrow.close()
-
-
-def cpu_count() -> int:
-    """The CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Collector:

@@ -18,7 +18,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from longvit.errors import InputError
+from longvit.errors import InputError, one_line
 from longvit.slides.jpeg_file import jpeg_facts
 from longvit.slides.pixel_reader import (
     MAX_TILE_PX,
@@ -30,7 +30,6 @@ from longvit.slides.pixel_reader import (
     UnsupportedError,
     fill,
     fill_outside,
-    one_line,
 )
 from longvit.slides.tiff_header import TiffHeader
 from longvit.slides.tile_decoding import (

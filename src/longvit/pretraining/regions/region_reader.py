@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from longvit.errors import InputError
+from longvit.errors import InputError, describe_error
 from longvit.files import atomic_path
 from longvit.pretraining.regions.regions import Region, RegionSettings, RegionSource
 
@@ -87,8 +87,7 @@ class RegionReader:
             raise
         # Decoders raise whatever they like on damaged bytes.
         except Exception as error:
-            text = " ".join(str(error).split()) or "no further word"
-            raise RegionUnreadableError(f"{source.path}: {type(error).__name__}: {text}") from error
+            raise RegionUnreadableError(f"{source.path}: {describe_error(error)}") from error
         if len(bad) > self._settings.max_bad_tiles:
             raise RegionUnreadableError(f"{source.path}: {len(bad)} tiles cannot be read, the first {bad[0]}")
         whole = Image.frombuffer("RGBX", size, block, "raw", "RGBX", 0, 1)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from longvit.data.problems import Problem
 from longvit.data.slide_list import ListedSlide
-from longvit.errors import InputError
+from longvit.errors import InputError, describe_error
 from longvit.progress import Progress
 
 if TYPE_CHECKING:
@@ -275,8 +275,7 @@ def _monitored(listed: ListedSlide, settings: RegionSettings) -> _Found | Proble
     except InputError as error:
         return Problem(listed.slide_id, stage, str(error))
     except Exception as error:
-        text = " ".join(str(error).split()) or "no further word"
-        return Problem(listed.slide_id, stage, f"{listed.path}: {type(error).__name__}: {text}")
+        return Problem(listed.slide_id, stage, f"{listed.path}: {describe_error(error)}")
 
 
 def _mpp(slide: Slide, settings: RegionSettings) -> Mpp:

@@ -158,9 +158,9 @@ def test_what_may_pass_is_tried_again_and_what_may_not_is_not(tmp_path: Path, mo
         name = wanted.path.stem
         tries[name] += 1
         if (name == "a" and tries[name] < 3) or name == "b":
-            raise SlideFailedError.of("read", OSError(5, "Input/output error"))
+            raise SlideFailedError.from_error("read", OSError(5, "Input/output error"))
         if name == "c":
-            raise SlideFailedError.of("read", InputError("c.tif: damaged"))
+            raise SlideFailedError.from_error("read", InputError("c.tif: damaged"))
         return read(wanted, *more)
 
     monkeypatch.setattr(reading, "read", shaky)
@@ -187,10 +187,10 @@ def test_what_may_pass_is_tried_again_and_what_may_not_is_not(tmp_path: Path, mo
     ],
 )
 def test_whose_fault_an_error_is(error: Exception, cause: str) -> None:
-    assert SlideFailedError.of("read", error).cause == cause
+    assert SlideFailedError.from_error("read", error).cause == cause
     with pytest.raises(InputError) as caught:
         raise InputError("a.svs: cannot be read") from error
-    assert SlideFailedError.of("read", caught.value).cause == cause
+    assert SlideFailedError.from_error("read", caught.value).cause == cause
 
 
 def test_a_reading_process_loads_no_torch() -> None:

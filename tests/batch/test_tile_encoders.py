@@ -135,7 +135,7 @@ def test_a_file_that_is_none_is_one_line(kind: str, tmp_path: Path) -> None:
 
 def test_a_model_that_does_not_take_such_tiles_says_so_before_any_slide(tmp_path: Path) -> None:
     path = exported(tmp_path / "fixed.pt2")
-    with pytest.raises(InputError, match=r"export-fixed: does not take two tiles of 64 × 64 px"):
+    with pytest.raises(InputError, match=r"export-fixed: does not accept two tiles of 64 × 64 px"):
         open_encoder(f"export:{path}", 64)
     torch.jit.save(torch.jit.script(nn.Identity()), tmp_path / "same.ts")
     with pytest.raises(InputError, match=r"gives \(2, 3, 32, 32\) for two tiles, not \(2, width\)"):

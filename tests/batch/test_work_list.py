@@ -150,17 +150,17 @@ def test_a_worker_of_an_older_run_ends_and_ends_nothing_of_the_newer(tmp_path: P
         taking.ended(taken, "done")
         assert taking.next() is None
     assert new.present() == set()
-    assert WorkList.of(tmp_path / "work" / "embed") == new
+    assert WorkList.read(tmp_path / "work" / "embed") == new
 
 
 def test_a_list_is_read_as_it_was_written(tmp_path: Path) -> None:
     listed = begin(tmp_path, 2)
-    assert WorkList.of(listed.folder.parent).slides == listed.slides
+    assert WorkList.read(listed.folder.parent).slides == listed.slides
     with pytest.raises(InputError, match="no run was begun"):
-        WorkList.of(tmp_path / "work" / "predict")
+        WorkList.read(tmp_path / "work" / "predict")
     (tmp_path / "work" / "embed" / "run.json").write_text('{"slides": [')
     with pytest.raises(InputError, match="not the work list of a run"):
-        WorkList.of(tmp_path / "work" / "embed")
+        WorkList.read(tmp_path / "work" / "embed")
 
 
 def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trials in parallel: child processes that run one trial after another, each with feature bags of its own in memory.
+"""Trials in parallel: child processes that run one trial after another, each with its own feature bags in memory.
 
 A process that dies, for want of memory say, fails its trial, and a new process replaces it. A stop signal ends all
 processes after a checkpoint.

@@ -223,7 +223,7 @@ class Watchdog:
         return ""
 
     def _hang_of(self, last: _LastHeartbeat, heartbeat: _Heartbeat, now: float) -> str:
-        """How a rank hangs: no heartbeat, or no step while this rank waits for it. Empty: it does not hang."""
+        """Reason why a rank counts as hung: no heartbeat, or no step while this rank waits for it. Empty: it runs."""
         silent_s = now - last.changed_at_s
         if silent_s > self.timeout_s:
             return f"{heartbeat.name} has sent no heartbeat for {silent_s:.0f} s: stopped, or disconnected"

@@ -1,7 +1,7 @@
 """Child processes: started as a module in a fresh interpreter, with a pipe for messages, and gone when the parent is.
 
-A fresh interpreter is safe where the parent has threads; a fork is not. The child's standard input is a pipe to which
-nobody writes. When the parent is gone, that pipe ends, and so does the child (`end_with_parent`).
+A fresh interpreter is safe where the parent has threads; a fork is not. The child's standard input is a pipe without
+data. When the parent is gone, that pipe ends, and so does the child (`end_with_parent`).
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def end_with_parent(grace_s: float = 0.0) -> None:
 
 
 def send_array(connection: Connection, array: NDArray[np.uint8]) -> None:
-    """Sends the bytes of an array, for `ChildProcess.receive_into`; the other side knows the shape."""
+    """Sends the bytes of an array, for `ChildProcess.receive_into`; the parent has the shape."""
     left = array.reshape(-1).data
     while left:
         left = left[os.writev(connection.fileno(), [left[:_CHUNK_BYTES]]) :]

@@ -4,8 +4,8 @@ One process alone creates a lease (O_EXCL, which network folders support too). T
 process's start time and a token. Its holder renews it by a heartbeat: it touches the file every few seconds.
 
 A lease expires where its holder is a process of this host that no longer runs (or whose number another process has), or
-where heartbeats stop. Their age is judged by the folder's clock (the time of a file written there now) and by our own
-observation, since clocks of two machines may differ: a lease never expires before we have seen it at rest for a while.
+where heartbeats stop. The age of the last heartbeat is measured by the folder's clock (the time of a file written there
+now). Clocks of two machines may differ, so a lease never expires before we have seen it unchanged for a while.
 
 Leases only avoid duplicate work: files are written atomically, so two holders would write the same result twice.
 """

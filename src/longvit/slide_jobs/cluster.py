@@ -94,7 +94,7 @@ class ClusterWorkers:
 
 def serve_node(folder: str, n: int, run_lease: str, cwd: str) -> None:
     """Supervises `n` workers on this node until the run is over. Runs as a task of Dask."""
-    work_list = WorkList.of(Path(folder))
+    work_list = WorkList.read(Path(folder))
     lease_path, leases = Path(run_lease), Leases()
     workers = LocalWorkers(work_list, n, cwd=cwd)
     try:

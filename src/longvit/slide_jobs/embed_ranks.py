@@ -152,7 +152,7 @@ class _StripReader:
             self._slide = open_slide(self.request.path, mpp=settings.mpp, reader=settings.reader)
             return self._slide.identity()
         except Exception as error:
-            raise SlideFailedError.of("open", error) from error
+            raise SlideFailedError.from_error("open", error) from error
 
     def read(self) -> list[dict[str, Any]]:
         """Reads the strip; returns its unreadable tiles."""
@@ -160,7 +160,7 @@ class _StripReader:
         try:
             (self._strip,) = self._slide.strips(self.request.side_px, self.request.fit, rows=self.rows)
         except Exception as error:
-            raise SlideFailedError.of("read", error) from error
+            raise SlideFailedError.from_error("read", error) from error
         return [asdict(tile) for tile in self._strip.bad_tiles]
 
     def canvas(self) -> Canvas:

@@ -78,7 +78,7 @@ class SlideJob(ABC):
         except (InputError, SlideFailedError):
             raise
         except Exception as error:
-            raise SlideFailedError.of("model", error) from error
+            raise SlideFailedError.from_error("model", error) from error
 
     def record(self, listed: ListedSlide, digest: str, canvas: Canvas, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the record of a slide and returns it; what `compute` wrote stands beside it by now."""

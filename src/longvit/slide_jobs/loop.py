@@ -1,7 +1,7 @@
 """The loop of one worker: takes slides from the work list and reads the next one while the model computes.
 
 A worker holds two canvases at most, and its reading process a third one while it sends that. One worker runs the loop
-in the process of the command; several run it in processes of their own (`worker`).
+in the process of the command; several run it in separate processes (`worker`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _read(job: SlideJob, taken: TakenSlide, reader: Reader, on_progress: OnSlide
     except SlideFailedError as error:
         slide.error = error
     except Exception as error:  # any error fails this slide only
-        slide.error = SlideFailedError.of("read", error)
+        slide.error = SlideFailedError.from_error("read", error)
     slide.read_s = time.monotonic() - begun
     return slide
 

@@ -75,7 +75,7 @@ class ReadProcess:
             raise SlideFailedError(stage, text, "death") from None
         except MemoryError as error:  # no memory in this process for what the child has read and still sends
             self._end()
-            raise SlideFailedError.of(stage, error) from error
+            raise SlideFailedError.from_error(stage, error) from error
 
     def stop(self) -> None:
         """Kills the child, from any thread; nothing can be read afterwards."""
@@ -117,7 +117,7 @@ class ReadProcess:
             child, self._child = self._child, None
             if child is None:
                 return "stopped"
-            child.wait(0.2)  # a child that died by itself has an exit status of its own
+            child.wait(0.2)  # a child that died by itself has an exit status
             child.close()
             return child.exit_status()
 
@@ -137,7 +137,7 @@ def _serve(pipe: Connection, threads: int | None) -> None:
         import longvit.slides.reader  # noqa: F401
         from longvit.slide_jobs.tile_reader import TilesRequest, serve_tiles
     except (ImportError, MemoryError, OSError) as error:
-        failed = SlideFailedError.of("open", error)
+        failed = SlideFailedError.from_error("open", error)
         pipe.send(("failed", "open", f"the process that reads slides cannot start: {failed}", failed.cause))
         return
     pipe.send(("ready",))

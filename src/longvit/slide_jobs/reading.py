@@ -31,12 +31,12 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """Settings of slide reading."""
+    """How slides are read."""
 
     mpp: float | None = None
-    """µm per pixel at level 0, instead of what the files say (a CSV's column takes precedence)."""
+    """µm per pixel at level 0, instead of what the files say (a CSV's own column goes first)."""
     reader: Literal["auto", "openslide", "tiff"] = "auto"
-    """Reader that decodes; auto selects one per file and names it in the record."""
+    """Which reader decodes; auto picks per file and says which in the record."""
     max_bad_tiles: int | None = None
     """A slide with more unreadable tiles than this counts as a problem; default: they are filled and counted."""
 
@@ -61,7 +61,7 @@ class SlideFailedError(Exception):
         self.stage, self.cause = stage, cause
 
     @classmethod
-    def of(cls, stage: Stage, error: BaseException) -> SlideFailedError:
+    def from_error(cls, stage: Stage, error: BaseException) -> SlideFailedError:
         """An error on one line, with its cause: temporary, or the slide."""
         return cls(stage, describe_error(error), "passing" if _is_temporary(error) else "slide")
 
@@ -111,7 +111,7 @@ def read(
         side_px = _side_px(slide, request)
         identity = slide.identity()
     except Exception as error:
-        raise SlideFailedError.of("open", error) from error
+        raise SlideFailedError.from_error("open", error) from error
     with slide:
         if not is_wanted(identity):
             return None
@@ -120,7 +120,7 @@ def read(
                 side_px, request.fit, progress=on_progress, max_bad_tiles=settings.max_bad_tiles, threads=threads
             )
         except Exception as error:
-            raise SlideFailedError.of("read", error) from error
+            raise SlideFailedError.from_error("read", error) from error
 
 
 def _side_px(slide: Slide, request: ReadRequest) -> int:

@@ -1,6 +1,6 @@
 """A run over many slides: in this process, in several processes of this machine, or on a cluster.
 
-The state of a run is in its work list (`work_list`), whoever works on it. A slide that fails is a row of
+The state of a run is in its work list (`work_list`), for all three. A slide that fails is a row of
 `problems.csv`. So is a slide of the list without an end or without its result: the run is judged by its list and files.
 """
 
@@ -35,23 +35,23 @@ _VISIBLE_WITHIN_S = 70.0
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Settings of a run: workers, retries, time limit, device."""
+    """Who works, and how patiently."""
 
     workers: int = 1
-    """Processes on this machine, each with its own model; with `cluster`: on each of its nodes."""
+    """Processes on this machine, each with a model of its own; with `cluster`: on each of its nodes."""
     cluster: str | None = None
-    """Address of a Dask scheduler, e.g. tcp://host:8786, on whose workers the run is done; they see the same files."""
+    """Address of a Dask scheduler, say tcp://host:8786, whose workers do the work; they see the same files."""
     retries: int = 2
-    """Retries of a slide that failed with a temporary error."""
+    """How often a slide is tried again that failed for a reason that may pass."""
     timeout_s: float | None = 1800.0
-    """Time limit of a slide for reading and, with several workers, for the model; None: no limit. One worker that reads
-    in a thread (`reads_apart` unset) has no limit."""
+    """A slide that is being read for longer is given up, with several workers also one that is in the model for longer;
+    None: never. One worker that reads in a thread (`reads_apart` unset) knows no limit."""
     reads_apart: bool = False
-    """With one worker: read in a separate process, which may crash or hang (several workers always do)."""
+    """One worker only: read in a process of its own, which may crash or hang (several workers always do)."""
     device: str = "auto"
-    """Device of the workers; `cuda` assigns the cards to them in turn."""
+    """Where workers compute; `cuda` deals the cards out to them."""
     threads: int | None = None
-    """CPU threads of each worker; None: the CPUs divided by the workers. The last bits of a result may depend on it."""
+    """CPU threads of each worker; None: the machine's, divided. Bits of a result may depend on it."""
 
     def __post_init__(self) -> None:
         for name, value, least in (("workers", self.workers, 1), ("retries", self.retries, 0)):
@@ -96,7 +96,7 @@ class JobSpec:
     folder: Path
     """Folder of the records."""
     arguments: dict[str, Any]
-    """Arguments of the job: model and pictures; side_px and fit; encoder, settings of tiles and tissue."""
+    """Arguments of the job: model and `pictures`; side_px and fit; encoder, settings of tiles and tissue."""
     files: Callable[[Mapping[str, Any]], Sequence[Path]] = lambda _: ()
     """Files of a slide's result, beside its record, which names them."""
 

@@ -71,7 +71,7 @@ def status(out_dir: str | Path) -> tuple[RunStatus, ...]:
         raise InputError(
             f"{out_dir}: no run in it; name the folder that was --out of embed, predict, canvas, tiles or features"
         )
-    return tuple(_status(WorkList.of(folder)) for folder in folders)
+    return tuple(_status(WorkList.read(folder)) for folder in folders)
 
 
 def _status(work_list: WorkList) -> RunStatus:

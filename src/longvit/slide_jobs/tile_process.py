@@ -58,7 +58,7 @@ class TileProcess(ReadProcess):
             text = f"{request.path}: the process that read its tiles died ({self._end()})"
             raise SlideFailedError("read", text, "death") from None
         except MemoryError as error:  # no memory in this process for what the child has read
-            raise SlideFailedError.of("read", error) from error
+            raise SlideFailedError.from_error("read", error) from error
         finally:
-            if not is_done:  # the child still sends tiles that nobody receives
+            if not is_done:  # the child still sends tiles
                 self._end()

@@ -57,12 +57,12 @@ class ThreadTiles:
         try:
             slide = open_slide(request.path, mpp=settings.mpp, reader=settings.reader)
         except Exception as error:
-            raise SlideFailedError.of("open", error) from error
+            raise SlideFailedError.from_error("open", error) from error
         with slide, closing(read_tiles(slide, request.grid, threads=self._threads)) as blocks:
             try:
                 yield from blocks
             except Exception as error:
-                raise SlideFailedError.of("read", error) from error
+                raise SlideFailedError.from_error("read", error) from error
             self.bad_tiles, self.file_tiles = len(slide.bad_tiles), pieces_read(slide, request.grid)
 
     def stop(self) -> None:

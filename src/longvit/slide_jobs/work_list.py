@@ -72,7 +72,7 @@ class WorkList:
         return cls(folder / run, verb, tuple(slides), retries, settings)
 
     @classmethod
-    def of(cls, folder: Path) -> WorkList:
+    def read(cls, folder: Path) -> WorkList:
         """Reads the current run of a folder OUT/work/<verb>. Raises `InputError` where there is none."""
         path = folder / RUN_JSON
         try:
@@ -248,7 +248,7 @@ class SlideQueue:
     def _after_death(self, taken: TakenSlide, former: Mapping[str, Any]) -> TakenSlide | None:
         """The slide of a dead worker, or None where it is given up.
 
-        Only the slide in the model can have killed the worker: reading has a process of its own.
+        Only the slide in the model can have killed the worker: slides are read in a separate process.
         """
         name = former.get("worker")
         how = stage_at_death(log_path(self._list.folder, name), taken.listed.slide_id) if name else None

@@ -71,7 +71,7 @@ def main(folder: Path, name: str, index: int) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     end_with_parent(_GRACE_S)
     try:
-        work_list = WorkList.of(folder)
+        work_list = WorkList.read(folder)
         log = WorkerLog(work_list.folder, name)
     except (InputError, OSError):  # the work list was removed: the supervisor finds that too
         return UNUSABLE

@@ -84,9 +84,9 @@ def grey_of(x: Floats) -> Floats:
 def _turn_hue(x: Floats, turn: float) -> None:
     """Turns the hue (HSV) of pixels (3, …) by a share of a full turn, at most a sixth, in place.
 
-    Let M ≥ d ≥ m be the three channels of a pixel, C = M − m, and h its hue as seen from a channel's own (of red from
-    red: 0) in sixths of a turn, −3 … 3. Then that channel is m + C · min(max(2 − |h|, 0), 1). For each of them, p being
-    the channel, C |h| = C + M + d − 2 p, without a division, and h has the sign of the difference of the other two.
+    Let M ≥ d ≥ m be the three channels of a pixel and C = M − m. Let h be its hue relative to a channel's own hue (red
+    relative to red: 0) in sixths of a turn, −3 … 3. Then that channel is m + C · min(max(2 − |h|, 0), 1). For each
+    channel p, C |h| = C + M + d − 2 p, without a division, and h has the sign of the difference of the other two.
     """
     sixths = np.float32(6 * turn)
     assert abs(sixths) <= 1
@@ -119,7 +119,7 @@ class Blur:
     """Gaussian blur of σ `sigma_px` over planes of side_px × side_px; border pixels are repeated outside.
 
     Rows are blurred along x as they are added, then all along y. `_BAND` pixels at a time are multiplied with the same
-    band matrix: more multiplications than the sum needs, at the speed of a matrix product.
+    band matrix. That is more multiplications than the sum needs, at the speed of a matrix product.
     """
 
     def __init__(self, sigma_px: float, planes: int, side_px: int) -> None:

@@ -29,7 +29,7 @@ from longvit.processes.child import ChildProcess, connect_to_parent
 _START_S = 120.0
 _POLL_S = 0.5
 _EXIT_S = 5.0
-# One thread each: there are as many processes as cores to use.
+# A process has one thread: there are as many processes as cores to use.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 

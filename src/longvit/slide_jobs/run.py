@@ -1,7 +1,7 @@
 """A run over many slides: in this process, in several processes of this machine, or on a cluster.
 
-The state of a run is in its work list (`work_list`), for all three. A slide that fails is a row of
-`problems.csv`. So is a slide of the list without an end or without its result: the run is judged by its list and files.
+The state of a run is in its work list (`work_list`), for all three. A slide that fails is a row of `problems.csv`. So
+is a slide of the list without an end, or without its result: the run is judged by its list and files.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from longvit.processes.cpu_count import cpu_count
 from longvit.processes.leases import Lease, Leases, holder, read_lease
 from longvit.progress import Progress
 from longvit.slide_jobs.job import SlideJob, load_longvit, read_record
+from longvit.slide_jobs.loop import work
+from longvit.slide_jobs.read_process import ReadProcess
 from longvit.slide_jobs.reading import Reader, ReadSettings, ThreadReader
 from longvit.slide_jobs.work_list import WorkList
 from longvit.slide_jobs.worker_log import ENDS, LogTail, WorkerLog
@@ -172,9 +174,6 @@ def model_folder(model: LongViT | str | Path, out_dir: Path, settings: RunSettin
 
 
 def _work(job: SlideJob, work_list: WorkList, report: _Report, settings: RunSettings) -> None:
-    from longvit.slide_jobs.loop import work
-    from longvit.slide_jobs.read_process import ReadProcess
-
     threads = settings.threads
     reader: Reader = ReadProcess(settings.timeout_s, threads) if settings.reads_apart else ThreadReader(threads)
     try:
@@ -219,7 +218,7 @@ def _supervise(work_list: WorkList, report: _Report, settings: RunSettings, leas
                 return
             time.sleep(_POLL_S)
     finally:
-        lease.path.unlink(missing_ok=True)  # by this, workers on other machines find that the run is over
+        lease.path.unlink(missing_ok=True)  # workers on other machines end when it is gone
         workers.end()
 
 

@@ -178,7 +178,8 @@ def batch(
     model: Path, slides: Any, out: Path, workers: int, bare_s: float, bare_cpu_s: float, *, kills: bool
 ) -> dict[str, Any]:
     """A run by several workers; with `kills` one of them is killed halfway."""
-    from longvit.slide_jobs import RunSettings, embed_slides
+    from longvit.slide_jobs.embed import embed_slides
+    from longvit.slide_jobs.run import RunSettings
     from longvit.slide_jobs.worker_log import LogTail
 
     settings = RunSettings(workers=workers, device="cpu", threads=1)

@@ -220,7 +220,8 @@ def whole_slide(model_dir: Path, slide_path: Path, out_dir: Path, device: str) -
     from longvit.data.slide_list import find_slides
     from longvit.device import pick_device
     from longvit.model.pretrained import load_model
-    from longvit.slide_jobs import embed_slides, predict_slides
+    from longvit.slide_jobs.embed import embed_slides
+    from longvit.slide_jobs.predict import predict_slides
 
     model = load_model(model_dir).to(pick_device(device).device)
     # The regions were squares; a whole slide is not, and keeps its proportions at this size.

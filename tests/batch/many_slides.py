@@ -14,8 +14,8 @@ import numpy as np
 from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError
 from longvit.processes.leases import read_lease
-from longvit.slide_jobs import RunSettings, SlideJobsResult, embed_slides
-from longvit.slide_jobs.embed import FOLDER, read_features
+from longvit.slide_jobs.embed import FOLDER, embed_slides, read_features
+from longvit.slide_jobs.run import RunSettings, SlideJobsResult
 from longvit.slide_jobs.worker_log import LogTail
 from small_slides import write_model, write_slide
 

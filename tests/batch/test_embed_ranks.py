@@ -14,10 +14,10 @@ from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError
 from longvit.model.longvit import LongViT, create_model
 from longvit.parallel import Ranks
-from longvit.slide_jobs import ReadSettings, embed_slides
-from longvit.slide_jobs.embed import FOLDER, read_features
+from longvit.slide_jobs.embed import FOLDER, embed_slides, read_features
 from longvit.slide_jobs.embed_ranks import embed_over_ranks
 from longvit.slide_jobs.job import read_record
+from longvit.slide_jobs.reading import ReadSettings
 from parallel.ranks import on_mesh
 
 

@@ -16,9 +16,11 @@ import pytest
 from batch.many_slides import lines_of, wait_for
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
-from longvit.slide_jobs import RunSettings, embed_slides, read_process, reading, work_list
+from longvit.slide_jobs import read_process, reading, work_list
+from longvit.slide_jobs.embed import embed_slides
 from longvit.slide_jobs.read_process import ReadProcess
 from longvit.slide_jobs.reading import ReadRequest, ReadSettings, SlideFailedError, ThreadReader
+from longvit.slide_jobs.run import RunSettings
 from small_slides import write_model, write_slide
 
 HOOKS = Path(__file__).resolve().parents[1] / "faults" / "hooks"

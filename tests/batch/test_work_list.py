@@ -15,9 +15,8 @@ from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.files import this_host
 from longvit.processes.leases import Leases, read_lease
-from longvit.slide_jobs import embed_slides
 from longvit.slide_jobs import work_list as module
-from longvit.slide_jobs.embed import FOLDER, EmbedJob
+from longvit.slide_jobs.embed import FOLDER, EmbedJob, embed_slides
 from longvit.slide_jobs.job import load_longvit
 from longvit.slide_jobs.loop import work
 from longvit.slide_jobs.reading import SlideFailedError, ThreadReader

@@ -24,7 +24,9 @@ from batch.many_slides import (
 )
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
-from longvit.slide_jobs import RunSettings, canvas_slides, embed_slides
+from longvit.slide_jobs.canvas import canvas_slides
+from longvit.slide_jobs.embed import embed_slides
+from longvit.slide_jobs.run import RunSettings
 from longvit.slide_jobs.status import status
 from longvit.slides.canvas import read_canvas
 from longvit.slides.reader import open_slide

@@ -10,7 +10,7 @@ process of its own, all in turn (A B A B …). Bicubic everywhere, all from the 
    whole by ours alone, as a stream of strips: what it takes at most of memory. And `patches`: the same stream embedded
    into 1,048,576 patches of LongViT-S (strip by strip, tokens are all that is kept).
    `grey_levels`: the largest difference between our fast path and our reader through OpenSlide, on strips.
-3. `slide → embedding` for a list of slides (`longvit.slide_jobs.embed.embed_slides`: the next slide is decoded while the
+3. `slide → embedding` for a list of slides (`embed_slides`: the next slide is decoded while the
    model computes this one) against decoding alone and the model alone; and for one slide (`model.embed(slide)`), where
    the encoder has to wait for the last patch. One thread decodes and one computes: on two cores they do not share one.
 

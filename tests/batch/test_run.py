@@ -1,4 +1,4 @@
-"""Many slides: layout of the files, resume, one bad slide costs one row, a kill loses at most the slide in work."""
+"""Many slides: layout of the files, resume, one bad slide costs one row, a kill loses at most the slide in progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`longvit status`: what a run's files say, while it is at work, after its end, and after it was stopped."""
+"""`longvit status`: the status of a run while it runs, after its end, and after it was stopped."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_counts_add_up_and_the_rate_is_that_of_done_slides(tmp_path: Path, capsy
         assert words in picture
 
     note_death(listed.folder, "w0", "SIGKILL")
-    (stopped,) = status(tmp_path)  # the claims are given back
+    (stopped,) = status(tmp_path)  # the leases are released
     assert (stopped.state, stopped.workers_lost, stopped.left_s) == ("stopped", 1, None)
     assert (stopped.running, stopped.waiting) == ((), 6)
     assert main(["status", str(tmp_path)]) == 4

@@ -1,4 +1,4 @@
-"""`tile_slides`: TRIDENT's files and a picture per slide, resume, blank slides, slides that cannot be cut."""
+"""`tile_slides`: TRIDENT's files and an image per slide, resume, blank slides, slides that cannot be cut."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def dead_process() -> int:
 
 
 def left_by_the_dead(listed: WorkList, slide: str, *, in_model: bool, how: str = "SIGKILL") -> None:
-    """A claim whose worker died, and its log."""
+    """Lease of a dead worker, and its log."""
     lease_path = {"host": this_host(), "process": dead_process(), "token": "theirs", "worker": f"dead-{slide}-{how}"}
     listed.slide_file(slide).write_text(json.dumps(lease_path))
     log = WorkerLog(listed.folder, str(lease_path["worker"]))
@@ -113,7 +113,7 @@ def test_the_slide_in_a_dead_workers_model_gets_the_blame_and_is_given_up_the_se
         assert [one["error"] for one in listed.tried("s1")] == [
             f"{tmp_path}/s1.svs: the process that worked on it on {this_host().split()[0]} died (SIGKILL)"
         ]
-        assert listed.tried("s2") == []  # it was being read, in a process of its own
+        assert listed.tried("s2") == []  # it was being read, in a separate process
     left_by_the_dead(listed, "s1", in_model=True, how="SIGSEGV")
     with Leases() as leases:
         assert SlideQueue(listed, leases, WorkerLog(listed.folder, "second heir")).next() is None

@@ -153,7 +153,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(t
 
 
 def test_a_run_whose_machine_is_gone_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its claim on the folder is an hour old, by the folder's clock, and stays so while we look."""
+    """Its lease on the folder is an hour old by the folder's clock, and stays at rest while it is observed."""
     from longvit.processes import leases as lease_module
 
     monkeypatch.setattr(lease_module, "_OBSERVED_S", 0.3)

@@ -1,4 +1,4 @@
-"""Claims on folders that several machines share: one holder, the dead are found, clocks may differ."""
+"""Leases in folders that several machines share: one holder, dead holders are found, clocks may differ."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_of_many_that_take_over_one_wins_also_without_locks(tmp_path: Path) -> N
                 barrier.wait()
                 lease = leases.acquire(lease_path)
                 barrier.wait()
-                # The one whose token stands in the file; whoever was moved away in between finds that out.
+                # The holder is the one whose token is in the file; a lease that was moved aside is lost.
                 if lease is not None and leases.is_ours(lease):
                     holds.append(lease)
                 barrier.wait()

@@ -1,4 +1,4 @@
-"""Where regions lie, that they are by resolution, and what slides without resolution, size or tissue come to."""
+"""Regions: their places, their resolution, and slides without resolution, size or tissue."""
 
 from __future__ import annotations
 

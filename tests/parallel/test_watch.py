@@ -20,7 +20,7 @@ from parallel.ranks import launcher
 
 
 def outcomes(folder: Path, ranks: int, function: Callable[[Ranks], None], timeout_s: float) -> list[str]:
-    """What ended each rank: the text of its error, or its exit code."""
+    """End of each rank: the text of its error, or its exit code."""
     context = multiprocessing.get_context("fork")
     with launcher() as port:
         rest = (ranks, port, folder, function, timeout_s)

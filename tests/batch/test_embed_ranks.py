@@ -84,14 +84,14 @@ def _embed_with_a_bad_rank(ranks: Ranks, slides: Any, folder: Path) -> Any:
     from longvit.slide_jobs import embed_ranks
 
     if ranks.rank == 1:
-        real = embed_ranks._Reading.read
+        real = embed_ranks._StripReader.read
 
         def read(self: Any) -> Any:
             if self.request.path.name == "s0.png":
                 raise embed_ranks.SlideFailedError("read", "the network is gone")
             return real(self)
 
-        embed_ranks._Reading.read = read  # type: ignore[method-assign]
+        embed_ranks._StripReader.read = read  # type: ignore[method-assign]
     return _embed(ranks, slides, folder)
 
 

@@ -289,7 +289,7 @@ def _mpp(slide: Slide, settings: RegionSettings) -> Mpp:
         return slide.mpp
     if settings.ignore_mpp:
         return Mpp(settings.region_mpp, settings.region_mpp, "ignored")
-    places = "; ".join(map(str, slide.mpp_search.looked_at)) or "the format has no field for it"
+    places = "; ".join(map(str, slide.mpp_search.looked_at)) or "the format has no place for it"
     raise InputError(
         f"{slide.path}: no resolution in the file (searched: {places}); pass --mpp 0.25 (µm per pixel of the "
         f"largest level), or add a column mpp to the CSV, or pass --ignore-mpp to take pixels as they are"

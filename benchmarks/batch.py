@@ -178,7 +178,8 @@ def batch(
     model: Path, slides: Any, out: Path, workers: int, bare_s: float, bare_cpu_s: float, *, kills: bool
 ) -> dict[str, Any]:
     """A run by several workers; with `kills` one of them is killed halfway."""
-    from longvit.slide_jobs import RunSettings, embed_slides
+    from longvit.slide_jobs.embed import embed_slides
+    from longvit.slide_jobs.run import RunSettings
     from longvit.slide_jobs.worker_log import LogTail
 
     settings = RunSettings(workers=workers, device="cpu", threads=1)
@@ -269,12 +270,12 @@ def parts(folder: Path, slides: Any) -> dict[str, float]:
     from longvit.processes.leases import Leases
     from longvit.slide_jobs.read_process import ReadProcess
     from longvit.slide_jobs.reading import Reader, ReadRequest, ReadSettings, ThreadReader
-    from longvit.slide_jobs.work_list import Taking, WorkList
+    from longvit.slide_jobs.work_list import SlideQueue, WorkList
     from longvit.slide_jobs.worker_log import WorkerLog
 
-    listed = WorkList.begin(folder / "parts", "embed", slides, retries=2, facts={})
+    listed = WorkList.begin(folder / "parts", "embed", slides, retries=2, settings={})
     with Leases() as leases:
-        taking = Taking(listed, leases, WorkerLog(listed.folder, "alone"))
+        taking = SlideQueue(listed, leases, WorkerLog(listed.folder, "alone"))
         begun = time.perf_counter()
         while (taken := taking.next()) is not None:
             taking.ended(taken, "done")

@@ -49,8 +49,9 @@ from longvit.data.slide_list import find_slides
 from longvit.finetuning.evaluate import spread
 from longvit.metrics.survival import c_index
 from longvit.report.comparison import comparison_report
-from longvit.slide_jobs import ReadSettings, RunSettings, feature_slides
-from longvit.slide_jobs.features import feature_folder
+from longvit.slide_jobs.features import feature_folder, feature_slides
+from longvit.slide_jobs.reading import ReadSettings
+from longvit.slide_jobs.run import RunSettings
 from longvit.slide_jobs.tile_encoders import encoder_name
 from longvit.slides.tiles import TileSettings
 from longvit.slides.tissue import TissueSettings

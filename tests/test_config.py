@@ -11,7 +11,7 @@ import pytest
 from cyclopts import App, CycloptsError, Parameter
 
 from longvit.comparison.settings import ComparisonSettings
-from longvit.config import load_settings, one_line, read_recipe, recipe_config, recipe_names, settings_yaml
+from longvit.config import load_settings, read_recipe, recipe_config, recipe_names, settings_yaml, usage_error_line
 from longvit.errors import InputError
 from longvit.pretraining.settings import PretrainSettings
 from longvit.tasks.settings import FinetuneSettings
@@ -78,7 +78,7 @@ def test_a_wrong_type_names_the_file_and_the_key(tmp_path: Path, line: str) -> N
     path = recipe(tmp_path, line + "\n")
     with pytest.raises((InputError, CycloptsError)) as caught:
         command_line("--recipe", str(path))
-    text = one_line(caught.value)
+    text = usage_error_line(caught.value)
     assert str(path) in text
     assert line.split(":")[0] in text
 

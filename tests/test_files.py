@@ -12,7 +12,7 @@ import pytest
 
 from longvit import files
 from longvit.errors import InputError
-from longvit.files import atomic_path, part_of, remove_dead_parts, remove_parts, write_text
+from longvit.files import atomic_path, part_of, remove_dead_parts, remove_parts, write_csv, write_text
 
 
 def test_two_writers_of_one_file_have_two_temporary_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,3 +84,10 @@ def test_a_folder_that_is_removed_while_a_file_is_written_is_one_line(tmp_path: 
 
     with pytest.raises(InputError, match="its folder was removed meanwhile"):
         remove_while_writing()
+
+
+def test_a_csv_quotes_what_it_must_and_ends_lines_as_unix_does(tmp_path: Path) -> None:
+    write_csv(
+        tmp_path / "a" / "t.csv", ["", "b"], ([i, text] for i, text in enumerate(["x,y", 'q"', "two\nlines", ""]))
+    )
+    assert (tmp_path / "a" / "t.csv").read_bytes() == b',b\n0,"x,y"\n1,"q"""\n2,"two\nlines"\n3,\n'

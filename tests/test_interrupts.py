@@ -11,7 +11,7 @@ import pytest
 
 UNLUCKY = """
 import os, signal, sys, time, weakref
-from longvit.processes.interrupts import lost_interrupts_come_again
+from longvit.processes.interrupts import resend_swallowed_interrupts
 
 class Thing:
     pass
@@ -24,7 +24,7 @@ number = signal.Signals(int(sys.argv[1]))
 signal.signal(number, signal.default_int_handler)
 strike = lambda *_: os.kill(os.getpid(), number)
 try:
-    with lost_interrupts_come_again(number):
+    with resend_swallowed_interrupts(number):
         if sys.argv[2] == "callback":
             thing = Thing()
             heard = weakref.ref(thing, strike)
@@ -72,7 +72,7 @@ from pathlib import Path
 from longvit.slide_jobs import worker
 from longvit.slide_jobs.work_list import WorkList
 here = Path(sys.argv[1])
-WorkList.begin(here, "embed", [], retries=0, facts={"timeout_s": None, "threads": 1})
+WorkList.begin(here, "embed", [], retries=0, settings={"timeout_s": None, "threads": 1})
 worker.build_job = lambda *_: strike(signal.SIGTERM)
 sys.exit(worker.main(here / "work" / "embed", "w", 0))
 """
@@ -89,9 +89,9 @@ def test_commands_and_their_workers_hear_it(tmp_path: Path, code: str, status: i
 
 def test_other_errors_there_are_still_told() -> None:
     code = (
-        "from longvit.processes.interrupts import lost_interrupts_come_again\n"
+        "from longvit.processes.interrupts import resend_swallowed_interrupts\n"
         "class Last:\n    def __del__(self): raise ValueError('told')\n"
-        "with lost_interrupts_come_again():\n    last = Last(); del last\n"
+        "with resend_swallowed_interrupts():\n    last = Last(); del last\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "ValueError: told" in found.stderr

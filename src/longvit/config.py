@@ -18,7 +18,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from longvit.errors import InputError
+from longvit.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from cyclopts import App, ArgumentCollection
@@ -281,7 +281,7 @@ def load_settings(kind: type[Settings], recipe: str | Path | None = None, **over
         tokens = [] if recipe is None else [RECIPE_OPTION, os.fspath(recipe)]
         loaded: Settings = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        raise InputError(one_line(error)) from error
+        raise InputError(usage_error_line(error)) from error
     return dataclasses.replace(loaded, **overrides) if overrides else loaded  # type: ignore[type-var]
 
 
@@ -299,9 +299,9 @@ def settings_yaml(settings: Any) -> str:
     return yaml.safe_dump(plain(dataclasses.asdict(settings)), sort_keys=False, allow_unicode=True)
 
 
-def one_line(error: Exception) -> str:
-    """Error text on one line. Adds the option and the recipe where cyclopts leaves them out."""
-    text = "".join(c if c.isprintable() else "�" for c in " ".join(str(error).split()))
+def usage_error_line(error: Exception) -> str:
+    """An error on one line; with the option and the recipe that it is about, where cyclopts leaves them out."""
+    text = one_line(error)
     text = text if len(text) <= _MAX_ERROR else f"{text[:_MAX_ERROR]}…"
     argument = getattr(error, "argument", None)
     if argument is None or argument.name.lstrip("-") in text:

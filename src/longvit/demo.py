@@ -9,8 +9,6 @@ The regions of the left five columns train, those of the right three test, with 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longvit.errors import InputError
-from longvit.files import atomic_path, make_folder, write_text
+from longvit.files import atomic_path, make_folder, write_csv, write_text
 from longvit.json_file import read_json_object
 from longvit.progress import Progress
 
@@ -189,15 +187,14 @@ def write_regions(slide: Slide, out_dir: Path) -> Path:
             write_region(pixels, (mpp.x, mpp.y), out_dir / "regions" / f"{region.name}.tif")
             progress.advance()
     median = float(np.median(amounts))
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case_id", "slide_id", "label", "path", "split", "haematoxylin", "x_level0_px", "y_level0_px"])
+    rows = []
     for region, amount in zip(regions, amounts, strict=True):
         label = CLASSES[amount > median]
         place = (region.x_level0_px, region.y_level0_px)
         path = f"regions/{region.name}.tif"
-        writer.writerow([region.name, region.name, label, path, region.split, f"{amount:.6f}", *place])
-    write_text(cohort_csv, text.getvalue())
+        rows.append([region.name, region.name, label, path, region.split, f"{amount:.6f}", *place])
+    columns = ["case_id", "slide_id", "label", "path", "split", "haematoxylin", "x_level0_px", "y_level0_px"]
+    write_csv(cohort_csv, columns, rows)
     return cohort_csv
 
 
@@ -223,7 +220,8 @@ def whole_slide(model_dir: Path, slide_path: Path, out_dir: Path, device: str) -
     from longvit.data.slide_list import find_slides
     from longvit.device import pick_device
     from longvit.model.pretrained import load_model
-    from longvit.slide_jobs import embed_slides, predict_slides
+    from longvit.slide_jobs.embed import embed_slides
+    from longvit.slide_jobs.predict import predict_slides
 
     model = load_model(model_dir).to(pick_device(device).device)
     # The regions were squares; a whole slide is not, and keeps its proportions at this size.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from longvit import __version__
+from longvit.processes.cpu_count import cpu_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,10 +95,9 @@ def _devices() -> list[Finding]:
     from longvit.device import pick_device
 
     picked = pick_device("auto")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     findings = [
         Finding("devices", "used", "ok", f"{picked.name} ({picked.reason})"),
-        Finding("devices", "threads", "ok", f"{torch.get_num_threads()} for the model, {cores} cores available"),
+        Finding("devices", "threads", "ok", f"{torch.get_num_threads()} for the model, {cpu_count()} CPUs available"),
     ]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

@@ -32,3 +32,23 @@ def _is_memory_error(error: BaseException) -> bool:
         return "can't allocate memory" in text or "bad_alloc" in text
     is_loading = isinstance(error, ImportError | OSError)
     return is_loading and ("failed to map segment" in text or "Cannot allocate memory" in text)
+
+
+def one_line(error: object, most: int | None = None) -> str:
+    """Text of an error on one line, at most `most` characters; the name of its type where it has no text."""
+    text = " ".join("".join(c if c.isprintable() or _is_surrogate(c) else " " for c in str(error)).split())
+    return text[:most] or type(error).__name__
+
+
+def describe_error(error: BaseException, most: int | None = None) -> str:
+    """An error on one line: an `InputError` as it is, any other with the name of its type."""
+    if isinstance(error, InputError):
+        return " ".join(str(error).split())
+    if not str(error).strip():
+        return type(error).__name__
+    return f"{type(error).__name__}: {one_line(error, most)}"
+
+
+def _is_surrogate(character: str) -> bool:
+    """True for a byte of a file name that is not UTF-8."""
+    return "\ud800" <= character <= "\udfff"

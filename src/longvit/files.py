@@ -7,8 +7,10 @@ it. A temporary name contains its host and process.
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import os
 import re
 import socket
@@ -117,6 +119,15 @@ def write_text(path: str | Path, text: str) -> None:
     JSON restores them, and in a table they stay readable.
     """
     write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_csv(path: str | Path, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
+    """Writes a CSV with a header line to `path`, atomically."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def file_stem(name: str) -> str:

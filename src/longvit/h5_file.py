@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longvit.errors import InputError
+from longvit.errors import InputError, one_line
 from longvit.files import require_regular_file
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def open_h5(path: Path, way_out: str, what: str = "HDF5 file") -> Iterator[h5py.
     except InputError:
         raise
     except MemoryError as error:
-        raise InputError(f"{path}: does not fit into this machine's memory ({one_line(error)})") from error
+        raise InputError(f"{path}: does not fit into this machine's memory ({one_line(error, 300)})") from error
     except Exception as error:  # a damaged file fails in many ways
         raise InputError(f"{path}: {_reason(error, what, way_out)}") from error
 
@@ -106,13 +106,8 @@ def read_attributes(node: h5py.Dataset | h5py.Group, path: Path) -> dict[str, An
 
 def names_in(file: h5py.Group) -> str:
     """Names in a file or a group, as text for a message."""
-    names = [one_line(name)[:40] for name in itertools.islice(file, 11)]
+    names = [one_line(name, 40) for name in itertools.islice(file, 11)]
     return ", ".join([*sorted(names[:10]), *(["…"] if len(names) > 10 else [])]) or "nothing"
-
-
-def one_line(error: object) -> str:
-    """Error text on one line, or the error's type."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _follow(node: Any, name: bytes, path: Path, left: list[int]) -> Any:
@@ -192,7 +187,7 @@ def _size(n_bytes: int) -> str:
 
 
 def _reason(error: Exception, what: str, way_out: str) -> str:
-    text = one_line(error)
+    text = one_line(error, 300)
     error_number = getattr(error, "errno", None)
     if match := re.search(r"errno = (\d+)", text):
         error_number = int(match[1])

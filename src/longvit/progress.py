@@ -10,21 +10,21 @@ from typing import Any, TextIO
 
 
 class Progress:
-    """Counts `total` things called `unit`; use it as a context manager and call `advance`.
+    """Progress of `total` items called `unit`: a context manager; call `advance` for each item.
 
-    On a terminal: a bar with the time left. Elsewhere (a log, a pipe): one line at the start, one every
-    `every_s` seconds and one at the end, each with count, share, time per thing and time left; a `brief` one keeps
-    silent unless it takes that long. Time left counts only what this process did (`done` things of an earlier run do
-    not make it look fast). One may run inside another: its bar stands below while it lasts.
+    On a terminal it is a bar with the time left. Elsewhere (a log, a pipe) it is one line at the start, one every
+    `every_s` seconds and one at the end, each with count, percentage, time per item and time left. A `brief` one prints
+    nothing unless it takes that long. The time left ignores `done` items of an earlier run. A progress may run inside
+    another: its bar is shown below while it lasts.
     """
 
     is_silent = False
-    """Whether this process leaves the talking to another one (a rank of a distributed run that is not the first)."""
+    """True where this process prints nothing (a rank of a distributed run that is not the first)."""
     _live: Any = None  # rich allows one live display: an inner bar is a line of the outer one's
 
     def __init__(
         self,
-        what: str,
+        title: str,
         total: int,
         *,
         unit: str = "",
@@ -34,8 +34,8 @@ class Progress:
         every_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.what, self.total, self.unit, self.done = what, total, unit, done
-        self._first, self._note, self._brief, self._has_spoken = done, "", brief, False
+        self.title, self.total, self.unit, self.done = title, total, unit, done
+        self._first, self._note, self._brief, self._has_printed = done, "", brief, False
         self._stream = sys.stderr if stream is None else stream
         self._every_s, self._clock = every_s, clock
         self._start = self._last_line = clock()
@@ -52,7 +52,7 @@ class Progress:
                 Progress._live = self._new_display()
                 Progress._live.start()
             self._bar = Progress._live
-            self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, note="", unit=self.unit)
+            self._task = self._bar.add_task(self.title, total=self.total, completed=self.done, note="", unit=self.unit)
         return self
 
     def _new_display(self) -> Any:
@@ -78,11 +78,11 @@ class Progress:
             Progress._live = None
         elif self._bar is not None:
             self._bar.remove_task(self._task)
-        elif (self.done > self._first or kind is not None) and (self._has_spoken or not self._brief):
+        elif (self.done > self._first or kind is not None) and (self._has_printed or not self._brief):
             self._line("stopped" if kind is not None else "done")
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        """`n` more things are done; `note` (the loss, a slide's name) stands behind the count."""
+        """Counts `n` more items; `note` (the loss, a slide's name) is shown after the count."""
         self.done += n
         self._note = note or self._note
         if self._bar is not None:
@@ -91,7 +91,7 @@ class Progress:
             self._line()
 
     def log(self, text: str) -> None:
-        """One line of its own, above the bar."""
+        """Prints a line, above the bar."""
         if Progress.is_silent:
             return
         if self._bar is not None:
@@ -100,27 +100,27 @@ class Progress:
             print(text, file=self._stream, flush=True)
 
     def _line(self, end: str = "") -> None:
-        self._last_line, self._has_spoken = self._clock(), True
+        self._last_line, self._has_printed = self._clock(), True
         if Progress.is_silent:
             return
         now = self._last_line
         count = self.done - self._first
-        share = f" ({100 * self.done // self.total} %)" if self.total else ""
-        each = (now - self._start) / count if count else 0.0
-        parts = [f"{self.what}: {self.done}/{self.total}{' ' if self.unit else ''}{self.unit}{share}"]
+        percentage = f" ({100 * self.done // self.total} %)" if self.total else ""
+        item_s = (now - self._start) / count if count else 0.0
+        parts = [f"{self.title}: {self.done}/{self.total}{' ' if self.unit else ''}{self.unit}{percentage}"]
         if count:
-            parts.append(f"{each:.3g} s each")
+            parts.append(f"{item_s:.3g} s each")
         if end:
             parts.append(f"{end} after {clock_text(now - self._start)}")
         elif count:
-            parts.append(f"{clock_text(each * (self.total - self.done))} left")
+            parts.append(f"{clock_text(item_s * (self.total - self.done))} left")
         if self._note:
             parts.append(self._note)
         print(", ".join(parts), file=self._stream, flush=True)
 
 
 def clock_text(seconds: float) -> str:
-    """75 -> '1:15', 3700 -> '1:01:40'."""
+    """Seconds as a clock time: 75 -> '1:15', 3700 -> '1:01:40'."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"

@@ -1,4 +1,4 @@
-"""What tests of runs by several processes share: small slides, a model that takes a while, and counting."""
+"""Runs by several processes, for tests: small slides, a slow model, counting of events."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError
 from longvit.processes.leases import read_lease
-from longvit.slide_jobs import RunSettings, SlideJobsResult, embed_slides
-from longvit.slide_jobs.embed import FOLDER, read_features
+from longvit.slide_jobs.embed import FOLDER, embed_slides, read_features
+from longvit.slide_jobs.run import RunSettings, SlideJobsResult
 from longvit.slide_jobs.worker_log import LogTail
 from small_slides import write_model, write_slide
 
@@ -56,7 +56,7 @@ class Run(threading.Thread):
 
 
 def lines_of(out: Path) -> list[tuple[str, dict[str, Any]]]:
-    """What all workers of the present run have written, with their names, in the order of time."""
+    """Log lines of all workers of the current run, with their names, in the order of time."""
     runs = [path for path in (out / "work" / "embed").glob("*/") if path.is_dir()]
     lines = [line for run in runs for line in LogTail(run).new_lines()]
     return sorted(lines, key=lambda line: line[1]["t"])
@@ -102,7 +102,7 @@ def assert_each_once(out: Path, slides: tuple[ListedSlide, ...]) -> None:
 
 
 def assert_nothing_left(out: Path) -> None:
-    """No claim, no half file."""
+    """No lease and no half-written file remains."""
     left = [path for path in out.rglob("*") if path.suffix == ".claim" or ".part" in path.name or ".time" in path.name]
     assert not left
     for run in (out / "work" / "embed").iterdir():

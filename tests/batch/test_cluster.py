@@ -23,7 +23,8 @@ from batch.many_slides import (
 )
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.slide_jobs import RunSettings, embed_slides
+from longvit.slide_jobs.embed import embed_slides
+from longvit.slide_jobs.run import RunSettings
 from longvit.slide_jobs.status import status
 
 ONE = RunSettings(device="cpu", threads=1)

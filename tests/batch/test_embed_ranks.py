@@ -14,10 +14,10 @@ from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError
 from longvit.model.longvit import LongViT, create_model
 from longvit.parallel import Ranks
-from longvit.slide_jobs import ReadSettings, embed_slides
-from longvit.slide_jobs.embed import FOLDER, read_features
+from longvit.slide_jobs.embed import FOLDER, embed_slides, read_features
 from longvit.slide_jobs.embed_ranks import embed_over_ranks
 from longvit.slide_jobs.job import read_record
+from longvit.slide_jobs.reading import ReadSettings
 from parallel.ranks import on_mesh
 
 
@@ -84,14 +84,14 @@ def _embed_with_a_bad_rank(ranks: Ranks, slides: Any, folder: Path) -> Any:
     from longvit.slide_jobs import embed_ranks
 
     if ranks.rank == 1:
-        real = embed_ranks._Reading.read
+        real = embed_ranks._StripReader.read
 
         def read(self: Any) -> Any:
             if self.request.path.name == "s0.png":
                 raise embed_ranks.SlideFailedError("read", "the network is gone")
             return real(self)
 
-        embed_ranks._Reading.read = read  # type: ignore[method-assign]
+        embed_ranks._StripReader.read = read  # type: ignore[method-assign]
     return _embed(ranks, slides, folder)
 
 

@@ -18,13 +18,15 @@ from batch.test_tiles import FOLDER, TILES, TISSUE, rows, write_slides
 from longvit.data.bags import find_bags, read_bag
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
-from longvit.slide_jobs import ReadSettings, RunSettings, feature_slides, tile_slides
-from longvit.slide_jobs.features import FeaturesJob, batches
-from longvit.slide_jobs.reading import SlideFailedError
+from longvit.slide_jobs.features import FeaturesJob, batches, feature_slides
+from longvit.slide_jobs.reading import ReadSettings, SlideFailedError
+from longvit.slide_jobs.run import RunSettings
 from longvit.slide_jobs.stain_texture import describe_tile
 from longvit.slide_jobs.status import status
 from longvit.slide_jobs.tile_encoders import StainTexture
-from longvit.slide_jobs.tile_process import ThreadTiles, TileProcess, TilesRequest
+from longvit.slide_jobs.tile_process import TileProcess
+from longvit.slide_jobs.tile_reader import ThreadTiles, TilesRequest
+from longvit.slide_jobs.tiles import tile_slides
 from longvit.slides.mpp import Mpp
 from longvit.slides.placement import Box
 from longvit.slides.reader import open_slide

@@ -16,9 +16,11 @@ import pytest
 from batch.many_slides import lines_of, wait_for
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
-from longvit.slide_jobs import RunSettings, embed_slides, read_process, reading, work_list
+from longvit.slide_jobs import read_process, reading, work_list
+from longvit.slide_jobs.embed import embed_slides
 from longvit.slide_jobs.read_process import ReadProcess
 from longvit.slide_jobs.reading import ReadRequest, ReadSettings, SlideFailedError, ThreadReader
+from longvit.slide_jobs.run import RunSettings
 from small_slides import write_model, write_slide
 
 HOOKS = Path(__file__).resolve().parents[1] / "faults" / "hooks"
@@ -89,9 +91,8 @@ def test_a_decoder_that_crashes_is_told_by_its_signal(hanging: Path) -> None:
 def test_the_child_ends_with_the_process_that_started_it(tmp_path: Path, hanging: Path) -> None:
     """Also in the midst of a read that hangs: its standard input ends."""
     reader = ReadProcess(60)
-    process = reader._process
-    assert process is not None
-    assert process.stdin is not None
+    child = reader._child
+    assert child is not None
 
     def read() -> None:
         with pytest.raises(SlideFailedError, match="exit code 1"):
@@ -100,8 +101,8 @@ def test_the_child_ends_with_the_process_that_started_it(tmp_path: Path, hanging
     thread = threading.Thread(target=read)
     thread.start()
     time.sleep(0.5)
-    process.stdin.close()
-    assert process.wait(30) == 1
+    child.close_input()
+    assert child.wait(30) == 1
     thread.join(30)
     assert not thread.is_alive()
 
@@ -159,9 +160,9 @@ def test_what_may_pass_is_tried_again_and_what_may_not_is_not(tmp_path: Path, mo
         name = wanted.path.stem
         tries[name] += 1
         if (name == "a" and tries[name] < 3) or name == "b":
-            raise SlideFailedError.of("read", OSError(5, "Input/output error"))
+            raise SlideFailedError.from_error("read", OSError(5, "Input/output error"))
         if name == "c":
-            raise SlideFailedError.of("read", InputError("c.tif: damaged"))
+            raise SlideFailedError.from_error("read", InputError("c.tif: damaged"))
         return read(wanted, *more)
 
     monkeypatch.setattr(reading, "read", shaky)
@@ -188,10 +189,10 @@ def test_what_may_pass_is_tried_again_and_what_may_not_is_not(tmp_path: Path, mo
     ],
 )
 def test_whose_fault_an_error_is(error: Exception, cause: str) -> None:
-    assert SlideFailedError.of("read", error).cause == cause
+    assert SlideFailedError.from_error("read", error).cause == cause
     with pytest.raises(InputError) as caught:
         raise InputError("a.svs: cannot be read") from error
-    assert SlideFailedError.of("read", caught.value).cause == cause
+    assert SlideFailedError.from_error("read", caught.value).cause == cause
 
 
 def test_a_reading_process_loads_no_torch() -> None:
@@ -209,10 +210,10 @@ def test_a_read_that_is_nobodys_is_waited_for(tmp_path: Path) -> None:
     reader = ReadProcess(60)
     try:
         assert reader.read(request(slide), lambda identity: True) is not None
-        process = reader._process
-        assert process is not None
-        process.kill()
-        wait_for(lambda: process.poll() is not None)
+        child = reader._child
+        assert child is not None
+        child.process.kill()
+        wait_for(lambda: child.process.poll() is not None)
         assert reader.read(request(slide), lambda identity: True) is not None
     finally:
         reader.stop()

@@ -1,4 +1,4 @@
-"""Many slides: layout of the files, resume, one bad slide costs one row, a kill loses at most the slide in work."""
+"""Many slides: layout of the files, resume, one bad slide costs one row, a kill loses at most the slide in progress."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError
 from longvit.model.longvit import LongViT
 from longvit.model.pretrained import load_model
-from longvit.slide_jobs import ReadSettings, embed_slides, predict_slides, reading
-from longvit.slide_jobs.embed import EmbedJob, read_features
+from longvit.slide_jobs import reading
+from longvit.slide_jobs.embed import EmbedJob, embed_slides, read_features
 from longvit.slide_jobs.job import model_digest
-from longvit.slide_jobs.reading import ReadRequest
+from longvit.slide_jobs.predict import predict_slides
+from longvit.slide_jobs.reading import ReadRequest, ReadSettings
 from longvit.slide_jobs.run import JobSpec, SlideJobsResult, run
 from longvit.slides.reader import open_slide
 from small_slides import write_model, write_slide

@@ -1,4 +1,4 @@
-"""`longvit status`: what a run's files say, while it is at work, after its end, and after it was stopped."""
+"""`longvit status`: the status of a run while it runs, after its end, and after it was stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Captured = pytest.CaptureFixture[str]
 
 def begin(out: Path, n: int) -> WorkList:
     slides = [ListedSlide(f"s{i}", out / f"s{i}.svs") for i in range(n)]
-    return WorkList.begin(out, "embed", slides, retries=2, facts={"timeout_s": None})
+    return WorkList.begin(out, "embed", slides, retries=2, settings={"timeout_s": None})
 
 
 def test_counts_add_up_and_the_rate_is_that_of_done_slides(tmp_path: Path, capsys: Captured) -> None:
@@ -49,7 +49,7 @@ def test_counts_add_up_and_the_rate_is_that_of_done_slides(tmp_path: Path, capsy
         (now,) = status(tmp_path)
         assert main(["status", str(tmp_path)]) == 3
         picture = capsys.readouterr().out
-    assert (now.state, now.total, now.done, now.skipped, now.waiting) == ("at work", 10, 2, 1, 4)
+    assert (now.state, now.total, now.done, now.skipped, now.waiting) == ("running", 10, 2, 1, 4)
     assert [one.slide for one in now.failed] == ["s3"]
     assert [(one.slide, one.stage, one.process) for one in now.running] == [
         ("s4", "model", os.getpid()),
@@ -60,11 +60,11 @@ def test_counts_add_up_and_the_rate_is_that_of_done_slides(tmp_path: Path, capsy
     assert 0 < now.per_hour <= 2 * 3600 / 0.1
     assert now.left_s == pytest.approx(6 / now.per_hour * 3600)
     assert now.tried_again == 1
-    for words in ("embed: 10 slides, at work", "s4", "model", str(os.getpid()), "s3.svs: damaged", "1 tried again"):
+    for words in ("embed: 10 slides, running", "s4", "model", str(os.getpid()), "s3.svs: damaged", "1 tried again"):
         assert words in picture
 
     note_death(listed.folder, "w0", "SIGKILL")
-    (stopped,) = status(tmp_path)  # the claims are given back
+    (stopped,) = status(tmp_path)  # the leases are released
     assert (stopped.state, stopped.workers_lost, stopped.left_s) == ("stopped", 1, None)
     assert (stopped.running, stopped.waiting) == ((), 6)
     assert main(["status", str(tmp_path)]) == 4
@@ -75,7 +75,7 @@ def test_a_run_whose_machine_is_gone_counts_as_stopped(tmp_path: Path) -> None:
     begin(tmp_path, 2)
     lease_path = tmp_path / "work" / "embed.claim"
     lease_path.write_text(json.dumps({"host": "elsewhere", "process": 1, "token": "x"}))
-    assert status(tmp_path)[0].state == "at work"
+    assert status(tmp_path)[0].state == "running"
     os.utime(lease_path, (time.time() - 100, time.time() - 100))
     assert status(tmp_path)[0].state == "stopped"
 

@@ -118,7 +118,9 @@ def test_an_exported_program_with_pickled_code_runs_none(tmp_path: Path, monkeyp
         for name in old.namelist():
             new.writestr(name, old.read(name))
         new.writestr("small/data/constants/opaque_obj_0", b"")
-    with pytest.raises(InputError, match="holds small/data/constants/opaque_obj_0, which only running foreign code"):
+    with pytest.raises(
+        InputError, match="holds small/data/constants/opaque_obj_0, which only running code from the file"
+    ):
         open_encoder(f"export:{harmful}", 32)
     assert not (tmp_path / "harm").exists()
 
@@ -135,7 +137,7 @@ def test_a_file_that_is_none_is_one_line(kind: str, tmp_path: Path) -> None:
 
 def test_a_model_that_does_not_take_such_tiles_says_so_before_any_slide(tmp_path: Path) -> None:
     path = exported(tmp_path / "fixed.pt2")
-    with pytest.raises(InputError, match=r"export-fixed: does not take two tiles of 64 × 64 px"):
+    with pytest.raises(InputError, match=r"export-fixed: does not accept two tiles of 64 × 64 px"):
         open_encoder(f"export:{path}", 64)
     torch.jit.save(torch.jit.script(nn.Identity()), tmp_path / "same.ts")
     with pytest.raises(InputError, match=r"gives \(2, 3, 32, 32\) for two tiles, not \(2, width\)"):

@@ -1,4 +1,4 @@
-"""`tile_slides`: TRIDENT's files and a picture per slide, resume, blank slides, slides that cannot be cut."""
+"""`tile_slides`: TRIDENT's files and an image per slide, resume, blank slides, slides that cannot be cut."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import tifffile
 from PIL import Image
 
 from longvit.data.slide_list import ListedSlide, find_slides
-from longvit.slide_jobs import ReadSettings, RunSettings, tile_slides
+from longvit.slide_jobs.reading import ReadSettings
+from longvit.slide_jobs.run import RunSettings
+from longvit.slide_jobs.tiles import tile_slides
 from longvit.slides.reader import open_slide
 from longvit.slides.tiles import TileSettings
 from longvit.slides.tissue import TissueSettings

@@ -15,19 +15,18 @@ from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.files import this_host
 from longvit.processes.leases import Leases, read_lease
-from longvit.slide_jobs import embed_slides
 from longvit.slide_jobs import work_list as module
-from longvit.slide_jobs.embed import FOLDER, EmbedJob
+from longvit.slide_jobs.embed import FOLDER, EmbedJob, embed_slides
 from longvit.slide_jobs.job import load_longvit
+from longvit.slide_jobs.loop import work
 from longvit.slide_jobs.reading import SlideFailedError, ThreadReader
-from longvit.slide_jobs.work_list import Taking, WorkList
-from longvit.slide_jobs.worker import work
+from longvit.slide_jobs.work_list import SlideQueue, WorkList
 from longvit.slide_jobs.worker_log import LogTail, WorkerLog, note_death
 
 
 def begin(out: Path, n: int, retries: int = 2) -> WorkList:
     slides = [ListedSlide(f"s{i}", out / f"s{i}.svs", 0.5 if i == 0 else None) for i in range(n)]
-    return WorkList.begin(out, "embed", slides, retries=retries, facts={"timeout_s": None})
+    return WorkList.begin(out, "embed", slides, retries=retries, settings={"timeout_s": None})
 
 
 def dead_process() -> int:
@@ -37,7 +36,7 @@ def dead_process() -> int:
 
 
 def left_by_the_dead(listed: WorkList, slide: str, *, in_model: bool, how: str = "SIGKILL") -> None:
-    """A claim whose worker died, and its log."""
+    """Lease of a dead worker, and its log."""
     lease_path = {"host": this_host(), "process": dead_process(), "token": "theirs", "worker": f"dead-{slide}-{how}"}
     listed.slide_file(slide).write_text(json.dumps(lease_path))
     log = WorkerLog(listed.folder, str(lease_path["worker"]))
@@ -54,7 +53,7 @@ def test_of_many_takers_each_slide_gets_one(tmp_path: Path) -> None:
 
     def worker(name: str) -> None:
         with Leases() as leases:
-            taking = Taking(listed, leases, WorkerLog(listed.folder, name))
+            taking = SlideQueue(listed, leases, WorkerLog(listed.folder, name))
             while (taken := taking.next()) is not None:
                 had[taken.listed.slide_id] += 1
                 taking.ended(taken, "done")
@@ -72,8 +71,8 @@ def test_the_last_ones_are_waited_for_and_taken_when_their_worker_lets_go(tmp_pa
     listed = begin(tmp_path, 2)
     got: list[str] = []
     with Leases() as first, Leases() as second:
-        one = Taking(listed, first, WorkerLog(listed.folder, "one"))
-        two = Taking(listed, second, WorkerLog(listed.folder, "two"))
+        one = SlideQueue(listed, first, WorkerLog(listed.folder, "one"))
+        two = SlideQueue(listed, second, WorkerLog(listed.folder, "two"))
         s0, s1 = one.next(), one.next()
         assert s0 is not None
         assert s1 is not None
@@ -99,7 +98,7 @@ def test_the_slide_in_a_dead_workers_model_gets_the_blame_and_is_given_up_the_se
     left_by_the_dead(listed, "s1", in_model=True, how="SIGKILL")
     left_by_the_dead(listed, "s2", in_model=False)
     with Leases() as leases:
-        taking = Taking(listed, leases, WorkerLog(listed.folder, "heir"))
+        taking = SlideQueue(listed, leases, WorkerLog(listed.folder, "heir"))
         names = []
         for _ in range(3):
             taken = taking.next()
@@ -114,10 +113,10 @@ def test_the_slide_in_a_dead_workers_model_gets_the_blame_and_is_given_up_the_se
         assert [one["error"] for one in listed.tried("s1")] == [
             f"{tmp_path}/s1.svs: the process that worked on it on {this_host().split()[0]} died (SIGKILL)"
         ]
-        assert listed.tried("s2") == []  # it was being read, in a process of its own
+        assert listed.tried("s2") == []  # it was being read, in a separate process
     left_by_the_dead(listed, "s1", in_model=True, how="SIGSEGV")
     with Leases() as leases:
-        assert Taking(listed, leases, WorkerLog(listed.folder, "second heir")).next() is None
+        assert SlideQueue(listed, leases, WorkerLog(listed.folder, "second heir")).next() is None
     end = read_lease(listed.slide_file("s1"))
     assert (end["end"], end["stage"]) == ("failed", "model")
     assert end["error"].endswith("died (SIGSEGV); tried 2 times")
@@ -127,7 +126,7 @@ def test_a_result_that_was_written_before_its_worker_died_counts_as_done_in_this
     model, slides = make(tmp_path, 2, image_px=64)
     out = tmp_path / "out"
     embed_slides(model, slides, out)
-    listed = WorkList.begin(out, "embed", slides, retries=2, facts={"timeout_s": None})
+    listed = WorkList.begin(out, "embed", slides, retries=2, settings={"timeout_s": None})
     left_by_the_dead(listed, "s01", in_model=True)
     job = EmbedJob(load_longvit(model), out / FOLDER)
     work(job, listed, ThreadReader(), WorkerLog(listed.folder, "heir"))
@@ -143,24 +142,24 @@ def test_without_retries_the_first_failure_is_the_last(tmp_path: Path) -> None:
 def test_a_worker_of_an_older_run_ends_and_ends_nothing_of_the_newer(tmp_path: Path) -> None:
     old = begin(tmp_path, 3)
     with Leases() as leases:
-        taking = Taking(old, leases, WorkerLog(old.folder, "old"))
+        taking = SlideQueue(old, leases, WorkerLog(old.folder, "old"))
         taken = taking.next()
         assert taken is not None
         new = begin(tmp_path, 3)
         taking.ended(taken, "done")
         assert taking.next() is None
     assert new.present() == set()
-    assert WorkList.of(tmp_path / "work" / "embed") == new
+    assert WorkList.read(tmp_path / "work" / "embed") == new
 
 
 def test_a_list_is_read_as_it_was_written(tmp_path: Path) -> None:
     listed = begin(tmp_path, 2)
-    assert WorkList.of(listed.folder.parent).slides == listed.slides
+    assert WorkList.read(listed.folder.parent).slides == listed.slides
     with pytest.raises(InputError, match="no run was begun"):
-        WorkList.of(tmp_path / "work" / "predict")
+        WorkList.read(tmp_path / "work" / "predict")
     (tmp_path / "work" / "embed" / "run.json").write_text('{"slides": [')
     with pytest.raises(InputError, match="not the work list of a run"):
-        WorkList.of(tmp_path / "work" / "embed")
+        WorkList.read(tmp_path / "work" / "embed")
 
 
 def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
@@ -178,7 +177,7 @@ def test_a_passing_failure_gets_time_to_pass(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(module, "RETRY_AFTER_S", 600)
     listed = begin(tmp_path, 1)
     with Leases() as leases:
-        taking = Taking(listed, leases, WorkerLog(listed.folder, "w"))
+        taking = SlideQueue(listed, leases, WorkerLog(listed.folder, "w"))
         taken = taking.next()
         assert taken is not None
         taking.failed(taken, SlideFailedError("read", "the network", "passing"))

@@ -24,7 +24,9 @@ from batch.many_slides import (
 )
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
-from longvit.slide_jobs import RunSettings, canvas_slides, embed_slides
+from longvit.slide_jobs.canvas import canvas_slides
+from longvit.slide_jobs.embed import embed_slides
+from longvit.slide_jobs.run import RunSettings
 from longvit.slide_jobs.status import status
 from longvit.slides.canvas import read_canvas
 from longvit.slides.reader import open_slide
@@ -48,7 +50,7 @@ def test_a_killed_worker_of_two_leaves_every_slide_done_once_with_the_bits_of_on
     process, _ = wait_for(lambda: in_model(tmp_path / "out"))
     os.kill(process, signal.SIGKILL)
     during = wait_for(lambda: status(tmp_path / "out"))[0]
-    assert (during.state, during.total) == ("at work", 30)
+    assert (during.state, during.total) == ("running", 30)
     result = run.result()
     assert result.done == tuple(listed.slide_id for listed in slides)
     assert_each_once(tmp_path / "out", slides)
@@ -145,21 +147,21 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(t
     (tmp_path / "out" / "work").mkdir(parents=True)
     with Leases() as leases:
         assert leases.acquire(tmp_path / "out" / "work" / "embed.claim")
-        with pytest.raises(InputError, match=rf"process {os.getpid()} on .* is at work there since"):
+        with pytest.raises(InputError, match=rf"process {os.getpid()} on .* has been working there since"):
             embed_slides(model, slides, tmp_path / "out", run_settings=ONE)
     assert len(embed_slides(model, slides, tmp_path / "out", run_settings=ONE).done) == 2
 
 
 def test_a_run_whose_machine_is_gone_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its claim on the folder is an hour old, by the folder's clock, and stays so while we look."""
+    """Its lease on the folder is an hour old by the folder's clock, and stays at rest while it is observed."""
     from longvit.processes import leases as lease_module
 
-    monkeypatch.setattr(lease_module, "_SEEN_AT_REST_S", 0.3)
+    monkeypatch.setattr(lease_module, "_OBSERVED_S", 0.3)
     model, slides = make(tmp_path, 2)
     lease_path = tmp_path / "out" / "work" / "embed.claim"
     lease_path.parent.mkdir(parents=True)
     lease_path.write_text(json.dumps({"host": "elsewhere", "process": 1, "token": "theirs", "since": "yesterday"}))
-    with pytest.raises(InputError, match="process 1 on elsewhere is at work there since yesterday"):
+    with pytest.raises(InputError, match="process 1 on elsewhere has been working there since yesterday"):
         embed_slides(model, slides, tmp_path / "out", run_settings=ONE)
     os.utime(lease_path, (time.time() - 3600, time.time() - 3600))
     assert len(embed_slides(model, slides, tmp_path / "out", run_settings=ONE).done) == 2

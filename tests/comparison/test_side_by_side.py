@@ -54,8 +54,8 @@ def test_a_process_that_dies_costs_its_cell_which_the_same_command_does_later(
 
     def deadly(self: TrialProcess, what: Any) -> None:
         if isinstance(what, Trial) and what.note == "mean_pooling, fold 0":
-            self.process.kill()
-            self.process.wait()
+            self.child.process.kill()
+            self.child.wait()
         send(self, what)
 
     with monkeypatch.context() as patch:
@@ -74,7 +74,7 @@ def children(process: int) -> list[int]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == process and b"cell_process" in (path / "cmdline").read_bytes():
+            if parent == process and b"trial_process" in (path / "cmdline").read_bytes():
                 found.append(int(path.name))
         except (OSError, IndexError):  # it has just ended
             continue

@@ -101,7 +101,7 @@ def foreign(path: Path, host: str = "elsewhere", process: int = 1) -> Path:
 
 def test_another_machines_claim_counts_while_it_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its clock says: only that the time changes matters."""
-    monkeypatch.setattr(lease_module, "DEAD_AFTER_S", 0.2)
+    monkeypatch.setattr(lease_module, "EXPIRES_AFTER_S", 0.2)
     lease_path = foreign(tmp_path / "x")
     with Leases() as ours:
         for beat in range(20):
@@ -117,7 +117,7 @@ def test_another_machines_claim_counts_while_it_is_touched(tmp_path: Path, monke
 
 
 def test_a_holder_keeps_its_claim_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "BEAT_S", 0.01)
+    monkeypatch.setattr(lease_module, "HEARTBEAT_S", 0.01)
     with Leases() as ours, ours.take(tmp_path / "x") as is_ours:
         assert is_ours
         lease_path = tmp_path / "x.claim"
@@ -139,7 +139,7 @@ def test_a_claim_that_was_only_begun_is_no_error(tmp_path: Path, monkeypatch: py
     with Leases() as ours:
         with ours.take(tmp_path / "x") as is_ours:
             assert not is_ours
-        monkeypatch.setattr(lease_module, "DEAD_AFTER_S", -1.0)
+        monkeypatch.setattr(lease_module, "EXPIRES_AFTER_S", -1.0)
         with ours.take(tmp_path / "x") as is_ours:
             assert is_ours
 

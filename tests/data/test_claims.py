@@ -1,4 +1,4 @@
-"""Claims on folders that several machines share: one holder, the dead are found, clocks may differ."""
+"""Leases in folders that several machines share: one holder, dead holders are found, clocks may differ."""
 
 from __future__ import annotations
 
@@ -27,42 +27,42 @@ def test_a_number_that_another_process_got_since_is_no_holder(tmp_path: Path) ->
     lease_path = tmp_path / "x"
     lease_path.write_text(json.dumps(holder() | {"token": "theirs", "started": 1}))
     with Leases() as leases:
-        assert leases.is_dead(lease_path)
+        assert leases.is_expired(lease_path)
         lease = leases.acquire(lease_path)
         assert lease is not None
         assert lease.former is not None
         assert lease.former["token"] == "theirs"
     lease_path.write_text(json.dumps(holder() | {"token": "theirs"}))
-    assert not Leases().is_dead(lease_path)
+    assert not Leases().is_expired(lease_path)
 
 
 def test_a_claim_that_is_old_by_the_folders_clock_is_dead_after_a_short_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_module, "_SEEN_AT_REST_S", 0.1)
+    monkeypatch.setattr(lease_module, "_OBSERVED_S", 0.1)
     lease_path = of_another_machine(tmp_path / "x")
     now = folder_time(tmp_path)
     os.utime(lease_path, (now - 61, now - 61))
     leases = Leases()
-    assert not leases.is_dead(lease_path)  # not at the first look: the clocks may differ
+    assert not leases.is_expired(lease_path)  # not at the first look: the clocks may differ
     time.sleep(0.15)
-    assert leases.is_dead(lease_path)
+    assert leases.is_expired(lease_path)
 
 
 def test_a_holder_whose_clock_is_an_hour_behind_is_alive_while_it_beats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_module, "_SEEN_AT_REST_S", 0.2)
+    monkeypatch.setattr(lease_module, "_OBSERVED_S", 0.2)
     lease_path = of_another_machine(tmp_path / "x")
     leases = Leases()
     for beat in range(20):
         os.utime(lease_path, (time.time() - 3600 + beat, time.time() - 3600 + beat))
-        assert not leases.is_dead(lease_path)
+        assert not leases.is_expired(lease_path)
         time.sleep(0.03)
 
 
 def test_a_settled_claim_is_nobodys_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "DEAD_AFTER_S", -1.0)
+    monkeypatch.setattr(lease_module, "EXPIRES_AFTER_S", -1.0)
     with Leases() as leases:
         lease = leases.acquire(tmp_path / "x", {"worker": "w1"})
         assert lease is not None
@@ -116,7 +116,7 @@ def test_of_many_that_take_over_one_wins_also_without_locks(tmp_path: Path) -> N
                 barrier.wait()
                 lease = leases.acquire(lease_path)
                 barrier.wait()
-                # The one whose token stands in the file; whoever was moved away in between finds that out.
+                # The holder is the one whose token is in the file; a lease that was moved aside is lost.
                 if lease is not None and leases.is_ours(lease):
                     holds.append(lease)
                 barrier.wait()
@@ -136,5 +136,5 @@ def test_claims_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path: P
     dead.write_text(json.dumps(holder() | {"token": "theirs", "started": 1}))
     alive.write_text(json.dumps(holder() | {"token": "theirs"}))
     with Leases() as leases:
-        leases.remove_dead(tmp_path)
+        leases.remove_expired(tmp_path)
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["y.tif.claim"]

@@ -1,4 +1,4 @@
-"""Batches of crops: the same bits whoever makes them, whatever is damaged, dies or hangs; nothing outlives its run."""
+"""Batches of crops: the same bits in any process, whatever is damaged, dies or hangs; no process outlives its run."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_region_that_cannot_be_read_is_replaced_by_the_same_one_whoever_reads(
     resumed = batches(three, workers=2)
     assert all_same(list(resumed.epoch(0, [5, 6, 7])), whole[5:])
     assert resumed.problems.keys() <= alone.problems.keys()
-    # What is in its place is no black square, and has crops of its own.
+    # Its replacement is no black square, and has crops that differ from those of other regions.
     place = next(i for i, index in enumerate(alone.order(0)) if index >= 24)
     assert whole[place // 5].crops[0][place % 5].float().std() > 3
 

@@ -1,4 +1,4 @@
-"""Where regions lie, that they are by resolution, and what slides without resolution, size or tissue come to."""
+"""Regions: their places, their resolution, and slides without resolution, size or tissue."""
 
 from __future__ import annotations
 
@@ -204,11 +204,11 @@ def test_a_blank_slide_is_said_and_left_out_where_tissue_is_asked_for(tmp_path: 
     blank = write_plain(tmp_path / "blank.tif", np.repeat(noise, 3, axis=2), 0.5)
     good = write_plain(tmp_path / "good.tif", tissue(300, 200), 0.5)
     regions = find_regions(listed(blank, good), SMALL, progress=False)
-    assert regions.notes == (f"{blank}: no tissue seen on it, so its regions are empty",)
+    assert regions.notes == (f"{blank}: no tissue found, so its regions are empty",)
     assert len(regions.sources) == 2
     regions = find_regions(listed(blank, good), replace(SMALL, tissue=True), progress=False)
     assert [s.slide_id for s in regions.sources] == ["good"]
-    assert "no tissue seen" in regions.problems[0].error
+    assert "no tissue found" in regions.problems[0].error
 
 
 def test_centres_lie_on_tissue_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How runs over many slides end when a slide fails: by every kind of fault, at every place, in every command.
+"""Ends of runs over many slides when a slide fails: every kind of fault, at every place, in every command.
 
     python tests/faults/ends_of_runs.py --all      prints "n of n"; some 20 minutes
     python tests/faults/ends_of_runs.py crash      those with this word in their name

@@ -1,7 +1,7 @@
 """No slide of a list is lost without a word: it has a result, or a row of problems.csv and exit code 1.
 
-A part of what `ends_of_runs.py --all` runs: every fault with every place, with every command, and with one and two
-workers; the last slide of one worker, which nothing is read ahead of, with every fault.
+A part of the cases of `ends_of_runs.py --all`: every fault with every place, with every command, and with one and two
+workers. With every fault also the last slide of one worker, after which nothing is read ahead.
 """
 
 from __future__ import annotations

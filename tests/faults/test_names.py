@@ -11,8 +11,13 @@ import pytest
 from longvit.data.bags import find_bags
 from longvit.data.slide_list import ListedSlide
 from longvit.files import file_stem, printable, write_text
-from longvit.slide_jobs import RunSettings, canvas_slides, embed_slides, feature_slides, predict_slides, tile_slides
+from longvit.slide_jobs.canvas import canvas_slides
+from longvit.slide_jobs.embed import embed_slides
+from longvit.slide_jobs.features import feature_slides
+from longvit.slide_jobs.predict import predict_slides
+from longvit.slide_jobs.run import RunSettings
 from longvit.slide_jobs.status import status
+from longvit.slide_jobs.tiles import tile_slides
 from longvit.slides.tiles import TileSettings
 from longvit.slides.tissue import TissueSettings
 from small_slides import write_model, write_slide

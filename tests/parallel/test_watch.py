@@ -20,7 +20,7 @@ from parallel.ranks import launcher
 
 
 def outcomes(folder: Path, ranks: int, function: Callable[[Ranks], None], timeout_s: float) -> list[str]:
-    """What ended each rank: the text of its error, or its exit code."""
+    """End of each rank: the text of its error, or its exit code."""
     context = multiprocessing.get_context("fork")
     with launcher() as port:
         rest = (ranks, port, folder, function, timeout_s)
@@ -80,7 +80,7 @@ def test_a_killed_rank_is_named_by_the_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        (lambda ranks: os.kill(os.getpid(), signal.SIGSTOP), "has not been heard of for"),
+        (lambda ranks: os.kill(os.getpid(), signal.SIGSTOP), "has sent no heartbeat for"),
         (lambda ranks: time.sleep(1000), "in test_watch.py:"),
     ],
     ids=["stopped", "hangs"],
@@ -88,7 +88,7 @@ def test_a_killed_rank_is_named_by_the_others(tmp_path: Path) -> None:
 def test_a_rank_that_does_not_go_on_is_named_by_the_others(
     tmp_path: Path, what: Callable[[Ranks], None], said: str
 ) -> None:
-    """They are stuck in a collective, so the watch's thread says it and ends them."""
+    """They are stuck in a collective, so the watchdog thread reports it and ends them."""
     outcomes(tmp_path, 3, steps(what), 4.0)
     for rank in (0, 2):
         log = (tmp_path / f"{rank}.log").read_text()

@@ -14,8 +14,7 @@ import tifffile
 from PIL import Image
 
 from conftest import EXAMPLE_SLIDE
-from longvit.errors import InputError
-from longvit.slides.pixel_reader import one_line
+from longvit.errors import InputError, one_line
 from longvit.slides.reader import open_slide
 from slides.slide_files import (
     dicom_series,

@@ -15,7 +15,7 @@ from longvit.data.cohort import Cohort, SlideRow, read_cohort
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
 from longvit.finetuning.run import finetune
-from longvit.slide_jobs import predict_slides
+from longvit.slide_jobs.predict import predict_slides
 from longvit.tasks.survival import Survival, risk_of
 from longvit.tasks.task import Predictions
 from tasks.study import SETTINGS as QUICK

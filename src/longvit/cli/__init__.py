@@ -72,13 +72,13 @@ def _call(arguments: Sequence[str] | None) -> int:
     """Parses and calls. All is imported in here, so that what an import raises (no memory, a Ctrl-C) is a line too."""
     from cyclopts import CycloptsError
 
-    from longvit.config import one_line
+    from longvit.config import usage_error_line
 
     try:
         code = sys.modules[__name__].app(arguments, exit_on_error=False, print_error=False, help_on_error=False)
     except CycloptsError as error:
         command = " ".join(("longvit", *(error.command_chain or ())))
-        raise InputError(f"{one_line(error)} See: {command} --help") from error
+        raise InputError(f"{usage_error_line(error)} See: {command} --help") from error
     return code if isinstance(code, int) else 0
 
 

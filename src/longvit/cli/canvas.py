@@ -58,7 +58,9 @@ def canvas(
     ```
     """
     from longvit.files import make_folder
-    from longvit.slide_jobs import ReadSettings, RunSettings, canvas_slides
+    from longvit.slide_jobs.canvas import canvas_slides
+    from longvit.slide_jobs.reading import ReadSettings
+    from longvit.slide_jobs.run import RunSettings
 
     run = RunSettings(workers, cluster, retries, timeout_s or None, reads_apart=True, threads=threads)
     make_folder(out)

@@ -68,7 +68,8 @@ def embed(
     ```
     """
     from longvit.files import make_folder
-    from longvit.slide_jobs import ReadSettings, embed_slides
+    from longvit.slide_jobs.embed import embed_slides
+    from longvit.slide_jobs.reading import ReadSettings
 
     if "RANK" in os.environ or sequence_ranks > 1:
         if workers > 1 or cluster is not None:
@@ -95,9 +96,9 @@ def _over_ranks(
 ) -> int:
     from longvit.device import pick_device, set_threads
     from longvit.parallel import all_ranks
-    from longvit.slide_jobs import ReadSettings
     from longvit.slide_jobs.embed_ranks import embed_over_ranks
     from longvit.slide_jobs.job import load_longvit
+    from longvit.slide_jobs.reading import ReadSettings
 
     with all_ranks(sequence_ranks, device=device) as ranks:
         set_threads(threads)

@@ -88,8 +88,9 @@ def features(
     ```
     """
     from longvit.files import make_folder
-    from longvit.slide_jobs import ReadSettings, RunSettings, feature_slides
-    from longvit.slide_jobs.features import TABLE, encoder_needs_torch, feature_folder
+    from longvit.slide_jobs.features import TABLE, encoder_needs_torch, feature_folder, feature_slides
+    from longvit.slide_jobs.reading import ReadSettings
+    from longvit.slide_jobs.run import RunSettings
     from longvit.slides.tiles import TileSettings
 
     wanted = TileSettings(tile_px, tile_mpp, overlap_px, min_tissue)

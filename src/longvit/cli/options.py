@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 if TYPE_CHECKING:
     from longvit.data.slide_list import ListedSlide
     from longvit.model.longvit import LongViT
-    from longvit.slide_jobs import RunSettings, SlideJobsResult
+    from longvit.slide_jobs.run import RunSettings, SlideJobsResult
 
 SETTINGS = Group("Settings (also keys of a recipe)", sort_key=1)
 Recipe = Annotated[
@@ -88,8 +88,8 @@ def model_and_run(
     """What a run over many slides needs: the model on its device, which is printed; or its folder, where others load
     it."""
     from longvit.device import pick_device, set_threads
-    from longvit.slide_jobs import RunSettings
     from longvit.slide_jobs.job import config_of, load_longvit
+    from longvit.slide_jobs.run import RunSettings
 
     settings = RunSettings(
         workers, cluster, retries, timeout_s or None, reads_apart=True, device=device, threads=threads

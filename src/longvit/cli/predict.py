@@ -64,7 +64,8 @@ def predict(
     ```
     """
     from longvit.files import make_folder
-    from longvit.slide_jobs import ReadSettings, predict_slides
+    from longvit.slide_jobs.predict import predict_slides
+    from longvit.slide_jobs.reading import ReadSettings
 
     make_folder(out)
     listed = listed_slides(slides, slides_dir, out)

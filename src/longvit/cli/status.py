@@ -55,7 +55,7 @@ def status(
     from rich.live import Live
 
     with Live(_picture(runs := look(out)), console=console, auto_refresh=False) as live:
-        while any(run.state == "at work" for run in runs):
+        while any(run.state == "running" for run in runs):
             time.sleep(_WATCH_EVERY_S)
             live.update(_picture(runs := look(out)), refresh=True)
     return _code(runs)
@@ -63,7 +63,7 @@ def status(
 
 def _code(runs: tuple[RunStatus, ...]) -> int:
     states = {run.state for run in runs}
-    if "at work" in states:
+    if "running" in states:
         return AT_WORK
     if "stopped" in states:
         return STOPPED

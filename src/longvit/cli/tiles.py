@@ -25,7 +25,7 @@ from longvit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from longvit.slide_jobs import SlideJobsResult
+    from longvit.slide_jobs.run import SlideJobsResult
     from longvit.slides.tissue import TissueSettings
 
 TilePx = Annotated[int, Parameter(help="Side of a tile in pixels, as the encoder sees it.")]
@@ -77,8 +77,9 @@ def tiles(
     ```
     """
     from longvit.files import make_folder
-    from longvit.slide_jobs import ReadSettings, RunSettings, tile_slides
-    from longvit.slide_jobs.tiles import TABLE, tile_folder
+    from longvit.slide_jobs.reading import ReadSettings
+    from longvit.slide_jobs.run import RunSettings
+    from longvit.slide_jobs.tiles import TABLE, tile_folder, tile_slides
     from longvit.slides.tiles import TileSettings
 
     wanted = TileSettings(tile_px, tile_mpp, overlap_px, min_tissue)

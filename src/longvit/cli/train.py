@@ -204,10 +204,11 @@ def _cross_validate(
     from dataclasses import replace
 
     from longvit.finetuning.crossval import cross_validate
+    from longvit.processes.cpu_count import cpu_count
     from longvit.report import crossval_report
 
     if jobs > 1 and settings.threads is None:  # each process would start a thread per core
-        settings = replace(settings, threads=max(1, (os.cpu_count() or 1) // jobs))
+        settings = replace(settings, threads=max(1, cpu_count() // jobs))
     result = cross_validate(manifest, rounds, settings, out, only=only, command=command, jobs=jobs, ranks=ranks)
     if result is None:
         return 0

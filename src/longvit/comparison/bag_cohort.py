@@ -23,8 +23,7 @@ from longvit.data.bags import BagFiles, FeatureBag, find_bags, join_bags, read_b
 from longvit.data.cohort import Cohort, SlideRow
 from longvit.data.identity import first_places, refuse_other_spelling
 from longvit.data.problems import Problem
-from longvit.errors import InputError
-from longvit.h5_file import one_line
+from longvit.errors import InputError, one_line
 from longvit.progress import Progress
 from longvit.tasks.task import task_class
 
@@ -257,7 +256,7 @@ def _read_all(rows: Sequence[SlideRow], paths: Mapping[str, Path], memory_mb: in
             try:
                 bag = read_bag(paths[row.slide_id])
             except Exception as error:  # whatever it is: the other bags are read
-                text = str(error) if isinstance(error, InputError) else f"{paths[row.slide_id]}: {one_line(error)}"
+                text = str(error) if isinstance(error, InputError) else f"{paths[row.slide_id]}: {one_line(error, 300)}"
                 problems.append(Problem(row.slide_id, "read", text))
                 continue
             first_of.setdefault(bag.features.shape[1], bag)

@@ -31,16 +31,15 @@ from longvit.comparison.trial import (
     facts_of,
     finished,
     load_what_all_need,
-    one_line,
     run_trial,
 )
-from longvit.comparison.trial_process import Heard, Trial, job_of, run_side_by_side
+from longvit.comparison.trial_process import OnEvent, Trial, run_in_parallel, trial_job
 from longvit.config import settings_yaml
 from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, write_folds
 from longvit.data.problems import PROBLEMS_CSV, Problem, write_problems
 from longvit.device import Device, pick_device, set_threads
-from longvit.errors import InputError
+from longvit.errors import InputError, describe_error
 from longvit.files import make_folder, write_text
 from longvit.progress import Progress, clock_text
 from longvit.tasks.task import task_class
@@ -181,7 +180,7 @@ def _run_trials(
             progress.advance(epochs[trial.key])  # a cell that went on or failed has done fewer
 
         if jobs > 1:
-            run_side_by_side(trials, job_of(bag_cohort, settings, jobs), jobs, heard)
+            run_in_parallel(trials, trial_job(bag_cohort, settings, jobs), jobs, heard)
         else:
             _one_by_one(trials, bag_cohort, settings, device, heard)
     for trial in trials:  # judged by the list, not by what was heard
@@ -191,7 +190,7 @@ def _run_trials(
 
 
 def _one_by_one(
-    trials: Sequence[Trial], bag_cohort: BagCohort, settings: ComparisonSettings, device: Device, heard: Heard
+    trials: Sequence[Trial], bag_cohort: BagCohort, settings: ComparisonSettings, device: Device, heard: OnEvent
 ) -> None:
     if trials:
         load_what_all_need(device.device)
@@ -207,7 +206,7 @@ def _one_by_one(
                 epoch_done=lambda trial=trial: heard(trial, "epoch", None),  # type: ignore[misc]
             )
         except Exception as error:  # whatever it is: the other cells go on
-            heard(trial, "failed", one_line(error))
+            heard(trial, "failed", describe_error(error, 300))
         else:
             heard(trial, "done", metrics)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import statistics
@@ -19,7 +17,7 @@ from longvit.comparison.settings import ComparisonSettings
 from longvit.comparison.system_spec import SystemSpec
 from longvit.comparison.trial import FoldSplit
 from longvit.errors import InputError
-from longvit.files import write_text
+from longvit.files import write_csv, write_text
 from longvit.finetuning.crossval import DDOF
 from longvit.finetuning.outputs import read_logits
 from longvit.finetuning.paper_tables import COHORTS, METRICS, SYSTEMS, PublishedRow, published_rows
@@ -196,18 +194,17 @@ def _table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     """benchmark.csv, then benchmark.json."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     numbers = ("mean", "sd", "low", "high", "parameters", "seconds", "peak_memory_mib")
     pairs = [("published", "mean"), ("published", "sd"), *(("gap", part) for part in ("value", "low", "high"))]
     folds = [f"fold_{fold['fold']}" for fold in summary["folds"]]
-    writer.writerow(["system", "inputs", *numbers, *("_".join(pair) for pair in pairs), *folds, "errors"])
+    header = ["system", "inputs", *numbers, *("_".join(pair) for pair in pairs), *folds, "errors"]
+    rows = []
     for row in summary["systems"]:
         extra = [(row[key] or {}).get(part) for key, part in pairs]
         errors = "; ".join(f"fold {c['fold']}: {c['error']}" for c in row["cells"] if c["error"])
         trials = [*(row[name] for name in numbers), *extra, *(c["value"] for c in row["cells"])]
-        writer.writerow([row["system"], row["inputs"], *("" if v is None else f"{v:.9g}" for v in trials), errors])
-    write_text(folder / "benchmark.csv", text.getvalue())
+        rows.append([row["system"], row["inputs"], *("" if v is None else f"{v:.9g}" for v in trials), errors])
+    write_csv(folder / "benchmark.csv", header, rows)
     write_text(folder / "benchmark.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 

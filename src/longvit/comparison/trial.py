@@ -299,12 +299,6 @@ def load_what_all_need(device: torch.device) -> None:
     optimizer.step()
 
 
-def one_line(error: Exception) -> str:
-    """Why a cell failed."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text[:300]}"
-
-
 def _write_weights(model: System, path: Path) -> None:
     from safetensors.torch import save
 

@@ -1,16 +1,11 @@
-"""Cells side by side: processes that take one cell after another, each with bags of its own in memory.
+"""Trials in parallel: child processes that run one trial after another, each with its own feature bags in memory.
 
-Each is a fresh interpreter, never a fork of one that has threads. One that dies (of memory, say) costs its cell, and
-another takes its place. A stop ends them all after a checkpoint; they end by themselves when the process that started
-them is gone: their standard input, a pipe that nobody writes to, ends then.
+A process that dies, for want of memory say, fails its trial, and a new process replaces it. A stop signal ends all
+processes after a checkpoint.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,22 +17,24 @@ from typing import Any
 from longvit.comparison.bag_cohort import BagCohort
 from longvit.comparison.settings import ComparisonSettings
 from longvit.comparison.system_spec import SystemSpec
-from longvit.comparison.trial import FoldSplit, load_what_all_need, one_line, run_trial
+from longvit.comparison.trial import FoldSplit, load_what_all_need, run_trial
+from longvit.errors import describe_error
 from longvit.files import make_folder
-from longvit.processes.child import end_with_parent, how_it_ended
+from longvit.processes.child import ChildProcess, connect_to_parent
+from longvit.processes.cpu_count import cpu_count
 from longvit.training.interruption import Interrupted, StopSignals
 
-_LOOK_EVERY_S = 0.2
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
 class TrialJob:
-    """What all cells share."""
+    """Settings and data that all trials share."""
 
     bag_cohort: BagCohort
     """Without bags in memory; each process keeps as many as `settings.memory_mb` holds."""
     settings: ComparisonSettings
-    """Of one process: its threads, its share of the memory."""
+    """Settings of one process: its threads, its part of the memory."""
 
 
 @dataclass(frozen=True)
@@ -59,47 +56,44 @@ class Trial:
         return f"{self.spec.name}, fold {self.fold_split.fold.name}"
 
 
-Heard = Callable[[Trial, str, Any], None]
-"""heard(cell, "epoch", None) after every epoch; then heard(cell, "done", metrics) or heard(cell, "failed", why)."""
+OnEvent = Callable[[Trial, str, Any], None]
+"""on_event(trial, "epoch", None) after every epoch, then (trial, "done", metrics) or (trial, "failed", error)."""
 
 
-def run_side_by_side(trials: Sequence[Trial], job: TrialJob, jobs: int, heard: Heard) -> None:
-    """Runs the cells in `jobs` processes and tells what comes of each. Raises `Interrupted` where a signal comes."""
+def run_in_parallel(trials: Sequence[Trial], job: TrialJob, jobs: int, on_event: OnEvent) -> None:
+    """Runs the trials in `jobs` processes and reports each. Raises `Interrupted` on a stop signal."""
     waiting = list(trials)
     with StopSignals(log=False) as stop:
-        workers = [TrialProcess() for _ in range(min(jobs, len(waiting)))]
+        processes = [TrialProcess() for _ in range(min(jobs, len(waiting)))]
         try:
-            for worker in workers:  # they have loaded their libraries at the same time
-                worker.send(job)
-            while waiting or any(worker.trial is not None for worker in workers):
+            for process in processes:  # started above, so that they load their libraries at the same time
+                process.send(job)
+            while waiting or any(process.trial is not None for process in processes):
                 stop.check()
-                for worker in workers:
-                    if worker.trial is None and waiting:
-                        worker.trial = waiting.pop(0)
-                        worker.send(worker.trial)
-                busy = {worker.connection: worker for worker in workers if worker.trial is not None}
-                for connection in wait(list(busy), _LOOK_EVERY_S):
-                    worker = busy[connection]  # type: ignore[index]
-                    trial = worker.trial
+                for process in processes:
+                    if process.trial is None and waiting:
+                        process.start(waiting.pop(0))
+                for process in _readable(processes):
+                    trial = process.trial
                     assert trial is not None
                     try:
-                        kind, content = worker.connection.recv()
+                        kind, content = process.child.receive()
                     except (EOFError, OSError):
                         if stop.received is not None:
-                            continue  # the signal went to all
-                        kind, content = "failed", f"its process died ({worker.ended()})"
-                        workers.remove(worker)
+                            continue  # the signal reached the processes too
+                        kind, content = "failed", f"its process died ({process.close()})"
+                        processes.remove(process)
                         if waiting:
-                            workers.append(TrialProcess())
-                            workers[-1].send(job)
+                            processes.append(TrialProcess())
+                            processes[-1].send(job)
                     if kind != "epoch":
-                        worker.trial = None
-                    heard(trial, kind, content)
+                        process.trial = None
+                    on_event(trial, kind, content)
         finally:
-            for worker in workers:
-                worker.stop()
-            for worker in workers:
-                worker.ended()
+            for process in processes:
+                process.child.terminate()  # a running trial writes a checkpoint first
+            for process in processes:
+                process.close()
 
 
 class TrialProcess:
@@ -107,52 +101,48 @@ class TrialProcess:
 
     def __init__(self) -> None:
         self.trial: Trial | None = None
-        """What it works at."""
-        self.connection, theirs = multiprocessing.Pipe()
-        # A session of its own: Ctrl-C is for the parent to hear.
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(theirs.fileno())],
-            stdin=subprocess.PIPE,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-        )
-        theirs.close()
+        """The trial that it runs."""
+        self.child = ChildProcess(__name__)
 
-    def send(self, what: TrialJob | Trial) -> None:
-        """One that has died is found out when its answer is read."""
+    def start(self, trial: Trial) -> None:
+        """Starts a trial."""
+        self.trial = trial
+        self.send(trial)
+
+    def send(self, message: TrialJob | Trial) -> None:
+        """Sends a message. The death of the process is noticed when its reply is read."""
         with suppress(OSError):
-            self.connection.send(what)
+            self.child.send(message)
 
-    def stop(self) -> None:
-        """Ends it, after a checkpoint if it is at work."""
-        self.process.terminate()
-
-    def ended(self) -> str:
-        """Waits for its end; → how it ended."""
-        code = self.process.wait()
-        if self.process.stdin:
-            self.process.stdin.close()
-        self.connection.close()
-        how = how_it_ended(code)
-        return f"{how}: out of memory?" if how == "SIGKILL" else how
+    def close(self) -> str:
+        """Waits for the end of the process and describes it."""
+        self.child.wait()
+        self.child.close()
+        status = self.child.exit_status()
+        return f"{status}: out of memory?" if status == "SIGKILL" else status
 
 
-def _serve(connection: Connection) -> None:
+def _readable(processes: Sequence[TrialProcess]) -> list[TrialProcess]:
+    """Processes that run a trial and have sent a message, or have died; waits a moment for one."""
+    busy = {process.child.pipe: process for process in processes if process.trial is not None}
+    return [busy[pipe] for pipe in wait(list(busy), _POLL_S)]  # type: ignore[index]
+
+
+def _serve(pipe: Connection) -> None:
     from longvit.device import pick_device, set_threads
     from longvit.training.run_folder import exclusive_lock
 
-    job: TrialJob = connection.recv()
+    job: TrialJob = pipe.recv()
     settings = job.settings
     set_threads(settings.threads)
     device = pick_device(settings.device)
     bag_cohort = job.bag_cohort.keeping(settings.memory_mb)
     load_what_all_need(device.device)
     while True:
-        trial: Trial = connection.recv()
+        trial: Trial = pipe.recv()
         try:
-            with exclusive_lock(
-                make_folder(trial.folder)
-            ):  # a comparison that was killed may leave a process for a moment
+            # The lock: a comparison that was killed may leave a process for a moment.
+            with exclusive_lock(make_folder(trial.folder)):
                 metrics = run_trial(
                     bag_cohort,
                     trial.fold_split,
@@ -160,28 +150,26 @@ def _serve(connection: Connection) -> None:
                     settings,
                     trial.folder,
                     device,
-                    epoch_done=lambda: connection.send(("epoch", None)),
+                    epoch_done=lambda: pipe.send(("epoch", None)),
                 )
-        except Exception as error:  # whatever it is: the other cells go on
-            connection.send(("failed", one_line(error)))
+        except Exception as error:  # any error fails this trial only
+            pipe.send(("failed", describe_error(error, 300)))
         else:
-            connection.send(("done", metrics))
+            pipe.send(("done", metrics))
 
 
-def job_of(bag_cohort: BagCohort, settings: ComparisonSettings, jobs: int) -> TrialJob:
-    """For each of `jobs` processes: its share of the cores, unless threads were asked for, and of the memory."""
-    threads = settings.threads or max(1, (os.cpu_count() or 1) // jobs)
+def trial_job(bag_cohort: BagCohort, settings: ComparisonSettings, jobs: int) -> TrialJob:
+    """Job of each of `jobs` processes: its part of the memory, and of the CPUs unless `settings.threads` is given."""
+    threads = settings.threads or max(1, cpu_count() // jobs)
     return TrialJob(
         replace(bag_cohort, kept={}), replace(settings, threads=threads, memory_mb=settings.memory_mb // jobs)
     )
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
     try:
-        _serve(Connection(int(sys.argv[1])))
-    except (EOFError, BrokenPipeError):  # nobody wants more
+        _serve(connect_to_parent())
+    except (EOFError, BrokenPipeError):  # the parent has no more trials, or is gone
         pass
     except Interrupted as stopped:
         sys.exit(stopped.exit_code)

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from longvit.data.bag_layouts import H5_FILES, PT_FILES, tile_level0_px
 from longvit.data.identity import canonical, folded
 from longvit.data.slide_files import slide_stem
-from longvit.errors import InputError
+from longvit.errors import InputError, one_line
 from longvit.files import file_stem, require_regular_file
-from longvit.h5_file import find_dataset, names_in, one_line, open_h5, read_attributes, read_numbers
+from longvit.h5_file import find_dataset, names_in, open_h5, read_attributes, read_numbers
 
 _SUFFIXES = (".h5", ".pt")  # .h5 first, since it has coordinates
 _LFS_HEAD = b"version https://git-lfs"
@@ -95,9 +95,9 @@ def read_bag(path: str | Path) -> FeatureBag:
     except InputError:
         raise
     except MemoryError as error:
-        raise InputError(f"{path}: does not fit into this machine's memory ({one_line(error)})") from error
-    except Exception as error:  # any other failure between opening and the checked array
-        raise InputError(f"{path}: damaged ({one_line(error)}); extract this slide again") from error
+        raise InputError(f"{path}: does not fit into this machine's memory ({one_line(error, 300)})") from error
+    except Exception as error:  # whatever else breaks between opening and the checked array
+        raise InputError(f"{path}: damaged ({one_line(error, 300)}); extract this slide again") from error
     if not len(bag):
         raise InputError(f"{path}: an empty bag: features of shape {bag.features.shape}; leave this slide out")
     bad = ~np.isfinite(bag.features).all(1)
@@ -199,10 +199,10 @@ def _read_pt(path: Path) -> FeatureBag:
         raise
     except Exception as error:  # a damaged archive fails in many ways
         raise InputError(
-            f"{path}: not a tensor file, or damaged ({one_line(error)[:120]}); only plain tensors are opened"
+            f"{path}: not a tensor file, or damaged ({one_line(error, 120)}); only plain tensors are opened"
         ) from error
     if not isinstance(content, torch.Tensor):
-        keys = one_line(", ".join(str(key)[:40] for key in list(content)[:9])) if isinstance(content, dict) else ""
+        keys = one_line(", ".join(str(key)[:40] for key in list(content)[:9]), 300) if isinstance(content, dict) else ""
         what = f"a dict of {keys}"[:80] if isinstance(content, dict) else type(content).__name__
         raise InputError(f"{path}: holds {what}, not a tensor of features")
     require_plain(content, "the tensor", path)

@@ -22,7 +22,7 @@ import numpy as np
 
 from longvit.data.cohort import SlideRow
 from longvit.data.problems import Problem
-from longvit.errors import InputError
+from longvit.errors import InputError, describe_error
 from longvit.files import make_folder
 from longvit.json_file import read_json_object
 from longvit.processes.leases import Leases
@@ -83,7 +83,7 @@ def cache_canvases(
         Leases() as leases,
         ThreadPoolExecutor(max(1, workers), thread_name_prefix="canvas") as pool,
     ):
-        leases.remove_dead(folder)
+        leases.remove_expired(folder)
         to_make, made_elsewhere, has_logged = list(rows), list[tuple[SlideRow, Path]](), False
         try:
             while to_make or made_elsewhere:
@@ -181,7 +181,7 @@ def _make(
     except Exception as error:
         if stopping.is_set() or stage == "write":  # a full disk is not a problem of the slide
             raise
-        return _Made(None, problems=(Problem(row.slide_id, stage, _line(error)),))
+        return _Made(None, problems=(Problem(row.slide_id, stage, describe_error(error)),))
     bad, tiles = len(record["bad_tiles"]), record["tiles"]
     if not bad:
         return _Made(path, identity, is_new=is_new)
@@ -211,8 +211,3 @@ def canvas_name(slide_id: str, identity: str, settings: CanvasSettings) -> str:
     key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in slide_id)[:120]
     return f"{safe}_{settings.side_px}px_{settings.fit}_{key}.tif"
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"

@@ -14,13 +14,11 @@ has. It refuses a fold in which a patient is in two splits.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +27,7 @@ from longvit.data.identity import first_places, is_missing, read_id, refuse_clas
 from longvit.data.slide_files import slide_stem
 from longvit.data.table import number, read_table
 from longvit.errors import InputError
-from longvit.files import make_folder, write_text
+from longvit.files import make_folder, write_csv
 
 _T = TypeVar("_T", int, str)
 _FILE = re.compile(r"(?:splits?|folds?)_?(\d+)\.csv", re.IGNORECASE)
@@ -168,14 +166,9 @@ def write_folds(folder: str | Path, folds: Iterable[Fold]) -> tuple[Path, ...]:
         raise InputError(f"{folder}: holds {others[0]} of other folds; remove it, or choose another folder")
     for fold in folds:
         splits = [split for split in SPLITS if fold.ids(split)]
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["", *splits])
-        columns = [fold.ids(split) for split in splits]
-        for i in range(max(map(len, columns))):
-            writer.writerow([i, *(column[i] if i < len(column) else "" for column in columns)])
         path = folder / f"splits_{fold.name}.csv"
-        write_text(path, text.getvalue())
+        columns = zip_longest(*(fold.ids(split) for split in splits), fillvalue="")
+        write_csv(path, ["", *splits], ([i, *ids] for i, ids in enumerate(columns)))
         paths.append(path)
     return tuple(paths)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longvit.errors import InputError
-from longvit.files import require_regular_file, write_text
+from longvit.files import require_regular_file, write_csv
 
 PROBLEMS_CSV = "problems.csv"
 
@@ -37,11 +37,8 @@ def write_problems(path: str | Path, problems: Sequence[Problem]) -> None:
     if not problems:
         Path(path).unlink(missing_ok=True)
         return
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide", "stage", "error"])
-    writer.writerows([problem.slide, problem.stage, problem.error] for problem in problems)
-    write_text(path, text.getvalue())
+    rows = ([problem.slide, problem.stage, problem.error] for problem in problems)
+    write_csv(path, ["slide", "stage", "error"], rows)
 
 
 def read_problems(path: str | Path) -> tuple[Problem, ...]:

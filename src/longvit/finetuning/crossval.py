@@ -15,7 +15,6 @@ does it) that of val, and then `best_val`, chosen on the same slides, flatters: 
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import statistics
@@ -30,10 +29,11 @@ from typing import IO, TYPE_CHECKING, Any
 from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, assign, write_folds
 from longvit.errors import InputError
-from longvit.files import make_folder, write_text
+from longvit.files import make_folder, write_csv, write_text
 from longvit.finetuning.fold_metrics import Round, gaps, pooled
 from longvit.finetuning.prepare_cohort import prepare_cohort
 from longvit.finetuning.run import FinetuneResult, finetune
+from longvit.processes.child import ChildProcess
 from longvit.progress import Progress
 from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.task import task_class
@@ -211,9 +211,8 @@ def _side_by_side(names: Sequence[str], folder: Path, command: Sequence[str], jo
 
     A signal that stops this process stops them too, each after a checkpoint.
     """
-    start = "import sys; from longvit.cli import main; sys.exit(main(sys.argv[1:]))"
     waiting, failed = list(names), []
-    running: dict[str, tuple[subprocess.Popen[bytes], IO[str]]] = {}
+    running: dict[str, tuple[ChildProcess, IO[str]]] = {}
     with Progress("folds", len(names), unit="folds") as progress, StopSignals(log=False) as stop:
         try:
             while waiting or running:
@@ -222,23 +221,30 @@ def _side_by_side(names: Sequence[str], folder: Path, command: Sequence[str], jo
                 while waiting and len(running) < jobs:
                     name = waiting.pop(0)
                     log = (folder / f"fold_{name}.log").open("w")
-                    arguments = [sys.executable, "-c", start, *command, "--fold", name]
-                    running[name] = (subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT), log)
+                    # In the session of this process: a terminal that is closed ends the folds too.
+                    child = ChildProcess(
+                        "longvit", *command, "--fold", name,
+                        has_pipe=False, stdout=log, stderr=subprocess.STDOUT, own_session=False,
+                    )  # fmt: skip
+                    running[name] = (child, log)
                 for name in list(running):
-                    process, written = running[name]
-                    if process.poll() is not None:
-                        written.close()
+                    child, output = running[name]
+                    code = child.exit_code()
+                    if code is not None:
+                        child.close()
+                        output.close()
                         del running[name]
-                        if process.returncode not in (0, 1):  # 1: done, with slides left out
+                        if code not in (0, 1):  # 1: done, with slides left out
                             failed.append(name)
                         progress.advance(note=f"fold {name}" + (" failed" if name in failed else ""))
                 time.sleep(0.1)
         finally:
-            for process, _ in running.values():
-                process.terminate()
-            for process, written in running.values():
-                process.wait()
-                written.close()
+            for child, _ in running.values():
+                child.terminate()
+            for child, output in running.values():
+                child.wait()
+                child.close()
+                output.close()
     if failed:
         path = folder / f"fold_{failed[0]}.log"
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -253,11 +259,8 @@ def _join_predictions(results: Mapping[str, FinetuneResult], path: Path) -> None
             tables[name] = list(csv.DictReader(file))
     of_all = [list(table[0]) for table in tables.values() if table]
     header = [column for column in of_all[0] if all(column in columns for columns in of_all)]
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["fold", *header])
-    writer.writerows([name, *(line[c] for c in header)] for name, table in tables.items() for line in table)
-    write_text(path, text.getvalue())
+    rows = ([name, *(line[column] for column in header)] for name, table in tables.items() for line in table)
+    write_csv(path, ["fold", *header], rows)
 
 
 def _metrics(of_split: Mapping[str, Any]) -> dict[str, float | None]:

@@ -6,7 +6,6 @@ Seventeen digits: a float64 comes back to the last bit. `system` is `model`, or 
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from longvit.data.cohort import Cohort
 from longvit.errors import InputError
-from longvit.files import write_text
+from longvit.files import write_csv
 from longvit.tasks.task import Predictions
 
 _WHO = ("system", "split", "slide_id")
@@ -23,15 +22,14 @@ _WHO = ("system", "split", "slide_id")
 
 def write_logits(path: str | Path, systems: Mapping[str, Mapping[str, Predictions]]) -> None:
     """System -> split -> predictions, as a CSV."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     width = max((p.logits.shape[1] for of in systems.values() for p in of.values()), default=0)
-    writer.writerow([*_WHO, *(f"output_{i}" for i in range(width))])
-    for system, of in systems.items():
-        for split, p in of.items():
-            for row, logits in zip(p.rows, p.logits.tolist(), strict=True):
-                writer.writerow([system, split, row.slide_id, *map(repr, logits)])
-    write_text(path, text.getvalue())
+    rows = (
+        [system, split, row.slide_id, *map(repr, logits)]
+        for system, splits in systems.items()
+        for split, p in splits.items()
+        for row, logits in zip(p.rows, p.logits.tolist(), strict=True)
+    )
+    write_csv(path, [*_WHO, *(f"output_{i}" for i in range(width))], rows)
 
 
 def read_logits(path: str | Path, cohort: Cohort) -> dict[str, dict[str, Predictions]]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvit.data.cohort import Cohort, SlideRow
-from longvit.files import write_text
+from longvit.files import write_csv, write_text
 from longvit.finetuning.outputs import write_logits
 from longvit.metrics.classification import Interval
 from longvit.plots.classification import loss_plot
@@ -114,22 +112,14 @@ def write_predictions(path: str | Path, task: Task, predictions: Mapping[str, Pr
         for split, p in predictions.items()
         for row, logits in zip(p.rows, p.logits, strict=True)
     ]
-    _write_csv(path, header, table)
+    write_csv(path, header, table)
 
 
 def write_history(path: str | Path, epochs: Sequence[Mapping[str, float]]) -> None:
     """A row per epoch; a figure that is not defined is an empty cell."""
     header = list(dict.fromkeys(name for row in epochs for name in row))
     table = [["" if math.isnan(v := row.get(name, math.nan)) else f"{v:.9g}" for name in header] for row in epochs]
-    _write_csv(path, header, table)
-
-
-def _write_csv(path: str | Path, header: Sequence[str], table: Iterable[Sequence[str]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(table)
-    write_text(path, text.getvalue())
+    write_csv(path, header, table)
 
 
 def without_nan(value: Any) -> Any:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from longvit.errors import InputError
+from longvit.errors import InputError, describe_error
 from longvit.parallel.shard import average_gradients
 from longvit.parallel.watchdog import START_UP_S, RankLostError, Watchdog, use_watchdog, waiting
 from longvit.progress import Progress
@@ -213,8 +213,8 @@ def _reported(error: BaseException, watchdog: Watchdog) -> BaseException:
     if is_broken_collective and (lost := watchdog.lost()):
         watchdog.fail(lost)
         return RankLostError(lost)
-    text = " ".join(str(error).split()) or type(error).__name__
-    watchdog.fail(text if isinstance(error, InputError) else f"{type(error).__name__}: {text}")
-    if watchdog.rank > 0 and isinstance(error, InputError) and watchdog.said_by(0) == text:
-        return SystemExit(2)  # the first rank has printed it
+    text = describe_error(error)
+    watchdog.fail(text)
+    if watchdog.rank > 0 and isinstance(error, InputError) and watchdog.error_of(0) == text:
+        return SystemExit(2)  # the first rank has said it to the user
     return error

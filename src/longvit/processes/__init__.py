@@ -1,1 +1,1 @@
-"""Processes that work together: leases, child processes, interrupts."""
+"""Cooperating processes: leases, child processes, interrupts, the number of CPUs."""

@@ -1,4 +1,4 @@
-"""A Ctrl-C that Python loses: one that falls into a destructor or the callback of a weak reference."""
+"""Interrupts that Python swallows: a KeyboardInterrupt in a destructor or in the callback of a weak reference."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_AGAIN_AFTER_S = 0.05
+_RESEND_AFTER_S = 0.05
 
 
 @contextmanager
 def resend_swallowed_interrupts(number: signal.Signals = signal.SIGINT) -> Iterator[None]:
-    """A KeyboardInterrupt raised where nothing can be raised is printed with a traceback and dropped
-    (`sys.unraisablehook`): the program goes on as if nobody had pressed a key. In here it is not printed, and `number`,
-    the signal that raised it, is sent to this process again a moment later. One that has left a note of itself
-    (`training.interruption.Interrupted`) is dropped in silence.
+    """Context in which a swallowed KeyboardInterrupt is raised again.
+
+    Python prints a KeyboardInterrupt that it cannot raise and drops it (`sys.unraisablehook`): the program continues.
+    In this context it is not printed, and `number`, the signal that raised it, is sent to this process again a moment
+    later. A subclass that records the signal itself (`training.interruption.Interrupted`) is dropped silently.
     """
     hook = sys.unraisablehook
 
-    def hear(unraisable: Any) -> None:
+    def resend(unraisable: Any) -> None:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             hook(unraisable)
-        elif unraisable.exc_type is KeyboardInterrupt:  # not from in here, where it would be lost once more
-            again = threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
+        elif unraisable.exc_type is KeyboardInterrupt:  # sent by a timer: raised here it would be swallowed once more
+            timer = threading.Timer(_RESEND_AFTER_S, os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
 
-    sys.unraisablehook = hear
+    sys.unraisablehook = resend
     try:
         yield
     finally:

@@ -1,12 +1,13 @@
-"""Claim files: which process works on a thing, where several share a folder (processes, machines on one disk).
+"""Leases: files that give one process the right to work on something, among all processes that share a folder.
 
-A claim is created by one process and no other (O_EXCL, which network folders keep too). It names host, process, the
-process's start and a token, and its holder touches it every few seconds. It is taken over where its holder is dead: a
-process of this host that is gone (or whose number another one has now), or a claim that nobody touches any more.
-That is judged by the folder's own clock, the time of a file that is written there now, and by ours: clocks of two
-machines need not agree, so a claim that we have not yet seen at rest for a while is never dead.
+One process alone creates a lease (O_EXCL, which network folders support too). The lease names host, process, the
+process's start time and a token. Its holder renews it by a heartbeat: it touches the file every few seconds.
 
-Claims save work, nothing more: files are written atomically anyway, so two holders would only do the same twice.
+A lease expires where its holder is a process of this host that no longer runs (or whose number another process has), or
+where heartbeats stop. The age of the last heartbeat is measured by the folder's clock (the time of a file written there
+now). Clocks of two machines may differ, so a lease never expires before we have seen it unchanged for a while.
+
+Leases only avoid duplicate work: files are written atomically, so two holders would write the same result twice.
 """
 
 from __future__ import annotations
@@ -27,35 +28,35 @@ from typing import Any
 from longvit.files import is_running, part_of, start_of, this_host
 from longvit.json_file import read_json_object
 
-BEAT_S = 5.0
-"""A holder touches its claims this often."""
-DEAD_AFTER_S = 60.0
-"""A claim that was not touched for so long has no holder."""
-_SEEN_AT_REST_S = 3 * BEAT_S
-"""However old a claim looks: so long we look ourselves, in case the folder's clock is not one clock."""
+HEARTBEAT_S = 5.0
+"""Interval of the heartbeats of a holder."""
+EXPIRES_AFTER_S = 60.0
+"""Age of the last heartbeat at which a lease expires."""
+_OBSERVED_S = 3 * HEARTBEAT_S
+"""Least time for which we observe a lease without a heartbeat, however old it looks by the folder's clock."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A claim that this process holds."""
+    """A lease that this process holds."""
 
     path: Path
     token: str
     former: Mapping[str, Any] | None
-    """What the claim of the dead process said that was in its place."""
+    """Content of the expired lease that it replaced, if any."""
 
 
 class Leases:
-    """The claims of one process; a context manager that keeps them fresh and lets go of what is still held at the end.
+    """Leases of one process. The context manager sends the heartbeats and releases remaining leases at the end.
 
-    Any of its threads may take one.
+    Thread-safe.
     """
 
     def __init__(self) -> None:
         self._held: dict[Path, str] = {}
-        self._seen: dict[Path, tuple[object, float]] = {}  # path -> (its mtime, when we saw that first)
+        self._seen: dict[Path, tuple[object, float]] = {}  # path -> (mtime, when we first saw it)
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="claims", daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Leases:
         self._thread.start()
@@ -69,7 +70,7 @@ class Leases:
 
     @contextmanager
     def take(self, path: Path) -> Iterator[bool]:
-        """Claims the making of `path` while it is entered; False: another process, or thread, is making it."""
+        """Holds the lease to make `path` while entered; yields False where another process or thread holds it."""
         lease = self.acquire(path.with_name(f"{path.name}.claim"))
         if lease is None:
             yield False
@@ -80,61 +81,61 @@ class Leases:
             self.release(lease)
 
     def is_free(self, path: Path) -> bool:
-        """Whether `take` is worth another try: no claim there, or one whose holder is dead."""
+        """True where the lease to make `path` does not exist or has expired, so that `take` may succeed."""
         lease_path = path.with_name(f"{path.name}.claim")
-        return not lease_path.exists() or self.is_dead(lease_path)
+        return not lease_path.exists() or self.is_expired(lease_path)
 
-    def acquire(self, lease_path: Path, facts: Mapping[str, Any] | None = None) -> Lease | None:
-        """Creates `claim`, which says `facts`, or takes it over from a dead holder; None where another one holds it."""
+    def acquire(self, lease_path: Path, content: Mapping[str, Any] | None = None) -> Lease | None:
+        """Creates a lease with this content, or takes over an expired one; None where another process holds it."""
         token = uuid.uuid4().hex
-        content = json.dumps(holder(facts) | {"token": token})
+        text = json.dumps(holder(content) | {"token": token})
         former: dict[str, Any] | None = None
-        if not _create(lease_path, content):
-            former = self._take_over(lease_path, content)
+        if not _create(lease_path, text):
+            former = self._take_over(lease_path, text)
             if former is None:
                 return None
         self._held[lease_path] = token
         return Lease(lease_path, token, former)
 
-    def acquire_or_wait(self, lease_path: Path, facts: Mapping[str, Any] | None = None) -> Lease | None:
-        """`hold`; where the claim looks dead it is looked at until that is sure, some 15 s."""
-        end = time.monotonic() + _SEEN_AT_REST_S + BEAT_S
-        while (lease := self.acquire(lease_path, facts)) is None and is_old(lease_path) and time.monotonic() < end:
+    def acquire_or_wait(self, lease_path: Path, content: Mapping[str, Any] | None = None) -> Lease | None:
+        """As `acquire`; a lease that looks expired is observed until that is certain, some 15 s."""
+        end = time.monotonic() + _OBSERVED_S + HEARTBEAT_S
+        while (lease := self.acquire(lease_path, content)) is None and is_old(lease_path) and time.monotonic() < end:
             time.sleep(0.1)
         return lease
 
     def is_ours(self, lease: Lease) -> bool:
-        """Whether the claim was not taken over while this process slept."""
+        """False where another process took the lease over while this one was suspended."""
         return read_lease(lease.path).get("token") == lease.token
 
     def release(self, lease: Lease) -> None:
-        """Gives the claim back."""
+        """Releases the lease."""
         if self._held.pop(lease.path, None) is not None and self.is_ours(lease):
             lease.path.unlink(missing_ok=True)
 
-    def complete(self, lease: Lease, facts: Mapping[str, Any]) -> bool:
-        """Leaves `facts` in the place of the claim for good: nobody will claim it again. False: it was taken over."""
+    def complete(self, lease: Lease, content: Mapping[str, Any]) -> bool:
+        """Replaces the lease by `content` for good: no process can acquire it again. False: it was taken over."""
         self._held.pop(lease.path, None)
         if not self.is_ours(lease):
             return False
         part = part_of(lease.path)
         try:
-            part.write_text(json.dumps({**facts, "settled": True}), encoding="utf-8")
+            part.write_text(json.dumps({**content, "settled": True}), encoding="utf-8")
             part.replace(lease.path)
         finally:
             part.unlink(missing_ok=True)
         return True
 
-    def remove_dead(self, folder: Path) -> None:
-        """Removes the claims `*.claim` in `folder` whose holder is dead."""
+    def remove_expired(self, folder: Path) -> None:
+        """Removes expired leases `*.claim` in `folder`."""
         for lease_path in folder.glob("[!.]*.claim"):
-            if self.is_dead(lease_path) and (lease := self.acquire(lease_path)) is not None:
+            if self.is_expired(lease_path) and (lease := self.acquire(lease_path)) is not None:
                 self.release(lease)
 
-    def is_dead(self, lease_path: Path) -> bool:
-        """Whether a claim has no holder any more: one that was settled or is gone needs none."""
+    def is_expired(self, lease_path: Path) -> bool:
+        """True where the holder of a lease is gone; False for a completed or released lease."""
         try:
-            touched = lease_path.stat().st_mtime_ns
+            touched_ns = lease_path.stat().st_mtime_ns
         except FileNotFoundError:
             return False
         content = read_lease(lease_path)
@@ -143,24 +144,24 @@ class Leases:
         if content.get("host") == this_host() and not is_running(content.get("process"), content.get("started")):
             return True
         now = time.monotonic()
-        if self._seen.get(lease_path, (None, 0.0))[0] != touched:
-            self._seen[lease_path] = (touched, now)
-        at_rest_s = now - self._seen[lease_path][1]
-        if at_rest_s > DEAD_AFTER_S:
+        if self._seen.get(lease_path, (None, 0.0))[0] != touched_ns:
+            self._seen[lease_path] = (touched_ns, now)
+        observed_s = now - self._seen[lease_path][1]
+        if observed_s > EXPIRES_AFTER_S:
             return True
-        return at_rest_s > _SEEN_AT_REST_S and is_old(lease_path)
+        return observed_s > _OBSERVED_S and is_old(lease_path)
 
-    def _take_over(self, lease_path: Path, content: str) -> dict[str, Any] | None:
-        """Puts our claim in the place of one whose holder is dead and returns what that one said.
+    def _take_over(self, lease_path: Path, text: str) -> dict[str, Any] | None:
+        """Replaces an expired lease by ours and returns the content of the expired one.
 
-        One at a time, or two would remove each other's: by the system's lock, and where a network folder has none, by
-        a rename that we take back if what we moved away was not the dead one.
+        Takeovers run one at a time, or two processes would remove each other's lease: under the system's lock. Where a
+        network folder has no locks, the rename is undone if the file that it moved was not the expired lease.
         """
-        if not self.is_dead(lease_path):
+        if not self.is_expired(lease_path):
             return None
         with _locked(lease_path.with_name(".claims.lock")):
             former = read_lease(lease_path)
-            if not self.is_dead(lease_path):
+            if not self.is_expired(lease_path):
                 return None
             aside = part_of(lease_path)
             try:
@@ -172,26 +173,26 @@ class Leases:
                     with contextlib.suppress(OSError):
                         os.link(aside, lease_path)
                     return None
-                return former if _create(lease_path, content) else None
+                return former if _create(lease_path, text) else None
             finally:
                 aside.unlink(missing_ok=True)
 
-    def _beat(self) -> None:
-        while not self._end.wait(BEAT_S):
+    def _send_heartbeats(self) -> None:
+        while not self._end.wait(HEARTBEAT_S):
             for lease_path in list(self._held):
-                with contextlib.suppress(OSError):  # taken over, or released this instant
+                with contextlib.suppress(OSError):  # taken over or released meanwhile
                     os.utime(lease_path)
 
 
-def holder(facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a claim says of this process."""
+def holder(content: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Content of a lease: this process (host, number, start), the time, and further `content`."""
     process = os.getpid()
     since = datetime.now().astimezone().isoformat(timespec="seconds")
-    return {"host": this_host(), "process": process, "started": start_of(process), "since": since, **(facts or {})}
+    return {"host": this_host(), "process": process, "started": start_of(process), "since": since, **(content or {})}
 
 
 def read_lease(lease_path: Path) -> dict[str, Any]:
-    """What a claim says; nothing where it is gone or was only begun."""
+    """Content of a lease; empty where it was released or is not fully written."""
     try:
         return read_json_object(lease_path)
     except (OSError, ValueError):
@@ -199,16 +200,16 @@ def read_lease(lease_path: Path) -> dict[str, Any]:
 
 
 def is_old(lease_path: Path) -> bool:
-    """Whether the folder's clock says that nobody has touched a claim for long. One look: clocks may differ."""
+    """True where the last heartbeat is too old by the folder's clock. Not certain: clocks may differ."""
     try:
         touched = lease_path.stat().st_mtime
-        return folder_time(lease_path.parent) - touched > DEAD_AFTER_S
+        return folder_time(lease_path.parent) - touched > EXPIRES_AFTER_S
     except OSError:
         return False
 
 
 def folder_time(folder: Path) -> float:
-    """Now, by the clock that stamps the files of `folder`: on a network folder the server's."""
+    """Time of the clock that stamps the files of `folder`: on a network folder, the server's."""
     probe = part_of(folder / "time")
     try:
         probe.touch()
@@ -217,19 +218,19 @@ def folder_time(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _create(lease_path: Path, content: str) -> bool:
+def _create(lease_path: Path, text: str) -> bool:
     try:
         handle = os.open(lease_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
         return False
     with os.fdopen(handle, "w") as file:
-        file.write(content)
+        file.write(text)
     return True
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """The system's own lock, which goes with its process; a disk without locks has none."""
+    """Holds the system's lock on a file, which ends with its process; does nothing on a disk without locks."""
     import fcntl
 
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""Vectors of slides that several ranks share: each reads and embeds its strip (`longvit embed` by torchrun).
+"""Slide embeddings computed by several ranks: each reads and embeds its strip (`longvit embed` under torchrun).
 
-The same files as `embed`, without workers: a slide is the work of all ranks of a sequence, slides are dealt out over
-the data axis. A slide that one rank cannot read is left out by all of them.
+Writes the same files as `embed`, without workers. All ranks of a sequence work on one slide; the data axis divides the
+slides. A slide that one rank cannot read is left out by all of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def embed_over_ranks(
     model: LongViT, slides: Sequence[ListedSlide], out_dir: Path, ranks: Ranks, settings: ReadSettings | None = None
 ) -> SlideJobsResult:
-    """See `embed_slides`; every rank calls it, with the same list, and gets the same result; all see `out_dir`.
+    """As `embed_slides`, called by every rank with the same list; all get the same result and see `out_dir`.
 
     Raises `InputError` where a slide has fewer rows of patches than ranks, or where nothing can be written.
     """
@@ -58,21 +58,21 @@ def embed_over_ranks(
                 ends[listed.slide_id] = (error.stage, str(error))
                 progress.log(f"problem: {listed.slide_id}: {error.stage}: {error}")
             progress.advance(min(ranks.data_ranks, len(slides) - progress.done), note=listed.slide_id)
-    for of_rank in ranks.from_all(ends, "data"):
-        ends |= {slide_id: tuple(end) for slide_id, end in of_rank.items()}
+    for rank_ends in ranks.from_all(ends, "data"):
+        ends |= {slide_id: tuple(end) for slide_id, end in rank_ends.items()}
 
     names = [slide.slide_id for slide in slides]
-    gone = "its result was removed while the run was at work; give the same command again"
+    removed = "its result was removed during the run; rerun the command"
     problems = []
     records = []
-    if ranks.is_first:  # all have written by now
+    if ranks.is_first:  # all ranks have written by now
         for slide in slides:
-            stage, why = ends.get(slide.slide_id, ("end", f"{slide.path}: no rank said how it ended"))
+            stage, reason = ends.get(slide.slide_id, ("end", f"{slide.path}: no rank reported its end"))
             record = read_record(job.record_path(slide.slide_id)) | {"path": str(slide.path)}
             if stage in ("done", "skipped") and not ("digest" in record and job.features_path(slide.slide_id).exists()):
-                stage, why = "end", f"{slide.path}: {gone}"
+                stage, reason = "end", f"{slide.path}: {removed}"
             if stage not in ("done", "skipped"):
-                problems.append(Problem(slide.slide_id, stage, why))
+                problems.append(Problem(slide.slide_id, stage, reason))
                 continue
             records.append(record)
             if bad := record["n_bad_tiles"]:
@@ -89,7 +89,7 @@ def embed_over_ranks(
 
 
 def _embed(job: EmbedJob, model: ShardedLongViT, listed: ListedSlide, ranks: Ranks) -> str:
-    """One slide, by all ranks of its sequence: `done` or `skipped`. `SlideFailedError` on all of them together."""
+    """Embeds one slide with all ranks of its sequence: `done` or `skipped`, or `SlideFailedError` on all of them."""
     import torch
 
     from longvit.model.longvit import image_of
@@ -97,20 +97,20 @@ def _embed(job: EmbedJob, model: ShardedLongViT, listed: ListedSlide, ranks: Ran
     if listed.fault is not None:
         raise SlideFailedError("open", listed.fault)
     request = job.request(listed)
-    reading = _Reading(request, model.rows_px(request.side_px))
+    reader = _StripReader(request, model.rows_px(request.side_px))
     try:
-        identities = _of_all(ranks, reading.identity)
+        identities = _on_all(ranks, reader.identity)
         digest = job.digest(identities[0], request)
         if ranks.from_all(job.is_finished(listed.slide_id, digest), "sequence")[0]:
             return "skipped"
-        bad_tiles = {tuple(tile.items()): tile for tiles in _of_all(ranks, reading.read) for tile in tiles}
-        canvas = replace(reading.canvas(), bad_tiles=tuple(BadTile(**tile) for tile in bad_tiles.values()))
-        most = request.settings.max_bad_tiles
-        if most is not None and len(bad_tiles) > most:
-            text = f"{listed.path}: {len(bad_tiles)} unreadable tiles, more than the {most} of --max-bad-tiles"
+        bad_tiles = {tuple(tile.items()): tile for tiles in _on_all(ranks, reader.read) for tile in tiles}
+        canvas = replace(reader.canvas(), bad_tiles=tuple(BadTile(**tile) for tile in bad_tiles.values()))
+        limit = request.settings.max_bad_tiles
+        if limit is not None and len(bad_tiles) > limit:
+            text = f"{listed.path}: {len(bad_tiles)} unreadable tiles, more than the {limit} of --max-bad-tiles"
             raise SlideFailedError("read", text)
     finally:
-        reading.close()
+        reader.close()
     with torch.inference_mode():
         tokens = model.forward_features(image_of(canvas.pixels))
         features = model.forward_head(tokens, pre_logits=True)[0].float().cpu().numpy()
@@ -121,22 +121,22 @@ def _embed(job: EmbedJob, model: ShardedLongViT, listed: ListedSlide, ranks: Ran
     return "done"
 
 
-def _of_all(ranks: Ranks, step: Callable[[], Any]) -> list[Any]:
-    """What a step gives on each rank of the sequence; where it fails on one of them, that error on all."""
-    failed, value = None, None
+def _on_all(ranks: Ranks, step: Callable[[], Any]) -> list[Any]:
+    """Values of a step from every rank of the sequence; an error of one rank is raised on all of them."""
+    failure, value = None, None
     try:
         value = step()
     except SlideFailedError as error:
-        failed = [error.stage, str(error)]
-    of_all = ranks.from_all([failed, value], "sequence")
-    for said, _ in of_all:
-        if said is not None:
-            raise SlideFailedError(*said)
-    return [value for _, value in of_all]
+        failure = [error.stage, str(error)]
+    outcomes = ranks.from_all([failure, value], "sequence")
+    for rank_failure, _ in outcomes:
+        if rank_failure is not None:
+            raise SlideFailedError(*rank_failure)
+    return [value for _, value in outcomes]
 
 
-class _Reading:
-    """A slide of which this rank reads the rows of its strip."""
+class _StripReader:
+    """A slide and the rows of its canvas that this rank reads."""
 
     def __init__(self, request: ReadRequest, rows: tuple[int, int]) -> None:
         self.request, self.rows = request, rows
@@ -144,7 +144,7 @@ class _Reading:
         self._strip: Strip | None = None
 
     def identity(self) -> str:
-        """Opens the slide."""
+        """Opens the slide; returns its content hash."""
         from longvit.slides.reader import open_slide
 
         try:
@@ -152,20 +152,19 @@ class _Reading:
             self._slide = open_slide(self.request.path, mpp=settings.mpp, reader=settings.reader)
             return self._slide.identity()
         except Exception as error:
-            raise SlideFailedError.of("open", error) from error
+            raise SlideFailedError.from_error("open", error) from error
 
     def read(self) -> list[dict[str, Any]]:
-        """Reads the strip; what could not be read of it."""
+        """Reads the strip; returns its unreadable tiles."""
         assert self._slide is not None
-        r = self.request
         try:
-            (self._strip,) = self._slide.strips(r.side_px, r.fit, rows=self.rows)
+            (self._strip,) = self._slide.strips(self.request.side_px, self.request.fit, rows=self.rows)
         except Exception as error:
-            raise SlideFailedError.of("read", error) from error
+            raise SlideFailedError.from_error("read", error) from error
         return [asdict(tile) for tile in self._strip.bad_tiles]
 
     def canvas(self) -> Canvas:
-        """The canvas with the pixels of the strip alone."""
+        """Canvas with the pixels of the strip alone."""
         from longvit.slides.canvas import Canvas, source_of, tiles_of
         from longvit.slides.strips import plan_canvas
 

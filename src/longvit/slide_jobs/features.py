@@ -28,7 +28,8 @@ from longvit.slide_jobs.job import read_record, write_table
 from longvit.slide_jobs.reading import ReadSettings, SlideFailedError
 from longvit.slide_jobs.run import JobSpec, RunSettings, SlideJobsResult, run
 from longvit.slide_jobs.tile_encoders import TileEncoder, absolute, encoder_name, open_encoder
-from longvit.slide_jobs.tile_process import SILENCE_S, ThreadTiles, TileProcess, TileReader, TilesRequest
+from longvit.slide_jobs.tile_process import SILENCE_S, TileProcess
+from longvit.slide_jobs.tile_reader import ThreadTiles, TileReader, TilesRequest
 from longvit.slide_jobs.tiles import TiledJob, has_sizes, tile_folder
 
 if TYPE_CHECKING:

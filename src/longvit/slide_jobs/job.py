@@ -7,9 +7,7 @@ again, a run skips the slides whose digest is unchanged, so a kill at any instan
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -21,7 +19,7 @@ from longvit import __version__
 from longvit.config import typed
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.files import file_stem, write_text
+from longvit.files import file_stem, write_csv, write_text
 from longvit.json_file import read_json_object
 from longvit.slide_jobs.reading import ReadRequest, ReadSettings, SlideFailedError, with_mpp
 
@@ -80,7 +78,7 @@ class SlideJob(ABC):
         except (InputError, SlideFailedError):
             raise
         except Exception as error:
-            raise SlideFailedError.of("model", error) from error
+            raise SlideFailedError.from_error("model", error) from error
 
     def record(self, listed: ListedSlide, digest: str, canvas: Canvas, extra: Mapping[str, Any]) -> dict[str, Any]:
         """Writes the record of a slide and returns it; what `compute` wrote stands beside it by now."""
@@ -188,9 +186,5 @@ def weights_digest(module: nn.Module, settings: str) -> str:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """A CSV with a header, written atomically."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    """Writes rows by column name as a CSV, atomically; a missing column is an empty cell."""
+    write_csv(path, columns, ([row.get(column, "") for column in columns] for row in rows))

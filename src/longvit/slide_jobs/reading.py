@@ -1,7 +1,7 @@
-"""Reading one slide of a list: what is asked, what comes back, what can go wrong. Imports nothing of the model.
+"""Reading of one slide: request, canvas or `SlideFailedError`. Imports nothing of the model.
 
-`ThreadReader` reads where it is called; `read_process.ReadProcess` does the same in a process that can be ended, with
-the same pixels.
+`ThreadReader` reads in the calling thread. `read_process.ReadProcess` reads the same pixels in a process that can be
+ended.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from longvit.errors import InputError, is_out_of_memory
+from longvit.errors import describe_error, is_out_of_memory
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 Stage = Literal["open", "read", "model"]
 Cause = Literal["slide", "passing", "death", "time"]
-"""Whose fault it is: the slide's own; something that may pass (a network folder, memory); a process died; too slow."""
+"""Cause of a failure: the slide itself; something temporary (a network folder, memory); a process that died; time."""
 
-Wanted = Callable[[str], bool]
-"""Told the identity of a slide once it is open: whether its canvas is still wanted."""
-Heard = Callable[[int, int], None]
-"""Told (tiles read, tiles in all) now and then."""
+IsWanted = Callable[[str], bool]
+"""Called with the content hash of an open slide; False: its canvas is not needed."""
+OnProgress = Callable[[int, int], None]
+"""Called with (tiles read, tiles in all) from time to time."""
 
 
 @dataclass(frozen=True)
@@ -43,57 +43,55 @@ class ReadSettings:
 
 @dataclass(frozen=True)
 class ReadRequest:
-    """Which canvas of which slide."""
+    """A canvas of one slide to read."""
 
     path: Path
     side_px: int
     fit: Literal["stretch", "pad"]
     settings: ReadSettings
     coarsest_mpp: float | None = None
-    """The side is larger than `side_px` where a pixel would have more µm; a slide without resolution fails."""
+    """Upper limit of µm per canvas pixel: the side grows beyond `side_px` to meet it. Needs a slide with resolution."""
 
 
 class SlideFailedError(Exception):
-    """One slide failed at a named stage; the run goes on."""
+    """One slide failed at a named stage; the run continues."""
 
     def __init__(self, stage: Stage, text: str, cause: Cause = "slide") -> None:
         super().__init__(text)
         self.stage, self.cause = stage, cause
 
     @classmethod
-    def of(cls, stage: Stage, error: BaseException) -> SlideFailedError:
-        """An error in one line, and whether it may pass."""
-        text = " ".join(str(error).split()) or "no further word"
-        line = text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
-        return cls(stage, line, "passing" if _may_pass(error) else "slide")
+    def from_error(cls, stage: Stage, error: BaseException) -> SlideFailedError:
+        """An error on one line, with its cause: temporary, or the slide."""
+        return cls(stage, describe_error(error), "passing" if _is_temporary(error) else "slide")
 
     def at(self, attempt: int) -> SlideFailedError:
-        """The same, saying how often it was tried."""
+        """The same error with the number of attempts in its text."""
         return self if attempt < 2 else SlideFailedError(self.stage, f"{self}; tried {attempt} times", self.cause)
 
 
 class Reader(Protocol):
-    """Reads canvases, one at a time."""
+    """Reader of canvases, one at a time."""
 
-    def read(self, request: ReadRequest, is_wanted: Wanted, hear: Heard | None = None) -> Canvas | None:
-        """The canvas, or None where `is_wanted` says so. Raises `SlideFailedError`."""
+    def read(self, request: ReadRequest, is_wanted: IsWanted, on_progress: OnProgress | None = None) -> Canvas | None:
+        """Canvas of the request, None where `is_wanted` returns False. Raises `SlideFailedError`."""
 
     def stop(self) -> None:
-        """Ends what is being read, from any thread; nothing can be read afterwards."""
+        """Ends a read in progress, from any thread; nothing can be read afterwards."""
 
 
 class ThreadReader:
-    """Reads in the calling thread; stops between two strips."""
+    """Reader in the calling thread; it stops between two strips."""
 
     def __init__(self, threads: int | None = None) -> None:
         self._stopping, self._threads = threading.Event(), threads
 
-    def read(self, request: ReadRequest, is_wanted: Wanted, hear: Heard | None = None) -> Canvas | None:
+    def read(self, request: ReadRequest, is_wanted: IsWanted, on_progress: OnProgress | None = None) -> Canvas | None:
         def between_strips(done: int, total: int) -> None:
             if self._stopping.is_set():
                 raise InterruptedError("stopped")
-            if hear is not None:
-                hear(done, total)
+            if on_progress is not None:
+                on_progress(done, total)
 
         return read(request, is_wanted, between_strips, self._threads)
 
@@ -101,8 +99,10 @@ class ThreadReader:
         self._stopping.set()
 
 
-def read(request: ReadRequest, is_wanted: Wanted, hear: Heard, threads: int | None = None) -> Canvas | None:
-    """Opens a slide, asks whether its canvas is wanted, and makes it. Raises `SlideFailedError`."""
+def read(
+    request: ReadRequest, is_wanted: IsWanted, on_progress: OnProgress, threads: int | None = None
+) -> Canvas | None:
+    """Opens a slide and makes its canvas if `is_wanted`. Raises `SlideFailedError`."""
     from longvit.slides.reader import open_slide
 
     settings = request.settings
@@ -111,16 +111,16 @@ def read(request: ReadRequest, is_wanted: Wanted, hear: Heard, threads: int | No
         side_px = _side_px(slide, request)
         identity = slide.identity()
     except Exception as error:
-        raise SlideFailedError.of("open", error) from error
+        raise SlideFailedError.from_error("open", error) from error
     with slide:
         if not is_wanted(identity):
             return None
         try:
             return slide.canvas(
-                side_px, request.fit, progress=hear, max_bad_tiles=settings.max_bad_tiles, threads=threads
+                side_px, request.fit, progress=on_progress, max_bad_tiles=settings.max_bad_tiles, threads=threads
             )
         except Exception as error:
-            raise SlideFailedError.of("read", error) from error
+            raise SlideFailedError.from_error("read", error) from error
 
 
 def _side_px(slide: Slide, request: ReadRequest) -> int:
@@ -132,13 +132,13 @@ def _side_px(slide: Slide, request: ReadRequest) -> int:
 
 
 def with_mpp(settings: ReadSettings, mpp: float | None) -> ReadSettings:
-    """The settings for a slide whose list states its own resolution."""
+    """Settings of a slide, with the resolution that the slide list gives for it."""
     return settings if mpp is None else replace(settings, mpp=mpp)
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether trying again makes sense: the system's errors, but for a file that is not there or not allowed, and
-    memory. What a file's content causes does not pass."""
+def _is_temporary(error: BaseException) -> bool:
+    """True where a retry makes sense: lack of memory, and the system's errors except for a file that does not exist or
+    may not be read. Errors from a file's content are permanent."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, InterruptedError | FileNotFoundError | PermissionError | IsADirectoryError):

@@ -1,18 +1,17 @@
-"""What a tile looks like in 137 numbers: stain, colour and texture. No weights, no download, the same on every machine.
+"""Tile descriptor of 137 numbers: stain, colour and texture. No weights, no download, the same on every machine.
 
     density    the moments and quantiles of haematoxylin, eosin and DAB (Ruifrok and Johnston 2001): the optical density
-               OD = -log10((I + 1) / 256) of a pixel is a sum of the three stains' vectors, and solved for their amounts
+               OD = -log10((I + 1) / 256) of a pixel is a sum of the three stains' vectors, solved for their amounts
     colour     mean and spread of red, green, blue and chroma; the share of glass; correlations of the stains
     patterns   histograms of uniform rotation-invariant local binary patterns (Ojala et al. 2002: "riu2", 8 neighbours)
-    edges      size of the gradient, and how far all gradients of a tile point one way (the coherence of its structure
-               tensor)
-    grain      roughness between a scale and the next, and autocorrelation
+    edges      size of the gradient, and the coherence of the structure tensor: do all gradients of a tile point one way
+    grain      roughness between one scale and the next, and autocorrelation
 
 Texture is described at three scales (the tile, halved, halved again), on haematoxylin and on the mean density. All
 numbers are invariant to quarter turns and mirroring, and of the order of 1.
 
-What differs from the papers: neighbours are those of the 3 × 3 square at each scale instead of a circle (nothing is
-interpolated), histograms are square roots (so that the distance of two is Hellinger's), skewness and kurtosis are
+Differences from the papers: neighbours are those of the 3 × 3 square at each scale instead of a circle (nothing is
+interpolated). Histograms are square roots, so that the distance of two is Hellinger's. Skewness and kurtosis are
 arsinh, since theirs have no bound.
 
 h, w size of a tile in px.
@@ -38,7 +37,7 @@ _RING = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))
 
 
 def _riu2(code: int) -> int:
-    """The class of a pattern of 8 bits: how many are set where they lie together on the ring, else 9."""
+    """Class of a pattern of 8 bits: the number of set bits if they are adjacent on the ring, else 9."""
     bits = [code >> i & 1 for i in range(8)]
     changes = sum(bits[i] != bits[i - 1] for i in range(8))
     return sum(bits) if changes <= 2 else 9
@@ -67,15 +66,15 @@ NAMES: tuple[str, ...] = (
     ),
     *(f"{texture}_autocorrelation_{2 * lag}px" for texture in _TEXTURES for lag in _LAGS),
 )
-"""What each number is."""
+"""Name of each number."""
 
 
 def describe_tile(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The numbers of one RGB tile, uint8 (h, w, 3), 32 px a side or more -> float32 (137,), in the order of `NAMES`."""
+    """Descriptor of one RGB tile, uint8 (h, w, 3), 32 px a side or more -> float32 (137,), in the order of `NAMES`."""
     assert tile.dtype == np.uint8, tile.dtype
     assert min(tile.shape[:2]) >= MIN_TILE_PX, tile.shape
     od = _OD[tile]
-    # Written out rather than as a matrix product: the same bits on every machine.
+    # Written as sums, not as a matrix product: the same bits on every machine.
     red, green, blue = (np.ascontiguousarray(od[..., i]) for i in range(3))
     stains = [red * _UNMIX[0, i] + green * _UNMIX[1, i] + blue * _UNMIX[2, i] for i in range(3)]
     textures = [stains[0], (red + green + blue) / 3]
@@ -153,7 +152,7 @@ def _edges(x: NDArray[np.float32]) -> list[float]:
 
 
 def _roughness(x: NDArray[np.float32], smaller: NDArray[np.float32]) -> float:
-    """The spread of pixels about the mean of their 2 × 2."""
+    """Root mean square difference of pixels from the mean of their 2 × 2."""
     height, width = smaller.shape
     pairs = x[: 2 * height, : 2 * width].reshape(height, 2, width, 2)
     difference = pairs - smaller[:, None, :, None]
@@ -161,7 +160,7 @@ def _roughness(x: NDArray[np.float32], smaller: NDArray[np.float32]) -> float:
 
 
 def _autocorrelation(x: NDArray[np.float32]) -> list[float]:
-    """Along x and y, averaged, for each lag."""
+    """Autocorrelation for each lag, averaged over x and y."""
     centred = x - x.mean(dtype=np.float64).astype(np.float32)
     variance = float((centred * centred).mean(dtype=np.float64))
     if variance < _EPS:
@@ -171,7 +170,7 @@ def _autocorrelation(x: NDArray[np.float32]) -> list[float]:
 
 
 def _halved(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Means of 2 × 2 pixels; an odd last row or column is left out."""
+    """Means of 2 × 2 pixels; an odd last row or column is dropped."""
     height, width = x.shape[0] // 2 * 2, x.shape[1] // 2 * 2
     x = x[:height, :width]
     sums = x[::2, ::2] + x[1::2, ::2] + (x[::2, 1::2] + x[1::2, 1::2])

@@ -1,4 +1,4 @@
-"""How a run over many slides stands, seen from anywhere: nothing but the files of its work list is asked."""
+"""Status of a run over many slides, read from the files of its work list alone, on any machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from longvit.errors import InputError
-from longvit.processes.leases import DEAD_AFTER_S, Leases, folder_time, read_lease
+from longvit.processes.leases import EXPIRES_AFTER_S, Leases, folder_time, read_lease
 from longvit.slide_jobs.work_list import RUN_JSON, WorkList
 from longvit.slide_jobs.worker_log import ENDS, LogTail
 
@@ -18,7 +18,7 @@ _RATE_OVER_S = 600.0
 
 @dataclass(frozen=True)
 class Running:
-    """A slide that a worker has."""
+    """A slide that a worker has taken."""
 
     slide: str
     stage: Literal["read", "model"]
@@ -27,7 +27,7 @@ class Running:
     since_s: float
     """Seconds since the worker took it."""
     beat_s: float
-    """Seconds since the worker last said that it lives; it does so every 5 s, after 60 s others take the slide."""
+    """Seconds since the worker's last heartbeat: it sends one every 5 s; after 60 s other workers take the slide."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Failed:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run: its counts add up to `total`."""
+    """Status of one run; its counts add up to `total`."""
 
     verb: str
     """embed, predict, canvas, tiles or features."""
-    state: Literal["at work", "finished", "stopped"]
-    """stopped: some slides have not ended, and whoever began the run is gone."""
+    state: Literal["running", "finished", "stopped"]
+    """stopped: some slides have not ended, and the process that started the run is gone."""
     total: int
     done: int
     skipped: int
@@ -55,32 +55,32 @@ class RunStatus:
     running: tuple[Running, ...]
     waiting: int
     tried_again: int
-    """How often a slide was tried again so far."""
+    """Retries so far."""
     workers_lost: int
     per_hour: float | None
-    """Slides done an hour, over the last ten minutes of work; None before the first one."""
+    """Slides done per hour, over the last ten minutes of work; None before the first one."""
     left_s: float | None
-    """Seconds until the end at that rate."""
+    """Estimated seconds to the end at that rate."""
 
 
 def status(out_dir: str | Path) -> tuple[RunStatus, ...]:
-    """The runs of a folder of results, one per verb. Raises `InputError` where there is none."""
+    """Status of the runs of an output folder, one per verb. Raises `InputError` where there is none."""
     work = Path(out_dir) / "work"
     folders = sorted(path.parent for path in work.glob(f"*/{RUN_JSON}"))
     if not folders:
         raise InputError(
             f"{out_dir}: no run in it; name the folder that was --out of embed, predict, canvas, tiles or features"
         )
-    return tuple(_status(WorkList.of(folder)) for folder in folders)
+    return tuple(_status(WorkList.read(folder)) for folder in folders)
 
 
 def _status(work_list: WorkList) -> RunStatus:
-    begun = work_list.facts["begun"]
+    begun = work_list.settings["begun"]
     ends: dict[str, str] = {}
     failed: dict[str, Failed] = {}
     in_model: set[str] = set()
     done_at: list[float] = []
-    again = lost = 0
+    retries = lost = 0
     first = last = None
     for _, line in LogTail(work_list.folder).new_lines():
         event, slide = line["event"], line.get("slide", "")
@@ -95,7 +95,7 @@ def _status(work_list: WorkList) -> RunStatus:
             elif event == "failed":
                 failed[slide] = Failed(slide, str(line.get("stage", "?")), str(line.get("error", "?")))
         elif event == "again":
-            again += 1
+            retries += 1
             in_model.discard(slide)
         elif event == "died":
             lost += 1
@@ -110,19 +110,25 @@ def _status(work_list: WorkList) -> RunStatus:
                 failed[slide] = Failed(slide, str(content.get("stage", "?")), str(content.get("error", "?")))
             continue
         with contextlib.suppress(OSError):
-            beat = path.stat().st_mtime
-            since = _seconds_since(content.get("since"))
-            host = str(content.get("host", "?")).split(" ")[0]
-            stage: Literal["read", "model"] = "model" if slide in in_model else "read"
-            running.append(Running(slide, stage, host, _number_of(content.get("process")), since, max(0.0, now - beat)))
+            heartbeat = path.stat().st_mtime
+            running.append(
+                Running(
+                    slide=slide,
+                    stage="model" if slide in in_model else "read",
+                    host=str(content.get("host", "?")).split(" ")[0],
+                    process=_process_number(content.get("process")),
+                    since_s=_seconds_since(content.get("since")),
+                    beat_s=max(0.0, now - heartbeat),
+                )
+            )
     count = {end: sum(e == end for e in ends.values()) for end in ENDS}
     total = len(work_list.slides)
     lease_path = work_list.folder.parents[1] / f"{work_list.verb}.claim"
-    is_alive = lease_path.exists() and not _is_dead(lease_path)
-    state: Literal["at work", "finished", "stopped"] = "finished"
+    is_alive = lease_path.exists() and not _is_expired(lease_path)
+    state: Literal["running", "finished", "stopped"] = "finished"
     if len(ends) < total:
-        state = "at work" if is_alive else "stopped"
-    until = time.time() if state == "at work" else (last or begun)
+        state = "running" if is_alive else "stopped"
+    until = time.time() if state == "running" else (last or begun)
     per_hour = _rate(done_at, first or begun, until)
     left = total - len(ends)
     return RunStatus(
@@ -134,33 +140,33 @@ def _status(work_list: WorkList) -> RunStatus:
         failed=tuple(failed[slide] for slide in sorted(failed)),
         running=tuple(running),
         waiting=total - len(ends) - len(running),
-        tried_again=again,
+        tried_again=retries,
         workers_lost=lost,
         per_hour=per_hour,
-        left_s=left / per_hour * 3600 if per_hour and state == "at work" else None,
+        left_s=left / per_hour * 3600 if per_hour and state == "running" else None,
     )
 
 
-def _number_of(process: object) -> int:
+def _process_number(process: object) -> int:
     return process if isinstance(process, int) else 0
 
 
 def _rate(done_at: list[float], first: float, until: float) -> float | None:
-    """Slides done an hour over the last stretch of work."""
+    """Slides done per hour over the last `_RATE_OVER_S` seconds of work."""
     start = max(first, until - _RATE_OVER_S)
     recent = sum(t >= start for t in done_at)
     return 3600 * recent / max(1e-3, until - start) if recent else None
 
 
-def _is_dead(lease_path: Path) -> bool:
-    """By one look: a beat that is a minute old by the folder's clock, or a process of this host that is gone."""
+def _is_expired(lease_path: Path) -> bool:
+    """True where the last heartbeat is a minute old by the folder's clock, or the process of this host is gone."""
     with contextlib.suppress(OSError):
-        return Leases().is_dead(lease_path) or _now(lease_path.parent) - lease_path.stat().st_mtime > DEAD_AFTER_S
+        return Leases().is_expired(lease_path) or _now(lease_path.parent) - lease_path.stat().st_mtime > EXPIRES_AFTER_S
     return True
 
 
 def _now(folder: Path) -> float:
-    """By the folder's clock; by ours where it cannot be written to."""
+    """Time by the folder's clock; by this machine's where the folder cannot be written to."""
     try:
         return folder_time(folder)
     except OSError:

@@ -1,12 +1,12 @@
-"""The work list of a run, in the folder of its results: whoever sees that folder can work on it, or look.
+"""The work list of a run: files in the output folder, shared by all workers and by `longvit status`.
 
-    OUT/work/embed/run.json                which run is the present one, its settings, its slides
-    OUT/work/embed/<run>/slides/ID.json    a claim while a worker has the slide, then how it ended; none: it waits
-    OUT/work/embed/<run>/tried/ID.json     what went wrong before it was tried again
-    OUT/work/embed/<run>/workers/NAME.jsonl  what a worker did, a line each (`worker_log`)
+    OUT/work/embed/run.json                name of the current run, its settings, its slides
+    OUT/work/embed/<run>/slides/ID.json    lease while a worker has the slide, then its end; no file: the slide waits
+    OUT/work/embed/<run>/tried/ID.json     errors of earlier attempts
+    OUT/work/embed/<run>/workers/NAME.jsonl  log of a worker, one event a line (`worker_log`)
 
-A slide's file is created by one worker alone and stays when the slide has ended, so within a run nothing is done
-twice: that rests on these files, not on what started the workers.
+One worker alone creates a slide's file, which stays after the end. So within a run no slide is done twice, whatever
+started the workers.
 """
 
 from __future__ import annotations
@@ -35,51 +35,51 @@ from longvit.slide_jobs.worker_log import WorkerLog, log_path, stage_at_death
 
 RUN_JSON = "run.json"
 MAX_DEATHS = 2
-"""A slide on which so many processes died, or that took too long so often, is given up."""
+"""Deaths or timeouts after which a slide is given up."""
 RETRY_AFTER_S = 5.0
-"""What may pass gets so long, and twice as long the next time."""
-_LOOK_EVERY_S = 1.0
+"""Delay before the first retry after a temporary error; doubled for each further retry."""
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
 class WorkList:
-    """A run: its slides, and what is known about them."""
+    """A run over many slides: its folder, its slides, its settings."""
 
     folder: Path
     """OUT/work/<verb>/<run>."""
     verb: str
     slides: tuple[ListedSlide, ...]
     retries: int
-    """How often a slide is tried again that failed for a reason that may pass."""
-    facts: Mapping[str, Any]
-    """The rest of run.json: settings, when it was begun."""
+    """Retries of a slide after temporary errors."""
+    settings: Mapping[str, Any]
+    """Other fields of run.json: settings, start time, process that started the run."""
 
     @classmethod
     def begin(
-        cls, out_dir: Path, verb: str, slides: Sequence[ListedSlide], *, retries: int, facts: Mapping[str, Any]
+        cls, out_dir: Path, verb: str, slides: Sequence[ListedSlide], *, retries: int, settings: Mapping[str, Any]
     ) -> WorkList:
-        """A new run in the place of an older one, whose results stay."""
+        """Starts a new run in place of an older one, whose results stay."""
         folder = make_folder(out_dir / "work" / verb)
         run = f"{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         for part in ("slides", "tried", "workers"):
             make_folder(folder / run / part)
-        facts = {**facts, "run": run, "begun": time.time(), "retries": retries}
+        settings = {**settings, "run": run, "begun": time.time(), "retries": retries}
         listed = [[slide.slide_id, str(slide.path), slide.mpp, slide.fault] for slide in slides]
-        write_text(folder / RUN_JSON, json.dumps({**facts, "slides": listed}))
+        write_text(folder / RUN_JSON, json.dumps({**settings, "slides": listed}))
         for older in folder.iterdir():
             if older.is_dir() and older.name != run:
                 shutil.rmtree(older, ignore_errors=True)
-        return cls(folder / run, verb, tuple(slides), retries, facts)
+        return cls(folder / run, verb, tuple(slides), retries, settings)
 
     @classmethod
-    def of(cls, folder: Path) -> WorkList:
-        """The present run of a folder OUT/work/<verb>. `InputError` where there is none."""
+    def read(cls, folder: Path) -> WorkList:
+        """Reads the current run of a folder OUT/work/<verb>. Raises `InputError` where there is none."""
         path = folder / RUN_JSON
         try:
-            content = read_json_object(path, most_bytes=2**30)  # as long as the list
+            content = read_json_object(path, most_bytes=2**30)  # a line per slide
             if not isinstance(content["begun"], int | float) or not isinstance(content["retries"], int):
-                raise TypeError("when it was begun, and its retries, are numbers")
-            slides = tuple(ListedSlide(name, Path(file), *more) for name, file, *more in content.pop("slides"))
+                raise TypeError("begun and retries are not numbers")
+            slides = tuple(ListedSlide(name, Path(file), *fields) for name, file, *fields in content.pop("slides"))
             return cls(folder / content["run"], folder.name, slides, content["retries"], content)
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; no run was begun in {folder.parent.parent}") from None
@@ -87,14 +87,14 @@ class WorkList:
             raise InputError(f"{path}: not the work list of a run ({type(error).__name__}: {error})") from error
 
     def slide_file(self, slide_id: str) -> Path:
-        """Its claim, then its end."""
+        """File of a slide: its lease, then its end."""
         return self.folder / "slides" / f"{file_stem(slide_id)}.json"
 
     def present(self) -> set[str]:
-        """The slides that some worker has, or that have ended."""
-        with contextlib.suppress(FileNotFoundError):  # the folder is gone
-            found = {path.name.removesuffix(".json") for path in (self.folder / "slides").iterdir()}
-            return {self._by_stem[stem] for stem in found if stem in self._by_stem}
+        """Slides that a worker has, or that have ended."""
+        with contextlib.suppress(FileNotFoundError):  # the folder was removed
+            stems = {path.name.removesuffix(".json") for path in (self.folder / "slides").iterdir()}
+            return {self._by_stem[stem] for stem in stems if stem in self._by_stem}
         return set()
 
     @cached_property
@@ -102,34 +102,34 @@ class WorkList:
         return {file_stem(slide.slide_id): slide.slide_id for slide in self.slides}
 
     def is_gone(self) -> bool:
-        """Whether this folder was removed: by a newer run that takes its place, or by hand."""
+        """True where this folder was removed: by a newer run that replaced it, or by hand."""
         return not (self.folder / "slides").exists()
 
     def why_unended(self, slide_id: str) -> str:
-        """Why a slide has no end, in words, once nobody is at work any more."""
-        again = "give the same command again"
+        """Reason why a slide has no end after all workers have ended, for problems.csv."""
+        rerun = "rerun the command to resume"
         if self.is_gone():
             try:
                 newer = json.loads((self.folder.parent / RUN_JSON).read_text(encoding="utf-8"))["run"]
             except (OSError, ValueError, KeyError, TypeError):
                 newer = self.folder.name
             if newer != self.folder.name:
-                return f"not worked on to its end: another run took the place of this one ({self.folder}); {again}"
-            return f"not worked on to its end: {self.folder} was removed while the run was at work; {again}"
+                return f"not finished: another run replaced this one ({self.folder}); {rerun}"
+            return f"not finished: {self.folder} was removed during the run; {rerun}"
         tried = self.tried(slide_id)
-        last = f" (the last try: {tried[-1]['error']})" if tried else ""
-        return f"not worked on to its end: its worker ended without a word{last}; {again}"
+        last = f" (last attempt: {tried[-1]['error']})" if tried else ""
+        return f"not finished: its worker ended without an error message{last}; {rerun}"
 
     def tried(self, slide_id: str) -> list[dict[str, Any]]:
-        """What went wrong with a slide in this run so far."""
+        """Errors of a slide in earlier attempts of this run: stage, error, cause, time."""
         try:
             content = read_json(self._tried_file(slide_id))
-            return [one for one in content if isinstance(one, dict)] if isinstance(content, list) else []
+            return [attempt for attempt in content if isinstance(attempt, dict)] if isinstance(content, list) else []
         except (OSError, ValueError):
             return []
 
     def note_try(self, slide_id: str, error: SlideFailedError) -> SlideFailedError | None:
-        """Remembers a failure, by the holder of the claim; returns it where the slide is given up with that."""
+        """Stores a failed attempt of the lease holder. Returns an error where the slide is given up, else None."""
         tried = self.tried(slide_id)
         attempt = len(tried) + 1
         allowed = {"slide": 1, "passing": self.retries + 1}.get(error.cause, min(MAX_DEATHS, self.retries + 1))
@@ -144,37 +144,39 @@ class WorkList:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A slide that this worker has."""
+class TakenSlide:
+    """A slide whose lease this worker holds."""
 
     listed: ListedSlide
     lease: Lease
     was_in_model: bool = False
-    """A worker of this run died with it in its model; it may have written the result before."""
+    """A worker of this run died while its model had the slide; the result may be written already."""
 
 
-class Taking:
-    """How one worker gets its slides: first those that nobody has, in order, then what others let go of."""
+class SlideQueue:
+    """Slides for one worker: first those without a lease, in order, then those that other workers release."""
 
     def __init__(self, work_list: WorkList, leases: Leases, log: WorkerLog) -> None:
         self._list, self._leases, self._log = work_list, leases, log
         self._first = deque(work_list.slides)
         self._later: dict[str, ListedSlide] = {}
-        self._in_work: set[str] = set()  # taken by this worker; they may come back
+        self._taken: set[str] = set()  # by this worker; a failed attempt moves them to _later
         self._not_before: dict[str, float] = {}
         self._lock = threading.Lock()
         self._present: set[str] = set()
-        self._look_again = 0.0
+        self._next_listing = 0.0
         self.stopping = threading.Event()
 
-    def next(self) -> Taken | None:
-        """The next slide; waits while others, or this worker itself, have the last ones: they may die, or come back
-        for another try. None: all have ended, or the work list is gone."""
+    def next(self) -> TakenSlide | None:
+        """Takes the next slide. None: all slides have ended, or the work list was removed.
+
+        Waits while workers, this one included, have the last slides: a worker may die, a slide may need a retry.
+        """
         wait_s = 0.05
         while not self.stopping.is_set():
             while self._first and not self.stopping.is_set():
                 listed = self._first.popleft()
-                taken = None if listed.slide_id in self._look() else self._take(listed)
+                taken = None if listed.slide_id in self._listing() else self._take(listed)
                 if taken is not None:
                     return taken
                 with self._lock:
@@ -186,15 +188,15 @@ class Taking:
                 if self.stopping.is_set():
                     return None
             with self._lock:
-                is_done = not self._later and not self._in_work
+                is_done = not self._later and not self._taken
             if is_done or self._list.is_gone():
                 return None
             self.stopping.wait(wait_s)
-            wait_s = min(2 * wait_s, _LOOK_EVERY_S)
+            wait_s = min(2 * wait_s, _POLL_S)
         return None
 
-    def failed(self, taken: Taken, error: SlideFailedError) -> None:
-        """Ends a slide with a problem, or lets go of it so that it is tried again."""
+    def failed(self, taken: TakenSlide, error: SlideFailedError) -> None:
+        """Ends a slide with a problem, or releases it for a retry."""
         given_up = self._list.note_try(taken.listed.slide_id, error)
         if given_up is not None:
             self.ended(taken, "failed", stage=given_up.stage, error=str(given_up))
@@ -205,23 +207,23 @@ class Taking:
                 wait_s = RETRY_AFTER_S * 2 ** (len(self._list.tried(taken.listed.slide_id)) - 1)
                 self._not_before[taken.listed.slide_id] = time.monotonic() + wait_s
             self._later[taken.listed.slide_id] = taken.listed
-            self._in_work.discard(taken.listed.slide_id)
+            self._taken.discard(taken.listed.slide_id)
         self._leases.release(taken.lease)
 
-    def ended(self, taken: Taken, end: str, **facts: Any) -> None:
-        """A slide is `done`, `skipped` or `failed`; nobody takes it again in this run."""
-        slide_id, is_settled = taken.listed.slide_id, False
-        with contextlib.suppress(FileNotFoundError):  # the folder is gone
-            is_settled = self._leases.complete(taken.lease, {"end": end, "worker": self._log.name, **facts})
-        if is_settled:
-            self._log.write(end, slide_id, **facts)
+    def ended(self, taken: TakenSlide, end: str, **details: Any) -> None:
+        """Ends a slide as `done`, `skipped` or `failed`; no worker takes it again in this run."""
+        slide_id, is_completed = taken.listed.slide_id, False
+        with contextlib.suppress(FileNotFoundError):  # the folder was removed
+            is_completed = self._leases.complete(taken.lease, {"end": end, "worker": self._log.name, **details})
+        if is_completed:
+            self._log.write(end, slide_id, **details)
         with self._lock:
-            if not is_settled:  # another worker took it over while this one slept: it is that one's to end
+            if not is_completed:  # another worker took the lease over while this one was suspended
                 self._later[slide_id] = taken.listed
-            self._in_work.discard(slide_id)
+            self._taken.discard(slide_id)
 
-    def _take(self, listed: ListedSlide) -> Taken | None:
-        """A slide, if it can be had; one that has ended is forgotten."""
+    def _take(self, listed: ListedSlide) -> TakenSlide | None:
+        """Takes a slide if its lease is free; drops one that has ended."""
         path = self._list.slide_file(listed.slide_id)
         content = read_lease(path)
         if content.get("settled"):
@@ -232,27 +234,28 @@ class Taking:
             return None
         try:
             lease = self._leases.acquire(path, {"worker": self._log.name})
-        except FileNotFoundError:  # the folder is gone
+        except FileNotFoundError:  # the folder was removed
             self.stopping.set()
             return None
         if lease is None:
             return None
         with self._lock:
             self._later.pop(listed.slide_id, None)
-            self._in_work.add(listed.slide_id)
-        return (
-            Taken(listed, lease) if lease.former is None else self._after_the_dead(Taken(listed, lease), lease.former)
-        )
+            self._taken.add(listed.slide_id)
+        taken = TakenSlide(listed, lease)
+        return taken if lease.former is None else self._after_death(taken, lease.former)
 
-    def _after_the_dead(self, taken: Taken, former: Mapping[str, Any]) -> Taken | None:
-        """A slide whose worker died, if it is worth another try. Only the slide that the model was working on can have
-        killed it (those that were being read do so in processes of their own)."""
+    def _after_death(self, taken: TakenSlide, former: Mapping[str, Any]) -> TakenSlide | None:
+        """The slide of a dead worker, or None where it is given up.
+
+        Only the slide in the model can have killed the worker: slides are read in a separate process.
+        """
         name = former.get("worker")
         how = stage_at_death(log_path(self._list.folder, name), taken.listed.slide_id) if name else None
         if how is None:
             return taken
-        where = "" if not former.get("host") else f" on {str(former['host']).split()[0]}"
-        text = f"{taken.listed.path}: the process that worked on it{where} died ({how})"
+        host = "" if not former.get("host") else f" on {str(former['host']).split()[0]}"
+        text = f"{taken.listed.path}: the process that worked on it{host} died ({how})"
         error = SlideFailedError("model", text, "death")
         given_up = self._list.note_try(taken.listed.slide_id, error)
         if given_up is None:
@@ -261,10 +264,11 @@ class Taking:
         self.ended(taken, "failed", stage="model", error=str(given_up))
         return None
 
-    def _look(self) -> set[str]:
+    def _listing(self) -> set[str]:
+        """`WorkList.present`, listed again from time to time."""
         begun = time.monotonic()
-        if begun >= self._look_again:
+        if begun >= self._next_listing:
             self._present = self._list.present()
             now = time.monotonic()
-            self._look_again = now + max(_LOOK_EVERY_S, 50 * (now - begun))  # long lists on slow network folders
+            self._next_listing = now + max(_POLL_S, 50 * (now - begun))  # long lists on slow network folders
         return self._present

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvit import __version__
-from longvit.errors import InputError
+from longvit.errors import InputError, one_line
 from longvit.files import atomic_path, write_text
 from longvit.slides.mpp import Mpp
-from longvit.slides.pixel_reader import BadTile, Rgb, one_line
+from longvit.slides.pixel_reader import BadTile, Rgb
 from longvit.slides.placement import Box, Fit, Placement, check_side_and_fit
 from longvit.slides.resampling import FILTER_NAME
 from longvit.slides.strips import CanvasPlan, plan_canvas, planned_strips

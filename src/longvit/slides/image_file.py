@@ -15,11 +15,11 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from longvit.errors import InputError
+from longvit.errors import InputError, one_line
 from longvit.slides.file_kind import Kind
 from longvit.slides.jpeg_file import decode_jpeg, read_jpeg_header
 from longvit.slides.mpp import Candidate, resolution_candidate
-from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, check_side, fill_outside, one_line
+from longvit.slides.pixel_reader import BadTile, Block, Level, PixelReader, Rgb, check_side, fill_outside
 from longvit.slides.png_file import decode_png, read_png_header
 
 MAX_BYTES = 5 * 2**27

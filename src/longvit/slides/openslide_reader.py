@@ -22,7 +22,7 @@ import openslide
 from numpy.typing import NDArray
 from openslide import lowlevel
 
-from longvit.errors import InputError
+from longvit.errors import InputError, one_line
 from longvit.slides.pixel_reader import (
     MAX_TILE_PX,
     BadTile,
@@ -33,7 +33,6 @@ from longvit.slides.pixel_reader import (
     UnsupportedError,
     fill,
     fill_outside,
-    one_line,
 )
 
 _WHITE: Rgb = (255, 255, 255)

@@ -115,12 +115,6 @@ def fill_outside(out: Block, x_px: int, y_px: int, size_px: tuple[int, int], col
     return left, top, right, bottom
 
 
-def one_line(error: BaseException) -> str:
-    """Error text of a library on one line; the type of the error where it has no text."""
-    text = "".join(c if c.isprintable() else " " for c in str(error))
-    return " ".join(text.split()) or type(error).__name__
-
-
 def check_side(path: Path, width_px: int, height_px: int) -> None:
     """Raises `InputError` for a size that no slide has; a damaged header's size would cost gigabytes before it
     fails."""

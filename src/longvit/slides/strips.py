@@ -9,7 +9,6 @@ end) of the canvas read only the tiles that they depend on.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvit.errors import InputError
+from longvit.processes.cpu_count import cpu_count
 from longvit.slides.pixel_reader import BadTile, Block, Level, fill
 from longvit.slides.placement import Fit, Placement
 from longvit.slides.resampling import CHUNK_PX, Axis, reduce_block, reduce_rows
@@ -176,11 +176,6 @@ def planned_strips(
         yield from builder.padding_below()
     finally:
         narrow.close()
-
-
-def cpu_count() -> int:
-    """Number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _StripBuilder:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import tifffile
 
-from longvit.errors import InputError
+from longvit.errors import InputError, one_line
 from longvit.slides.mpp import Candidate, aperio_candidate, imagej_candidate, ome_candidate, resolution_candidate
 from longvit.slides.ome_xml import pixels_of, planes_of
-from longvit.slides.pixel_reader import UnsupportedError, check_side, one_line
+from longvit.slides.pixel_reader import UnsupportedError, check_side
 from longvit.slides.tiff_image import SlideImage, directories_of, require_images, slide_image
 from longvit.slides.tiff_tags import check_tags, check_unread, is_in_order, number_of
 from longvit.slides.tile_table import check_directories

@@ -9,7 +9,6 @@ n tiles of a block, P side of a tile in px.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from longvit.processes.cpu_count import cpu_count
 from longvit.slides.pixel_reader import Level
 from longvit.slides.reader import Slide
 from longvit.slides.tiles import TileGrid
@@ -43,7 +43,7 @@ def read_tiles(slide: Slide, grid: TileGrid, *, threads: int | None = None) -> G
     Undecodable areas and areas outside the slide are background; `slide.bad_tiles` counts the former. `threads`:
     decoding threads; None: one per core. Close the generator before the slide if it is not exhausted.
     """
-    threads = threads or os.cpu_count() or 1
+    threads = threads or cpu_count()
     level = level_for(slide, grid)
     waiting: deque[Future[TilePixels]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="tiles") as pool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from longvit.errors import InputError
+from longvit.errors import InputError, one_line
 from longvit.slides.pixel_format import check_jpeg_colours, check_pixel_format
 from longvit.slides.pixel_reader import (
     BadTile,
@@ -27,7 +27,6 @@ from longvit.slides.pixel_reader import (
     UnsupportedError,
     fill,
     fill_outside,
-    one_line,
 )
 from longvit.slides.tiff_header import TiffHeader
 from longvit.slides.tile_decoding import JPEG

@@ -1,13 +1,13 @@
-"""Colours of a crop, changed as DINO's code changes them: ColorJitter, greyscale, blur, solarise.
+"""Colour augmentation of a crop as in DINO's code: ColorJitter, greyscale, blur, solarise.
 
     brightness  f · x                                      contrast   f · x + (1 − f) · mean grey of the crop
     saturation  f · x + (1 − f) · grey of the pixel        hue        the hue of HSV turned, S and V kept
     grey        0.299 R + 0.587 G + 0.114 B
 
-each cut off at 0 and 255, which is what torchvision does through Pillow's ImageEnhance. What differs: the steps run in
-float32 and are rounded once, at the end, not after each; the blur is a Gaussian, cut off at 3.5 σ, where Pillow's is
-three box filters; the mean is that of some of the region's pixels under the crop. The pixels go through all steps some
-rows at a time, so that they stay in the cache of one core.
+each cut off at 0 and 255, as torchvision does through Pillow's ImageEnhance. Three differences: the steps run in
+float32 and are rounded once, at the end. The blur is a Gaussian, cut off at 3.5 σ; Pillow's is three box filters. The
+mean is that of a subsample of the region's pixels under the crop. All steps are applied to some rows at a time, so that
+the rows stay in the cache of one core.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Step = tuple[Literal["brightness", "contrast", "saturation", "hue"], float]
-"""A change and its size: the factor f (1 changes nothing), for the hue the share of a full turn (0 changes nothing)."""
+"""A change and its size: the factor f (1: no change), for the hue the share of a full turn (0: no change)."""
 
 GREY = (0.299, 0.587, 0.114)
 _SIGN_BIT = np.int32(-(2**31))
-# The blur is a product with a band matrix of so many rows.
+# Rows of the band matrix of the blur.
 _BAND = 32
-# A Gaussian that is narrower changes no pixel by more than a third of a grey level.
+# A narrower Gaussian changes no pixel by more than a third of a grey level.
 LEAST_BLUR_PX = 0.25
 
 
 class ColourJitter:
-    """Steps in their order. sample: some of the crop's pixels, float32 (3, …), 0 … 255, for the mean of the contrast:
-    that of the crop when its turn comes."""
+    """Colour jitter: steps in their order.
+
+    sample: a subsample of the crop's pixels, float32 (3, …), 0 … 255. The contrast uses its mean after earlier steps.
+    """
 
     def __init__(self, steps: Sequence[Step], sample: Floats) -> None:
         self._steps: list[tuple[str, float, float]] = []
@@ -45,7 +47,7 @@ class ColourJitter:
                 self._steps.append((name, float(amount), 0.0))
 
     def __call__(self, x: Floats) -> Floats:
-        """Pixels (3, …), 0 … 255, changed in place. A factor below 1 leads nowhere beyond 0 … 255."""
+        """Changes pixels (3, …), 0 … 255, in place. A factor below 1 cannot leave 0 … 255."""
         for name, amount, mean in self._steps:
             if name == "hue":
                 _turn_hue(x, amount)
@@ -64,12 +66,12 @@ class ColourJitter:
 
 
 def solarise(out: NDArray[np.uint8]) -> None:
-    """In place: what is 128 or brighter becomes its negative."""
+    """Replaces values of 128 and more by their negative, in place."""
     np.minimum(out, ~out, out=out)
 
 
 def grey_of(x: Floats) -> Floats:
-    """(3, …) → (…)."""
+    """Grey values (…) of pixels (3, …)."""
     red, green, blue = GREY
     grey = x[0] * np.float32(red)
     part = x[1] * np.float32(green)
@@ -80,11 +82,11 @@ def grey_of(x: Floats) -> Floats:
 
 
 def _turn_hue(x: Floats, turn: float) -> None:
-    """On (3, …), in place: the hue of HSV turned by a share of a full turn, at most a sixth of one.
+    """Turns the hue (HSV) of pixels (3, …) by a share of a full turn, at most a sixth, in place.
 
-    Let M ≥ d ≥ m be the three channels of a pixel, C = M − m, and h its hue as seen from a channel's own (of red from
-    red: 0) in sixths of a turn, −3 … 3. Then that channel is m + C · min(max(2 − |h|, 0), 1). For each of them, p being
-    the channel, C |h| = C + M + d − 2 p, without a division, and h has the sign of the difference of the other two.
+    Let M ≥ d ≥ m be the three channels of a pixel and C = M − m. Let h be its hue relative to a channel's own hue (red
+    relative to red: 0) in sixths of a turn, −3 … 3. Then that channel is m + C · min(max(2 − |h|, 0), 1). For each
+    channel p, C |h| = C + M + d − 2 p, without a division, and h has the sign of the difference of the other two.
     """
     sixths = np.float32(6 * turn)
     assert abs(sixths) <= 1
@@ -114,10 +116,10 @@ def _turn_hue(x: Floats, turn: float) -> None:
 
 
 class Blur:
-    """A Gaussian of σ `sigma_px` over planes of side_px × side_px; beyond its rims a crop goes on as it ends there.
+    """Gaussian blur of σ `sigma_px` over planes of side_px × side_px; border pixels are repeated outside.
 
-    Rows are blurred along x as they come, then all along y. `_BAND` pixels at a time are a product with the same band
-    matrix: more products than the sum has, at the speed of a matrix product.
+    Rows are blurred along x as they are added, then all along y. `_BAND` pixels at a time are multiplied with the same
+    band matrix. That is more multiplications than the sum needs, at the speed of a matrix product.
     """
 
     def __init__(self, sigma_px: float, planes: int, side_px: int) -> None:
@@ -125,7 +127,7 @@ class Blur:
         self._rows = np.empty((planes, side_px + 2 * self._reach, side_px), np.float32)
 
     def add(self, x: Floats, first: int) -> None:
-        """(planes, rows, side_px), from row `first` on."""
+        """Adds rows (planes, rows, side_px), starting at row `first`."""
         planes, rows, side_px = x.shape
         reach = self._reach
         wide = np.empty((planes * rows, side_px + 2 * reach), np.float32)
@@ -140,7 +142,7 @@ class Blur:
         self._rows[:, reach + first : reach + first + rows] = narrow.reshape(x.shape)
 
     def finish(self, out: NDArray[np.uint8]) -> None:
-        """Fills `out`, uint8 (3, side_px, side_px), once all rows are there; one plane is taken for all three."""
+        """Fills `out`, uint8 (3, side_px, side_px), once all rows are added; a single plane fills all three."""
         rows, reach, side_px = self._rows, self._reach, self._side_px
         rows[:, :reach] = rows[:, reach : reach + 1]
         rows[:, reach + side_px :] = rows[:, reach + side_px - 1 : reach + side_px]
@@ -158,6 +160,8 @@ def _gaussian_band(sigma_px: float, size: int) -> Floats:
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma_px) ** 2)
     kernel /= kernel.sum()
     width = size + 2 * reach
-    shifted = np.zeros((size, width + 1), np.float32)  # a row longer by one: read without it, the kernel moves on
+    shifted = np.zeros(
+        (size, width + 1), np.float32
+    )  # rows longer by one: read as rows of `width`, the kernel shifts by one each
     shifted[:, : len(kernel)] = kernel
     return shifted.reshape(-1)[: size * width].reshape(size, width)

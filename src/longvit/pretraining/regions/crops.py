@@ -1,12 +1,12 @@
-"""DINO's multi-crop augmentation of a region: which crops are drawn, and how they look (Caron et al. 2021, section 3).
+"""DINO's multi-crop augmentation of a region: random crops and their changes (Caron et al. 2021, section 3).
 
 Two global crops cover 0.4 to 1 of the region, eight local ones 0.05 to 0.4 of it (LongViT, table 5: 1,024² and 512²
-px). Each is mirrored, its colours jittered, turned to grey, blurred, solarised with DINO's probabilities and in its
-order. What is drawn is a `Look`, apart from the pixels: the same crops can be made by other code
+px). Each is mirrored, colour-jittered, converted to grey, blurred and solarised with DINO's probabilities and in its
+order. The random choices are a `Look`, separate from the pixels: other code can make the same crops
 (`benchmarks/crops.py`), and a test can count them.
 
 "DINO's code": the defaults of `main_dino.py` and `utils.py` at facebookresearch/dino, with torchvision's transforms.
-Each crop is resampled once, from the pixels of the slide's level that the region was read at.
+Each crop is resampled once, from the pixels of the level at which the region was read.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from longvit.errors import InputError
 from longvit.pretraining.regions.crop_colour import LEAST_BLUR_PX, Blur, ColourJitter, Floats, Step, grey_of, solarise
 from longvit.pretraining.regions.crop_pixels import CropPixels, rows_at_once
 
-# torchvision's RandomResizedCrop gives up after so many draws that do not fit, and takes all of a square.
+# torchvision's RandomResizedCrop takes the whole of a square after this many draws that do not fit.
 _TRIES = 10
-# Pixels that go through all changes at once: 3 planes of them are 400 kB.
+# Pixels that are changed at a time: 3 planes of them are 400 kB.
 _PIECE_PX = 2**15
-# The mean for the contrast is that of about so many pixels.
+# The mean for the contrast is taken over about this many pixels.
 _SAMPLE_PX = 2**12
 
 
 @dataclass(frozen=True)
 class CropSettings:
-    """Which crops are cut out of a region, and how they are changed."""
+    """Settings of the crops of a region and of their augmentation."""
 
     global_px: int = 1024
     """Side of a global crop (LongViT, table 5)."""
     local_px: int = 512
     """Side of a local crop (LongViT, table 5)."""
     global_crops: int = 2
-    """Global crops of every region (DINO's code)."""
+    """Global crops per region (DINO's code)."""
     local_crops: int = 8
-    """Local crops of every region (DINO's code)."""
+    """Local crops per region (DINO's code)."""
     global_scale: tuple[float, float] = (0.4, 1.0)
     """Share of the region's area that a global crop covers, smallest and largest (LongViT, table 5; DINO's code)."""
     local_scale: tuple[float, float] = (0.05, 0.4)
-    """The same of a local crop (LongViT, table 5; DINO's code)."""
+    """Share of the region's area that a local crop covers (LongViT, table 5; DINO's code)."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of what is cut out, before it is made square (torchvision's RandomResizedCrop)."""
+    """Width over height of the box, before it is resampled to a square (torchvision's RandomResizedCrop)."""
     flip: float = 0.5
     """Probability of a mirror from left to right (DINO's code)."""
     turns: bool = False
-    """Quarter turns, each as often: tissue has no upright. DINO has none."""
+    """Quarter turns, equally likely: tissue has no upright direction. DINO has none."""
     jitter: float = 0.8
     """Probability of the colour jitter: the next four in random order (DINO's code)."""
     brightness: float = 0.4
@@ -69,7 +69,7 @@ class CropSettings:
     blur_px: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest σ of it, in pixels of the crop (DINO's code)."""
     solarise: float = 0.2
-    """Probability that a global crop behind the first is solarised (DINO's code)."""
+    """Probability that a global crop after the first is solarised (DINO's code)."""
     stain: bool = False
     """Haematoxylin and eosin scaled and shifted, before the colour jitter (`augmentation.restain`). DINO has none."""
 
@@ -95,13 +95,13 @@ class CropSettings:
 
     @property
     def sides_px(self) -> tuple[int, ...]:
-        """Of every crop, the global ones first."""
+        """Side of every crop, the global ones first."""
         return (self.global_px,) * self.global_crops + (self.local_px,) * self.local_crops
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is cut out of a region and what is done to it, in this order."""
+    """Box of a crop in its region and the changes to its pixels, in this order."""
 
     box: tuple[float, float, float, float]
     """Left, top, right, bottom as shares of the region."""
@@ -120,9 +120,9 @@ class Look:
 
 
 def draw_looks(settings: CropSettings, rng: np.random.Generator) -> tuple[Look, ...]:
-    """The crops of one region, the global ones first.
+    """Draws the crops of one region, the global ones first.
 
-    Everything is drawn whether it happens or not, so that an option changes nothing else of a run.
+    All random numbers are drawn, used or not, so that an option changes nothing else of a run.
     """
     n = len(settings.sides_px)
     boxes = rng.random((n, _TRIES, 4)).tolist()
@@ -131,8 +131,8 @@ def draw_looks(settings: CropSettings, rng: np.random.Generator) -> tuple[Look, 
     amounts = rng.uniform(-1, 1, (n, 4)).tolist()
     stains = rng.uniform(-1, 1, (n, 2, 3)).tolist()
     return tuple(
-        _look(settings, number, *drawn)
-        for number, drawn in enumerate(zip(boxes, chances, orders, amounts, stains, strict=True))
+        _look(settings, number, *numbers)
+        for number, numbers in enumerate(zip(boxes, chances, orders, amounts, stains, strict=True))
     )
 
 
@@ -145,7 +145,7 @@ def _look(
     amounts: list[float],
     stains: list[list[float]],
 ) -> Look:
-    """Of numbers that are uniform in 0 … 1, amounts and stains in −1 … 1."""
+    """A `Look` from random numbers, uniform in 0 … 1; amounts and stains in −1 … 1."""
     kind = min(number, 1) if number < settings.global_crops else 2
     turn, flip, jitter, grey, blur, sigma, solarised = chances
     steps: tuple[Step, ...] = (
@@ -173,7 +173,10 @@ def _look(
 def _box(
     scale: tuple[float, float], aspect: tuple[float, float], tries: list[list[float]]
 ) -> tuple[float, float, float, float]:
-    """A share of the area, uniform; width over height, uniform in its logarithm; the next try where it does not fit."""
+    """Box as shares of the region: its area is uniform, the logarithm of width over height too.
+
+    A box that does not fit is replaced by that of the next try.
+    """
     for area, ratio, across, down in tries:
         share = _between(area, scale)
         stretch = math.exp(_between(ratio, (math.log(aspect[0]), math.log(aspect[1]))))
@@ -189,22 +192,22 @@ def _between(share: float, ends: tuple[float, float]) -> float:
 
 
 def make_crop(region: NDArray[np.uint8], look: Look, out: NDArray[np.uint8]) -> None:
-    """Cuts a crop out of a region, uint8 (3, h, w), and fills `out` with it: uint8 (3, side, side)."""
+    """Makes a crop of a region, uint8 (3, h, w), in `out`, uint8 (3, side, side)."""
     side_px, box = out.shape[-1], whole_pixels(look.box, region.shape[2], region.shape[1])
     pixels = CropPixels(region, box, side_px, look.mirror)
     jitter = ColourJitter(look.steps, _stained(_sample(region, box), look))
     blur = Blur(look.blur_px, 1 if look.grey else 3, side_px) if look.blur_px > LEAST_BLUR_PX else None
     rows = rows_at_once(side_px, _PIECE_PX)
     for first in range(0, side_px, rows):
-        of = slice(first, min(first + rows, side_px))
-        x = jitter(_stained(pixels.rows(of.start, of.stop), look))
+        end = min(first + rows, side_px)
+        x = jitter(_stained(pixels.rows(first, end), look))
         if look.grey:
             x = grey_of(x)[None]
         if blur is not None:
             blur.add(x, first)
         else:
             x += 0.5
-            out[:, of] = x.astype(np.uint8)
+            out[:, first:end] = x.astype(np.uint8)
     if blur is not None:
         blur.finish(out)
     if look.turns:
@@ -214,7 +217,7 @@ def make_crop(region: NDArray[np.uint8], look: Look, out: NDArray[np.uint8]) -> 
 
 
 def whole_pixels(box: tuple[float, float, float, float], width_px: int, height_px: int) -> tuple[int, int, int, int]:
-    """The box of a `Look` in pixels of the region, at least one: left, top, right, bottom."""
+    """Box of a `Look` in pixels of the region, at least one: left, top, right, bottom."""
     (left, right), (top, bottom) = (
         (min(round(low * size), size - 1), round(high * size))
         for low, high, size in zip(box[:2], box[2:], (width_px, height_px), strict=True)
@@ -223,16 +226,16 @@ def whole_pixels(box: tuple[float, float, float, float], width_px: int, height_p
 
 
 def _sample(region: NDArray[np.uint8], box: tuple[int, int, int, int]) -> Floats:
-    """Some of the region's pixels under a crop, float32 (3, …)."""
+    """Subsample of the region's pixels under a crop, float32 (3, …)."""
     left, top, right, bottom = box
-    every = max(1, math.isqrt((right - left) * (bottom - top) // _SAMPLE_PX))
-    return region[:, top:bottom:every, left:right:every].astype(np.float32)
+    step = max(1, math.isqrt((right - left) * (bottom - top) // _SAMPLE_PX))
+    return region[:, top:bottom:step, left:right:step].astype(np.float32)
 
 
 def _stained(x: Floats, look: Look) -> Floats:
-    """(3, …) with its stains changed, where the look has that."""
+    """Pixels (3, …) with changed stains, where the look has a stain."""
     if look.stain is None:
         return x
-    scale, shift = (np.array(of) for of in look.stain)
+    scale, shift = (np.array(values) for values in look.stain)
     pixels = np.moveaxis((x + 0.5).astype(np.uint8), 0, -1)
     return np.ascontiguousarray(np.moveaxis(restain(pixels, scale, shift), -1, 0), np.float32)

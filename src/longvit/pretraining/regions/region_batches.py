@@ -1,11 +1,11 @@
-"""Crops of regions as batches, as the training loop takes them (`longvit.training.batches.Batches`).
+"""Batches of region crops for the training loop (`longvit.training.batches.Batches`).
 
-The order of an epoch is a permutation of all regions, a function of (seed, epoch); the crops of a region are one of
-(seed, epoch, region). So any batch of any epoch can be had by itself, with the same bits whatever the number of
-processes, and a resumed run sees what the interrupted one would have seen.
+The order of an epoch is a permutation of all regions, a function of (seed, epoch). The crops of a region are a function
+of (seed, epoch, region). So any batch of any epoch can be made alone, with the same bits for any number of processes.
+A resumed run gets the batches that the interrupted run would have had.
 
-Every batch is dealt out over all processes, region by region, so that two batches are enough to keep them busy; what is
-made ahead of the one in use never takes more than `ahead_mb` (but for the next one, whatever its size).
+Every batch is divided over all processes, region by region, so that two batches keep them busy. Batches made ahead take
+at most `ahead_mb`, except that one batch is always made ahead, whatever its size.
 
 B regions, C crops, h, w their sides in px.
 """
@@ -24,53 +24,53 @@ import torch
 from longvit.data.problems import Problem
 from longvit.files import make_folder
 from longvit.pretraining.regions.crops import CropSettings
-from longvit.pretraining.regions.region_crops import CropJob, CropMaker, Made, batch_bytes, views
+from longvit.pretraining.regions.region_crops import CropJob, CropMaker, RegionCrops, batch_bytes, crop_views
 from longvit.pretraining.regions.region_process import Part, RegionProcess, SharedMemory
 from longvit.pretraining.regions.regions import Regions
 
-# A stream of random numbers that is not that of the crops.
+# Number of the random stream of the order; the crops have another.
 _ORDER = 0
 
 
 @dataclass(frozen=True)
 class CropBatch:
-    """One batch."""
+    """Crops of one batch of regions."""
 
     crops: list[torch.Tensor]
     """C tensors, uint8 (B, 3, h, w), raw pixels 0 … 255, the global crops first."""
     names: tuple[str, ...]
-    """The region of each, `slide#17`."""
+    """Name of each region, `slide#17`."""
 
 
 @dataclass
 class RegionBatches:
-    """The batches of all regions."""
+    """Batches of the crops of all regions."""
 
     regions: Regions
     crops: CropSettings = field(default_factory=CropSettings)
     batch_size: int = 1
-    """Regions of a batch."""
+    """Regions per batch."""
     seed: int = 0
     workers: int = 1
-    """Processes that read and cut; 0: the caller's own."""
+    """Processes that read regions and cut crops; 0: the calling process does it."""
     cache: Path | None = None
-    """Folder that takes the pixels of every region when it is first read: 3 bytes a pixel."""
+    """Folder in which the pixels of every region are stored when first read: 3 bytes a pixel."""
     ahead_mb: int = 1024
-    """Memory of the batches that are made ahead."""
+    """Memory limit in MiB of the batches made ahead."""
     timeout_s: float = 300
-    """A region that takes longer ends the run, with the name of its slide; with processes only."""
+    """Time limit of a region: one that takes longer ends the run with its slide's name. Needs `workers` >= 1."""
     on_problem: Callable[[Problem], None] | None = None
-    """Told of every region that cannot be read and was replaced, once."""
+    """Called once for every region that cannot be read and was replaced."""
     problems: dict[str, Problem] = field(default_factory=dict)
-    """All of them so far, by their text."""
+    """Problems so far, by their text."""
 
     def __post_init__(self) -> None:
-        # Without what else a run's settings hold: these travel to other processes.
-        self.crops = CropSettings(**{name.name: getattr(self.crops, name.name) for name in fields(CropSettings)})
+        # Without the further fields of a run's settings: these are sent to other processes.
+        self.crops = CropSettings(**{field.name: getattr(self.crops, field.name) for field in fields(CropSettings)})
 
     @property
     def samples(self) -> int:
-        """Regions of one epoch."""
+        """Regions per epoch."""
         return self.regions.samples
 
     def __len__(self) -> int:
@@ -84,9 +84,10 @@ class RegionBatches:
         return np.random.default_rng([self.seed, epoch, _ORDER]).permutation(self.samples)
 
     def epoch(self, epoch: int, numbers: Sequence[int] | None = None) -> Iterator[CropBatch]:
-        """The batches of `epoch` (0 …) with these numbers (default: all); closing the iterator ends its processes.
+        """Batches of `epoch` (0 …) with these numbers (default: all); closing the iterator ends its processes.
 
-        A batch is the caller's to keep. Raises `InputError` where a process dies or does not get on, naming the slide.
+        A batch stays valid when the next one is made. Raises `InputError` with the slide's name where a process dies or
+        exceeds the time limit.
         """
         if self.cache is not None:
             make_folder(self.cache)
@@ -98,63 +99,63 @@ class RegionBatches:
             maker = CropMaker(job)
             try:
                 for chunk in chunks:
-                    yield self._made_here(maker, chunk, epoch)
+                    yield self._make(maker, chunk, epoch)
             finally:
                 maker.close()
             return
         processes = list[RegionProcess]()
-        begun: deque[_Begun] = deque()
+        pending: deque[_PendingBatch] = deque()
         size = batch_bytes(self.crops, self.batch_size)
         ahead = max(1, min(2, self.ahead_mb * 2**20 // size))
-        to_come = iter(chunks)
+        waiting = iter(chunks)
         try:
             for _ in range(min(self.workers, max(map(len, chunks), default=0))):
                 processes.append(RegionProcess(job, self.timeout_s))
             while True:
-                for chunk in islice(to_come, ahead - len(begun)):
-                    begun.append(self._begin(processes, chunk, epoch))
-                if not begun:
+                for chunk in islice(waiting, ahead - len(pending)):
+                    pending.append(self._begin(processes, chunk, epoch))
+                if not pending:
                     return
-                batch = self._finished(processes, begun.popleft())
-                for chunk in islice(to_come, ahead - len(begun)):
-                    begun.append(self._begin(processes, chunk, epoch))
+                batch = self._finish(processes, pending.popleft())
+                for chunk in islice(waiting, ahead - len(pending)):
+                    pending.append(self._begin(processes, chunk, epoch))
                 yield batch
         finally:
             for process in processes:
                 process.end()
 
-    def _made_here(self, maker: CropMaker, indices: Sequence[int], epoch: int) -> CropBatch:
-        crops = views(np.empty(batch_bytes(self.crops, len(indices)), np.uint8), self.crops, len(indices))
-        made = [maker.make(index, epoch, [crop[i] for crop in crops]) for i, index in enumerate(indices)]
-        return self._batch(crops, made)
+    def _make(self, maker: CropMaker, indices: Sequence[int], epoch: int) -> CropBatch:
+        crops = crop_views(np.empty(batch_bytes(self.crops, len(indices)), np.uint8), self.crops, len(indices))
+        regions = [maker.make(index, epoch, [crop[i] for crop in crops]) for i, index in enumerate(indices)]
+        return self._batch(crops, regions)
 
-    def _begin(self, processes: Sequence[RegionProcess], indices: Sequence[int], epoch: int) -> _Begun:
-        """Deals the regions of a batch out over the processes."""
+    def _begin(self, processes: Sequence[RegionProcess], indices: Sequence[int], epoch: int) -> _PendingBatch:
+        """Divides the regions of a batch over the processes."""
         memory = SharedMemory(batch_bytes(self.crops, len(indices)))
         parts = []
         for first in range(min(len(processes), len(indices))):
             places = tuple(range(first, len(indices), len(processes)))
             parts.append(Part(epoch, len(indices), places, tuple(indices[place] for place in places)))
             processes[first].begin(parts[-1], memory)
-        memory.sent()
-        return _Begun(views(memory.array, self.crops, len(indices)), parts)
+        memory.close_file()
+        return _PendingBatch(crop_views(memory.array, self.crops, len(indices)), parts)
 
-    def _finished(self, processes: Sequence[RegionProcess], begun: _Begun) -> CropBatch:
-        made: dict[int, Made] = {}
-        for process, part in zip(processes, begun.parts, strict=False):
-            made |= zip(part.places, process.finish(), strict=True)
-        return self._batch(begun.crops, [made[place] for place in range(len(made))])
+    def _finish(self, processes: Sequence[RegionProcess], pending: _PendingBatch) -> CropBatch:
+        regions: dict[int, RegionCrops] = {}
+        for process, part in zip(processes, pending.parts, strict=False):
+            regions |= zip(part.places, process.finish(), strict=True)
+        return self._batch(pending.crops, [regions[place] for place in range(len(regions))])
 
-    def _batch(self, crops: Sequence[np.ndarray], made: Sequence[Made]) -> CropBatch:
-        for problem in (problem for one in made for problem in one.problems):
+    def _batch(self, crops: Sequence[np.ndarray], regions: Sequence[RegionCrops]) -> CropBatch:
+        for problem in (problem for region in regions for problem in region.problems):
             if self.problems.setdefault(problem.error, problem) is problem and self.on_problem is not None:
                 self.on_problem(problem)
-        return CropBatch([torch.from_numpy(crop) for crop in crops], tuple(one.name for one in made))
+        return CropBatch([torch.from_numpy(crop) for crop in crops], tuple(region.name for region in regions))
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """A batch that is being made: its memory, and which process makes what."""
+class _PendingBatch:
+    """A batch that is being made: its memory, and the part of each process."""
 
     crops: list[np.ndarray]
     parts: list[Part]

@@ -1,4 +1,4 @@
-"""The crops of one region in one epoch, a function of (seed, epoch, index) alone, whoever makes them.
+"""Crops of one region in one epoch: a function of (seed, epoch, index) alone, in whichever process they are made.
 
 Imports no torch: it runs in processes that start in half a second and take little memory.
 """
@@ -19,35 +19,35 @@ from longvit.pretraining.regions.crops import CropSettings, draw_looks, make_cro
 from longvit.pretraining.regions.region_reader import RegionReader, RegionUnreadableError
 from longvit.pretraining.regions.regions import Region, Regions
 
-# A stream of random numbers of its own; the order of an epoch is another (`region_batches`).
+# Number of the random stream of the crops; the order of an epoch is another (`region_batches`).
 _CROPS = 1
-# So many regions in a row that cannot be read are no fault of single slides.
+# More unreadable regions in a row than this are not a fault of single slides.
 _ATTEMPTS = 32
 
 
 @dataclass(frozen=True)
-class Made:
-    """What came of a region."""
+class RegionCrops:
+    """The region whose crops were made; the pixels are in the memory that the caller gave."""
 
     name: str
-    """Of the region that the crops are of."""
+    """Name of the region, `slide#17`."""
     problems: tuple[Problem, ...] = ()
-    """Those that could not be read before it."""
+    """Regions that could not be read and that this one replaces."""
 
 
 @dataclass(frozen=True)
 class CropJob:
-    """All that decides the crops of a run."""
+    """All settings that determine the crops of a run."""
 
     regions: Regions
     crops: CropSettings
     seed: int
     cache: Path | None = None
-    """Folder of regions that were read before."""
+    """Folder of regions that were read earlier."""
 
 
 class CropMaker:
-    """Makes crops, one region at a time; keeps the slides that it read last open until it is closed."""
+    """Makes crops, one region at a time; the slides read last stay open until `close`."""
 
     def __init__(self, job: CropJob) -> None:
         self._job = job
@@ -59,55 +59,57 @@ class CropMaker:
         index: int,
         epoch: int,
         outs: Sequence[NDArray[np.uint8]],
-        about_to_read: Callable[[int], None] = lambda _: None,
-    ) -> Made:
+        before_read: Callable[[int], None] = lambda _: None,
+    ) -> RegionCrops:
         """Fills `outs`, one uint8 (3, side, side) per crop, from region `index`.
 
-        A region that cannot be read is replaced by another one (`Regions.instead`), which is a function of the index
-        too, so a resumed run replaces it by the same. `about_to_read` is told which one, before it is read. Raises
-        `InputError` where so many cannot be read that it is no fault of theirs.
+        A region that cannot be read is replaced by another one (`Regions.instead`). The replacement is a function of
+        the index too, so a resumed run takes the same. `before_read` is called with the index of each region that is
+        read. Raises `InputError` after too many unreadable regions in a row.
         """
-        regions, failed = self._job.regions, list[tuple[Region, str]]()
+        regions, unreadable = self._job.regions, list[tuple[Region, str]]()
         attempts = min(_ATTEMPTS, regions.samples)
         for attempt in range(attempts):
-            taken = regions.instead(index, attempt)
-            about_to_read(taken)
-            region = regions.region(taken, epoch)
+            replacement = regions.instead(index, attempt)
+            before_read(replacement)
+            region = regions.region(replacement, epoch)
             try:
                 planes = self._reader.planes(region)
                 break
             except RegionUnreadableError as error:
-                failed.append((region, str(error)))
+                unreadable.append((region, str(error)))
         else:
-            raise InputError(f"{attempts} regions in a row cannot be read, the first: {failed[0][1]}")
+            raise InputError(f"{attempts} regions in a row cannot be read, the first: {unreadable[0][1]}")
         rng = np.random.default_rng([self._job.seed, epoch, _CROPS, index])
-        # Two threads share a product out by other kernels than one, with other last bits.
+        # BLAS multiplies with other kernels on two threads than on one, with other last bits.
         with self._blas.limit(limits=1, user_api="blas"):
             for look, out in zip(draw_looks(self._job.crops, rng), outs, strict=True):
                 make_crop(planes, look, out)
-        problems = (Problem(r.source.slide_id, "read", f"{text}; region {r.name} is replaced") for r, text in failed)
-        return Made(region.name, tuple(problems))
+        problems = (
+            Problem(bad.source.slide_id, "read", f"{text}; region {bad.name} is replaced") for bad, text in unreadable
+        )
+        return RegionCrops(region.name, tuple(problems))
 
     def close(self) -> None:
         """Closes the slides."""
         self._reader.close()
 
 
-def shapes(crops: CropSettings, samples: int) -> list[tuple[int, int, int, int]]:
-    """The shape of every crop of a batch."""
+def crop_shapes(crops: CropSettings, samples: int) -> list[tuple[int, int, int, int]]:
+    """Shape of every crop of a batch: (samples, 3, side, side)."""
     return [(samples, 3, side, side) for side in crops.sides_px]
 
 
 def batch_bytes(crops: CropSettings, samples: int) -> int:
-    """The size of a batch."""
-    return sum(n * channels * height * width for n, channels, height, width in shapes(crops, samples))
+    """Size of a batch in bytes."""
+    return sum(n * channels * height * width for n, channels, height, width in crop_shapes(crops, samples))
 
 
-def views(memory: NDArray[np.uint8], crops: CropSettings, samples: int) -> list[NDArray[np.uint8]]:
-    """The crops of a batch, behind each other in one piece of memory."""
-    out, start = [], 0
-    for shape in shapes(crops, samples):
+def crop_views(memory: NDArray[np.uint8], crops: CropSettings, samples: int) -> list[NDArray[np.uint8]]:
+    """Crops of a batch as views of one piece of memory, one after another."""
+    views, start = [], 0
+    for shape in crop_shapes(crops, samples):
         end = start + int(np.prod(shape))
-        out.append(memory[start:end].reshape(shape))
+        views.append(memory[start:end].reshape(shape))
         start = end
-    return out
+    return views

@@ -1,8 +1,8 @@
-"""The pixels of regions, read from their slides or from a folder where they were put when they were read first.
+"""Pixels of regions, read from their slides or from a cache folder.
 
-A process keeps the slides that it read last open. The folder (an option) holds a file per region with its pixels as
-they are, so that what comes from there has the same bits; its names are made of the slide's content and the place on
-it, so that runs may share it, also at the same time. It pays where decoding is slow (PNG, JPEG 2000, a network).
+The slides read last stay open. The cache folder (an option) has a file per region with its exact pixels. A file name
+is made of the slide's content hash and the position on it, so runs can use one folder, also at the same time. A cache
+pays where decoding is slow (PNG, JPEG 2000, a network).
 """
 
 from __future__ import annotations
@@ -18,53 +18,53 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from longvit.errors import InputError
+from longvit.errors import InputError, describe_error
 from longvit.files import atomic_path
 from longvit.pretraining.regions.regions import Region, RegionSettings, RegionSource
 
 if TYPE_CHECKING:
     from longvit.slides.reader import Slide
 
-# Slides kept open, and decoded images kept with them (a PNG or JPEG is decoded whole).
+# Limits of open slides, and of the decoded images that they hold (a PNG or JPEG is decoded whole).
 _OPEN = 16
 _OPEN_BYTES = 2**28
 
 
 class RegionUnreadableError(Exception):
-    """A region cannot be read; the text is one line with the file. Another one takes its place."""
+    """A region cannot be read; the text is one line with the file. Another region replaces it."""
 
 
 class RegionReader:
-    """Reads regions, one at a time; a context manager closes its slides."""
+    """Reads regions, one at a time; the context manager closes the slides."""
 
     def __init__(self, settings: RegionSettings, cache: Path | None = None) -> None:
         self._settings, self._cache = settings, cache
         self._open: OrderedDict[Path, Slide] = OrderedDict()
 
     def planes(self, region: Region) -> NDArray[np.uint8]:
-        """The region as the slide has it: uint8 (3, `region.height_px`, `region.width_px`).
+        """Pixels of the slide: uint8 (3, `region.height_px`, `region.width_px`).
 
-        Raises `RegionUnreadableError` where the slide does not give it, `InputError` where the folder takes nothing.
+        Raises `RegionUnreadableError` where the slide cannot be read, `InputError` where the cache cannot be written.
         """
         if self._cache is None:
             return self._read(region)
         path = self._cache / cache_name(region)
-        if (kept := _kept(path, region)) is not None:
-            return kept
+        if (cached := _cached(path, region)) is not None:
+            return cached
         planes = self._read(region)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.save(file, planes)
         return planes
 
     def pixels(self, region: Region) -> NDArray[np.uint8]:
-        """The region at its resolution: uint8 (side, side, 3)."""
+        """Pixels at the resolution of the regions: uint8 (side, side, 3)."""
         image, side = Image.fromarray(np.moveaxis(self.planes(region), 0, -1)), region.side_px
         if image.size != (side, side):
             image = image.resize((side, side), Image.Resampling.BICUBIC)
         return np.array(image)
 
     def close(self) -> None:
-        """Closes the slides; reading opens them again."""
+        """Closes the slides; a later read opens them again."""
         while self._open:
             self._open.popitem()[1].close()
 
@@ -85,14 +85,15 @@ class RegionReader:
             raise RegionUnreadableError(str(error)) from error
         except MemoryError:
             raise
-        # Decoders raise whatever they like on damaged bytes.
+        # Decoders raise errors of any type on damaged bytes.
         except Exception as error:
-            text = " ".join(str(error).split()) or "no further word"
-            raise RegionUnreadableError(f"{source.path}: {type(error).__name__}: {text}") from error
+            raise RegionUnreadableError(f"{source.path}: {describe_error(error)}") from error
         if len(bad) > self._settings.max_bad_tiles:
             raise RegionUnreadableError(f"{source.path}: {len(bad)} tiles cannot be read, the first {bad[0]}")
         whole = Image.frombuffer("RGBX", size, block, "raw", "RGBX", 0, 1)
-        return np.stack([np.asarray(channel) for channel in whole.split()[:3]])  # Pillow parts channels 4 times as fast
+        return np.stack(
+            [np.asarray(channel) for channel in whole.split()[:3]]
+        )  # Pillow splits channels 4 times as fast
 
     def _slide(self, source: RegionSource) -> Slide:
         from longvit.slides.reader import open_slide
@@ -107,9 +108,9 @@ class RegionReader:
 
 
 def read_region(region: Region, settings: RegionSettings) -> NDArray[np.uint8]:
-    """One region, plain: uint8 (side, side, 3) at the resolution of the settings. For many take a `RegionReader`.
+    """Reads one region: uint8 (side, side, 3) at the resolution of the settings. `RegionReader` reads many faster.
 
-    Raises `InputError` where the slide does not give it.
+    Raises `InputError` where the region cannot be read.
     """
     with RegionReader(settings) as reader:
         try:
@@ -119,19 +120,19 @@ def read_region(region: Region, settings: RegionSettings) -> NDArray[np.uint8]:
 
 
 def cache_name(region: Region) -> str:
-    """`P01_0123456789abcdef.npy`."""
+    """File name of a region in the cache: `P01_0123456789abcdef.npy`."""
     source = region.source
-    deciding = [source.identity, source.level, region.x_px, region.y_px, region.width_px, region.height_px]
-    key = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:16]
+    position = [source.identity, source.level, region.x_px, region.y_px, region.width_px, region.height_px]
+    key = hashlib.sha256(json.dumps(position).encode()).hexdigest()[:16]
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in source.slide_id)[:120]
     return f"{safe}_{key}.npy"
 
 
-def _kept(path: Path, region: Region) -> NDArray[np.uint8] | None:
-    """What lies in the folder; None where nothing whole does."""
+def _cached(path: Path, region: Region) -> NDArray[np.uint8] | None:
+    """Cached pixels; None where there is no complete file."""
     try:
         planes: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception:  # not there, cut off, or another file: then it is read again
+    except Exception:  # missing, cut off, or another file: the slide is read
         return None
     is_whole = planes.dtype == np.uint8 and planes.shape == (3, region.height_px, region.width_px)
     return np.array(planes) if is_whole else None

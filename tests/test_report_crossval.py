@@ -18,7 +18,7 @@ from longvit.errors import InputError
 from longvit.report import crossval_report
 from longvit.report.crossval import crossval_warnings
 from longvit.report.predictions import read_predicted
-from longvit.report.worst_errors import mistakes_section
+from longvit.report.worst_errors import worst_errors_section
 from report_folders import subtyping_folder, survival_folder, write_folder
 from test_report import Links
 
@@ -187,7 +187,7 @@ def test_little_is_known_and_it_still_reports(tmp_path: Path) -> None:
 
 def test_the_surest_mistakes_come_first_with_their_slide(brca: Path, tmp_path: Path) -> None:
     predicted = read_predicted(brca / "predictions.csv", ["IDC", "ILC"])
-    (section,) = mistakes_section(predicted)
+    (section,) = worst_errors_section(predicted)
     listed = [str(row.cells[0]) for row in section.tables[0].rows]
     with (brca / "predictions.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -199,7 +199,7 @@ def test_the_surest_mistakes_come_first_with_their_slide(brca: Path, tmp_path: P
     Image.fromarray(np.full((60, 90, 3), 150, np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     images = {listed[1]: tmp_path / "a.png", listed[2]: tmp_path / "b.png", listed[3]: tmp_path / "absent.png"}
-    (section,) = mistakes_section(predicted, images)
+    (section,) = worst_errors_section(predicted, images)
     assert [plot.title for plot in section.gallery] == [listed[1]]
     assert section.gallery[0].data[:2] == b"\xff\xd8"
 
@@ -214,7 +214,7 @@ def test_the_patient_in_the_wrong_order_comes_first(tmp_path: Path) -> None:
         for k in (1, 2)
     ]
     write_folder(tmp_path, {}, lines)
-    (section,) = mistakes_section(read_predicted(tmp_path / "predictions.csv", []))
+    (section,) = worst_errors_section(read_predicted(tmp_path / "predictions.csv", []))
     rows = [row.cells for row in section.tables[0].rows]
     assert rows[0][:4] == ["b1", "b", "2.0", "yes"]
     assert rows[0][-1] == "100%"

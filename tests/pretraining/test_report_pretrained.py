@@ -13,7 +13,7 @@ import pytest
 
 from longvit.errors import InputError
 from longvit.report.pretraining import pretrain_report
-from longvit.report.pretraining_plots import thinned
+from longvit.plots.pretraining import thinned
 from pretraining.run_folder import write_folder
 
 pytestmark = pytest.mark.xdist_group("report_pretrained")  # one worker: the fixture draws

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longvit.comparison.longvit_run import NAME as LONGVIT
-from longvit.comparison.summary import plus_minus, table
+from longvit.comparison.summary_table import plus_minus, table
 from longvit.report.comparison_plots import costs_plot, systems_plot
 from longvit.report.labels import MEANINGS, counted, listed
 from longvit.report.page import MetricCard, Report, Row, Section, Table, number, settings_table, write_report
@@ -21,7 +21,7 @@ _ERROR_CHARS = 300
 
 
 def comparison_report(summary: Mapping[str, Any], folder: str | Path) -> Path:
-    """Writes `folder`/index.html and `folder`/pictures/systems.*, costs.*; `summary`: see `comparison.summary`."""
+    """Writes `folder`/index.html and `folder`/pictures/systems.*, costs.*; `summary`: content of benchmark.json."""
     folder = Path(folder)
     return write_report(comparison_content(summary, folder / "pictures"), folder / "index.html")
 

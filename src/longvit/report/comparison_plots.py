@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from longvit.comparison.longvit_run import NAME as LONGVIT
-from longvit.comparison.summary import three_digits
+from longvit.comparison.summary_table import three_digits
 from longvit.plots.style import COLOURS, GREY, blank, safe_plot, save
 
 

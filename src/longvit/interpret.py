@@ -1,8 +1,8 @@
 """Patch contributions: the exact decomposition of a prediction over patches, and its plot.
 
-LongViT's logit is a linear function of a LayerNorm of the mean token, so it is an exact sum over patches. With tokens
-x_i (i = 1 … N), m = mean_i x_i, σ = the LayerNorm's standard deviation of m, γ and β its weight and bias, w and b the
-head's row of the class:
+LongViT's logit is a linear function of a LayerNorm of the mean token, so it is an exact sum over patches. Notation:
+tokens x_i (i = 1 … N), m = mean_i x_i, σ = the LayerNorm's standard deviation of m, γ and β its weight and bias. With w
+and b the head's row of the class:
 
     logit = Σ_i c_i + constant,   c_i = w · (γ ∘ (x_i − mean_d x_i)) / (σ N),   constant = w · β + b
 

@@ -39,7 +39,7 @@ class Tiles:
     features: np.ndarray
     """(N, D) float32."""
     coords: np.ndarray | None
-    """(N, 2) int64, each in level-0 px of its own slide."""
+    """(N, 2) int64, in level-0 px of the slide."""
     slide_tiles: tuple[int, ...]
     """Number of tiles of each slide."""
     slides: tuple[str, ...]

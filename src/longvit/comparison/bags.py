@@ -69,7 +69,7 @@ class TrainingBags:
     batch_size: int = 1
 
     @classmethod
-    def of(cls, bags: Bags, task: Task, *, balanced: bool, seed: int) -> TrainingBags:
+    def for_task(cls, bags: Bags, task: Task, *, balanced: bool, seed: int) -> TrainingBags:
         """Training bags with the labels of `task`."""
         targets = task.targets(bags.rows)
         return cls(bags, targets, strata_of(targets), balanced, seed)

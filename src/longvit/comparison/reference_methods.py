@@ -2,8 +2,8 @@
 
 Both use Adam at a constant learning rate, with weight decay added to the gradient. The gradient of a step is the sum
 over its bags, divided by the published divisor (`baselines.reference_training`). Our training loop takes the mean over
-the bags of a step, so the method multiplies by bags / divisor: 1 for MCAT's full steps, 1 / 32 for HIPT's steps of one
-bag.
+the bags of a step, so the method multiplies by bags / divisor. This factor is 1 for MCAT's full steps and 1 / 32 for
+HIPT's steps of one bag.
 
 An epoch may end with fewer bags than a step takes. These are "stepped" unchanged, "dropped", or "carried" as in MCAT's
 loop, which does not clear the gradient. Carried means: no step is made, the gradient is kept in the state of the

@@ -30,7 +30,7 @@ def colour(i: int) -> str:
 def blank(
     width_in: float, height_in: float, *, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
 ) -> tuple[Figure, Any]:
-    """Empty figure with panels in the common style."""
+    """Empty matplotlib figure with panels in the common style."""
     figure = new_figure(width_in, height_in, dpi=150)
     panels = figure.subplots(rows, columns, height_ratios=heights, sharex=rows > 1)
     for axes in np.atleast_1d(panels).flat:
@@ -39,9 +39,9 @@ def blank(
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes the figure as PNG and as SVG (letters as outlines, independent of installed fonts).
+    """Writes a plot as PNG and as SVG (letters as outlines, independent of installed fonts).
 
-    The same figure gives the same bytes.
+    The same plot gives the same bytes.
     """
     for suffix in (".png", ".svg"):
         write_figure(figure, Path(path).with_suffix(suffix))

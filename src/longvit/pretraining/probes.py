@@ -1,8 +1,8 @@
 """Probes of a pretraining run: metrics of the embeddings of labelled regions.
 
-After each epoch the teacher's backbone embeds the labelled regions and the monitor regions; the loop records `metrics`.
-`control_metrics` gives the baselines: the same metrics of mean colour and of the untrained network, since stain and
-scanner alone often predict a label well.
+After each epoch the teacher's backbone embeds the labelled regions and the monitor regions. The loop records `metrics`.
+`control_metrics` gives the baselines: the same metrics of mean colour and of the untrained network. Stain and scanner
+alone often predict a label well.
 
 n regions, S side in px, D width. Regions are uint8 (n, S, S, 3), as one array or a sequence.
 """

@@ -175,9 +175,9 @@ def write_plots(
 ) -> list[Path]:
     """Writes the images of the report for a backbone (not sharded), as PNGs that contain their titles.
 
-    tokens_01.png …: `token_pca_images` of some regions. neighbours_01.png …: `neighbours_sheet` of some regions among
-    all of them, with neighbours from other `groups` (slides) where there are several. labelled_01.png …: the same for
-    a probe, with its labels as frames.
+    - tokens_01.png …: `token_pca_images` of some regions
+    - neighbours_01.png …: `neighbours_sheet` of some regions; neighbours are from other `groups` (slides) if any
+    - labelled_01.png …: the same for a probe, with its labels as frames
     """
     folder, written = Path(folder), []
     few = evenly_spaced(len(pixels), _SHOWN)

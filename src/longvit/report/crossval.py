@@ -29,15 +29,17 @@ def crossval_report(
 
     `summary` is the content of `folder`/crossval.json (a metric that is not defined is None):
 
-    task, figure: name of the task and of its main metric. classes: their names. cell: a cell of the paper, or None.
-    mean, sd, ddof: of the main metric over the folds.
-    folds: fold; last (metric -> value, last epoch); best_val (the same for the epoch selected on val, or None);
-        controls (name -> metric -> value); leaks (train_test, train_val, val_test -> patients in both); slides
-        (split -> number).
-    gap: control -> value, low, high of the model's lead. pooled: metric -> the same, over all folds' evaluated slides;
-        {} where outputs of different folds cannot be compared. published: row, mean, sd, or None.
-    evaluated: test or val. optimistic_best_val: val is the evaluation set.
-    settings, notes, commit, and the versions longvit, torch, python, where known.
+    - task, `figure`: name of the task and of its main metric
+    - classes: their names; cell: a cell of the paper's tables, or None
+    - mean, sd, ddof: of the main metric over the folds
+    - folds: list of fold; last (metric -> value, last epoch); best_val (the same for the epoch selected on val, or
+      None); controls (name -> metric -> value); leaks (train_test, train_val, val_test -> patients in both); slides
+      (split -> number)
+    - gap: control -> value, low, high of the model's lead
+    - pooled: metric -> the same, over all folds' evaluated slides; {} where folds cannot be compared
+    - published: row, mean, sd, or None
+    - evaluated: test or val; optimistic_best_val: val is the evaluation set
+    - settings, notes, commit, and the versions longvit, torch, python, where known
 
     `folder`/predictions.csv: see `PredictedSlides`. `folder`/fold_<name>/history.csv: losses, optional.
     `images`: slide_id -> a canvas or slide, for the largest errors.

@@ -99,7 +99,7 @@ def test_the_demo_learns_from_the_left_what_holds_on_the_right(outcome: demo.Dem
     assert {"mean_colour", "random_encoder"} <= set(outcome.finetuned.metrics["controls"])
     assert re.search(r"test: AUC 0\.\d|test: AUC 1\.0", outcome.summary())
     assert "mean colour" in outcome.summary()
-    assert "stand-in" in outcome.summary()
+    assert "proxy" in outcome.summary()
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_everything_lies_in_one_folder(outcome: demo.DemoOutcome) -> None:
     assert (folder / "whole_slide" / "embeddings.csv").exists()
     assert outcome.contributions_png.exists()
     text = outcome.report.read_text(encoding="utf-8")
-    for words in ("stand-in", "one slide", "The whole slide, patch by patch", "control: mean colour"):
+    for words in ("proxy", "one slide", "Patch contributions of the whole slide", "control: mean colour"):
         assert words in text
 
 

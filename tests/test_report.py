@@ -1,4 +1,4 @@
-"""The report: one file that stands alone, says what a reader must know, and escapes what users wrote."""
+"""The report: one self-contained file that states its caveats and escapes what users wrote."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_survival_run_reports_curves_and_risks(tmp_path: Path) -> None:
         "0.47–0.70",
         "integrated Brier score",
         "Kaplan–Meier",
-        "wrong order",
+        "discordant pairs",
         "survival months",
         "The interval of the c-index contains 0.5",
         "c-index of mean colour (0.62) is no less",
@@ -164,7 +164,7 @@ def test_the_report_of_a_run_holds_what_a_reader_looks_for(finished: tuple[Finet
         "Confusion",
         "Calibration",
         "Loss",
-        "What each patch contributes",
+        "Patch contributions",
         "Predictions",
         "Settings and versions",
         "batch_size",
@@ -211,5 +211,5 @@ def test_with_more_slides_than_thumbnails_the_telling_ones_are_still_shown(
     cohort = read_cohort(result.folder.parent / "data" / "cohort.csv")
     text = finetune_report(result, cohort, replace(SETTINGS, epochs=2)).read_text(encoding="utf-8")
     assert "data:image/jpeg" not in text
-    assert "What each patch contributes" in text
-    assert "The first 5 are shown" in text
+    assert "Patch contributions" in text
+    assert "The first 5 rows are shown" in text

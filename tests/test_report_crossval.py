@@ -18,7 +18,7 @@ from longvit.errors import InputError
 from longvit.report import crossval_report
 from longvit.report.crossval import crossval_warnings
 from longvit.report.predictions import read_predicted
-from longvit.report.worst_errors import mistakes_section
+from longvit.report.worst_errors import worst_errors_section
 from report_folders import subtyping_folder, survival_folder, write_folder
 from test_report import Links
 
@@ -111,7 +111,7 @@ def test_a_control_as_good_as_the_model_is_said_so(brca: Path) -> None:
         for fold in summary["folds"]:
             fold["controls"]["mean_colour"]["auc"] = fold["last"]["auc"] + 0.01
 
-    assert "The control mean colour is as good as the model or better" in warnings_after(brca, swap)
+    assert "The control mean colour is at least as good as the model" in warnings_after(brca, swap)
     assert "control" not in warnings_after(brca, lambda _: None)
 
 
@@ -139,8 +139,8 @@ def test_an_interval_that_holds_one_half_is_said_so(ucec: Path) -> None:
 def test_risks_that_cannot_be_compared_have_no_pooled_figure(ucec: Path, tmp_path: Path) -> None:
     shutil.copytree(ucec, tmp_path / "f")
     text = crossval_report({**summary_of(ucec), "pooled": {}}, tmp_path / "f").read_text(encoding="utf-8")
-    assert "All folds together" not in text
-    assert "0.5 is guessing" in text
+    assert "pooled over folds" not in text
+    assert "0.5 is random guessing" in text
 
 
 def test_repeated_splits_are_no_partition(brca: Path, ucec: Path) -> None:
@@ -149,14 +149,14 @@ def test_repeated_splits_are_no_partition(brca: Path, ucec: Path) -> None:
 
 
 def test_the_losses_of_the_folds_are_shown_where_they_lie(brca: Path, tmp_path: Path) -> None:
-    assert "The loss after every epoch" not in html(brca)
+    assert "Loss after each epoch" not in html(brca)
     shutil.copytree(brca, tmp_path / "f")
     (tmp_path / "f" / "fold_1").mkdir()
     (tmp_path / "f" / "fold_1" / "history.csv").write_text(
         "epoch,train_loss,val_loss,val_auc\n1,0.7,,0.5\n2,0.5,0.6,\n"
     )
     text = crossval_report(summary_of(brca), tmp_path / "f").read_text(encoding="utf-8")
-    assert "The loss after every epoch" in text
+    assert "Loss after each epoch" in text
     assert (tmp_path / "f" / "pictures" / "loss.svg").exists()
 
 
@@ -182,12 +182,12 @@ def test_little_is_known_and_it_still_reports(tmp_path: Path) -> None:
     text = crossval_report(write_folder(tmp_path, summary, [line]), tmp_path).read_text(encoding="utf-8")
     assert "Age: LongViT in 1-fold" in text
     assert "4.500" in text
-    assert "No commit known" in text
+    assert "Commit unknown" in text
 
 
 def test_the_surest_mistakes_come_first_with_their_slide(brca: Path, tmp_path: Path) -> None:
     predicted = read_predicted(brca / "predictions.csv", ["IDC", "ILC"])
-    (section,) = mistakes_section(predicted)
+    (section,) = worst_errors_section(predicted)
     listed = [str(row.cells[0]) for row in section.tables[0].rows]
     with (brca / "predictions.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -199,7 +199,7 @@ def test_the_surest_mistakes_come_first_with_their_slide(brca: Path, tmp_path: P
     Image.fromarray(np.full((60, 90, 3), 150, np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     images = {listed[1]: tmp_path / "a.png", listed[2]: tmp_path / "b.png", listed[3]: tmp_path / "absent.png"}
-    (section,) = mistakes_section(predicted, images)
+    (section,) = worst_errors_section(predicted, images)
     assert [plot.title for plot in section.gallery] == [listed[1]]
     assert section.gallery[0].data[:2] == b"\xff\xd8"
 
@@ -214,7 +214,7 @@ def test_the_patient_in_the_wrong_order_comes_first(tmp_path: Path) -> None:
         for k in (1, 2)
     ]
     write_folder(tmp_path, {}, lines)
-    (section,) = mistakes_section(read_predicted(tmp_path / "predictions.csv", []))
+    (section,) = worst_errors_section(read_predicted(tmp_path / "predictions.csv", []))
     rows = [row.cells for row in section.tables[0].rows]
     assert rows[0][:4] == ["b1", "b", "2.0", "yes"]
     assert rows[0][-1] == "100%"
@@ -225,8 +225,8 @@ def test_the_patient_in_the_wrong_order_comes_first(tmp_path: Path) -> None:
     ("old", "new", "words"),
     [
         ("slide_id", "slide", "no column 'slide_id'"),
-        (",IDC,", ",XYZ,", "label 'XYZ' is none of the classes"),
-        (",0.", ",oops", "no finite number"),
+        (",IDC,", ",XYZ,", "label 'XYZ' is not one of the classes"),
+        (",0.", ",oops", "not a finite number"),
     ],
 )
 def test_a_broken_table_is_one_line(brca: Path, tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -236,7 +236,7 @@ def test_a_broken_table_is_one_line(brca: Path, tmp_path: Path, old: str, new: s
         read_predicted(path, ["IDC", "ILC"])
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
-    with pytest.raises(InputError, match="not read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_predicted(tmp_path / "absent.csv", [])
 
 

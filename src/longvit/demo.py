@@ -1,10 +1,10 @@
-"""The main job on one real slide: regions of it -> fine-tuning -> test -> what each patch of the whole contributes.
+"""Demo on one real slide: regions -> fine-tuning -> test -> patch contributions of the whole slide.
 
-Nobody has annotated the slide, so the label is a stand-in that the pixels themselves give: whether a region's
-haematoxylin content (nuclei) lies above the slide's median. It shows that the machinery learns from real pixels; it is
-no diagnosis, and mean colour alone should do nearly as well, which the report says.
+The slide has no annotation, so the label is a proxy computed from the pixels: whether the haematoxylin content
+(nuclei) of a region is above the slide's median. The demo shows that the pipeline learns from real pixels. It is no
+diagnosis, and mean colour should do nearly as well, as the report states.
 
-The regions of the left five columns train, those of the right three test, with a gap between them.
+The regions of the left five columns are the training set, those of the right three the test set, with a gap between.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 
 @dataclass(frozen=True)
 class Region:
-    """A square of the slide, in level-0 pixels."""
+    """Square region of the slide, in level-0 pixels."""
 
     row: int
     column: int
@@ -58,24 +58,24 @@ class Region:
 
 
 def example_slide(path: str | Path | None = None) -> Path:
-    """The slide of the demo: the one named, or the example that ships with the repository."""
+    """Path of the demo slide: `path`, or the example of the repository."""
     if path is not None:
         return Path(path)
-    # src/longvit/demo.py -> the clone; then where the command is called.
+    # The clone that contains this file, then the working directory.
     for folder in (Path(__file__).resolve().parents[2] / "examples", Path.cwd() / "examples"):
-        if (found := folder / EXAMPLE).is_file():
-            return found
+        if (slide := folder / EXAMPLE).is_file():
+            return slide
     raise InputError(
-        f"examples/{EXAMPLE}: not found (it comes with the repository, not with the package); "
-        f"run the demo in a clone, or give a slide of your own with --slide"
+        f"examples/{EXAMPLE}: not found (it is part of the repository, not of the package); "
+        f"run the demo in a clone, or give another slide with --slide"
     )
 
 
 def haematoxylin(pixels: np.ndarray) -> np.ndarray:
-    """Haematoxylin's optical density, float32 (height, width), of uint8 RGB (height, width, 3); about 0 on glass.
+    """Optical density of haematoxylin, float32 (height, width), of uint8 RGB (height, width, 3); about 0 on glass.
 
-    Colour deconvolution: optical density is a sum of stains, each with its own share in red, green and blue; the
-    inverse of the (normalised) shares takes the sum apart.
+    Colour deconvolution: optical density is a linear mixture of stains, each with its own red, green and blue. The
+    inverse of the (normalised) stain matrix separates them.
     """
     stains = np.array(STAINS) / np.linalg.norm(STAINS, axis=1, keepdims=True)
     density = -np.log((pixels.astype(np.float32) + 1) / 256)
@@ -84,9 +84,9 @@ def haematoxylin(pixels: np.ndarray) -> np.ndarray:
 
 
 def lay_out(size_px: tuple[int, int], mpp: float) -> tuple[Region, ...]:
-    """64 squares of at most 128 µm in 8 rows and columns, none overlapping, spread over the slide.
+    """Layout of 64 squares of at most 128 µm in 8 rows and columns, not overlapping, spread over the slide.
 
-    Raises `InputError` for a slide that is too small to hold them with the gap.
+    Raises `InputError` for a slide that is too small for them and the gap.
     """
     width_px, height_px = size_px
     side_px, gap_px = int(REGION_UM / mpp), int(GAP_UM / mpp)
@@ -113,17 +113,17 @@ def lay_out(size_px: tuple[int, int], mpp: float) -> tuple[Region, ...]:
 
 @dataclass(frozen=True)
 class DemoOutcome:
-    """What the demo leaves behind."""
+    """Result of the demo."""
 
     report: Path
     finetuned: FinetuneResult
     contributions_png: Path
 
     def summary(self) -> str:
-        """The figures of the test part beside the controls, with the caveat that they need."""
+        """Metrics on the test set beside the controls, with their caveat."""
         return (
             f"{self.finetuned.summary()}\n"
-            f"The label is a stand-in (haematoxylin above the slide's median): it needs no pathologist and proves none."
+            f"The label is a proxy (haematoxylin above the slide's median), not an annotation by a pathologist."
         )
 
 
@@ -134,12 +134,12 @@ def run_demo(
     device: str = "auto",
     settings: FinetuneSettings | None = None,
 ) -> DemoOutcome:
-    """Everything from the slide to `out_dir`/index.html; given again it goes on where it was, or ends at once.
+    """Runs the demo from the slide to `out_dir`/index.html; a repeated call resumes, or returns if finished.
 
-    `settings` of the fine-tuning: those of the recipe tiny where left out.
+    `settings`: of the fine-tuning, by default the recipe tiny.
 
-    Raises `InputError`: no example slide, a slide without resolution or too small, a folder that holds another
-    slide's demo or cannot be written to.
+    Raises `InputError`: no example slide, a slide without resolution or too small, a folder with the demo of another
+    slide, or one that cannot be written to.
     """
     from longvit.config import load_settings
     from longvit.data.cohort import read_cohort
@@ -151,7 +151,7 @@ def run_demo(
     pick_device(device)
     path = example_slide(slide)
     with open_slide(path) as opened:
-        claim(folder, opened)
+        open_demo_folder(folder, opened)
         cohort = read_cohort(write_regions(opened, folder))
     settings = settings or load_settings(FinetuneSettings, "tiny", device=device)
     finetuned = finetune(cohort, settings, folder / "run")
@@ -159,20 +159,20 @@ def run_demo(
     return DemoOutcome(write_demo_report(folder, finetuned, cohort, settings, png), finetuned, png)
 
 
-def claim(out_dir: Path, slide: Slide) -> None:
-    """Writes demo.json, or refuses a folder in which the demo ran on another slide."""
+def open_demo_folder(out_dir: Path, slide: Slide) -> None:
+    """Writes demo.json, or raises `InputError` for a folder with the demo of another slide."""
     path = out_dir / "demo.json"
-    mine = {"slide": slide.path.name, "identity": slide.identity()}
+    record = {"slide": slide.path.name, "identity": slide.identity()}
     if path.exists():
-        theirs = read_json_object(path)
-        if theirs.get("identity") != mine["identity"]:
-            raise InputError(f"{out_dir}: holds the demo of {theirs.get('slide')}; choose another folder with --out")
+        stored = read_json_object(path)
+        if stored.get("identity") != record["identity"]:
+            raise InputError(f"{out_dir}: holds the demo of {stored.get('slide')}; choose another folder with --out")
         return
-    write_text(path, json.dumps(mine, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def write_regions(slide: Slide, out_dir: Path) -> Path:
-    """regions/<name>.tif and cohort.csv; returns the latter."""
+    """Writes regions/<name>.tif and cohort.csv; returns the path of cohort.csv."""
     cohort_csv = out_dir / "cohort.csv"
     if cohort_csv.exists():
         return cohort_csv
@@ -190,16 +190,16 @@ def write_regions(slide: Slide, out_dir: Path) -> Path:
     rows = []
     for region, amount in zip(regions, amounts, strict=True):
         label = CLASSES[amount > median]
-        place = (region.x_level0_px, region.y_level0_px)
+        position = (region.x_level0_px, region.y_level0_px)
         path = f"regions/{region.name}.tif"
-        rows.append([region.name, region.name, label, path, region.split, f"{amount:.6f}", *place])
+        rows.append([region.name, region.name, label, path, region.split, f"{amount:.6f}", *position])
     columns = ["case_id", "slide_id", "label", "path", "split", "haematoxylin", "x_level0_px", "y_level0_px"]
     write_csv(cohort_csv, columns, rows)
     return cohort_csv
 
 
 def write_region(pixels: np.ndarray, mpp: tuple[float, float], path: Path) -> None:
-    """An ordinary tiled TIFF with its resolution in the tags."""
+    """Writes the region as a tiled TIFF with its resolution in the tags."""
     import tifffile
 
     with atomic_path(path) as temporary:
@@ -216,7 +216,7 @@ def write_region(pixels: np.ndarray, mpp: tuple[float, float], path: Path) -> No
 
 
 def whole_slide(model_dir: Path, slide_path: Path, out_dir: Path, device: str) -> Path:
-    """Embeds the whole slide and draws what each patch contributes; returns the picture."""
+    """Embeds the whole slide and plots its patch contributions; returns the path of the plot."""
     from longvit.data.slide_list import find_slides
     from longvit.device import pick_device
     from longvit.model.pretrained import load_model
@@ -224,7 +224,7 @@ def whole_slide(model_dir: Path, slide_path: Path, out_dir: Path, device: str) -
     from longvit.slide_jobs.predict import predict_slides
 
     model = load_model(model_dir).to(pick_device(device).device)
-    # The regions were squares; a whole slide is not, and keeps its proportions at this size.
+    # Unlike the regions, a whole slide is not square: it is padded, to keep its proportions.
     model.config = replace(model.config, image_px=WHOLE_SIDE_PX, fit="pad")
     slides = find_slides([slide_path])
     embed_slides(model, slides, out_dir / "whole_slide")
@@ -233,52 +233,51 @@ def whole_slide(model_dir: Path, slide_path: Path, out_dir: Path, device: str) -
 
 
 def write_demo_report(
-    out_dir: Path, finetuned: FinetuneResult, cohort: Cohort, settings: FinetuneSettings, picture: Path
+    out_dir: Path, finetuned: FinetuneResult, cohort: Cohort, settings: FinetuneSettings, plot: Path
 ) -> Path:
-    """index.html: the report of the fine-tuning, with what is particular to the demo in front."""
+    """Writes index.html: the report of the fine-tuning, preceded by the sections of the demo."""
     from longvit.report import ReportImage, Section, finetune_content, write_report
     from longvit.report.finetuning import CONTRIBUTIONS_TEXT
 
     content = finetune_content(finetuned, cohort, settings)
     train, test = cohort.split("train"), cohort.split("test")
-    made = Section(
-        "What was done",
+    steps = Section(
+        "Steps of the demo",
         points=(
-            f"Cut {COLUMNS * ROWS} regions of {REGION_UM:.0f} µm out of one slide, in {COLUMNS} columns and {ROWS} "
-            f"rows, none overlapping: regions/*.tif and cohort.csv.",
-            "Labelled each by its haematoxylin content (colour deconvolution): above the slide's median is much, "
+            f"Extract {COLUMNS * ROWS} regions of {REGION_UM:.0f} µm from one slide, in {COLUMNS} columns and {ROWS} "
+            f"rows, not overlapping: regions/*.tif and cohort.csv.",
+            "Label each region by its haematoxylin content (colour deconvolution): much above the slide's median, "
             "else little.",
-            f"Trained on the {len(train)} regions of the left {TRAIN_COLUMNS} columns and tested on the {len(test)} "
-            f"of the right {COLUMNS - TRAIN_COLUMNS}, {GAP_UM:.0f} µm apart; the same as longvit train cohort.csv "
-            f"--recipe tiny.",
-            f"Embedded the whole slide at {WHOLE_SIDE_PX:,} × {WHOLE_SIDE_PX:,} px (whole_slide/) and drew what each "
-            f"of its patches contributes.",
+            f"Train on the {len(train)} regions of the left {TRAIN_COLUMNS} columns and test on the {len(test)} of the "
+            f"right {COLUMNS - TRAIN_COLUMNS}, {GAP_UM:.0f} µm apart, as longvit train cohort.csv --recipe tiny does.",
+            f"Embed the whole slide at {WHOLE_SIDE_PX:,} × {WHOLE_SIDE_PX:,} px (whole_slide/) and plot its patch "
+            f"contributions.",
         ),
     )
     whole = Section(
-        "The whole slide, patch by patch",
-        text=(*CONTRIBUTIONS_TEXT, "The model was trained on regions of 128 µm and has never seen a whole slide."),
-        plots=(ReportImage(f"{WHOLE_SIDE_PX // 32} × {WHOLE_SIDE_PX // 32} patches", picture.read_bytes()),),
+        "Patch contributions of the whole slide",
+        text=(*CONTRIBUTIONS_TEXT, "The model was trained on regions of 128 µm only, not on whole slides."),
+        plots=(ReportImage(f"{WHOLE_SIDE_PX // 32} × {WHOLE_SIDE_PX // 32} patches", plot.read_bytes()),),
     )
     start = "random weights"
     if settings.weights is not None:
-        start = f"weights that were pretrained without labels on other slides ({settings.weights})"
-    metrics, *rest = content.sections
+        start = f"weights pretrained without labels on other slides ({settings.weights})"
+    metrics, *other_sections = content.sections
     report = replace(
         content,
-        title="LongViT on one real slide, from pixels to a picture",
+        title="LongViT on one real slide, from pixels to patch contributions",
         lead=(
-            f"A LongViT of {finetuned.metrics['training']['parameters'] / 1e6:.1f} million parameters learned from "
-            f"{len(train)} regions on the left of a slide which regions hold much haematoxylin (many nuclei), starting "
-            f"from {start}, and was tested on {len(test)} regions on the right.",
+            f"A LongViT of {finetuned.metrics['training']['parameters'] / 1e6:.1f} million parameters, starting from "
+            f"{start}, was trained on {len(train)} regions on the left of a slide to detect much haematoxylin (many "
+            f"nuclei). It was tested on {len(test)} regions on the right.",
         ),
         notes=(
-            "The label is a stand-in that needs no pathologist: much means that a region's haematoxylin content lies "
-            "above the slide's median. Half of the regions are mostly empty glass, so this is not far from tissue "
-            "against glass, and mean colour alone is expected to do as well. The demo shows that the whole chain works "
-            "on real pixels; it says nothing about any diagnosis, and all regions come from one slide.",
+            "The label is a proxy, not an annotation by a pathologist: much means that the haematoxylin content of a "
+            "region is above the slide's median. Half of the regions are mostly empty glass, so the task is close to "
+            "tissue against glass, and mean colour is expected to do as well. The demo shows that the pipeline works "
+            "on real pixels. It does not support any diagnosis, and all regions are from one slide.",
             *content.notes,
         ),
-        sections=(made, metrics, whole, *rest),
+        sections=(steps, metrics, whole, *other_sections),
     )
     return write_report(report, out_dir / "index.html")

@@ -1,13 +1,13 @@
-"""What each patch contributes to a prediction, and a picture of it.
+"""Patch contributions: the exact decomposition of a prediction over patches, and its plot.
 
-LongViT's logit is a linear function of a LayerNorm of the mean token, so it is an exact sum over patches. With tokens
-x_i (i = 1 … N), m = mean_i x_i, σ = the LayerNorm's standard deviation of m, γ and β its weight and bias, w and b the
-head's row of the class:
+LongViT's logit is a linear function of a LayerNorm of the mean token, so it is an exact sum over patches. Notation:
+tokens x_i (i = 1 … N), m = mean_i x_i, σ = the LayerNorm's standard deviation of m, γ and β its weight and bias. With w
+and b the head's row of the class:
 
     logit = Σ_i c_i + constant,   c_i = w · (γ ∘ (x_i − mean_d x_i)) / (σ N),   constant = w · β + b
 
-No approximation and no gradient. What it does not say: a token has seen other patches through attention, so c_i is
-what the patch *position* brings to the sum, not what would change if the patch were removed.
+There is no approximation and no gradient. Tokens have attended to other patches, so c_i is the term of the patch
+*position* in the sum, not the change of the logit if the patch were removed.
 
 N patches, D width, K classes.
 """
@@ -30,30 +30,30 @@ if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
 
 PERCENTILE = 99.0
-_PICTURE_PX = 1600  # longest side of a panel: enough for a screen and a page
+_PANEL_PX = 1600  # longest side of a panel: enough for a screen and a page
 
 
 @dataclass(frozen=True)
 class Contributions:
-    """The sum that makes a class's score, patch by patch."""
+    """Score of a class as a sum over patches."""
 
     per_patch: np.ndarray
-    """float32 (rows, columns): c_i at each patch's place on the canvas."""
+    """float32 (rows, columns): c_i at the position of each patch on the canvas."""
     constant: float
-    """What the patches do not decide: w · β + b."""
+    """Part that does not depend on the patches: w · β + b."""
     score: float
-    """per_patch.sum() + constant: the class's logit less the mean logit of the others."""
+    """per_patch.sum() + constant: logit of the class minus the mean logit of the others."""
     probability: float
-    """The class's softmax probability."""
+    """Softmax probability of the class."""
     class_name: str
     others: str
-    """What the class is weighed against, in words."""
+    """Name of the other class, or a description of the others."""
     unit: str = "log-odds"
-    """What the score is called: log-odds with two classes, else only a score."""
+    """Unit of the score: log-odds with two classes, else score."""
 
 
 def patch_contributions(model: LongViT, canvas_pixels: Any, class_index: int) -> np.ndarray:
-    """c_i of the logit of `class_index` for every patch, float32 (rows, columns).
+    """Contributions c_i of all patches to the logit of `class_index`, float32 (rows, columns).
 
     `canvas_pixels`: uint8 (height, width, 3), or a canvas. Raises `InputError` for a model without that class.
     """
@@ -64,10 +64,10 @@ def patch_contributions(model: LongViT, canvas_pixels: Any, class_index: int) ->
 def class_contributions(
     model: LongViT, canvas_pixels: Any, class_index: int, *, tokens_1ND: Tensor | None = None
 ) -> Contributions:
-    """What speaks for a class and what against it: the sum that makes its logit minus the mean logit of the others.
+    """Contributions for and against a class: its logit minus the mean logit of the others, as a sum over patches.
 
-    A softmax does not change when all logits shift, so only differences speak. With two classes the score is the
-    log-odds: probability = 1 / (1 + exp(-score)). `tokens_1ND`: the canvas's tokens, where they were computed already.
+    A softmax is invariant under a shift of all logits, so only differences matter. With two classes the score is the
+    log-odds: probability = 1 / (1 + exp(-score)). `tokens_1ND`: tokens of the canvas, if already computed.
     """
     if tokens_1ND is None:
         tokens_1ND, rows = tokens_of(model, canvas_pixels)
@@ -77,7 +77,7 @@ def class_contributions(
 
 
 def tokens_of(model: LongViT, canvas_pixels: Any) -> tuple[Tensor, int]:
-    """The tokens (1, N, D) of uint8 (height, width, 3) pixels, or a canvas, and the number of rows of patches."""
+    """Tokens (1, N, D) of uint8 pixels (height, width, 3) or of a canvas, and the number of rows of patches."""
     import torch
 
     pixels = np.asarray(canvas_pixels)
@@ -93,9 +93,9 @@ def tokens_of(model: LongViT, canvas_pixels: Any) -> tuple[Tensor, int]:
 def contributions_of_tokens(
     tokens_ND: Tensor, gamma_D: Tensor, beta_D: Tensor, eps: float, weight_D: Tensor, *, norm_first: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """c_N and w · β, in the dtype of the tokens.
+    """Contributions c_N and the constant w · β, in the dtype of the tokens.
 
-    `norm_first`: every token is normalised by itself before the mean (the head of DINO), so that σ is σ_i.
+    `norm_first`: each token is normalised before the mean (DINO's head), so that σ is σ_i.
     """
     centred_ND = tokens_ND - tokens_ND.mean(1, keepdim=True)
     normalised = tokens_ND if norm_first else tokens_ND.mean(0, keepdim=True)
@@ -113,10 +113,10 @@ def _contributions(
     if not 0 <= class_index < classes:
         raise InputError(f"class {class_index}: the model has {classes} classes, numbered from 0")
     names = model.config.class_names or tuple(f"class {k}" for k in range(classes))
-    rest = [k for k in range(classes) if k != class_index]
+    others = [k for k in range(classes) if k != class_index]
 
     def exact(tensor: Any) -> Tensor:
-        """Float64, so that the sum holds to many digits; on the CPU, since MPS has no such numbers."""
+        """Converts to float64, for a sum exact to many digits; on the CPU, since MPS has no float64."""
         return tensor.detach().cpu().double()
 
     with torch.inference_mode():
@@ -124,8 +124,8 @@ def _contributions(
         head: Any = model.head
         weight_KD, bias_K = exact(head.weight), exact(head.bias)
         weight_D, bias = weight_KD[class_index], bias_K[class_index]
-        if against_others and rest:
-            weight_D, bias = weight_D - weight_KD[rest].mean(0), bias - bias_K[rest].mean()
+        if against_others and others:
+            weight_D, bias = weight_D - weight_KD[others].mean(0), bias - bias_K[others].mean()
         norm = model.fc_norm
         c_N, shift = contributions_of_tokens(
             exact(tokens_1ND[0]),
@@ -141,8 +141,8 @@ def _contributions(
         score=float(c_N.sum() + shift + bias),
         probability=float(probability),
         class_name=names[class_index],
-        others=names[rest[0]] if len(rest) == 1 else "the mean of the other classes",
-        unit="log-odds" if len(rest) == 1 else "score",
+        others=names[others[0]] if len(others) == 1 else "the mean of the other classes",
+        unit="log-odds" if len(others) == 1 else "score",
     )
 
 
@@ -154,11 +154,11 @@ def draw(
     *,
     title: str = "",
 ) -> None:
-    """Writes a PNG: the slide, and beside it the slide in grey under the contributions.
+    """Writes a plot of the contributions as PNG: the slide, and beside it the slide in grey with the contributions.
 
-    Red speaks for the class, blue against it; the colours end at the 99th percentile of |contribution|, which the
-    colour bar says. Both panels have the slide's own proportions, whatever the canvas did to them, and a scale
-    bar in µm; where the slide's resolution is not known, a line says so instead.
+    Red is for the class, blue against it; the colour scale ends at the 99th percentile of |contribution|. Both panels
+    have the proportions of the slide, whatever the fit of the canvas, and a scale bar in µm. Where the resolution of
+    the slide is unknown, the title states so.
     """
     mpp = canvas.source.mpp
     scale = (mpp.x, mpp.y) if mpp else (1.0, 1.0)
@@ -168,8 +168,8 @@ def draw(
     bounds = canvas.placement.bounds
     width, height = bounds.width * scale[0], bounds.height * scale[1]
 
-    pixels = _at_most(np.asarray(canvas), _PICTURE_PX)
-    grey = 0.25 + 0.75 * (pixels @ np.array([0.299, 0.587, 0.114], np.float32)) / 255  # light, so that the colours read
+    pixels = _at_most(np.asarray(canvas), _PANEL_PX)
+    grey = 0.25 + 0.75 * (pixels @ np.array([0.299, 0.587, 0.114], np.float32)) / 255  # light, for readable colours
     values = contributions.per_patch
     limit = float(np.percentile(np.abs(values), PERCENTILE)) or 1e-12
 
@@ -196,22 +196,21 @@ def draw(
     bar.set_label(
         f"contribution of a patch to the {contributions.unit} of “{name}” "
         f"against “{others}”\n"
-        f"(colours end at the {PERCENTILE:g}th percentile of the absolute value)",
+        f"(colour scale ends at the {PERCENTILE:g}th percentile of the absolute value)",
         fontsize=8.5,
     )
     bar.ax.tick_params(labelsize=8)
-    figure.suptitle(short_name(title, 100) or "What each patch contributes", fontsize=13)
+    figure.suptitle(short_name(title, 100) or "Patch contributions", fontsize=13)
     figure.supxlabel(
-        f"{values.size:,} patches sum to {values.sum():+.2f}; with the constant {contributions.constant:+.2f} that "
-        f"makes {contributions.unit} {contributions.score:+.2f}: probability of “{name}” "
-        f"{contributions.probability:.3f}",
+        f"Sum over {values.size:,} patches {values.sum():+.2f}, constant {contributions.constant:+.2f}: "
+        f"{contributions.unit} {contributions.score:+.2f}, probability of “{name}” {contributions.probability:.3f}",
         fontsize=9.5,
     )
     write_figure(figure, path, dpi=130)
 
 
 def _at_most(pixels: np.ndarray, side_px: int) -> np.ndarray:
-    """The picture with no side longer than `side_px`."""
+    """Image reduced to at most `side_px` per side."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
@@ -220,7 +219,7 @@ def _at_most(pixels: np.ndarray, side_px: int) -> np.ndarray:
 
 
 def _scale_bar(axes: Any, width_um: float) -> None:
-    """A black bar of a round length, about a fifth of the width, on white, at the lower left."""
+    """Draws a scale bar at the lower left: black on white, of a round length, about a fifth of the width."""
     length_um = round_length(width_um / 5)
     from matplotlib.offsetbox import AnchoredOffsetbox, AuxTransformBox, TextArea, VPacker
     from matplotlib.patches import Rectangle
@@ -235,6 +234,6 @@ def _scale_bar(axes: Any, width_um: float) -> None:
 
 
 def round_length(length: float) -> float:
-    """The largest of 1, 2, 5 × a power of ten that is not longer."""
+    """Round length: the largest of 1, 2, 5 × a power of ten that is not longer."""
     power = 10.0 ** np.floor(np.log10(length))
     return float(max(step for step in (1, 2, 5) if step * power <= length * (1 + 1e-9)) * power)

@@ -38,7 +38,7 @@ def test_command_writes_table_and_report_and_names_the_failed_cells(
     said = capsys.readouterr()
     assert "mcat, fold 0: failed: mcat: needs omics" in said.err
     html = (tmp_path / "out" / "index.html").read_text()
-    assert "Without a figure in some fold: MCAT" in html
+    assert "Failed in at least one fold: MCAT" in html
     assert "MCAT, fold 0: mcat: needs omics; give --omics TABLE" in html
     assert html.count("<svg") or "image/svg+xml" in html
 
@@ -119,7 +119,7 @@ def test_report_says_what_cannot_be_told_apart_and_what_leaks(tmp_path: Path) ->
         "versions": {"torch": "2"},
     }
     notes = " ".join(comparison_content(summary, tmp_path).notes)
-    assert "LongViT and Two cannot be told apart" in notes
+    assert "No significant difference between LongViT and Two" in notes
     assert "contains 0.5 for One" in notes
     assert "evaluated ones: 2" in notes
     assert (tmp_path / "systems.png").exists()

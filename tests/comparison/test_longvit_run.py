@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from comparison.made import QUICK, write_study
 from longvit.comparison.compare import compare
-from longvit.comparison.summary import table
+from longvit.comparison.summary_table import table
 from longvit.data.cohort import Cohort, read_cohort
 from longvit.data.folds import folds_of_column, write_folds
 from longvit.errors import InputError

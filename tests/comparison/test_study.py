@@ -196,7 +196,7 @@ def test_numbers_of_systems_may_be_written_as_people_write_them() -> None:
     [
         ({"systems": ("clamm",)}, "system 'clamm': did you mean 'clam_sb'"),
         ({"systems": ("mil+product",)}, "behind \\+ stands concat or bilinear"),
-        ({"systems": ("snn+concat",)}, "snn takes omics in its own way"),
+        ({"systems": ("snn+concat",)}, "snn already uses omics"),
         ({"set": ("hidden=3",)}, "--set hidden=3: it reads like"),
         ({"task": "grading"}, "task 'grading': choose"),
         ({"rest": "kept"}, "rest 'kept': choose carried, stepped, dropped"),

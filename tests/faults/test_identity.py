@@ -354,7 +354,7 @@ def test_omics_of_nobody_are_left_out_with_a_note_and_contradictions_are_refused
     rows = [("a", 1, "NA"), ("", 2, 2), ("a", 1, ""), ("007", 3, 4)]
     found = read_omics(table(tmp_path / "o.csv", "case_id,A_cnv,B_cnv", rows))
     assert list(found.of_case) == ["a", "007"]
-    assert found.notes == (f"{tmp_path / 'o.csv'}: 1 rows without case_id are nobody's and left out",)
+    assert found.notes == (f"{tmp_path / 'o.csv'}: 1 rows without case_id are left out",)
     with pytest.raises(InputError, match="line 3: patient a has other values than on line 2"):
         read_omics(table(tmp_path / "o.csv", "case_id,A_cnv", [("a", 1), ("a", 2)]))
 

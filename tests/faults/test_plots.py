@@ -192,13 +192,9 @@ def test_every_function_that_draws_a_figure_is_a_plot() -> None:
                 continue
             calls = {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
             makes = "write_figure" in calls or ("blank" in calls and "save" in calls)
-            if makes and not any("plot" in ast.unparse(d) or d_name(d) == "picture" for d in node.decorator_list):
+            if makes and not any("plot" in ast.unparse(d) for d in node.decorator_list):
                 bare.append(f"{path.name}: {node.name}")
-    assert bare == ["picture_style.py: save"]
-
-
-def d_name(decorator: ast.expr) -> str:
-    return decorator.id if isinstance(decorator, ast.Name) else ""
+    assert bare == ["style.py: save"]
 
 
 def test_where_nothing_can_be_drawn_at_all_reports_have_their_numbers(
@@ -217,7 +213,7 @@ def test_where_nothing_can_be_drawn_at_all_reports_have_their_numbers(
     predicted = type("Predicted", (), {"classes": ("a", "b"), "labels": labels, "probabilities": probabilities})()
     predicted.by_fold = lambda: {"0": (labels, probabilities)}
     sections = classification_sections(cast(PredictedSlides, predicted), tmp_path)
-    assert [len(section.pictures) for section in sections] == [2, 2]
+    assert [len(section.plots) for section in sections] == [2, 2]
     assert len(caplog.records) == 4
     with Image.open(tmp_path / "roc.png") as image:
         image.load()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from longvit.errors import InputError
+from longvit.plots.pretraining import thinned
 from longvit.report.pretraining import pretrain_report
-from longvit.report.pretraining_plots import thinned
 from pretraining.run_folder import write_folder
 
 pytestmark = pytest.mark.xdist_group("report_pretrained")  # one worker: the fixture draws
@@ -40,12 +40,12 @@ def test_a_run_that_learned_shows_figures_curves_and_pictures(learned: tuple[Pat
         "2.9 million parameters, from random weights",
         "20 of 20 epochs, 600 steps of 16 regions, 24 minutes on cpu",
         "k-NN, balanced",
-        "random start 0.45; mean colour 0.57; guessing 0.33",
+        "random start 0.45; mean colour 0.57; chance 0.33",
         "RankMe",
-        "Does it learn?",
+        "Labelled regions",
         "120 regions of 24 cases, gland, stroma and tumour",
-        "The teacher&#39;s outputs",
-        "What it sees",
+        "Teacher outputs",
+        "Patch tokens",
         "TCGA-A1-A0SB-01Z-00-DX1#0",
         "Nearest neighbours among the labelled regions",
         "broken.svs: no TIFF",
@@ -63,15 +63,15 @@ def test_a_run_that_learned_shows_figures_curves_and_pictures(learned: tuple[Pat
 def test_an_alarm_stands_on_top_with_what_to_do(tmp_path: Path) -> None:
     first, *others = notes(text_of(write_folder(tmp_path, collapsed=True, pictures=False)))
     assert first.startswith("Alarm: uniform outputs.")
-    assert "What to do: Sharpen the teacher" in first
-    assert any("the network before its first step" in note for note in others)
-    assert any("mean colour does as well" in note and "k-NN 0.57 against 0.4" in note for note in others)
+    assert "Suggestion: Sharpen the teacher" in first
+    assert any("the untrained network" in note for note in others)
+    assert any("mean colour is at least as good" in note and "k-NN 0.57 against 0.4" in note for note in others)
 
 
 def test_without_labelled_regions_it_says_what_cannot_be_seen(tmp_path: Path) -> None:
     text = text_of(write_folder(tmp_path, probe=False, pictures=False))
     assert any("No labelled regions" in note for note in notes(text))
-    assert "Does it learn?" not in text
+    assert "<h2>Labelled regions" not in text
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
@@ -106,7 +106,7 @@ def test_an_epoch_that_was_not_looked_at_has_empty_cells(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("metrics.json", None, "metrics.json: not read"),
+        ("metrics.json", None, "metrics.json: cannot be read"),
         ("metrics.json", "{", "metrics.json: not JSON"),
         ("metrics.json", "[]", "not a list"),
         ("metrics.json", "{}", "no number 'epochs'"),

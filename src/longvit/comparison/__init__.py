@@ -1,1 +1,1 @@
-"""Every system that the paper compares with, on the same folds, seeds and figures: one table."""
+"""Comparison of systems on the same folds, seeds and metrics, with LongViT beside the paper's baselines."""

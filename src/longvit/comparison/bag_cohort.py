@@ -1,9 +1,9 @@
-"""A cohort made ready for bags: whose tiles and omics are there, and each of them as a `Bag` whenever it is asked for.
+"""Bag cohort: the slides or patients of a cohort that have features and omics, and their bags.
 
-A bag is a slide where the task has classes, else a patient: the tiles of all slides behind each other, and the cohort
-keeps the patient's first row. Every bag is read once before anything is trained, so that a damaged one costs a row of
-problems.csv and not a night; it stays in memory as far as `memory_mb` goes. All systems get the same bags: who lacks
-tiles (or omics, where a table is given) is left out for all of them.
+A bag is a slide where the task has classes, else a patient: the tiles of all slides concatenated, under the patient's
+first row. Every bag is read once before training, so that damaged files become rows of problems.csv instead of failed
+trials. Bags stay in memory up to `memory_mb`. All systems get the same bags: a slide without tiles (or without omics,
+where a table is given) is left out for all of them.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of a bag."""
+    """Tiles of a bag."""
 
     features: np.ndarray
     """(N, D) float32."""
     coords: np.ndarray | None
-    """(N, 2) int64, each in level-0 px of its own slide."""
+    """(N, 2) int64, in level-0 px of the slide."""
     slide_tiles: tuple[int, ...]
-    """How many each slide has."""
+    """Number of tiles of each slide."""
     slides: tuple[str, ...]
-    """slide_id of each."""
+    """slide_id of each slide."""
     tile_level0_px: float | None
-    """Side of a tile at level 0, where the first slide's file says it."""
+    """Side of a tile in level-0 px, where the file of the first slide states it."""
 
 
 @dataclass(frozen=True)
 class BagCohort:
-    """Bags of a cohort."""
+    """Cohort of bags, the same for all systems."""
 
     cohort: Cohort
-    """All rows that can take part; `unit_rows` makes bags of them."""
+    """All usable rows; `unit_rows` selects one per bag."""
     per_patient: bool
     slides_of: Mapping[str, tuple[str, ...]]
-    """slide_id of a bag's row -> slides in it."""
+    """slide_id of a bag's row -> slides of the bag."""
     paths: Mapping[str, Path]
-    """slide_id -> its file of features; empty without features."""
+    """slide_id -> feature file; empty without features."""
     tiles_of: Mapping[str, int]
-    """slide_id -> how many tiles its file has."""
+    """slide_id -> number of tiles in its file."""
     omics: OmicTable | None
     width: int
     """D; 0 without features."""
@@ -67,78 +67,78 @@ class BagCohort:
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     kept: Mapping[str, Tiles] = field(repr=False)
-    """The bags that memory holds, by slide_id of the row."""
+    """Bags kept in memory, by slide_id of the row."""
 
     def unit_rows(self, rows: Sequence[SlideRow]) -> tuple[SlideRow, ...]:
-        """Of rows, those that stand for a bag."""
+        """Rows that represent a bag."""
         return tuple(row for row in rows if row.slide_id in self.slides_of)
 
     def tile_count(self, rows: Sequence[SlideRow]) -> int:
-        """Tiles of all these bags together."""
+        """Total number of tiles of the bags."""
         return sum(self.tiles_of.get(slide, 0) for row in rows for slide in self.slides_of[row.slide_id])
 
     def tiles(self, row: SlideRow) -> Tiles:
-        """From memory, or read anew."""
-        if (found := self.kept.get(row.slide_id)) is not None:
-            return found
+        """Tiles of a bag, from memory or from its files."""
+        if (tiles := self.kept.get(row.slide_id)) is not None:
+            return tiles
         slides = self.slides_of[row.slide_id]
         return _tiles([read_bag(self.paths[slide]) for slide in slides], slides)
 
-    def bag(self, row: SlideRow, who: SystemSpec) -> Bag:
-        """What a system gets of a row; on the CPU."""
+    def bag(self, row: SlideRow, spec: SystemSpec) -> Bag:
+        """Bag of a row with the inputs of a system; on the CPU."""
         import torch
 
         from longvit.baselines.bag import Bag
 
         features, coords = torch.zeros(0, 0), None
         slide_tiles: tuple[int, ...] = ()
-        if who.reads_tiles:
+        if spec.reads_tiles:
             tiles = self.tiles(row)
             features, slide_tiles = torch.from_numpy(tiles.features), tiles.slide_tiles
             coords = None if tiles.coords is None else torch.from_numpy(tiles.coords)
         omics: torch.Tensor | tuple[torch.Tensor, ...] | None = None
-        if who.reads_omics and self.omics is not None:
-            if who.system in OF_SIGNATURES:
+        if spec.reads_omics and self.omics is not None:
+            if spec.system in OF_SIGNATURES:
                 omics = tuple(torch.from_numpy(v) for v in self.omics.by_signature(row.case_id))
             else:
                 omics = torch.from_numpy(self.omics.vector(row.case_id))
         name = f"patient {row.case_id}" if self.per_patient else f"slide {row.slide_id}"
         return Bag(features, coords, omics, slide_tiles=slide_tiles, name=name)
 
-    def omic_shape(self, who: SystemSpec) -> int | tuple[int, ...] | None:
-        """How many genes the entrant gets; `InputError` where they are not there."""
-        if not who.reads_omics:
+    def omic_shape(self, spec: SystemSpec) -> int | tuple[int, ...] | None:
+        """Number of omic values of a system, or of each signature; `InputError` where omics are missing."""
+        if not spec.reads_omics:
             return None
         if self.omics is None:
-            raise InputError(f"{who.name}: needs omics; give --omics TABLE")
-        if who.system not in OF_SIGNATURES:
+            raise InputError(f"{spec.name}: needs omics; give --omics TABLE")
+        if spec.system not in OF_SIGNATURES:
             return len(self.omics.columns)
         if not self.omics.signatures:
-            raise InputError(f"{who.name}: needs signatures; give --signatures TABLE, a column of genes for each")
+            raise InputError(f"{spec.name}: needs signatures; give --signatures TABLE, a column of genes for each")
         return tuple(len(places) for places in self.omics.signatures.values())
 
     def keeping(self, memory_mb: int) -> BagCohort:
-        """The same with as many bags in memory as that holds."""
+        """Copy with as many bags in memory as `memory_mb` allows."""
         kept: dict[str, Tiles] = {}
-        room = memory_mb * 2**20
+        free_bytes = memory_mb * 2**20
         for slide, slides in self.slides_of.items():
-            if not self.paths or room <= 0:
+            if not self.paths or free_bytes <= 0:
                 break
             try:
                 tiles = _tiles([read_bag(self.paths[s]) for s in slides], slides)
-            except InputError:  # it was whole a moment ago; whoever needs it says what is wrong now
+            except InputError:  # it was readable before; the trial that needs it reports the error
                 continue
-            room -= tiles.features.nbytes
-            if room >= 0:
+            free_bytes -= tiles.features.nbytes
+            if free_bytes >= 0:
                 kept[slide] = tiles
         return replace(self, kept=kept)
 
     def digest(self) -> str:
-        """A hash of which files of features (names and sizes) and which omics take part."""
+        """Hash of the feature files (names and sizes) and of the omics."""
         try:
             lines = [f"{slide}\t{path.name}\t{path.stat().st_size}" for slide, path in sorted(self.paths.items())]
         except OSError as error:
-            raise InputError(f"{error.filename}: gone since the comparison began: {error.strerror}") from error
+            raise InputError(f"{error.filename}: removed since the comparison started: {error.strerror}") from error
         if self.omics is not None:
             lines.append(",".join(self.omics.columns))
             lines += [hashlib.sha256(v.tobytes()).hexdigest() for _, v in sorted(self.omics.of_case.items())]
@@ -155,10 +155,10 @@ def make_bag_cohort(
     *,
     left_out: Callable[[Sequence[Problem]], object] = lambda _: None,
 ) -> BagCohort:
-    """Finds and reads what there is. `left_out` is told of the slides that cannot take part, also where it raises.
+    """Reads the features and omics of a cohort. `left_out` receives the slides that are left out, also on error.
 
-    Raises `InputError`: neither features nor omics, nobody who has all that is given, a patient whose spelling alone
-    tells it from one of the omics, features of different widths of which none is the rule.
+    Raises `InputError`: neither features nor omics, no slide with all inputs, a patient whose spelling differs from the
+    omics table, features of different widths without a dominant one.
     """
     if features is None and omics is None:
         raise InputError("nothing to compare on: give --features FOLDER, or --omics TABLE")
@@ -190,16 +190,16 @@ def _make_bag_cohort(
         rows = [row for row in rows if row.case_id in omics.of_case]
     paths: Mapping[str, Path] = {}
     if features is not None:
-        found = find_bags(features, [row.slide_id for row in rows])
-        problems += [Problem(slide, "open", f"{features}: {_no_features(slide, found)}") for slide in found.missing]
-        paths = found.paths
+        files = find_bags(features, [row.slide_id for row in rows])
+        problems += [Problem(slide, "open", f"{features}: {_no_features(slide, files)}") for slide in files.missing]
+        paths = files.paths
         rows = [row for row in rows if row.slide_id in paths]
     read = _Read(tuple(rows), {}, {}, None)
     if features is not None:
         read = _read_all(rows, paths, memory_mb, problems)
     if not read.rows:
         first = f"; the first of {len(problems)} problems: {problems[0].error}" if problems else ""
-        raise InputError(f"{cohort.source}: no slide has all that is given{first}")
+        raise InputError(f"{cohort.source}: no slide has all inputs{first}")
     slides_of = _units(read.rows, per_patient)
     notes = () if omics is None else omics.notes
     if problems:
@@ -223,18 +223,18 @@ def _make_bag_cohort(
     )
 
 
-def _no_features(slide_id: str, found: BagFiles) -> str:
-    near = found.near.get(slide_id)
+def _no_features(slide_id: str, files: BagFiles) -> str:
+    near = files.near.get(slide_id)
     hint = "" if near is None else f"; there is {near}, which differs in spelling only: correct the slide_id"
     return f"no features of this slide{hint}"
 
 
 def _units(rows: Sequence[SlideRow], per_patient: bool) -> dict[str, tuple[str, ...]]:
-    """The slide_id that stands for a bag (the first of its patient) -> all slides in it."""
-    of: dict[str, list[str]] = {}
+    """First slide_id of a bag (of a patient) -> all slides of the bag."""
+    units: dict[str, list[str]] = {}
     for row in rows:
-        of.setdefault(row.case_id if per_patient else row.slide_id, []).append(row.slide_id)
-    return {slides[0]: tuple(slides) for slides in of.values()}
+        units.setdefault(row.case_id if per_patient else row.slide_id, []).append(row.slide_id)
+    return {slides[0]: tuple(slides) for slides in units.values()}
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class _Read:
 
 
 def _read_all(rows: Sequence[SlideRow], paths: Mapping[str, Path], memory_mb: int, problems: list[Problem]) -> _Read:
-    """The rows whose bag can be read, and as many bags as memory may hold; the others are added to `problems`."""
+    """Reads all bags: readable rows, and as many bags as memory allows; unreadable ones are added to `problems`."""
     good, kept, tiles_of, used = [], {}, {}, 0
     first_of: dict[int, FeatureBag] = {}
     width_of: dict[str, int] = {}
@@ -255,7 +255,7 @@ def _read_all(rows: Sequence[SlideRow], paths: Mapping[str, Path], memory_mb: in
             progress.advance()
             try:
                 bag = read_bag(paths[row.slide_id])
-            except Exception as error:  # whatever it is: the other bags are read
+            except Exception as error:  # any failure: the other bags are still read
                 text = str(error) if isinstance(error, InputError) else f"{paths[row.slide_id]}: {one_line(error, 300)}"
                 problems.append(Problem(row.slide_id, "read", text))
                 continue
@@ -279,7 +279,7 @@ def _read_all(rows: Sequence[SlideRow], paths: Mapping[str, Path], memory_mb: in
 
 
 def _usual_width(widths: Sequence[int], first_of: Mapping[int, FeatureBag]) -> int:
-    """The width of at least nine bags in ten; `InputError`: none is the rule, so nobody knows which ones are meant."""
+    """Feature width of at least nine bags in ten; `InputError` where no width is that frequent."""
     width, count = Counter(widths).most_common(1)[0]
     if count < 0.9 * len(widths):
         join_bags([first_of[w] for w in dict.fromkeys(widths)])  # raises; names two files and their widths

@@ -1,4 +1,4 @@
-"""The training bags of a cell in the order in which the loop takes them, one at a time."""
+"""Training bags of a trial, in the order of the training loop, one at a time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from longvit.data.cohort import SlideRow
 if TYPE_CHECKING:
     from longvit.tasks.task import Task
 
-_ORDER = 7  # a stream of random numbers of its own
+_ORDER = 7  # separate random stream
 
 
 class Bags(Sequence[Bag]):
-    """The bags of rows, each made when it is asked for; what a system prepares of one is kept, its features are not."""
+    """Bags of rows, loaded on access; the preparation of a system (graphs, clusters) is kept, the features are not."""
 
     def __init__(self, bag_cohort: BagCohort, rows: Sequence[SlideRow], spec: SystemSpec, device: torch.device) -> None:
         self.bag_cohort, self.rows, self.spec, self.device = bag_cohort, tuple(rows), spec, device
@@ -41,15 +41,15 @@ class Bags(Sequence[Bag]):
         return bag
 
     def prepare(self, system: System) -> None:
-        """Phenotypes and graphs, once."""
+        """Prepares phenotypes and graphs of all bags, once."""
         for i, bag in enumerate(self):
-            done = system.prepare(bag)
-            self.prepared[i] = done.clusters, done.neighbours
+            prepared = system.prepare(bag)
+            self.prepared[i] = prepared.clusters, prepared.neighbours
 
 
 @dataclass(frozen=True)
 class BagBatch:
-    """One bag with its answer."""
+    """Batch of one bag with its label."""
 
     bag: Bag
     targets: Mapping[str, torch.Tensor]
@@ -59,7 +59,7 @@ class BagBatch:
 
 @dataclass(frozen=True)
 class TrainingBags:
-    """`training.batches.Batches` of one bag each."""
+    """Training batches (`training.batches.Batches`) of one bag each."""
 
     bags: Bags
     targets: Mapping[str, np.ndarray] = field(repr=False)
@@ -69,18 +69,18 @@ class TrainingBags:
     batch_size: int = 1
 
     @classmethod
-    def of(cls, bags: Bags, task: Task, *, balanced: bool, seed: int) -> TrainingBags:
-        """With the answers of `task`."""
+    def for_task(cls, bags: Bags, task: Task, *, balanced: bool, seed: int) -> TrainingBags:
+        """Training bags with the labels of `task`."""
         targets = task.targets(bags.rows)
         return cls(bags, targets, strata_of(targets), balanced, seed)
 
     @property
     def samples(self) -> int:
-        """Bags of one epoch."""
+        """Number of bags per epoch."""
         return len(self.bags)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Places of the bags in the order of an epoch, a function of (seed, epoch)."""
+        """Order of the bags in an epoch, as indices; a function of (seed, epoch)."""
         rng = np.random.default_rng([self.seed, epoch, _ORDER])
         if not self.balanced:
             return rng.permutation(self.samples)
@@ -89,16 +89,15 @@ class TrainingBags:
         return rng.choice(self.samples, self.samples, p=weight / weight.sum())
 
     def epoch(self, epoch: int, numbers: Sequence[int]) -> Iterator[BagBatch]:
-        """The bags of `epoch` (0 …) at these places of its order."""
+        """Batches of `epoch` (0 …) at these positions of its order."""
         order = self.order(epoch)
         for i in (int(order[number]) for number in numbers):
-            targets = {name: torch.from_numpy(of[i : i + 1]).to(self.bags.device) for name, of in self.targets.items()}
+            targets = {name: torch.from_numpy(y[i : i + 1]).to(self.bags.device) for name, y in self.targets.items()}
             yield BagBatch(self.bags[i], targets, (self.bags.rows[i].slide_id,))
 
 
 def strata_of(targets: Mapping[str, np.ndarray]) -> list[str]:
-    """What is drawn equally often: the classes; of survival the bins of time, each with and without the event (MCAT's
-    eight)."""
+    """Strata that are sampled equally often: classes, or time bins with and without event (MCAT's eight)."""
     names = [name for name in ("label", "bin", "event") if name in targets]
     n = len(next(iter(targets.values())))
     return ["/".join(str(targets[name][i]) for name in names) for i in range(n)]

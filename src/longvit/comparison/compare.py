@@ -5,7 +5,7 @@ OUT/settings.yaml                all settings: `longvit benchmark --recipe OUT/s
 OUT/<system>/fold_<name>/        a cell (cell.py)
 OUT/problems.csv                 slides that are left out (stage open, read), and cells that failed (stage cell)
 OUT/benchmark.csv                a row per system
-OUT/benchmark.json               `summarise` of summary.py; written last
+OUT/benchmark.json               `summary.ComparisonSummary`; written last
 
 A cell that fails costs itself: its reason stands in the table, the others go on, and the same command tries it again.
 """
@@ -23,7 +23,8 @@ from longvit.comparison.bag_cohort import BagCohort, make_bag_cohort
 from longvit.comparison.longvit_run import read_longvit_run
 from longvit.comparison.omics import OmicTable
 from longvit.comparison.settings import ComparisonSettings
-from longvit.comparison.summary import published_column, summarise, write_summary
+from longvit.comparison.summary import published_column, summarise
+from longvit.comparison.summary_table import write_summary
 from longvit.comparison.system_spec import SystemSpec, all_system_specs
 from longvit.comparison.trial import (
     FoldSplit,
@@ -52,7 +53,7 @@ class Comparison:
 
     folder: Path
     summary: dict[str, Any]
-    """What benchmark.json holds, see `summary.summarise`."""
+    """What benchmark.json holds, see `summary.ComparisonSummary`."""
     bag_cohort: BagCohort
     failed: tuple[Problem, ...]
     """Cells that have no figure; `slide` is `mcat, fold 3`."""
@@ -131,7 +132,7 @@ def compare(
         failed = _run_trials(bag_cohort, left, len(trials), settings, device, jobs, done)
         write_problems(folder / PROBLEMS_CSV, [*bag_cohort.problems, *failed.values()])
         reasons = {key: problem.error for key, problem in failed.items()}
-        summary = summarise(bag_cohort, ready, spec, settings, folder, done, reasons, longvit)
+        summary = summarise(bag_cohort, ready, spec, settings, folder, done, reasons, longvit).to_json()
         write_summary(folder, summary)
         return Comparison(folder, summary, bag_cohort, tuple(failed.values()))
 
@@ -224,7 +225,7 @@ def print_table(summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from longvit.comparison.summary import table
+    from longvit.comparison.summary_table import table
 
     console = Console()
     if not console.is_terminal:

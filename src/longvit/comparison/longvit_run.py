@@ -1,4 +1,4 @@
-"""LongViT in the same table: what `longvit train --folds` predicted, where its folds are those of the comparison."""
+"""LongViT in a comparison: predictions of a finished `longvit train --folds` on the same folds."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ NAME = "longvit"
 
 @dataclass(frozen=True)
 class LongvitRun:
-    """A cross-validation of LongViT."""
+    """Cross-validation of LongViT."""
 
     folder: Path
     predictions: Mapping[str, Predictions]
-    """Fold -> its evaluated slides, last epoch."""
+    """Fold -> predictions of its evaluated slides, last epoch."""
     best_val: Mapping[str, float | None]
-    """Fold -> the main figure at the epoch picked on val."""
+    """Fold -> main metric at the epoch selected on val."""
     parameters: int | None
     costs: tuple[Cost, ...]
-    """What each fold's training took; unknown where it was interrupted, or is older than costs.json."""
+    """Cost of each fold's training; unknown where it was interrupted, or costs.json is missing."""
     tasks: Mapping[str, Task]
-    """Fold -> the task bound to all slides of the CSV: it knows the answers of slides without features, too."""
+    """Fold -> task with the labels of all slides of the CSV, also of slides without features."""
 
 
 def read_longvit_run(
@@ -40,25 +40,25 @@ def read_longvit_run(
 ) -> LongvitRun:
     """Reads the folder of a cross-validation; `cohort` has all slides of the CSV.
 
-    Raises `InputError`: no finished cross-validation, another task, a fold that it has not or has otherwise.
+    Raises `InputError`: no finished cross-validation, another task, a missing or different fold.
     """
     folder, kind = Path(folder), task_class(settings.task)
     try:
         summary = read_json_object(folder / "crossval.json")
-        evaluated, its_task = summary["evaluated"], summary["task"]
-        of_best = {str(f["fold"]): f["best_val"] for f in summary["folds"]}
+        evaluated, run_task = summary["evaluated"], summary["task"]
+        best_epochs = {str(f["fold"]): f["best_val"] for f in summary["folds"]}
     except OSError as error:
         raise InputError(
             f"{folder}: no finished cross-validation (crossval.json); give the folder of `longvit train --folds`"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / 'crossval.json'}: damaged; run the cross-validation again") from error
-    if its_task != settings.task:
-        raise InputError(f"{folder}: a cross-validation of {its_task}, this is {settings.task}")
-    theirs = {fold.name: fold for fold in read_folds(folder / "folds")}
+    if run_task != settings.task:
+        raise InputError(f"{folder}: a cross-validation of {run_task}, this is {settings.task}")
+    run_folds = {fold.name: fold for fold in read_folds(folder / "folds")}
     predictions, tasks, parameters, costs = {}, {}, None, []
     for fold in folds:
-        if (other := theirs.get(fold.name)) is None or _sides(cohort, fold) != _sides(cohort, other):
+        if (other := run_folds.get(fold.name)) is None or _sides(cohort, fold) != _sides(cohort, other):
             what = "has no fold" if other is None else "has other slides in fold"
             raise InputError(
                 f"{folder}: {what} {fold.name}: LongViT and the systems must have the same folds; give --folds "
@@ -66,20 +66,24 @@ def read_longvit_run(
             )
         assigned = assign(replace_splits(cohort), fold, allow_leak=settings.allow_leak)
         tasks[fold.name] = kind(assigned, settings.of_task())
-        fold_split = folder / f"fold_{fold.name}"
+        fold_folder = folder / f"fold_{fold.name}"
         try:
-            predictions[fold.name] = read_logits(fold_split / "outputs.csv", cohort)["model"][evaluated]
-            metrics = read_json_object(fold_split / "metrics.json")
+            predictions[fold.name] = read_logits(fold_folder / "outputs.csv", cohort)["model"][evaluated]
+            metrics = read_json_object(fold_folder / "metrics.json")
             parameters = metrics["training"].get("parameters")
             if not isinstance(parameters, int | None):
                 raise TypeError(f"parameters {str(parameters)[:40]!r}")
-            costs.append(read_cost(fold_split))
+            costs.append(read_cost(fold_folder))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{fold_split}: no finished fold of {evaluated} predictions, or damaged ({error})"
+                f"{fold_folder}: no finished fold of {evaluated} predictions, or damaged ({error})"
             ) from error
-    best = {name: None if of is None else of.get(kind.metric) for name, of in of_best.items() if name in predictions}
-    return LongvitRun(folder, predictions, best, parameters, tuple(costs), tasks)
+    best_val = {
+        name: None if metrics is None else metrics.get(kind.metric)
+        for name, metrics in best_epochs.items()
+        if name in predictions
+    }
+    return LongvitRun(folder, predictions, best_val, parameters, tuple(costs), tasks)
 
 
 def _sides(cohort: Cohort, fold: Fold) -> dict[str, tuple[int, ...]]:

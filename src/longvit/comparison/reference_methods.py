@@ -1,12 +1,13 @@
-"""How the parameters move in HIPT's and MCAT's loops, as a rule of our one training loop.
+"""Training method of HIPT's and MCAT's published loops.
 
-Both use Adam at a constant rate, its weight decay added to the gradient. The gradient of a step is the sum over its
-bags, divided by the published divisor (`baselines.published_training`). The loop itself takes the mean over the bags of
-a step, so here it is multiplied by bags / divisor: 1 for MCAT's full steps, 1 / 32 for HIPT's steps of one bag.
+Both use Adam at a constant learning rate, with weight decay added to the gradient. The gradient of a step is the sum
+over its bags, divided by the published divisor (`baselines.reference_training`). Our training loop takes the mean over
+the bags of a step, so the method multiplies by bags / divisor. This factor is 1 for MCAT's full steps and 1 / 32 for
+HIPT's steps of one bag.
 
-What is left at the end of an epoch, fewer bags than a step takes: "stepped" as it is, "dropped", or "carried" as in
-MCAT's loop, where nothing clears it: then no step is made, the gradient is kept with the state of the optimiser (so it
-stands in checkpoints) and added to the first step of the next epoch.
+An epoch may end with fewer bags than a step takes. These are "stepped" unchanged, "dropped", or "carried" as in MCAT's
+loop, which does not clear the gradient. Carried means: no step is made, the gradient is kept in the state of the
+optimiser (and in checkpoints) and added to the first step of the next epoch.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ _CARRIED = "carried"
 
 
 class ReferenceMethod:
-    """`training.rule.Rule`; `bags`: those of an epoch."""
+    """Training method (`training.method.TrainingMethod`); `bags`: number of bags per epoch."""
 
     def __init__(self, training: PublishedTraining, bags: int) -> None:
         steps = training.steps
         if bags < steps.bags and steps.rest != "stepped":
             raise InputError(
-                f"{bags} training bags are fewer than the {steps.bags} of a step, and what is left of an epoch is "
+                f"{bags} training bags are fewer than the {steps.bags} of a step, and incomplete steps are "
                 f"{steps.rest}: nothing would be trained; give --bags-per-step {max(1, bags // 4)}, or --rest stepped"
             )
         self.training, self.bags, self.step = training, bags, 0
-        self.moved_by: torch.optim.Optimizer | None = None
+        self.adam: torch.optim.Optimizer | None = None
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        found = adam(model.parameters(), self.training)
-        found.param_groups[0]["names"] = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.moved_by = found
-        return found
+        optimizer = adam(model.parameters(), self.training)
+        optimizer.param_groups[0]["names"] = [name for name, p in model.named_parameters() if p.requires_grad]
+        self.adam = optimizer
+        return optimizer
 
     def before_step(self, optimizer: torch.optim.Optimizer, step: int) -> Mapping[str, float]:
         self.step = step
@@ -49,23 +50,23 @@ class ReferenceMethod:
         return {}
 
     def transform_gradients(self, gradients: Sequence[Tensor], norm: float) -> None:
-        """Nothing is shortened; here the mean becomes the published sum, and a rest is carried or dropped."""
-        assert self.moved_by is not None
+        """Turns the mean into the published sum, and carries or drops an incomplete step; no clipping."""
+        assert self.adam is not None
         steps = self.training.steps
         per_epoch = -(-self.bags // steps.bags)
         is_last = self.step % per_epoch == per_epoch - 1
         bags = self.bags - (per_epoch - 1) * steps.bags if is_last else steps.bags
         if bags != steps.divisor:
             torch._foreach_mul_(list(gradients), bags / steps.divisor)
-        is_rest = bags < steps.bags
-        for p in self.moved_by.param_groups[0]["params"]:
+        is_incomplete = bags < steps.bags
+        for p in self.adam.param_groups[0]["params"]:
             if p.grad is None:
                 continue
-            state = self.moved_by.state[p]
-            if is_rest and steps.rest != "stepped":
+            state = self.adam.state[p]
+            if is_incomplete and steps.rest != "stepped":
                 if steps.rest == "carried":
                     state[_CARRIED] = p.grad.clone()
-                p.grad = None  # Adam passes over it
+                p.grad = None  # Adam skips it
             elif (carried := state.pop(_CARRIED, None)) is not None:
                 p.grad += carried
 

@@ -1,8 +1,8 @@
-"""What a system looked at, on the slide: beside the slide the same in grey under the scores of its tiles.
+"""Plots of tile scores: the slide, and beside it the slide in grey with the attention scores of its tiles.
 
-    fold_<name>/attention/<slide_id>.png, .geojson        made of attention.h5 and the slide's file
+    fold_<name>/attention/<slide_id>.png, .geojson        from attention.h5 and the slide file
 
-A tile's colour is its score as a share of the slide's highest: attention over ten thousand tiles is small in itself.
+The colour of a tile is its score relative to the slide's maximum, since attention over thousands of tiles is small.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _SIDE_PX = 1024
 
 
 def draw_trials(trials: Iterable[Path], slides: Mapping[str, Path], number: int, progress: Progress) -> int:
-    """Draws the first `number` slides of each cell that has scores; → how many pictures. `slides`: slide_id -> file.
+    """Plots the first `number` slides of each trial with scores; returns the number of plots.
 
-    A slide that is not there or has no coordinates costs its picture and a line.
+    `slides`: slide_id -> file. A slide without file or coordinates is skipped with a log line.
     """
     drawn, canvases = 0, {}
     for trial in trials:
@@ -38,15 +38,15 @@ def draw_trials(trials: Iterable[Path], slides: Mapping[str, Path], number: int,
         except InputError as error:
             progress.log(f"{trial.parent.name}: not drawn: {error}")
             continue
-        for of_slide in [of for name, of in scores.items() if name in slides][:number]:
-            name = of_slide.slide_id
+        for slide_scores in [scored for name, scored in scores.items() if name in slides][:number]:
+            name = slide_scores.slide_id
             try:
-                write_geojson(trial / "attention" / f"{name}.geojson", of_slide)
+                write_geojson(trial / "attention" / f"{name}.geojson", slide_scores)
                 if name not in canvases:
                     canvases[name] = canvas(open_slide(slides[name]), _SIDE_PX, "pad")
                 title = f"{trial.parent.name}, {trial.name.replace('_', ' ')}: {name}"
                 with not_drawn() as problems:
-                    draw_scores(canvases[name], of_slide, trial / "attention" / f"{name}.png", title=title)
+                    draw_scores(canvases[name], slide_scores, trial / "attention" / f"{name}.png", title=title)
                 drawn += not problems
             except InputError as error:
                 progress.log(f"{name}: not drawn: {error}")
@@ -54,13 +54,13 @@ def draw_trials(trials: Iterable[Path], slides: Mapping[str, Path], number: int,
 
 
 @plot()
-def draw_scores(of: Canvas, of_slide: TileScores, path: str | Path, *, title: str = "") -> None:
-    """Writes a PNG. `of`: the slide as a canvas of any size; atomic. `InputError` for scores without coordinates."""
-    share = score_map(of, of_slide)
-    box = of.placement.image_box
+def draw_scores(slide_canvas: Canvas, scores: TileScores, path: str | Path, *, title: str = "") -> None:
+    """Writes the plot as PNG, atomically. `slide_canvas`: of any size. `InputError` for scores without coordinates."""
+    share = score_map(slide_canvas, scores)
+    box = slide_canvas.placement.image_box
     inside = np.s_[int(box.y) : int(box.bottom), int(box.x) : int(box.right)]
-    pixels, share = np.asarray(of)[inside], share[inside]
-    grey = 0.25 + 0.75 * (pixels @ np.array([0.299, 0.587, 0.114], np.float32)) / 255  # light, so that colours read
+    pixels, share = np.asarray(slide_canvas)[inside], share[inside]
+    grey = 0.25 + 0.75 * (pixels @ np.array([0.299, 0.587, 0.114], np.float32)) / 255  # light, for readable colours
 
     panel_in = 5.2
     height_in = min(max(panel_in * pixels.shape[0] / pixels.shape[1], 2.0), 11.0)
@@ -73,26 +73,27 @@ def draw_scores(of: Canvas, of_slide: TileScores, path: str | Path, *, title: st
         axes.set_xticks([])
         axes.set_yticks([])
     slide_axes.set_title("The slide", fontsize=11)
-    map_axes.set_title(f"Scores of {len(of_slide.scores):,} tiles", fontsize=11)
+    map_axes.set_title(f"Scores of {len(scores.scores):,} tiles", fontsize=11)
     bar = figure.colorbar(shown, ax=map_axes, fraction=0.05, pad=0.03)
-    bar.set_label(f"share of the highest score ({of_slide.scores.max():.3g})", fontsize=8.5)
+    bar.set_label(f"score relative to the maximum ({scores.scores.max():.3g})", fontsize=8.5)
     figure.suptitle(short_name(title, 100), fontsize=12)
     write_figure(figure, path, dpi=110)
 
 
-def score_map(of: Canvas, of_slide: TileScores) -> np.ndarray:
-    """float32 (S, S): the score over each canvas pixel as a share of the highest, NaN where there is no tile; where
-    tiles overlap, the higher one."""
-    side, coords = tile_side_px(of_slide), of_slide.coords
+def score_map(slide_canvas: Canvas, scores: TileScores) -> np.ndarray:
+    """Score at each canvas pixel relative to the maximum, float32 (S, S).
+
+    NaN where there is no tile. Where tiles overlap, the higher score counts."""
+    side, coords = tile_side_px(scores), scores.coords
     assert coords is not None
-    found = np.full(np.asarray(of).shape[:2], np.nan, np.float32)
-    highest = float(of_slide.scores.max()) or 1.0
-    left, top = of.placement.to_canvas(coords[:, 0], coords[:, 1])
-    right, bottom = of.placement.to_canvas(coords[:, 0] + side, coords[:, 1] + side)
+    share = np.full(np.asarray(slide_canvas).shape[:2], np.nan, np.float32)
+    highest = float(scores.scores.max()) or 1.0
+    left, top = slide_canvas.placement.to_canvas(coords[:, 0], coords[:, 1])
+    right, bottom = slide_canvas.placement.to_canvas(coords[:, 0] + side, coords[:, 1] + side)
     boxes = np.stack([left, top, right, bottom], 1)
     low, high = np.floor(boxes[:, :2] + 0.5).astype(int), np.floor(boxes[:, 2:] + 0.5).astype(int)
-    high = np.maximum(high, low + 1)  # a tile smaller than a pixel still has one
-    for i in np.argsort(of_slide.scores, kind="stable"):
+    high = np.maximum(high, low + 1)  # a tile smaller than a pixel covers one
+    for i in np.argsort(scores.scores, kind="stable"):
         (x, y), (x_end, y_end) = low[i].clip(min=0), high[i].clip(min=0)
-        found[y:y_end, x:x_end] = of_slide.scores[i] / highest
-    return found
+        share[y:y_end, x:x_end] = scores.scores[i] / highest
+    return share

@@ -1,8 +1,8 @@
-"""The scores of tiles in one form for all systems: a file per cell, and polygons that QuPath opens.
+"""Tile scores of all systems in one format: an HDF5 file per trial, and polygons for QuPath.
 
     attention.h5   a group per slide (its id): scores float32 (N,), coords int64 (N, 2) in level-0 px where known;
-                   attributes: case_id, tile_level0_px where known. Scores are at least 0; those of a bag sum to 1 (a
-                   patient's slides are one bag)
+                   attributes: case_id, tile_level0_px where known. Scores are at least 0 and sum to 1 over a bag (a
+                   slide, or all slides of a patient)
 
 N tiles.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TileScores:
-    """The tiles of a slide with what a system gave them."""
+    """Scores of the tiles of a slide."""
 
     slide_id: str
     case_id: str
@@ -44,37 +44,37 @@ class TileScores:
 
 
 def write_attention(path: Path, bag_cohort: BagCohort, rows: Sequence[SlideRow], scores: Sequence[np.ndarray]) -> None:
-    """`scores`: of each row's bag (N,), in the order of its tiles. Atomic."""
+    """Writes the scores of all bags, atomically. `scores`: (N,) for each row, in the order of its tiles."""
     import h5py
 
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
-        for row, of_bag in zip(rows, scores, strict=True):
-            tiles, at = bag_cohort.tiles(row), 0
-            assert len(of_bag) == len(tiles.features)
+        for row, bag_scores in zip(rows, scores, strict=True):
+            tiles, start = bag_cohort.tiles(row), 0
+            assert len(bag_scores) == len(tiles.features)
             for slide, n in zip(tiles.slides, tiles.slide_tiles, strict=True):
                 group = file.create_group(slide)
-                group.create_dataset("scores", data=of_bag[at : at + n].astype(np.float32))
+                group.create_dataset("scores", data=bag_scores[start : start + n].astype(np.float32))
                 if tiles.coords is not None:
-                    group.create_dataset("coords", data=tiles.coords[at : at + n])
+                    group.create_dataset("coords", data=tiles.coords[start : start + n])
                 group.attrs["case_id"] = row.case_id
                 if tiles.tile_level0_px is not None:
                     group.attrs["tile_level0_px"] = tiles.tile_level0_px
-                at += n
+                start += n
     write_bytes(path, content.getbuffer())
 
 
 def read_attention(path: str | Path) -> dict[str, TileScores]:
-    """slide_id -> what `write_attention` wrote, in its order; `InputError`: no such file, or damaged."""
+    """Reads the scores by slide_id, in the order of the file; `InputError`: no such file, or damaged."""
     path = Path(path)
-    with open_h5(path, "run the comparison again", "file of attention") as file:
+    with open_h5(path, "run the comparison again", "attention file") as file:
         return {name: _scores_of(name, group, path) for name, group in groups_in(file, path).items()}
 
 
 def _scores_of(name: str, group: h5py.Group, path: Path) -> TileScores:
     scores, coords = (find_dataset(group, part, path) for part in ("scores", "coords"))
     if scores is None:
-        raise InputError(f"{path}: no scores of {name}; no file of attention, or damaged")
+        raise InputError(f"{path}: no scores of {name}; not an attention file, or damaged")
     values = read_numbers(scores, path)
     places = None if coords is None else read_numbers(coords, path)
     if values.ndim != 1 or not len(values) or (places is not None and places.shape != (len(values), 2)):
@@ -84,26 +84,26 @@ def _scores_of(name: str, group: h5py.Group, path: Path) -> TileScores:
     return TileScores(name, str(attributes["case_id"]), values, places, None if side is None else float(side))
 
 
-def tile_side_px(of_slide: TileScores) -> float:
-    """Side of a tile in level-0 px: as stated, or the smallest step between two. `InputError` without coordinates."""
-    if of_slide.coords is None:
-        raise InputError(f"slide {of_slide.slide_id}: no coordinates; extract features that have them (.h5)")
-    if of_slide.tile_level0_px is not None:
-        return of_slide.tile_level0_px
-    steps = np.concatenate([np.diff(np.unique(of_slide.coords[:, axis])) for axis in range(2)])
+def tile_side_px(scores: TileScores) -> float:
+    """Side of a tile in level-0 px: as stated, or the smallest step between tiles. `InputError` without coordinates."""
+    if scores.coords is None:
+        raise InputError(f"slide {scores.slide_id}: no coordinates; extract features that have them (.h5)")
+    if scores.tile_level0_px is not None:
+        return scores.tile_level0_px
+    steps = np.concatenate([np.diff(np.unique(scores.coords[:, axis])) for axis in range(2)])
     return float(steps.min()) if len(steps) else 256.0
 
 
-def write_geojson(path: str | Path, of_slide: TileScores, name: str = "attention") -> None:
-    """A polygon per tile in level-0 px with its score as a measurement, as QuPath imports objects (GeoJSON). Atomic.
+def write_geojson(path: str | Path, scores: TileScores, name: str = "attention") -> None:
+    """Writes a GeoJSON polygon per tile in level-0 px with its score as a measurement, for QuPath. Atomic.
 
-    Also `share of the highest`, 0 … 1: attention over many tiles is small in itself.
+    `share of the highest` is the score relative to the maximum, since attention over many tiles is small.
     """
-    side, coords = tile_side_px(of_slide), of_slide.coords
+    side, coords = tile_side_px(scores), scores.coords
     assert coords is not None
-    highest = float(of_slide.scores.max()) or 1.0
+    highest = float(scores.scores.max()) or 1.0
     features = []
-    for (x, y), score in zip(coords.tolist(), of_slide.scores.tolist(), strict=True):
+    for (x, y), score in zip(coords.tolist(), scores.scores.tolist(), strict=True):
         right, bottom = x + side, y + side
         features.append(
             {

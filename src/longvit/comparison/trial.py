@@ -207,7 +207,7 @@ def run_trial(
     facts = facts_of(bag_cohort, fold_split, spec, settings)
     outcome = train(
         model,
-        TrainingBags.of(bags["train"], task, balanced=training.balanced, seed=training.seed),
+        TrainingBags.for_task(bags["train"], task, balanced=training.balanced, seed=training.seed),
         step,
         TrainSettings(
             epochs=training.epochs,

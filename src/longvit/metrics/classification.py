@@ -1,12 +1,12 @@
-"""Figures of a classification, and what the patients' bootstrap says of each.
+"""Classification metrics, and bootstrap intervals resampled by patient.
 
-Our rule for a class that is absent from the labels (libraries differ: torchmetrics counts its AUC as 0, scikit-learn
-raises): its one-vs-rest AUC and average precision are not defined and left out of the mean, as the subtyping protocol
-has it; where none is defined the figure is NaN. Balanced accuracy and F1 are means over the classes that are present.
+A class that is absent from the labels has no one-vs-rest AUC or average precision and is left out of the mean, as in
+the subtyping protocol. Libraries differ here: torchmetrics counts its AUC as 0, scikit-learn raises. Where no class
+has one, the metric is NaN. Balanced accuracy and F1 are means over the classes that are present.
 
-Every figure is computed from weights on the slides (B resamples × N slides; all ones for the sample itself), so that
-the bootstrap sorts the scores once and is a few sums a resample: 1,000 resamples of 1,000 slides, all figures, in
-well under a second a class. The tests hold them against scikit-learn.
+Every metric is computed from weights on the slides (B resamples × N slides; all ones for the sample itself). So the
+bootstrap sorts the scores once and needs a few sums per resample: 1,000 resamples of 1,000 slides, all metrics, in
+well under a second per class. The tests compare with scikit-learn.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _WEIGHTS_AT_ONCE = 2_000_000  # resamples × slides: 16 MB an array
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile interval of the bootstrap."""
+    """Percentile interval of a bootstrap."""
 
     low: float
     high: float
     resamples: int
-    """Resamples that gave a figure (one without both classes gives none)."""
+    """Resamples in which the metric is defined (it needs both classes)."""
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often the model is right, by how sure it says it is: a row per bin of the top-class probability."""
+    """Reliability of the probabilities: confidence and accuracy per bin of the top-class probability."""
 
     edges: NDArray[np.float64]
     """(bins + 1,), equal widths from 0 to 1; a bin is open below and closed above."""
@@ -44,7 +44,7 @@ class Reliability:
     confidence: NDArray[np.float64]
     """(bins,) mean top-class probability; NaN in an empty bin."""
     accuracy: NDArray[np.float64]
-    """(bins,) share that is right; NaN in an empty bin."""
+    """(bins,) fraction of correct predictions; NaN in an empty bin."""
 
     @property
     def ece(self) -> float:
@@ -58,33 +58,33 @@ class Reliability:
 def auc(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """Area under the ROC curve. `labels` int (N,) in 0 … C - 1, `probabilities` (N, C).
 
-    C = 2: that of p(class 1). C > 2: the mean of the one-vs-rest AUCs of the classes that are present (and not alone).
-    NaN where it is not defined: one class only, or no slide.
+    C = 2: AUC of p(class 1). C > 2: mean one-vs-rest AUC over the classes that have both positives and negatives. NaN
+    where it is not defined: one class only, or no slide.
     """
     y, p = _checked(labels, probabilities)
-    return _of_the_sample(y, p, ("auc",))["auc"]
+    return _of_sample(y, p, ("auc",))["auc"]
 
 
 def average_precision(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """Area under the stepwise precision-recall curve, `sum (R_k - R_{k-1}) P_k`; classes as in `auc`.
 
-    Guessing gives the share of the positive class, not 0.5.
+    Random guessing gives the prevalence of the positive class, not 0.5.
     """
     y, p = _checked(labels, probabilities)
-    return _of_the_sample(y, p, ("average_precision",))["average_precision"]
+    return _of_sample(y, p, ("average_precision",))["average_precision"]
 
 
 def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, float]:
-    """The figures of `FIGURES`; those after `average_precision` are of the most probable class. NaN without slides.
+    """Metrics named in `METRICS`; those after `average_precision` judge the most probable class. NaN without slides.
 
-    `f1` is that of class 1 for two classes, else the mean over the classes that are present. `ece`: `reliability`.
+    `f1`: of class 1 for two classes, else the mean over the classes that are present. `ece`: see `reliability`.
     """
     y, p = _checked(labels, probabilities)
-    return _of_the_sample(y, p, METRICS)
+    return _of_sample(y, p, METRICS)
 
 
 def confusion(labels: ArrayLike, probabilities: ArrayLike) -> NDArray[np.int64]:
-    """(C, C) slides: row = true class, column = the most probable one (the first of several)."""
+    """Confusion matrix (C, C) in slides: row = label, column = most probable class (the first of several)."""
     y, p = _checked(labels, probabilities)
     classes = p.shape[1]
     return np.bincount(y * classes + p.argmax(1), minlength=classes**2).reshape(classes, classes)
@@ -93,14 +93,14 @@ def confusion(labels: ArrayLike, probabilities: ArrayLike) -> NDArray[np.int64]:
 def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = BINS) -> Reliability:
     """Confidence against accuracy in `bins` equal bins of the top-class probability (Guo et al. 2017, with their 15).
 
-    Few slides make the expected calibration error too large: with 5 in a bin chance alone moves its accuracy by 0.2.
+    With few slides the expected calibration error is too large: with 5 in a bin, chance moves its accuracy by 0.2.
     """
     y, p = _checked(labels, probabilities)
-    sure, right = p.max(1), p.argmax(1) == y
-    bin_of = _bin_of(sure, bins)
+    top, right = p.max(1), p.argmax(1) == y
+    bin_of = _bin_of(top, bins)
     counts = np.bincount(bin_of, minlength=bins)
     with np.errstate(invalid="ignore"):
-        confidence = np.bincount(bin_of, sure, minlength=bins) / counts
+        confidence = np.bincount(bin_of, top, minlength=bins) / counts
         accuracy = np.bincount(bin_of, right, minlength=bins) / counts
     return Reliability(np.linspace(0, 1, bins + 1), counts, confidence, accuracy)
 
@@ -115,10 +115,10 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """The percentile interval of each figure when the *patients* are drawn anew, with all their slides each time.
+    """Percentile interval of each metric, resampled by *patient* with all slides of the patient.
 
-    Slides of a patient are no independent witnesses: drawing slides would make the intervals too narrow. All figures
-    see the same draws. NaN bounds where no resample has the figure.
+    Slides of a patient are not independent: resampling slides would make the intervals too narrow. All metrics use the
+    same resamples. NaN bounds where no resample has the metric.
     """
     y, p = _checked(labels, probabilities)
     assert len(patients) == len(y)
@@ -133,9 +133,9 @@ def bootstrap(
             np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(rows)
         ]
         weights = np.stack(times_drawn)[:, patient_of].astype(np.float64)  # (rows, N)
-        for name, of in _weighted(y, p, weights, metrics).items():
-            values[name].append(of)
-    return {name: _interval(np.concatenate([np.zeros(0), *of]), level) for name, of in values.items()}
+        for name, resampled in _weighted(y, p, weights, metrics).items():
+            values[name].append(resampled)
+    return {name: _interval(np.concatenate([np.zeros(0), *chunks]), level) for name, chunks in values.items()}
 
 
 def bootstrap_auc(
@@ -148,8 +148,8 @@ def bootstrap_auc(
     seed: int = 0,
 ) -> Interval:
     """`bootstrap` of the AUC alone."""
-    of = bootstrap(labels, probabilities, patients, ("auc",), resamples=resamples, level=level, seed=seed)
-    return of["auc"]
+    intervals = bootstrap(labels, probabilities, patients, ("auc",), resamples=resamples, level=level, seed=seed)
+    return intervals["auc"]
 
 
 def _interval(values: NDArray[np.float64], level: float) -> Interval:
@@ -161,8 +161,8 @@ def _interval(values: NDArray[np.float64], level: float) -> Interval:
     return Interval(float(low), float(high), len(values))
 
 
-def _of_the_sample(y: NDArray[np.int64], p: NDArray[np.float64], metrics: Sequence[str]) -> dict[str, float]:
-    return {name: float(of[0]) for name, of in _weighted(y, p, np.ones((1, len(y))), metrics).items()}
+def _of_sample(y: NDArray[np.int64], p: NDArray[np.float64], metrics: Sequence[str]) -> dict[str, float]:
+    return {name: float(values[0]) for name, values in _weighted(y, p, np.ones((1, len(y))), metrics).items()}
 
 
 # Legend for what follows: B resamples, N slides, C classes, K distinct scores; y (N,), p (N, C), weights (B, N).
@@ -171,25 +171,25 @@ def _of_the_sample(y: NDArray[np.int64], p: NDArray[np.float64], metrics: Sequen
 def _weighted(
     y: NDArray[np.int64], p: NDArray[np.float64], weights: NDArray[np.float64], metrics: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
-    """Figure -> (B,), NaN where it is not defined."""
+    """Metric -> values (B,), NaN where not defined."""
     unknown = set(metrics) - set(METRICS)
-    assert not unknown, f"no such figure: {sorted(unknown)}"
+    assert not unknown, f"unknown metric: {sorted(unknown)}"
     if not len(y):
         return {name: np.full(len(weights), math.nan) for name in metrics}
-    found: dict[str, NDArray[np.float64]] = {}
+    values: dict[str, NDArray[np.float64]] = {}
     if {"auc", "average_precision"} & set(metrics):
-        found["auc"], found["average_precision"] = _ranking(y, p, weights)
+        values["auc"], values["average_precision"] = _ranking(y, p, weights)
     if {"balanced_accuracy", "accuracy", "f1"} & set(metrics):
-        found |= _decisions(y, p, weights)
+        values |= _decisions(y, p, weights)
     if "ece" in metrics:
-        found["ece"] = _calibration_error(y, p, weights)
-    return {name: found[name] for name in metrics}
+        values["ece"] = _calibration_error(y, p, weights)
+    return {name: values[name] for name in metrics}
 
 
 def _ranking(
     y: NDArray[np.int64], p: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """AUC and average precision (B,) each: the mean over the classes that have both positives and negatives."""
+    """AUC and average precision, (B,) each: mean over the classes that have both positives and negatives."""
     areas, precisions = [], []
     for c in [1] if p.shape[1] == 2 else range(p.shape[1]):
         order = np.argsort(-p[:, c], kind="stable")
@@ -201,51 +201,51 @@ def _ranking(
         hits_so_far, misses_so_far = hits.cumsum(1), misses.cumsum(1)
         all_hits, all_misses = hits_so_far[:, -1], misses_so_far[:, -1]
         with np.errstate(invalid="ignore", divide="ignore"):
-            # a miss is beaten by every hit with a higher score, and half beaten by one with the same
+            # a miss counts for every hit with a higher score, and half for one with the same
             areas.append((misses * (hits_so_far - hits / 2)).sum(1) / (all_hits * all_misses))
             precision = np.nan_to_num(hits_so_far / (hits_so_far + misses_so_far))  # 0 / 0 where nothing is drawn yet
             precisions.append((hits * precision).sum(1) / all_hits)
-        for of in (areas[-1], precisions[-1]):
-            of[(all_hits == 0) | (all_misses == 0)] = math.nan
-    return _mean_of_the_defined(np.stack(areas, 1)), _mean_of_the_defined(np.stack(precisions, 1))
+        for values in (areas[-1], precisions[-1]):
+            values[(all_hits == 0) | (all_misses == 0)] = math.nan
+    return _mean_of_defined(np.stack(areas, 1)), _mean_of_defined(np.stack(precisions, 1))
 
 
 def _decisions(
     y: NDArray[np.int64], p: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    """Balanced accuracy, accuracy, F1 from the weighted confusion table."""
+    """Balanced accuracy, accuracy and F1 from the weighted confusion matrix."""
     classes = p.shape[1]
-    cell = np.zeros((len(y), classes**2))
-    cell[np.arange(len(y)), y * classes + p.argmax(1)] = 1
-    table = (weights @ cell).reshape(-1, classes, classes)  # (B, true, guessed)
-    right, true, guessed = np.diagonal(table, axis1=1, axis2=2), table.sum(2), table.sum(1)  # (B, C) each
+    entry = np.zeros((len(y), classes**2))
+    entry[np.arange(len(y)), y * classes + p.argmax(1)] = 1
+    matrix = (weights @ entry).reshape(-1, classes, classes)  # (B, true, predicted)
+    right, true, predicted = np.diagonal(matrix, axis1=1, axis2=2), matrix.sum(2), matrix.sum(1)  # (B, C) each
     with np.errstate(invalid="ignore"):
         recall = right / true  # NaN for an absent class: left out of the means
-        f1 = 2 * right / (true + guessed)
+        f1 = 2 * right / (true + predicted)
     f1[true == 0] = math.nan if classes > 2 else 0.0
     return {
-        "balanced_accuracy": _mean_of_the_defined(recall),
+        "balanced_accuracy": _mean_of_defined(recall),
         "accuracy": right.sum(1) / true.sum(1),
-        "f1": f1[:, 1] if classes == 2 else _mean_of_the_defined(f1),
+        "f1": f1[:, 1] if classes == 2 else _mean_of_defined(f1),
     }
 
 
 def _calibration_error(
     y: NDArray[np.int64], p: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    sure = p.max(1)
+    top = p.max(1)
     gap = np.zeros((len(y), BINS))
-    gap[np.arange(len(y)), _bin_of(sure, BINS)] = (p.argmax(1) == y) - sure
+    gap[np.arange(len(y)), _bin_of(top, BINS)] = (p.argmax(1) == y) - top
     return np.abs(weights @ gap).sum(1) / weights.sum(1)
 
 
 def _bin_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
-    """Bin k holds edges[k] < confidence <= edges[k + 1]; 0 … bins - 1, also where rounding leaves a hair above 1."""
+    """Bin of each confidence: bin k holds edges[k] < confidence <= edges[k + 1]; the last takes rounding above 1."""
     return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
 
 
-def _mean_of_the_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean over the columns that are not NaN; NaN where all are."""
+def _mean_of_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the columns that are not NaN; NaN where all are."""
     defined = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.where(defined, values, 0.0).sum(1) / defined.sum(1)

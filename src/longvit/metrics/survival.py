@@ -1,12 +1,12 @@
-"""Figures of survival: c-index (Harrell's and Uno's), time-dependent AUC, Brier score, Kaplan-Meier, log-rank.
+"""Survival metrics: c-index (Harrell's and Uno's), time-dependent AUC, Brier score, Kaplan-Meier, log-rank.
 
 `months` (N,) finite and ≥ 0; `event` (N,) 1 or True where the event happened then, 0 where follow-up ended without one;
-`risk` (N,) finite, higher for an earlier event. A time that is NaN or negative is an `InputError`. A figure that the
+`risk` (N,) finite, higher for an earlier event. A time that is NaN or negative is an `InputError`. A metric that the
 data do not define is NaN, not an error: a fold without two patients to compare has no c-index.
 
-IPCW: an event at time t stands for the patients that were censored before t, so it counts 1 / G(t), where G is the
+IPCW: an event at time t represents the patients that were censored before t, so it counts 1 / G(t). G is the
 Kaplan-Meier curve of the *censoring* in the training rows (an event at t leaves the risk set before a censoring at
-t). G is unknown after the last training time and may be 0 at it: a figure that needs it there is NaN.
+t). G is unknown after the last training time and may be 0 at it: a metric that needs it there is NaN.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _WEIGHTS_AT_ONCE = 2_000_000  # resamples × rows: 16 MB an array
 
 @dataclass(frozen=True)
 class KaplanMeier:
-    """The share without an event over time, a step at each of `times`; before the first it is 1."""
+    """Kaplan-Meier curve: survival over time, a step at each of `times`; 1 before the first."""
 
     times: Floats
     """(K,) distinct months at which an event happened or follow-up ended, rising."""
     survival: Floats
-    """(K,) from that month on."""
+    """(K,) survival from that month."""
     lower: Floats
     """(K,) pointwise interval: Greenwood's variance on the log(-log) scale, so it stays in 0 … 1."""
     upper: Floats
@@ -46,41 +46,42 @@ class KaplanMeier:
 
     def at(self, months: ArrayLike) -> Floats:
         """Survival at any months; NaN after the last observation, unless it has fallen to 0 by then."""
-        found = _step(self.times, self.survival, months)
+        survival = _step(self.times, self.survival, months)
         if len(self.times) and self.survival[-1] > 0:
-            found = np.where(np.asarray(months) > self.times[-1], np.nan, found)
-        return found
+            survival = np.where(np.asarray(months) > self.times[-1], np.nan, survival)
+        return survival
 
     def number_at_risk(self, months: ArrayLike) -> NDArray[np.int64]:
-        """Patients still under observation just before each of `months`: the row of numbers below such a figure."""
+        """Number of patients under observation just before each of `months`, as printed below a plot."""
         padded = np.append(self.at_risk, 0)
         return padded[np.searchsorted(self.times, np.asarray(months, dtype=np.float64), side="left")]
 
     def median(self) -> float:
-        """The first month at which survival is at most one half; NaN where it stays above."""
+        """Median survival: the first month at which survival is at most one half; NaN where it stays above."""
         below = np.flatnonzero(self.survival <= 0.5)
         return float(self.times[below[0]]) if len(below) else math.nan
 
 
 @dataclass(frozen=True)
 class TimeDependentAuc:
-    """How well the risk separates who has had the event by a time from who has not."""
+    """Time-dependent AUC: separation of patients with the event by a given time from those without."""
 
     times: Floats
     """(T,) months."""
     auc: Floats
     """(T,) NaN where it is not defined."""
     mean: float
-    """Over `times`, each weighted by how far the evaluation rows' Kaplan-Meier curve falls up to it; NaN where one
-    of them is NaN or the curve does not fall."""
+    """Mean over `times`, each weighted by the fall of the evaluation rows' Kaplan-Meier curve up to it.
+
+    NaN where one of them is NaN or the curve does not fall."""
 
 
 def c_index(months: ArrayLike, event: ArrayLike, risk: ArrayLike, tied_tol: float = 1e-8) -> float:
-    """Harrell's c: of the pairs where it is known who had the event first, the share where that one's risk is higher.
+    """Harrell's c-index: over comparable pairs, the fraction in which the earlier event has the higher risk.
 
     Comparable: i had the event, and j was followed for longer, or was censored at the same time. Risks within
     `tied_tol` count one half. NaN without a comparable pair. Equal to scikit-survival's
-    `concordance_index_censored`, by which the figures of the paper's table 2 were made.
+    `concordance_index_censored`, which computed table 2 of the paper.
     """
     t, happened, r = _checked(months, event, risk)
     return _weighted_c_index(t, happened, r, happened.astype(np.float64), tied_tol)
@@ -95,10 +96,10 @@ def uno_c_index(
     tau: float | None = None,
     tied_tol: float = 1e-8,
 ) -> float:
-    """Uno's c: the c-index whose pairs count 1 / G(t_i)², so that it does not depend on how many were censored.
+    """Uno's c-index: pairs count 1 / G(t_i)², so that it does not depend on the amount of censoring.
 
-    `tau`: only events before it (months_i < tau) count; choose one within the training follow-up, say its 80 %
-    quantile. NaN without a comparable pair, and where an event that counts lies where G is 0 or unknown.
+    `tau`: only events before it (months_i < tau) count. Choose one within the training follow-up, for example its 80 %
+    quantile. NaN without a comparable pair, and where G is 0 or unknown at an event that counts.
     """
     t, happened, r = _checked(months, event, risk)
     counts = happened if tau is None else happened & (t < tau)
@@ -120,8 +121,8 @@ def time_dependent_auc(
 ) -> TimeDependentAuc:
     """Cumulative/dynamic AUC at each of `times` (T,) months, rising.
 
-    At each time, cases had the event by then, controls came past it. Cases count 1 / G(t_i); risks within `tied_tol`
-    count one half. NaN at a time without a case or without a control, and from the first case on whose G is 0
+    At each time, cases had the event by then, controls were followed beyond it. Cases count 1 / G(t_i); risks within
+    `tied_tol` count one half. NaN at a time without a case or without a control, and from the first case whose G is 0
     or unknown.
     """
     t, happened, r = _checked(months, event, risk)
@@ -149,9 +150,9 @@ def brier_score(
 ) -> Floats:
     """Mean squared error (T,) of the predicted survival at `times` (T,) months, rising: 0 is perfect, always-½ gives ¼.
 
-    `survival` (N, T) in 0 … 1: the predicted probability of no event up to and at each time. Who had the event by then
-    counts 1 / G(t_i), who came past it 1 / G(time), who was censored before it 0. NaN at a time where a G that is
-    needed is 0 or unknown, and without rows.
+    `survival` (N, T) in 0 … 1: predicted probability of no event up to and at each time. Patients with the event by
+    then count 1 / G(t_i), patients followed beyond it 1 / G(time), patients censored before it 0. NaN at a time where
+    a G that is needed is 0 or unknown, and without rows.
     """
     t, happened = checked_times(months, event)
     at, s = np.asarray(times, dtype=np.float64), np.asarray(survival, dtype=np.float64)
@@ -176,7 +177,7 @@ def integrated_brier_score(
     survival: ArrayLike,
     times: ArrayLike,
 ) -> float:
-    """The Brier score averaged over `times` (trapezoids; at least two of them); NaN where it is NaN at one of them."""
+    """Brier score averaged over `times` (trapezoids; at least two of them); NaN where it is NaN at one of them."""
     at = np.asarray(times, dtype=np.float64)
     assert len(at) >= 2
     scores = brier_score(train_months, train_event, months, event, survival, at)
@@ -184,7 +185,7 @@ def integrated_brier_score(
 
 
 def kaplan_meier(months: ArrayLike, event: ArrayLike, level: float = 0.95) -> KaplanMeier:
-    """The product-limit estimate with a pointwise interval of `level`; arrays of length 0 without rows."""
+    """Kaplan-Meier estimate with a pointwise interval of `level`; arrays of length 0 without rows."""
     t, happened = checked_times(months, event)
     times, at_risk, events, _ = _counts(t, happened)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -198,7 +199,7 @@ def kaplan_meier(months: ArrayLike, event: ArrayLike, level: float = 0.95) -> Ka
 
 
 def log_rank(months: ArrayLike, event: ArrayLike, group: ArrayLike) -> tuple[float, float]:
-    """chi², and the probability of one as large if all groups had one survival curve (groups - 1 degrees of freedom).
+    """Log-rank test: chi² and its p value (groups - 1 degrees of freedom).
 
     `group` (N,) any values, two or more of them. (NaN, NaN) where there is one group only, or no event while two were
     under observation.
@@ -219,7 +220,7 @@ def log_rank(months: ArrayLike, event: ArrayLike, group: ArrayLike) -> tuple[flo
             covariance += d * (n - d) / (n - 1) * (np.diag(share) - np.outer(share, share))
     if len(names) < 2 or not covariance.any():
         return math.nan, math.nan
-    # One group follows from the others. The pseudo-inverse: a group that is never at risk at an event says nothing.
+    # One group follows from the others. Pseudo-inverse: a group never at risk at an event has no information.
     part = difference[:-1]
     statistic = float(part @ np.linalg.pinv(covariance[:-1, :-1], hermitian=True) @ part)
     return statistic, float(chi2.sf(statistic, len(names) - 1))
@@ -236,7 +237,7 @@ def bootstrap_c_index(
     seed: int = 0,
     tied_tol: float = 1e-8,
 ) -> Interval:
-    """The percentile interval of the c-index when the *patients* are drawn anew, with all their rows each time.
+    """Percentile interval of the c-index, resampled by *patient* with all rows of the patient.
 
     NaN bounds where no resample has a comparable pair.
     """
@@ -257,12 +258,12 @@ def bootstrap_c_index(
             right += (weights[:, rows] @ (comparable * score) * weights).sum(1)
             pairs += (weights[:, rows] @ comparable.astype(np.float64) * weights).sum(1)
         values.append(right[pairs > 0] / pairs[pairs > 0])
-    found = np.concatenate([np.zeros(0), *values])
-    if not len(found):
+    defined = np.concatenate([np.zeros(0), *values])
+    if not len(defined):
         return Interval(math.nan, math.nan, 0)
     tail = (1 - level) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
-    return Interval(float(low), float(high), len(found))
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return Interval(float(low), float(high), len(defined))
 
 
 def checked_times(months: ArrayLike, event: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
@@ -271,7 +272,7 @@ def checked_times(months: ArrayLike, event: ArrayLike) -> tuple[Floats, NDArray[
     assert t.ndim == 1
     assert happened.shape == t.shape, f"{len(t)} times, {happened.shape} events"
     if (bad := np.flatnonzero(~(np.isfinite(t) & (t >= 0)))).size:
-        raise InputError(f"survival time {t[bad[0]]} in row {bad[0] + 1}: a number of months, at least 0, is needed")
+        raise InputError(f"survival time {t[bad[0]]} in row {bad[0] + 1}: expected a number of months, at least 0")
     if not np.isin(happened, (0, 1)).all():
         raise InputError("event must be 1 (happened) or 0 (censored)")
     return t, happened.astype(bool)
@@ -285,15 +286,15 @@ def _checked(months: ArrayLike, event: ArrayLike, risk: ArrayLike) -> tuple[Floa
     return t, happened, r
 
 
-def _higher(ours: Floats, theirs: Floats, tied_tol: float) -> Floats:
-    """1 where our risk is higher, ½ where the two tie, else 0."""
-    return np.where(np.abs(ours - theirs) <= tied_tol, 0.5, ours > theirs)
+def _higher(risk: Floats, other: Floats, tied_tol: float) -> Floats:
+    """1 where `risk` is higher than `other`, ½ where the two tie, else 0."""
+    return np.where(np.abs(risk - other) <= tied_tol, 0.5, risk > other)
 
 
 def _pairs(
     t: Floats, happened: NDArray[np.bool_], r: Floats, tied_tol: float
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_], Floats]]:
-    """(event rows (b,), whom each is comparable with (b, N), `_higher` (b, N)), a block of events at a time."""
+    """Yields event rows (b,), comparable rows (b, N) and `_higher` (b, N), a block of events at a time."""
     rows = np.flatnonzero(happened)
     block = max(1, _PAIRS_AT_ONCE // max(1, len(t)))
     for start in range(0, len(rows), block):
@@ -303,7 +304,7 @@ def _pairs(
 
 
 def _weighted_c_index(t: Floats, happened: NDArray[np.bool_], r: Floats, weights: Floats, tied_tol: float) -> float:
-    """The c-index whose pairs count as much as their event's row says."""
+    """c-index with pairs weighted by the row of their event."""
     right = pairs = 0.0
     for rows, comparable, score in _pairs(t, happened, r, tied_tol):
         right += float(weights[rows] @ (comparable * score).sum(1))
@@ -314,7 +315,7 @@ def _weighted_c_index(t: Floats, happened: NDArray[np.bool_], r: Floats, weights
 def _counts(
     t: Floats, happened: NDArray[np.bool_]
 ) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct times, and at each: who is at risk just before it, events, ends of follow-up."""
+    """Distinct times, and at each: patients at risk just before it, events, ends of follow-up."""
     times, which = np.unique(t, return_inverse=True)
     events = np.bincount(which[happened], minlength=len(times))
     ended = np.bincount(which[~happened], minlength=len(times))
@@ -323,7 +324,7 @@ def _counts(
 
 
 class _Censoring:
-    """G(months): the share not yet censored, from the training rows; NaN after their last time."""
+    """G(months): fraction not yet censored, from the training rows; NaN after their last time."""
 
     def __init__(self, months: ArrayLike, event: ArrayLike) -> None:
         self.times, at_risk, events, ended = _counts(*checked_times(months, event))
@@ -335,5 +336,5 @@ class _Censoring:
 
 
 def _step(times: Floats, values: Floats, months: ArrayLike) -> Floats:
-    """The step function that is 1 before the first time and `values[k]` from `times[k]` on."""
+    """Step function: 1 before the first time, `values[k]` from `times[k]`."""
     return np.append(1.0, values)[np.searchsorted(times, np.asarray(months, dtype=np.float64), side="right")]

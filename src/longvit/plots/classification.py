@@ -1,6 +1,6 @@
-"""The pictures of one run (loss, ROC) and of predictions or folds from anywhere: confusion, calibration, dots, losses.
+"""Classification plots: loss, ROC, confusion, calibration, and the metrics and losses of folds.
 
-Each is written as PNG and, beside it, as SVG. Curves with a fold band: `curves`; Kaplan-Meier: `survival_pictures`.
+Each is written as PNG and as SVG. Curves with a band over folds are in `curves`, Kaplan-Meier in `survival`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from longvit.metrics.classification import Interval
 
 
-# A confusion of very many classes is colours alone, on a sheet that memory holds.
-_WIDEST_IN, _MOST_IN_WORDS = 24.0, 40
+# A confusion matrix of many classes has colours without numbers, on a sheet that fits into memory.
+_MAX_SIDE_IN, _MAX_NUMBERED_CLASSES = 24.0, 40
 
 
 class LabelledProbabilities(Protocol):
-    """What a ROC curve is drawn from."""
+    """Labels and class probabilities, as a ROC curve needs them."""
 
     @property
     def labels(self) -> np.ndarray:
-        """True class, int (N,)."""
+        """Labels, int (N,)."""
 
     @property
     def probabilities(self) -> np.ndarray:
-        """(N, C); a row sums to 1."""
+        """Class probabilities (N, C); a row sums to 1."""
 
 
 @safe_plot
@@ -46,9 +46,9 @@ def loss_plot(
     *,
     loss_name: str = "cross-entropy",
 ) -> None:
-    """Training loss per step, its mean over each epoch, and the loss on val and test after each epoch; from 0 on.
+    """Loss plot: training loss per step, its mean over each epoch, and the loss on val and test after each epoch.
 
-    A loss that goes below 0 (Cox's can, with the mean left out) gets an axis of its own range.
+    The axis starts at 0, except for a loss with negative values (Cox's, with the mean left out).
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -56,12 +56,12 @@ def loss_plot(
     steps = len(history["loss"])
     x = np.arange(1, steps + 1) * (len(epochs) / steps)
     axes.plot(x, history["loss"], color=GREY, alpha=0.35, linewidth=0.8, label="training, each step")
-    at = np.arange(1, len(epochs) + 1)
+    epoch = np.arange(1, len(epochs) + 1)
     lines = [("train_loss", "training, mean of the epoch"), ("val_loss", "validation"), ("test_loss", "test")]
     for (key, label), shade in zip(lines, COLOURS, strict=False):
         values = np.array([row.get(key, math.nan) for row in epochs], dtype=float)
         if np.isfinite(values).any():
-            axes.plot(at, values, marker="o", markersize=3.5, color=shade, label=label)
+            axes.plot(epoch, values, marker="o", markersize=3.5, color=shade, label=label)
     top = np.nanquantile(history["loss"], 0.98) * 1.15
     shown = [row.get(key, math.nan) for row in epochs for key, _ in lines]
     axes.set(xlabel="epoch", ylabel=loss_name, xlim=(0, len(epochs) + 0.2))
@@ -76,16 +76,16 @@ def loss_plot(
 def fold_losses_plot(
     losses: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, *, loss_name: str = "loss"
 ) -> None:
-    """The loss after each epoch: each fold thin, the mean over the folds thick, one colour each for train, val, test.
+    """Loss after each epoch: folds as thin lines, their mean as a thick line, one colour each for train, val, test.
 
-    `losses`: fold -> `train_loss`, `val_loss`, `test_loss` -> a value per epoch; what is absent or NaN is left out.
+    `losses`: fold -> `train_loss`, `val_loss`, `test_loss` -> a value per epoch; absent or NaN values are not drawn.
     """
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = blank(5.2, 3.9)
     lines = {"train_loss": "training, mean of the epoch", "val_loss": "validation", "test_loss": "test"}
     for i, (key, label) in enumerate(lines.items()):
-        folds = [np.asarray(of[key], dtype=float) for of in losses.values() if key in of]
+        folds = [np.asarray(fold[key], dtype=float) for fold in losses.values() if key in fold]
         folds = [values for values in folds if np.isfinite(values).any()]
         if not folds:
             continue
@@ -114,8 +114,8 @@ def roc_plot(
 ) -> None:
     """ROC curves, one panel per split (`val`, `test`) that has slides of at least two classes.
 
-    Two classes: the curve of the second one. More: one curve per class against the rest. `intervals`: the 95 %
-    interval of a split's AUC; `controls`: name -> AUC on the last panel's split, written as a footnote.
+    Two classes: the curve of the second one. More: one curve per class against the rest. `intervals`: split -> 95 %
+    interval of its AUC. `controls`: name -> AUC on the split of the last panel, written as a footnote.
     """
     panels = [split for split in predictions if _drawable(predictions[split])]
     figure, row = blank(4.0 * max(1, len(panels)), 4.3, columns=max(1, len(panels)))
@@ -155,18 +155,18 @@ def _roc_panel(
 def confusion_plot(
     labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], path: str | Path, *, title: str = ""
 ) -> None:
-    """How many slides of each class (row) were taken for which (column), and the share of the row.
+    """Confusion matrix: slides of each label (row) by predicted class (column), with row percentages.
 
-    `labels` int (N,), `probabilities` (N, C); several folds laid one after another count each slide as often as it was
-    predicted. Of more than 40 classes the colours alone.
+    `labels` int (N,), `probabilities` (N, C). Concatenated folds count a slide once per prediction. More than 40
+    classes are drawn without numbers.
     """
     table = confusion(labels, probabilities)
     share = table / np.maximum(table.sum(1, keepdims=True), 1)
     classes = [short_name(name) for name in classes]
-    side = min(2.6 + 0.75 * len(classes), _WIDEST_IN)
+    side = min(2.6 + 0.75 * len(classes), _MAX_SIDE_IN)
     figure, axes = blank(side, side - 0.4)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for i, j in np.ndindex(*table.shape) if len(classes) <= _MOST_IN_WORDS else ():
+    for i, j in np.ndindex(*table.shape) if len(classes) <= _MAX_NUMBERED_CLASSES else ():
         text = f"{table[i, j]}\n{share[i, j]:.0%}" if table[i].sum() else "0"
         axes.text(j, i, text, ha="center", va="center", color="white" if share[i, j] > 0.55 else "#1c2430")
     axes.set_xticks(range(len(classes)), classes, rotation=30 if max(map(len, classes)) > 9 else 0)
@@ -181,28 +181,27 @@ def confusion_plot(
 def reliability_plot(
     labels: np.ndarray, probabilities: np.ndarray, path: str | Path, *, bins: int = BINS, title: str = ""
 ) -> None:
-    """How often the prediction is right against how sure the model says it is, and how many slides are how sure.
+    """Reliability diagram: accuracy against the probability of the predicted class, and a histogram of the slides.
 
-    Each bin of slides is a dot at its mean probability, its area grows with the slides; the line to the diagonal is
-    the bin's calibration error. `labels` int (N,), `probabilities` (N, C).
+    Each bin is a dot at its mean probability, with an area that grows with its slides. The line to the diagonal is the
+    calibration error of the bin. `labels` int (N,), `probabilities` (N, C).
     """
-    found = reliability(labels, probabilities, bins)
+    diagram = reliability(labels, probabilities, bins)
     figure, (axes, below) = blank(4.6, 5.0, rows=2, heights=(4, 1))
-    filled = found.counts > 0
-    sure, right, counts = found.confidence[filled], found.accuracy[filled], found.counts[filled]
+    filled = diagram.counts > 0
+    confidence, accuracy, counts = diagram.confidence[filled], diagram.accuracy[filled], diagram.counts[filled]
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
-    axes.vlines(sure, np.minimum(sure, right), np.maximum(sure, right), color=COLOURS[1], linewidth=1.2, alpha=0.7)
-    axes.plot(sure, right, color=COLOURS[0], linewidth=1.2)
+    low, high = np.minimum(confidence, accuracy), np.maximum(confidence, accuracy)
+    axes.vlines(confidence, low, high, color=COLOURS[1], linewidth=1.2, alpha=0.7)
+    axes.plot(confidence, accuracy, color=COLOURS[0], linewidth=1.2)
     area = 20 + 180 * counts / max(1, counts.max(initial=0))
-    axes.scatter(sure, right, s=area, color=COLOURS[0], alpha=0.85, linewidth=0, zorder=3, clip_on=False)
+    axes.scatter(confidence, accuracy, s=area, color=COLOURS[0], alpha=0.85, linewidth=0, zorder=3, clip_on=False)
     if len(counts):
-        axes.text(0.02, 0.97, f"ECE {found.ece:.3f}", transform=axes.transAxes, va="top")
-    axes.set(
-        ylim=(0, 1.02), xlim=(1 / np.shape(probabilities)[1] - 0.03, 1.0), ylabel="share that is right", title=title
-    )
+        axes.text(0.02, 0.97, f"ECE {diagram.ece:.3f}", transform=axes.transAxes, va="top")
+    axes.set(ylim=(0, 1.02), xlim=(1 / np.shape(probabilities)[1] - 0.03, 1.0), ylabel="accuracy", title=title)
     axes.tick_params(labelbottom=False)
     below.bar(
-        found.edges[:-1], found.counts, width=1 / bins, align="edge", color=GREY, edgecolor="white", linewidth=0.5
+        diagram.edges[:-1], diagram.counts, width=1 / bins, align="edge", color=GREY, edgecolor="white", linewidth=0.5
     )
     below.set(xlabel="probability of the predicted class", ylabel="slides")
     save(figure, path)
@@ -218,10 +217,10 @@ def fold_dots_plot(
     ddof: int = 1,
     chance: float | None = 0.5,
 ) -> None:
-    """One figure fold by fold: a row of dots for the model (first) and each control, and a published mean ± SD.
+    """Dot plot of one metric over folds: a row for the model (first) and each control, and a published mean ± SD.
 
-    `rows`: name -> the value of each fold (NaN where it has none). The bar is the mean, the line mean ± SD (`ddof`).
-    `published`: its name, mean and SD.
+    `rows`: name -> value of each fold, NaN where undefined. The bar is the mean, the line mean ± SD (`ddof`).
+    `published`: name, mean and SD.
     """
     names = [short_name(name, 48) for name in (*rows, *([published[0]] if published else []))]
     figure, axes = blank(5.2, 1.1 + 0.48 * len(names))
@@ -231,7 +230,7 @@ def fold_dots_plot(
         shade = COLOURS[0] if y == 0 else GREY
         x = np.asarray(values, dtype=np.float64)
         x = x[np.isfinite(x)]
-        # dots of equal height would hide each other: they alternate around the row's line
+        # dots of equal height would overlap: they alternate around the line of the row
         axes.scatter(x, y + 0.12 * (np.arange(len(x)) % 3 - 1), s=22, color=shade, alpha=0.6, linewidth=0, zorder=3)
         if len(x):
             _mean_and_spread(axes, y, x.mean(), x.std(ddof=ddof) if len(x) > ddof else 0.0, shade)

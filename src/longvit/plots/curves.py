@@ -1,8 +1,8 @@
-"""ROC and precision-recall curves of one or more folds: each fold thin, their mean thick, ± its SD as a band.
+"""ROC and precision-recall curves over folds: folds as thin lines, their mean as a thick line, ± SD as a band.
 
-The mean is over the curves' heights at fixed places (1 − specificity, recall), as scikit-learn's example of ROC with
-cross-validation has it. Between two thresholds a ROC curve is a straight line; a precision-recall curve is not (Davis
-and Goadrich 2006): it is a staircase, which makes the area under the mean curve the mean of the average precisions.
+The mean is taken over the curves' heights on a fixed grid (1 − specificity, recall), as in scikit-learn's example of
+ROC with cross-validation. Between two thresholds a ROC curve is a straight line. A precision-recall curve is a
+staircase (Davis and Goadrich 2006), so that the area under the mean curve is the mean of the average precisions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Fold = tuple[np.ndarray, np.ndarray]
-"""Labels, int (N,), and class probabilities, (N, C)."""
+"""Labels of a fold, int (N,), and its class probabilities, (N, C)."""
 
 _GRID = np.linspace(0, 1, 501)
 
@@ -34,9 +34,9 @@ def roc_curves_plot(
     interval: Interval | None = None,
     title: str = "",
 ) -> None:
-    """ROC: one curve for the second of two classes, one for each of more, against the rest.
+    """ROC curves: of the second of two classes, or of each of more classes against the rest.
 
-    `folds`: name -> labels and probabilities; one fold gives a plain curve. `interval`: that of the AUC, two classes.
+    `folds`: name -> labels and probabilities; one fold gives a plain curve. `interval`: of the AUC, for two classes.
     """
     figure, axes = blank(4.6, 4.7)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
@@ -54,7 +54,7 @@ def pr_curves_plot(
     interval: Interval | None = None,
     title: str = "",
 ) -> None:
-    """Precision against recall, as `roc_curves_picture`; dotted: the share of the class, which guessing gives."""
+    """Precision-recall curves, as `roc_curves_plot`; dotted: prevalence of the class, the level of chance."""
     figure, axes = blank(4.6, 4.7)
     labels = np.concatenate([np.zeros(0, np.int64), *(labels for labels, _ in folds.values())])
     for i, c in enumerate(_shown(classes)):
@@ -66,7 +66,7 @@ def pr_curves_plot(
 
 
 def roc_heights(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Sensitivity at each place of a grid of 1 − specificity, 0 … 1 in 500 steps; bool (N,) and float (N,)."""
+    """Sensitivity on a grid of 1 − specificity, 0 … 1 in 500 steps, from bool (N,) and float (N,)."""
     from sklearn.metrics import roc_curve
 
     false_positive, true_positive, _ = roc_curve(positive, score, drop_intermediate=False)
@@ -76,11 +76,11 @@ def roc_heights(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
 
 
 def pr_heights(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Precision at each place of a grid of recall, 0 … 1: that of the first threshold that reaches the recall."""
+    """Precision on a grid of recall, 0 … 1: that of the first threshold that reaches the recall."""
     from sklearn.metrics import precision_recall_curve
 
     precision, recall, _ = precision_recall_curve(positive, score)
-    precision, recall = precision[:-1][::-1], recall[:-1][::-1]  # best score first, without the made-up last point
+    precision, recall = precision[:-1][::-1], recall[:-1][::-1]  # best score first, without the artificial last point
     first = np.searchsorted(recall, _GRID - 1e-12, side="left")
     first[0] = 0
     return precision[first]
@@ -107,8 +107,8 @@ def _curves(
         if not heights:
             continue
         drawn = True
-        for one in heights if len(heights) > 1 else []:
-            axes.plot(_GRID, one, color=colour(i), linewidth=0.6, alpha=0.35 if len(classes) == 2 else 0.18)
+        for fold in heights if len(heights) > 1 else []:
+            axes.plot(_GRID, fold, color=colour(i), linewidth=0.6, alpha=0.35 if len(classes) == 2 else 0.18)
         mean, spread = np.mean(heights, 0), np.std(heights, 0, ddof=len(heights) > 1)
         words = f"{legend_name(classes[c])}: {area} {np.mean(areas):.2f}"
         if len(heights) > 1:

@@ -1,4 +1,4 @@
-"""How all pictures of results look, and how they are saved: a PNG and an SVG beside each other, without a display."""
+"""Style of all plots of results, and their files: a PNG and an SVG each, without a display."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colour-blind safe (Okabe-Ito); grey is kept for what is no result: chance, controls.
+# Colour-blind safe (Okabe-Ito); grey is reserved for chance and controls.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#777777"
 
 safe_plot = plot(".png", ".svg")
-"""For functions that draw into `path` with `save`."""
+"""Decorator of functions that draw into `path` with `save`."""
 
 
 def colour(i: int) -> str:
-    """That of the i-th thing shown; they come again after six."""
+    """Colour of the i-th series; colours repeat after six."""
     return COLOURS[i % len(COLOURS)]
 
 
 def blank(
     width_in: float, height_in: float, *, rows: int = 1, columns: int = 1, heights: Sequence[float] | None = None
 ) -> tuple[Figure, Any]:
-    """A figure with panels, in the style of all others."""
+    """Empty matplotlib figure with panels in the common style."""
     figure = new_figure(width_in, height_in, dpi=150)
     panels = figure.subplots(rows, columns, height_ratios=heights, sharex=rows > 1)
     for axes in np.atleast_1d(panels).flat:
@@ -39,20 +39,20 @@ def blank(
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes `path` as PNG and, beside it, the same as SVG (letters as outlines: it looks the same everywhere).
+    """Writes a plot as PNG and as SVG (letters as outlines, independent of installed fonts).
 
-    The same figure gives the same bytes.
+    The same plot gives the same bytes.
     """
     for suffix in (".png", ".svg"):
         write_figure(figure, Path(path).with_suffix(suffix))
 
 
 def legend_name(name: str) -> str:
-    """A user's name at the head of a legend's entry, which matplotlib leaves out where it begins with an underscore."""
+    """Name at the start of a legend entry; matplotlib omits entries that begin with an underscore."""
     return f" {short_name(name)}" if name.startswith("_") else short_name(name)
 
 
 def write_note(axes: Axes, words: str) -> None:
-    """Words in place of a picture that cannot be drawn."""
+    """Text in place of a plot that has no data."""
     axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes, color=GREY)
     axes.set_axis_off()

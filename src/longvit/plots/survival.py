@@ -1,4 +1,4 @@
-"""Kaplan-Meier curves of two risk groups, with what a reader needs to judge them: bands, censoring, numbers at risk."""
+"""Kaplan-Meier plot of risk groups with confidence bands, censoring ticks and numbers at risk."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ GROUPS = ("lower risk", "higher risk")
 
 
 def risk_halves(fold: Sequence[str], patient: Sequence[str], risk: np.ndarray) -> np.ndarray:
-    """Which of the rows belong to the half with the higher risk, bool (N,).
+    """Mask of the rows in the higher half of risk, bool (N,).
 
     A patient's risk in a fold is the mean over its rows. Risks of two folds come from two models and cannot be
-    compared: it counts as its rank among the patients of the fold, and a patient in several folds has the mean rank.
-    All rows of a patient fall into one half. Where all risks of a fold are equal, none is higher.
+    compared, so a patient counts by its rank within the fold, and by its mean rank over several folds. All rows of a
+    patient are in one half. Where all risks of a fold are equal, none is higher.
     """
     from scipy.stats import rankdata
 
-    names, of = np.unique(np.asarray(patient), return_inverse=True)
+    names, patient_of = np.unique(np.asarray(patient), return_inverse=True)
     folds, risk = np.asarray(fold), np.asarray(risk, dtype=np.float64)
     ranks, times = np.zeros(len(names)), np.zeros(len(names))
     for name in np.unique(folds):
-        here = folds == name
-        rows = np.bincount(of[here], minlength=len(names))
-        there = np.flatnonzero(rows)
-        mean = np.bincount(of[here], risk[here], minlength=len(names))[there] / rows[there]
-        ranks[there] += (rankdata(mean) - 0.5) / len(there)
-        times[there] += 1
-    return (ranks / times)[of] > 0.5 + 1e-9
+        in_fold = folds == name
+        rows = np.bincount(patient_of[in_fold], minlength=len(names))
+        patients = np.flatnonzero(rows)
+        sums = np.bincount(patient_of[in_fold], risk[in_fold], minlength=len(names))
+        mean = sums[patients] / rows[patients]
+        ranks[patients] += (rankdata(mean) - 0.5) / len(patients)
+        times[patients] += 1
+    return (ranks / times)[patient_of] > 0.5 + 1e-9
 
 
 @safe_plot
@@ -49,10 +50,10 @@ def kaplan_meier_plot(
     names: Sequence[str] = GROUPS,
     title: str = "",
 ) -> None:
-    """Survival of the patients of each group with its 95 % band, a tick per censored patient, the log-rank p.
+    """Kaplan-Meier curves of the groups with 95 % bands, a tick per censored patient and the log-rank p.
 
-    One row per patient: `months` (N,) from 0 on, `event` 1 = it happened, 0 = censored, `group` an index into `names`.
-    Under the axis: how many were still followed, without the event, just before that month.
+    One row per patient: `months` (N,) ≥ 0, `event` 1 = happened, 0 = censored, `group` an index into `names`. Under
+    the axis: number of patients at risk just before that month.
     """
     from longvit.metrics.survival import log_rank
 
@@ -67,8 +68,8 @@ def kaplan_meier_plot(
         return
     for g in present:
         _curve(axes, months[group == g], event[group == g], g, names[g])
-    words = "all risks are equal: one group" if len(present) == 1 else p_words(float(log_rank(months, event, group)[1]))
-    axes.text(0.98, 0.97, words, transform=axes.transAxes, ha="right", va="top", fontsize=9)
+    note = "all risks are equal: one group" if len(present) == 1 else p_words(float(log_rank(months, event, group)[1]))
+    axes.text(0.98, 0.97, note, transform=axes.transAxes, ha="right", va="top", fontsize=9)
     axes.set(ylim=(0, 1.02), xlim=(0, months.max() * 1.02 or 1), ylabel="survival", title=title)
     axes.legend(frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(-0.02, 1.0))  # above: off the curves
     _numbers_at_risk(axes, below, months, group, present, names)
@@ -76,7 +77,7 @@ def kaplan_meier_plot(
 
 
 def p_words(p: float) -> str:
-    """`log-rank p = 0.012`; below 0.001 only that."""
+    """Log-rank p as text: `log-rank p = 0.012`, or `log-rank p < 0.001`."""
     if math.isnan(p):
         return "log-rank p not defined"
     return "log-rank p < 0.001" if p < 0.001 else f"log-rank p = {p:.3f}" if p < 0.1 else f"log-rank p = {p:.2f}"
@@ -94,14 +95,14 @@ def _curve(axes: Axes, months: np.ndarray, event: np.ndarray, g: int, name: str)
     axes.fill_between(times, low, high, step="post", color=colour(g), alpha=0.15, linewidth=0)
     axes.step(times, alive, where="post", color=colour(g), linewidth=1.8, label=label)
     censored = np.sort(months[~event])
-    at = alive[np.searchsorted(times[:-1], censored, side="right") - 1]
-    axes.plot(censored, at, linestyle="", marker="|", markersize=6, markeredgewidth=0.9, color=colour(g))
+    heights = alive[np.searchsorted(times[:-1], censored, side="right") - 1]
+    axes.plot(censored, heights, linestyle="", marker="|", markersize=6, markeredgewidth=0.9, color=colour(g))
 
 
 def _numbers_at_risk(
     axes: Axes, below: Axes, months: np.ndarray, group: np.ndarray, present: Sequence[int], names: Sequence[str]
 ) -> None:
-    """The rows stand in the order of the groups under the axis' own ticks."""
+    """Writes the numbers at risk under the ticks of the axis, a row per group."""
     from matplotlib.ticker import MaxNLocator
 
     ticks = [t for t in MaxNLocator(nbins=6, steps=[1, 2, 3, 6, 10]).tick_values(0, months.max()) if t <= months.max()]

@@ -1,1 +1,1 @@
-"""DINO pretraining from slides: the run from settings to files, and what shows that it learns."""
+"""DINO pretraining from slides: the run from settings to files, probes and collapse alarms."""

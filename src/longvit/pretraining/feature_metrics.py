@@ -1,14 +1,14 @@
-"""What frozen features are worth, as numbers: k-NN and a linear probe on labelled regions, rank and spread on any.
+"""Metrics of frozen features: k-NN and linear probe on labelled regions, rank and spread on any regions.
 
 k-NN (Wu et al. 2018, as in DINO's `eval_knn.py`): the k regions of largest cosine s to a region vote for their class
-with weight exp(s / T). Linear probe: a logistic regression on standardised features. In both no region is judged by
-another one of its own group (slide, patient), which would be recognised by its stain: DINO's code has a training set
-for that, here neighbours of the same group are passed over, and folds are disjoint by group.
+with weight exp(s / T). Linear probe: a logistic regression on standardised features. Both exclude regions of the same
+group (slide, patient), which stain alone would identify. DINO's code has a separate training set; here neighbours of
+the same group are skipped, and folds are disjoint by group.
 
     RankMe = exp(−Σ p_k log p_k),   p_k = σ_k / Σ σ + 1e-7      (Garrido et al. 2023, arXiv 2210.02885)
 
-σ: the singular values of the features as they are, without a mean taken off. It is at most min(n, D), and a common
-direction that all features share pulls it towards 1, so it is compared with itself over a run, not between networks.
+σ: singular values of the features, not centred. RankMe is at most min(n, D). A direction common to all features pulls
+it towards 1, so it is comparable over a run, not between networks.
 
 n regions, D features, C classes.
 """
@@ -28,8 +28,8 @@ from longvit.metrics.classification import classification_metrics
 K = 20
 TEMPERATURE = 0.07
 FOLDS = 5
-# Strengths that the inner folds choose from. On standardised features the loss is flat around its best one, and
-# weaker regularisation than 1 separates a few hundred regions of some hundred features by heart.
+# Strengths tried by the inner folds. On standardised features the loss is flat around the optimum. Regularisation
+# weaker than 1 overfits a few hundred regions of some hundred features.
 _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _INNER_FOLDS = 3
 _EPSILON = 1e-7
@@ -38,29 +38,29 @@ _ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How well the classes are recognised, each region by regions of other groups."""
+    """Result of a probe; each region is classified by regions of other groups."""
 
     accuracy: float
     balanced: float
-    """Mean over the classes of the share that is recognised; guessing gives 1 / C."""
+    """Mean recall over the classes; chance is 1 / C."""
     auc: float
     """`longvit.metrics.classification.auc`."""
     probabilities: NDArray[np.float64]
-    """(n, C); a row sums to 1. With `longvit.metrics.classification.bootstrap` and the groups they give intervals."""
+    """(n, C); a row sums to 1. `longvit.metrics.classification.bootstrap` with the groups gives intervals."""
 
     @property
     def predictions(self) -> NDArray[np.int64]:
-        """int64 (n,)."""
+        """Predicted classes, int64 (n,)."""
         return self.probabilities.argmax(1)
 
 
 def knn_probe(
     features: ArrayLike, labels: ArrayLike, groups: Sequence[str], *, k: int = K, temperature: float = TEMPERATURE
 ) -> ProbeResult:
-    """DINO's weighted k-NN, leaving out the region's own group.
+    """DINO's weighted k-NN without the region's own group.
 
     `features` (n, D) of any length, `labels` int (n,) in 0 … C − 1, `groups` n names, two different ones at least.
-    A region whose other groups hold fewer than k regions is judged by those that there are.
+    Where the other groups have fewer than k regions, all of them vote.
     """
     x, y, group = _checked(features, labels, groups)
     x = unit_rows(x)
@@ -79,9 +79,9 @@ def knn_probe(
 def linear_probe(
     features: ArrayLike, labels: ArrayLike, groups: Sequence[str], *, folds: int = FOLDS, seed: int = 0
 ) -> ProbeResult:
-    """A logistic regression on standardised features, every class of the same weight; folds are disjoint by group.
+    """Linear probe: logistic regression on standardised features with balanced classes, cross-validated by group.
 
-    Each region is judged in the fold that left its group out; the strength of the regularisation is chosen inside the
+    Each region is classified in the fold that holds its group out. The regularisation strength is selected within the
     training part, by folds disjoint by group again. With fewer groups than `folds`, a fold per group.
     """
     from sklearn.model_selection import StratifiedGroupKFold
@@ -109,17 +109,17 @@ def rankme(features: ArrayLike) -> float:
 
 
 def feature_std(features: ArrayLike) -> float:
-    """Spread of the directions of (n, D), 0: all the same, about 1: spread over the whole sphere.
+    """Spread of the directions of (n, D): 0 where all are the same, about 1 where they cover the sphere.
 
-    The standard deviation over the regions of every coordinate of the unit vectors, their mean, times √D (Chen and He
-    2021, arXiv 2011.10566, figure 2).
+    Standard deviation over the regions of each coordinate of the unit vectors, averaged, times √D (Chen and He 2021,
+    arXiv 2011.10566, figure 2).
     """
     x = unit_rows(np.asarray(features, dtype=np.float64))
     return float(x.std(0).mean() * math.sqrt(x.shape[1]))
 
 
 def unit_rows(features: ArrayLike) -> NDArray[np.float64]:
-    """(n, D) with rows of length 1; a row of zeros stays."""
+    """Features (n, D) with rows of length 1; a row of zeros is unchanged."""
     x = np.asarray(features, dtype=np.float64)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(length > 0, length, 1)
@@ -133,10 +133,10 @@ def _fit(x: NDArray[np.float64], y: NDArray[np.int64], group: NDArray[np.int64],
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, class_weight="balanced"))
-    of_class = [len(np.unique(group[y == c])) for c in np.unique(y)]  # groups
-    inner = min(_INNER_FOLDS, *of_class)
+    groups_per_class = [len(np.unique(group[y == c])) for c in np.unique(y)]
+    inner = min(_INNER_FOLDS, *groups_per_class)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest strength, which is then not the best one
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest strength, which is then not selected
         if inner < 2:  # a class of one group cannot be split: the middle strength
             return model.set_params(logisticregression__C=_STRENGTHS[len(_STRENGTHS) // 2]).fit(x, y)
         search = GridSearchCV(
@@ -149,8 +149,8 @@ def _fit(x: NDArray[np.float64], y: NDArray[np.int64], group: NDArray[np.int64],
 
 
 def _result(y: NDArray[np.int64], probabilities: NDArray[np.float64]) -> ProbeResult:
-    found = classification_metrics(y, probabilities)
-    return ProbeResult(found["accuracy"], found["balanced_accuracy"], found["auc"], probabilities)
+    metrics = classification_metrics(y, probabilities)
+    return ProbeResult(metrics["accuracy"], metrics["balanced_accuracy"], metrics["auc"], probabilities)
 
 
 def _checked(

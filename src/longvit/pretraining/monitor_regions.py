@@ -1,4 +1,4 @@
-"""Regions, unchanged, whose embeddings are looked at while a pretraining goes on."""
+"""Monitor regions: a fixed set of regions whose embeddings are evaluated during pretraining."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from longvit.errors import InputError
 from longvit.pretraining.regions.regions import Regions
 
-# A stream of random numbers of its own; those of the batches' order and of the crops are others.
+# Separate random stream, independent of the order of batches and of the crops.
 _MONITORED = 2
 
 
 @dataclass(frozen=True)
 class MonitorRegions:
-    """Regions, unchanged, whose embeddings are looked at."""
+    """Fixed regions, without augmentation, whose embeddings are evaluated."""
 
     pixels: Sequence[NDArray[np.uint8]]
     """(S, S, 3) each."""
@@ -26,8 +26,10 @@ class MonitorRegions:
 
 
 def read_monitor_regions(regions: Regions, n: int, side_px: int) -> MonitorRegions:
-    """`n` regions (all of them where there are fewer), the same ones at every call, spread over the slides; one that
-    cannot be read gives its place to the next."""
+    """Reads `n` regions (or all where there are fewer), the same ones at every call, from all slides.
+
+    A region that cannot be read is replaced by the next one.
+    """
     from PIL import Image
 
     from longvit.pretraining.regions.region_reader import RegionReader, RegionUnreadableError

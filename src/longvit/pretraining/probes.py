@@ -1,10 +1,10 @@
-"""Labelled regions beside a pretraining that sees no labels: does what it learns tell them apart?
+"""Probes of a pretraining run: metrics of the embeddings of labelled regions.
 
-After every epoch the teacher's backbone, as it stands, embeds the probe's regions and some others, always the same;
-`figures` is what the loop writes down. The same figures of mean colour and of the network before its first step
-(`control_figures`) say what there is to beat: stain and scanner alone often carry a label far.
+After each epoch the teacher's backbone embeds the labelled regions and the monitor regions. The loop records `metrics`.
+`control_metrics` gives the baselines: the same metrics of mean colour and of the untrained network. Stain and scanner
+alone often predict a label well.
 
-n regions, S side in px, D width. Regions are uint8 (n, S, S, 3), in one array or one by one.
+n regions, S side in px, D width. Regions are uint8 (n, S, S, 3), as one array or a sequence.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 Regions = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 MAX_PROBE_PX = 4096
-"""A probe's image is read whole: not longer than this."""
+"""Maximum side of an image of a probe, which is read whole."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Labelled regions, of which pretraining should have seen nothing. Raises `InputError` where they cannot judge.
+    """Labelled regions that pretraining should not contain. Raises `InputError` where they are too few to evaluate.
 
-    Regions of one slide or patient share a group: they are never judged by each other.
+    Regions of one slide or patient share a group and never classify each other.
     """
 
     pixels: NDArray[np.uint8]
@@ -43,11 +43,11 @@ class Probe:
     groups: tuple[str, ...]
     class_names: tuple[str, ...]
     names: tuple[str, ...] = ()
-    """What a reader calls each region; its number where left out."""
+    """Name of each region; default: its number."""
     problems: tuple[Problem, ...] = ()
     """Rows of the table that could not be used."""
     source: str = "the probe"
-    """Where they come from, for messages."""
+    """Source of the regions, for messages."""
 
     def __post_init__(self) -> None:
         n = len(self.pixels)
@@ -60,12 +60,12 @@ class Probe:
                 f"{self.source}: {n} regions of {len(self.class_names)} classes; a probe needs two classes at least"
             )
         for c, name in enumerate(self.class_names):
-            of_class = {group for group, label in zip(self.groups, self.labels, strict=True) if label == c}
-            if len(of_class) < 2:
+            groups = {group for group, label in zip(self.groups, self.labels, strict=True) if label == c}
+            if len(groups) < 2:
                 count = int((self.labels == c).sum())
                 raise InputError(
-                    f"{self.source}: class {name!r} has {count} regions of {len(of_class)} case; a region is never "
-                    "judged by another one of its case, so a class needs two cases at least: add some or leave it out"
+                    f"{self.source}: class {name!r} has {count} regions of {len(groups)} case; regions of one case do "
+                    "not classify each other, so a class needs two cases at least: add cases or remove the class"
                 )
 
     def __len__(self) -> int:
@@ -73,18 +73,18 @@ class Probe:
 
     @property
     def chance(self) -> float:
-        """Balanced accuracy of guessing."""
+        """Balanced accuracy of random guessing."""
         return 1 / len(self.class_names)
 
 
 def read_probe(csv: str | Path, side_px: int) -> Probe:
-    """Labelled regions from a CSV with columns path, label and, where several regions are of one patient or slide,
-    case_id (left out: every region is a case of its own, and the figures are too good where that is not so).
+    """Reads labelled regions from a CSV with columns path, label and case_id.
 
-    A path (relative to the CSV, or absolute) is an image or a slide of at most 4,096 px a side, taken whole: the
-    square in its middle, resized to `side_px`; its resolution is not looked at. A row that cannot be used is one of
-    `Probe.problems`. `InputError`: no such table or columns, no usable row, or too few (see `Probe`), patients or
-    classes that only their spelling tells apart.
+    case_id is needed where several regions are of one patient or slide. Without it every region is a separate case,
+    and metrics are too high where that is not so. A path (relative to the CSV, or absolute) is an image or a slide of
+    at most 4,096 px per side. Its central square is resized to `side_px`; its resolution is ignored. A row that cannot
+    be used is one of `Probe.problems`. `InputError`: no such table or columns, no usable row, or too few (see
+    `Probe`), patients or classes that differ in spelling only.
     """
     from longvit.data.identity import first_places, read_classes, read_id, refuse_clashes
     from longvit.data.table import read_table
@@ -125,7 +125,7 @@ def read_probe(csv: str | Path, side_px: int) -> Probe:
 
 
 def _region(csv: Path, line: int, row: dict[str, str], side_px: int) -> NDArray[np.uint8]:
-    """uint8 (S, S, 3)."""
+    """Reads the region of a row, uint8 (S, S, 3)."""
     from PIL import Image
 
     from longvit.slides.reader import open_slide
@@ -137,8 +137,8 @@ def _region(csv: Path, line: int, row: dict[str, str], side_px: int) -> NDArray[
         width, height = slide.size_px
         if max(width, height) > MAX_PROBE_PX:
             raise InputError(
-                f"{path}: {width} × {height} px; a labelled region is read whole and may have {MAX_PROBE_PX} px a "
-                "side: cut the labelled part out"
+                f"{path}: {width} × {height} px; a labelled region may have {MAX_PROBE_PX} px per side: crop the "
+                "labelled part"
             )
         short = min(width, height)
         pixels = slide.read_region((width - short) // 2, (height - short) // 2, 0, short, short)
@@ -148,10 +148,10 @@ def _region(csv: Path, line: int, row: dict[str, str], side_px: int) -> NDArray[
 
 
 def embed_regions(backbone: LongViT, pixels: Regions, batch_size: int = 16) -> NDArray[np.float32]:
-    """uint8 (n, S, S, 3) → float32 (n, D): the mean of the tokens as the model pools them, of any length.
+    """Embeddings of regions uint8 (n, S, S, 3): the model's pooled tokens, float32 (n, D), not normalised.
 
-    In eval mode, without gradients, in the caller's autocast; the model is left in the mode that it was in. A model
-    over the ranks of a sequence takes its strip of each region, and all ranks of it call.
+    The model runs in eval mode without gradients, under the caller's autocast, and keeps its own mode. A model sharded
+    over ranks takes its strip of each region, and all its ranks must call.
     """
     import torch
 
@@ -161,21 +161,22 @@ def embed_regions(backbone: LongViT, pixels: Regions, batch_size: int = 16) -> N
     first, end = backbone.rows_px(side_px) if isinstance(backbone, ShardedLongViT) else (0, side_px)
     was_training = backbone.training
     backbone.eval()
-    found = []
+    batches = []
     try:
         with torch.no_grad():
             for start in range(0, len(pixels), batch_size):
                 images = np.stack(list(pixels[start : start + batch_size]))[:, first:end]
                 tokens = backbone.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
-                found.append(backbone.forward_head(tokens, pre_logits=True).float().cpu().numpy())
+                batches.append(backbone.forward_head(tokens, pre_logits=True).float().cpu().numpy())
     finally:
         backbone.train(was_training)
-    return np.concatenate(found)
+    return np.concatenate(batches)
 
 
 def colour_features(pixels: Regions) -> NDArray[np.float64]:
-    """(n, 6): mean and standard deviation of red, green, blue of each region, each column standardised over the
-    regions, since the k-NN compares directions."""
+    """Mean and standard deviation of red, green, blue of each region, (n, 6).
+
+    Each column is standardised over the regions, since the k-NN compares directions."""
     rows = []
     for region in pixels:
         x = np.asarray(region).reshape(-1, 3)
@@ -186,7 +187,7 @@ def colour_features(pixels: Regions) -> NDArray[np.float64]:
 
 
 def probe_metrics(features: NDArray[np.floating], probe: Probe) -> dict[str, float]:
-    """`knn`, `knn_balanced`, `linear`, `linear_balanced`, `linear_auc` of the features (n, D) of the probe."""
+    """Metrics of the probe's features (n, D): `knn`, `knn_balanced`, `linear`, `linear_balanced`, `linear_auc`."""
     knn = knn_probe(features, probe.labels, probe.groups)
     linear = linear_probe(features, probe.labels, probe.groups)
     return {
@@ -204,15 +205,15 @@ def metrics(
     monitored: Regions,
     batch_size: int = 16,
 ) -> dict[str, float]:
-    """For the loop's `evaluate`: `rankme` and `feature_std` of `looked_at`, and `probe_figures` of a probe.
+    """Metrics of the training loop: `rankme` and `feature_std` of `monitored`, and `probe_metrics` of a probe.
 
-    `looked_at`: uint8 (n, S, S, 3), the same ones at every call, two at least; rank can be seen up to n.
+    `monitored`: uint8 (n, S, S, 3), the same ones at every call, two at least; RankMe is at most n.
     """
     features = embed_regions(backbone, monitored, batch_size)
-    found = {"rankme": rankme(features), "feature_std": feature_std(features)}
+    values = {"rankme": rankme(features), "feature_std": feature_std(features)}
     if probe is not None:
-        found |= probe_metrics(embed_regions(backbone, probe.pixels, batch_size), probe)
-    return found
+        values |= probe_metrics(embed_regions(backbone, probe.pixels, batch_size), probe)
+    return values
 
 
 def control_metrics(
@@ -221,8 +222,8 @@ def control_metrics(
     monitored: Regions,
     batch_size: int = 16,
 ) -> dict[str, dict[str, float]]:
-    """`random_start` (the network before its first step, `figures`) and `mean_colour` (`probe_figures`)."""
-    found = {"random_start": metrics(untrained, probe, monitored, batch_size)}
+    """Metrics of the controls: `random_start` (the untrained network) and `mean_colour` (of the probe)."""
+    controls = {"random_start": metrics(untrained, probe, monitored, batch_size)}
     if probe is not None:
-        found["mean_colour"] = probe_metrics(colour_features(probe.pixels), probe)
-    return found
+        controls["mean_colour"] = probe_metrics(colour_features(probe.pixels), probe)
+    return controls

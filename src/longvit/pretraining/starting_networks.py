@@ -1,4 +1,4 @@
-"""What student and teacher start from: a named size at random, a model folder, or a checkpoint in DINO's layout."""
+"""Starting networks of student and teacher: a named size at random, a model folder, or a DINO checkpoint."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ if TYPE_CHECKING:
 
 
 def backbone_config(settings: PretrainSettings) -> LongViTConfig:
-    """The backbone's, of a named size or of `settings.weights`."""
+    """Config of the backbone, of a named size or of `settings.weights`."""
     from longvit.model.longvit import SIZES, LongViT
     from longvit.model.pretrained import convert, load_model
 
     if settings.weights is not None:
         loaded = convert(settings.weights) if settings.weights.is_file() else load_model(settings.weights)
         if not isinstance(loaded, LongViT):
-            raise InputError(f"{settings.weights}: a model of tile features; regions of slides need a LongViT")
+            raise InputError(f"{settings.weights}: a model of tile features; pretraining on regions needs a LongViT")
         config = loaded.config
         if config.positions == "per_patch":
-            raise InputError(f"{settings.weights}: one position per patch; crops of several sizes need a grid of them")
+            raise InputError(
+                f"{settings.weights}: one position per patch; crops of several sizes need a grid of positions"
+            )
     elif settings.model not in SIZES:
         raise InputError(f"--model {settings.model}: choose {', '.join(SIZES)}")
     else:
@@ -37,8 +39,7 @@ def backbone_config(settings: PretrainSettings) -> LongViTConfig:
 
 
 def start_from(model: SelfDistillation, weights: Path) -> None:
-    """Student and teacher from a model folder, their heads stay at random; or both, heads and centre from a checkpoint
-    in DINO's layout."""
+    """Loads student and teacher from a model folder (heads stay random), or with heads and centre from a checkpoint."""
     from longvit.dino.dino_checkpoint import load_published
     from longvit.model.pretrained import load_model
 
@@ -46,6 +47,6 @@ def start_from(model: SelfDistillation, weights: Path) -> None:
         load_published(model.networks, weights, loss=model.loss)
         return
     loaded = load_model(weights).state_dict()
-    own = {name: tensor for name, tensor in loaded.items() if not name.startswith("head.")}
+    backbone = {name: tensor for name, tensor in loaded.items() if not name.startswith("head.")}
     for network in (model.networks.student, model.networks.teacher):
-        network.backbone.load_state_dict(own)
+        network.backbone.load_state_dict(backbone)

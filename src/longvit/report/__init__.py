@@ -1,4 +1,4 @@
-"""Runs as one HTML file that stands alone."""
+"""Reports of runs as self-contained HTML files."""
 
 from longvit.report.crossval import crossval_report
 from longvit.report.finetuning import finetune_content, finetune_report

@@ -1,4 +1,4 @@
-"""What figures, controls and splits are called, and how numbers are written, in every report."""
+"""Labels of metrics, controls and splits, and text helpers of all reports."""
 
 from __future__ import annotations
 
@@ -14,49 +14,50 @@ _METRICS = {
     "integrated_brier": "integrated Brier score",
     "time_auc": "AUC over time",
 }
-_OTHER = {
+_CONTROLS_AND_SPLITS = {
     "mean_colour": "control: mean colour",
     "random_encoder": "control: random frozen encoder",
-    "frozen_weights": "control: the starting weights, frozen",
+    "frozen_weights": "control: starting weights, frozen",
     "val": "validation",
 }
 
 CHANCE = {"auc": 0.5, "c_index": 0.5}
-"""What guessing gives, where that is one number."""
+"""Value of each metric under random guessing, where it is one number."""
 
 MEANINGS = {
-    "auc": "AUC: the chance that a slide of the second class gets a higher score than one of the first (with more "
-    "classes: the mean of each class against the rest); 0.5 is guessing.",
-    "c_index": "c-index: of two patients whose order is known, the chance that the earlier event was given the "
-    "higher risk (ties count half); 0.5 is guessing.",
-    "average_precision": "Average precision: the area under the precision-recall curve; guessing gives the share of "
-    "the class.",
-    "balanced_accuracy": "Balanced accuracy: the mean of the classes' shares that were recognised.",
-    "ece": "Calibration error: how far, on average, the stated probability of the predicted class is from the share "
-    "that is right; 0 is best, and few slides make it look larger than it is.",
-    "uno_c_index": "Uno's c-index: the same, weighted so that it does not depend on who was censored when.",
-    "time_auc": "AUC over time: the chance that a patient with the event by a month was given a higher risk than one "
-    "without, averaged over the bins' edges.",
-    "integrated_brier": "Integrated Brier score: the squared error of the predicted survival over time; lower is "
-    "better.",
+    "auc": "AUC: probability that a slide of the second class scores higher than one of the first. With more classes: "
+    "the mean over classes, each against the rest. 0.5 is random guessing.",
+    "c_index": "c-index: over pairs of patients whose order of events is known, the fraction in which the earlier "
+    "event has the higher predicted risk. Ties count half. 0.5 is random guessing.",
+    "average_precision": "Average precision: area under the precision-recall curve. Random guessing gives the "
+    "prevalence of the class.",
+    "balanced_accuracy": "Balanced accuracy: mean recall over the classes.",
+    "ece": "Expected calibration error: mean difference between the predicted probability and the fraction of correct "
+    "predictions. 0 is best; with few slides it is biased upwards.",
+    "uno_c_index": "Uno's c-index: the c-index, weighted so that it does not depend on the censoring times.",
+    "time_auc": "AUC over time: probability that a patient with the event by a given month has a higher predicted "
+    "risk than one without, averaged over the edges of the time bins.",
+    "integrated_brier": "Integrated Brier score: squared error of the predicted survival probability, averaged over "
+    "time. Lower is better.",
 }
+"""Explanation of each metric for the reader of a report."""
 
 
 def metric_label(name: str) -> str:
-    """`c_index` -> c-index."""
+    """Label of a metric: `c_index` -> c-index."""
     return _METRICS.get(name, name.replace("_", " "))
 
 
 def name_words(name: str) -> str:
-    """A control or a split as a reader would call it."""
-    return _OTHER.get(name, name.replace("_", " "))
+    """Label of a control or a split."""
+    return _CONTROLS_AND_SPLITS.get(name, name.replace("_", " "))
 
 
 def counted(n: int, thing: str) -> str:
-    """`1 slide`, `2 slides`."""
+    """Count with its noun: `1 slide`, `2 slides`."""
     return f"{n:,} {thing}{'' if n == 1 else 's'}"
 
 
 def listed(names: Sequence[str], word: str = "and") -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """List in words: `a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"

@@ -1,15 +1,17 @@
-"""A run as one HTML file that stands alone: figures, tables, pictures inside, readable on a phone, opens offline.
+"""HTML page of a report: one self-contained file with metrics, tables and images, readable on a phone and offline.
 
-`Report` says what stands in it, `write_report` lays it out.
+`Report` holds the content, `write_report` renders it.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,37 +24,37 @@ THUMBNAIL_PX = 128
 
 @dataclass(frozen=True)
 class MetricCard:
-    """One number that a reader looks for first."""
+    """Headline number of a report."""
 
     name: str
     value: str
     more: str = ""
-    """What it means or how sure it is, in a few words."""
+    """Short note: meaning, interval or comparison."""
     spread: str = ""
-    """± what."""
+    """Standard deviation, printed after ±."""
 
 
 @dataclass(frozen=True)
 class ReportImage:
-    """An image to be laid inside the file."""
+    """Image that is embedded in the file."""
 
     title: str
     data: bytes
     """PNG, JPEG or SVG."""
     caption: str = ""
     max_px: int = 0
-    """Not wider than this on the page; 0: as wide as its place."""
+    """Maximum width on the page; 0: the full width."""
 
     @property
     def uri(self) -> str:
-        """The image as a data URI."""
+        """Data URI of the image."""
         kind = "png" if self.data[:4] == b"\x89PNG" else "jpeg" if self.data[:2] == b"\xff\xd8" else "svg+xml"
         return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table; `kind` is "strong", "wrong", "other" (not ours) or nothing."""
+    """Row of a table; `kind` is "strong", "wrong", "other" (a published row or a baseline) or empty."""
 
     cells: Sequence[str | ReportImage]
     kind: str = ""
@@ -60,19 +62,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column names; those of `number_columns` (by index) stand flush right."""
+    """Table of a report; the columns of `number_columns` (by index) are right-aligned."""
 
     columns: Sequence[str]
     rows: Sequence[Row]
     number_columns: frozenset[int] = frozenset()
     caption: str = ""
     first_stays: bool = False
-    """The first column stays in sight where the table is wider than the screen."""
+    """The first column stays visible when the table is wider than the screen."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it, in this order: text, points, gallery, tables, pictures."""
+    """Section of a report: a heading, then text, points, gallery, tables and plots in this order."""
 
     title: str
     text: Sequence[str] = ()
@@ -80,27 +82,27 @@ class Section:
     tables: Sequence[Table] = ()
     plots: Sequence[ReportImage] = ()
     gallery: Sequence[ReportImage] = ()
-    """Small pictures in rows, each with its caption below."""
+    """Small images in rows, each with its caption below."""
     side_by_side: bool = False
-    """Pictures in two columns where the screen is wide enough."""
+    """Plots in two columns where the screen is wide enough."""
     folded: str = ""
-    """Where given, the section is folded behind this line."""
+    """Label of the fold that hides the section; empty: not hidden."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What stands in the file."""
+    """Content of a report."""
 
     title: str
     lead: Sequence[str]
     notes: Sequence[str]
-    """What a reader must know before believing a number."""
+    """Caveats, shown before the metrics."""
     cards: Sequence[MetricCard]
     sections: Sequence[Section]
 
 
 def write_report(report: Report, path: str | Path) -> Path:
-    """Writes the HTML file, atomically; everything that came from a user is escaped."""
+    """Writes the HTML file atomically; all text from a user is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -116,7 +118,7 @@ def write_report(report: Report, path: str | Path) -> Path:
 
 
 def thumbnail_of(pixels: np.ndarray, title: str, caption: str = "", side_px: int = THUMBNAIL_PX) -> ReportImage:
-    """uint8 (height, width, 3) as a small JPEG."""
+    """Thumbnail of uint8 pixels (height, width, 3), as JPEG."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
@@ -127,5 +129,14 @@ def thumbnail_of(pixels: np.ndarray, title: str, caption: str = "", side_px: int
 
 
 def number(value: float | None, decimals: int = 2) -> str:
-    """So many decimals, or a dash where the figure is not defined."""
+    """Number with so many decimals, or a dash where it is not defined."""
     return "–" if value is None else f"{value:.{decimals}f}"
+
+
+def settings_table(settings: Mapping[str, Any], caption: str = "") -> Table:
+    """Table of settings, a row each; values other than text are printed as JSON."""
+    rows = [
+        Row([name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)])
+        for name, value in settings.items()
+    ]
+    return Table(("setting", "value"), rows, caption=caption)

@@ -1,6 +1,6 @@
-"""What predictions show: curves, confusion, calibration, Kaplan-Meier; for one run and for a cross-validation.
+"""Report sections drawn from predictions: ROC, precision-recall, confusion, calibration, Kaplan-Meier.
 
-Every picture also lies in a folder, as PNG and SVG.
+Used for a single run and for a cross-validation. Every plot is also written to a folder, as PNG and SVG.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
+from longvit.data.problems import Problem
 from longvit.metrics.classification import BINS, Interval
-from longvit.report.page import ReportImage, Section
+from longvit.report.page import ReportImage, Row, Section, Table
 from longvit.report.predictions import PredictedSlides
 
 
 def classification_sections(
     predicted: PredictedSlides, folder: Path, interval: Interval | None = None
 ) -> list[Section]:
-    """ROC, precision-recall; confusion, calibration. `interval`: that of the AUC of a single run of two classes."""
+    """Sections with ROC, precision-recall, confusion and calibration. `interval`: of the AUC, one run, two classes."""
     from longvit.plots.classification import confusion_plot, reliability_plot
     from longvit.plots.curves import pr_curves_plot, roc_curves_plot
 
@@ -29,19 +30,18 @@ def classification_sections(
     pr_curves_plot(folds, classes, folder / "precision_recall.png")
     confusion_plot(labels, probabilities, classes, folder / "confusion.png")
     reliability_plot(labels, probabilities, folder / "calibration.png")
-    band = " Thin: each fold; thick: their mean; band: ± SD." if several else ""
-    pooled = " All folds together." if several else ""
+    band = " Thin lines: folds; thick line: mean; band: ± SD." if several else ""
+    pooled = " Pooled over folds." if several else ""
     return [
         Section(
             "Curves",
             side_by_side=True,
             plots=(
-                drawn("ROC", folder / "roc.png", f"Sensitivity against 1 − specificity; dotted: guessing.{band}"),
-                drawn(
+                saved_plot("ROC", folder / "roc.png", f"Sensitivity against 1 − specificity. Dotted: chance.{band}"),
+                saved_plot(
                     "Precision and recall",
                     folder / "precision_recall.png",
-                    f"Of the slides called positive, the share that is, against the share found; dotted: guessing."
-                    f"{band}",
+                    f"Precision against recall. Dotted: chance (the prevalence of the class).{band}",
                 ),
             ),
         ),
@@ -49,16 +49,16 @@ def classification_sections(
             "Confusion and calibration",
             side_by_side=True,
             plots=(
-                drawn(
+                saved_plot(
                     "Confusion",
                     folder / "confusion.png",
-                    f"Slides of each label (row) by the predicted class, and the share of the row.{pooled}",
+                    f"Number of slides by label (rows) and predicted class (columns), with row percentages.{pooled}",
                 ),
-                drawn(
+                saved_plot(
                     "Calibration",
                     folder / "calibration.png",
-                    f"How often the prediction is right, by how sure the model says it is; on the dotted line its "
-                    f"probabilities mean what they say. Below: how many slides are how sure ({BINS} bins).{pooled}",
+                    f"Accuracy against the probability of the predicted class. Dotted: perfect calibration. Below: "
+                    f"number of slides in each of {BINS} bins.{pooled}",
                 ),
             ),
         ),
@@ -66,7 +66,7 @@ def classification_sections(
 
 
 def survival_sections(predicted: PredictedSlides, folder: Path) -> list[Section]:
-    """Kaplan-Meier of the patients whose risk lies in the lower and in the higher half of their fold."""
+    """Section with Kaplan-Meier curves of the patients in the lower and the higher half of risk within their fold."""
     from longvit.plots.survival import kaplan_meier_plot, risk_halves
 
     cases = predicted.column("case_id")
@@ -74,37 +74,42 @@ def survival_sections(predicted: PredictedSlides, folder: Path) -> list[Section]
     _, first = np.unique(cases, return_index=True)  # a patient counts once, however many slides and folds
     months, event = predicted.numbers("survival_months")[first], predicted.numbers("event")[first]
     kaplan_meier_plot(months, event, higher[first].astype(np.int64), folder / "kaplan_meier.png")
-    several = (
-        " of all folds together, each predicted by a model that had not seen them" if len(predicted.folds) > 1 else ""
-    )
+    patients = "Patients"
+    if len(predicted.folds) > 1:
+        patients = "Held-out patients of all folds, each predicted by a model that was not trained on them and"
     caption = (
-        f"The patients{several}, halved by the risk within their fold (risks of two models cannot be compared). Bands: "
-        f"95 %; ticks: end of follow-up; below: patients still followed. The p is that of the two halves; the c-index "
-        f"is the figure to judge the model by."
+        f"{patients} split at the median risk within their fold (risks of two models cannot be compared). Bands: 95 % "
+        f"intervals; ticks: censored patients; below: patients at risk. The p value compares the two halves. The "
+        f"c-index is the metric to judge the model by."
     )
-    plot = drawn("Kaplan–Meier", folder / "kaplan_meier.png", caption, max_px=680)
-    return [Section("Survival of the lower and the higher risks", plots=(plot,))]
+    plot = saved_plot("Kaplan–Meier", folder / "kaplan_meier.png", caption, max_px=680)
+    return [Section("Survival by predicted risk", plots=(plot,))]
 
 
-def drawn(title: str, png: Path, caption: str = "", max_px: int = 0) -> ReportImage:
-    """A picture that was saved as PNG and SVG: the SVG, sharp at every size (the PNG where there is only that)."""
+def problems_table(problems: Sequence[Problem], first: str = "slide") -> Table:
+    """Table of problems; `first`: name of its first column."""
+    return Table((first, "stage", "problem"), [Row([p.slide, p.stage, p.error]) for p in problems])
+
+
+def saved_plot(title: str, png: Path, caption: str = "", max_px: int = 0) -> ReportImage:
+    """Plot that was saved as PNG and SVG: the SVG, which is sharp at every size, or else the PNG."""
     svg = png.with_suffix(".svg")
     return ReportImage(title, (svg if svg.exists() else png).read_bytes(), caption, max_px)
 
 
-def interval_words(low: float | None, high: float | None, decimals: int = 2) -> str:
-    """`0.85–0.91`; nothing where it is not defined."""
+def interval_range(low: float | None, high: float | None, decimals: int = 2) -> str:
+    """Interval as text, `0.85–0.91`; empty where it is not defined."""
     return "" if low is None or high is None else f"{low:.{decimals}f}–{high:.{decimals}f}"
 
 
-def sure_words(low: float | None, high: float | None) -> str:
-    """`95 % interval 0.85–0.91` in one piece, that no line break tears apart; nothing where it is not defined."""
-    words = interval_words(low, high)
-    return f"95\u00a0% interval {words}".replace("–", "\u2060–\u2060") if words else ""
+def interval_label(low: float | None, high: float | None) -> str:
+    """`95 % interval 0.85–0.91` without line breaks inside; empty where it is not defined."""
+    text = interval_range(low, high)
+    return f"95\u00a0% interval {text}".replace("–", "\u2060–\u2060") if text else ""
 
 
 def sections_of(predicted: PredictedSlides, folder: Path, interval: Interval | None = None) -> Sequence[Section]:
-    """What the columns allow: a new task's predictions without labels or times give none."""
+    """Sections that the columns of the predictions allow; none without labels or survival times."""
     if predicted.is_classified:
         return classification_sections(predicted, folder, interval)
     return survival_sections(predicted, folder) if predicted.is_followed else []

@@ -1,4 +1,4 @@
-"""Which versions computed a result."""
+"""Software versions of a result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PACKAGES = ("torch", "numpy", "tifffile", "openslide-bin")
 
 
 def versions_line(known: Mapping[str, str] | None = None) -> str:
-    """`known` (package -> version) as a sentence; the running versions where none were written down."""
+    """Sentence with the versions `known` (package -> version), or the running ones where none were recorded."""
     if known:
         return "Computed with " + ", ".join(f"{name} {version}" for name, version in known.items()) + "."
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)

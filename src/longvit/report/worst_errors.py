@@ -1,4 +1,4 @@
-"""The slides on which the model errs most, to be looked at."""
+"""Report section with the slides that have the largest errors."""
 
 from __future__ import annotations
 
@@ -21,36 +21,35 @@ _GALLERY_PX = 240
 
 @dataclass(frozen=True)
 class WorstError:
-    """One slide, over all folds in which it was evaluated; for survival, one patient."""
+    """Error of one slide over all folds in which it was evaluated; for survival, of one patient."""
 
     slide_ids: tuple[str, ...]
     case_id: str
     error: float
-    """What the list is sorted by, the worst first."""
+    """Sort key, the largest first."""
     cells: tuple[str, ...]
     caption: str
 
 
-def mistakes_section(predicted: PredictedSlides, images: Mapping[str, Path] | None = None) -> list[Section]:
-    """The worst slides: a picture each where `images` (slide_id -> canvas or slide file) has one, and a table.
+def worst_errors_section(predicted: PredictedSlides, images: Mapping[str, Path] | None = None) -> list[Section]:
+    """Section with the worst slides as a table, and a thumbnail of each slide that `images` has.
 
-    Classes: the wrong predictions, the surest first. Survival: the patients whose order against the others of their
-    fold is wrong most often.
+    `images`: slide_id -> canvas or slide file. Classes: wrong predictions, the most confident first. Survival: the
+    patients with the most discordant pairs within their fold.
     """
     if predicted.is_classified:
-        found, columns, text = _misclassified(predicted)
+        errors, columns, text = _misclassified(predicted)
     elif predicted.is_followed:
-        found, columns, text = _misordered(predicted)
+        errors, columns, text = _misordered(predicted)
     else:
         return []
-    gallery = [plot for one in found[:GALLERY] if (plot := _picture(one, images or {})) is not None]
-    rows = [Row([*one.slide_ids[:1], one.case_id, *one.cells]) for one in found[:ROWS]]
-    if len(found) > ROWS:
-        text += f" The first {ROWS} of {len(found)} are listed."
-    n = len(columns)
-    wide = ("slide", "patient", *columns)
-    numbers = frozenset(range(len(wide) - n + (2 if predicted.is_classified else 0), len(wide)))
-    tables = (Table(wide, rows, numbers, first_stays=True),) if rows else ()
+    gallery = [image for error in errors[:GALLERY] if (image := _thumbnail(error, images or {})) is not None]
+    rows = [Row([*error.slide_ids[:1], error.case_id, *error.cells]) for error in errors[:ROWS]]
+    if len(errors) > ROWS:
+        text += f" The first {ROWS} of {len(errors)} are listed."
+    header = ("slide", "patient", *columns)
+    first_number = len(header) - len(columns) + (2 if predicted.is_classified else 0)
+    tables = (Table(header, rows, frozenset(range(first_number, len(header))), first_stays=True),) if rows else ()
     return [Section("Slides with the largest errors", text=(text,), tables=tables, gallery=gallery)]
 
 
@@ -60,31 +59,30 @@ def _misclassified(predicted: PredictedSlides) -> tuple[list[WorstError], tuple[
     guess = probabilities.argmax(1)
     slides = predicted.column("slide_id")
     several = len(predicted.folds) > 1
-    found = []
+    errors = []
     for name in np.unique(slides):
-        here = np.flatnonzero(slides == name)
-        wrong = guess[here] != labels[here]
+        rows = np.flatnonzero(slides == name)
+        wrong = guess[rows] != labels[rows]
         if not wrong.any():
             continue
-        line = predicted.lines[here[0]]
-        taken_for = predicted.classes[np.bincount(guess[here][wrong]).argmax()]
-        p = float(right[here].mean())
-        folds = (f"{int(wrong.sum())} of {len(here)}",) if several else ()
-        caption = f"{line['label']}, taken for {taken_for}; p({line['label']}) {p:.2f}"
-        if len(here) > 1:
-            caption += f", wrong in {int(wrong.sum())} of {len(here)} folds"
+        line = predicted.lines[rows[0]]
+        taken_for = predicted.classes[np.bincount(guess[rows][wrong]).argmax()]
+        p = float(right[rows].mean())
+        folds = (f"{int(wrong.sum())} of {len(rows)}",) if several else ()
+        caption = f"label {line['label']}, predicted {taken_for}; p({line['label']}) {p:.2f}"
+        if len(rows) > 1:
+            caption += f", wrong in {int(wrong.sum())} of {len(rows)} folds"
         cells = (line["label"], taken_for, f"{p:.3f}", *folds)
-        found.append(WorstError((str(name),), line["case_id"], 1 - p, cells, caption))
-    columns = ("label", "taken for", "p(label)", *(("wrong in folds",) if several else ()))
+        errors.append(WorstError((str(name),), line["case_id"], 1 - p, cells, caption))
+    columns = ("label", "predicted", "p(label)", *(("wrong in folds",) if several else ()))
     text = (
-        f"{counted(len(found), 'slide')} of {len(np.unique(slides)):,} "
-        f"{'is' if len(found) == 1 else 'are'} predicted wrongly{' in at least one fold' if several else ''}; those "
-        f"with the least probability for their label come first. A sure mistake is worth a second look at the slide, "
-        f"and at its label."
+        f"{counted(len(errors), 'slide')} of {len(np.unique(slides)):,} "
+        f"{'is' if len(errors) == 1 else 'are'} misclassified{' in at least one fold' if several else ''}, listed by "
+        f"the probability of the label, lowest first. A confident error is a reason to check the slide and its label."
     )
-    if not found:
-        text = "No slide is predicted wrongly."
-    return sorted(found, key=lambda one: (-one.error, one.slide_ids)), columns, text
+    if not errors:
+        text = "No slide is misclassified."
+    return sorted(errors, key=lambda error: (-error.error, error.slide_ids)), columns, text
 
 
 def _misordered(predicted: PredictedSlides) -> tuple[list[WorstError], tuple[str, ...], str]:
@@ -93,53 +91,53 @@ def _misordered(predicted: PredictedSlides) -> tuple[list[WorstError], tuple[str
     wrong, pairs = np.zeros(len(predicted)), np.zeros(len(predicted))
     rank = np.zeros(len(predicted))
     for fold in predicted.folds:
-        here = np.flatnonzero(folds == fold)
-        m, e, r = months[here], event[here] == 1, risk[here]
-        other = cases[here][:, None] != cases[here][None]
+        rows = np.flatnonzero(folds == fold)
+        m, e, r = months[rows], event[rows] == 1, risk[rows]
+        other = cases[rows][:, None] != cases[rows][None]
         first = other & e[:, None] & ((m[:, None] < m[None]) | ((m[:, None] == m[None]) & ~e[None]))  # i before j
         against = first & (r[:, None] < r[None])
-        pairs[here] = first.sum(0) + first.sum(1)
-        wrong[here] = against.sum(0) + against.sum(1)
-        rank[here] = (r[:, None] > r[None]).mean(1)
-    found = []
+        pairs[rows] = first.sum(0) + first.sum(1)
+        wrong[rows] = against.sum(0) + against.sum(1)
+        rank[rows] = (r[:, None] > r[None]).mean(1)
+    errors = []
     slides = predicted.column("slide_id")
     for name in np.unique(cases):
-        here = np.flatnonzero(cases == name)
-        if not wrong[here].sum():
+        rows = np.flatnonzero(cases == name)
+        if not wrong[rows].sum():
             continue
-        share = wrong[here].sum() / pairs[here].sum()
-        happened = "event after" if event[here[0]] == 1 else "no event in"
-        above = rank[here].mean()
-        caption = f"{happened} {months[here[0]]:.0f} months; risk above {above:.0%} of the fold"
-        cells = (f"{months[here[0]]:.1f}", "yes" if event[here[0]] == 1 else "no", f"{100 * above:.0f}", f"{share:.0%}")
-        found.append(
+        share = wrong[rows].sum() / pairs[rows].sum()
+        happened = "event after" if event[rows[0]] == 1 else "no event in"
+        above = rank[rows].mean()
+        caption = f"{happened} {months[rows[0]]:.0f} months; risk above {above:.0%} of the fold"
+        cells = (f"{months[rows[0]]:.1f}", "yes" if event[rows[0]] == 1 else "no", f"{100 * above:.0f}", f"{share:.0%}")
+        errors.append(
             WorstError(
-                tuple(np.unique(slides[here]).tolist()),
+                tuple(np.unique(slides[rows]).tolist()),
                 str(name),
-                float(share * np.sqrt(pairs[here].mean())),
+                float(share * np.sqrt(pairs[rows].mean())),
                 cells,
                 caption,
             )
         )
-    columns = ("months", "event", "risk percentile", "wrong order")
+    columns = ("months", "event", "risk percentile", "discordant pairs")
     text = (
-        "The patients whose order against the others of their fold is wrong most often, among the pairs whose order is "
-        "known: early events with a low risk, long follow-up with a high one."
+        "Patients with the most discordant pairs within their fold, among the pairs whose order is known: early events "
+        "with a low predicted risk, long follow-up with a high one."
     )
-    if not found:
-        text = "Every pair of patients whose order is known is in the right order."
-    return sorted(found, key=lambda one: (-one.error, one.slide_ids)), columns, text
+    if not errors:
+        text = "Every pair of patients whose order is known is concordant."
+    return sorted(errors, key=lambda error: (-error.error, error.slide_ids)), columns, text
 
 
-def _picture(one: WorstError, images: Mapping[str, Path]) -> ReportImage | None:
-    """A small view through the slide reader, which reads a gigapixel canvas in pieces; None where it cannot be read."""
+def _thumbnail(error: WorstError, images: Mapping[str, Path]) -> ReportImage | None:
+    """Thumbnail of the slide, read in pieces by the slide reader; None where it cannot be read."""
     from longvit.slides.reader import open_slide
 
-    slide_id = next((name for name in one.slide_ids if name in images), None)
+    slide_id = next((name for name in error.slide_ids if name in images), None)
     if slide_id is None:
         return None
     path = images[slide_id]
     with suppress(InputError, OSError), open_slide(path) as slide:
         pixels = np.asarray(slide.canvas(_GALLERY_PX, "pad"))
-        return thumbnail_of(pixels, slide_id, one.caption, _GALLERY_PX)
+        return thumbnail_of(pixels, slide_id, error.caption, _GALLERY_PX)
     return None

@@ -1,6 +1,6 @@
-"""The curves of a pretraining: loss, the teacher's outputs, labelled regions, rank, rates; PNG and SVG.
+"""Plots of a pretraining run: loss, teacher outputs, labelled regions, rank, schedules; as PNG and SVG.
 
-Steps are averaged until a few hundred points are left, so that a week's run is a small picture.
+Steps are averaged down to a few hundred points, so that the plot of a long run stays small.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Table = Mapping[str, NDArray[np.float64]]
-"""Column -> values; NaN where there is none."""
+"""Column -> values; NaN where undefined."""
 
 _POINTS = 400
 
 
 @safe_plot
 def loss_plot(steps: Table, epochs: Table, log_k: float, path: Path) -> None:
-    """Loss of the steps and its mean over each epoch, under that of guessing."""
+    """Loss of the steps and its mean over each epoch, beside the loss of random guessing."""
     figure, axes = blank(5.2, 3.6)
     _line(axes, steps, "loss", color=GREY, alpha=0.5, linewidth=0.8, label="steps")
     middle = epochs["epoch"] - 0.5
     axes.plot(middle, epochs["train_loss"], color=COLOURS[0], marker="o", ms=3, label="mean of the epoch")
-    axes.axhline(log_k, color=GREY, linewidth=0.8, linestyle=":", label="guessing: log K")
+    axes.axhline(log_k, color=GREY, linewidth=0.8, linestyle=":", label="chance: log K")
     axes.set_ylim(0, None)
     _finish(axes, "cross-entropy, nats")
     save(figure, path)
@@ -39,7 +39,7 @@ def loss_plot(steps: Table, epochs: Table, log_k: float, path: Path) -> None:
 
 @safe_plot
 def outputs_plot(steps: Table, log_k: float, path: Path) -> None:
-    """Entropy of the teacher's outputs, and how far they and their mean are from uniform."""
+    """Entropy of the teacher's outputs, and the distance of the outputs and of their mean from uniform."""
     figure, axes = blank(5.2, 3.6)
     for i, (name, words) in enumerate(
         {
@@ -57,9 +57,9 @@ def outputs_plot(steps: Table, log_k: float, path: Path) -> None:
 
 @safe_plot
 def probe_plot(epochs: Table, controls: Mapping[str, Mapping[str, float | None]], chance: float, path: Path) -> None:
-    """Share of the labelled regions that is recognised, balanced, from the random start on, beside mean colour."""
+    """Balanced accuracy on the labelled regions from the random start, beside mean colour."""
     figure, axes = blank(5.2, 3.6)
-    axes.axhline(chance, color=GREY, linewidth=0.8, linestyle=":", label="guessing")
+    axes.axhline(chance, color=GREY, linewidth=0.8, linestyle=":", label="chance")
     start, colours = (controls.get(name) or {} for name in ("random_start", "mean_colour"))
     for i, (name, words) in enumerate({"knn_balanced": "k-NN", "linear_balanced": "linear probe"}.items()):
         x, y = _known(epochs, name)
@@ -77,7 +77,7 @@ def probe_plot(epochs: Table, controls: Mapping[str, Mapping[str, float | None]]
 
 @safe_plot
 def rank_plot(epochs: Table, controls: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
-    """RankMe and the spread of the embeddings, from the random start on."""
+    """RankMe and the spread of the embeddings, from the random start."""
     figure, panels = blank(5.2, 3.6, rows=2)
     start = controls.get("random_start") or {}
     names = {"rankme": "RankMe", "feature_std": "spread"}
@@ -94,12 +94,12 @@ def rank_plot(epochs: Table, controls: Mapping[str, Mapping[str, float | None]],
 
 @safe_plot
 def rates_plot(steps: Table, path: Path) -> None:
-    """What the schedules said, and the gradient's norm."""
+    """Scheduled values and the gradient norm."""
     names = {
         "lr": "learning rate",
         "weight_decay": "weight decay",
         "teacher_momentum": "momentum",
-        "grad_norm": "gradient",
+        "grad_norm": "gradient norm",
     }
     shown = {name: words for name, words in names.items() if name in steps and np.isfinite(steps[name]).any()}
     figure, panels = blank(5.2, 1.3 * max(2, len(shown)), rows=max(1, len(shown)))
@@ -111,7 +111,7 @@ def rates_plot(steps: Table, path: Path) -> None:
         known = steps[name][np.isfinite(steps[name])]
         if name == "grad_norm" and 0 < 30 * known.min() < known.max():
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")  # the default one is typeset
+            axes.yaxis.set_major_formatter("{x:g}")  # the default formatter typesets
             axes.yaxis.set_minor_formatter("")
     if shown:
         _finish(panels[-1], shown.popitem()[1])
@@ -122,7 +122,7 @@ def rates_plot(steps: Table, path: Path) -> None:
 
 
 def thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means of both over at most `_POINTS` runs of equal length; what is not finite is left out."""
+    """Means of x and y over at most `_POINTS` groups of equal length; values that are not finite are dropped."""
     known = np.isfinite(y)
     x, y = x[known], y[known]
     if len(y) <= _POINTS:
@@ -133,7 +133,7 @@ def thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.
 
 
 def _line(axes: Axes, steps: Table, name: str, **style: object) -> None:
-    """A column of the steps against epochs, fractions of them too."""
+    """Plots a column of the steps against fractional epochs."""
     if name in steps:
         axes.plot(*thinned(steps["at_epoch"], steps[name]), **style)  # type: ignore[arg-type]
 

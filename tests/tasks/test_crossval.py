@@ -142,7 +142,7 @@ def test_a_signal_to_the_whole_stops_the_folds_and_the_same_command_goes_on(tmp_
         with (out / f"fold_{fold}" / "run.lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert main([*command[3:], "--epochs=15"]) == 0
-    assert "going on after step" in (out / "fold_0.log").read_text()
+    assert "resuming after step" in (out / "fold_0.log").read_text()
 
 
 def test_slides_without_a_file_are_refused_or_left_out_and_named(

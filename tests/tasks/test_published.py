@@ -23,7 +23,7 @@ from longvit.finetuning.paper_tables import (
     paper_tables,
     published_rows,
 )
-from longvit.tasks.settings import FinetuneSettings
+from longvit.finetuning.settings import FinetuneSettings
 
 CELLS = [
     (task, cohort, px)

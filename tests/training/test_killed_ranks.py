@@ -143,6 +143,6 @@ def test_torchrun_goes_on_after_a_rank_was_killed(tmp_path: Path) -> None:
         os.kill(ranks[-1], signal.SIGKILL)
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
-    assert re.search(r"going on after step \d+ of", said)
+    assert re.search(r"resuming after step \d+ of", said)
     for name in ("outputs.csv", "model/model.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

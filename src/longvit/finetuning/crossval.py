@@ -34,8 +34,8 @@ from longvit.files import make_folder, write_text
 from longvit.finetuning.fold_metrics import Round, gaps, pooled
 from longvit.finetuning.prepare_cohort import prepare_cohort
 from longvit.finetuning.run import FinetuneResult, finetune
+from longvit.finetuning.settings import FinetuneSettings
 from longvit.progress import Progress
-from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.task import task_class
 from longvit.training.interruption import Interrupted, StopSignals
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from longvit.data.cohort import Cohort
-from longvit.finetuning.outputs import read_logits
-from longvit.tasks.settings import FinetuneSettings
+from longvit.finetuning.results import read_logits
+from longvit.finetuning.settings import FinetuneSettings
 from longvit.tasks.task import Predictions, Task
 
 

@@ -208,9 +208,9 @@ def test_everyone_whom_the_inputs_allow_takes_part(tmp_path: Path) -> None:
 
 def test_published_row_stands_beside_the_system_of_its_cell(tmp_path: Path) -> None:
     write_study(tmp_path)
-    settings = replace(QUICK, systems=("mil",), set=("mil.hidden=8",), trial="table1/brca")
+    settings = replace(QUICK, systems=("mil",), set=("mil.hidden=8",), cell="table1/brca")
     summary = run(tmp_path, settings).summary
     assert summary["systems"][0]["published"] == {"mean": 0.778, "sd": 0.091}
     assert {row["words"] for row in summary["published"]} == {"CLAM-SB", "DeepAttnMISL", "GCN-MIL", "DS-MIL", "HIPT"}
     with pytest.raises(InputError, match="cell 'table2/ucec': choose table1/brca"):
-        run(tmp_path, replace(settings, trial="table2/ucec"))
+        run(tmp_path, replace(settings, cell="table2/ucec"))

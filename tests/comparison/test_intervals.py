@@ -90,7 +90,12 @@ def test_a_patient_drawn_twice_counts_as_two_in_the_c_index() -> None:
     months, event, risk = rng.uniform(1, 50, 12), rng.uniform(size=12) < 0.7, rng.normal(size=12)
     of = tuple(
         SlideRow(
-            f"P{i}", f"s{i}", "", Path(f"s{i}.svs"), split="train", trials={"survival_months": repr(m), "event": e}
+            f"P{i}",
+            f"s{i}",
+            "",
+            Path(f"s{i}.svs"),
+            split="train",
+            extra_columns={"survival_months": repr(m), "event": e},
         )
         for i, (m, e) in enumerate(zip(months.tolist(), np.where(event, "1", "0").tolist(), strict=True))
     )

@@ -18,8 +18,8 @@ def test_every_column_has_a_recipe() -> None:
 @pytest.mark.parametrize("name", BASELINES)
 def test_recipe_names_the_systems_of_its_column(name: str) -> None:
     settings = load_settings(ComparisonSettings, recipe_path(name))
-    assert settings.trial is not None
-    table, cohort = settings.trial.split("/")
+    assert settings.cell is not None
+    table, cohort = settings.cell.split("/")
     published = {(r.system, r.inputs) for r in published_rows(int(table[-1])) if r.cohort == cohort}
     ours = {(each.system, each.inputs) for each in settings.system_specs()}
     assert published <= ours

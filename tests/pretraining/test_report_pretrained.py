@@ -61,7 +61,7 @@ def test_a_run_that_learned_shows_figures_curves_and_pictures(learned: tuple[Pat
 
 
 def test_an_alarm_stands_on_top_with_what_to_do(tmp_path: Path) -> None:
-    first, *others = notes(text_of(write_folder(tmp_path, collapsed=True, plots=False)))
+    first, *others = notes(text_of(write_folder(tmp_path, collapsed=True, pictures=False)))
     assert first.startswith("Alarm: uniform outputs.")
     assert "What to do: Sharpen the teacher" in first
     assert any("the network before its first step" in note for note in others)
@@ -69,21 +69,21 @@ def test_an_alarm_stands_on_top_with_what_to_do(tmp_path: Path) -> None:
 
 
 def test_without_labelled_regions_it_says_what_cannot_be_seen(tmp_path: Path) -> None:
-    text = text_of(write_folder(tmp_path, probe=False, plots=False))
+    text = text_of(write_folder(tmp_path, probe=False, pictures=False))
     assert any("No labelled regions" in note for note in notes(text))
     assert "Does it learn?" not in text
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_a_run_that_has_just_begun_has_a_report(tmp_path: Path, epochs: int) -> None:
-    text = text_of(write_folder(tmp_path, epochs=epochs, plots=False))
+    text = text_of(write_folder(tmp_path, epochs=epochs, pictures=False))
     assert f"{epochs} of 20 epochs" in text
     assert "not finished" in text
     assert "Alarm" not in text
 
 
 def test_what_may_be_absent_may_be_absent(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path, probe=False, plots=False)
+    folder = write_folder(tmp_path, probe=False, pictures=False)
     (folder / "metrics.json").write_text('{"epochs": 20, "steps": 600}')
     (folder / "problems.csv").unlink()
     (folder / "controls.json").unlink()
@@ -96,7 +96,7 @@ def test_what_may_be_absent_may_be_absent(tmp_path: Path) -> None:
 
 
 def test_an_epoch_that_was_not_looked_at_has_empty_cells(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path, plots=False)
+    folder = write_folder(tmp_path, pictures=False)
     lines = (folder / "history.csv").read_text().splitlines()
     lines[-1] = ",".join(lines[-1].split(",")[:3]) + "," * (lines[0].count(",") - 2)
     (folder / "history.csv").write_text("\n".join(lines))
@@ -116,7 +116,7 @@ def test_an_epoch_that_was_not_looked_at_has_empty_cells(tmp_path: Path) -> None
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | None, words: str) -> None:
-    folder = write_folder(tmp_path, epochs=2, plots=False)
+    folder = write_folder(tmp_path, epochs=2, pictures=False)
     if content is None:
         (folder / name).unlink()
     else:
@@ -126,7 +126,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content:
 
 
 def test_names_of_slides_are_text_not_markup(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path, epochs=2, plots=False)
+    folder = write_folder(tmp_path, epochs=2, pictures=False)
     metrics = json.loads((folder / "metrics.json").read_text())
     metrics["notes"] = ["<script>alert(1)</script>"]
     (folder / "metrics.json").write_text(json.dumps(metrics))

@@ -74,7 +74,7 @@ def test_tables_hold_every_published_baseline_and_no_longvit_figure() -> None:
     for table in (one, two, three, four):
         for row in table.rows:
             if row.system.startswith("LongViT"):
-                assert row.extra_columns == ("–", "–", "–")
+                assert row.cells == ("–", "–", "–")
 
 
 def test_measured_cells_stand_in_both_of_their_tables_and_nowhere_else(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_measured_cells_stand_in_both_of_their_tables_and_nowhere_else(tmp_path:
         for table in (one, two, three, four)
         for row in table.rows
         if row.measured
-        for column, cell in zip(table.columns, row.extra_columns, strict=True)
+        for column, cell in zip(table.columns, row.cells, strict=True)
         if cell != "–"
     }
     assert filled == {
@@ -104,13 +104,13 @@ def test_cell_measured_twice_shows_both_and_one_file_named_twice_counts_once(tmp
     cells = measured_cells([tmp_path, tmp_path / "a", tmp_path / "a" / "crossval.json"])
     assert len(cells) == 2
     row = next(r for r in paper_tables(cells)[2].rows if r.system.endswith("1,024 px"))
-    assert row.extra_columns[0] == "0.800 ± 0.050 | 0.900 ± 0.050"
+    assert row.cells[0] == "0.800 ± 0.050 | 0.900 ± 0.050"
 
 
 def test_undefined_figure_is_a_dash(tmp_path: Path) -> None:
     crossval(tmp_path, mean=None, sd=None)
     row = next(r for r in paper_tables(measured_cells([tmp_path]))[2].rows if r.system.endswith("1,024 px"))
-    assert row.extra_columns[0] == "–"
+    assert row.cells[0] == "–"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ def rows(cells: list[dict[str, str]], split: str = "train") -> tuple[SlideRow, .
     return tuple(
         SlideRow(c.get("case", f"P{i}"), f"s{i}", "", Path("none"), split=split, extra_columns=c)
         for i, c in enumerate(cells)
-        for i, c in enumerate(cells)
     )
 
 

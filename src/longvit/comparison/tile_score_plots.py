@@ -14,7 +14,7 @@ import numpy as np
 
 from longvit.comparison.tile_scores import TileScores, read_attention, tile_side_px, write_geojson
 from longvit.errors import InputError
-from longvit.metric import new_figure, not_drawn, plot, short_name, write_figure
+from longvit.figure import new_figure, not_drawn, plot, short_name, write_figure
 from longvit.progress import Progress
 from longvit.slides.canvas import Canvas, canvas
 from longvit.slides.reader import open_slide
@@ -64,8 +64,8 @@ def draw_scores(of: Canvas, of_slide: TileScores, path: str | Path, *, title: st
 
     panel_in = 5.2
     height_in = min(max(panel_in * pixels.shape[0] / pixels.shape[1], 2.0), 11.0)
-    metric = new_figure(2 * panel_in + 1.2, height_in + 0.9)
-    slide_axes, map_axes = metric.subplots(1, 2)
+    figure = new_figure(2 * panel_in + 1.2, height_in + 0.9)
+    slide_axes, map_axes = figure.subplots(1, 2)
     slide_axes.imshow(pixels)
     map_axes.imshow(grey, cmap="gray", vmin=0, vmax=1)
     shown = map_axes.imshow(np.ma.masked_invalid(share), cmap="YlOrRd", vmin=0, vmax=1, alpha=0.6)
@@ -74,10 +74,10 @@ def draw_scores(of: Canvas, of_slide: TileScores, path: str | Path, *, title: st
         axes.set_yticks([])
     slide_axes.set_title("The slide", fontsize=11)
     map_axes.set_title(f"Scores of {len(of_slide.scores):,} tiles", fontsize=11)
-    bar = metric.colorbar(shown, ax=map_axes, fraction=0.05, pad=0.03)
+    bar = figure.colorbar(shown, ax=map_axes, fraction=0.05, pad=0.03)
     bar.set_label(f"share of the highest score ({of_slide.scores.max():.3g})", fontsize=8.5)
-    metric.suptitle(short_name(title, 100), fontsize=12)
-    write_figure(metric, path, dpi=110)
+    figure.suptitle(short_name(title, 100), fontsize=12)
+    write_figure(figure, path, dpi=110)
 
 
 def score_map(of: Canvas, of_slide: TileScores) -> np.ndarray:

@@ -45,8 +45,8 @@ def comparison_content(summary: Mapping[str, Any], plots: Path) -> Report:
         )
         if any(row["system"] == LONGVIT for row in systems):
             caption += " LongViT reads the slides' pixels, the others features that had been made before."
-        safe_plot = drawn("Costs", plots / "costs.png", caption, max_px=760)
-        sections.append(Section("What each one cost", plots=(safe_plot,)))
+        plot = drawn("Costs", plots / "costs.png", caption, max_px=760)
+        sections.append(Section("What each one cost", plots=(plot,)))
     return Report(
         title=f"{summary['task'].capitalize()}: {counted(len(systems), 'system')} on the same folds{where}",
         lead=(
@@ -124,14 +124,14 @@ def _table_section(summary: Mapping[str, Any], plots: Path) -> Section:
         f"systems. Published rows rest on other features and slides."
     )
     whole = Table(header, rows, frozenset(range(2, len(header))), caption, first_stays=True)
-    safe_plot = drawn(
+    plot = drawn(
         "Systems",
         plots / "systems.png",
         "Dots: folds; bar: their mean; line: its 95 % interval; diamond: as published; dotted: guessing.",
         max_px=760,
     )
     meaning = MEANINGS.get(summary["figure"])
-    return Section("All systems", text=(meaning,) if meaning else (), tables=(whole,), plots=(safe_plot,))
+    return Section("All systems", text=(meaning,) if meaning else (), tables=(whole,), plots=(plot,))
 
 
 def _fold_section(summary: Mapping[str, Any]) -> Section:

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _WHERE = {
-    "BatchResult": "longvit.slide_jobs.run",
+    "SlideJobsResult": "longvit.slide_jobs.run",
     "ReadSettings": "longvit.slide_jobs.reading",
     "RunSettings": "longvit.slide_jobs.run",
     "canvas_slides": "longvit.slide_jobs.canvas",
@@ -18,9 +18,9 @@ _WHERE = {
     "tile_slides": "longvit.slide_jobs.tiles",
 }
 __all__ = [
-    "BatchResult",
     "ReadSettings",
     "RunSettings",
+    "SlideJobsResult",
     "canvas_slides",
     "embed_slides",
     "feature_slides",

@@ -290,7 +290,7 @@ class _Run:
         averaged = nullcontext() if self.average is None else self.average.in_the_model()
         try:
             # The exchange of the EMA is outside: a signal must not interrupt it.
-            with averaged, self.signals.breaking_in(), torch.no_grad(), autocast(self.device, self.settings.dtype):
+            with averaged, self.signals.raising_at_once(), torch.no_grad(), autocast(self.device, self.settings.dtype):
                 return self.evaluate(self.model, epoch)
         except Interrupted:
             if self.ranks.world == 1:

@@ -67,8 +67,8 @@ def run_controls(
         first += encoder.config.embed_dim
     x, others = features_of(train), {split: features_of(batches) for split, batches in evaluated.items()}
     results: dict[str, dict[str, Predictions]] = {}
-    for name, own in columns.items():
-        logits = task.control(x[:, own], train.dataset.rows, {split: o[:, own] for split, o in others.items()})
+    for name, part in columns.items():
+        logits = task.control(x[:, part], train.dataset.rows, {split: o[:, part] for split, o in others.items()})
         results[name] = {
             split: Predictions(tuple(evaluated[split].dataset.rows), z, math.nan) for split, z in logits.items()
         }

@@ -56,12 +56,13 @@ class CrossValidation:
     summary: dict[str, Any]
     """Content of crossval.json (a metric that is not defined is None):
 
-    task, classes, cell, figure (the main metric), mean, sd, ddof, evaluated (`test` or `val`), optimistic_best_val.
-    folds: fold, slides, last, best_val, controls (metrics each), leaks, left_out.
-    best_val: mean and sd of the main metric at the best epoch. controls: name -> mean, sd.
-    gap: control -> mean over the folds of (model - control) with its 95 % interval, resampled by patient in every fold.
-    published: the best published baseline of `cell` (row, mean, sd), or None.
-    pooled: metric -> value, low, high over all folds' slides; only where outputs of different folds can be compared.
+    - `task`, `classes`, `cell`, `figure` (the main metric), `mean`, `sd`, `ddof`, `evaluated` (test or val),
+      `optimistic_best_val`
+    - `folds`: fold, slides, last, best_val, controls (metrics each), leaks, left_out
+    - `best_val`: mean and sd of the main metric at the best epoch; `controls`: name -> mean, sd
+    - `gap`: control -> mean over the folds of (model - control), 95 % interval, resampled by patient in every fold
+    - `published`: the best published baseline of `cell` (row, mean, sd), or None
+    - `pooled`: metric -> value, low, high over all folds' slides, where outputs of different folds can be compared
     """
     missing: tuple[str, ...] = ()
     """Folds that are not finished; the summary covers the others."""
@@ -104,8 +105,10 @@ def cross_validate(
     `ranks`: see `finetune`; the first rank returns the summary, the others None.
 
     With the same cohort, folds and settings an interrupted cross-validation resumes. All folds are checked before the
-    first slide is read. `jobs` > 1 runs that many folds at once, each in a process that `command` (arguments of
-    `longvit`, to which `--fold NAME` is added) starts; its output is written to fold_<name>.log.
+    first slide is read.
+
+    `jobs` > 1 runs that many folds at once, each in a process with its output in fold_<name>.log. `command`: arguments
+    of `longvit` for these processes, to which `--fold NAME` is added.
 
     Raises `InputError`: a patient on two sides of a fold (unless `settings.allow_leak`), an unknown name in `only`, and
     the errors of `finetune`.
@@ -310,12 +313,12 @@ def _commit() -> str | None:
     if not (clone / ".git").exists():
         return None
     try:
-        done = subprocess.run(
+        described = subprocess.run(
             ["git", "-C", str(clone), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
         )
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
 def _mean_sd(spread: Mapping[str, Any]) -> str:

@@ -44,17 +44,17 @@ class FinetuneResult(RunResult):
 
     `metrics` has these keys:
 
-    task, figure: the task's name, and its main metric (auc, c_index).
-    classes: names of the head's outputs: the classes (of two, the second is the positive one), or time bins.
-    splits: `val`, `test` -> slides, patients, the task's metrics (auc, balanced_accuracy, accuracy, f1; c_index, …),
-        <metric>_interval [low, high] and loss, all of the last epoch. A split without slides is absent.
-    best_val: epoch (1 …) with the highest main metric on val (the first, if several) and `val`, `test` -> metrics of
-        that epoch; None where it is not defined. The model in `model/` is that of the last epoch.
-    controls: `mean_colour`, `random_encoder` and, where the run starts from weights, `frozen_weights` (a linear probe)
-        -> `val`, `test` -> the task's metrics.
-    training: slides, patients, epochs, steps, train_loss, skipped_steps (one line each), parameters, device,
-        starts_from.
-    left_out: slide ids without a result. notes: assumptions, one sentence each.
+    - `task`, `figure`: the task's name, and its main metric (auc, c_index)
+    - `classes`: names of the head's outputs: the classes (of two, the second is the positive one), or time bins
+    - `splits`: val, test -> slides, patients, the task's metrics (auc, balanced_accuracy, accuracy, f1; c_index, …),
+      <metric>_interval [low, high] and loss, all of the last epoch. A split without slides is absent.
+    - `best_val`: epoch (1 …) with the highest main metric on val (the first, if several) and val, test -> metrics of
+      that epoch; None where it is not defined. The model in `model/` is that of the last epoch.
+    - `controls`: mean_colour, random_encoder and, where the run starts from weights, frozen_weights (a linear probe)
+      -> val, test -> the task's metrics
+    - `training`: slides, patients, epochs, steps, train_loss, skipped_steps (one line each), parameters, device,
+      starts_from
+    - `left_out`: slide ids without a result; `notes`: assumptions, one sentence each
     """
 
     @property

@@ -33,7 +33,7 @@ class FinetuneRecipe(TaskSettings):
     side_px: int = 1024
     """Side of the square canvas that every slide is resized to, in px; a multiple of the patch (32)."""
     fit: Literal["stretch", "pad"] = "stretch"
-    """How a slide fills the canvas: stretch, as in the paper, or pad (proportions kept)."""
+    """Fit of a slide to the canvas: stretch, as in the paper, or pad (proportions kept)."""
     epochs: int = 10
     """Passes over the training slides."""
     warmup_epochs: float = 1.0

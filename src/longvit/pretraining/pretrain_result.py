@@ -21,10 +21,13 @@ class PretrainResult(RunResult):
 
     `metrics` has these keys:
 
-    finished: true after the last epoch. figures: metrics of the last evaluation (rankme, knn …). epochs, steps,
-    regions, slides, parameters, device, starts_from, seconds (of all processes of the run, checkpoint to checkpoint).
-    skipped_steps, alarms (a sentence each), resolution (µm per pixel of the regions), left_out (slides). probe: source,
-    regions, cases, classes; or None.
+    - `finished`: true after the last epoch
+    - `figures`: metrics of the last evaluation (rankme, knn …)
+    - `epochs`, `steps`, `regions`, `slides`, `parameters`, `device`, `starts_from`
+    - `seconds`: of all processes of the run, checkpoint to checkpoint
+    - `skipped_steps`, `alarms` (a sentence each), `left_out` (slides), `notes`
+    - `resolution`: µm per pixel of the regions
+    - `probe`: source, regions, cases, classes; or None
     """
 
     @property

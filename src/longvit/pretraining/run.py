@@ -11,8 +11,7 @@ OUT/pictures/         plots: principal components of the patches, nearest neighb
 OUT/teacher/          config.json, model.safetensors: `longvit train --weights OUT/teacher` starts from it
 OUT/metrics.json      see `PretrainResult`; `finished` is true at the end
 
-steps.csv, history.csv, pictures, teacher and metrics.json are also written during the run, at most every
-`report_minutes`.
+The files from steps.csv on are also written during the run, at most every `report_minutes`.
 """
 
 from __future__ import annotations
@@ -60,9 +59,9 @@ def pretrain(
 
     With the same slides and settings an interrupted run resumes to the same bits, and a finished run returns at once.
 
-    `probe`: a CSV of labelled regions (path, label, case_id). They are evaluated every `probe_every` epochs and never
-    trained on. `ranks`: the processes of the run; each calls with the same arguments, the first one writes. `show`:
-    called with the folder when its files were written, during the run and at the end (the report).
+    - `probe`: a CSV of labelled regions (path, label, case_id), evaluated every `probe_every` epochs, never trained on
+    - `ranks`: the processes of the run; each calls with the same arguments, the first one writes
+    - `show`: called with the folder when its files were written, during the run and at the end (the report)
 
     Raises `InputError` in one line: settings other than those of the folder, no usable slide, a device or weights that
     do not exist, a NaN. A slide that cannot be used is listed in problems.csv.

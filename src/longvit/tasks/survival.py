@@ -242,8 +242,8 @@ def read_outcome(row: SlideRow, source: str, settings: TaskSettings) -> tuple[fl
     columns = _event_columns(row, source, settings)
     for name in (settings.time_column, *columns):
         if is_missing_number(text := _cell(row, name)):
-            what = f"{name} is {text!r}, which stands for none" if text else f"no {name}"
-            raise InputError(f"{where}: {what}; fill it in or remove the row")
+            fault = f"{name} is {text!r}, which stands for none" if text else f"no {name}"
+            raise InputError(f"{where}: {fault}; fill it in or remove the row")
     text = _cell(row, settings.time_column)
     months = number(text)
     if months is None or months < 0:

@@ -58,7 +58,7 @@ def time_bins(months: ArrayLike, event: ArrayLike, n_bins: int = 4) -> NDArray[n
 def bin_of(months: ArrayLike, edges: ArrayLike) -> NDArray[np.int64]:
     """Bin 0 … n_bins - 1 of each time: edges[k] ≤ months < edges[k + 1].
 
-    A time outside the edges is in the first or the last bin: the edges are those of the training fold, and follow-up of
+    A time outside the edges is in the first or the last bin. The edges are those of the training fold, and follow-up of
     other patients may be longer. `InputError` at a NaN, infinite or negative time.
     """
     t, _ = checked_times(months, np.zeros(len(np.asarray(months))))

@@ -1,7 +1,7 @@
 """Training loop: accumulation, clipping, schedule, EMA, checkpoints. It does not depend on slides or tasks.
 
 A run is a function of its settings, its batches and the seed. The batches of an epoch, and what is random in the
-forward pass of each (drop path), are functions of (seed, epoch, number); the learning rate is one of the step. A
+forward pass of each (drop path), are functions of (seed, epoch, number). The learning rate is a function of the step. A
 checkpoint holds everything else (parameters, optimiser, history), taken between two optimiser steps. So a run that was
 killed at any instant and resumed ends with the same bits as an uninterrupted one.
 
@@ -54,8 +54,8 @@ __all__ = ["Interrupted", "NonFiniteError", "TrainResult", "TrainSettings", "aut
 Step = Callable[[nn.Module, Any], Mapping[str, torch.Tensor]]
 """step(model, batch) -> {"loss": mean over the batch's samples, further scalars for the history}.
 
-Optional keys: "losses", one per sample, which names a sample with a NaN; "statistics", a tensor of means over the
-batch's samples, whose mean over all samples of the optimiser step goes to the training method."""
+Optional keys: "losses", one per sample, by which a sample with a NaN is named, and "statistics", a tensor of means over
+the batch's samples. The training method gets the mean of "statistics" over all samples of the optimiser step."""
 Evaluate = Callable[[nn.Module, int], Mapping[str, float]]
 """evaluate(model, epoch) -> metrics for the history, after every epoch; in eval mode, without gradients."""
 
@@ -99,7 +99,7 @@ def train(
     returns at once. `resume_key`: JSON values beside `settings` that must be the same on resume (data, model). Seeds
     the global random states of torch, NumPy and Python before every forward pass.
 
-    `ranks`: every rank calls with the same arguments; where a sequence has several ranks, `model` computes a strip of
+    `ranks`: every rank calls with the same arguments. Where a sequence has several ranks, `model` computes a strip of
     the image (`longvit.parallel.shard`). `step` must return the same on all ranks of a sequence, `evaluate` on all
     ranks. The result is the same on every rank. Only the first rank reads and writes `folder`.
 
@@ -332,9 +332,9 @@ class _Run:
         sums = self.ranks.sum_over_data(torch.stack([torch.stack([s.metrics[n] for s in seen]).sum() for n in names]))
         if statistics is not None:
             statistics = self.ranks.sum_over_data(statistics)
-            more = self.method.metrics(statistics)
-            names += more
-            sums = torch.stack([*sums.unbind(), *(value.float() for value in more.values())])
+            extra = self.method.metrics(statistics)
+            names += extra
+            sums = torch.stack([*sums.unbind(), *(value.float() for value in extra.values())])
         with waiting():  # the only wait for the device in a step: all metrics in one transfer
             *flat, length = torch.cat([sums, norm.float().view(1)]).tolist()
         verdict, culprit = Verdict.FINE, ""
@@ -364,8 +364,8 @@ class _Run:
         state.skipped.append(culprit)
         state.bad_in_a_row += 1
         if state.bad_in_a_row >= self.settings.max_bad_steps:
-            first, more = state.skipped[-state.bad_in_a_row], state.bad_in_a_row - 1
-            raise NonFiniteError(f"{first}; {f'{more} more after it in a row; ' if more else ''}{ADVICE}")
+            first, others = state.skipped[-state.bad_in_a_row], state.bad_in_a_row - 1
+            raise NonFiniteError(f"{first}; {f'{others} more after it in a row; ' if others else ''}{ADVICE}")
         self.log(f"skipped: {culprit}")
 
     def packed(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

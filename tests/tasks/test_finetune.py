@@ -1,4 +1,4 @@
-"""The first fine-tuning, end to end on small real files: what it writes, how it goes on, what it refuses."""
+"""A fine-tuning, end to end on small real files: the files it writes, its resume, its errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SCRIPT = Path(__file__).with_name("study.py")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
-    """A run that is over; tests only look at it."""
+    """A finished run; tests only read it."""
     folder = tmp_path_factory.mktemp("study")
     return finetune(study(folder / "slides"), SETTINGS, folder / "run")
 
@@ -144,7 +144,7 @@ def kill_when(process: subprocess.Popen[bytes], path: Path) -> None:
 def test_killed_while_training_and_started_again_ends_with_the_same_bytes(
     finished: FinetuneResult, tmp_path: Path
 ) -> None:
-    """The killed run is a process of its own with another number of loader threads."""
+    """The killed run is a process with another number of loader threads."""
     csv_path = finished.folder.parent / "slides" / "cohort.csv"
     command = [sys.executable, str(SCRIPT), str(csv_path), str(tmp_path / "run")]
     kill_when(subprocess.Popen(command), tmp_path / "run" / "checkpoints" / "step-00000005.json")
@@ -323,7 +323,7 @@ def test_offload_leaves_the_numbers_and_needs_recomputation(tmp_path: Path) -> N
     (tmp_path / "run" / "metrics.json").unlink()
     offloaded = finetune(cohort, replace(settings, offload=True), tmp_path / "offloaded")
     assert offloaded.metrics == plain.metrics
-    assert not finetune(cohort, replace(settings, offload=True), tmp_path / "run").was_finished  # it may go on with it
+    assert not finetune(cohort, replace(settings, offload=True), tmp_path / "run").was_finished  # it may resume
     with pytest.raises(InputError, match="give --recompute too"):
         replace(SETTINGS, offload=True)
     with pytest.raises(InputError, match="offload is for slides on one device"):

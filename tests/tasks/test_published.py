@@ -1,4 +1,4 @@
-"""`longvit tables` and `recipes`: published figures as published, measured ones only from runs, a recipe per cell."""
+"""`longvit tables` and `recipes`: published metrics as published, measured ones only from runs, a recipe per cell."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_twenty_kills_leave_no_trace(tmp_path: Path) -> None:
             codes = ended(processes)
             if codes[victim] == -signal.SIGKILL:
                 in_midst += 1
-                # Whoever was past its last collective has ended well; all others say who is gone.
+                # A rank past its last collective has ended well; all others name the one that is gone.
                 for rank, code in enumerate(codes):
                     said = "".join(p.read_text() for p in folder.glob(f"{rank}.[tl]*"))  # raised, or by the thread
                     assert code in (0, 3, -signal.SIGKILL), f"{i}: {victim} was killed: {codes}, {said}"

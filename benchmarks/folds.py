@@ -32,8 +32,8 @@ from longvit.data.cohort import read_cohort
 from longvit.data.new_folds import make_folds
 from longvit.demo import haematoxylin
 from longvit.finetuning.crossval import cross_validate
+from longvit.finetuning.settings import FinetuneSettings
 from longvit.report import crossval_report
-from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.task import task_class
 from side_by_side import HERE, report
 

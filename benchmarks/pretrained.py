@@ -31,7 +31,7 @@ from longvit.data.new_folds import make_folds
 from longvit.finetuning.crossval import cross_validate, replace_splits
 from longvit.finetuning.fold_metrics import Round, gaps
 from longvit.finetuning.prepare_cohort import bind
-from longvit.tasks.settings import FinetuneSettings
+from longvit.finetuning.settings import FinetuneSettings
 from longvit.tasks.task import task_class
 from side_by_side import HERE, report
 

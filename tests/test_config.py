@@ -13,8 +13,8 @@ from cyclopts import App, CycloptsError, Parameter
 from longvit.comparison.settings import ComparisonSettings
 from longvit.config import load_settings, read_recipe, recipe_config, recipe_names, settings_yaml, usage_error_line
 from longvit.errors import InputError
+from longvit.finetuning.settings import FinetuneSettings
 from longvit.pretraining.settings import PretrainSettings
-from longvit.tasks.settings import FinetuneSettings
 
 
 @dataclass(frozen=True)

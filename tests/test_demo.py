@@ -16,8 +16,8 @@ from longvit import demo
 from longvit.cli import main
 from longvit.config import load_settings
 from longvit.errors import InputError
+from longvit.finetuning.settings import FinetuneSettings
 from longvit.slides.reader import open_slide
-from longvit.tasks.settings import FinetuneSettings
 from small_slides import write_slide
 
 pytestmark = pytest.mark.xdist_group("demo")  # one worker: the fixture trains

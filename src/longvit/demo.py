@@ -24,8 +24,8 @@ from longvit.progress import Progress
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
     from longvit.finetuning.run import FinetuneResult
+    from longvit.finetuning.settings import FinetuneSettings
     from longvit.slides.reader import Slide
-    from longvit.tasks.settings import FinetuneSettings
 
 EXAMPLE = "CMU-1-Small-Region.svs"
 COLUMNS, ROWS, TRAIN_COLUMNS = 8, 8, 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,15 @@ def parse_json(data: bytes | str, source: str, *, nan: bool = True) -> Any:
         raise InputError(f"{source}: nested too deeply") from error
     except (ValueError, MemoryError) as error:
         raise InputError(f"{source}: not JSON, or damaged ({' '.join(str(error).split())[:200]})") from error
+
+
+def without_nan(value: Any) -> Any:
+    """The value as JSON can hold it: tuples as lists, None in place of a NaN or an infinity."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The tiles' scores: one file for all systems, polygons for QuPath, a picture in which each tile is in its place."""
+"""The tiles' scores: one file for all systems, polygons for QuPath, a plot with each tile in its place."""
 
 from __future__ import annotations
 

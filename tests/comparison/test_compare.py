@@ -108,7 +108,7 @@ def test_an_interrupted_cell_goes_on_to_the_same_bits(tmp_path: Path, monkeypatc
         path = Path("attention_mil", f"fold_{fold}", "outputs.csv")
         assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "whole" / path).read_bytes()
     metrics = json.loads((tmp_path / "out" / "attention_mil" / "fold_0" / "metrics.json").read_text())
-    assert metrics["training"]["seconds"] is None  # nobody knows how long it took in all
+    assert metrics["training"]["seconds"] is None  # the total time is not known
 
 
 def test_a_failed_cell_says_why_and_the_others_go_on(tmp_path: Path) -> None:

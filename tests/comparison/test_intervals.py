@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from longvit.comparison.intervals import drawn_means, interval, mean_of_folds, only_common
 from longvit.data.cohort import Cohort, SlideRow
-from longvit.tasks.settings import FinetuneSettings
+from longvit.finetuning.settings import FinetuneSettings
 from longvit.tasks.subtyping import Subtyping
 from longvit.tasks.survival import Survival
 from longvit.tasks.task import Predictions

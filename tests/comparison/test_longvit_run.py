@@ -16,7 +16,7 @@ from longvit.comparison.summary_table import table
 from longvit.data.cohort import Cohort, read_cohort
 from longvit.data.folds import folds_of_column, write_folds
 from longvit.errors import InputError
-from longvit.finetuning.outputs import write_logits
+from longvit.finetuning.results import write_logits
 from longvit.tasks.task import Predictions
 from longvit.training.resource_usage import write_cost
 

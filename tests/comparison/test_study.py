@@ -188,7 +188,7 @@ def test_patients_without_omics_leave_all_systems(tmp_path: Path) -> None:
 
 def test_numbers_of_systems_may_be_written_as_people_write_them() -> None:
     settings = ComparisonSettings(set=("snn.l1=1e-4", "snn.blocks=2", "gcn_mil.graph=coordinates"))
-    assert settings.of_systems == {"snn": {"l1": 1e-4, "blocks": 2}, "gcn_mil": {"graph": "coordinates"}}
+    assert settings.system_settings == {"snn": {"l1": 1e-4, "blocks": 2}, "gcn_mil": {"graph": "coordinates"}}
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,8 @@ def test_numbers_of_systems_may_be_written_as_people_write_them() -> None:
     [
         ({"systems": ("clamm",)}, "system 'clamm': did you mean 'clam_sb'"),
         ({"systems": ("mil+product",)}, "behind \\+ stands concat or bilinear"),
-        ({"systems": ("snn+concat",)}, "snn already uses omics"),
-        ({"set": ("hidden=3",)}, "--set hidden=3: it reads like"),
+        ({"systems": ("snn+concat",)}, "snn takes omics in its own way"),
+        ({"set": ("hidden=3",)}, "--set hidden=3: expected a form such as"),
         ({"task": "grading"}, "task 'grading': choose"),
         ({"rest": "kept"}, "rest 'kept': choose carried, stepped, dropped"),
         ({"epochs": 0}, "epochs 0: at least 1"),

@@ -87,8 +87,8 @@ def read(one: Case, path: Path) -> str:
     if kind == "recipe":
         from longvit.comparison.settings import ComparisonSettings
         from longvit.config import load_settings
+        from longvit.finetuning.settings import FinetuneSettings
         from longvit.pretraining.settings import PretrainSettings
-        from longvit.tasks.settings import FinetuneSettings
 
         wrong = []
         for of in (ComparisonSettings, PretrainSettings):
@@ -126,10 +126,16 @@ def _lazily(module: str, name: str, of_folder: bool, *more: Any) -> Callable[[Pa
 
 
 def _fold_result(path: Path) -> Any:
-    from longvit.finetuning.finetune_result import finished
+    from longvit.finetuning.results import read_result
 
-    result = finished(path.parent)
+    result = read_result(path.parent)
     return result and result.summary()
+
+
+def _run_folder(path: Path) -> Any:
+    from longvit.training.run_folder import RunFolder
+
+    return RunFolder(path.parent).open({"epochs": 1}, 1)
 
 
 def _cross_validation(path: Path) -> Any:
@@ -140,14 +146,14 @@ def _cross_validation(path: Path) -> Any:
 
 _READERS: dict[str, Callable[[Path], Any]] = {
     "a training": _fold_result,
-    "a cell": _lazily("comparison.cell", "finished", True, {}),
-    "a pretraining": _lazily("pretraining.pretrain_result", "finished", True),
-    "costs": _lazily("training.costs", "read_cost", True),
-    "a run folder": _lazily("tasks.run_folder", "claim", True, {"epochs": 1}, 1),
+    "a cell": _lazily("comparison.trial", "read_trial", True, {}),
+    "a pretraining": _lazily("pretraining.pretrain_result", "read_result", True),
+    "costs": _lazily("training.resource_usage", "read_cost", True),
+    "a run folder": _run_folder,
     "a checkpoint": _lazily("training.checkpoint", "read_checkpoint", True),
     "a cross-validation": _cross_validation,
     "a work list": _worklist,
-    "a record": _lazily("batch.job", "read_record", False),
+    "a record": _lazily("slide_jobs.job", "read_record", False),
 }
 
 
@@ -280,10 +286,10 @@ def main() -> int:
     import longvit.comparison.settings
     import longvit.data.bags
     import longvit.data.cohort
+    import longvit.finetuning.settings
     import longvit.model.pretrained
     import longvit.pretraining.settings
-    import longvit.slide_jobs.status
-    import longvit.tasks.settings  # noqa: F401
+    import longvit.slide_jobs.status  # noqa: F401
 
     cases = [c for c in (*CASES, *flips(args.flips, args.seed)) if c.kind.startswith(args.kind)]
     cases = cases if args.all or args.kind else cases[::7]

@@ -97,7 +97,7 @@ SCALARS = ("1", "1.5", "-1", "1e-4", "1e30", "1" + "0" * 30, "0x1F", "true", "no
 )  # fmt: skip
 def test_any_recipe_gives_settings_or_is_refused_in_one_line(tmp_path: Path, lines: list[tuple[str, str]]) -> None:
     from longvit.config import load_settings, settings_yaml
-    from longvit.tasks.settings import FinetuneSettings
+    from longvit.finetuning.settings import FinetuneSettings
 
     path = tmp_path / "recipe.yaml"
     path.write_text("".join(f"{key}: {value}\n" for key, value in lines), encoding="utf-8", newline="")

@@ -10,8 +10,8 @@ from faults import hostile_files
 from longvit.comparison.settings import ComparisonSettings
 from longvit.config import load_settings
 from longvit.errors import InputError
+from longvit.finetuning.settings import FinetuneSettings
 from longvit.pretraining.settings import PretrainSettings
-from longvit.tasks.settings import FinetuneSettings
 
 
 @pytest.mark.parametrize("case", hostile_files.small_cases("recipe"))

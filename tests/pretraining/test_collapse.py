@@ -39,7 +39,7 @@ def history(epochs: int = 20, **changed: np.ndarray | float) -> dict[str, np.nda
 
 
 def rows(epochs: int = 20, **changed: list[float]) -> list[dict[str, float]]:
-    """Figures of the epochs of such a run."""
+    """Metrics of the epochs of such a run."""
     t = np.linspace(0, 1, epochs)
     columns = {"rankme": 5 + 40 * t, "feature_std": 0.2 + 0.4 * t, "knn_balanced": 0.4 + 0.3 * t, **changed}
     return [
@@ -153,7 +153,7 @@ def test_epochs_that_were_not_looked_at_are_passed_over() -> None:
 
 
 def test_a_random_network_before_it_has_learned_raises_no_alarm() -> None:
-    """The figures of the very first steps, repeated until they would be judged without a warm-up."""
+    """The metrics of the very first steps, repeated until they would be judged without a warm-up."""
     torch.manual_seed(0)
     settings = DinoSettings(
         epochs=2, warmup_epochs=1, prototypes=512, head_hidden=64, head_bottleneck=32, local_crops=0, drop_path=0

@@ -21,7 +21,7 @@ from training.test_interruption import assert_same, code_of, forked, newest
 
 @pytest.mark.slow
 def test_twenty_interruptions_end_with_the_same_bits(tmp_path: Path) -> None:
-    """10 by SIGTERM, 10 by SIGKILL, at random instants; regions are cut in this process or in one of its own."""
+    """10 by SIGTERM, 10 by SIGKILL, at random instants; regions are cut in this process or in another."""
     write_inputs(tmp_path)
     assert code_of(forked(whole_run, tmp_path, tmp_path / "warm")) == 0  # the server starts
     begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""Figures of frozen features against naive loops, and that no region is judged by one of its own group."""
+"""Metrics of frozen features against naive loops; no region is classified by one of the same group."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_knn_votes_are_those_of_a_naive_loop(k: int, temperature: float, monkeyp
 
 
 def twins(n: int = 120, d: int = 40) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Noise, but every region has a twin of the same label in its group: who looks at twins is always right."""
+    """Noise, but every region has a twin of the same label in its group: a probe that uses twins is always right."""
     rng = np.random.default_rng(1)
     x = np.repeat(rng.normal(size=(n // 2, d)), 2, 0)
     return x, np.repeat(np.arange(n // 2) % 2, 2), [str(i // 2) for i in range(n)]
@@ -73,7 +73,7 @@ def twins(n: int = 120, d: int = 40) -> tuple[np.ndarray, np.ndarray, list[str]]
 
 def test_knn_never_looks_at_a_twin_of_the_same_group() -> None:
     x, y, groups = twins()
-    assert knn_probe(x, y, [str(i) for i in range(len(y))], k=1).accuracy == 1.0  # each a group of its own: the twin
+    assert knn_probe(x, y, [str(i) for i in range(len(y))], k=1).accuracy == 1.0  # one region per group: the twin
     assert knn_probe(x, y, groups, k=1).accuracy < 0.7
 
 

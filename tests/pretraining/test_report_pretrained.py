@@ -1,4 +1,4 @@
-"""The report of a pretraining: alarms first, figures beside their controls, from files alone."""
+"""The report of a pretraining: alarms first, metrics beside their controls, from files alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study of small images that a model can learn in seconds, and a process of its own that can be killed.
+"""A cohort of small images that a model learns in seconds, and a process that can be killed.
 
 python study.py COHORT.csv OUT: the fine-tuning of `SETTINGS`.
 """

@@ -1,4 +1,4 @@
-"""A cross-validation: each fold a run of its own, then one table; what stops it before the first slide is read."""
+"""A cross-validation: a run per fold, then one table; the errors before the first slide is read."""
 
 from __future__ import annotations
 
@@ -138,11 +138,11 @@ def test_a_signal_to_the_whole_stops_the_folds_and_the_same_command_goes_on(tmp_
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 143, text
     assert "the same command goes on where it was" in text
-    for fold in ("0", "1"):  # the children are gone: nobody holds their folders
+    for fold in ("0", "1"):  # the children are gone: no process holds their folders
         with (out / f"fold_{fold}" / "run.lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert main([*command[3:], "--epochs=15"]) == 0
-    assert "going on after step" in (out / "fold_0.log").read_text()
+    assert "resuming after step" in (out / "fold_0.log").read_text()
 
 
 def test_slides_without_a_file_are_refused_or_left_out_and_named(

@@ -154,7 +154,7 @@ def test_ddof_of_the_spread_can_be_chosen(tmp_path: Path) -> None:
         ),
         ("label,prob_IDC,prob_ILC\nIDC,1.5,0\n", "line 2: prob_IDC is '1.5'; it must be a number in 0 … 1"),
         ("label,prob_IDC\nIDC,1\n", "one column of probabilities"),
-        ("system,cohort,fold,test_auc\nx,a,0,0.5\nx,a,0,0.6\n", "fold 0 of x, a stands there twice"),
+        ("system,cohort,fold,test_auc\nx,a,0,0.5\nx,a,0,0.6\n", "fold 0 of x, a appears twice"),
         ("risk,Risk,event\n1,2,1\n", "two columns are called 'risk'"),
         ("risk,months,event\n1,2,1,4,5\n1,2\n", "line 2: 5 cells for 3 columns"),
     ],

@@ -1,4 +1,4 @@
-"""The first fine-tuning, end to end on small real files: what it writes, how it goes on, what it refuses."""
+"""A fine-tuning, end to end on small real files: the files it writes, its resume, its errors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,14 @@ import torch
 from PIL import Image
 
 import longvit
+from longvit.comparison.settings import ComparisonSettings
 from longvit.config import load_settings
 from longvit.data.cohort import read_cohort
 from longvit.errors import InputError
 from longvit.finetuning.run import FinetuneResult, FinetuneSettings, finetune
 from longvit.finetuning.starting_model import starting_model
 from longvit.metrics.classification import classification_metrics
+from longvit.pretraining.settings import PretrainSettings
 from longvit.training.resource_usage import read_cost
 from tasks.study import SETTINGS, study, write_study
 
@@ -32,7 +35,7 @@ SCRIPT = Path(__file__).with_name("study.py")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
-    """A run that is over; tests only look at it."""
+    """A finished run; tests only read it."""
     folder = tmp_path_factory.mktemp("study")
     return finetune(study(folder / "slides"), SETTINGS, folder / "run")
 
@@ -141,7 +144,7 @@ def kill_when(process: subprocess.Popen[bytes], path: Path) -> None:
 def test_killed_while_training_and_started_again_ends_with_the_same_bytes(
     finished: FinetuneResult, tmp_path: Path
 ) -> None:
-    """The killed run is a process of its own with another number of loader threads."""
+    """The killed run is a process with another number of loader threads."""
     csv_path = finished.folder.parent / "slides" / "cohort.csv"
     command = [sys.executable, str(SCRIPT), str(csv_path), str(tmp_path / "run")]
     kill_when(subprocess.Popen(command), tmp_path / "run" / "checkpoints" / "step-00000005.json")
@@ -219,7 +222,7 @@ def test_out_of_memory_names_the_way_out(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("longvit.tasks.task.Task.step", full)
+    monkeypatch.setattr("longvit.tasks.subtyping.Subtyping.losses", full)
     with pytest.raises(
         InputError, match=r"out of memory with 2 slides of 64 px .*; try --forward-batch 1, --recompute"
     ):
@@ -231,7 +234,7 @@ def test_two_processes_in_one_folder_do_not_trip_over_each_other(tmp_path: Path)
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "run.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another process is at work in it"):
+        with pytest.raises(InputError, match="another process is using it"):
             finetune(cohort, SETTINGS, tmp_path / "run")
 
 
@@ -303,12 +306,13 @@ def test_slides_per_forward_follows_its_rule() -> None:
     assert FinetuneSettings(side_px=2048).training().accumulation == 2
 
 
-def test_every_setting_has_its_help() -> None:
+@pytest.mark.parametrize("kind", [FinetuneSettings, PretrainSettings, ComparisonSettings])
+def test_every_setting_has_its_help(kind: Any) -> None:
     """The docs under the fields are what `longvit train --help` prints."""
     from docstring_parser import parse_from_object
 
-    documented = {param.arg_name for param in parse_from_object(FinetuneSettings).params}
-    assert documented == set(FinetuneSettings.__dataclass_fields__)
+    documented = {param.arg_name for base in kind.__mro__[:-1] for param in parse_from_object(base).params}
+    assert documented == set(kind.__dataclass_fields__)
 
 
 def test_offload_leaves_the_numbers_and_needs_recomputation(tmp_path: Path) -> None:
@@ -319,7 +323,7 @@ def test_offload_leaves_the_numbers_and_needs_recomputation(tmp_path: Path) -> N
     (tmp_path / "run" / "metrics.json").unlink()
     offloaded = finetune(cohort, replace(settings, offload=True), tmp_path / "offloaded")
     assert offloaded.metrics == plain.metrics
-    assert not finetune(cohort, replace(settings, offload=True), tmp_path / "run").was_finished  # it may go on with it
+    assert not finetune(cohort, replace(settings, offload=True), tmp_path / "run").was_finished  # it may resume
     with pytest.raises(InputError, match="give --recompute too"):
         replace(SETTINGS, offload=True)
     with pytest.raises(InputError, match="offload is for slides on one device"):

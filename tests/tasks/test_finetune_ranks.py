@@ -1,4 +1,4 @@
-"""A fine-tuning on several ranks: the files of one process, written once; it goes on on another mesh."""
+"""A fine-tuning on several ranks: the files of one process, written once; it resumes on another mesh."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_metrics_are_those_of_one_process_on_any_mesh(alone: Any, tmp_path: Path
 
 
 def test_slides_that_share_a_forward_pass_are_settled_when_a_run_begins(tmp_path: Path) -> None:
-    """Begun on 4 ranks (2 slides each of a batch of 8), it goes on alone with the same passes."""
+    """Begun on 4 ranks (2 slides each of a batch of 8), it resumes alone with the same passes."""
     cohort, settings = study(tmp_path / "slides"), replace(SETTINGS, batch_size=8, forward_batch=None)
     assert (settings.slides_per_forward(), settings.slides_per_forward(4)) == (8, 2)
     on_mesh(4, 1, _finetune, cohort, settings, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Figures against values by hand and against scikit-learn; our rule for a class that is absent."""
+"""Metrics against values by hand and against scikit-learn; our rule for a class that is absent."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_many_slides_of_few_patients_are_no_many_witnesses() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_bootstrap_is_that_of_drawing_the_slides_one_by_one(classes: int) -> None:
-    """The plain twin: the drawn patients' slides laid out, every figure anew. Rare classes drop out at times."""
+    """The plain twin: every metric computed from the drawn patients' slides. Rare classes are absent at times."""
     labels, p = random_case(40, classes, 11)
     labels[labels == classes - 1] = 0
     labels[7] = classes - 1

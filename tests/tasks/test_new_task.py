@@ -1,4 +1,4 @@
-"""A new task is one file and one line: the one that docs/extending.md shows, as it stands there."""
+"""A new task is one file and one line: the one of docs/extending.md, unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what the figures say, odd inputs give a picture too, PNG and SVG lie beside each other."""
+"""Plots: they show the metrics, odd inputs give a plot too, PNG and SVG have the same name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fold(n: int, classes: int, seed: int) -> Fold:
 
 
 def words_of(svg: Path, monkeypatch: pytest.MonkeyPatch, draw: Callable[[Path], None]) -> str:
-    """The letters of a picture: drawn anew with text as text (its letters are outlines otherwise)."""
+    """The letters of a plot, drawn with text as text (its letters are outlines otherwise)."""
     import matplotlib as mpl
 
     monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
@@ -160,7 +160,7 @@ def test_a_patient_falls_into_one_half_with_all_slides() -> None:
 
 
 def test_equal_risks_make_no_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deep Sets in the published folds: every risk the same. One curve, and the picture says why."""
+    """Deep Sets in the published folds: every risk the same. One curve, and the plot states why."""
     months, event, _ = follow_up()
     halves = risk_halves(["0"] * 60, [str(i) for i in range(60)], np.zeros(60))
     assert not halves.any()

@@ -1,4 +1,4 @@
-"""`longvit tables` and `recipes`: published figures as published, measured ones only from runs, a recipe per cell."""
+"""`longvit tables` and `recipes`: published metrics as published, measured ones only from runs, a recipe per cell."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from longvit.finetuning.paper_tables import (
     paper_tables,
     published_rows,
 )
-from longvit.tasks.settings import FinetuneSettings
+from longvit.finetuning.settings import FinetuneSettings
 
 CELLS = [
     (task, cohort, px)

@@ -1,4 +1,4 @@
-"""Survival figures against values by hand, against scikit-survival on random data, and against published risks."""
+"""Survival metrics against values by hand, against scikit-survival on random data, and against published risks."""
 
 from __future__ import annotations
 

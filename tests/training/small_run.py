@@ -1,4 +1,4 @@
-"""A run of a minute's thought for a small network, for the tests and as a process of its own that can be killed.
+"""A short run of a small network, for the tests and as a process that can be killed.
 
 python small_run.py FOLDER OUT [seconds per batch]: trains, then writes the parameters and the history to OUT.
 """

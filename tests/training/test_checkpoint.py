@@ -108,7 +108,7 @@ def test_only_the_newest_are_kept_and_nothing_half_written(tmp_path: Path) -> No
 
 
 def test_a_damaged_newer_checkpoint_is_not_kept_in_place_of_the_valid_one(tmp_path: Path) -> None:
-    """The run goes on from 5, since 7 is damaged, and saves 6: with one to keep, that must be 6."""
+    """The run resumes from 5, since 7 is damaged, and saves 6: with one to keep, that must be 6."""
     write_checkpoint(tmp_path, 5, tensors(5), {})
     write_checkpoint(tmp_path, 7, tensors(7), {}, keep=2).with_suffix(".safetensors").write_bytes(b"")
     write_checkpoint(tmp_path, 6, tensors(6), {}, keep=1)

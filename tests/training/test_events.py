@@ -1,4 +1,4 @@
-"""TensorBoard event files: every figure once, also after a run was killed and went on."""
+"""TensorBoard event files: every metric once, also after a run was killed and resumed."""
 
 from __future__ import annotations
 

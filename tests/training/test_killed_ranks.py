@@ -92,7 +92,7 @@ def test_twenty_kills_leave_no_trace(tmp_path: Path) -> None:
             codes = ended(processes)
             if codes[victim] == -signal.SIGKILL:
                 in_midst += 1
-                # Whoever was past its last collective has ended well; all others say who is gone.
+                # A rank past its last collective has ended well; all others name the one that is gone.
                 for rank, code in enumerate(codes):
                     said = "".join(p.read_text() for p in folder.glob(f"{rank}.[tl]*"))  # raised, or by the thread
                     assert code in (0, 3, -signal.SIGKILL), f"{i}: {victim} was killed: {codes}, {said}"
@@ -143,6 +143,6 @@ def test_torchrun_goes_on_after_a_rank_was_killed(tmp_path: Path) -> None:
         os.kill(ranks[-1], signal.SIGKILL)
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
-    assert re.search(r"going on after step \d+ of", said)
+    assert re.search(r"resuming after step \d+ of", said)
     for name in ("outputs.csv", "model/model.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

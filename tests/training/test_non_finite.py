@@ -1,4 +1,4 @@
-"""A NaN costs a step, not the run; a few in a row end it; an overflow of float16 costs nobody a word."""
+"""A NaN costs a step, not the run; several in a row end it; an overflow of float16 is not logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training on several ranks is the training of one process, whatever the mesh; they stop, skip and go on together."""
+"""Training on several ranks is the training of one process, on any mesh; the ranks stop, skip and resume together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def agree(
     for name, parameter in alone[0].items():
         assert (ours[0][name] - parameter).abs().max() <= 1e-8, name
     for name, column in alone[1].history.items():
-        assert np.allclose(ours[1].history[name], column, rtol=1e-6, equal_nan=True), name  # the figures are float32
+        assert np.allclose(ours[1].history[name], column, rtol=1e-6, equal_nan=True), name  # the metrics are float32
     assert [e["val_loss"] for e in ours[1].epochs] == pytest.approx([e["val_loss"] for e in alone[1].epochs], abs=1e-9)
 
 
@@ -42,7 +42,7 @@ def test_any_mesh_trains_to_the_parameters_of_one_process(tmp_path: Path, data: 
 
 
 def test_a_checkpoint_goes_on_on_another_mesh(tmp_path: Path) -> None:
-    """Stopped after an epoch on 2 × 2, it goes on on 1 × 3 and then alone, to the parameters of an undisturbed run."""
+    """Stopped after an epoch on 2 × 2, it resumes on 1 × 3 and then alone, to the same parameters."""
     settings = replace(SETTINGS, epochs=3)
     alone = run(folder=tmp_path / "alone", settings=settings)
     folder = tmp_path / "ranks"

@@ -165,7 +165,7 @@ def _folds(
             raise InputError(f"{manifest.source}: no column split; give --folds (a number, a folder, or column)")
         return (fold_of_splits(manifest),)
     if folds.isdecimal():
-        strata = task_class(settings.task).strata(manifest, settings.of_task())
+        strata = task_class(settings.task).strata(manifest, settings)
         return new_folds.make_folds(manifest, int(folds), seed=settings.seed, strata=strata)
     found = folds_of_column(manifest) if folds == "column" else read_folds(folds)
     return new_folds.patient_disjoint(found, manifest) if patient_disjoint else found

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
     from longvit.data.folds import Fold
     from longvit.data.leakage import CohortReport
-    from longvit.tasks.settings import FinetuneSettings
+    from longvit.tasks.settings import TaskSettings
 
 _NAMED = 3  # how many names a line shows; --json has all
 
@@ -215,11 +215,11 @@ def _read(
     return replace(rows, rows=tuple(labelled), classes=("censored", "event"))
 
 
-def _settings(columns: _Columns) -> FinetuneSettings:
-    from longvit.tasks.settings import FinetuneSettings
+def _settings(columns: _Columns) -> TaskSettings:
+    from longvit.tasks.settings import TaskSettings
 
     time, event, censorship = columns
-    return FinetuneSettings(task="survival", time_column=time, event_column=event, censorship_column=censorship)
+    return TaskSettings(task="survival", time_column=time, event_column=event, censorship_column=censorship)
 
 
 def _outcomes(rows: Cohort, columns: _Columns) -> list[tuple[float, bool]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from longvit.cli.options import SETTINGS, Recipe, echo
-from longvit.tasks.settings import FinetuneSettings
+from longvit.finetuning.settings import FinetuneSettings
 
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort

@@ -1,13 +1,13 @@
-"""Every system on every fold: the cells one after another or side by side, each resumable, then one table.
+"""Comparison of every system on every fold: trials one after another or in parallel, each resumable, then one table.
 
 OUT/folds/splits_<name>.csv      the folds, as every tool reads them
 OUT/settings.yaml                all settings: `longvit benchmark --recipe OUT/settings.yaml`
-OUT/<system>/fold_<name>/        a cell (cell.py)
-OUT/problems.csv                 slides that are left out (stage open, read), and cells that failed (stage cell)
+OUT/<system>/fold_<name>/        a trial (trial.py)
+OUT/problems.csv                 slides that are left out (stage open, read), and failed trials (stage cell)
 OUT/benchmark.csv                a row per system
 OUT/benchmark.json               `summary.ComparisonSummary`; written last
 
-A cell that fails costs itself: its reason stands in the table, the others go on, and the same command tries it again.
+A failed trial does not stop the others; its error is listed in the table, and the same command tries it again.
 """
 
 from __future__ import annotations
@@ -27,36 +27,33 @@ from longvit.comparison.summary import published_column, summarise
 from longvit.comparison.summary_table import write_summary
 from longvit.comparison.system_spec import SystemSpec, all_system_specs
 from longvit.comparison.trial import (
-    FoldSplit,
     bags_of_fold,
-    facts_of,
-    finished,
     load_what_all_need,
+    read_trial,
+    resume_key,
     run_trial,
 )
 from longvit.comparison.trial_process import OnEvent, Trial, run_in_parallel, trial_job
-from longvit.config import settings_yaml
 from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, write_folds
 from longvit.data.problems import PROBLEMS_CSV, Problem, write_problems
 from longvit.device import Device, pick_device, set_threads
 from longvit.errors import InputError, describe_error
-from longvit.files import make_folder, write_text
 from longvit.progress import Progress, clock_text
 from longvit.tasks.task import task_class
-from longvit.training.run_folder import exclusive_lock
+from longvit.training.run_folder import METRICS_JSON, RunFolder
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison came to."""
+    """Result of a comparison."""
 
     folder: Path
     summary: dict[str, Any]
     """What benchmark.json holds, see `summary.ComparisonSummary`."""
     bag_cohort: BagCohort
     failed: tuple[Problem, ...]
-    """Cells that have no figure; `slide` is `mcat, fold 3`."""
+    """Failed trials, without metrics; `slide` is `mcat, fold 3`."""
 
 
 def compare(
@@ -71,28 +68,29 @@ def compare(
     longvit_run: str | Path | None = None,
     jobs: int = 1,
 ) -> Comparison:
-    """Trains and evaluates whoever takes part on `folds` (or on those called `only`), then sums up what is there.
+    """Trains and evaluates the systems on `folds` (or on those named in `only`), then summarises the finished trials.
 
     `features`: folder of bags (`data.bags.find_bags`). `longvit_run`: a cross-validation of LongViT on the same folds.
-    `jobs` > 1 runs that many cells at once, each in a process of its own.
+    `jobs` > 1 runs that many trials at once, each in a process.
 
-    Raises `InputError` before anything is trained: a system, setting of one, fold or cell of the tables that is not
-    there, other settings than a finished cell had, LongViT on other folds, nobody left to train on; what a single cell
-    raises is a row of the table.
+    Raises `InputError` before training: an unknown system, setting of a system, fold or cell of the tables; settings
+    other than those of a finished trial; LongViT on other folds; no bags to train on. An error of a single trial is a
+    row of the table.
     """
-    folder = make_folder(out_dir)
+    run_folder = RunFolder(out_dir)
+    folder = run_folder.path
     set_threads(settings.threads)
     device = pick_device(settings.device)
     if unknown := [name for name in only if name not in {fold.name for fold in folds}]:
         raise InputError(f"--fold {unknown[0]}: choose {', '.join(fold.name for fold in folds)}")
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: at least 1")
-    for system, given in settings.of_systems.items():
+    for system, given in settings.system_settings.items():
         settings_of(system, given)
     wanted = [fold for fold in folds if not only or fold.name in only]
     published_column(settings.cell, task_class(settings.task).metric)
-    with exclusive_lock(folder):
-        # Before any later error, whose reason they may be.
+    with run_folder.locked():
+        # Problems are written before any later error, which they may explain.
         bag_cohort = make_bag_cohort(
             cohort,
             settings.task,
@@ -101,13 +99,13 @@ def compare(
             0 if jobs > 1 else settings.memory_mb,
             left_out=lambda problems: write_problems(folder / PROBLEMS_CSV, problems),
         )
-        spec = settings.system_specs() or all_system_specs(
+        specs = settings.system_specs() or all_system_specs(
             tiles=features is not None, omics=omics is not None, signatures=bool(omics and omics.signatures)
         )
-        if without := [each.name for each in spec if each.reads_tiles and features is None]:
+        if without := [spec.name for spec in specs if spec.reads_tiles and features is None]:
             raise InputError(f"{without[0]} reads tiles; give --features FOLDER, or leave it out of --systems")
         try:
-            ready = [bags_of_fold(bag_cohort, fold, settings) for fold in wanted]
+            fold_splits = [bags_of_fold(bag_cohort, fold, settings) for fold in wanted]
         except InputError as error:
             if not bag_cohort.problems:
                 raise
@@ -119,20 +117,20 @@ def compare(
         longvit = None
         if longvit_run is not None:
             longvit = read_longvit_run(longvit_run, cohort, wanted, settings)
+        trials = [Trial(split, spec, trial_folder(folder, spec, split.fold)) for split in fold_splits for spec in specs]
         done = {
-            (each.name, of.fold.name): found
-            for of in ready
-            for each in spec
-            if (found := _finished(bag_cohort, of, each, settings, folder)) is not None
+            trial.key: metrics
+            for trial in trials
+            if (trial.folder / METRICS_JSON).exists()
+            and (metrics := read_trial(trial.folder, resume_key(bag_cohort, trial.fold_split, trial.spec, settings)))
         }
         write_folds(folder / "folds", folds)
-        write_text(folder / "settings.yaml", settings_yaml(settings))
-        trials = [Trial(of, each, trial_folder(folder, each, of.fold)) for of in ready for each in spec]
-        left = [trial for trial in trials if trial.key not in done]
-        failed = _run_trials(bag_cohort, left, len(trials), settings, device, jobs, done)
+        run_folder.write_settings(settings)
+        pending = [trial for trial in trials if trial.key not in done]
+        failed = _run_trials(bag_cohort, pending, len(trials), settings, device, jobs, done)
         write_problems(folder / PROBLEMS_CSV, [*bag_cohort.problems, *failed.values()])
         reasons = {key: problem.error for key, problem in failed.items()}
-        summary = summarise(bag_cohort, ready, spec, settings, folder, done, reasons, longvit).to_json()
+        summary = summarise(bag_cohort, fold_splits, specs, settings, folder, done, reasons, longvit).to_json()
         write_summary(folder, summary)
         return Comparison(folder, summary, bag_cohort, tuple(failed.values()))
 
@@ -140,16 +138,6 @@ def compare(
 def trial_folder(folder: Path, spec: SystemSpec, fold: Fold) -> Path:
     """OUT/<system>/fold_<name>."""
     return folder / spec.name / f"fold_{fold.name}"
-
-
-def _finished(
-    bag_cohort: BagCohort, fold_split: FoldSplit, spec: SystemSpec, settings: ComparisonSettings, folder: Path
-) -> dict[str, Any] | None:
-    """Metrics of a cell that needs no work."""
-    place = trial_folder(folder, spec, fold_split.fold)
-    if not (place / "metrics.json").exists():
-        return None
-    return finished(place, facts_of(bag_cohort, fold_split, spec, settings))
 
 
 def _run_trials(
@@ -161,13 +149,16 @@ def _run_trials(
     jobs: int,
     done: dict[tuple[str, str], dict[str, Any]],
 ) -> dict[tuple[str, str], Problem]:
-    """Fills `done`; → the cells that failed. `total`: cells in all, with those that were finished before."""
-    failed: dict[tuple[str, str], Problem] = {}
-    epochs = dict.fromkeys((trial.key for trial in trials), settings.epochs)  # that are left of each
-    started = (total - len(trials)) * settings.epochs
-    with Progress("cells × epochs", total * settings.epochs, done=started, brief=not trials) as progress:
+    """Runs `trials`, adds their metrics to `done` and returns the failed ones.
 
-        def heard(trial: Trial, kind: str, content: Any) -> None:
+    `total`: number of trials, with those finished before.
+    """
+    failed: dict[tuple[str, str], Problem] = {}
+    epochs = dict.fromkeys((trial.key for trial in trials), settings.epochs)  # remaining epochs of each trial
+    started = (total - len(trials)) * settings.epochs
+    with Progress("trials × epochs", total * settings.epochs, done=started, brief=not trials) as progress:
+
+        def on_event(trial: Trial, kind: str, content: Any) -> None:
             if kind == "epoch":
                 epochs[trial.key] -= 1
                 progress.advance(note=trial.note)
@@ -177,21 +168,21 @@ def _run_trials(
                 progress.log(f"{trial.note}: failed: {content}")
             else:
                 done[trial.key] = content
-                progress.log(_finished_words(trial.note, content))
-            progress.advance(epochs[trial.key])  # a cell that went on or failed has done fewer
+                progress.log(_finished_line(trial.note, content))
+            progress.advance(epochs[trial.key])  # a trial that resumed or failed has run fewer
 
         if jobs > 1:
-            run_in_parallel(trials, trial_job(bag_cohort, settings, jobs), jobs, heard)
+            run_in_parallel(trials, trial_job(bag_cohort, settings, jobs), jobs, on_event)
         else:
-            _one_by_one(trials, bag_cohort, settings, device, heard)
-    for trial in trials:  # judged by the list, not by what was heard
+            _one_by_one(trials, bag_cohort, settings, device, on_event)
+    for trial in trials:  # decided by the list of trials, not by their events
         if trial.key not in done and trial.key not in failed:
-            failed[trial.key] = Problem(trial.note, "cell", "ended without a word; give the same command again")
+            failed[trial.key] = Problem(trial.note, "cell", "ended without a result; give the same command again")
     return failed
 
 
 def _one_by_one(
-    trials: Sequence[Trial], bag_cohort: BagCohort, settings: ComparisonSettings, device: Device, heard: OnEvent
+    trials: Sequence[Trial], bag_cohort: BagCohort, settings: ComparisonSettings, device: Device, on_event: OnEvent
 ) -> None:
     if trials:
         load_what_all_need(device.device)
@@ -204,15 +195,15 @@ def _one_by_one(
                 settings,
                 trial.folder,
                 device,
-                epoch_done=lambda trial=trial: heard(trial, "epoch", None),  # type: ignore[misc]
+                epoch_done=lambda trial=trial: on_event(trial, "epoch", None),  # type: ignore[misc]
             )
-        except Exception as error:  # whatever it is: the other cells go on
-            heard(trial, "failed", describe_error(error, 300))
+        except Exception as error:  # a failed trial does not stop the others
+            on_event(trial, "failed", describe_error(error, 300))
         else:
-            heard(trial, "done", metrics)
+            on_event(trial, "done", metrics)
 
 
-def _finished_words(note: str, metrics: dict[str, Any]) -> str:
+def _finished_line(note: str, metrics: dict[str, Any]) -> str:
     value = metrics["splits"][metrics["evaluated"]][metrics["figure"]]
     text = "not defined" if value is None else f"{value:.3f}"
     seconds = metrics["training"]["seconds"]
@@ -221,7 +212,7 @@ def _finished_words(note: str, metrics: dict[str, Any]) -> str:
 
 
 def print_table(summary: dict[str, Any]) -> None:
-    """The table on stdout."""
+    """Prints the table of a comparison."""
     from rich.console import Console
     from rich.table import Table
 
@@ -231,9 +222,9 @@ def print_table(summary: dict[str, Any]) -> None:
     if not console.is_terminal:
         console = Console(width=180, file=sys.stdout)
     header, rows = table(summary)
-    drawn = Table()
+    printed = Table()
     for i, name in enumerate(header):
-        drawn.add_column(name, justify="left" if i < 2 else "right")
+        printed.add_column(name, justify="left" if i < 2 else "right")
     for row in rows:
-        drawn.add_row(*row)
-    console.print(drawn)
+        printed.add_row(*row)
+    console.print(printed)

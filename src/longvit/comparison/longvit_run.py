@@ -11,7 +11,7 @@ from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, assign, match, read_folds
 from longvit.errors import InputError
 from longvit.finetuning.crossval import replace_splits
-from longvit.finetuning.outputs import read_logits
+from longvit.finetuning.results import read_logits
 from longvit.json_file import read_json_object
 from longvit.tasks.task import Predictions, Task, task_class
 from longvit.training.resource_usage import Cost, read_cost
@@ -65,7 +65,7 @@ def read_longvit_run(
                 f"{folder / 'folds'}"
             )
         assigned = assign(replace_splits(cohort), fold, allow_leak=settings.allow_leak)
-        tasks[fold.name] = kind(assigned, settings.of_task())
+        tasks[fold.name] = kind(assigned, settings)
         fold_folder = folder / f"fold_{fold.name}"
         try:
             predictions[fold.name] = read_logits(fold_folder / "outputs.csv", cohort)["model"][evaluated]

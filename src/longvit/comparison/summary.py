@@ -21,9 +21,9 @@ from longvit.comparison.system_spec import SystemSpec
 from longvit.comparison.trial import FoldSplit
 from longvit.errors import InputError
 from longvit.finetuning.crossval import DDOF
-from longvit.finetuning.outputs import read_logits
 from longvit.finetuning.paper_tables import COHORTS, METRICS, SYSTEMS, PublishedRow, published_rows
-from longvit.finetuning.results import leaks, without_nan
+from longvit.finetuning.results import leaks, read_logits
+from longvit.json_file import without_nan
 from longvit.tasks.task import Task, task_class
 from longvit.training.resource_usage import Cost
 

@@ -1,17 +1,16 @@
-"""A cell of the table: one system, trained on one fold and evaluated on it.
+"""Trial: one system, trained and evaluated on one fold.
 
 OUT/<system>/fold_<name>/
-    checkpoints/       while it is in work; goes when the cell is done
-    outputs.csv        the logits of val and test, as a fine-tuning writes them (tasks/outputs.py)
-    attention.h5       the scores of the evaluated bags' tiles, where the system has some (attention.py)
-    model.safetensors  the weights after the last epoch, with what was fitted on the training fold
+    checkpoints/       during the trial; removed at its end
+    outputs.csv        logits of val and test, as a fine-tuning writes them (finetuning/results.py)
+    attention.h5       tile scores of the evaluated bags, where the system has some (tile_scores.py)
+    model.safetensors  weights after the last epoch, with what was fitted on the training fold
     history.csv        a row per epoch
-    metrics.json       figures, seconds, memory; written last, so it marks a finished cell
+    metrics.json       metrics, seconds, memory; written last, so it marks a finished trial
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -32,27 +31,24 @@ from longvit.comparison.tile_scores import write_attention
 from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, assign
 from longvit.errors import InputError
-from longvit.files import make_folder, write_bytes, write_text
+from longvit.files import write_bytes
 from longvit.finetuning.crossval import replace_splits
-from longvit.finetuning.outputs import write_logits
 from longvit.finetuning.prepare_cohort import EVALUATED, labels_digest
-from longvit.finetuning.results import best_val, leaks, without_nan, write_history
-from longvit.json_file import read_made
+from longvit.finetuning.results import best_val, leaks, write_history, write_logits
 from longvit.tasks.task import Predictions, Task, task_class
 from longvit.training.checkpoint import refuse_other_settings
 from longvit.training.loop import train
 from longvit.training.resource_usage import Costs
+from longvit.training.run_folder import RunFolder, damaged_metrics, read_metrics
 from longvit.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from longvit.device import Device
 
-METRICS = "metrics.json"
-
 
 @dataclass(frozen=True)
 class FoldSplit:
-    """A fold of a study: a row per bag, with its split, and the task bound to them."""
+    """Fold of a comparison: a row per bag with its split, and the task of these rows."""
 
     fold: Fold
     cohort: Cohort
@@ -60,33 +56,36 @@ class FoldSplit:
 
     @property
     def evaluated(self) -> str:
-        """test, or val where the fold has no test."""
+        """Evaluated split: test, or val where the fold has no test."""
         return "test" if self.cohort.split("test") else "val"
 
 
 def bags_of_fold(bag_cohort: BagCohort, fold: Fold, settings: ComparisonSettings) -> FoldSplit:
-    """`InputError`: a patient on two sides (unless allowed), nobody to train on or to evaluate, a class that no
-    training bag has."""
+    """Bags of a fold, with their task.
+
+    `InputError`: a patient on two sides (unless allowed), no bags to train on or to evaluate, a class that no training
+    bag has.
+    """
     cohort = assign(replace_splits(bag_cohort.cohort), fold, allow_leak=settings.allow_leak)
     cohort = replace(cohort, rows=bag_cohort.unit_rows(cohort.rows))
     if not any(cohort.split(split) for split in EVALUATED):
         raise InputError(f"{fold.where()}: no bag of val or test; nothing could be evaluated")
-    task = task_class(settings.task)(cohort, settings.of_task())
+    task = task_class(settings.task)(cohort, settings)
     task.check_training(cohort.split("train"), f" of {fold.where()}")
     return FoldSplit(fold, cohort, task)
 
 
 def published_training(spec: SystemSpec, settings: ComparisonSettings) -> PublishedTraining:
-    """The loop that the system was published with, for the task; with what `settings` say otherwise."""
+    """Published training of the system for the task, with the changes of `settings`."""
     if task_class(settings.task).has_classes:
-        found = SUBTYPING_CLAM if spec.system == "clam_sb" else SUBTYPING
+        published = SUBTYPING_CLAM if spec.system == "clam_sb" else SUBTYPING
     else:
-        found = SURVIVAL
-    bags = settings.bags_per_step or found.steps.bags
-    divisor = found.steps.divisor if settings.bags_per_step is None else float(bags)
+        published = SURVIVAL
+    bags = settings.bags_per_step or published.steps.bags
+    divisor = published.steps.divisor if settings.bags_per_step is None else float(bags)
     return replace(
-        found,
-        steps=Steps(bags, divisor, settings.rest or found.steps.rest),
+        published,
+        steps=Steps(bags, divisor, settings.rest or published.steps.rest),
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         epochs=settings.epochs,
@@ -96,8 +95,8 @@ def published_training(spec: SystemSpec, settings: ComparisonSettings) -> Publis
 
 
 def system_settings(spec: SystemSpec, bag_cohort: BagCohort, settings: ComparisonSettings) -> dict[str, Any]:
-    """What `settings.set` says of the system; LongNet's positions step by the tiles of this study."""
-    given = dict(settings.of_systems.get(spec.system, {}))
+    """Settings of the system in `settings.set`; LongNet's positions also get the tile size of the cohort."""
+    given = dict(settings.system_settings.get(spec.system, {}))
     names = {field.name for field in fields(system_class(spec.system).Settings)}
     if spec.system == "longnet" and bag_cohort.tile_level0_px is not None and "tile_px" in names:
         given.setdefault("tile_px", max(1, round(bag_cohort.tile_level0_px)))
@@ -105,7 +104,7 @@ def system_settings(spec: SystemSpec, bag_cohort: BagCohort, settings: Compariso
 
 
 def make_system(spec: SystemSpec, bag_cohort: BagCohort, task: Task, settings: ComparisonSettings) -> System:
-    """With random weights from the seed; not fitted."""
+    """System with random weights of the seed, not fitted."""
     torch.manual_seed(settings.seed)
     return create_system(
         spec.system,
@@ -118,12 +117,12 @@ def make_system(spec: SystemSpec, bag_cohort: BagCohort, task: Task, settings: C
     )
 
 
-def facts_of(
+def resume_key(
     bag_cohort: BagCohort, fold_split: FoldSplit, spec: SystemSpec, settings: ComparisonSettings
 ) -> dict[str, Any]:
-    """What decides a cell, as JSON: it goes on, or counts as finished, only with the same."""
+    """Everything that decides a trial, as JSON: a trial resumes, or counts as finished, only with the same."""
     return {
-        **json.loads(json.dumps(settings.result_settings())),
+        **settings.result_settings(),
         "training": asdict(published_training(spec, settings)),
         "system": spec.name,
         "settings of the system": system_settings(spec, bag_cohort, settings),
@@ -142,22 +141,15 @@ _KINDS = {
 }
 
 
-def finished(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """The metrics of a finished cell; `InputError` where it was started otherwise."""
-    try:
-        found = read_made(folder / METRICS, _KINDS)
-        of = found["splits"].get(found["evaluated"])
-        if not isinstance(of, dict) or not isinstance(of.get(found["figure"]), int | float | None):
-            raise TypeError("the figures of the evaluated split")
-        decided_by = found["decided_by"]
-    except FileNotFoundError:
+def read_trial(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """Metrics of a finished trial, None of another; `InputError` where it was started with another `resume_key`."""
+    if (metrics := read_metrics(folder, _KINDS)) is None:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder / METRICS}: damaged ({error}); remove the folder {folder} to have it made anew"
-        ) from error
-    refuse_other_settings(decided_by, facts, folder)
-    return found
+    split = metrics["splits"].get(metrics["evaluated"])
+    if not isinstance(split, dict) or not isinstance(split.get(metrics["figure"]), int | float | None):
+        raise damaged_metrics(folder, "the metrics of the evaluated split")
+    refuse_other_settings(metrics["decided_by"], key, folder)
+    return metrics
 
 
 def run_trial(
@@ -170,12 +162,11 @@ def run_trial(
     *,
     epoch_done: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Fits, trains, evaluates; → what metrics.json holds. A cell that was interrupted goes on behind its last
-    checkpoint.
+    """Fits, trains and evaluates a trial, or resumes it from its last checkpoint; returns the content of metrics.json.
 
-    Raises whatever a system, a bag or the loop raises: the caller makes a row of it.
+    Raises any error of a system, a bag or the loop.
     """
-    make_folder(folder)
+    run_folder = RunFolder(folder)
     task, cohort = fold_split.task, fold_split.cohort
     training = published_training(spec, settings)
     bags = {
@@ -186,14 +177,14 @@ def run_trial(
     costs = Costs(device.device)
     model = make_system(spec, bag_cohort, task, settings).to(device.device)
     model.fit(bags["train"])
-    for of_split in bags.values():
-        of_split.prepare(model)
+    for split_bags in bags.values():
+        split_bags.prepare(model)
     prepared_s = costs.seconds
 
     def step(model: torch.nn.Module, batch: BagBatch) -> dict[str, torch.Tensor]:
         label = batch.targets["label"][0] if task.has_classes else None
-        found = model(batch.bag, label)
-        loss = found.total(task.losses(found.logits[None], batch.targets)[0])
+        prediction = model(batch.bag, label)
+        loss = prediction.total(task.losses(prediction.logits[None], batch.targets)[0])
         return {"loss": loss, "losses": loss[None]}
 
     def evaluate(model: torch.nn.Module, epoch: int) -> dict[str, float]:
@@ -204,8 +195,8 @@ def run_trial(
                 metrics |= {f"{split}_loss": p.loss, f"{split}_{task.metric}": task.main_metric(p)}
         return metrics
 
-    facts = facts_of(bag_cohort, fold_split, spec, settings)
-    outcome = train(
+    key = resume_key(bag_cohort, fold_split, spec, settings)
+    trained = train(
         model,
         TrainingBags.for_task(bags["train"], task, balanced=training.balanced, seed=training.seed),
         step,
@@ -220,21 +211,21 @@ def run_trial(
         ),
         folder=folder / "checkpoints",
         evaluate=evaluate,
-        facts=facts,
+        resume_key=key,
         progress=False,
         method=ReferenceMethod(training, len(bags["train"])),
         epoch_done=lambda _: epoch_done(),
     )
-    found = {split: predict(model, bags[split], task) for split in EVALUATED if split in bags}
-    cost = costs.cost(whole=outcome.resumed_at is None)
-    predictions = {split: p for split, (p, _) in found.items()}
+    predicted = {split: predict(model, bags[split], task) for split in EVALUATED if split in bags}
+    cost = costs.cost(whole=trained.resumed_at is None)
+    predictions = {split: p for split, (p, _) in predicted.items()}
     write_logits(folder / "outputs.csv", {"model": predictions})
-    evaluated, scores = found[fold_split.evaluated]
+    evaluated, scores = predicted[fold_split.evaluated]
     if scores is not None:
         write_attention(folder / "attention.h5", bag_cohort, evaluated.rows, scores)
-    write_history(folder / "history.csv", outcome.epochs)
+    write_history(folder / "history.csv", trained.epochs)
     _write_weights(model, folder / "model.safetensors")
-    metrics = without_nan(
+    metrics = run_folder.publish(
         {
             "system": spec.name,
             "inputs": spec.inputs,
@@ -246,41 +237,40 @@ def run_trial(
             "splits": {
                 split: {"bags": len(p.rows), **task.metrics(p), "loss": p.loss} for split, p in predictions.items()
             },
-            "best_val": best_val(outcome.epochs, list(predictions), task.metric),
+            "best_val": best_val(trained.epochs, list(predictions), task.metric),
             "leaks": leaks(cohort.rows),
             "has_attention": scores is not None,
             "training": {
                 "bags": len(bags["train"]),
                 "tiles": bag_cohort.tile_count(bags["train"].rows) if spec.reads_tiles else 0,
                 "epochs": training.epochs,
-                "steps": outcome.steps,
-                "train_loss": outcome.epochs[-1]["train_loss"],
-                "skipped_steps": list(outcome.skipped_steps),
+                "steps": trained.steps,
+                "train_loss": trained.epochs[-1]["train_loss"],
+                "skipped_steps": list(trained.skipped_steps),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 **cost,
                 "fit_and_prepare_seconds": round(prepared_s, 3),
                 "device": device.name,
             },
             "notes": list(cohort.notes),
-            "decided_by": facts,
+            "decided_by": key,
         }
     )
-    write_text(folder / METRICS, json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return json.loads(json.dumps(metrics))
+    return metrics
 
 
 def predict(model: torch.nn.Module, bags: Bags, task: Task) -> tuple[Predictions, list[np.ndarray] | None]:
-    """Logits of all bags, and the scores (N,) of each bag's tiles where the system has some; eval mode expected."""
+    """Logits of all bags, and the scores (N,) of each bag's tiles where the system has some; in eval mode."""
     logits, scores = [], []
     with torch.no_grad():
         for bag in bags:
-            found = model(bag)
-            if not bool(torch.isfinite(found.logits).all()):
+            prediction = model(bag)
+            if not bool(torch.isfinite(prediction.logits).all()):
                 raise InputError(f"{bag.name}: the system's output is not finite")
-            logits.append(found.logits.double().cpu())
-            if found.attention is not None and bag.features.ndim == 2:
-                scores.append(found.attention.float().cpu().numpy())
+            logits.append(prediction.logits.double().cpu())
+            if prediction.attention is not None and bag.features.ndim == 2:
+                scores.append(prediction.attention.float().cpu().numpy())
     z = torch.stack(logits)
     targets = {name: torch.from_numpy(value) for name, value in task.targets(bags.rows).items()}
     loss = task.losses(z, targets).mean().item()
@@ -288,7 +278,7 @@ def predict(model: torch.nn.Module, bags: Bags, task: Task) -> tuple[Predictions
 
 
 def load_what_all_need(device: torch.device) -> None:
-    """Libraries that load at their first use; else the first cell would be charged for them."""
+    """Loads the libraries that load at their first use, so that they do not count as time of the first trial."""
     import scipy.special  # noqa: F401
     import sklearn.cluster
     import sklearn.neighbors  # noqa: F401

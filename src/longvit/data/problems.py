@@ -53,3 +53,13 @@ def read_problems(path: str | Path) -> tuple[Problem, ...]:
     except (OSError, UnicodeDecodeError, KeyError, csv.Error) as error:
         reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path}: not read ({reason}); remove it to have it written again") from error
+
+
+def problem_rows(problems: Sequence[Problem]) -> list[list[str]]:
+    """Problems as JSON: slide, stage and error of each."""
+    return [[problem.slide, problem.stage, problem.error] for problem in problems]
+
+
+def problems_of_rows(rows: Sequence[Sequence[str]]) -> tuple[Problem, ...]:
+    """The inverse of `problem_rows`."""
+    return tuple(Problem(*row) for row in rows)

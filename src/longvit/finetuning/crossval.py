@@ -1,15 +1,15 @@
-"""Cross-validation: a fine-tuning per fold, one after another or several at once, each resumable; then one table.
+"""Cross-validation: a fine-tuning per fold, one after another or in parallel, each resumable; then one table.
 
 OUT/settings.yaml           all settings
 OUT/folds/splits_<name>.csv the folds, as every tool reads them
-OUT/canvases/               shared by the folds, unless --cache-dir says otherwise
-OUT/fold_<name>/            a fine-tuning (finetune.py); fold_<name>.log where folds run side by side
-OUT/pictures/               every picture of the report, as PNG and SVG
+OUT/canvases/               shared by the folds, unless --cache-dir names another folder
+OUT/fold_<name>/            a fine-tuning (run.py); fold_<name>.log where folds run in parallel
+OUT/pictures/               every plot of the report, as PNG and SVG
 OUT/predictions.csv         fold, then the columns of the folds' predictions
 OUT/crossval.json           `CrossValidation.summary`; written last
 
-The figure of a fold is that of its test slides after the last epoch; where the folds have no test (survival as MCAT
-does it) that of val, and then `best_val`, chosen on the same slides, flatters: it is marked optimistic.
+The metric of a fold is that of its test slides after the last epoch. Where the folds have no test (survival as in
+MCAT), it is that of val; `best_val`, chosen on the same slides, is then optimistic and marked so.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ from typing import IO, TYPE_CHECKING, Any
 from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, assign, write_folds
 from longvit.errors import InputError
-from longvit.files import make_folder, write_csv, write_text
+from longvit.files import write_csv, write_text
 from longvit.finetuning.fold_metrics import Round, gaps, pooled
 from longvit.finetuning.prepare_cohort import prepare_cohort
 from longvit.finetuning.run import FinetuneResult, finetune
+from longvit.finetuning.settings import FinetuneSettings
+from longvit.json_file import without_nan
 from longvit.processes.child import ChildProcess
 from longvit.progress import Progress
-from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.task import task_class
 from longvit.training.interruption import Interrupted, StopSignals
+from longvit.training.run_folder import METRICS_JSON, RunFolder
 
 if TYPE_CHECKING:
     from longvit.parallel.ranks import Ranks
@@ -48,18 +50,19 @@ DDOF = {"subtyping": 1, "survival": 0}
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What a cross-validation came to, or how far it is."""
+    """Result of a cross-validation, finished or not."""
 
     folder: Path
     summary: dict[str, Any]
-    """What crossval.json holds (figures that are not defined are None):
+    """Content of crossval.json (a metric that is not defined is None):
 
-    task, classes, cell, figure, mean, sd, ddof, evaluated (`test` or `val`), optimistic_best_val.
-    folds: fold, slides, last, best_val, controls (figures each), leaks, left_out.
-    best_val: mean and sd of the figure at the best epoch. controls: name -> mean, sd.
-    gap: control -> mean over the folds of (model - control) with its 95 % interval, patients drawn anew in every fold.
-    published: the best published baseline of `cell` (row, mean, sd), or None.
-    pooled: figure -> value, low, high over all folds' slides; only where outputs of different folds can be compared.
+    - `task`, `classes`, `cell`, `figure` (the main metric), `mean`, `sd`, `ddof`, `evaluated` (test or val),
+      `optimistic_best_val`
+    - `folds`: fold, slides, last, best_val, controls (metrics each), leaks, left_out
+    - `best_val`: mean and sd of the main metric at the best epoch; `controls`: name -> mean, sd
+    - `gap`: control -> mean over the folds of (model - control), 95 % interval, resampled by patient in every fold
+    - `published`: the best published baseline of `cell` (row, mean, sd), or None
+    - `pooled`: metric -> value, low, high over all folds' slides, where outputs of different folds can be compared
     """
     missing: tuple[str, ...] = ()
     """Folds that are not finished; the summary covers the others."""
@@ -67,23 +70,22 @@ class CrossValidation:
     """Slides without a result in some fold."""
 
     def text(self) -> str:
-        """A few lines for the terminal."""
+        """Lines for the terminal."""
         s = self.summary
-        words = task_class(s["task"]).metric_label
-        name = f"{words} on {s['evaluated']}"
+        name = f"{task_class(s['task']).metric_label} on {s['evaluated']}"
         lines = [f"{name}: {_mean_sd(s)} over {len(s['folds'])} folds (SD with ddof {s['ddof']}), last epoch"]
         lines += [f"  fold {f['fold']}: {_text(f['last'][s['figure']])}" for f in s["folds"]]
         if s["best_val"] is not None:
             mark = " (optimistic: chosen on the evaluated slides)" if s["optimistic_best_val"] else ""
             lines.append(f"best val epoch: {_mean_sd(s['best_val'])}{mark}")
-        for control, of in s["controls"].items():
+        for control, spread in s["controls"].items():
             gap = s["gap"][control]
             lines.append(
-                f"control {control.replace('_', ' ')}: {_mean_sd(of)}; the model is ahead by {_text(gap['value'])} "
+                f"control {control.replace('_', ' ')}: {_mean_sd(spread)}; the model is ahead by {_text(gap['value'])} "
                 f"(95 % interval {_text(gap['low'])} to {_text(gap['high'])})"
             )
         if leaked := sum(sum(f["leaks"].values()) for f in s["folds"]):
-            lines.append(f"LEAK: {leaked} times a patient stands on two sides of a fold; the figures flatter")
+            lines.append(f"LEAK: {leaked} times a patient is on two sides of a fold; the metrics are optimistic")
         return "\n".join(lines)
 
 
@@ -98,116 +100,119 @@ def cross_validate(
     jobs: int = 1,
     ranks: Ranks | None = None,
 ) -> CrossValidation | None:
-    """Fine-tunes on every fold (or on those named in `only`) and sums up those that are finished.
+    """Fine-tunes on every fold (or on those named in `only`) and summarises the finished ones.
 
-    `ranks`: see `finetune`; the first rank sums up, the others return None.
+    `ranks`: see `finetune`; the first rank returns the summary, the others None.
 
-    Started again with the same cohort, folds and settings it goes on where it was. All folds are checked before the
-    first slide is read. `jobs` > 1 runs that many folds at once, each in a process that `command` (arguments of
-    `longvit`, to which `--fold NAME` is added) starts; its output goes to fold_<name>.log.
+    With the same cohort, folds and settings an interrupted cross-validation resumes. All folds are checked before the
+    first slide is read.
 
-    Raises `InputError`: a patient on two sides of a fold (unless `settings.allow_leak`), an unknown name in `only`,
-    and what `finetune` raises.
+    `jobs` > 1 runs that many folds at once, each in a process with its output in fold_<name>.log. `command`: arguments
+    of `longvit` for these processes, to which `--fold NAME` is added.
+
+    Raises `InputError`: a patient on two sides of a fold (unless `settings.allow_leak`), an unknown name in `only`, and
+    the errors of `finetune`.
     """
-    from longvit.config import settings_yaml
-
-    is_first, folder = ranks is None or ranks.is_first, Path(out_dir)
-    if is_first:
-        make_folder(folder)
+    run_folder = RunFolder(out_dir, ranks)
+    is_first, folder = run_folder.is_first, run_folder.path
     if ranks is not None and ranks.world > 1 and jobs > 1:
-        raise InputError(f"--jobs {jobs}: the ranks of torchrun share each fold; leave --jobs away")
+        raise InputError(f"--jobs {jobs}: the ranks of torchrun share each fold; omit --jobs")
     if unknown := [name for name in only if name not in {fold.name for fold in folds}]:
         raise InputError(f"--fold {unknown[0]}: choose {', '.join(fold.name for fold in folds)}")
     if settings.cache_dir is None:
         settings = replace(settings, cache_dir=folder / "canvases")
     _published(settings.cell)
-    ready = {}
+    cohorts = {}
     for fold in folds:
         assigned = assign(replace_splits(cohort), fold, allow_leak=settings.allow_leak)
         prepare_cohort(assigned, settings)
-        ready[fold.name] = assigned
-    if not only and is_first:  # one fold's process must not write what its siblings read
+        cohorts[fold.name] = assigned
+    if not only and is_first:  # the process of one fold must not write what the others read
         write_folds(folder / "folds", folds)
-        write_text(folder / "settings.yaml", settings_yaml(settings))
+        run_folder.write_settings(settings)
     wanted = [fold.name for fold in folds if not only or fold.name in only]
     if jobs > 1 and command is not None and len(wanted) > 1:
-        left = [name for name in wanted if not (folder / f"fold_{name}" / "metrics.json").exists()]
-        _side_by_side(left, folder, command, jobs)
+        pending = [name for name in wanted if not (folder / f"fold_{name}" / METRICS_JSON).exists()]
+        _run_in_parallel(pending, folder, command, jobs)
     else:
         for name in wanted:
             if is_first:
                 print(f"fold {name} ({wanted.index(name) + 1} of {len(wanted)})", file=sys.stderr, flush=True)
-            finetune(ready[name], settings, folder / f"fold_{name}", ranks=ranks)
+            finetune(cohorts[name], settings, folder / f"fold_{name}", ranks=ranks)
     if not is_first:
         return None
-    return sum_up(ready, settings, folder)
+    return summarise(cohorts, settings, folder)
 
 
 def replace_splits(cohort: Cohort) -> Cohort:
-    """The cohort without the CSV's splits: the folds say who is where."""
+    """Cohort without the splits of the CSV; those of a fold replace them."""
     return replace(cohort, rows=tuple(replace(row, split=None) for row in cohort.rows))
 
 
-def sum_up(ready: Mapping[str, Cohort], settings: FinetuneSettings, folder: Path) -> CrossValidation:
-    """The table over the folds that are finished; writes crossval.json and predictions.csv where all are."""
+def summarise(cohorts: Mapping[str, Cohort], settings: FinetuneSettings, folder: Path) -> CrossValidation:
+    """Summary of the finished folds; writes crossval.json and predictions.csv where all are finished.
+
+    `cohorts`: fold -> cohort with its splits.
+    """
     results: dict[str, FinetuneResult] = {}
-    for name, cohort in ready.items():
-        if (folder / f"fold_{name}" / "metrics.json").exists():
+    for name, cohort in cohorts.items():
+        if (folder / f"fold_{name}" / METRICS_JSON).exists():
             results[name] = finetune(cohort, settings, folder / f"fold_{name}")
-    missing = tuple(name for name in ready if name not in results)
+    missing = tuple(name for name in cohorts if name not in results)
     if not results:
         raise InputError(f"{folder}: no fold is finished")
     all_metrics = {name: result.metrics for name, result in results.items()}
     evaluated = "test" if all("test" in m["splits"] for m in all_metrics.values()) else "val"
     first = next(iter(all_metrics.values()))
     main, ddof = first["figure"], DDOF.get(first["task"], 1)
-    rounds = {
-        name: Round(prepare_cohort(ready[name], settings), folder / f"fold_{name}", evaluated) for name in results
-    }
-    folds = []
-    for name, m in all_metrics.items():
-        best = m["best_val"]
-        folds.append(
-            {
-                "fold": name,
-                "slides": {"train": m["training"]["slides"], **{s: of["slides"] for s, of in m["splits"].items()}},
-                "last": _metrics(m["splits"][evaluated]),
-                "best_val": None if best is None else {"epoch": best["epoch"], **_metrics(best.get(evaluated, {}))},
-                "controls": {control: of[evaluated] for control, of in m["controls"].items()},
-                "leaks": m["leaks"],
-                "left_out": m["left_out"],
-            }
-        )
-    of_best = [f["best_val"].get(main) for f in folds if f["best_val"] is not None]
-    summary = {
-        "task": first["task"],
-        "classes": first["classes"],
-        "cell": settings.cell,
-        "figure": main,
-        **_spread([f["last"][main] for f in folds], ddof),
-        "ddof": ddof,
-        "evaluated": evaluated,
-        "optimistic_best_val": evaluated == "val",
-        "best_val": _spread(of_best, ddof) if of_best else None,
-        "controls": {c: _spread([f["controls"][c][main] for f in folds], ddof) for c in first["controls"]},
-        "gap": gaps(list(rounds.values()), settings.bootstrap, settings.seed) if first["controls"] else {},
-        "pooled": pooled(list(rounds.values()), settings) if task_class(first["task"]).has_classes else {},
-        "published": _published(settings.cell),
-        "folds": folds,
-        "settings": json.loads(json.dumps(asdict(settings), default=str)),
-        "notes": list(dict.fromkeys(note for m in all_metrics.values() for note in m["notes"])),
-        **_versions(),
-    }
+    rounds = [Round(prepare_cohort(cohorts[name], settings), folder / f"fold_{name}", evaluated) for name in results]
+    folds = [_fold_summary(name, m, evaluated) for name, m in all_metrics.items()]
+    best_values = [f["best_val"].get(main) for f in folds if f["best_val"] is not None]
+    summary = without_nan(
+        {
+            "task": first["task"],
+            "classes": first["classes"],
+            "cell": settings.cell,
+            "figure": main,
+            **_spread([f["last"][main] for f in folds], ddof),
+            "ddof": ddof,
+            "evaluated": evaluated,
+            "optimistic_best_val": evaluated == "val",
+            "best_val": _spread(best_values, ddof) if best_values else None,
+            "controls": {c: _spread([f["controls"][c][main] for f in folds], ddof) for c in first["controls"]},
+            "gap": gaps(rounds, settings.bootstrap, settings.seed) if first["controls"] else {},
+            "pooled": pooled(rounds, settings) if task_class(first["task"]).has_classes else {},
+            "published": _published(settings.cell),
+            "folds": folds,
+            "settings": json.loads(json.dumps(asdict(settings), default=str)),
+            "notes": list(dict.fromkeys(note for m in all_metrics.values() for note in m["notes"])),
+            **_versions(),
+        }
+    )
     left_out = tuple(dict.fromkeys(slide for f in folds for slide in f["left_out"]))
     if not missing:
         _join_predictions(results, folder / "predictions.csv")
-        text = json.dumps(_plain(summary), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
         write_text(folder / "crossval.json", text + "\n")
-    return CrossValidation(folder, _plain(summary), missing, left_out)
+    return CrossValidation(folder, summary, missing, left_out)
 
 
-def _side_by_side(names: Sequence[str], folder: Path, command: Sequence[str], jobs: int) -> None:
-    """Runs folds in processes of their own, `jobs` at a time; a failed one does not stop the others.
+def _fold_summary(name: str, metrics: Mapping[str, Any], evaluated: str) -> dict[str, Any]:
+    """Entry of `folds` in the summary, from the metrics of a fine-tuning."""
+    best = metrics["best_val"]
+    return {
+        "fold": name,
+        "slides": {"train": metrics["training"]["slides"], **{s: m["slides"] for s, m in metrics["splits"].items()}},
+        "last": _metrics(metrics["splits"][evaluated]),
+        "best_val": None if best is None else {"epoch": best["epoch"], **_metrics(best.get(evaluated, {}))},
+        "controls": {control: by_split[evaluated] for control, by_split in metrics["controls"].items()},
+        "leaks": metrics["leaks"],
+        "left_out": metrics["left_out"],
+    }
+
+
+def _run_in_parallel(names: Sequence[str], folder: Path, command: Sequence[str], jobs: int) -> None:
+    """Runs each fold in a process, `jobs` at a time; a failed one does not stop the others.
 
     A signal that stops this process stops them too, each after a checkpoint.
     """
@@ -248,25 +253,27 @@ def _side_by_side(names: Sequence[str], folder: Path, command: Sequence[str], jo
     if failed:
         path = folder / f"fold_{failed[0]}.log"
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise InputError(f"fold {failed[0]} failed: {lines[-1] if lines else 'no word'} (see {path}); others went on")
+        raise InputError(
+            f"fold {failed[0]} failed: {lines[-1] if lines else 'no message'} (see {path}); the other folds were run"
+        )
 
 
 def _join_predictions(results: Mapping[str, FinetuneResult], path: Path) -> None:
-    """The folds' tables under one another, with the columns that all have (time bins differ from fold to fold)."""
+    """Joins the folds' tables, with the columns that all have (time bins differ from fold to fold)."""
     tables = {}
     for name, result in results.items():
         with result.predictions_csv.open(newline="", encoding="utf-8") as file:
             tables[name] = list(csv.DictReader(file))
-    of_all = [list(table[0]) for table in tables.values() if table]
-    header = [column for column in of_all[0] if all(column in columns for columns in of_all)]
+    headers = [list(table[0]) for table in tables.values() if table]
+    header = [column for column in headers[0] if all(column in other for other in headers)]
     rows = ([name, *(line[column] for column in header)] for name, table in tables.items() for line in table)
     write_csv(path, ["fold", *header], rows)
 
 
-def _metrics(of_split: Mapping[str, Any]) -> dict[str, float | None]:
-    """What a split says of the model, without counts, intervals and loss."""
+def _metrics(split_metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Metrics of a split, without counts, intervals and loss."""
     others = ("slides", "patients", "loss")
-    return {k: v for k, v in of_split.items() if k not in others and not k.endswith("_interval")}
+    return {k: v for k, v in split_metrics.items() if k not in others and not k.endswith("_interval")}
 
 
 def _spread(values: Sequence[float | None], ddof: int) -> dict[str, Any]:
@@ -280,7 +287,7 @@ def _spread(values: Sequence[float | None], ddof: int) -> dict[str, Any]:
 
 
 def _published(cell: str | None) -> dict[str, Any] | None:
-    """The best published baseline of a cell such as table1/brca/1024."""
+    """Best published baseline of a cell such as table1/brca/1024."""
     if cell is None:
         return None
     from longvit.finetuning.paper_tables import best_published
@@ -289,7 +296,7 @@ def _published(cell: str | None) -> dict[str, Any] | None:
         table, cohort, _ = cell.split("/")
         row = best_published({"table1": 1, "table2": 2, "table3": 1, "table4": 2}[table], cohort)
     except (ValueError, KeyError) as error:
-        raise InputError(f"cell {cell!r}: it reads like table1/brca/1024; or leave it out") from error
+        raise InputError(f"cell {cell!r}: expected a form such as table1/brca/1024; or leave it out") from error
     return {"row": row.system, "mean": row.mean, "sd": row.sd}
 
 
@@ -304,30 +311,21 @@ def _versions() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the clone that this package runs from; None where it is installed or there is no git."""
+    """Commit of the clone that this package runs from; None where it is installed or there is no git."""
     clone = Path(__file__).parents[3]
     if not (clone / ".git").exists():
         return None
     try:
-        done = subprocess.run(
+        described = subprocess.run(
             ["git", "-C", str(clone), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
         )
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
-def _plain(value: Any) -> Any:
-    """NaN is not JSON: a figure that is not defined becomes None."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _mean_sd(of: Mapping[str, Any]) -> str:
-    return f"{_text(of['mean'])} ± {_text(of['sd'])}"
+def _mean_sd(spread: Mapping[str, Any]) -> str:
+    return f"{_text(spread['mean'])} ± {_text(spread['sd'])}"
 
 
 def _text(value: float | None) -> str:

@@ -1,14 +1,14 @@
-"""A CSV of predictions -> its figures, per fold and as mean ± SD, each system and cohort by itself.
+"""Evaluation of a CSV of predictions: metrics per fold and as mean ± SD, for each system and cohort separately.
 
-Three layouts, told apart by their columns (`.csv` or `.csv.gz`; column names in any case; more columns do no harm):
+Three layouts, recognised by their columns (`.csv` or `.csv.gz`; column names in any case; more columns do no harm):
 
     fold AUCs   system, cohort, fold, test_auc [, val_auc]
     survival    risk, survival_months (or months), event or censorship
     subtyping   label, prob_<class> …
 
 The last two take case_id (the patient), slide_id, and may be divided by any of system, inputs, cohort, split and fold.
-A patient's slides: their risks are averaged (survival), each counts by itself (subtyping). A row without case_id is a
-patient of its own. Who is who is decided in `data/identity.py`, as for a cohort.
+The risks of a patient's slides are averaged (survival); each slide counts by itself (subtyping). A row without case_id
+counts as a patient. Identity of patients and slides follows `data/identity.py`, as for a cohort.
 SD: the sample's (ddof 1) for AUCs, as in the paper's table 1; the population's (ddof 0) for the c-index, as in table 2.
 """
 
@@ -37,35 +37,35 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class MetricSummary:
-    """One figure of one group."""
+    """Metric of one group."""
 
     mean: float
-    """Over the folds that define it; without folds the figure itself. NaN where none does."""
+    """Mean over the folds that define it; without folds the value itself. NaN where none does."""
     sd: float
-    """Over the folds; NaN with fewer than two, and without folds."""
+    """SD over the folds; NaN with fewer than two, and without folds."""
     folds: dict[str, float] = field(default_factory=dict)
-    """Fold -> value, NaN where it is not defined; empty without folds."""
+    """Values: fold -> value, NaN where it is not defined; empty without folds."""
     interval: tuple[float, float] | None = None
-    """95 % of the patients' bootstrap; only without folds."""
+    """95 % interval of the bootstrap over patients; only without folds."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """What stands together in a table row: one system on one cohort, one split."""
+    """Group of rows: one system on one cohort, one split."""
 
     key: dict[str, str]
-    """Those of system, inputs, cohort, split that are columns."""
+    """Values of those of system, inputs, cohort, split that are columns."""
     rows: int
     patients: int | None
-    """None where the file has no case_id."""
+    """Number of patients; None where the file has no case_id."""
     metrics: dict[str, MetricSummary]
     events: int | None = None
-    """Patients with the event; survival only."""
+    """Number of patients with the event; survival only."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of a file."""
+    """Metrics of a file."""
 
     path: Path
     layout: str
@@ -73,10 +73,10 @@ class Evaluation:
     ddof: int
     groups: tuple[Group, ...]
     notes: tuple[str, ...]
-    """How the figures were made, one sentence each."""
+    """Notes on the computation, one sentence each."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; a figure that is not defined is None."""
+        """JSON value; a metric that is not defined is None."""
         return {
             "file": str(self.path),
             "layout": self.layout,
@@ -89,12 +89,12 @@ class Evaluation:
                     **({} if group.events is None else {"events": group.events}),
                     "figures": {
                         name: {
-                            "mean": _plain(f.mean),
-                            "sd": _plain(f.sd),
-                            "folds": {fold: _plain(value) for fold, value in f.folds.items()},
-                            "interval": None if f.interval is None else [_plain(bound) for bound in f.interval],
+                            "mean": _plain(m.mean),
+                            "sd": _plain(m.sd),
+                            "folds": {fold: _plain(value) for fold, value in m.folds.items()},
+                            "interval": None if m.interval is None else [_plain(bound) for bound in m.interval],
                         }
-                        for name, f in group.metrics.items()
+                        for name, m in group.metrics.items()
                     },
                 }
                 for group in self.groups
@@ -104,14 +104,17 @@ class Evaluation:
 
 
 def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000, seed: int = 0) -> Evaluation:
-    """The figures of a predictions file; see the top of this file. `ddof` None: 1 for AUCs, 0 for the c-index.
+    """Metrics of a file of predictions; see the top of this file. `ddof` None: 1 for AUCs, 0 for the c-index.
 
-    Without a column fold each figure has the interval of `resamples` draws of the patients (0: none).
+    Without a column fold each metric has the interval of `resamples` bootstrap samples of the patients (0: none).
 
-    `InputError` in one line: a file that cannot be read, columns of none of the layouts, a cell that is no number (its
-    line), a negative time, an event that is not 0 or 1, event and censorship that contradict each other, a label
-    without a column of probabilities, a patient with two outcomes, two patients, slides or folds that only their
-    spelling tells apart.
+    Raises `InputError` in one line:
+
+    - a file that cannot be read, or columns of none of the layouts
+    - an invalid number (its line), a negative time, an event that is not 0 or 1
+    - event and censorship that contradict each other, a patient with two outcomes
+    - a label without a column of probabilities
+    - patients, slides or folds that differ only in spelling
     """
     path = Path(path)
     table = _read(path)
@@ -125,9 +128,9 @@ def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000
     elif "label" in columns and has_probabilities:
         layout, metrics_of, default = "subtyping", _Subtyping(path, table), 1
     else:
-        found = ", ".join(str(c) for c in table.columns)
-        raise InputError(f"{path}: columns {found}; needed: {_LAYOUTS}")
-    alone = _name_patients(path, table)
+        names = ", ".join(str(c) for c in table.columns)
+        raise InputError(f"{path}: columns {names}; needed: {_LAYOUTS}")
+    patient_notes = _name_patients(path, table)
     ddof = default if ddof is None else ddof
     keys = [key for key in KEYS if key in columns]
     groups = []
@@ -137,7 +140,9 @@ def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000
             groups.append(_fold_aucs(path, key, part, ddof))
         else:
             groups.append(_group(key, part, metrics_of, ddof, resamples, seed))
-    return Evaluation(path, layout, ddof, tuple(groups), (*alone, *_notes(layout, ddof, "fold" in columns, groups)))
+    return Evaluation(
+        path, layout, ddof, tuple(groups), (*patient_notes, *_notes(layout, ddof, "fold" in columns, groups))
+    )
 
 
 def spread(values: Sequence[float], ddof: int) -> tuple[float, float]:
@@ -150,7 +155,7 @@ def spread(values: Sequence[float], ddof: int) -> tuple[float, float]:
 def _fold_aucs(path: Path, key: dict[str, str], part: DataFrame, ddof: int) -> Group:
     if part["fold"].duplicated().any():
         twice = part["fold"][part["fold"].duplicated()].iloc[0]
-        raise InputError(f"{path}: fold {twice} of {', '.join(key.values()) or 'the file'} stands there twice")
+        raise InputError(f"{path}: fold {twice} of {', '.join(key.values()) or 'the file'} appears twice")
     metrics = {}
     for column in ("test_auc", "val_auc"):
         if column in part.columns:
@@ -173,16 +178,16 @@ def _group(
         }
         return Group(key, len(part), patients, metrics, events)
     folds = sorted(part.groupby("fold", sort=False), key=lambda item: _natural(str(item[0])))
-    each = {str(fold): metrics_of.metrics(rows) for fold, rows in folds}
+    by_fold = {str(fold): metrics_of.metrics(rows) for fold, rows in folds}
     metrics = {}
-    for name in next(iter(each.values())):
-        of_fold = {fold: values[name] for fold, values in each.items()}
-        metrics[name] = MetricSummary(*spread(list(of_fold.values()), ddof), of_fold)
+    for name in next(iter(by_fold.values())):
+        values = {fold: fold_metrics[name] for fold, fold_metrics in by_fold.items()}
+        metrics[name] = MetricSummary(*spread(list(values.values()), ddof), values)
     return Group(key, len(part), patients, metrics, events)
 
 
 class _Survival:
-    """Times, events and risks of the rows; the c-index of a part of them."""
+    """Times, events and risks of a table; c-index of a part of its rows."""
 
     def __init__(self, path: Path, table: DataFrame) -> None:
         column = "survival_months" if "survival_months" in table.columns else "months"
@@ -201,7 +206,7 @@ class _Survival:
         table["_event"] = events[0]
 
     def _patients(self, part: DataFrame) -> DataFrame:
-        """A row per patient: mean risk over its slides."""
+        """Table with a row per patient: the mean risk of its slides."""
         if "case_id" not in part.columns:
             return part
         by_case = part.groupby("_patient", sort=False)
@@ -212,9 +217,9 @@ class _Survival:
     def _refuse_two_outcomes(self, rows: DataFrame) -> None:
         first = rows.iloc[0]
         other = rows[(rows["_months"] != first["_months"]) | (rows["_event"] != first["_event"])].iloc[0]
-        who = f"patient {first['case_id']}" if first["case_id"] else f"slide {first['slide_id']}"
-        each = [f"line {row.name}: {row['_months']:g}, event {int(row['_event'])}" for row in (first, other)]
-        raise InputError(f"{self.path}: {who} has rows with different times or events ({'; '.join(each)})")
+        name = f"patient {first['case_id']}" if first["case_id"] else f"slide {first['slide_id']}"
+        lines = [f"line {row.name}: {row['_months']:g}, event {int(row['_event'])}" for row in (first, other)]
+        raise InputError(f"{self.path}: {name} has rows with different times or events ({'; '.join(lines)})")
 
     def events(self, part: DataFrame) -> int:
         return int((part.drop_duplicates("_patient") if "case_id" in part.columns else part)["_event"].sum())
@@ -230,12 +235,13 @@ class _Survival:
 
         rows = self._patients(part)
         names = [str(name) for name in rows.index]
-        of = bootstrap_c_index(rows["_months"], rows["_event"], rows["_risk"], names, resamples=resamples, seed=seed)
-        return {"c_index": (of.low, of.high)}
+        months, events, risks = rows["_months"], rows["_event"], rows["_risk"]
+        interval = bootstrap_c_index(months, events, risks, names, resamples=resamples, seed=seed)
+        return {"c_index": (interval.low, interval.high)}
 
 
 class _Subtyping:
-    """Labels and probabilities of the rows; the figures of a part of them."""
+    """Labels and probabilities of a table; metrics of a part of its rows."""
 
     def __init__(self, path: Path, table: DataFrame) -> None:
         self.columns = [c for c in table.columns if c.startswith("prob_")]
@@ -244,14 +250,14 @@ class _Subtyping:
             raise InputError(f"{path}: one column of probabilities, {self.columns[0]}; two or more classes are needed")
         for column in self.columns:
             table[column] = _numbers(path, table, column, low=0, high=1)
-        place = {class_name(name): k for k, name in enumerate(classes)}
-        if len(place) < len(classes):
+        index = {class_name(name): k for k, name in enumerate(classes)}
+        if len(index) < len(classes):
             raise InputError(f"{path}: two columns of one class among {', '.join(self.columns)}; remove one")
-        refuse_clashes("columns", {f"prob_{name}": "" for name in place}, str(path))
+        refuse_clashes("columns", {f"prob_{name}": "" for name in index}, str(path))
         labels = [class_name(label) for label in table["label"]]
         for i, label in enumerate(labels):
-            if label not in place:
-                near = spelled_like(label, place)
+            if label not in index:
+                near = spelled_like(label, index)
                 hint = "" if near is None else f"; {near!r} differs from it in spelling only: write one"
                 raise InputError(
                     f"{path}, line {_line(table, i)}: label {label!r}, but there is no column prob_{label}; "
@@ -259,7 +265,7 @@ class _Subtyping:
                     if label
                     else f"{path}, line {_line(table, i)}: no label; fill it in or remove the row"
                 )
-        table["_label"] = [place[label] for label in labels]
+        table["_label"] = [index[label] for label in labels]
 
     def events(self, part: DataFrame) -> None:
         return None
@@ -273,12 +279,12 @@ class _Subtyping:
         from longvit.metrics.classification import bootstrap
 
         patients = [str(p) for p in part["_patient"]]
-        found = bootstrap(part["_label"], part[self.columns], patients, resamples=resamples, seed=seed)
-        return {metric: (interval.low, interval.high) for metric, interval in found.items()}
+        intervals = bootstrap(part["_label"], part[self.columns], patients, resamples=resamples, seed=seed)
+        return {metric: (interval.low, interval.high) for metric, interval in intervals.items()}
 
 
 def _read(path: Path) -> DataFrame:
-    """All cells as stripped text, by line number; column names as `column_name` has them, classes as written."""
+    """Table of stripped texts, by line number; column names as in `column_name`, classes as written."""
     import pandas as pd
 
     columns, rows = read_table(path, lambda c: f"prob_{c[5:]}" if c.lower().startswith("prob_") else column_name(c))
@@ -297,7 +303,7 @@ def _read(path: Path) -> DataFrame:
 
 
 def _name_patients(path: Path, table: DataFrame) -> list[str]:
-    """Adds `_patient`, whom a row is of: its case_id, else its slide_id, else nobody but itself. → what to note.
+    """Adds the column `_patient`: the case_id of a row, else its slide_id, else a name for the row. Returns notes.
 
     `InputError` for two spellings of a system, cohort or split, or of one patient or slide in a cohort.
     """
@@ -311,22 +317,20 @@ def _name_patients(path: Path, table: DataFrame) -> list[str]:
                 refuse_clashes(column, {name: f"line {line}" for line, name in first.items()}, str(path))
     empty = [""] * len(table)
     cases, slides = (table[c] if c in table.columns else empty for c in ("case_id", "slide_id"))
-    # no cell has a NUL, so none of these names is a case_id
+    # no field has a NUL, so none of these names is a case_id
     table["_patient"] = [
         case or (f"\0slide {slide}" if slide else f"\0line {line}")
         for line, case, slide in zip(table.index, cases, slides, strict=True)
     ]
     notes = []
     if "case_id" in table.columns and (n := sum(not case for case in cases)):
-        notes.append(f"{n} rows without case_id: each counts as a patient of its own")
+        notes.append(f"{n} rows without case_id: each counts as one patient")
     if "slide_id" in table.columns:
         group = [c for c in (*KEYS, "fold", "slide_id") if c in table.columns]
         twice = table[(table["slide_id"] != "") & table.duplicated(group)]
         if len(twice):
             line, slide = next(iter(twice["slide_id"].items()))
-            notes.append(
-                f"{len(twice)} rows have a slide that is there already, and count once more: line {line}, {slide}"
-            )
+            notes.append(f"{len(twice)} rows repeat a slide and count once more: line {line}, {slide}")
     return notes
 
 
@@ -341,11 +345,11 @@ def _ids(path: Path, table: DataFrame, column: str) -> list[str]:
 def _numbers(
     path: Path, table: DataFrame, column: str, *, low: float = -math.inf, high: float = math.inf, empty: bool = False
 ) -> np.ndarray:
-    """A column as float64; `InputError` with the line at a cell that is not a finite number in low … high."""
+    """Column as float64; `InputError` with the line of a field that is not a finite number in low … high."""
     import pandas as pd
 
-    found = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
-    wrong = ~(np.isfinite(found) & (found >= low) & (found <= high))
+    values = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
+    wrong = ~(np.isfinite(values) & (values >= low) & (values <= high))
     if empty:
         wrong &= (table[column] != "").to_numpy()
     if (bad := np.flatnonzero(wrong)).size:
@@ -354,11 +358,11 @@ def _numbers(
             f"{path}, line {_line(table, bad[0])}: {column} is {table[column].iloc[bad[0]]!r}; "
             f"it must be a number{within}"
         )
-    return found
+    return values
 
 
 def _line(table: DataFrame, i: Any) -> int:
-    """The line in the file of a row of the table."""
+    """Line of the file for a row of the table."""
     return int(table.index[int(i)])
 
 
@@ -387,5 +391,5 @@ def _plain(value: float) -> float | None:
 
 
 def _natural(name: str) -> tuple[int, float, str]:
-    """Folds 0, 1, 2, 10 in this order, names after them."""
+    """Sort key of folds: 0, 1, 2, 10 in this order, names after them."""
     return (0, float(name), "") if name.replace(".", "", 1).isdigit() else (1, 0.0, name)

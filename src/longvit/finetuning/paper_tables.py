@@ -1,16 +1,16 @@
-"""The paper's four tables: published figures of the baselines, and the cells that runs here have measured.
+"""Tables of the paper: published metrics of the baselines, and the metrics measured by runs here.
 
 Table 1: AUC of subtyping, 10 folds. Table 2: c-index of survival, 5 folds. Tables 3 and 4: LongViT alone, by
 resolution, on the cohorts of table 1 and of table 2.
 
-`published_baselines.csv` holds the baselines' rows: mean and SD of the AUC of each fold (mahmoodlab/HIPT, its result
-summaries) and of the c-index that the published risks of the patients have in each fold (mahmoodlab/MCAT, its result
-pickles). They were worked out with scikit-survival, not with this package, so that a test can hold the two against
-each other. HIPT's survival figures are quoted as means; they rest on other features and have no UCEC cohort. The
-published LongViT figures are not transcribed: they stand in the paper, arXiv 2312.03558.
+`published_baselines.csv` holds the baselines' rows. Mean and SD of the folds' AUC are those of the result summaries of
+mahmoodlab/HIPT. Mean and SD of the folds' c-index are those of the risks in mahmoodlab/MCAT's result pickles. They were
+computed with scikit-survival, not with this package, so that a test can compare the two. HIPT's survival metrics are
+quoted as means; they have other features and no UCEC cohort. The published LongViT metrics are not transcribed: see the
+paper, arXiv 2312.03558.
 
-A measured cell comes from a `crossval.json` whose `cell` is `table1/brca/1024` (table / cohort / side of the canvas in
-px; table 3 and table 1 name the same cells, so do 4 and 2). Nothing is filled in by hand.
+A measured cell is a `crossval.json` whose `cell` is `table1/brca/1024` (table / cohort / side of the canvas in px).
+Tables 3 and 1 name the same cells, so do 4 and 2. Nothing is filled in by hand.
 """
 
 from __future__ import annotations
@@ -47,46 +47,46 @@ SYSTEMS = {
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One published cell."""
+    """Published cell of a table."""
 
     table: int
-    """1 or 2."""
+    """Table: 1 or 2."""
     system: str
     inputs: str
-    """image, genomic or image+genomic."""
+    """Inputs: image, genomic or image+genomic."""
     cohort: str
     metric: str
-    """auc or c_index."""
+    """Metric: auc or c_index."""
     mean: float
-    """0 … 1, three decimals."""
+    """Mean over the folds, 0 … 1, three decimals."""
     sd: float | None
-    """Over the folds; None where it is not at hand."""
+    """SD over the folds; None where it was not published."""
     ddof: int | None
-    """1: SD of a sample, 0: of the population."""
+    """Kind of SD: 1 of a sample, 0 of the population."""
     folds: int
 
 
 @dataclass(frozen=True)
 class MeasuredCell:
-    """One cell that a cross-validation here has measured."""
+    """Cell of a table measured by a cross-validation here."""
 
     table: int
-    """1 or 2 (also for cells named after tables 3 and 4)."""
+    """Table: 1 or 2 (also for cells of tables 3 and 4)."""
     cohort: str
     side_px: int
     mean: float | None
-    """None where no fold defines the figure."""
+    """Mean over the folds; None where no fold defines the metric."""
     sd: float | None
     ddof: int | None
     folds: int
     path: Path
-    """Its crossval.json."""
+    """Path of crossval.json."""
     leaks: int = 0
-    """How often, over the folds, a patient stands on two sides."""
+    """Number of patients on two sides of a fold, over all folds."""
 
 
 def published_rows(table: int) -> tuple[PublishedRow, ...]:
-    """The published baseline cells of table 1 or 2, in the order of the table."""
+    """Published baseline cells of table 1 or 2, in the order of the table."""
     with BASELINES_CSV.open(encoding="utf-8", newline="") as file:
         return tuple(
             PublishedRow(
@@ -106,24 +106,24 @@ def published_rows(table: int) -> tuple[PublishedRow, ...]:
 
 
 def best_published(table: int, cohort: str) -> PublishedRow:
-    """The published baseline with the highest mean among those that see the image."""
+    """Published baseline with the highest mean among those with image inputs."""
     return max((r for r in published_rows(table) if r.cohort == cohort and "image" in r.inputs), key=lambda r: r.mean)
 
 
 def measured_cells(folders: Iterable[str | Path]) -> tuple[MeasuredCell, ...]:
-    """The cells of every crossval.json in the folders, at any depth; those without a cell are passed over.
+    """Cells of every crossval.json in the folders, at any depth; files without a cell are ignored.
 
-    `InputError`: no such folder, a file that is damaged or lacks a key, a cell that the tables do not have, a figure
-    that is not the table's.
+    `InputError`: no such folder, a file that is damaged or lacks a key, an unknown cell, another metric than that of
+    the table.
     """
-    found: dict[Path, MeasuredCell] = {}
+    cells: dict[Path, MeasuredCell] = {}
     for folder in map(Path, folders):
         if not folder.exists():
             raise InputError(f"{folder}: no such folder")
         for path in [folder] if folder.is_file() else sorted(folder.rglob(CROSSVAL_JSON)):
             if (cell := _cell(path)) is not None:
-                found[path.resolve()] = cell
-    return tuple(found.values())
+                cells[path.resolve()] = cell
+    return tuple(cells.values())
 
 
 def _cell(path: Path) -> MeasuredCell | None:
@@ -137,7 +137,7 @@ def _cell(path: Path) -> MeasuredCell | None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: damaged; run the cross-validation again, it writes the file anew") from error
+        raise InputError(f"{path}: damaged; run the cross-validation again to rewrite it") from error
     except KeyError as error:
         raise InputError(f"{path}: no key {error.args[0]!r}; run the cross-validation again") from error
     table, cohort, side_px = _parse(path, name)
@@ -146,7 +146,7 @@ def _cell(path: Path) -> MeasuredCell | None:
     try:
         leaks = sum(sum(fold.get("leaks", {}).values()) for fold in folds)
     except (AttributeError, TypeError) as error:
-        raise InputError(f"{path}: damaged; run the cross-validation again, it writes the file anew") from error
+        raise InputError(f"{path}: damaged; run the cross-validation again to rewrite it") from error
     return MeasuredCell(table, cohort, side_px, mean, sd, ddof, len(folds), path, leaks)
 
 
@@ -168,18 +168,18 @@ def _number(value: Any) -> float | None:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row as it is printed."""
+    """Printed row of a table."""
 
     system: str
     inputs: str
     cells: tuple[str, ...]
-    """A text per cohort; – where there is no figure."""
+    """Texts, one per cohort; – where there is no metric."""
     measured: bool = False
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One of the four tables with the measured cells in it."""
+    """Table of the paper, with the measured cells."""
 
     number: int
     title: str
@@ -188,13 +188,13 @@ class PaperTable:
 
 
 def paper_tables(measured: Sequence[MeasuredCell] = ()) -> tuple[PaperTable, ...]:
-    """The paper's tables 1 to 4. A cell that is measured twice shows both figures; one that is not shows –."""
+    """The paper's tables 1 to 4. A cell that is measured twice shows both values, a cell not measured –."""
     published = TableRow(f"LongViT, published: {PAPER}", "image", ("–",) * 3)
     tables = []
     for number, title in ((1, "subtyping, AUC"), (2, "survival, c-index")):
-        here = [row for row in _measured(number, measured) if set(row.cells) != {"–"}]
-        here = here or [TableRow("LongViT, measured here", "image", ("–",) * 3, measured=True)]
-        rows = [*_baselines(number), published, *here]
+        measured_rows = [row for row in _measured(number, measured) if set(row.cells) != {"–"}]
+        empty_row = TableRow("LongViT, measured here", "image", ("–",) * 3, measured=True)
+        rows = [*_baselines(number), published, *(measured_rows or [empty_row])]
         tables.append(PaperTable(number, title, COHORTS[number], tuple(rows)))
     for number, title in ((1, "subtyping by resolution, AUC"), (2, "survival by resolution, c-index")):
         rows = [published, *_measured(number, measured)]
@@ -203,14 +203,14 @@ def paper_tables(measured: Sequence[MeasuredCell] = ()) -> tuple[PaperTable, ...
 
 
 def metric_text(mean: float | None, sd: float | None) -> str:
-    """`0.858 ± 0.067`; the mean alone without an SD; – without either."""
+    """Text of a metric, `0.858 ± 0.067`; the mean alone without an SD; – without either."""
     if mean is None:
         return "–"
     return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
 
 
 def _measured_text(cell: MeasuredCell) -> str:
-    """The figure, with its leaks where there are some."""
+    """Text of a measured metric, with its leaks where there are some."""
     text = metric_text(cell.mean, cell.sd)
     return f"{text} ({cell.leaks} leak{'s' * (cell.leaks > 1)})" if cell.leaks else text
 
@@ -220,18 +220,18 @@ def _baselines(table: int) -> list[TableRow]:
     for row in published_rows(table):
         cells.setdefault((row.system, row.inputs), {})[row.cohort] = metric_text(row.mean, row.sd)
     return [
-        TableRow(SYSTEMS[system], inputs, tuple(of.get(cohort, "–") for cohort in COHORTS[table]))
-        for (system, inputs), of in cells.items()
+        TableRow(SYSTEMS[system], inputs, tuple(texts.get(cohort, "–") for cohort in COHORTS[table]))
+        for (system, inputs), texts in cells.items()
     ]
 
 
 def _measured(table: int, measured: Sequence[MeasuredCell]) -> list[TableRow]:
-    """A row per resolution, with every cell that was measured at it."""
+    """Rows of measured cells, one per resolution."""
     rows = []
     for side_px in RESOLUTIONS_PX:
         texts = []
         for cohort in COHORTS[table]:
-            here = [m for m in measured if (m.table, m.cohort, m.side_px) == (table, cohort, side_px)]
-            texts.append(" | ".join(_measured_text(m) for m in here) or "–")
+            cells = [m for m in measured if (m.table, m.cohort, m.side_px) == (table, cohort, side_px)]
+            texts.append(" | ".join(_measured_text(m) for m in cells) or "–")
         rows.append(TableRow(f"LongViT, measured here, {side_px:,} px", "image", tuple(texts), measured=True))
     return rows

@@ -1,4 +1,4 @@
-"""A cohort made ready for a task: rows selected, patients split, answers checked."""
+"""Preparation of a cohort for a task: rows selected, patients split, labels checked."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import replace
 
 from longvit.data.cohort import Cohort
 from longvit.errors import InputError
-from longvit.tasks.settings import FinetuneSettings
+from longvit.finetuning.settings import FinetuneSettings
 from longvit.tasks.task import Task, task_class
 
 EVALUATED = ("val", "test")
 
 
 def prepare_cohort(cohort: Cohort, settings: FinetuneSettings) -> tuple[Cohort, Task]:
-    """The cohort with a split in every row (by patient and stratum, where the CSV has none), and its task.
+    """Cohort with a split in every row (by patient and stratum, where the CSV has none), and its task.
 
-    `InputError`: an answer that is missing or makes no sense, no training rows, none to evaluate.
+    `InputError`: a label that is missing or invalid, no training rows, no rows to evaluate.
     """
     kind = task_class(settings.task)
     cohort = kind.select(cohort, settings)
@@ -31,12 +31,12 @@ def prepare_cohort(cohort: Cohort, settings: FinetuneSettings) -> tuple[Cohort, 
 
 
 def split_by_stratum(cohort: Cohort, settings: FinetuneSettings) -> Cohort:
-    """train, val and test by patient, each with its share of every stratum of the task."""
+    """Splits a cohort by patient into train, val and test, stratified by the task's strata."""
     from longvit.data.splits import split_by_patient
 
     kind = task_class(settings.task)
     strata = kind.strata(cohort, settings)
-    rows = tuple(replace(row, label=of) for row, of in zip(cohort.rows, strata, strict=True))
+    rows = tuple(replace(row, label=stratum) for row, stratum in zip(cohort.rows, strata, strict=True))
     split = split_by_patient(
         replace(cohort, rows=rows, classes=cohort.classes or tuple(sorted(set(strata)))), settings.split, settings.seed
     )
@@ -44,6 +44,6 @@ def split_by_stratum(cohort: Cohort, settings: FinetuneSettings) -> Cohort:
 
 
 def labels_digest(cohort: Cohort, task: Task) -> str:
-    """A hash of every slide's answer: a run goes on only with the same."""
+    """Hash of every slide's label: a run resumes only with the same."""
     cells = sorted([row.slide_id, *task.label_cells(row)] for row in cohort.rows)
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]

@@ -1,19 +1,19 @@
-"""Slides with labels -> a fine-tuned model, its predictions, its figures, two pictures.
+"""Fine-tuning: slides with labels -> a model, its predictions, metrics and plots.
 
-OUT/settings.yaml     all settings; `longvit train --recipe OUT/settings.yaml` reads them back
-OUT/run.json          what decides the result; the same command goes on, another is refused with the difference
-OUT/canvases/         the slides as canvases (TIFF), unless --cache-dir says otherwise
+OUT/settings.yaml     all settings; `longvit train --recipe OUT/settings.yaml` reads them
+OUT/run.json          settings that decide the result; the same command resumes, others are refused with the difference
+OUT/canvases/         the slides as canvases (TIFF), unless --cache-dir names another folder
 OUT/problems.csv      slide, stage, error: slides that were left out or have holes; absent if there are none
-OUT/outputs.csv       system, split, slide_id, output_0 …: the logits behind predictions.csv, controls.csv those of the
-                      controls (see outputs.py)
-OUT/checkpoints/      where an interrupted run goes on
+OUT/outputs.csv       system, split, slide_id, output_0 …: the logits behind predictions.csv
+OUT/controls.csv      the same for the controls
+OUT/checkpoints/      checkpoints from which an interrupted run resumes
 OUT/predictions.csv   val and test, last epoch: case_id, slide_id, split, then label, prob_<class> …, prediction, or
                       survival_months, event, risk, survival_<end of bin>_months …
 OUT/costs.json        seconds, cpu_seconds (both null where the run was interrupted) and peak_memory_mib of the training
                       and its evaluations, in the first process
-OUT/metrics.json      see `FinetuneResult.metrics`; written last, so it marks a finished run
+OUT/metrics.json      see `FinetuneResult`; written last, so it marks a finished run
 OUT/history.csv       a row per epoch: epoch, step, train_loss, val_loss, val_auc, …, test_auc, …
-OUT/loss.png          and the task's curves: roc.png
+OUT/loss.png          and the task's curves: roc.png, kaplan_meier_<split>.png
 OUT/model/            config.json, model.safetensors: `longvit.load_model(OUT/model)`
 """
 
@@ -22,22 +22,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longvit.data.cohort import Cohort, SlideRow
-from longvit.data.problems import PROBLEMS_CSV, Problem, write_problems
+from longvit.data.problems import PROBLEMS_CSV, problem_rows, problems_of_rows, write_problems
 from longvit.errors import InputError
-from longvit.files import make_folder, write_text
-from longvit.finetuning.finetune_result import FinetuneResult, finished, result_of_first
 from longvit.finetuning.prepare_cohort import EVALUATED, labels_digest, prepare_cohort
+from longvit.finetuning.results import FinetuneResult, read_result
+from longvit.finetuning.settings import FinetuneSettings
 from longvit.finetuning.starting_model import starting_model
 from longvit.progress import Progress
-from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.task import Task
-from longvit.training.run_folder import claim, exclusive_lock
+from longvit.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from longvit.data.canvas_cache import CachedCanvases
@@ -54,57 +52,56 @@ def finetune(
 ) -> FinetuneResult:
     """Trains on the rows of split `train` and evaluates on `val` and `test` after every epoch.
 
-    A cohort without splits is split by patient first (`settings.split`, `settings.seed`). Started again with the
-    same cohort and settings it goes on where it was, to the same bits; a finished run returns its result at once.
+    A cohort without splits is split by patient first (`settings.split`, `settings.seed`). With the same cohort and
+    settings an interrupted run resumes to the same bits, and a finished run returns its result at once.
 
-    `ranks`: the processes that share the work (`longvit.parallel.all_ranks`); each calls with the same arguments and
-    gets the same result, the first one writes. The number of ranks and their mesh may differ when a run goes on; the
-    result is that of one process up to the order of sums.
+    `ranks`: the processes of the run (`longvit.parallel.all_ranks`). Each calls with the same arguments and gets the
+    same result; the first one writes. The mesh may differ on resume. The result is that of one process up to the order
+    of sums.
 
-    Raises `InputError` in one line: other settings than the folder was started with (shown), a cohort without
-    training or without evaluation rows, a training split that lacks a class, a slide in two splits under two names, a
-    device or weights that are not there, a NaN (slide or layer named), a folder that cannot be written to or in which
-    another process is at work. A slide that cannot be read is left out and stands in problems.csv.
+    Raises `InputError` in one line: settings other than those of the folder (the difference named); a cohort without
+    training or evaluation rows; a training split that lacks a class; a slide in two splits under two names; a device or
+    weights that do not exist; a NaN (slide or layer named); a folder that cannot be written or that another process
+    uses. A slide that cannot be read is left out and listed in problems.csv.
     """
-    from longvit.config import settings_yaml
     from longvit.parallel.ranks import ALONE
 
-    ranks, folder = ranks or ALONE, Path(out_dir)
+    ranks = ranks or ALONE
     cohort, task = prepare_cohort(cohort, settings)
-    facts = {"cohort": cohort.fingerprint(), "answers": labels_digest(cohort, task), "classes": list(task.output_names)}
-    former, slides_per_forward = None, 0
-    if ranks.is_first:
-        make_folder(folder)
-        # Which slides share a forward pass is settled when a run begins, for whatever mesh it goes on on.
-        slides_per_forward = claim(
-            folder, {**settings.result_settings(), **facts}, settings.slides_per_forward(ranks.data_ranks)
-        )
-        former = finished(folder)
-    if (result := result_of_first(former, folder, ranks)) is not None:
-        return result
-    slides_per_forward = ranks.from_first(slides_per_forward)
-    with exclusive_lock(folder) if ranks.is_first else nullcontext():
-        if ranks.is_first:
-            write_text(folder / "settings.yaml", settings_yaml(settings))
-        return _Finetuning(cohort, task, settings, folder, slides_per_forward, ranks).run()
+    provenance = {
+        "cohort": cohort.fingerprint(),
+        "answers": labels_digest(cohort, task),
+        "classes": list(task.output_names),
+    }
+    folder = RunFolder(out_dir, ranks)
+    per_forward = folder.open(
+        {**settings.result_settings(), **provenance}, settings.slides_per_forward(ranks.data_ranks)
+    )
+    former = folder.from_first(read_result(folder.path) if ranks.is_first else None, FinetuneResult)
+    if former is not None:
+        return former
+    with folder.locked():
+        folder.write_settings(settings)
+        return _Finetuning(cohort, task, settings, folder, per_forward, ranks).run()
 
 
 class _Finetuning:
-    """One run, from slides to files."""
+    """State of one fine-tuning, from slides to files."""
 
     def __init__(
         self,
         cohort: Cohort,
         task: Task,
         settings: FinetuneSettings,
-        folder: Path,
+        folder: RunFolder,
         slides_per_forward: int,
         ranks: Ranks,
     ) -> None:
         from longvit.device import pick_device, set_threads
 
         set_threads(settings.threads)
-        self.cohort, self.task, self.settings, self.folder = cohort, task, settings, folder
+        self.cohort, self.task, self.settings = cohort, task, settings
+        self.run_folder, self.folder = folder, folder.path
         self.slides_per_forward, self.ranks = slides_per_forward, ranks
         self.row_range: RowRange | None = None
         self.device = pick_device(settings.device)
@@ -112,56 +109,53 @@ class _Finetuning:
         self.last: dict[str, Predictions] = {}
 
     def run(self) -> FinetuneResult:
-        import torch
-
+        """Trains, evaluates and writes the results."""
+        from longvit.finetuning.predict import training_step
         from longvit.finetuning.results import write_results
         from longvit.training.loop import autocast, train
+        from longvit.training.out_of_memory import out_of_memory_advice
         from longvit.training.resource_usage import Costs, write_cost
 
-        settings, ranks = self.settings, self.ranks
-        # Weights first: a wrong folder should not be found out after an hour of making canvases.
+        settings, ranks, n = self.settings, self.ranks, self.slides_per_forward
+        # Weights first: a wrong folder is reported before canvases are made.
         model = starting_model(settings, self.task.output_names).to(self.device.device)
         on_strips = self.sharded(model)
         canvases = self.read_slides()
         controls = self.controls() if settings.controls else {}
         costs = Costs(self.device.device)
-        try:
-            outcome = train(
+        with out_of_memory_advice(
+            self.device.name,
+            f"{n} slides of {settings.side_px} px",
+            n,
+            smaller="a smaller --side-px",
+            recompute="--recompute (then --offload)",
+            otherwise=", or torchrun and more --sequence-ranks",
+        ):
+            trained = train(
                 on_strips,
                 self.batches("train", training=True),
-                self.task.step,
-                settings.training(self.slides_per_forward),
+                training_step(self.task, offload=settings.offload),
+                settings.training(n),
                 folder=self.folder / "checkpoints",
                 evaluate=self.evaluate,
-                facts={
-                    "slides_per_forward": self.slides_per_forward,
-                    "content of the slides": _content(canvases),
-                },
+                resume_key={"slides_per_forward": n, "content of the slides": _content_digest(canvases)},
                 ranks=ranks,
             )
-        except torch.OutOfMemoryError as error:
-            n = self.slides_per_forward
-            first = f"--forward-batch {max(1, n // 2)}" if n > 1 else "a smaller --side-px"
-            raise InputError(
-                f"{self.device.name}: out of memory with {n} slides of {settings.side_px} px in a forward pass; "
-                f"try {first}, --recompute (then --offload) or --dtype bfloat16, each in a new folder, or torchrun and "
-                f"more --sequence-ranks"
-            ) from error
-        if not self.last:  # the run goes on behind its last epoch: only the files are missing
+        if not self.last:  # resumed after the last epoch: only the files are missing
             with autocast(self.device.device, settings.dtype):
                 self.evaluate(on_strips, settings.epochs - 1)
-        cost = costs.cost(whole=outcome.resumed_at is None)
+        cost = costs.cost(whole=trained.resumed_at is None)
         result = None
         with ranks.busy("writes the results"):
             if ranks.is_first:
                 write_cost(self.folder, cost)
                 metrics = write_results(
-                    self.folder,
+                    self.run_folder,
                     self.cohort,
                     self.task,
                     settings,
                     model=model,
-                    outcome=outcome,
+                    trained=trained,
                     predictions=self.last,
                     controls=controls,
                     train_rows=self.datasets["train"].rows,
@@ -169,7 +163,7 @@ class _Finetuning:
                     device=self.device.name if ranks.world == 1 else f"{ranks.world} × {self.device.name}",
                 )
                 result = FinetuneResult(self.folder, metrics, canvases.problems)
-        result = result_of_first(result, self.folder, ranks)
+        result = self.run_folder.from_first(result, FinetuneResult)
         assert result is not None
         return result
 
@@ -191,20 +185,20 @@ class _Finetuning:
         return on_strips
 
     def read_slides(self) -> CachedCanvases:
-        """Makes the canvases, and of them one dataset per split."""
+        """Makes the canvases, and one dataset of them per split."""
         from longvit.data.canvas_cache import CanvasSettings, cache_canvases
         from longvit.data.datasets import CanvasDataset
 
         s = self.settings
         rows = [row for row in self.cohort.rows if row.split is not None]
-        with self.ranks.busy("makes canvases"):  # the ranks share them out by claims
+        with self.ranks.busy("makes canvases"):  # leases divide them among the ranks
             canvases = cache_canvases(
                 rows,
                 CanvasSettings(s.side_px, s.fit, s.reader, s.max_bad_tiles),
                 s.cache_dir or self.folder / "canvases",
                 workers=s.num_workers,
             )
-        canvases = self.as_first_sees(canvases)
+        canvases = self.from_first(canvases)
         if self.ranks.is_first:
             write_problems(self.folder / PROBLEMS_CSV, canvases.problems)
         read = [row for row in rows if row.slide_id in canvases.paths]
@@ -212,32 +206,32 @@ class _Finetuning:
         names = [row.slide_id for row in self.cohort.rows]
         stratum_of = dict(zip(names, self.task.strata(self.cohort, s), strict=True))
         for split in ("train", *EVALUATED):
-            if of_split := [row for row in read if row.split == split]:
+            if split_rows := [row for row in read if row.split == split]:
                 self.datasets[split] = CanvasDataset(
-                    of_split,
-                    self.task.targets(of_split),
+                    split_rows,
+                    self.task.targets(split_rows),
                     canvases.paths,
-                    [stratum_of[row.slide_id] for row in of_split],
-                    memory_mb=s.memory_mb * len(of_split) // len(read),
+                    [stratum_of[row.slide_id] for row in split_rows],
+                    memory_mb=s.memory_mb * len(split_rows) // len(read),
                 )
         return canvases
 
-    def as_first_sees(self, canvases: CachedCanvases) -> CachedCanvases:
-        """All ranks train on the same slides, also where one of them could not read what the others could."""
+    def from_first(self, canvases: CachedCanvases) -> CachedCanvases:
+        """The first rank's canvases, on every rank: all train on the slides that the first rank can read."""
         if self.ranks.world == 1:
             return canvases
-        problems = [[p.slide, p.stage, p.error] for p in canvases.problems]
         paths = {name: str(path) for name, path in canvases.paths.items()}
-        paths, identities, problems = self.ranks.from_first([paths, dict(canvases.identities), problems])
+        content = [paths, dict(canvases.identities), problem_rows(canvases.problems)]
+        paths, identities, rows = self.ranks.from_first(content)
         return replace(
             canvases,
             paths={name: Path(path) for name, path in paths.items()},
             identities=identities,
-            problems=tuple(Problem(*problem) for problem in problems),
+            problems=problems_of_rows(rows),
         )
 
     def check_read(self, read: Sequence[SlideRow], canvases: CachedCanvases) -> None:
-        """What is left after the slides that cannot be read must still be a study."""
+        """Raises `InputError` where the slides that can be read do not suffice to train and evaluate."""
         source = self.cohort.source
         lost = [problem for problem in canvases.problems if problem.is_left_out]
         after = f"; {len(lost)} slides cannot be read, the first: {lost[0].error}" if lost else ""
@@ -256,7 +250,7 @@ class _Finetuning:
                 )
 
     def batches(self, split: str, *, training: bool = False) -> CanvasBatches:
-        """The slides of a split: shuffled and augmented for training, else as they are."""
+        """Batches of a split: shuffled and augmented for training, else in order."""
         from longvit.data.datasets import CanvasBatches
 
         s = self.settings
@@ -272,24 +266,34 @@ class _Finetuning:
         )
 
     def evaluated(self) -> dict[str, CanvasBatches]:
-        """The splits that are evaluated."""
+        """Batches of the splits that are evaluated."""
         return {split: self.batches(split) for split in EVALUATED if split in self.datasets}
 
     def evaluate(self, model: Any, epoch: int) -> dict[str, float]:
-        """The loop's hook: figures of val and test; keeps the predictions of the last epoch."""
+        """Evaluation hook of the loop: metrics of val and test; keeps the predictions of the last epoch."""
+        from longvit.finetuning.predict import predict
+
         metrics: dict[str, float] = {}
         for split, batches in self.evaluated().items():
             with Progress(f"evaluating on {split}", batches.samples, unit="slides", brief=True) as progress:
-                p = self.task.predict(model, batches, batches.dataset.rows, progress=progress, ranks=self.ranks)
-            of_split = {"loss": p.loss, **self.task.metrics(p)}
-            metrics |= {f"{split}_{name}": value for name, value in of_split.items()}
+                p = predict(
+                    self.task,
+                    model,
+                    batches,
+                    batches.dataset.rows,
+                    offload=self.settings.offload,
+                    progress=progress,
+                    ranks=self.ranks,
+                )
+            split_metrics = {"loss": p.loss, **self.task.metrics(p)}
+            metrics |= {f"{split}_{name}": value for name, value in split_metrics.items()}
             self.last[split] = p
         return metrics
 
     def controls(self) -> dict[str, dict[str, Predictions]]:
-        """Computed once; controls.csv keeps them for a run that goes on."""
-        from longvit.finetuning.outputs import read_logits, write_logits
-        from longvit.tasks.controls import run_controls
+        """Predictions of the controls; computed once and kept in controls.csv for a run that resumes."""
+        from longvit.finetuning.controls import run_controls
+        from longvit.finetuning.results import read_logits, write_logits
         from longvit.training.loop import autocast
 
         path = self.folder / "controls.csv"
@@ -313,6 +317,6 @@ class _Finetuning:
         return results
 
 
-def _content(canvases: CachedCanvases) -> str:
-    """A hash of the slides' contents: a slide that changed, or is missing now, makes another run."""
+def _content_digest(canvases: CachedCanvases) -> str:
+    """Hash of the slides' content hashes: a run resumes only with the same slides."""
     return hashlib.sha256(json.dumps(sorted(canvases.identities.items())).encode()).hexdigest()[:16]

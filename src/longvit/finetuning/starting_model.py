@@ -1,4 +1,4 @@
-"""The model that a fine-tuning starts from."""
+"""Starting model of a fine-tuning: pretrained weights with a new head, or random weights."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from longvit.errors import InputError
-from longvit.tasks.settings import FinetuneSettings
+from longvit.finetuning.settings import FinetuneSettings
 
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViT
 
 
 def starting_model(settings: FinetuneSettings, outputs: Sequence[str], *, random: bool = False) -> LongViT:
-    """The model before its first step: `settings.weights` with a new head, or (also if `random`) drawn by the seed.
+    """Model before its first step: `settings.weights` with a new head, or (also if `random`) random weights.
 
-    Raises `InputError`: no such model, weights of another kind, a size that the weights do not fit.
+    `outputs`: names of the head's outputs. Raises `InputError`: no such model, weights of another kind, a size that the
+    weights do not fit.
     """
     import torch
 

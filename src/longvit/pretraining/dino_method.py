@@ -1,10 +1,10 @@
-"""A step of DINO as the training loop takes it: networks, loss and centre as one module, and how they move.
+"""Training method of DINO: networks, loss and centre as one module, the step, and the updates after it.
 
     freeze, rates → forward, loss, backward (any number of forward passes) → every gradient clipped by itself
-    → AdamW on the student → teacher ← average, centre ← batch
+    → AdamW on the student → teacher ← EMA, centre ← batch
 
-A step that is skipped (a NaN) moves neither teacher nor centre. The batch statistics are means over all regions of the
-optimiser step: accumulated passes and ranks of the data axis alike.
+A skipped step (a NaN) updates neither teacher nor centre. The batch statistics are means over all regions of the
+optimiser step: over accumulated passes and over the ranks of the data axis.
 
 B regions of a forward pass, C crops, K prototypes.
 """
@@ -26,15 +26,15 @@ from longvit.parallel import ShardedLongViT
 
 
 class Crops(Protocol):
-    """What a step needs of a batch."""
+    """Batch of crops."""
 
     @property
     def crops(self) -> Sequence[Tensor]:
-        """C tensors uint8 (B, 3, h, w), the global ones first."""
+        """Crops: C tensors uint8 (B, 3, h, w), the global ones first."""
 
 
 class SelfDistillation(nn.Module):
-    """Student, teacher and centre: what a checkpoint of a pretraining holds, beside the optimiser's moments."""
+    """Student, teacher and centre: the model of a pretraining's checkpoint."""
 
     def __init__(self, config: LongViTConfig, settings: DinoSettings) -> None:
         super().__init__()
@@ -48,14 +48,14 @@ class SelfDistillation(nn.Module):
 
 
 class DinoMethod:
-    """The rates of every step, per-parameter clipping, and what follows the optimiser's step."""
+    """Training method of DINO: rates of every step, clipping by parameter, updates of teacher and centre."""
 
     def __init__(self, model: SelfDistillation, schedules: Schedules, *, packed: bool = True) -> None:
         self.model, self.schedules, self.packed = model, schedules, packed
         self.teacher_temperature = schedules.teacher_temperature(0)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW as DINO's code has it, with its default betas."""
+        """AdamW of DINO's code, with its default betas."""
         fused = {p.device.type for p in model.parameters()} <= {"cpu", "cuda"}
         return torch.optim.AdamW(parameter_groups(self.model.networks.student), lr=0.0, fused=fused)
 
@@ -68,7 +68,7 @@ class DinoMethod:
         return {**rates, "teacher_momentum": s.teacher_momentum(step), "teacher_temperature": self.teacher_temperature}
 
     def step(self, model: nn.Module, batch: Crops) -> dict[str, Tensor]:
-        """The loop's step: loss of a forward pass, its figures, its share of the batch statistics."""
+        """Step of the loop: loss of a forward pass, its metrics, its part of the batch statistics."""
         networks = self.model.networks
         backbone = networks.student.backbone
         device = next(backbone.parameters()).device
@@ -83,9 +83,9 @@ class DinoMethod:
         return {"mean_kl_to_uniform": mean_kl_to_uniform(statistics)}
 
     def transform_gradients(self, gradients: Sequence[Tensor], norm: float) -> None:
-        """DINO's code shortens the gradient of each parameter by itself."""
+        """Clips the gradient of each parameter by itself, as DINO's code does."""
         longest = self.schedules.settings.clip_norm
-        factors = [(longest / (of_one + 1e-6)).clamp(max=1.0) for of_one in torch._foreach_norm(list(gradients))]
+        factors = [(longest / (length + 1e-6)).clamp(max=1.0) for length in torch._foreach_norm(list(gradients))]
         torch._foreach_mul_(list(gradients), factors)
 
     def after_step(self, step: int, statistics: Tensor | None) -> None:

@@ -1,17 +1,17 @@
-"""Slides -> regions -> a pretrained LongViT, with what shows that it learns (DINO; Caron et al. 2021; seed, table 5).
+"""Pretraining with DINO: slides -> regions -> a pretrained LongViT and its metrics (Caron et al. 2021; paper, table 5).
 
-OUT/settings.yaml     all settings; `longvit pretrain --recipe OUT/settings.yaml` reads them back
-OUT/run.json          what decides the result; the same command goes on, another is refused with the difference
+OUT/settings.yaml     all settings; `longvit pretrain --recipe OUT/settings.yaml` reads them
+OUT/run.json          settings that decide the result; the same command resumes, others are refused with the difference
 OUT/problems.csv      slide, stage, error: slides and rows of the probe that were left out; absent if there are none
-OUT/checkpoints/      where an interrupted run goes on: student, teacher, centre, moments
-OUT/controls.json     the figures of the network before its first step, and of mean colour
+OUT/checkpoints/      checkpoints from which an interrupted run resumes: student, teacher, centre, moments
+OUT/controls.json     metrics of the network before its first step, and of mean colour
 OUT/steps.csv         a row per optimiser step: step, epoch, loss, lr, weight_decay, teacher_entropy, …, grad_norm
 OUT/history.csv       a row per epoch: epoch, step, train_loss, rankme, feature_std, knn, linear, …
-OUT/pictures/         principal components of the patches, nearest neighbours
-OUT/teacher/          config.json, model.safetensors: what `longvit train --weights OUT/teacher` starts from
-OUT/metrics.json      see `PretrainResult.metrics`; written anew after every epoch, `finished` at the end
+OUT/pictures/         plots: principal components of the patches, nearest neighbours
+OUT/teacher/          config.json, model.safetensors: `longvit train --weights OUT/teacher` starts from it
+OUT/metrics.json      see `PretrainResult`; `finished` is true at the end
 
-steps.csv, history.csv, pictures, teacher and metrics.json are written anew now and then while the run goes on.
+The files from steps.csv on are also written during the run, at most every `report_minutes`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +27,14 @@ from longvit.data.problems import PROBLEMS_CSV, Problem, read_problems, write_pr
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.figure import only_plots
-from longvit.files import make_folder, write_text
-from longvit.finetuning.results import without_nan, write_history
+from longvit.files import write_text
+from longvit.finetuning.results import write_history
+from longvit.json_file import without_nan
 from longvit.pretraining.monitor_regions import MonitorRegions, read_monitor_regions
-from longvit.pretraining.pretrain_result import PretrainResult, finished, read_metrics
+from longvit.pretraining.pretrain_result import METRIC_KINDS, PretrainResult, read_result
 from longvit.pretraining.settings import PretrainSettings
 from longvit.pretraining.starting_networks import backbone_config, start_from
-from longvit.training.run_folder import claim, exclusive_lock
+from longvit.training.run_folder import RunFolder, read_metrics
 
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViTConfig
@@ -55,53 +55,44 @@ def pretrain(
     ranks: Ranks | None = None,
     show: Callable[[Path], object] | None = None,
 ) -> PretrainResult:
-    """Trains on random regions of the slides. Started again with the same slides and settings it goes on where it was,
-    to the same bits; a finished run returns at once.
+    """Trains on random regions of the slides.
 
-    `probe`: a CSV of labelled regions (path, label, case_id) that are looked at after every `probe_every` epochs and
-    never trained on. `ranks`: the processes that share the work; each calls with the same arguments, the first one
-    writes. `show`: called with the folder when its files were written anew, while the run goes on and at the end (the
-    report).
+    With the same slides and settings an interrupted run resumes to the same bits, and a finished run returns at once.
 
-    Raises `InputError` in one line: other settings than the folder was started with, no slide that can be used, a
-    device or weights that are not there, a NaN. A slide that cannot be used stands in problems.csv.
+    - `probe`: a CSV of labelled regions (path, label, case_id), evaluated every `probe_every` epochs, never trained on
+    - `ranks`: the processes of the run; each calls with the same arguments, the first one writes
+    - `show`: called with the folder when its files were written, during the run and at the end (the report)
+
+    Raises `InputError` in one line: settings other than those of the folder, no usable slide, a device or weights that
+    do not exist, a NaN. A slide that cannot be used is listed in problems.csv.
     """
-    from longvit.config import settings_yaml
     from longvit.parallel.ranks import ALONE
     from longvit.pretraining.probes import read_probe
     from longvit.pretraining.regions.regions import find_regions
 
-    ranks, folder = ranks or ALONE, Path(out_dir)
+    ranks = ranks or ALONE
     config = backbone_config(settings)
-    if ranks.is_first:
-        make_folder(folder)
-    with ranks.busy("looks at the slides"):
+    folder = RunFolder(out_dir, ranks)
+    with ranks.busy("inspects the slides"):
         regions = find_regions(slides, settings, settings.seed, progress=ranks.is_first)
     labelled = None if probe is None else read_probe(probe, settings.global_px)
-    facts = {"regions": regions.fingerprint}
-    per_forward = 0
+    per_forward = folder.open(
+        {**settings.result_settings(), "regions": regions.fingerprint},
+        settings.regions_per_forward(config.patch_px, ranks.data_ranks),
+    )
     former = None
-    if ranks.is_first:
-        per_forward = claim(
-            folder,
-            {**settings.result_settings(), **facts},
-            settings.regions_per_forward(config.patch_px, ranks.data_ranks),
-        )
-        former = finished(folder)
+    if ranks.is_first and (former := read_result(folder.path)) is None:
         problems = (*regions.problems, *(labelled.problems if labelled is not None else ()))
-        if former is None:
-            write_problems(folder / PROBLEMS_CSV, problems)
-    per_forward = ranks.from_first(per_forward)
-    if (metrics := ranks.from_first(None if former is None else former.metrics)) is not None:
-        return former or PretrainResult(folder, metrics, was_finished=True)
-    with exclusive_lock(folder) if ranks.is_first else nullcontext():
-        if ranks.is_first:
-            write_text(folder / "settings.yaml", settings_yaml(settings))
+        write_problems(folder.path / PROBLEMS_CSV, problems)
+    if (former := folder.from_first(former, PretrainResult)) is not None:
+        return former
+    with folder.locked():
+        folder.write_settings(settings)
         return _Pretraining(regions, labelled, config, settings, folder, per_forward, ranks, show).run()
 
 
 class _Pretraining:
-    """One run, from regions to files."""
+    """State of one pretraining, from regions to files."""
 
     def __init__(
         self,
@@ -109,7 +100,7 @@ class _Pretraining:
         probe: Probe | None,
         config: LongViTConfig,
         settings: PretrainSettings,
-        folder: Path,
+        folder: RunFolder,
         per_forward: int,
         ranks: Ranks,
         show: Callable[[Path], object] | None,
@@ -123,7 +114,8 @@ class _Pretraining:
         from longvit.training.batches import steps_per_epoch
 
         set_threads(settings.threads)
-        self.regions, self.probe, self.settings, self.folder = regions, probe, settings, folder
+        self.regions, self.probe, self.settings = regions, probe, settings
+        self.run_folder, self.folder = folder, folder.path
         self.ranks, self.show = ranks, show
         self.device = pick_device(settings.device)
         self.batches = RegionBatches(
@@ -146,43 +138,40 @@ class _Pretraining:
         self.seconds_before = 0.0
 
     def run(self) -> PretrainResult:
-        import torch
-
+        """Trains, evaluates and writes the results."""
         from longvit.training.loop import train
+        from longvit.training.out_of_memory import out_of_memory_advice
 
-        self.seconds_before = float(read_metrics(self.folder).get("seconds", 0.0))
+        self.seconds_before = float((read_metrics(self.folder, METRIC_KINDS) or {}).get("seconds", 0.0))
         self.shard()
-        with self.ranks.busy("reads the regions that are looked at"):
+        with self.ranks.busy("reads the monitored regions"):
             self.monitored = read_monitor_regions(self.regions, self.settings.probe_regions, self.settings.global_px)
         self.controls()
-        try:
-            outcome = train(
+        n = self.batches.batch_size
+        with out_of_memory_advice(self.device.name, f"the crops of {n} regions", n, smaller="smaller crops"):
+            trained = train(
                 self.model,
                 self.batches,
                 self.method.step,
                 self.training,
                 folder=self.folder / "checkpoints",
                 evaluate=self.evaluate,
-                facts={"regions": self.regions.fingerprint},
+                resume_key={"regions": self.regions.fingerprint},
                 ranks=self.ranks,
                 method=self.method,
                 epoch_done=self.epoch_done,
             )
-        except torch.OutOfMemoryError as error:
-            n = self.batches.batch_size
-            first = f"--forward-batch {max(1, n // 2)}" if n > 1 else "smaller crops"
-            raise InputError(
-                f"{self.device.name}: out of memory with the crops of {n} regions in a forward pass; try {first}, "
-                "--recompute or --dtype bfloat16, each in a new folder"
-            ) from error
-        metrics = self.metrics(outcome)
+        result = None
         with self.ranks.busy("writes the results"):
             if self.ranks.is_first:
-                self.write(outcome, metrics)
-        return PretrainResult(self.folder, self.ranks.from_first(metrics), read_problems(self.folder / PROBLEMS_CSV))
+                metrics = self.write(trained)
+                result = PretrainResult(self.folder, metrics, read_problems(self.folder / PROBLEMS_CSV))
+        result = self.run_folder.from_first(result, PretrainResult)
+        assert result is not None
+        return result
 
     def shard(self) -> None:
-        """Both backbones on this rank's strip of every crop, where a sequence has several ranks."""
+        """Shards both backbones over the ranks of a sequence: each computes its strip of every crop."""
         from longvit.parallel.shard import shard
 
         if (n := self.ranks.sequence_ranks) == 1:
@@ -194,7 +183,7 @@ class _Pretraining:
             network.backbone = shard(network.backbone, self.ranks.mesh)
 
     def controls(self) -> None:
-        """controls.json: what the untrained network and mean colour reach, before the first step."""
+        """Writes controls.json: metrics of the untrained network and of mean colour, before the first step."""
         from longvit.pretraining.probes import control_metrics
         from longvit.training.loop import autocast
 
@@ -202,85 +191,86 @@ class _Pretraining:
         if self.ranks.from_first(path.exists()):
             return
         with autocast(self.device.device, self.settings.dtype):
-            found = control_metrics(self.model.networks.teacher.backbone, self.probe, self.monitored.pixels)
+            controls = control_metrics(self.model.networks.teacher.backbone, self.probe, self.monitored.pixels)
         if self.ranks.is_first:
-            write_text(path, json.dumps(without_nan(found), indent=1) + "\n")
+            write_text(path, json.dumps(without_nan(controls), indent=1) + "\n")
 
     def evaluate(self, model: Any, epoch: int) -> dict[str, float]:
-        """The loop's hook: what the teacher tells apart by now."""
+        """Evaluation hook of the loop: metrics of the teacher's embeddings."""
         from longvit.pretraining.probes import metrics
 
         if (epoch + 1) % self.settings.probe_every and epoch + 1 < self.settings.epochs:
             return {}
-        found = metrics(self.model.networks.teacher.backbone, self.probe, self.monitored.pixels)
-        return dict(self.ranks.from_first(found))
+        values = metrics(self.model.networks.teacher.backbone, self.probe, self.monitored.pixels)
+        return dict(self.ranks.from_first(values))
 
     def problems(self) -> tuple[Problem, ...]:
-        """Slides and rows of the probe that are not used, and regions that were replaced."""
-        of_probe = () if self.probe is None else self.probe.problems
-        return (*self.regions.problems, *of_probe, *self.batches.problems.values())
+        """Problems of the run: slides and rows of the probe that are not used, and regions that were replaced."""
+        probe_problems = () if self.probe is None else self.probe.problems
+        return (*self.regions.problems, *probe_problems, *self.batches.problems.values())
 
-    def epoch_done(self, outcome: TrainResult) -> None:
-        """Writes what there is so far, unless that was done a moment ago; the last epoch is `run`'s."""
+    def epoch_done(self, trained: TrainResult) -> None:
+        """Epoch hook of the loop: writes the files of the run where they are due; `run` writes those of the end."""
         is_due = time.monotonic() - self.written_at_s >= 60 * self.settings.report_minutes
-        if is_due and len(outcome.epochs) < self.settings.epochs:
-            self.write(outcome, self.metrics(outcome))
+        if is_due and len(trained.epochs) < self.settings.epochs:
+            self.write(trained)
 
-    def metrics(self, outcome: TrainResult) -> dict[str, Any]:
-        """What metrics.json holds."""
+    def metrics(self, trained: TrainResult) -> dict[str, Any]:
+        """Content of metrics.json."""
         from longvit.pretraining.collapse import alarms
 
-        looked = [row for row in outcome.epochs if "rankme" in row]
-        return without_nan(
-            {
-                "finished": len(outcome.epochs) == self.settings.epochs,
-                "figures": dict(looked[-1]) if looked else {},
-                "epochs": len(outcome.epochs),
-                "steps": outcome.steps,
-                "regions": self.regions.samples,
-                "slides": len(self.regions.sources),
-                "resolution": self.settings.region_mpp,
-                "parameters": sum(p.numel() for p in self.teacher.parameters()),
-                "device": self.device.name if self.ranks.world == 1 else f"{self.ranks.world} × {self.device.name}",
-                "starts_from": "random weights" if self.settings.weights is None else str(self.settings.weights),
-                "seconds": round(self.seconds_before + time.monotonic() - self.started_at_s, 1),
-                "skipped_steps": list(outcome.skipped_steps),
-                "alarms": [
-                    f"{alarm.name}. {alarm.seen} What to do: {alarm.advice}"
-                    for alarm in alarms(outcome.history, outcome.epochs, self.settings)
-                ],
-                "left_out": [p.slide for p in self.regions.problems],
-                "notes": list(self.regions.notes),
-                "probe": None
-                if self.probe is None
-                else {
-                    "source": self.probe.source,
-                    "regions": len(self.probe),
-                    "cases": len(set(self.probe.groups)),
-                    "classes": list(self.probe.class_names),
-                },
-            }
-        )
+        evaluated = [row for row in trained.epochs if "rankme" in row]
+        return {
+            "finished": len(trained.epochs) == self.settings.epochs,
+            "figures": dict(evaluated[-1]) if evaluated else {},
+            "epochs": len(trained.epochs),
+            "steps": trained.steps,
+            "regions": self.regions.samples,
+            "slides": len(self.regions.sources),
+            "resolution": self.settings.region_mpp,
+            "parameters": sum(p.numel() for p in self.teacher.parameters()),
+            "device": self.device.name if self.ranks.world == 1 else f"{self.ranks.world} × {self.device.name}",
+            "starts_from": "random weights" if self.settings.weights is None else str(self.settings.weights),
+            "seconds": round(self.seconds_before + time.monotonic() - self.started_at_s, 1),
+            "skipped_steps": list(trained.skipped_steps),
+            "alarms": [
+                f"{alarm.name}. {alarm.seen} What to do: {alarm.advice}"
+                for alarm in alarms(trained.history, trained.epochs, self.settings)
+            ],
+            "left_out": [p.slide for p in self.regions.problems],
+            "notes": list(self.regions.notes),
+            "probe": None
+            if self.probe is None
+            else {
+                "source": self.probe.source,
+                "regions": len(self.probe),
+                "cases": len(set(self.probe.groups)),
+                "classes": list(self.probe.class_names),
+            },
+        }
 
-    def write(self, outcome: TrainResult, metrics: dict[str, Any]) -> None:
-        """All files of the run but its checkpoints, then the caller's report; metrics.json marks the end, so it goes
-        last of the files."""
+    def write(self, trained: TrainResult) -> dict[str, Any]:
+        """Writes all files of the run but its checkpoints, metrics.json last, then the caller's report.
+
+        Returns the content of metrics.json.
+        """
         from longvit.pretraining.token_images import write_plots
 
         folder, per_epoch = self.folder, self.method.schedules.steps_per_epoch
+        metrics = self.metrics(trained)
         steps = [
-            {"step": i + 1, "epoch": i // per_epoch + 1, **{name: of[i] for name, of in outcome.history.items()}}
-            for i in range(outcome.steps)
+            {"step": i + 1, "epoch": i // per_epoch + 1, **{name: v[i] for name, v in trained.history.items()}}
+            for i in range(trained.steps)
         ]
         write_history(folder / "steps.csv", steps)
-        write_history(folder / "history.csv", outcome.epochs)
-        looked = self.monitored
-        pictures = folder / "pictures"
-        with only_plots(pictures):
-            write_plots(pictures, self.teacher, looked.pixels, looked.names, self.probe, groups=looked.slides)
+        write_history(folder / "history.csv", trained.epochs)
+        monitored, plots = self.monitored, folder / "pictures"
+        with only_plots(plots):
+            write_plots(plots, self.teacher, monitored.pixels, monitored.names, self.probe, groups=monitored.slides)
         write_problems(folder / PROBLEMS_CSV, self.problems())
         self.teacher.save_pretrained(folder / "teacher")
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        published = self.run_folder.publish(metrics)
         if self.show is not None:
             self.show(folder)
         self.written_at_s = time.monotonic()
+        return published

@@ -1,7 +1,7 @@
-"""The settings of a pretraining: those of DINO, of the regions and of the crops, and what of a run is the user's.
+"""Settings of a pretraining: those of DINO, of the regions, of the crops and of the run.
 
-Each default stands once, with its source: `dino.settings` (what is trained), `data.regions` (which regions),
-`data.crops` (how crops look). Light to import: the command line reads them.
+Each default is written once, with its source: `dino.settings` (training), `regions.regions` (regions), `regions.crops`
+(crops). Light to import: the command line reads them.
 """
 
 from __future__ import annotations
@@ -15,73 +15,55 @@ from longvit.dino.settings import DinoSettings
 from longvit.errors import InputError
 from longvit.pretraining.regions.crops import CropSettings
 from longvit.pretraining.regions.regions import RegionSettings
-from longvit.training.settings import TrainSettings
+from longvit.training.settings import TrainingRuntime, TrainSettings
 
-# What may differ when a run is started again: it changes how fast it goes, or what is shown, not what comes out.
-_RUNTIME_ONLY = (
-    "tensorboard",
-    "max_bad_steps",
-    "num_workers",
-    "cache_dir",
-    "checkpoint_minutes",
-    "report_minutes",
-    "device",
-    "threads",
-    "sequence_ranks",
-)
 # Tokens of the student in one forward pass where `forward_batch` is left open: 4 regions of the paper's crops.
 _TOKENS_PER_FORWARD = 16_384
 
 
-@dataclass(frozen=True)
-class PretrainSettings(DinoSettings, RegionSettings, CropSettings):
-    """DINO pretraining of a LongViT on regions of slides; the defaults are those of the paper's table 5."""
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe(DinoSettings, RegionSettings, CropSettings):
+    """Settings of a pretraining that decide its result."""
 
     model: str = "longvit_small_patch32"
     """Size of the model: longvit_tiny_patch32, longvit_small_patch32 (the paper's) or longvit_base_patch32."""
     weights: Path | None = None
-    """Folder of a model that student and teacher start from (longvit-tiny-dino comes along), or a checkpoint in
-    DINO's layout, with its heads and centre; its size counts then. Without it they start from random weights."""
+    """Folder of a model that student and teacher start from (longvit-tiny-dino ships with the package), or a checkpoint
+    in DINO's layout, with its heads and centre; its size overrides model. Left out: random weights."""
     batch_size: int = 1024
     """Regions per optimiser step, over all ranks (LongViT, table 5)."""
     forward_batch: int | None = None
     """Regions per forward pass; the gradients of batch_size / forward_batch passes are averaged. Left out: as many as
     hold together 16,384 patches of crops (4 regions with the paper's crops), at most batch_size."""
     packed: bool = True
-    """All crops of a pass in one sequence; off: a pass for every size of crop. The same numbers to rounding."""
+    """All crops of a pass in one sequence; off: a pass for every size of crop. Both agree to rounding."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the model (the authors' code: float16 autocast on GPUs); parameters stay float32."""
     recompute: bool = False
     """Compute each layer twice and keep less: for more regions in a forward pass than fit otherwise."""
     seed: int = 0
-    """Seeds the weights, the regions, their order, crops and drop path."""
+    """Seed of the weights, the regions, their order, crops and drop path."""
     probe_every: int = 1
-    """Epochs between two looks at what was learned (k-NN, linear probe, rank); the last epoch is always looked at."""
+    """Epochs between two evaluations (k-NN, linear probe, rank); the last epoch is always evaluated."""
     probe_regions: int = 256
-    """Regions, unchanged, whose embeddings are looked at: their rank, principal components, nearest neighbours."""
+    """Number of fixed regions whose embeddings are monitored: rank, principal components, nearest neighbours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(TrainingRuntime, PretrainRecipe):
+    """DINO pretraining of a LongViT on regions of slides; the defaults are those of the paper's table 5."""
+
     num_workers: int = 2
-    """Processes that read regions and cut crops; 0 does it in the training process."""
+    """Processes that read regions and cut crops; 0 reads in the training process."""
     cache_dir: Path | None = None
-    """Folder that takes the pixels of every region when it is first read, 3 bytes a pixel; for slides that are slow to
+    """Folder that caches the pixels of every region after its first read, 3 bytes a pixel; for slides that are slow to
     read. Runs may share it."""
-    checkpoint_minutes: float = 10.0
-    """A checkpoint after this long, beside the one after every epoch."""
     report_minutes: float = 2.0
-    """The report is written anew after an epoch when it is older than this, and at the end."""
-    max_bad_steps: int = 3
-    """Steps in a row with a NaN or an infinity, each skipped and named, that end the run."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files (needs the extra tensorboard)."""
-    device: str = "auto"
-    """Where to compute: auto (the first of cuda, mps, cpu that is there), cpu, cuda, cuda:1 or mps."""
-    threads: int | None = None
-    """CPU threads for the model; default: one per core."""
-    sequence_ranks: int = 1
-    """Under torchrun: how many ranks share the patches of each crop; the other ranks take other regions."""
+    """Minutes between two reports; one more is written at the end."""
 
     def __post_init__(self) -> None:
-        for of in (DinoSettings, RegionSettings, CropSettings):
-            if check := getattr(of, "__post_init__", None):
+        for kind in (DinoSettings, RegionSettings, CropSettings):
+            if check := getattr(kind, "__post_init__", None):
                 check(self)
         for name in ("batch_size", "probe_every", "sequence_ranks"):
             if getattr(self, name) < 1:
@@ -97,11 +79,13 @@ class PretrainSettings(DinoSettings, RegionSettings, CropSettings):
             raise InputError(f"forward_batch {self.forward_batch}: it must divide batch_size {self.batch_size}")
         check_choices(self)
         check_values(self, threads=4096, num_workers=1024)
-        self.training()  # checks the rest
+        self.training()  # checks the remaining settings
 
     def regions_per_forward(self, patch_px: int = 32, data_ranks: int = 1) -> int:
-        """`forward_batch`, or the rule that its help states: the largest divisor of batch_size within the limit that
-        leaves a forward pass for each of the ranks that take different regions."""
+        """`forward_batch`, or its default: the largest divisor of batch_size within the limit that the help states.
+
+        Each of the `data_ranks` ranks that take different regions has at least one forward pass.
+        """
         if self.forward_batch is not None:
             return self.forward_batch
         tokens = [(side_px // patch_px) ** 2 for side_px in (self.global_px, self.local_px)]
@@ -110,7 +94,7 @@ class PretrainSettings(DinoSettings, RegionSettings, CropSettings):
         return max(n for n in range(1, min(limit, self.batch_size) + 1) if self.batch_size % n == 0)
 
     def training(self, regions_per_forward: int | None = None) -> TrainSettings:
-        """The part that the training loop takes; rates and clipping are `DinoRule`'s."""
+        """Settings of the training loop; `DinoMethod` sets rates and clips gradients."""
         return TrainSettings(
             epochs=self.epochs,
             accumulation=self.batch_size // (regions_per_forward or self.regions_per_forward()),
@@ -125,11 +109,3 @@ class PretrainSettings(DinoSettings, RegionSettings, CropSettings):
             seed=self.seed,
             checkpoint_minutes=self.checkpoint_minutes,
         )
-
-    def result_settings(self) -> dict[str, object]:
-        """Name -> value of what decides the result; a run goes on only with the same."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _RUNTIME_ONLY}
-        return {
-            name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
-            for name, v in values.items()
-        }

@@ -31,7 +31,7 @@ from longvit.report.worst_errors import worst_errors_section
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
     from longvit.finetuning.run import FinetuneResult
-    from longvit.tasks.settings import FinetuneSettings
+    from longvit.finetuning.settings import FinetuneSettings
 
 MAX_THUMBNAILS = 200
 MAX_ROWS = 500

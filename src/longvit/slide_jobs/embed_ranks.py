@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longvit.data.problems import PROBLEMS_CSV, Problem, write_problems
+from longvit.data.problems import PROBLEMS_CSV, Problem, problem_rows, problems_of_rows, write_problems
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.files import make_folder
@@ -80,8 +80,8 @@ def embed_over_ranks(
                 problems.append(Problem(slide.slide_id, "tiles", f"{slide.path}: {text}"))
         write_embeddings(out_dir, records, model.config.embed_dim)
         write_problems(out_dir / PROBLEMS_CSV, problems)
-    records, rows = ranks.from_first([records, [[p.slide, p.stage, p.error] for p in problems]])
-    all_problems = tuple(Problem(*row) for row in rows)
+    records, rows = ranks.from_first([records, problem_rows(problems)])
+    all_problems = problems_of_rows(rows)
     left_out = {problem.slide for problem in all_problems if problem.is_left_out}
     ended = {name: ends[name][0] for name in names if name not in left_out}
     done, skipped = (tuple(name for name, end in ended.items() if end == kind) for kind in ("done", "skipped"))

@@ -1,1 +1,1 @@
-"""What a model is fine-tuned for: `finetune` (the run), `subtyping` (the task), `metrics`, `controls`, `pictures`."""
+"""Tasks: labels, losses, metrics and columns; `subtyping` and `survival`."""

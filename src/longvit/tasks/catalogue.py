@@ -1,4 +1,4 @@
-"""The list of tasks: a new one is its file and its line here. Light to import: the command line reads it."""
+"""List of tasks: a new task is a file and a line here. Light to import: the command line reads it."""
 
 # Name in settings and model folders -> module:class.
 TASKS = {

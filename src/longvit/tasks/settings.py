@@ -1,209 +1,48 @@
-"""The settings of a fine-tuning: the paper's table 6 as defaults. Light to import: the command line reads them."""
+"""Settings that a task reads. Light to import: the command line reads them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from longvit.config import check_choices, check_values
 from longvit.errors import InputError
 from longvit.tasks.catalogue import TASKS
-from longvit.training.settings import TrainSettings
-
-# What may differ when a run is started again: it changes how fast it goes, not what comes out.
-_RUNTIME_ONLY = (
-    "cell",
-    "tensorboard",
-    "max_bad_steps",
-    "cache_dir",
-    "num_workers",
-    "memory_mb",
-    "checkpoint_minutes",
-    "device",
-    "threads",
-    "sequence_ranks",
-    "offload",
-)
-# Patches in one forward pass where `forward_batch` is left open: those of one 4,096 × 4,096 px canvas.
-_PATCHES_PER_FORWARD = 16_384
-_PATCH_PX = 32
 
 
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """Fine-tuning of LongViT on a cohort of labelled slides; the defaults are those of the paper's table 6."""
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """Settings of a task; those of a fine-tuning and of a comparison inherit them."""
 
     task: str = "subtyping"
-    """What is asked of the slides: subtyping (one of two or more classes) or survival (when an event comes)."""
-    model: str = "longvit_small_patch32"
-    """Size of the model where it starts from random weights: longvit_tiny_patch32, longvit_small_patch32 (the
-    paper's) or longvit_base_patch32."""
-    weights: Path | None = None
-    """Folder of a model to start from (`longvit pretrain` writes one, `longvit convert` makes one of a published
-    checkpoint), or longvit-tiny-dino, which comes along; its size counts then. Without it the model starts from random
-    weights."""
-    side_px: int = 1024
-    """Side of the square canvas that every slide is resized to, in px; a multiple of the patch (32)."""
-    fit: Literal["stretch", "pad"] = "stretch"
-    """How a slide fills the canvas: stretch, as in the paper, or pad (proportions kept)."""
-    epochs: int = 10
-    """Passes over the training slides."""
-    warmup_epochs: float = 1.0
-    """Epochs during which the learning rate rises."""
-    lr: float = 5e-5
-    """Peak learning rate of AdamW."""
-    min_lr: float = 1e-6
-    """Learning rate at the start of the warm-up and at the end."""
-    weight_decay: float = 0.05
-    """Weight decay of AdamW, on matrices only."""
-    layer_decay: float = 1.0
-    """Each layer's learning rate is this times that of the layer above it; 1 is off, as in the paper."""
-    clip_norm: float | None = None
-    """Gradients longer than this are shortened to it; left out: never, as in the paper."""
-    batch_size: int = 8
-    """Slides per optimiser step."""
-    forward_batch: int | None = None
-    """Slides per forward pass; the gradients of batch_size / forward_batch passes are added up. Left out: as many as
-    hold together the patches of one 4,096 px canvas (16 at 1,024 px, 1 from 4,096 px on), at most batch_size."""
-    drop_path: float = 0.1
-    """Rate at which the last layer is skipped while training; earlier layers less."""
-    augmentation: Literal["none", "flips", "flips+stain", "flips+colour"] = "flips"
-    """Changes to training canvases: none, flips (and quarter turns), flips+stain (and the strength of the stains), or
-    flips+colour (and any hue, where colour tells laboratories rather than classes apart)."""
-    balanced: bool = False
-    """Draw training slides so that every class (survival: event and censored) comes equally often, with replacement."""
-    survival_loss: Literal["nll", "cox"] = "nll"
-    """Survival: nll, the discrete-time likelihood of MCAT, or cox, the partial likelihood within each forward pass."""
+    """Task: subtyping (one of two or more classes per slide) or survival (time to an event)."""
     n_bins: int = 4
-    """Survival, nll: bins of time, with equally many events in each."""
+    """Survival, nll: number of time bins, with equally many events in each."""
     bins: Literal["fold", "cohort"] = "fold"
-    """Survival: edges of the bins from the training patients, or from the whole cohort, the published way (which lets
-    the edges know the evaluated patients' times)."""
+    """Survival: edges of the bins from the training patients, or from the whole cohort, as published (the edges then
+    depend on the evaluated patients' times)."""
     alpha: float = 0.0
     """Survival, nll: weight taken from the censored patients, 0 … 1."""
-    slides: Literal["all", "first"] = "all"
-    """Survival: all slides of a patient, whose risks are averaged, or its first one, the published way."""
     time_column: str = "survival_months"
     """Survival: column of the CSV with the time, in months."""
     event_column: str | None = None
     """Survival: column that is 1 where the event happened; left out: a column called event."""
     censorship_column: str | None = None
     """Survival: column that is 1 where follow-up ended before the event; left out: a column called censorship."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the model; bfloat16 is faster where the processor has it, float16 is for GPUs before Ampere;
-    parameters stay float32."""
-    ema: float | None = None
-    """Decay of a running average of the parameters (say 0.999), which is then evaluated and kept as the model."""
-    recompute: bool = False
-    """Compute each layer twice and keep less: for canvases that do not fit into memory otherwise."""
-    offload: bool = False
-    """With recompute: what layers keep waits in host memory until backward, and so do the images: for a canvas of
-    32,768 px on one card of 24 GB (`longvit plan` says what fits). The same bits."""
-    cell: str | None = None
-    """Which cell of the paper's tables the run measures, for `longvit tables`, e.g. table1/brca/1024."""
-    split: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    """Shares of the patients in train, val and test, where the CSV has no split column."""
-    allow_leak: bool = False
-    """Train although a patient stands on two sides of the split, as in some published folds; every result says so."""
-    seed: int = 0
-    """Seeds the weights, the split, the order of the slides, augmentation and drop path."""
-    controls: bool = True
-    """Also report what mean colour, a random frozen encoder and the starting weights, frozen, reach on the slides."""
-    bootstrap: int = 1000
-    """Resamples of the patients for the 95 % interval of the AUC."""
-    max_bad_tiles: int | None = None
-    """A slide with more unreadable tiles than this is left out; by default holes are filled and reported."""
-    reader: Literal["auto", "openslide", "tiff"] = "auto"
-    """Which reader decodes the slides; auto picks per file."""
-    cache_dir: Path | None = None
-    """Folder of the canvases, which runs may share; default: canvases/ in the output folder."""
-    num_workers: int = 2
-    """Threads that make canvases and read them ahead; 0 reads in the training thread."""
-    memory_mb: int = 512
-    """Canvases kept in memory, in MB; the rest is read from the cache every epoch."""
-    checkpoint_minutes: float = 10.0
-    """A checkpoint after this long, beside the one after every epoch."""
-    max_bad_steps: int = 3
-    """Steps in a row with a NaN or an infinity, each skipped and named, that end the run."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files (needs the extra tensorboard)."""
-    device: str = "auto"
-    """Where to compute: auto (the first of cuda, mps, cpu that is there), cpu, cuda, cuda:1 or mps."""
-    threads: int | None = None
-    """CPU threads for the model; default: one per core."""
-    sequence_ranks: int = 1
-    """Under torchrun: how many ranks share the patches of each slide, for canvases that do not fit on one device; the
-    other ranks take other slides."""
 
     def __post_init__(self) -> None:
-        if self.side_px < _PATCH_PX or self.side_px % _PATCH_PX:
-            near = max(1, round(self.side_px / _PATCH_PX)) * _PATCH_PX
-            raise InputError(f"side_px {self.side_px}: a multiple of {_PATCH_PX} is needed, for example {near}")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size {self.batch_size}: at least 1")
-        if self.forward_batch is not None and (self.forward_batch < 1 or self.batch_size % self.forward_batch):
-            raise InputError(f"forward_batch {self.forward_batch}: it must divide batch_size {self.batch_size}")
-        if not 0 <= self.drop_path < 1:
-            raise InputError(f"drop_path {self.drop_path}: at least 0, below 1")
         if self.task not in TASKS:
             raise InputError(f"task {self.task!r}: choose {', '.join(TASKS)}")
         if self.n_bins < 2:
             raise InputError(f"n_bins {self.n_bins}: at least 2")
         if not 0 <= self.alpha <= 1:
             raise InputError(f"alpha {self.alpha}: between 0 and 1")
-        if self.compares_slides() and self.slides_per_forward() < 2:
-            raise InputError("survival_loss cox compares the slides of a forward pass: forward_batch must be above 1")
-        if self.offload and not self.recompute:
-            raise InputError("offload moves what recomputation keeps: give --recompute too")
-        if self.offload and self.sequence_ranks > 1:
-            raise InputError("offload is for slides on one device: leave --sequence-ranks or --offload away")
-        if self.sequence_ranks < 1:
-            raise InputError(f"sequence_ranks {self.sequence_ranks}: at least 1")
-        for name in ("bootstrap", "num_workers", "memory_mb", "seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} {getattr(self, name)}: at least 0")
-        check_choices(self)
-        check_values(self, n_bins=1000, side_px=2**20, threads=4096, num_workers=1024, bootstrap=10**6)
-        self.training()  # checks the rest
 
-    def slides_per_forward(self, data_ranks: int = 1) -> int:
-        """`forward_batch`, or the rule that its help states: the largest divisor of batch_size within the limit that
-        leaves a forward pass for each of the ranks that take different slides."""
-        if self.forward_batch is not None:
-            return self.forward_batch
-        limit = max(1, _PATCHES_PER_FORWARD // (self.side_px // _PATCH_PX) ** 2)
-        if not self.compares_slides():
-            limit = min(limit, max(1, self.batch_size // data_ranks))
-        return max(n for n in range(1, min(limit, self.batch_size) + 1) if self.batch_size % n == 0)
+    @property
+    def survival_loss(self) -> Literal["nll", "cox"]:
+        """Loss of survival; a setting of fine-tuning."""
+        return "nll"
 
-    def compares_slides(self) -> bool:
-        """Whether the loss depends on which slides share a forward pass."""
-        return self.task == "survival" and self.survival_loss == "cox"
-
-    def training(self, slides_per_forward: int | None = None) -> TrainSettings:
-        """The part that the training loop takes."""
-        return TrainSettings(
-            epochs=self.epochs,
-            accumulation=self.batch_size // (slides_per_forward or self.slides_per_forward()),
-            lr=self.lr,
-            min_lr=self.min_lr,
-            warmup_epochs=self.warmup_epochs,
-            weight_decay=self.weight_decay,
-            layer_decay=self.layer_decay,
-            clip_norm=self.clip_norm,
-            dtype=self.dtype,
-            ema=self.ema,
-            max_bad_steps=self.max_bad_steps,
-            tensorboard=self.tensorboard,
-            seed=self.seed,
-            checkpoint_minutes=self.checkpoint_minutes,
-        )
-
-    def result_settings(self) -> dict[str, object]:
-        """Name -> value of what decides the result; a run goes on only with the same."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _RUNTIME_ONLY}
-        return {
-            name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
-            for name, v in values.items()
-        }
+    @property
+    def slides(self) -> Literal["all", "first"]:
+        """Slides of a patient that take part; a setting of fine-tuning."""
+        return "all"

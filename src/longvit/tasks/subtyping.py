@@ -1,10 +1,8 @@
-"""Subtyping: which of two or more classes a slide belongs to; cross-entropy on the logits of one linear head."""
+"""Subtyping: one of two or more classes per slide; cross-entropy on the logits of one linear head."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -12,30 +10,19 @@ import numpy as np
 from longvit.data.cohort import SlideRow
 from longvit.errors import InputError
 from longvit.metrics.classification import Interval, auc, bootstrap, classification_metrics
-from longvit.tasks.controls import logistic_probabilities
 from longvit.tasks.task import Predictions, Task
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Probabilities:
-    """What curves are drawn from."""
-
-    labels: np.ndarray
-    """True class, int64 (N,)."""
-    probabilities: np.ndarray
-    """float64 (N, classes); a row sums to 1."""
-
-
 class Subtyping(Task):
-    """One of the cohort's classes per slide."""
+    """Subtyping: one of the cohort's classes per slide."""
 
     name: ClassVar[str] = "subtyping"
     metric: ClassVar[str] = "auc"
     metric_label: ClassVar[str] = "AUC"
-    loss_words: ClassVar[str] = "cross-entropy"
+    loss_label: ClassVar[str] = "cross-entropy"
     has_classes: ClassVar[bool] = True
 
     @property
@@ -43,7 +30,7 @@ class Subtyping(Task):
         return self.cohort.classes
 
     def targets(self, rows: Sequence[SlideRow]) -> dict[str, np.ndarray]:
-        """`label`: index of the class, int64."""
+        """`label`: index of the class, int64 (N,)."""
         index = {name: i for i, name in enumerate(self.cohort.classes)}
         return {"label": np.array([index[row.label] for row in rows], dtype=np.int64)}
 
@@ -80,31 +67,10 @@ class Subtyping(Task):
     def control(
         self, features: np.ndarray, rows: Sequence[SlideRow], others: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """A logistic regression (inputs standardised, classes balanced); a class absent from training gets 1e-300."""
+        """Logistic regression (inputs standardised, classes balanced); a class absent from training gets 1e-300."""
         labels = self.targets(rows)["label"]
-        found = logistic_probabilities(features, labels, others, len(self.cohort.classes))
-        return {split: np.log(np.maximum(p, 1e-300)) for split, p in found.items()}
-
-    def plots(
-        self,
-        folder: Path,
-        predictions: Mapping[str, Predictions],
-        intervals: Mapping[str, Mapping[str, Interval]],
-        controls: Mapping[str, Mapping[str, Mapping[str, float]]],
-    ) -> None:
-        from longvit.plots.classification import roc_plot
-
-        shown = list(predictions)[-1]
-        roc_plot(
-            {
-                split: Probabilities(self.targets(p.rows)["label"], softmax(p.logits))
-                for split, p in predictions.items()
-            },
-            self.cohort.classes,
-            folder / "roc.png",
-            intervals={split: of["auc"] for split, of in intervals.items()},
-            controls={name.replace("_", " "): of[shown]["auc"] for name, of in controls.items()},
-        )
+        probabilities = logistic_probabilities(features, labels, others, len(self.cohort.classes))
+        return {split: np.log(np.maximum(p, 1e-300)) for split, p in probabilities.items()}
 
     def check_training(self, rows: Sequence[SlideRow], after: str) -> None:
         present = {row.label for row in rows}
@@ -113,7 +79,28 @@ class Subtyping(Task):
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """float64 (…, W) -> the same shape; rows sum to 1."""
-    from scipy.special import softmax as of
+    """Softmax of float64 (…, W), the same shape; rows sum to 1."""
+    from scipy import special
 
-    return np.asarray(of(logits, axis=-1))
+    return np.asarray(special.softmax(logits, axis=-1))
+
+
+def logistic_probabilities(
+    train_features: np.ndarray, train_labels: np.ndarray, features: Mapping[str, np.ndarray], classes: int
+) -> dict[str, np.ndarray]:
+    """Split -> class probabilities (slides, classes) of a logistic regression fitted on the training slides.
+
+    A class that is absent from training has probability 0 everywhere.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight="balanced"))
+    fitted.fit(train_features, train_labels)
+    result = {}
+    for split, x in features.items():
+        result[split] = np.zeros((len(x), classes))
+        if len(x):
+            result[split][:, fitted.classes_] = fitted.predict_proba(x)
+    return result

@@ -1,9 +1,9 @@
-"""Survival: when the event comes; the discrete-time likelihood over bins of time, or Cox's partial likelihood.
+"""Survival: time to an event; the discrete-time likelihood over time bins, or Cox's partial likelihood.
 
-The answer stands in two columns, time and event, and the meaning of the second is given by its name: `event` (1 = the
-event happened) or `censorship` (1 = follow-up ended before it). Nothing is guessed from the numbers. A
-patient's slides are predicted one by one; figures take the mean of their risks (`slides="first"`: the first slide only,
-the published way). See survival_loss.py for the likelihood and survival_metrics.py for the figures.
+The label has two columns, time and event. The name of the second gives its coding: `event` (1 = the event happened) or
+`censorship` (1 = follow-up ended before it); it is never inferred from the values. Each slide of a patient is predicted
+by itself; metrics take the mean of their risks. With `slides="first"`, as published, a patient has only the first
+slide. survival_loss.py defines the likelihood, metrics/survival.py the metrics.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
@@ -20,19 +19,19 @@ from longvit.data.cohort import Cohort, SlideRow
 from longvit.data.identity import is_missing_number
 from longvit.data.table import column_name, number
 from longvit.errors import InputError
+from longvit.tasks.settings import TaskSettings
 from longvit.tasks.task import Predictions, Task
 
 if TYPE_CHECKING:
     import torch
 
     from longvit.metrics.classification import Interval
-    from longvit.tasks.settings import FinetuneSettings
 
 EVENT, CENSORSHIP = "event", "censorship"
 
 
 class Times(NamedTuple):
-    """One entry per patient (or slide)."""
+    """Outcomes of patients (or slides), one entry each."""
 
     months: np.ndarray
     """float64 (N,)."""
@@ -41,14 +40,14 @@ class Times(NamedTuple):
 
 
 class Survival(Task):
-    """Time to an event, some of it censored."""
+    """Survival: time to an event, with censoring."""
 
     name: ClassVar[str] = "survival"
     metric: ClassVar[str] = "c_index"
     metric_label: ClassVar[str] = "c-index"
-    loss_words: ClassVar[str] = "negative log likelihood"
+    loss_label: ClassVar[str] = "negative log likelihood"
 
-    def __init__(self, cohort: Cohort, settings: FinetuneSettings) -> None:
+    def __init__(self, cohort: Cohort, settings: TaskSettings) -> None:
         super().__init__(cohort, settings)
         self._time_of = {row.slide_id: read_outcome(row, cohort.source, settings) for row in cohort.rows}
         first: dict[str, tuple[str, tuple[float, bool]]] = {}
@@ -63,7 +62,7 @@ class Survival(Task):
             _ = self.edges  # fails early
 
     @classmethod
-    def select(cls, cohort: Cohort, settings: FinetuneSettings) -> Cohort:
+    def select(cls, cohort: Cohort, settings: TaskSettings) -> Cohort:
         if settings.slides == "all":
             return cohort
         from dataclasses import replace
@@ -73,18 +72,22 @@ class Survival(Task):
         return replace(cohort, rows=rows, notes=(*cohort.notes, note))
 
     @classmethod
-    def strata(cls, cohort: Cohort, settings: FinetuneSettings) -> list[str]:
+    def strata(cls, cohort: Cohort, settings: TaskSettings) -> list[str]:
         return [EVENT if read_outcome(row, cohort.source, settings)[1] else "censored" for row in cohort.rows]
 
     @cached_property
     def edges(self) -> np.ndarray:
-        """float64 (n_bins + 1,) months: quartiles of the uncensored times of the training patients, or of all."""
+        """Edges of the time bins, float64 (n_bins + 1,) months: quantiles of the uncensored times.
+
+        The times are those of the training patients, or (`bins="cohort"`) of all.
+        """
         from longvit.tasks.survival_loss import time_bins
 
         train = self.cohort.split("train")
-        of = self.times(patients_of(self.cohort.rows if self.settings.bins == "cohort" or not train else train))
+        rows = self.cohort.rows if self.settings.bins == "cohort" or not train else train
+        times = self.times(patients_of(rows))
         try:
-            return time_bins(of.months, of.event, self.settings.n_bins)
+            return time_bins(times.months, times.event, self.settings.n_bins)
         except InputError as error:
             raise InputError(f"{self.cohort.source}: {error}") from error
 
@@ -96,9 +99,10 @@ class Survival(Task):
         return tuple(f"{low}-{high} months" for low, high in zip(["0", *inner], [*inner, "end"], strict=True))
 
     def times(self, rows: Sequence[SlideRow]) -> Times:
-        """The outcomes of rows, in their order."""
-        found = [self._time_of[row.slide_id] for row in rows]
-        return Times(np.array([m for m, _ in found], dtype=np.float64), np.array([e for _, e in found], dtype=bool))
+        """Outcomes of rows, in their order."""
+        outcomes = [self._time_of[row.slide_id] for row in rows]
+        months, events = [m for m, _ in outcomes], [e for _, e in outcomes]
+        return Times(np.array(months, dtype=np.float64), np.array(events, dtype=bool))
 
     def targets(self, rows: Sequence[SlideRow]) -> dict[str, np.ndarray]:
         """`months` float32, `event` int64 (1 happened), and `bin` int64 for the discrete-time likelihood."""
@@ -121,22 +125,24 @@ class Survival(Task):
         return nll_loss(logits, targets["bin"], targets["event"], alpha=self.settings.alpha)
 
     def by_patient(self, predictions: Predictions) -> tuple[tuple[SlideRow, ...], np.ndarray, np.ndarray | None]:
-        """Each patient's first row, and over its slides the mean risk (P,) and curve (P, n_bins; None for Cox)."""
+        """Each patient's first row, with the mean risk (P,) and curve (P, n_bins; None for Cox) of its slides."""
         rows = patients_of(predictions.rows)
-        place = {row.case_id: i for i, row in enumerate(rows)}
-        of = np.array([place[row.case_id] for row in predictions.rows], dtype=np.int64)
-        count = np.bincount(of, minlength=len(rows))
-        mean = np.bincount(of, weights=risk_of(predictions.logits), minlength=len(rows)) / count
+        index = {row.case_id: i for i, row in enumerate(rows)}
+        patient = np.array([index[row.case_id] for row in predictions.rows], dtype=np.int64)
+        count = np.bincount(patient, minlength=len(rows))
+        mean = np.bincount(patient, weights=risk_of(predictions.logits), minlength=len(rows)) / count
         curves = None
         if predictions.logits.shape[1] > 1:
             curves = np.zeros((len(rows), predictions.logits.shape[1]))
-            np.add.at(curves, of, survival_of(predictions.logits))
+            np.add.at(curves, patient, survival_of(predictions.logits))
             curves /= count[:, None]
         return rows, mean, curves
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
-        """Of the patients: `c_index` (ties count one half), `uno_c_index` (up to the 80 % quantile of training times),
-        and at the inner edges of the bins `time_auc` (the mean) and `integrated_brier` (lower is better; nll only).
+        """Metrics of the patients.
+
+        `c_index`: ties count one half. `uno_c_index`: up to the 80 % quantile of the training times. `time_auc` (the
+        mean) and `integrated_brier` (lower is better; nll only): at the inner edges of the bins.
         """
         from longvit.metrics.survival import c_index, integrated_brier_score, time_dependent_auc, uno_c_index
 
@@ -167,8 +173,8 @@ class Survival(Task):
         rows, risk, _ = self.by_patient(predictions)
         times = self.times(rows)
         patients = [row.case_id for row in rows]
-        found = bootstrap_c_index(times.months, times.event, risk, patients, resamples=resamples, seed=seed)
-        return {"c_index": found}
+        interval = bootstrap_c_index(times.months, times.event, risk, patients, resamples=resamples, seed=seed)
+        return {"c_index": interval}
 
     @classmethod
     def prediction_columns(cls, output_names: Sequence[str]) -> tuple[str, ...]:
@@ -191,10 +197,10 @@ class Survival(Task):
     def control(
         self, features: np.ndarray, rows: Sequence[SlideRow], others: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """The discrete-time likelihood as a logistic regression: a line per patient and bin that was survived into.
+        """Discrete-time likelihood as a logistic regression: a line per patient and bin that the patient reached.
 
-        Features are standardised; their weights are shared by the bins, whose base hazards are free: fewer
-        parameters than the head, since a control with four weights per feature would only overfit.
+        Features are standardised. The bins share the weights of the features and have free base hazards: with four
+        weights per feature, as in the head, a control would overfit.
         """
         from sklearn.linear_model import LogisticRegression
         from sklearn.preprocessing import StandardScaler
@@ -227,56 +233,40 @@ class Survival(Task):
                 f"{self.cohort.source}: all times in split train are censored: no event to learn from{after}"
             )
 
-    def plots(
-        self,
-        folder: Path,
-        predictions: Mapping[str, Predictions],
-        intervals: Mapping[str, Mapping[str, Interval]],
-        controls: Mapping[str, Mapping[str, Mapping[str, float]]],
-    ) -> None:
-        from longvit.plots.survival import kaplan_meier_plot, risk_halves
 
-        for split, p in predictions.items():
-            if p.rows:
-                rows, risk, _ = self.by_patient(p)
-                months, event = self.times(rows)
-                halves = risk_halves([""] * len(rows), [row.case_id for row in rows], risk)
-                kaplan_meier_plot(months, event, halves, folder / f"kaplan_meier_{split}.png", title=split)
-
-
-def read_outcome(row: SlideRow, source: str, settings: FinetuneSettings) -> tuple[float, bool]:
-    """(months, whether the event happened) of a slide; `InputError` with the slide and the way out."""
+def read_outcome(row: SlideRow, source: str, settings: TaskSettings) -> tuple[float, bool]:
+    """Outcome of a slide: (months, True where the event happened). `InputError` with the slide and the way out."""
     where = (
         f"{source}: slide {row.slide_id}" if row.line is None else f"{source}, line {row.line}: slide {row.slide_id}"
     )
     columns = _event_columns(row, source, settings)
     for name in (settings.time_column, *columns):
         if is_missing_number(text := _cell(row, name)):
-            what = f"{name} is {text!r}, which stands for none" if text else f"no {name}"
-            raise InputError(f"{where}: {what}; fill it in or remove the row")
+            fault = f"{name} is {text!r}, which stands for none" if text else f"no {name}"
+            raise InputError(f"{where}: {fault}; fill it in or remove the row")
     text = _cell(row, settings.time_column)
     months = number(text)
     if months is None or months < 0:
         raise InputError(f"{where}: {settings.time_column} is {text!r}; it must be a number of months, at least 0")
-    found = []
+    events = []
     for name in columns:
         value = number(_cell(row, name))
         if value not in (0, 1):
             raise InputError(f"{where}: {name} is {_cell(row, name)!r}; it must be 0 or 1")
         is_event = name == (settings.event_column or EVENT)
-        found.append(bool(value) if is_event else not value)
-    if len(set(found)) > 1:
+        events.append(bool(value) if is_event else not value)
+    if len(set(events)) > 1:
         raise InputError(f"{where}: {' and '.join(columns)} contradict each other; one must be 1 where the other is 0")
-    return months, found[0]
+    return months, events[0]
 
 
-def lacks_outcome(row: SlideRow, source: str, settings: FinetuneSettings) -> bool:
-    """Whether the time or the event of a slide is missing. `InputError`: there are no such columns."""
+def lacks_outcome(row: SlideRow, source: str, settings: TaskSettings) -> bool:
+    """True where the time or the event of a slide is missing. `InputError`: the CSV has no such columns."""
     names = (settings.time_column, *_event_columns(row, source, settings))
     return any(is_missing_number(_cell(row, name)) for name in names)
 
 
-def _event_columns(row: SlideRow, source: str, settings: FinetuneSettings) -> list[str]:
+def _event_columns(row: SlideRow, source: str, settings: TaskSettings) -> list[str]:
     if column_name(settings.time_column) not in row.extra_columns:
         raise InputError(f"{source}: no column {settings.time_column!r}; name it with --time-column")
     columns = [name for name in (settings.event_column, settings.censorship_column) if name is not None]
@@ -298,7 +288,7 @@ def _cell(row: SlideRow, column: str) -> str:
 
 
 def patients_of(rows: Sequence[SlideRow]) -> tuple[SlideRow, ...]:
-    """The first row of each patient, in their order."""
+    """First row of each patient, in their order."""
     first: dict[str, SlideRow] = {}
     for row in rows:
         first.setdefault(row.case_id, row)
@@ -306,7 +296,7 @@ def patients_of(rows: Sequence[SlideRow]) -> tuple[SlideRow, ...]:
 
 
 def survival_of(logits: np.ndarray) -> np.ndarray:
-    """float64 (N, n_bins): the probability of no event up to the end of each bin."""
+    """Survival curves float64 (N, n_bins): the probability of no event up to the end of each bin."""
     import torch
 
     from longvit.tasks.survival_loss import survival_curve
@@ -315,5 +305,5 @@ def survival_of(logits: np.ndarray) -> np.ndarray:
 
 
 def risk_of(logits: np.ndarray) -> np.ndarray:
-    """float64 (N,), higher for an earlier event: -Σ S, or Cox's log hazard ratio."""
+    """Risks float64 (N,), higher for an earlier event: -Σ S, or Cox's log hazard ratio."""
     return logits[:, 0] if logits.shape[1] == 1 else -survival_of(logits).sum(1)

@@ -1,1 +1,1 @@
-"""One training loop for everything: `loop` (the run), `optim` (AdamW, schedule), `checkpoint` (exact resume)."""
+"""Training of every model: `loop` (the run), `optim` (AdamW, schedule), `checkpoint` (exact resume), `run_folder`."""

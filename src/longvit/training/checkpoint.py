@@ -1,11 +1,11 @@
 """Checkpoints that survive being killed at any instant: `step-00000120.safetensors` + `step-00000120.json`.
 
 The tensors are written first, then the JSON with the length and SHA-256 of the tensor file and a checksum of
-itself, each to a temporary name, synced and renamed. So a JSON file that reads well vouches for both; whatever is
-truncated, bit-flipped or half-written is passed over with its reason, and the newest valid one wins. No pickle.
+itself. Each is written to a temporary name, synced and renamed. A valid JSON file therefore proves both. A truncated,
+bit-flipped or half-written file is ignored with its reason; the newest valid checkpoint is read. No pickle.
 
 A step that is saved twice (before and after its evaluation) takes `step-00000120-again.safetensors` the second time,
-so that the first save is whole until the second one is.
+so that the first save stays whole until the second one is.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ _TENSOR_FILE = re.compile(r"step-\d{8,}(-again)?\.safetensors")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved at one step."""
+    """Checkpoint of one step."""
 
     step: int
     tensors: dict[str, torch.Tensor]
-    """On the CPU, in the dtype they were saved in."""
+    """Tensors on the CPU, in the dtype in which they were saved."""
     state: dict[str, Any]
-    """Everything that is no tensor: settings, epochs."""
+    """Everything but tensors: settings, epochs."""
     path: Path
-    """The JSON file."""
+    """Path of the JSON file."""
     skipped: tuple[str, ...] = ()
-    """Newer checkpoints that could not be used, each with its reason."""
+    """Newer checkpoints that are damaged, each with its reason."""
 
 
 def write_checkpoint(
     folder: str | Path, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], *, keep: int = 2
 ) -> Path:
-    """Writes a checkpoint of `step`, then removes all but the newest `keep`; returns the JSON's path.
+    """Writes a checkpoint of `step`, then removes all but the newest `keep`; returns the path of the JSON file.
 
-    Checkpoints of later steps are removed too: a run goes on from the newest valid one, so those are damaged.
+    Checkpoints of later steps are removed too: a run resumes from the newest valid one, so those are damaged.
 
-    `state` must be JSON; floats keep every bit. Raises `InputError` where the disk is full or may not be written
-    (older checkpoints stay).
+    `state` must be JSON; floats keep every bit. Raises `InputError` where the disk is full or not writable; older
+    checkpoints stay.
     """
     folder = make_folder(folder)
     json_path = folder / f"step-{step:08d}.json"
@@ -71,15 +71,15 @@ def write_checkpoint(
         "state": dict(state),
     }
     write_text(json_path, json.dumps({"sha256": _content_hash(content), **content}, indent=1) + "\n")
-    found = sorted(folder.glob("step-*.json"))
-    kept = [path for path in found if path.name <= json_path.name][-keep:]
-    for old in found:
+    checkpoints = sorted(folder.glob("step-*.json"))
+    kept = [path for path in checkpoints if path.name <= json_path.name][-keep:]
+    for old in checkpoints:
         if old not in kept:
             with contextlib.suppress(OSError):  # a folder of that name
                 old.unlink()
-    vouched = {_tensor_name(path) for path in kept}
+    in_use = {_tensor_name(path) for path in kept}
     for tensor_file in folder.glob("step-*.safetensors"):
-        if tensor_file.name not in vouched:
+        if tensor_file.name not in in_use:
             with contextlib.suppress(OSError):
                 tensor_file.unlink()
     for half in folder.glob(".step-*.part.*"):  # of a process that was killed while it wrote; a run has one process
@@ -88,7 +88,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint | None:
-    """The newest valid checkpoint of a folder; None where there is none, also where there is no folder."""
+    """Newest valid checkpoint of a folder; None without checkpoints or without the folder."""
     skipped: list[str] = []
     for path in sorted(Path(folder).glob("step-*.json"), reverse=True):
         try:
@@ -96,12 +96,12 @@ def read_checkpoint(folder: str | Path) -> Checkpoint | None:
         except (_Damaged, OSError) as error:
             skipped.append(f"{path}: {error}")
     if skipped:
-        raise InputError(f"{skipped[0]}; no older checkpoint is valid: remove the folder to start anew")
+        raise InputError(f"{skipped[0]}; no older checkpoint is valid: remove the folder to start again")
     return None
 
 
 def settings_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`lr 5e-05 -> 0.0001` for every key that differs; tuples and lists count as equal, as in JSON."""
+    """Differences between two settings, such as `lr 5e-05 -> 0.0001`; tuples equal lists, as in JSON."""
     saved, now = json.loads(json.dumps(dict(saved))), json.loads(json.dumps(dict(now)))
     keys = [*now, *(key for key in saved if key not in now)]
     gone = "(absent)"
@@ -113,22 +113,22 @@ def settings_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 
 def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """A run goes on only as what it was started: `InputError` with the difference otherwise."""
+    """Raises `InputError` with the difference where a run was started with other settings."""
     if difference := settings_difference(saved, now):
         raise InputError(
             f"{folder}: started with other settings ({', '.join(difference)}); "
-            f"give the same ones to go on, or another folder to start anew"
+            f"give the same settings to resume, or another folder to start a new run"
         )
 
 
 def _free_tensor_path(json_path: Path) -> Path:
-    """The one of a step's two names that no JSON vouches for."""
+    """The tensor file name of a step that no valid JSON file uses."""
     first = json_path.with_suffix(".safetensors")
     return first.with_name(f"{first.stem}-again.safetensors") if _tensor_name(json_path) == first.name else first
 
 
 def _tensor_name(json_path: Path) -> str | None:
-    """The tensor file that a JSON vouches for; None where it is absent or damaged."""
+    """Name of the tensor file in a JSON file; None where the JSON file is absent or damaged."""
     try:
         return str(_json_of(json_path)["tensor_file"]["name"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -146,8 +146,8 @@ class _Damaged(Exception):
 def _read(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
     try:
         content = _json_of(path)
-        leased = content.pop("sha256")
-        is_whole = leased == _content_hash(content)
+        checksum = content.pop("sha256")
+        is_whole = checksum == _content_hash(content)
         version, step, state, entry = content["format"], content["step"], content["state"], content["tensor_file"]
         name, size, digest = entry["name"], entry["bytes"], entry["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -156,7 +156,7 @@ def _read(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
         raise _Damaged("damaged (its checksum does not match)")
     if version != FORMAT:
         raise InputError(f"{path}: written by another version (format {version}, this one reads {FORMAT})")
-    # A checksum keeps chance away, nobody's intent: what it vouches for may still be anything.
+    # A checksum excludes damage by chance, not by intent: the content may still be of any form.
     if not (isinstance(name, str) and _TENSOR_FILE.fullmatch(name)):
         raise _Damaged(f"damaged (a tensor file called {str(name)[:80]!r})")
     if type(step) is not int or step < 0 or not isinstance(state, dict):
@@ -178,19 +178,19 @@ def _read(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     path.touch()
-    mode = path.stat().st_mode  # safetensors would leave a file that only its owner may read
+    mode = path.stat().st_mode  # safetensors writes a file that only its owner may read
     try:
         save_file(tensors, path)
         path.chmod(mode)
     except SafetensorError as error:
-        # safetensors hides a full disk in its own error; the number in its text brings the OSError back.
-        if found := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(found.group(1)), os.strerror(int(found.group(1)))) from error
+        # safetensors hides a full disk in its own error; the number in its text restores the OSError.
+        if match := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(match.group(1)), os.strerror(int(match.group(1)))) from error
         raise
 
 
 def _own_memory(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous and detached, each with a storage of its own: safetensors refuses tensors that share memory."""
+    """Contiguous, detached tensors with separate storages: safetensors refuses tensors that share memory."""
     plain: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():

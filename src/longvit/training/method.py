@@ -1,4 +1,4 @@
-"""How the parameters move: the part of a run that is the method's (fine-tuning, DINO), not the loop's."""
+"""Training method: optimiser, schedule, gradient transform and post-step update (fine-tuning here, DINO above)."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from longvit.training.settings import TrainSettings
 
 
 class TrainingMethod(Protocol):
-    """What the loop asks at every optimiser step (0 …), in this order; `begin` and `moved` on all ranks alike."""
+    """Method-specific part of a training step. The loop calls these hooks in this order, on all ranks alike."""
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Once, before the first step. Its groups hold `params` and their `names`."""
+        """Optimiser of the run, made before the first step. Its groups hold `params` and their `names`."""
 
     def before_step(self, optimizer: torch.optim.Optimizer, step: int) -> Mapping[str, float]:
-        """Before the forward passes: sets the rates; → figures for the history, `lr` among them."""
+        """Sets the rates of optimiser step `step` (0 …) before its forward passes; returns them for the history."""
 
     def metrics(self, statistics: Tensor) -> Mapping[str, Tensor]:
-        """Scalars for the history from the mean over the step's samples of what `step` returned as `statistics`."""
+        """Scalars for the history from `statistics`, the mean over the samples of the optimiser step."""
 
     def transform_gradients(self, gradients: Sequence[Tensor], norm: float) -> None:
-        """Shortens the averaged, finite gradients in place; `norm`: the length of all of them together."""
+        """Transforms the averaged, finite gradients in place (clipping); `norm`: the norm of all of them together."""
 
     def after_step(self, step: int, statistics: Tensor | None) -> None:
-        """After the optimiser has moved the parameters; not after a step that was skipped."""
+        """Update after the optimiser's step; not called after a skipped step."""
 
 
 class FineTuning:
-    """The paper's table 6: AdamW, linear warm-up and cosine, gradients shortened as one vector where asked for."""
+    """Fine-tuning method (the paper's table 6): AdamW, linear warm-up and cosine, optional clipping."""
 
     def __init__(self, settings: TrainSettings, steps_per_epoch: int) -> None:
         self.settings, self.steps_per_epoch = settings, steps_per_epoch

@@ -1,13 +1,12 @@
-"""AdamW as the paper fine-tunes with it (table 6): weight decay on matrices only, a cosine schedule with warm-up.
+"""AdamW of the paper's fine-tuning (table 6): weight decay on matrices only, a cosine schedule with warm-up.
 
-The schedule is a plain function of the optimiser step, so that a resumed run needs nothing but the step number:
+The schedule is a function of the optimiser step, so that a resumed run needs only the step number:
 
     lr(s) = min_lr + (lr - min_lr) (s + 1) / W                          s < W (warm-up)
     lr(s) = min_lr + (lr - min_lr) (1 + cos(pi (s - W) / (S - W))) / 2    W <= s < S
 
 with W warm-up steps of S steps in all. The authors' code warms up from 1e-6 and ends near 1e-6; here both are
-`min_lr`. Their layer decay (a learning rate that shrinks towards the input) is off in the published recipes
-(1.0) and on offer here.
+`min_lr`. Layer decay (a learning rate that shrinks towards the input) is off in the published recipes (1.0).
 """
 
 from __future__ import annotations
@@ -26,26 +25,26 @@ _BEFORE_LAYERS = re.compile(r"embed|position|cls_token|mask_token")
 
 
 def learning_rate(step: int, *, lr: float, min_lr: float, warmup_steps: int, steps: int) -> float:
-    """The learning rate of optimiser step `step` (0 … steps - 1)."""
+    """Learning rate of optimiser step `step` (0 … steps - 1)."""
     if step < warmup_steps:
         return min_lr + (lr - min_lr) * (step + 1) / warmup_steps
-    share = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    fraction = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
 def layer_of(name: str, depth: int) -> int:
-    """The layer that a parameter counts to: 0 the embedding, 1 … depth the blocks, depth + 1 norm and head."""
-    if found := _LAYER.search(name):
-        return int(found.group(1)) + 1
+    """Layer of a parameter: 0 the embedding, 1 … depth the blocks, depth + 1 norm and head."""
+    if match := _LAYER.search(name):
+        return int(match.group(1)) + 1
     return 0 if _BEFORE_LAYERS.search(name) else depth + 1
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, object]]:
-    """Groups for the optimiser, each with `weight_decay`, `lr_scale` and the names of its parameters.
+    """Parameter groups of the optimiser, each with `weight_decay`, `lr_scale` and the names of its parameters.
 
-    Decayed are parameters with two or more axes that `model.no_weight_decay()` does not name (its names may stand
-    for a whole module). `lr_scale` is layer_decay^(depth + 1 - layer), 1 for the head. The order of groups and names
-    follows `model.named_parameters()`, so it is the same in every run.
+    Weight decay applies to parameters with two or more axes that `model.no_weight_decay()` does not name. A name there
+    may be that of a whole module. `lr_scale` is layer_decay^(depth + 1 - layer), 1 for the head. The order is that of
+    `model.named_parameters()`, so it is the same in every run.
     """
     if not 0 < layer_decay <= 1:
         raise InputError(f"layer decay {layer_decay}: above 0, at most 1 (1 is off)")
@@ -66,7 +65,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, layer_decay: floa
 def adamw(
     model: nn.Module, *, lr: float, weight_decay: float, betas: tuple[float, float], layer_decay: float = 1.0
 ) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`; the fused form, which CPU and CUDA have (one pass over the parameters)."""
+    """AdamW over `parameter_groups`; fused on CPU and CUDA (one pass over the parameters)."""
     groups = parameter_groups(model, weight_decay=weight_decay, layer_decay=layer_decay)
     devices = {p.device.type for p in model.parameters()}
     fused = devices <= {"cpu", "cuda"}
@@ -74,22 +73,22 @@ def adamw(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives every group its share of `lr`."""
+    """Sets the learning rate of every group: `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
 def named_parameters(optimizer: torch.optim.Optimizer) -> Iterable[tuple[str, torch.Tensor]]:
-    """The parameters that the optimiser moves, with their names in the model."""
+    """Parameters of the optimiser, with their names in the model."""
     for group in optimizer.param_groups:
         yield from zip(group["names"], group["params"], strict=True)
 
 
 def first_non_finite(named: Iterable[tuple[str, torch.Tensor | None]]) -> str | None:
-    """The name of the first tensor with a NaN or an infinity, or None.
+    """Name of the first tensor with a NaN or an infinity, or None.
 
-    A sum is finite only where every term is (short of an overflow, which the second look excludes), and is several
-    times as fast as `isfinite` on a CPU.
+    A sum is several times as fast as `isfinite` on a CPU. A finite sum has finite terms; a sum that is not finite may
+    be an overflow, so the terms are then checked.
     """
     finite: Callable[[torch.Tensor], torch.Tensor] = torch.isfinite
     for name, tensor in named:

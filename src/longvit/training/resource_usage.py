@@ -1,7 +1,7 @@
-"""What a stretch of work costs: seconds, the processor's seconds, and the highest memory above what there was before.
+"""Resource usage of a piece of work: seconds, processor seconds, and peak memory above that at its start.
 
-On a CPU the memory is what the process has from the system, in which the allocator hides a few MiB; benchmarks/bags.py
-takes a process for each measurement.
+On a CPU the memory is that of the process, in which the allocator hides a few MiB; benchmarks/bags.py uses a process
+for each measurement.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ COSTS_JSON = "costs.json"
 
 
 class Cost(TypedDict):
-    """None where it is not known."""
+    """Resource usage; None where it is not known."""
 
     seconds: float | None
     cpu_seconds: float | None
-    """Of this process, all threads."""
+    """Processor seconds of this process, all threads."""
     peak_memory_mib: float | None
-    """Only Linux and CUDA tell."""
+    """Peak memory in MiB; known on Linux and CUDA only."""
 
 
 UNKNOWN: Cost = {"seconds": None, "cpu_seconds": None, "peak_memory_mib": None}
 
 
 class Costs:
-    """Begins to count when it is made."""
+    """Measurement of resource usage from its creation on."""
 
     def __init__(self, device: torch.device) -> None:
         self._memory = PeakMemory(device)
@@ -44,11 +44,11 @@ class Costs:
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """Seconds since the start."""
         return time.perf_counter() - self._seconds
 
     def cost(self, *, whole: bool = True) -> Cost:
-        """What it came to; `whole` is False for work that went on behind a checkpoint and knows only its last part."""
+        """Resource usage so far; `whole` is False for resumed work, whose first part is not known."""
         seconds, cpu_seconds, mib = self.seconds, time.process_time() - self._cpu_seconds, self._memory.mib()
         return {
             "seconds": round(seconds, 3) if whole else None,
@@ -58,27 +58,26 @@ class Costs:
 
 
 def write_cost(folder: Path, cost: Cost) -> None:
-    """`folder`/costs.json: beside the results and not in them, which have the same bytes whenever they are made."""
+    """Writes `folder`/costs.json. It is no part of the results, which have the same bytes in every run."""
     write_text(folder / COSTS_JSON, json.dumps(cost, indent=1) + "\n")
 
 
 def read_cost(folder: Path) -> Cost:
-    """Of a run that wrote it, else unknown."""
+    """Resource usage of a run; unknown where costs.json is absent or damaged."""
     try:
-        found = read_json_object(folder / COSTS_JSON)
-        return {name: None if found[name] is None else float(found[name]) for name in UNKNOWN}  # type: ignore[return-value]
-    except (OSError, ValueError, KeyError, TypeError, OverflowError):  # older, or damaged: it decides nothing
+        cost = read_json_object(folder / COSTS_JSON)
+        return {name: None if cost[name] is None else float(cost[name]) for name in UNKNOWN}  # type: ignore[return-value]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):  # of an older version, or damaged
         return UNKNOWN
 
 
 class PeakMemory:
-    """Begins to count when it is made; `mib()` says what it came to, None where the system does not tell (only Linux
-    and CUDA do)."""
+    """Measurement of peak memory from its creation on; known on Linux and CUDA only."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.before = device, 0.0
         gc.collect()
-        _give_back_freed()
+        _return_freed_memory()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
@@ -86,10 +85,10 @@ class PeakMemory:
         elif (resident := _status_mib("VmRSS")) is not None and _reset_peak():
             self.before = resident
         else:
-            self.device = torch.device("meta")  # nobody tells
+            self.device = torch.device("meta")  # not known
 
     def mib(self) -> float | None:
-        """MiB above the beginning."""
+        """Peak in MiB above the start; None where it is not known."""
         if self.device.type == "meta":
             return None
         if self.device.type == "cuda":
@@ -107,7 +106,7 @@ def _status_mib(name: str) -> float | None:
 
 
 def _reset_peak() -> bool:
-    """VmHWM falls to VmRSS (proc(5), clear_refs 5)."""
+    """Resets VmHWM to VmRSS (proc(5), clear_refs 5); False where that is not possible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -115,7 +114,7 @@ def _reset_peak() -> bool:
     return True
 
 
-def _give_back_freed() -> None:
-    """What earlier work has freed goes back to the system (glibc keeps it, and the next would use it uncounted)."""
+def _return_freed_memory() -> None:
+    """Returns freed memory to the system: glibc keeps it, and later work would use it uncounted."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

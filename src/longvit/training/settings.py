@@ -1,26 +1,78 @@
-"""The settings of the training loop. Light to import (no torch): the settings of tasks build on them."""
+"""Settings of the training loop, and the settings of every run that do not decide its result.
+
+Light to import (no torch): the settings of fine-tuning, pretraining and comparisons inherit from these.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from longvit.errors import InputError
 
-# What may differ when a run is started again.
-_RUNTIME_ONLY = ("checkpoint_minutes", "keep_checkpoints", "max_bad_steps", "tensorboard")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """What decides the bits of a run, and (the last four) what does not."""
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSettings:
+    """Settings that do not decide a result and may differ when a run resumes.
+
+    A class of settings names a subclass of this one first among its bases, then the classes whose fields decide the
+    result. Its own fields are runtime settings too.
+    """
+
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints within an epoch; one more is written after every epoch."""
+
+    def result_settings(self) -> dict[str, Any]:
+        """Settings that decide the result, as JSON values: every field that no class of runtime settings declares."""
+        kinds = [kind for kind in type(self).__mro__ if is_dataclass(kind) and not issubclass(kind, RuntimeSettings)]
+        names = {field.name for kind in kinds for field in fields(kind)}
+        return {field.name: _json_value(getattr(self, field.name)) for field in fields(self) if field.name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopRuntime(RuntimeSettings):
+    """Runtime settings of the training loop."""
+
+    max_bad_steps: int = 3
+    """Number of consecutive steps with a NaN or an infinity that end the run; each is skipped and logged."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files (needs the extra tensorboard)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRuntime(RuntimeSettings):
+    """Runtime settings of the device."""
+
+    device: str = "auto"
+    """Device: auto (the first available of cuda, mps, cpu), cpu, cuda, cuda:1 or mps."""
+    threads: int | None = None
+    """CPU threads; default: one per core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRuntime(LoopRuntime, DeviceRuntime):
+    """Runtime settings of a training that reads slides, on one device or on several ranks."""
+
+    num_workers: int = 2
+    """Workers that read slides ahead; 0 reads in the training process."""
+    cache_dir: Path | None = None
+    """Folder of the cached pixels; runs may share it."""
+    sequence_ranks: int = 1
+    """Under torchrun: the number of ranks that share the patches of each image; the other ranks take other images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """Hyperparameters of the training loop: they decide the bits of a run."""
 
     epochs: int = 10
     """Passes over the training samples."""
     accumulation: int = 1
-    """Batches per optimiser step, averaged by sample; an epoch's last step takes the rest."""
+    """Batches per optimiser step, averaged by sample; an epoch's last step takes the remaining ones."""
     lr: float = 5e-5
     """Peak learning rate."""
     min_lr: float = 1e-6
@@ -28,29 +80,29 @@ class TrainSettings:
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up, counted in optimiser steps."""
     weight_decay: float = 0.05
-    """AdamW's weight decay, on matrices only."""
+    """Weight decay of AdamW, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates of the two moments."""
+    """Decay rates of AdamW's two moments."""
     layer_decay: float = 1.0
-    """Each layer's learning rate is this times that of the layer above it; 1 is off."""
+    """Ratio of each layer's learning rate to that of the layer above it; 1 is off."""
     clip_norm: float | None = None
-    """Gradients longer than this are shortened to it; None leaves them."""
+    """Longest gradient norm: longer gradients are scaled to it; None is off."""
     dtype: Dtype = "float32"
-    """Arithmetic of the model: bfloat16 and float16 are autocast, parameters and optimiser stay float32; float16 (GPUs)
+    """Arithmetic of the model. bfloat16 and float16 are autocast; parameters and optimiser stay float32. float16 (GPUs)
     scales the loss so that small gradients do not vanish."""
     ema: float | None = None
-    """Decay of the running average of the parameters (say 0.999), which is then evaluated and kept as the model in
-    place of the last parameters; None is off."""
+    """Decay of the EMA of the parameters (say 0.999); None is off. The EMA is evaluated and kept as the model in place
+    of the last parameters."""
     seed: int = 0
-    """Seeds everything random in the model (drop path)."""
-    checkpoint_minutes: float = 10.0
-    """A checkpoint after this long, beside the one after every epoch."""
+    """Seed of everything random in the model (drop path)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(LoopRuntime, Hyperparameters):
+    """Settings of the training loop: hyperparameters, and runtime settings that may change on resume."""
+
     keep_checkpoints: int = 2
-    """Older ones are removed."""
-    max_bad_steps: int = 3
-    """A step with a non-finite loss or gradient is skipped and named; this many in a row end the run."""
-    tensorboard: bool = False
-    """Also write the figures as TensorBoard event files (needs the extra `tensorboard`)."""
+    """Number of checkpoints kept; older ones are removed."""
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("accumulation", 1), ("keep_checkpoints", 1), ("max_bad_steps", 1)):
@@ -68,6 +120,8 @@ class TrainSettings:
         if self.dtype not in get_args(Dtype):
             raise InputError(f"dtype {self.dtype!r}: choose {', '.join(get_args(Dtype))}")
 
-    def result_settings(self) -> dict[str, Any]:
-        """The settings that decide the result: a run resumes only with the same."""
-        return {k: v for k, v in asdict(self).items() if k not in _RUNTIME_ONLY}
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json_value(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

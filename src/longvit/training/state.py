@@ -1,4 +1,4 @@
-"""Everything that moves during a run, as tensors + JSON: parameters, average, optimiser, history."""
+"""State of a run as tensors and JSON: parameters, EMA, optimiser, history."""
 
 from __future__ import annotations
 
@@ -24,42 +24,44 @@ _PLAIN = ("bad_in_a_row", "loss_scale", "steps_since_scale")
 
 @dataclass
 class RunState:
-    """What moves, but for the model and the optimiser."""
+    """State of a run without the model and the optimiser."""
 
     step: int = 0
-    """Optimiser steps done."""
+    """Number of optimiser steps done."""
     columns: tuple[str, ...] = ()
-    """Names of the figures of a step."""
+    """Names of the metrics of a step."""
     rows: list[list[float]] = field(default_factory=list)
-    """The figures of every step."""
+    """Metrics of every step."""
     epochs: list[dict[str, float]] = field(default_factory=list)
-    """The figures of every epoch that was evaluated."""
+    """Metrics of every evaluated epoch."""
     skipped: list[str] = field(default_factory=list)
-    """Every step with a non-finite loss or gradient, and its culprit."""
+    """Steps with a non-finite loss or gradient, each with its culprit."""
     bad_in_a_row: int = 0
-    """How many of the last steps were such."""
+    """Number of consecutive skipped steps up to now."""
     loss_scale: float = 1.0
-    """What the loss is multiplied by; 1 unless float16."""
+    """Factor of the loss; 1 except in float16."""
     steps_since_scale: int = 0
-    """Steps since it changed."""
+    """Steps since the loss scale changed."""
 
     def record(self, metrics: Mapping[str, float]) -> None:
-        """One more step is done."""
+        """Records the metrics of a step."""
         self.columns = self.columns or tuple(metrics)
         self.rows.append([metrics[name] for name in self.columns])
         self.step += 1
 
     def history(self) -> dict[str, np.ndarray]:
-        """Name -> float64 (steps,)."""
+        """History: name -> float64 (steps,)."""
         table = np.array(self.rows, dtype=np.float64).reshape(len(self.rows), len(self.columns))
         return {name: table[:, i].copy() for i, name in enumerate(self.columns)}
 
 
 def seed_forward(seed: int, epoch: int, number: int) -> None:
-    """The global random states of torch (all devices), NumPy and Python before the forward pass of a batch: drop path
-    is then the same on all ranks of a sequence, on every mesh, and in a run that was interrupted."""
+    """Seeds the global random states of torch (all devices), NumPy and Python before the forward pass of a batch.
+
+    Drop path is then the same on all ranks of a sequence, on every mesh, and in a resumed run.
+    """
     low, high = np.random.SeedSequence([seed, epoch, number]).generate_state(2)
-    # What torch.manual_seed does, but for devices that nothing runs on: it formats the whole stack for them, 0.6 ms.
+    # torch.manual_seed without devices that are not in use: it formats the whole stack for them, 0.6 ms.
     seed = int(high) << 32 | int(low)
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
@@ -71,7 +73,7 @@ def seed_forward(seed: int, epoch: int, number: int) -> None:
 
 
 def checkpoint_of_first(folder: Path, ranks: Ranks) -> Checkpoint | None:
-    """The newest valid checkpoint that the first rank finds in its folder, on every rank."""
+    """Newest valid checkpoint in the first rank's folder, on every rank."""
     saved = read_checkpoint(folder) if ranks.is_first else None
     if ranks.world == 1:
         return saved
@@ -93,7 +95,7 @@ def checkpoint_of_first(folder: Path, ranks: Ranks) -> Checkpoint | None:
 def pack(
     model: nn.Module, optimizer: torch.optim.Optimizer, run: RunState, average: ParameterAverage | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """(tensors, JSON) of the whole run. The tensors of the model and the optimiser are theirs, not copies."""
+    """(tensors, JSON) of the whole run. The tensors are those of the model and the optimiser, not copies."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in named_parameters(optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -113,9 +115,9 @@ def pack(
 def unpack(
     saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: ParameterAverage | None = None
 ) -> RunState:
-    """Puts a checkpoint into the model, the optimiser and the average.
+    """Restores the model, the optimiser and the EMA from a checkpoint.
 
-    `InputError`: it is another model's, or what it holds is not what a run writes.
+    `InputError`: the checkpoint of another model, or not that of a run.
     """
     try:
         return _unpacked(saved, model, optimizer, average)
@@ -126,7 +128,7 @@ def unpack(
 
 
 def settings_of(saved: Checkpoint) -> Mapping[str, Any]:
-    """The settings that a run was begun with. `InputError` where there are none."""
+    """Settings with which a run was started. `InputError` where there are none."""
     settings = saved.state.get("settings")
     if not isinstance(settings, Mapping):
         raise _not_of_a_run(saved, "no settings in it")
@@ -135,7 +137,7 @@ def settings_of(saved: Checkpoint) -> Mapping[str, Any]:
 
 def _not_of_a_run(saved: Checkpoint, why: str) -> InputError:
     text = " ".join(why.split())[:200]
-    return InputError(f"{saved.path}: not the checkpoint of a run ({text}); remove the folder to start anew")
+    return InputError(f"{saved.path}: not the checkpoint of a run ({text}); remove the folder to start again")
 
 
 def _unpacked(
@@ -143,14 +145,14 @@ def _unpacked(
 ) -> RunState:
     tensors, state = saved.tensors, saved.state
     own = model.state_dict()
-    theirs = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    for name in sorted(own.keys() | theirs.keys()):
-        shapes = [tuple(d[name].shape) if name in d else "absent" for d in (theirs, own)]
+    stored = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    for name in sorted(own.keys() | stored.keys()):
+        shapes = [tuple(d[name].shape) if name in d else "absent" for d in (stored, own)]
         if shapes[0] != shapes[1]:
             raise InputError(
                 f"{saved.path}: {name} is {shapes[0]} there and {shapes[1]} in this model; it is another model's"
             )
-    model.load_state_dict(theirs)
+    model.load_state_dict(stored)
     parameters = dict(named_parameters(optimizer))
     for full_name, value in tensors.items():
         if full_name.startswith("optimizer."):
@@ -159,16 +161,16 @@ def _unpacked(
             if value.ndim and value.shape != parameter.shape:
                 raise ValueError(f"{full_name} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
             optimizer.state[parameter][key] = value.to(parameter.device)
-    if len({frozenset(kept) for kept in optimizer.state.values()}) > 1:  # Adam's step, mean and mean square, or nothing
+    if len({frozenset(kept) for kept in optimizer.state.values()}) > 1:  # Adam's step, mean and mean square, or none
         raise KeyError("an optimiser's value is missing")
     for name, tensor in average.tensors.items() if average is not None else ():
         tensor.copy_(tensors[f"ema.{name}"])
     rows, columns = tensors["history"].tolist(), tuple(state["columns"])
     if len(rows) != saved.step or any(len(row) != len(columns) for row in rows):
-        raise ValueError(f"figures of {len(rows)} steps, not of {saved.step}")
+        raise ValueError(f"metrics of {len(rows)} steps, not of {saved.step}")
     epochs, skipped = list(state["epochs"]), list(state["skipped"])
     if not all(isinstance(epoch, dict) for epoch in epochs) or len(epochs) > saved.step:
-        raise ValueError("its epochs are none")
+        raise ValueError("its epochs are not those of a run")
     if not all(isinstance(text, str) for text in (*skipped, *columns)):
         raise TypeError("its steps are not named")
     plain = {name: state[name] for name in _PLAIN}

@@ -1,7 +1,7 @@
-"""The figures of a run as TensorBoard event files (`tensorboard --logdir OUT`), through the small `tensorboardX`.
+"""Metrics of a run as TensorBoard event files (`tensorboard --logdir OUT`), through the small `tensorboardX`.
 
-A run that goes on writes a further file whose first event tells TensorBoard to forget every step after the
-checkpoint, so no step is shown twice.
+A resumed run writes a further file whose first event makes TensorBoard discard every step after the checkpoint, so no
+step is shown twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from longvit.errors import InputError
 
 
 class EventFiles:
-    """Writes scalars; `first_step` is the first step (1 …) that this process writes.
+    """Writer of event files; `first_step` is the first step (1 …) that this process writes.
 
     Raises `InputError` where tensorboardX is not installed.
     """
@@ -26,17 +26,17 @@ class EventFiles:
         except ImportError as error:
             raise InputError("tensorboard: needs tensorboardX; pip install 'longvit[tensorboard]'") from error
         purge = {"purge_step": first_step} if first_step > 1 else {}
-        # The name holds the second it was made in: two processes of one second must not write one file.
+        # The file name has a resolution of a second: two processes of one second must not write one file.
         self._writer: Any = SummaryWriter(str(folder), filename_suffix=f".{first_step:08d}.{os.getpid()}", **purge)
 
     def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        """The figures of a step or an epoch as `kind/name` at `step`."""
+        """Writes the metrics of a step or an epoch as `kind/name` at `step`."""
         for name, value in metrics.items():
             if name not in ("epoch", "step"):
                 self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def flush(self) -> None:
-        """Onto the disk: called before a checkpoint, which vouches for the steps up to it."""
+        """Writes everything to disk; called before a checkpoint, which covers the steps up to it."""
         self._writer.flush()
 
     def close(self) -> None:

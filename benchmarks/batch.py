@@ -6,7 +6,7 @@ Each round runs, one after another on the same slides with one thread per proces
 
 - `bare`: as many processes as there are workers, each with its share of the slides and its model loaded: a loop that
   opens, reads, embeds and writes, no more. The pure work, as fast as the machine does it at that time;
-- `batch`: `longvit.batch` with the workers, undisturbed;
+- `batch`: `longvit.slide_jobs` with the workers, undisturbed;
 - `killed`: the same, one worker killed (SIGKILL) when half of the slides are done.
 
 Overhead per slide, in ms:
@@ -156,8 +156,8 @@ def bare_loop(model: Path, slides: Path, out: Path, index: int, n: int) -> None:
     import torch
 
     import longvit
-    from longvit.batch.embed import FOLDER, EmbedJob
     from longvit.data.slide_list import find_slides
+    from longvit.slide_jobs.embed import FOLDER, EmbedJob
 
     torch.set_num_threads(1)
     listed = find_slides([slides])[index::n]
@@ -178,8 +178,8 @@ def batch(
     model: Path, slides: Any, out: Path, workers: int, bare_s: float, bare_cpu_s: float, *, kills: bool
 ) -> dict[str, Any]:
     """A run by several workers; with `kills` one of them is killed halfway."""
-    from longvit.batch import RunSettings, embed_slides
-    from longvit.batch.worker_log import LogTail
+    from longvit.slide_jobs import RunSettings, embed_slides
+    from longvit.slide_jobs.worker_log import LogTail
 
     settings = RunSettings(workers=workers, device="cpu", threads=1)
     results: list[Any] = []
@@ -233,7 +233,7 @@ def beside_work_s(lines: list[tuple[str, dict[str, Any]]]) -> float:
 
 def kill_halfway(out: Path, after: int, run: threading.Thread) -> int | None:
     """Kills the first worker that says `model` when so many slides are done; its process."""
-    from longvit.batch.worker_log import LogTail
+    from longvit.slide_jobs.worker_log import LogTail
 
     processes: dict[str, int] = {}
     tails: dict[Path, LogTail] = {}
@@ -258,7 +258,7 @@ def cpu_s() -> float:
 
 
 def same_bits(out: Path, other: Path, slides: Any) -> bool:
-    from longvit.batch.embed import FOLDER, read_features
+    from longvit.slide_jobs.embed import FOLDER, read_features
 
     names = [f"{FOLDER}/{listed.slide_id}.h5" for listed in slides]
     return all((read_features(out / name) == read_features(other / name)).all() for name in names)
@@ -266,11 +266,11 @@ def same_bits(out: Path, other: Path, slides: Any) -> bool:
 
 def parts(folder: Path, slides: Any) -> dict[str, float]:
     """ms per slide of what the batch adds, each alone."""
-    from longvit.batch.read_process import ReadProcess
-    from longvit.batch.reading import Reader, ReadRequest, ReadSettings, ThreadReader
-    from longvit.batch.work_list import Taking, WorkList
-    from longvit.batch.worker_log import WorkerLog
-    from longvit.data.claims import Claims
+    from longvit.processes.leases import Claims
+    from longvit.slide_jobs.read_process import ReadProcess
+    from longvit.slide_jobs.reading import Reader, ReadRequest, ReadSettings, ThreadReader
+    from longvit.slide_jobs.work_list import Taking, WorkList
+    from longvit.slide_jobs.worker_log import WorkerLog
 
     listed = WorkList.begin(folder / "parts", "embed", slides, retries=2, facts={})
     with Claims() as claims:

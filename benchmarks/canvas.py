@@ -10,9 +10,9 @@ process of its own, all in turn (A B A B …). Bicubic everywhere, all from the 
    whole by ours alone, as a stream of strips: what it takes at most of memory. And `patches`: the same stream embedded
    into 1,048,576 patches of LongViT-S (strip by strip, tokens are all that is kept).
    `grey_levels`: the largest difference between our fast path and our reader through OpenSlide, on strips.
-3. `slide → embedding` for a list of slides (`longvit.batch.embed_slides`: the next slide is decoded while the model
-   computes this one) against decoding alone and the model alone; and for one slide (`model.embed(slide)`), where the
-   encoder has to wait for the last patch. One thread decodes and one computes: on two cores they do not share one.
+3. `slide → embedding` for a list of slides (`longvit.slide_jobs.embed_slides`: the next slide is decoded while the
+   model computes this one) against decoding alone and the model alone; and for one slide (`model.embed(slide)`), where
+   the encoder has to wait for the last patch. One thread decodes and one computes: on two cores they do not share one.
 
 `openslide` is openslide-python and Pillow as one writes it, bounded in memory: `read_region` of bands of whole tile
 rows, `convert("RGB")`, `resize` along x, then along y; one thread, as neither has threads of its own.
@@ -161,8 +161,8 @@ def _on_slides(path: str, side_px: int, n: int) -> dict[str, Callable[[], Any]]:
 
     import numpy as np
 
-    from longvit.batch import embed_slides
     from longvit.data.slide_list import ListedSlide
+    from longvit.slide_jobs import embed_slides
     from longvit.slides.reader import open_slide
 
     model = _one_thread_each()

@@ -25,9 +25,9 @@ import numpy as np
 from longvit.data.canvas_cache import CanvasSettings, cache_canvases
 from longvit.data.cohort import Cohort, read_cohort
 from longvit.data.datasets import CanvasDataset
+from longvit.finetuning.run import FinetuneSettings, finetune
+from longvit.metrics.classification import classification_metrics
 from longvit.tasks.controls import colour_histogram, logistic_probabilities, pixel_features
-from longvit.tasks.finetune import FinetuneSettings, finetune
-from longvit.tasks.metrics import classification_metrics
 from side_by_side import HERE, report
 
 COLON = HERE.parents[1] / "shared" / "slides" / "colon"

@@ -39,9 +39,6 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from longvit.batch import ReadSettings, RunSettings, feature_slides
-from longvit.batch.features import feature_folder
-from longvit.batch.tile_encoders import encoder_name
 from longvit.comparison.compare import compare, print_table
 from longvit.comparison.longvit_run import NAME as LONGVIT
 from longvit.comparison.omics import read_omics
@@ -49,11 +46,14 @@ from longvit.comparison.settings import ComparisonSettings
 from longvit.data.cohort import read_cohort
 from longvit.data.folds import assign, folds_of_column, read_folds
 from longvit.data.slide_list import find_slides
+from longvit.finetuning.evaluate import spread
+from longvit.metrics.survival import c_index
 from longvit.report.comparison import comparison_report
+from longvit.slide_jobs import ReadSettings, RunSettings, feature_slides
+from longvit.slide_jobs.features import feature_folder
+from longvit.slide_jobs.tile_encoders import encoder_name
 from longvit.slides.tiles import TileSettings
 from longvit.slides.tissue import TissueSettings
-from longvit.tasks.evaluate import spread
-from longvit.tasks.survival_metrics import c_index
 from omics import MCAT, folds_of, ridge_cox
 from side_by_side import HERE, report
 

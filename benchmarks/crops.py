@@ -3,8 +3,9 @@
     python benchmarks/crops.py [--rounds 5] [--quick] [--save]      (5 minutes)
 
 `augmentation`: the same crops of the same regions of the real slide (10 of each region, DINO's probabilities), cut and
-changed by `longvit.data.crops` and, in turn, by Pillow's functions as DINO's code calls them through torchvision, in
-one process with one thread, in seconds of the processor. `from the slide`: with reading the region, ours and OpenSlide.
+changed by `longvit.pretraining.regions.crops` and, in turn, by Pillow's functions as DINO's code calls them through
+torchvision, in one process with one thread, in seconds of the processor. `from the slide`: with reading
+the region, ours and OpenSlide.
 `waiting`: LongViT-tiny with a small head, forward, backward and optimiser step in one thread, batches from one process:
 the share of the time in which the loop waits for the next batch. The first batch of an epoch has nothing to hide
 behind; `start_s` is what it costs, `waits_steady` the share without it.
@@ -28,10 +29,10 @@ import numpy as np
 import openslide
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from longvit.data.crops import CropSettings, Look, draw_looks, make_crop, whole_pixels
-from longvit.data.region_reader import RegionReader
-from longvit.data.regions import Region, Regions, RegionSettings, find_regions
 from longvit.data.slide_list import ListedSlide
+from longvit.pretraining.regions.crops import CropSettings, Look, draw_looks, make_crop, whole_pixels
+from longvit.pretraining.regions.region_reader import RegionReader
+from longvit.pretraining.regions.regions import Region, Regions, RegionSettings, find_regions
 from side_by_side import report
 
 SLIDE = Path(__file__).resolve().parents[1] / "examples" / "CMU-1-Small-Region.svs"
@@ -135,11 +136,11 @@ def waiting(regions: Regions, crops: CropSettings, batch_size: int, steps: int) 
     """Seconds in which the loop waits for a batch, of all."""
     import torch
 
-    from longvit.data.region_batches import RegionBatches
     from longvit.dino.loss import DinoLoss
     from longvit.dino.settings import DinoSettings
     from longvit.dino.student_teacher import StudentTeacher
     from longvit.model.longvit import SIZES
+    from longvit.pretraining.regions.region_batches import RegionBatches
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

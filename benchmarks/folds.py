@@ -31,8 +31,8 @@ import longvit
 from longvit.data.cohort import read_cohort
 from longvit.data.new_folds import make_folds
 from longvit.demo import haematoxylin
+from longvit.finetuning.crossval import cross_validate
 from longvit.report import crossval_report
-from longvit.tasks.crossval import cross_validate
 from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.task import task_class
 from side_by_side import HERE, report

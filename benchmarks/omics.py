@@ -29,9 +29,9 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from longvit.tasks.evaluate import spread
+from longvit.finetuning.evaluate import spread
+from longvit.metrics.survival import c_index
 from longvit.tasks.survival_loss import bin_of, cox_loss, nll_loss, risk, time_bins
-from longvit.tasks.survival_metrics import c_index
 from longvit.training.loop import train
 from longvit.training.settings import TrainSettings
 from side_by_side import HERE, report

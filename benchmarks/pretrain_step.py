@@ -32,7 +32,7 @@ from longvit.dino.multicrop import features
 from longvit.dino.schedules import Schedules
 from longvit.dino.settings import DinoSettings
 from longvit.model.longvit import SIZES
-from longvit.pretraining.rule import DinoRule, SelfDistillation
+from longvit.pretraining.dino_method import DinoRule, SelfDistillation
 from side_by_side import has_published, measure, report, worker
 from worker import memory_mib, reset_peak
 

@@ -28,10 +28,10 @@ from folds import FOLDS, SETTINGS, write_cohort
 from longvit.data.cohort import Cohort, read_cohort
 from longvit.data.folds import Fold, assign
 from longvit.data.new_folds import make_folds
-from longvit.tasks.crossval import cross_validate, replace_splits
-from longvit.tasks.fold_figures import Round, gaps
+from longvit.finetuning.crossval import cross_validate, replace_splits
+from longvit.finetuning.fold_metrics import Round, gaps
+from longvit.finetuning.prepare_cohort import bind
 from longvit.tasks.settings import FinetuneSettings
-from longvit.tasks.study import bind
 from longvit.tasks.task import task_class
 from side_by_side import HERE, report
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from longvit.tasks.metrics import bootstrap, classification_metrics
-from longvit.tasks.survival_metrics import bootstrap_c_index, c_index
+from longvit.metrics.classification import bootstrap, classification_metrics
+from longvit.metrics.survival import bootstrap_c_index, c_index
 
 SETTINGS = {"model": "longvit_small_patch32", "side_px": 1024, "epochs": 10, "lr": 5e-5, "batch_size": 8, "seed": 0}
 REST = {

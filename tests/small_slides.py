@@ -46,8 +46,8 @@ def write_model(folder: Path, *, num_classes: int = 2, seed: int = 0, **settings
 
 
 if __name__ == "__main__":
-    from longvit.batch.embed import EmbedJob
     from longvit.cli import main
+    from longvit.slide_jobs.embed import EmbedJob
 
     compute = EmbedJob.compute
 

@@ -92,7 +92,7 @@ def test_a_missing_package_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_part_that_raises_is_a_finding_not_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    import longvit.slides.describe as describe
+    import longvit.slides.slide_info as describe
 
     def broken() -> None:
         raise ImportError("libopenslide.so.1: cannot open\nshared object file")

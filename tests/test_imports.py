@@ -82,13 +82,13 @@ def test_an_import_upwards_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "slides").mkdir()
     file = tmp_path / "slides" / "reader.py"
     file.write_text(
-        "def f():\n    from ..model import longvit\nimport longvit.config\nfrom longvit import batch, load_model\n"
+        "def f():\n    from ..model import longvit\nimport longvit.config\nfrom longvit import slide_jobs, load_model\n"
     )
-    height = {"batch": 3, "model": 2, "slides": 2, "config": 1}
+    height = {"slide_jobs": 3, "model": 2, "slides": 2, "config": 1}
     assert upward(file, height) == [
         "slides/reader.py:2 imports longvit.model",
-        "slides/reader.py:4 imports longvit.batch",
         "slides/reader.py:4 imports longvit.model.pretrained",
+        "slides/reader.py:4 imports longvit.slide_jobs",
     ]
 
 

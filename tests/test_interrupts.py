@@ -11,7 +11,7 @@ import pytest
 
 UNLUCKY = """
 import os, signal, sys, time, weakref
-from longvit.interrupts import lost_interrupts_come_again
+from longvit.processes.interrupts import lost_interrupts_come_again
 
 class Thing:
     pass
@@ -69,8 +69,8 @@ sys.exit(cli.main([]))
 
 WORKER = """
 from pathlib import Path
-from longvit.batch import worker
-from longvit.batch.work_list import WorkList
+from longvit.slide_jobs import worker
+from longvit.slide_jobs.work_list import WorkList
 here = Path(sys.argv[1])
 WorkList.begin(here, "embed", [], retries=0, facts={"timeout_s": None, "threads": 1})
 worker.build_job = lambda *_: strike(signal.SIGTERM)
@@ -89,7 +89,7 @@ def test_commands_and_their_workers_hear_it(tmp_path: Path, code: str, status: i
 
 def test_other_errors_there_are_still_told() -> None:
     code = (
-        "from longvit.interrupts import lost_interrupts_come_again\n"
+        "from longvit.processes.interrupts import lost_interrupts_come_again\n"
         "class Last:\n    def __del__(self): raise ValueError('told')\n"
         "with lost_interrupts_come_again():\n    last = Last(); del last\n"
     )

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from longvit.data.cohort import read_cohort
+from longvit.finetuning.run import FinetuneResult, finetune
 from longvit.report import Figure, Picture, Report, Row, Section, Table, finetune_report, write_report
-from longvit.report.finetuned import warnings_of
+from longvit.report.finetuning import warnings_of
 from longvit.report.page import number, thumbnail_of
-from longvit.tasks.finetune import FinetuneResult, finetune
 from report_folders import survival_folder
 from tasks.study import SETTINGS, study
 
@@ -195,7 +195,7 @@ def test_canvases_too_large_to_look_at_are_left_out(
     finished: tuple[FinetuneResult, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result, _ = finished
-    monkeypatch.setattr("longvit.report.finetuned.MAX_PICTURE_SIDE_PX", 32)
+    monkeypatch.setattr("longvit.report.finetuning.MAX_PICTURE_SIDE_PX", 32)
     cohort = study(tmp_path / "data")
     text = finetune_report(result, cohort, replace(SETTINGS, epochs=2)).read_text(encoding="utf-8")
     assert "data:image/jpeg" not in text
@@ -206,8 +206,8 @@ def test_with_more_slides_than_thumbnails_the_telling_ones_are_still_shown(
     finished: tuple[FinetuneResult, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result, _ = finished
-    monkeypatch.setattr("longvit.report.finetuned.MAX_THUMBNAILS", 3)
-    monkeypatch.setattr("longvit.report.finetuned.MAX_ROWS", 5)
+    monkeypatch.setattr("longvit.report.finetuning.MAX_THUMBNAILS", 3)
+    monkeypatch.setattr("longvit.report.finetuning.MAX_ROWS", 5)
     cohort = read_cohort(result.folder.parent / "data" / "cohort.csv")
     text = finetune_report(result, cohort, replace(SETTINGS, epochs=2)).read_text(encoding="utf-8")
     assert "data:image/jpeg" not in text

@@ -17,8 +17,8 @@ from PIL import Image
 from longvit.errors import InputError
 from longvit.report import crossval_report
 from longvit.report.crossval import crossval_warnings
-from longvit.report.mistakes import mistakes_section
 from longvit.report.predictions import read_predicted
+from longvit.report.worst_errors import mistakes_section
 from report_folders import subtyping_folder, survival_folder, write_folder
 from test_report import Links
 

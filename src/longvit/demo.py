@@ -25,8 +25,8 @@ from longvit.progress import Progress
 
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
+    from longvit.finetuning.run import FinetuneResult
     from longvit.slides.reader import Slide
-    from longvit.tasks.finetune import FinetuneResult
     from longvit.tasks.settings import FinetuneSettings
 
 EXAMPLE = "CMU-1-Small-Region.svs"
@@ -146,8 +146,8 @@ def run_demo(
     from longvit.config import load_settings
     from longvit.data.cohort import read_cohort
     from longvit.device import pick_device
+    from longvit.finetuning.run import FinetuneSettings, finetune
     from longvit.slides.reader import open_slide
-    from longvit.tasks.finetune import FinetuneSettings, finetune
 
     folder = make_folder(out_dir)
     pick_device(device)
@@ -220,10 +220,10 @@ def write_region(pixels: np.ndarray, mpp: tuple[float, float], path: Path) -> No
 
 def whole_slide(model_dir: Path, slide_path: Path, out_dir: Path, device: str) -> Path:
     """Embeds the whole slide and draws what each patch contributes; returns the picture."""
-    from longvit.batch import embed_slides, predict_slides
     from longvit.data.slide_list import find_slides
     from longvit.device import pick_device
     from longvit.model.pretrained import load_model
+    from longvit.slide_jobs import embed_slides, predict_slides
 
     model = load_model(model_dir).to(pick_device(device).device)
     # The regions were squares; a whole slide is not, and keeps its proportions at this size.
@@ -239,7 +239,7 @@ def write_demo_report(
 ) -> Path:
     """index.html: the report of the fine-tuning, with what is particular to the demo in front."""
     from longvit.report import Picture, Section, finetune_content, write_report
-    from longvit.report.finetuned import CONTRIBUTIONS_TEXT
+    from longvit.report.finetuning import CONTRIBUTIONS_TEXT
 
     content = finetune_content(finetuned, cohort, settings)
     train, test = cohort.split("train"), cohort.split("test")

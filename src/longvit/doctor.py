@@ -144,7 +144,7 @@ def _kernels() -> list[Finding]:
 
 
 def _readers() -> list[Finding]:
-    from longvit.slides.describe import describe_readers
+    from longvit.slides.slide_info import describe_readers
 
     return [
         Finding("readers", reader.name, "ok", f"{', '.join(reader.formats)} ({reader.version}): {reader.note}")

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from longvit.attention import backends
 from longvit.attention.backends import BACKENDS, pick
-from longvit.attention.merge import Settings, backward, forward
+from longvit.attention.online_softmax import Settings, backward, forward
 
 aten = torch.ops.aten
 FLASH, EFFICIENT = aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_efficient_attention

@@ -16,8 +16,8 @@ from longvit.baselines.deepattnmisl import DeepAttnMisl
 from longvit.baselines.gcn_mil import joined, nearest
 from longvit.baselines.transmil import pseudo_inverse
 from longvit.errors import InputError
+from longvit.metrics.survival import c_index
 from longvit.tasks.survival_loss import risk
-from longvit.tasks.survival_metrics import c_index
 from oracles import baselines as oracle
 
 ATOL = 1e-11

@@ -19,7 +19,7 @@ from longvit.baselines.bag import Bag
 from longvit.baselines.catalogue import SYSTEMS
 from longvit.baselines.system import create_system
 from longvit.cli import main
-from longvit.comparison.attention import read_attention
+from longvit.comparison.tile_scores import read_attention
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.split("## A system of the comparison")[1], re.DOTALL)

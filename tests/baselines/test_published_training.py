@@ -6,14 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from longvit.baselines.published_training import (
-    SUBTYPING,
-    SUBTYPING_CLAM,
-    SURVIVAL,
-    PublishedTraining,
-    Steps,
-    adam,
-)
+from longvit.baselines.reference_training import SUBTYPING, SUBTYPING_CLAM, SURVIVAL, PublishedTraining, Steps, adam
 from longvit.errors import InputError
 from oracles.published_loops import Stepper
 

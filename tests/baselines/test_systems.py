@@ -297,6 +297,6 @@ def test_omics_that_are_standardised_already_stay_as_they_are() -> None:
 
 
 def test_systems_are_named_as_the_published_rows() -> None:
-    from longvit.tasks import published
+    from longvit.finetuning import paper_tables
 
-    assert set(published.SYSTEMS) <= set(SYSTEMS)
+    assert set(paper_tables.SYSTEMS) <= set(SYSTEMS)

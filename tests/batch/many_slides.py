@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from longvit.batch import BatchResult, RunSettings, embed_slides
-from longvit.batch.embed import FOLDER, read_features
-from longvit.batch.worker_log import LogTail
-from longvit.data.claims import read_claim
 from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError
+from longvit.processes.leases import read_claim
+from longvit.slide_jobs import BatchResult, RunSettings, embed_slides
+from longvit.slide_jobs.embed import FOLDER, read_features
+from longvit.slide_jobs.worker_log import LogTail
 from small_slides import write_model, write_slide
 
 

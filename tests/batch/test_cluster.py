@@ -21,10 +21,10 @@ from batch.many_slides import (
     make,
     wait_for,
 )
-from longvit.batch import RunSettings, embed_slides
-from longvit.batch.status import status
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
+from longvit.slide_jobs import RunSettings, embed_slides
+from longvit.slide_jobs.status import status
 
 ONE = RunSettings(device="cpu", threads=1)
 
@@ -114,7 +114,7 @@ def test_without_dask_the_flag_names_what_to_install(tmp_path: Path, monkeypatch
 
 def test_a_scheduler_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed", reason="needs longvit[cluster]")
-    monkeypatch.setattr("longvit.batch.cluster._CONNECT_S", 1)
+    monkeypatch.setattr("longvit.slide_jobs.cluster._CONNECT_S", 1)
     model, slides = make(tmp_path, 1)
     with pytest.raises(InputError, match="no Dask scheduler answers") as caught:
         embed_slides(model, slides, tmp_path / "out", run_settings=RunSettings(cluster="tcp://127.0.0.1:1"))

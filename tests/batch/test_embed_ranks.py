@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longvit.batch import ReadSettings, embed_slides
-from longvit.batch.embed import FOLDER, read_features
-from longvit.batch.embed_ranks import embed_over_ranks
-from longvit.batch.job import read_record
 from longvit.data.problems import read_problems
 from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError
 from longvit.model.longvit import LongViT, create_model
 from longvit.parallel import Ranks
+from longvit.slide_jobs import ReadSettings, embed_slides
+from longvit.slide_jobs.embed import FOLDER, read_features
+from longvit.slide_jobs.embed_ranks import embed_over_ranks
+from longvit.slide_jobs.job import read_record
 from parallel.ranks import on_mesh
 
 
@@ -81,7 +81,7 @@ def _embed(ranks: Ranks, slides: Any, folder: Path) -> Any:
 
 
 def _embed_with_a_bad_rank(ranks: Ranks, slides: Any, folder: Path) -> Any:
-    from longvit.batch import embed_ranks
+    from longvit.slide_jobs import embed_ranks
 
     if ranks.rank == 1:
         real = embed_ranks._Reading.read

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 from batch.test_tiles import FOLDER, TILES, TISSUE, rows, write_slides
-from longvit.batch import ReadSettings, RunSettings, feature_slides, tile_slides
-from longvit.batch.features import FeaturesJob, batches
-from longvit.batch.reading import SlideFailedError
-from longvit.batch.stain_texture import describe_tile
-from longvit.batch.status import status
-from longvit.batch.tile_encoders import StainTexture
-from longvit.batch.tile_process import ThreadTiles, TileProcess, TilesRequest
 from longvit.data.bags import find_bags, read_bag
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
+from longvit.slide_jobs import ReadSettings, RunSettings, feature_slides, tile_slides
+from longvit.slide_jobs.features import FeaturesJob, batches
+from longvit.slide_jobs.reading import SlideFailedError
+from longvit.slide_jobs.stain_texture import describe_tile
+from longvit.slide_jobs.status import status
+from longvit.slide_jobs.tile_encoders import StainTexture
+from longvit.slide_jobs.tile_process import ThreadTiles, TileProcess, TilesRequest
 from longvit.slides.mpp import Mpp
 from longvit.slides.placement import Box
 from longvit.slides.reader import open_slide

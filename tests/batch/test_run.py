@@ -20,15 +20,15 @@ import h5py
 import numpy as np
 import pytest
 
-from longvit.batch import ReadSettings, embed_slides, predict_slides, reading
-from longvit.batch.embed import EmbedJob, read_features
-from longvit.batch.job import model_digest
-from longvit.batch.reading import ReadRequest
-from longvit.batch.run import BatchResult, JobFacts, run
 from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError
 from longvit.model.longvit import LongViT
 from longvit.model.pretrained import load_model
+from longvit.slide_jobs import ReadSettings, embed_slides, predict_slides, reading
+from longvit.slide_jobs.embed import EmbedJob, read_features
+from longvit.slide_jobs.job import model_digest
+from longvit.slide_jobs.reading import ReadRequest
+from longvit.slide_jobs.run import BatchResult, JobFacts, run
 from longvit.slides.reader import open_slide
 from small_slides import write_model, write_slide
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from longvit.batch.stain_texture import NAMES, describe_tile
+from longvit.slide_jobs.stain_texture import NAMES, describe_tile
 from slides.slide_files import tissue
 
 SIDE = 40

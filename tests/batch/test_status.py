@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from longvit.batch import status as module
-from longvit.batch.status import status
-from longvit.batch.work_list import WorkList
-from longvit.batch.worker_log import WorkerLog, note_death
 from longvit.cli import main
-from longvit.data.claims import Claims
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
+from longvit.processes.leases import Claims
+from longvit.slide_jobs import status as module
+from longvit.slide_jobs.status import status
+from longvit.slide_jobs.work_list import WorkList
+from longvit.slide_jobs.worker_log import WorkerLog, note_death
 
 Captured = pytest.CaptureFixture[str]
 

@@ -12,8 +12,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from longvit.batch import ReadSettings, RunSettings, tile_slides
 from longvit.data.slide_list import ListedSlide, find_slides
+from longvit.slide_jobs import ReadSettings, RunSettings, tile_slides
 from longvit.slides.reader import open_slide
 from longvit.slides.tiles import TileSettings
 from longvit.slides.tissue import TissueSettings

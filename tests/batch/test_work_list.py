@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from batch.many_slides import make, wait_for
-from longvit.batch import embed_slides
-from longvit.batch import work_list as module
-from longvit.batch.embed import FOLDER, EmbedJob
-from longvit.batch.job import load_longvit
-from longvit.batch.reading import SlideFailedError, ThreadReader
-from longvit.batch.work_list import Taking, WorkList
-from longvit.batch.worker import work
-from longvit.batch.worker_log import LogTail, WorkerLog, note_death
-from longvit.data.claims import Claims, read_claim
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.files import this_host
+from longvit.processes.leases import Claims, read_claim
+from longvit.slide_jobs import embed_slides
+from longvit.slide_jobs import work_list as module
+from longvit.slide_jobs.embed import FOLDER, EmbedJob
+from longvit.slide_jobs.job import load_longvit
+from longvit.slide_jobs.reading import SlideFailedError, ThreadReader
+from longvit.slide_jobs.work_list import Taking, WorkList
+from longvit.slide_jobs.worker import work
+from longvit.slide_jobs.worker_log import LogTail, WorkerLog, note_death
 
 
 def begin(out: Path, n: int, retries: int = 2) -> WorkList:

@@ -22,10 +22,10 @@ from batch.many_slides import (
     make,
     wait_for,
 )
-from longvit.batch import RunSettings, canvas_slides, embed_slides
-from longvit.batch.status import status
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
+from longvit.slide_jobs import RunSettings, canvas_slides, embed_slides
+from longvit.slide_jobs.status import status
 from longvit.slides.canvas import read_canvas
 from longvit.slides.reader import open_slide
 from small_slides import write_model, write_slide
@@ -139,7 +139,7 @@ def test_workers_that_cannot_load_the_model_stop_the_run_in_one_line(tmp_path: P
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
-    from longvit.data.claims import Claims
+    from longvit.processes.leases import Claims
 
     model, slides = make(tmp_path, 2)
     (tmp_path / "out" / "work").mkdir(parents=True)
@@ -152,9 +152,9 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(t
 
 def test_a_run_whose_machine_is_gone_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its claim on the folder is an hour old, by the folder's clock, and stays so while we look."""
-    from longvit.data import claims
+    from longvit.processes import leases
 
-    monkeypatch.setattr(claims, "_SEEN_AT_REST_S", 0.3)
+    monkeypatch.setattr(leases, "_SEEN_AT_REST_S", 0.3)
     model, slides = make(tmp_path, 2)
     claim = tmp_path / "out" / "work" / "embed.claim"
     claim.parent.mkdir(parents=True)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from comparison.made import TILE_PX, WIDTH, write_features
-from longvit.comparison.attention import TileScores, read_attention, write_attention, write_geojson
-from longvit.comparison.attention_pictures import draw_cells, score_map
-from longvit.comparison.study import make_study
+from longvit.comparison.bag_cohort import make_study
+from longvit.comparison.tile_score_plots import draw_cells, score_map
+from longvit.comparison.tile_scores import TileScores, read_attention, write_attention, write_geojson
 from longvit.data.cohort import read_cohort
 from longvit.errors import InputError
 from longvit.progress import Progress

@@ -14,7 +14,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from comparison.made import QUICK, WIDTH, write_features, write_study
-from longvit.comparison import cell as cell_module
+from longvit.comparison import trial as cell_module
 from longvit.comparison.compare import Comparison, compare
 from longvit.comparison.omics import read_omics
 from longvit.comparison.settings import ComparisonSettings
@@ -196,7 +196,7 @@ def test_omics_alone_need_no_slides_and_fusions_join_them(tmp_path: Path) -> Non
 
 
 def test_everyone_whom_the_inputs_allow_takes_part(tmp_path: Path) -> None:
-    from longvit.comparison.entrants import all_entrants
+    from longvit.comparison.system_spec import all_entrants
 
     names = [each.name for each in all_entrants(tiles=True, omics=False, signatures=False)]
     assert {"mil", "clam_sb", "ds_mil", "gcn_mil", "hipt", "longnet"} < set(names)

@@ -16,9 +16,9 @@ from longvit.comparison.summary import table
 from longvit.data.cohort import Cohort, read_cohort
 from longvit.data.folds import folds_of_column, write_folds
 from longvit.errors import InputError
-from longvit.tasks.outputs import write_outputs
+from longvit.finetuning.outputs import write_outputs
 from longvit.tasks.task import Predictions
-from longvit.training.costs import write_cost
+from longvit.training.resource_usage import write_cost
 
 ONE = replace(QUICK, systems=("mean_pooling",), set=(), bootstrap=30)
 

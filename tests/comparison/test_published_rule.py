@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from longvit.baselines.published_training import PublishedTraining, Steps, adam
-from longvit.comparison.published_rule import PublishedRule
+from longvit.baselines.reference_training import PublishedTraining, Steps, adam
+from longvit.comparison.reference_methods import PublishedRule
 from longvit.errors import InputError
 from longvit.training.loop import train
 from longvit.training.settings import TrainSettings

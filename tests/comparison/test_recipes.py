@@ -6,7 +6,7 @@ import pytest
 
 from longvit.comparison.settings import ComparisonSettings
 from longvit.config import load_settings, recipe_names, recipe_path
-from longvit.tasks.published import published_rows
+from longvit.finetuning.paper_tables import published_rows
 
 BASELINES = [name for name in recipe_names() if name.startswith("baselines_")]
 

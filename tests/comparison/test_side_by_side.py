@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from comparison.made import QUICK, write_study
-from longvit.comparison.cell_process import Cell, CellProcess
 from longvit.comparison.compare import Comparison, compare
+from longvit.comparison.trial_process import Cell, CellProcess
 from longvit.data.cohort import read_cohort
 from longvit.data.folds import folds_of_column
 from longvit.errors import InputError

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from comparison.made import GENES, QUICK, WIDTH, write_features, write_study
+from longvit.comparison.bag_cohort import make_study
 from longvit.comparison.bags import Bags, TrainingBags
-from longvit.comparison.cell import bags_of_fold, make_system
 from longvit.comparison.compare import compare
-from longvit.comparison.entrants import entrant
 from longvit.comparison.omics import OmicTable, read_omics
 from longvit.comparison.settings import ComparisonSettings
-from longvit.comparison.study import make_study
+from longvit.comparison.system_spec import entrant
+from longvit.comparison.trial import bags_of_fold, make_system
 from longvit.data.cohort import Cohort, read_cohort
 from longvit.data.folds import folds_of_column
 from longvit.errors import InputError

@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-from longvit.data.crops import CropSettings
-from longvit.data.region_crops import CropJob, batch_bytes
-from longvit.data.region_process import Part, RegionProcess, SharedMemory
-from longvit.data.regions import RegionSettings, find_regions
 from longvit.data.slide_list import ListedSlide
+from longvit.pretraining.regions.crops import CropSettings
+from longvit.pretraining.regions.region_crops import CropJob, batch_bytes
+from longvit.pretraining.regions.region_process import Part, RegionProcess, SharedMemory
+from longvit.pretraining.regions.regions import RegionSettings, find_regions
 
 SETTINGS = RegionSettings(region_px=(64, 96), per_slide=12)
 CROPS = CropSettings(global_px=32, local_px=16, local_crops=2)

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from data.shared_cache import rows_of
-from longvit.data import claims
 from longvit.data.canvas_cache import CanvasSettings, cache_canvases, read_pixels
-from longvit.data.claims import Claims
 from longvit.files import this_host
+from longvit.processes import leases
+from longvit.processes.leases import Claims
 
 SCRIPT = Path(__file__).with_name("shared_cache.py")
 SETTINGS = CanvasSettings(64)
@@ -101,7 +101,7 @@ def foreign(path: Path, host: str = "elsewhere", process: int = 1) -> Path:
 
 def test_another_machines_claim_counts_while_it_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its clock says: only that the time changes matters."""
-    monkeypatch.setattr(claims, "DEAD_AFTER_S", 0.2)
+    monkeypatch.setattr(leases, "DEAD_AFTER_S", 0.2)
     claim = foreign(tmp_path / "x")
     with Claims() as ours:
         for beat in range(20):
@@ -117,7 +117,7 @@ def test_another_machines_claim_counts_while_it_is_touched(tmp_path: Path, monke
 
 
 def test_a_holder_keeps_its_claim_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claims, "BEAT_S", 0.01)
+    monkeypatch.setattr(leases, "BEAT_S", 0.01)
     with Claims() as ours, ours.take(tmp_path / "x") as is_ours:
         assert is_ours
         claim = tmp_path / "x.claim"
@@ -139,7 +139,7 @@ def test_a_claim_that_was_only_begun_is_no_error(tmp_path: Path, monkeypatch: py
     with Claims() as ours:
         with ours.take(tmp_path / "x") as is_ours:
             assert not is_ours
-        monkeypatch.setattr(claims, "DEAD_AFTER_S", -1.0)
+        monkeypatch.setattr(leases, "DEAD_AFTER_S", -1.0)
         with ours.take(tmp_path / "x") as is_ours:
             assert is_ours
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from longvit.data import claims as module
-from longvit.data.claims import Claims, Hold, folder_time, holder, read_claim
 from longvit.files import this_host
+from longvit.processes import leases
+from longvit.processes.leases import Claims, Hold, folder_time, holder, read_claim
 
 
 def of_another_machine(claim: Path) -> Path:
@@ -39,7 +39,7 @@ def test_a_number_that_another_process_got_since_is_no_holder(tmp_path: Path) ->
 def test_a_claim_that_is_old_by_the_folders_clock_is_dead_after_a_short_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SEEN_AT_REST_S", 0.1)
+    monkeypatch.setattr(leases, "_SEEN_AT_REST_S", 0.1)
     claim = of_another_machine(tmp_path / "x")
     now = folder_time(tmp_path)
     os.utime(claim, (now - 61, now - 61))
@@ -52,7 +52,7 @@ def test_a_claim_that_is_old_by_the_folders_clock_is_dead_after_a_short_look(
 def test_a_holder_whose_clock_is_an_hour_behind_is_alive_while_it_beats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SEEN_AT_REST_S", 0.2)
+    monkeypatch.setattr(leases, "_SEEN_AT_REST_S", 0.2)
     claim = of_another_machine(tmp_path / "x")
     claims = Claims()
     for beat in range(20):
@@ -62,7 +62,7 @@ def test_a_holder_whose_clock_is_an_hour_behind_is_alive_while_it_beats(
 
 
 def test_a_settled_claim_is_nobodys_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DEAD_AFTER_S", -1.0)
+    monkeypatch.setattr(leases, "DEAD_AFTER_S", -1.0)
     with Claims() as claims:
         hold = claims.hold(tmp_path / "x", {"worker": "w1"})
         assert hold is not None
@@ -98,7 +98,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(path: Path) -> Iterator[None]:
         yield
 
-    monkeypatch.setattr(module, "_locked", nothing)
+    monkeypatch.setattr(leases, "_locked", nothing)
 
 
 @pytest.mark.usefixtures("no_locks")

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage, stats
 
-from longvit.data.crop_colour import GREY, Step
-from longvit.data.crops import CropSettings, Look, draw_looks, make_crop
 from longvit.errors import InputError
+from longvit.pretraining.regions.crop_colour import GREY, Step
+from longvit.pretraining.regions.crops import CropSettings, Look, draw_looks, make_crop
 from slides.slide_files import tissue
 
 PLAIN = Look((0.0, 0.0, 1.0, 1.0), False, 0, None, (), False, 0.0, False)

@@ -15,7 +15,7 @@ from conftest import shared
 from longvit.cli import main
 from longvit.data.cohort import SPLITS, Cohort, read_cohort
 from longvit.data.folds import Fold, assign, match, read_folds
-from longvit.data.leaks import CohortReport, check
+from longvit.data.leakage import CohortReport, check
 from longvit.data.new_folds import make_folds, patient_disjoint
 from longvit.errors import InputError
 

@@ -18,13 +18,13 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from conftest import EXAMPLE_SLIDE
 from data.region_run import CROPS, SETTINGS
-from longvit.data import region_process
-from longvit.data.crops import CropSettings
 from longvit.data.problems import Problem
-from longvit.data.region_batches import CropBatch, RegionBatches
-from longvit.data.regions import RegionSettings, find_regions
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
+from longvit.pretraining.regions import region_process
+from longvit.pretraining.regions.crops import CropSettings
+from longvit.pretraining.regions.region_batches import CropBatch, RegionBatches
+from longvit.pretraining.regions.regions import RegionSettings, find_regions
 from slides.slide_files import tissue, write_jpeg
 from small_slides import write_slide
 
@@ -170,7 +170,7 @@ def test_bad_tiles_replace_a_region_unless_they_are_allowed(
 
 def processes_of(monkeypatch: pytest.MonkeyPatch) -> list[region_process.RegionProcess]:
     """Every process that is started from now on."""
-    from longvit.data import region_batches
+    from longvit.pretraining.regions import region_batches
 
     seen: list[region_process.RegionProcess] = []
 
@@ -256,7 +256,8 @@ def test_processes_end_when_their_parent_is_killed_or_interrupted(slides: list[L
 
 
 def test_processes_load_no_torch() -> None:
-    code = "import sys, longvit.data.region_process; print(*sorted({'torch', 'pandas', 'sklearn'} & set(sys.modules)))"
+    code = "import sys, longvit.pretraining.regions.region_process as _"
+    code += "; print(*sorted({'torch', 'pandas', 'sklearn'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

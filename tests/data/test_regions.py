@@ -10,10 +10,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from longvit.data.region_reader import RegionReader, read_region
-from longvit.data.regions import Regions, RegionSettings, find_regions
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
+from longvit.pretraining.regions.region_reader import RegionReader, read_region
+from longvit.pretraining.regions.regions import Regions, RegionSettings, find_regions
 from longvit.slides.placement import Box
 from longvit.slides.reader import Slide
 from slides.slide_files import pyramid, tissue, write_jpeg, write_svs

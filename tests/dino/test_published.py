@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from conftest import shared
+from longvit.dino.dino_checkpoint import load_published, save_published
 from longvit.dino.loss import DinoLoss
-from longvit.dino.published import load_published, save_published
 from longvit.dino.settings import DinoSettings
 from longvit.dino.student_teacher import StudentTeacher
 from longvit.errors import InputError

@@ -103,7 +103,7 @@ def _cells(table: Path | None, column: str) -> list[str]:
 @contextmanager
 def _fault(kind: str, file: str, notes: Path, removes: Path) -> Iterator[None]:
     """In here every process that is started has the fault, and what may pass is tried again soon."""
-    from longvit.batch import work_list
+    from longvit.slide_jobs import work_list
 
     path = os.pathsep.join(filter(None, (str(HERE / "hooks"), os.environ.get("PYTHONPATH"))))
     changes = {

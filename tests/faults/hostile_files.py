@@ -105,7 +105,7 @@ def read(one: Case, path: Path) -> str:
 
 
 def _worklist(path: Path) -> Any:
-    from longvit.batch.status import status
+    from longvit.slide_jobs.status import status
 
     folder = path.parent / "work" / "embed"
     for part in ("slides", "workers"):
@@ -126,14 +126,14 @@ def _lazily(module: str, name: str, of_folder: bool, *more: Any) -> Callable[[Pa
 
 
 def _fold_result(path: Path) -> Any:
-    from longvit.tasks.finetune_result import finished
+    from longvit.finetuning.finetune_result import finished
 
     result = finished(path.parent)
     return result and result.summary()
 
 
 def _cross_validation(path: Path) -> Any:
-    from longvit.tasks.published import measured_cells
+    from longvit.finetuning.paper_tables import measured_cells
 
     return measured_cells([path])
 
@@ -277,12 +277,12 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="a line per case")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    import longvit.batch.status
     import longvit.comparison.settings
     import longvit.data.bags
     import longvit.data.cohort
     import longvit.model.pretrained
     import longvit.pretraining.settings
+    import longvit.slide_jobs.status
     import longvit.tasks.settings  # noqa: F401
 
     cases = [c for c in (*CASES, *flips(args.flips, args.seed)) if c.kind.startswith(args.kind)]

@@ -166,9 +166,9 @@ def load() -> None:
 
     import longvit.cli.commands
     import longvit.comparison.compare
+    import longvit.finetuning.run
     import longvit.pretraining.run
-    import longvit.report
-    import longvit.tasks.finetune  # noqa: F401
+    import longvit.report  # noqa: F401
 
     torch.set_num_threads(1)
 

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import pytest
 
 from faults import hostile_files
-from longvit.batch.predict import predict_slides
 from longvit.config import typed
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
 from longvit.json_file import read_json
 from longvit.model.pretrained import load_model
+from longvit.slide_jobs.predict import predict_slides
 from small_slides import write_model, write_slide
 
 

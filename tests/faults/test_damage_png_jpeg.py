@@ -247,7 +247,7 @@ def test_one_large_strip_of_plain_bytes_is_read_in_pieces(tmp_path: Path) -> Non
 
 
 def test_what_of_the_damage_a_reader_sees_is_told(tmp_path: Path) -> None:
-    from longvit.slides.describe import damage_seen, info
+    from longvit.slides.slide_info import damage_seen, info
 
     png = open_slide(write_png(tmp_path / "a.png", "RGB"))
     assert damage_seen(png).startswith("all")

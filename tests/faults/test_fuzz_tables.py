@@ -90,7 +90,7 @@ def test_any_table_of_folds_is_read_or_refused_in_one_line(tmp_path: Path, data:
 
 @given(data=csv_files(("case_id", "slide_id", "label", "prob_a", "prob_b", "split", "fold", "system")))
 def test_any_predictions_are_evaluated_or_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
-    from longvit.tasks.evaluate import evaluate
+    from longvit.finetuning.evaluate import evaluate
 
     path = _write(tmp_path, data)
     found = result_or_input_error(lambda: evaluate(path, resamples=10), path)
@@ -101,7 +101,7 @@ def test_any_predictions_are_evaluated_or_refused_in_one_line(tmp_path: Path, da
     data=csv_files(("case_id", "slide_id", "risk", "survival_months", "event", "split", "fold", "cohort", "test_auc"))
 )
 def test_any_survival_predictions_are_evaluated_or_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
-    from longvit.tasks.evaluate import evaluate
+    from longvit.finetuning.evaluate import evaluate
 
     path = _write(tmp_path, data)
     found = result_or_input_error(lambda: evaluate(path, resamples=10), path)

@@ -17,8 +17,8 @@ from longvit.data.cohort import read_cohort
 from longvit.data.folds import match, read_folds
 from longvit.data.identity import canonical, clashes, folded, read_classes
 from longvit.errors import InputError
+from longvit.finetuning.evaluate import evaluate
 from longvit.pretraining.probes import read_probe
-from longvit.tasks.evaluate import evaluate
 
 Captured = pytest.CaptureFixture[str]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from longvit.batch import RunSettings, canvas_slides, embed_slides, feature_slides, predict_slides, tile_slides
-from longvit.batch.status import status
 from longvit.data.bags import find_bags
 from longvit.data.slide_list import ListedSlide
 from longvit.files import file_stem, printable, write_text
+from longvit.slide_jobs import RunSettings, canvas_slides, embed_slides, feature_slides, predict_slides, tile_slides
+from longvit.slide_jobs.status import status
 from longvit.slides.tiles import TileSettings
 from longvit.slides.tissue import TissueSettings
 from small_slides import write_model, write_slide

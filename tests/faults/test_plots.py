@@ -14,16 +14,16 @@ import pytest
 from PIL import Image
 
 import longvit
-from longvit.batch.predict import predict_slides
 from longvit.data.problems import read_problems
 from longvit.data.slide_list import find_slides
 from longvit.figure import drawable, new_figure, plot, short_name, write_figure
 from longvit.interpret import Contributions, draw
+from longvit.metrics.classification import Interval
+from longvit.plots.classification import confusion_picture, fold_dots_picture, reliability_picture, roc_picture
+from longvit.plots.curves import pr_curves_picture, roc_curves_picture
+from longvit.plots.survival import kaplan_meier_picture
+from longvit.slide_jobs.predict import predict_slides
 from longvit.slides.reader import open_slide
-from longvit.tasks.curves import pr_curves_picture, roc_curves_picture
-from longvit.tasks.metrics import Interval
-from longvit.tasks.pictures import confusion_picture, fold_dots_picture, reliability_picture, roc_picture
-from longvit.tasks.survival_pictures import kaplan_meier_picture
 from small_slides import write_model, write_slide
 
 PACKAGE = Path(longvit.__file__).parent
@@ -225,13 +225,13 @@ def test_where_nothing_can_be_drawn_at_all_reports_have_their_numbers(
 
 
 def test_tiles_are_kept_where_their_picture_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from longvit.batch.tiles import tile_slides
+    from longvit.slide_jobs.tiles import tile_slides
     from longvit.slides.tiles import TileSettings
 
     def fails(*_: Any, **__: Any) -> None:
         raise ValueError("no font")
 
-    monkeypatch.setattr("longvit.slides.tile_picture._font", fails)
+    monkeypatch.setattr("longvit.slides.tile_overview._font", fails)
     slide = write_slide(tmp_path / "a.tif", size_px=(600, 500))
     result = tile_slides(find_slides([slide]), tmp_path / "out", TileSettings(tile_px=32, mpp=1.0))
     assert result.done == ("a",)

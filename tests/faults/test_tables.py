@@ -21,7 +21,7 @@ from longvit.data.folds import read_folds
 from longvit.data.slide_list import find_slides
 from longvit.data.table import number, read_table, records
 from longvit.errors import InputError
-from longvit.tasks.evaluate import evaluate
+from longvit.finetuning.evaluate import evaluate
 
 Read = Callable[[Path], object]
 READERS: dict[str, Read] = {

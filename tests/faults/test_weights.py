@@ -73,7 +73,7 @@ def test_an_archive_that_unpacks_to_much_is_refused_before_it_is_unpacked(tmp_pa
 def test_an_encoder_that_unpacks_to_much_is_refused(tmp_path: Path, kind: str) -> None:
     import zipfile
 
-    from longvit.batch.tile_encoders import open_encoder
+    from longvit.slide_jobs.tile_encoders import open_encoder
 
     with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data/0", bytes(80 * 2**20))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longvit.baselines.published_training import Steps
+from longvit.baselines.reference_training import Steps
 
 
 class Stepper:

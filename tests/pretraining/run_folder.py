@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from longvit.pretraining.token_pictures import nearest_neighbours, neighbours_sheet, write_titled
+from longvit.pretraining.token_images import nearest_neighbours, neighbours_sheet, write_titled
 
 K = 4096
 LOG_K = math.log(K)
@@ -127,7 +127,7 @@ def _pictures(folder: Path, probe: bool) -> None:
 
 
 if __name__ == "__main__":
-    from longvit.report.pretrained import pretrain_report
+    from longvit.report.pretraining import pretrain_report
 
     kinds: dict[str, dict[str, Any]] = {
         "healthy": {},

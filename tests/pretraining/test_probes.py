@@ -14,7 +14,7 @@ from longvit.errors import InputError
 from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.parallel import shard
 from longvit.pretraining import probes
-from longvit.pretraining.feature_figures import feature_std, knn_probe, linear_probe, rankme
+from longvit.pretraining.feature_metrics import feature_std, knn_probe, linear_probe, rankme
 from longvit.pretraining.probes import (
     Probe,
     colour_features,
@@ -54,7 +54,7 @@ def naive_knn(x: np.ndarray, y: np.ndarray, groups: list[str], k: int, temperatu
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.5), (60, 0.07), (500, 0.07)])
 def test_knn_votes_are_those_of_a_naive_loop(k: int, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longvit.pretraining.feature_figures._ROWS_AT_ONCE", 16)
+    monkeypatch.setattr("longvit.pretraining.feature_metrics._ROWS_AT_ONCE", 16)
     x, y, groups = features_of()
     found = knn_probe(x, y, groups, k=k, temperature=temperature)
     expected = np.array(naive_knn(x, y, groups, k, temperature))

@@ -10,16 +10,16 @@ import torch
 
 from dino.test_published import CONFIG, SETTINGS, same
 from longvit.cli import main
+from longvit.dino.dino_checkpoint import load_published
 from longvit.dino.loss import DinoLoss
-from longvit.dino.published import load_published
 from longvit.dino.schedules import Schedules
 from longvit.dino.student_teacher import StudentTeacher
 from longvit.errors import InputError
 from longvit.model.gigapath import GigaPathConfig, GigaPathSlideEncoder
 from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.model.pretrained import load_model, save_pretrained
-from longvit.pretraining.publish import publish
-from longvit.pretraining.rule import DinoRule, SelfDistillation
+from longvit.pretraining.dino_method import DinoRule, SelfDistillation
+from longvit.pretraining.export_dino import publish
 from longvit.training.checkpoint import write_checkpoint
 from longvit.training.optim import adamw
 from longvit.training.state import RunState, pack

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from longvit.errors import InputError
-from longvit.report.pretrained import pretrain_report
-from longvit.report.pretrained_curves import thinned
+from longvit.report.pretraining import pretrain_report
+from longvit.report.pretraining_plots import thinned
 from pretraining.run_folder import write_folder
 
 pytestmark = pytest.mark.xdist_group("report_pretrained")  # one worker: the fixture draws
@@ -148,6 +148,6 @@ def test_many_steps_become_few_points_with_the_same_mean() -> None:
 
 
 def test_importing_the_report_loads_no_torch() -> None:
-    code = "import sys, longvit.report.pretrained; print('torch' in sys.modules)"
+    code = "import sys, longvit.report.pretraining; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

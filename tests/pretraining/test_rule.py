@@ -16,7 +16,7 @@ from longvit.dino.schedules import Schedules
 from longvit.dino.student_teacher import StudentTeacher, parameter_groups, set_rates
 from longvit.model.longvit import LongViTConfig
 from longvit.parallel import ALONE, Ranks, shard
-from longvit.pretraining.rule import DinoRule, SelfDistillation
+from longvit.pretraining.dino_method import DinoRule, SelfDistillation
 from longvit.training.loop import TrainSettings, train
 from parallel.ranks import on_mesh
 

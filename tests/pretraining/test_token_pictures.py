@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 
 from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.pretraining.probes import Probe
-from longvit.pretraining.token_pictures import (
+from longvit.pretraining.token_images import (
     Neighbours,
     evenly_spaced,
     nearest_neighbours,

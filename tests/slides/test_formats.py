@@ -15,7 +15,7 @@ from PIL import Image
 
 from conftest import EXAMPLE_SLIDE
 from longvit.errors import InputError
-from longvit.slides import choice
+from longvit.slides import reader_selection
 from longvit.slides.reader import open_slide
 from longvit.slides.tiled_tiff import TiledTiffReader
 from slides.slide_files import (
@@ -355,9 +355,9 @@ def test_a_level_that_only_openslide_sees_rules_the_fast_path_out(tmp_path: Path
     ours = open_slide(path, reader="tiff").opened()[0].reader
     theirs = open_slide(path, reader="openslide").opened()[0].reader
     assert isinstance(ours, TiledTiffReader)
-    assert choice.disagreement_with(theirs, ours) is None
+    assert reader_selection.disagreement_with(theirs, ours) is None
     ours.levels = ours.levels[:2]
-    assert str(choice.disagreement_with(theirs, ours)) == "has no level of 128 × 64 px"
+    assert str(reader_selection.disagreement_with(theirs, ours)) == "has no level of 128 × 64 px"
 
 
 def test_halved_is_half() -> None:

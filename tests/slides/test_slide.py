@@ -17,8 +17,8 @@ import pytest
 
 from conftest import EXAMPLE_SLIDE
 from longvit.errors import InputError
-from longvit.slides.describe import describe_readers, info
 from longvit.slides.reader import Slide, open_slide
+from longvit.slides.slide_info import describe_readers, info
 from longvit.slides.strips import canvas_strips
 from slides.slide_files import overwrite, pyramid, tile_place, tissue, write_mrxs, write_scn, write_tiff
 

@@ -12,7 +12,7 @@ from longvit.errors import InputError
 from longvit.slides.mpp import Mpp
 from longvit.slides.placement import Box
 from longvit.slides.reader import open_slide
-from longvit.slides.tile_picture import draw_tiles
+from longvit.slides.tile_overview import draw_tiles
 from longvit.slides.tile_reading import level_for, pieces_read, read_tiles
 from longvit.slides.tiles import TileGrid, TileSettings, tile_grid
 from longvit.slides.tissue import Tissue, TissueSettings, tissue_of_canvas

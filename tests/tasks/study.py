@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from longvit.data.cohort import Cohort, read_cohort
-from longvit.tasks.finetune import FinetuneSettings, finetune
+from longvit.finetuning.run import FinetuneSettings, finetune
 
 SETTINGS = FinetuneSettings(
     model="longvit_tiny_patch32",

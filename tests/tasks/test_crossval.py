@@ -20,7 +20,7 @@ from longvit.data.cohort import Cohort, read_cohort
 from longvit.data.folds import Fold
 from longvit.data.new_folds import make_folds
 from longvit.errors import InputError
-from longvit.tasks.crossval import CrossValidation, cross_validate
+from longvit.finetuning.crossval import CrossValidation, cross_validate
 from tasks.study import SETTINGS, write_study
 
 QUICK = replace(SETTINGS, epochs=2)

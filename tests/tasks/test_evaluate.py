@@ -13,10 +13,10 @@ import pytest
 from conftest import shared
 from longvit.cli import main
 from longvit.errors import InputError
-from longvit.tasks.evaluate import evaluate
-from longvit.tasks.metrics import classification_metrics
-from longvit.tasks.published import published_rows
-from longvit.tasks.survival_metrics import bootstrap_c_index, c_index
+from longvit.finetuning.evaluate import evaluate
+from longvit.finetuning.paper_tables import published_rows
+from longvit.metrics.classification import classification_metrics
+from longvit.metrics.survival import bootstrap_c_index, c_index
 
 SURVIVAL = "case_id,slide_id,split,fold,survival_months,event,risk\n"
 

@@ -21,10 +21,10 @@ import longvit
 from longvit.config import load_settings
 from longvit.data.cohort import read_cohort
 from longvit.errors import InputError
-from longvit.tasks.finetune import FinetuneResult, FinetuneSettings, finetune
-from longvit.tasks.metrics import classification_metrics
-from longvit.tasks.starting_model import starting_model
-from longvit.training.costs import read_cost
+from longvit.finetuning.run import FinetuneResult, FinetuneSettings, finetune
+from longvit.finetuning.starting_model import starting_model
+from longvit.metrics.classification import classification_metrics
+from longvit.training.resource_usage import read_cost
 from tasks.study import SETTINGS, study, write_study
 
 SCRIPT = Path(__file__).with_name("study.py")
@@ -110,7 +110,7 @@ def test_pictures_are_pictures(finished: FinetuneResult) -> None:
 def test_a_finished_run_started_again_says_so_and_computes_nothing(
     finished: FinetuneResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("longvit.tasks.finetune._Finetuning.run", None)
+    monkeypatch.setattr("longvit.finetuning.run._Finetuning.run", None)
     cohort = read_cohort(finished.folder.parent / "slides" / "cohort.csv")
     again = finetune(cohort, replace(SETTINGS, num_workers=7, threads=2), finished.folder)
     assert again.was_finished

@@ -12,9 +12,9 @@ import pytest
 
 from longvit.data.new_folds import make_folds
 from longvit.errors import InputError
+from longvit.finetuning.crossval import cross_validate
+from longvit.finetuning.run import FinetuneResult, FinetuneSettings, finetune
 from longvit.parallel import Ranks
-from longvit.tasks.crossval import cross_validate
-from longvit.tasks.finetune import FinetuneResult, FinetuneSettings, finetune
 from parallel.ranks import on_mesh
 from tasks.study import SETTINGS, study
 

@@ -15,7 +15,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from longvit.tasks.metrics import (
+from longvit.metrics.classification import (
     FIGURES,
     auc,
     average_precision,
@@ -172,5 +172,5 @@ def test_many_slides_do_not_change_the_bootstrap(monkeypatch: pytest.MonkeyPatch
     labels, p = random_case(50, 3, 2)
     patients = [str(i) for i in range(50)]
     whole = bootstrap(labels, p, patients, resamples=30)
-    monkeypatch.setattr("longvit.tasks.metrics._WEIGHTS_AT_ONCE", 350)
+    monkeypatch.setattr("longvit.metrics.classification._WEIGHTS_AT_ONCE", 350)
     assert bootstrap(labels, p, patients, resamples=30) == whole

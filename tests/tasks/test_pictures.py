@@ -11,9 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from longvit.tasks.curves import Fold, pr_curves_picture, pr_heights, roc_curves_picture, roc_heights
-from longvit.tasks.metrics import Interval, auc, average_precision
-from longvit.tasks.pictures import (
+from longvit.metrics.classification import Interval, auc, average_precision
+from longvit.plots.classification import (
     confusion_picture,
     fold_dots_picture,
     fold_losses_picture,
@@ -21,7 +20,8 @@ from longvit.tasks.pictures import (
     reliability_picture,
     roc_picture,
 )
-from longvit.tasks.survival_pictures import kaplan_meier_picture, p_words, risk_halves
+from longvit.plots.curves import Fold, pr_curves_picture, pr_heights, roc_curves_picture, roc_heights
+from longvit.plots.survival import kaplan_meier_picture, p_words, risk_halves
 
 
 def fold(n: int, classes: int, seed: int) -> Fold:

@@ -14,7 +14,7 @@ from conftest import shared
 from longvit.cli import main
 from longvit.config import RECIPES, load_settings
 from longvit.errors import InputError
-from longvit.tasks.published import (
+from longvit.finetuning.paper_tables import (
     COHORTS,
     RESOLUTIONS_PX,
     best_published,

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 import longvit
-from longvit.batch import predict_slides
 from longvit.data.cohort import Cohort, SlideRow, read_cohort
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
-from longvit.tasks.finetune import finetune
+from longvit.finetuning.run import finetune
+from longvit.slide_jobs import predict_slides
 from longvit.tasks.survival import Survival, risk_of
 from longvit.tasks.task import Predictions
 from tasks.study import SETTINGS as QUICK

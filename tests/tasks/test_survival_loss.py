@@ -175,7 +175,7 @@ def test_ridge_cox_on_real_patients_reaches_the_protocols_figure() -> None:
     """UCEC, 123 copy numbers, five published folds: c-index .628 (± .01), loss per event + 2 |w|²."""
     from scipy.optimize import minimize
 
-    from longvit.tasks.survival_metrics import c_index
+    from longvit.metrics.survival import c_index
 
     table = pd.read_csv(shared("data/mcat/clinical/tcga_ucec_all_clean.csv.zip"), low_memory=False)
     table = table.drop_duplicates("case_id").set_index("case_id")

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import shared
 from longvit.errors import InputError
-from longvit.tasks.survival_metrics import (
+from longvit.metrics.survival import (
     bootstrap_c_index,
     brier_score,
     c_index,
@@ -267,8 +267,8 @@ def test_bootstrap_draws_patients_with_all_their_slides() -> None:
 def test_large_cohorts_in_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     months, event, risk = cohort(1)
     whole = c_index(months, event, risk), bootstrap_c_index(months, event, risk, list(map(str, risk)), resamples=20)
-    monkeypatch.setattr("longvit.tasks.survival_metrics._PAIRS_AT_ONCE", 700)
-    monkeypatch.setattr("longvit.tasks.survival_metrics._WEIGHTS_AT_ONCE", 500)
+    monkeypatch.setattr("longvit.metrics.survival._PAIRS_AT_ONCE", 700)
+    monkeypatch.setattr("longvit.metrics.survival._WEIGHTS_AT_ONCE", 500)
     parts = c_index(months, event, risk), bootstrap_c_index(months, event, risk, list(map(str, risk)), resamples=20)
     assert parts[0] == pytest.approx(whole[0], abs=1e-14)
     assert (parts[1].low, parts[1].high) == pytest.approx((whole[1].low, whole[1].high), abs=1e-12)

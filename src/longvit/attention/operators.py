@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from longvit.attention import merge
+from longvit.attention import online_softmax
 from longvit.attention.backends import pick
 from longvit.attention.branches import calls, runs
 
@@ -36,11 +36,13 @@ def _settings(
     padded: bool,
     scale: float,
     backend: str,
-) -> merge.Settings:
+) -> online_softmax.Settings:
     branches = tuple(zip(segment_lengths, dilated_ratios, strict=True))
     choice = pick(q.device, q.dtype, q.shape[-1], backend)
     rows = None if lengths is None else tuple(lengths)
-    return merge.Settings(branches, rows, detached, padded, scale, choice.backend, choice.is_free and not padded)
+    return online_softmax.Settings(
+        branches, rows, detached, padded, scale, choice.backend, choice.is_free and not padded
+    )
 
 
 def _operator(function: Callable[..., Any], name: str, fake: Callable[..., Any]) -> Any:
@@ -65,12 +67,12 @@ def _forward(
     """→ out (B, N, H, D), lse (B, N, H); no gradient flows through lse."""
     q, k, v = _three(qkv)
     settings = _settings(q, segment_lengths, dilated_ratios, lengths, detached, padded, scale, backend)
-    return merge.forward(q, k, v, settings)
+    return online_softmax.forward(q, k, v, settings)
 
 
 def _forward_fake(qkv: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
     q = _three(qkv)[0]
-    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=merge.wide_dtype(q.dtype))
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=online_softmax.wide_dtype(q.dtype))
 
 
 def _backward(
@@ -92,9 +94,9 @@ def _backward(
     q, k, v = _three(qkv)
     settings = _settings(q, segment_lengths, dilated_ratios, lengths, detached, padded, scale, backend)
     if len(qkv) == 3:
-        return [g.to(q.dtype) for g in merge.backward(grad_out, q, k, v, out, lse, settings)]
-    fused = torch.empty(qkv[0].shape, dtype=merge.wide_dtype(q.dtype), device=q.device)
-    merge.backward(grad_out, q, k, v, out, lse, settings, fused.unbind(2))
+        return [g.to(q.dtype) for g in online_softmax.backward(grad_out, q, k, v, out, lse, settings)]
+    fused = torch.empty(qkv[0].shape, dtype=online_softmax.wide_dtype(q.dtype), device=q.device)
+    online_softmax.backward(grad_out, q, k, v, out, lse, settings, fused.unbind(2))
     return [fused.to(q.dtype)]
 
 

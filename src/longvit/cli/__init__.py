@@ -19,7 +19,7 @@ from typing import Any
 from longvit.cli.streams import output_error, steady_streams
 from longvit.errors import InputError, is_out_of_memory
 from longvit.files import printable
-from longvit.interrupts import lost_interrupts_come_again
+from longvit.processes.interrupts import lost_interrupts_come_again
 
 FAULT, REFUSED, NO_OUTPUT = 70, 71, 74
 """EX_SOFTWARE, EX_OSERR, EX_IOERR of sysexits.h."""

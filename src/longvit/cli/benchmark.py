@@ -172,7 +172,7 @@ def _folds(
 
 
 def _pictures(result: Comparison, slides: int) -> int:
-    from longvit.comparison.attention_pictures import draw_cells
+    from longvit.comparison.tile_score_plots import draw_cells
     from longvit.progress import Progress
 
     cells = [

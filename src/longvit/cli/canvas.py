@@ -57,8 +57,8 @@ def canvas(
     longvit canvas cohort.csv --slides-dir /data/slides --workers 4
     ```
     """
-    from longvit.batch import ReadSettings, RunSettings, canvas_slides
     from longvit.files import make_folder
+    from longvit.slide_jobs import ReadSettings, RunSettings, canvas_slides
 
     run = RunSettings(workers, cluster, retries, timeout_s or None, reads_apart=True, threads=threads)
     make_folder(out)

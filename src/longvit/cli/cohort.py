@@ -15,7 +15,7 @@ from longvit.cli.options import say
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
     from longvit.data.folds import Fold
-    from longvit.data.leaks import CohortReport
+    from longvit.data.leakage import CohortReport
     from longvit.tasks.settings import FinetuneSettings
 
 _NAMED = 3  # how many names a line shows; --json has all
@@ -95,13 +95,13 @@ def check(
     longvit cohort check tcga_ucec_all_clean.csv.zip --task survival --folds splits/tcga_ucec --json
     ```
     """
-    from longvit.data import leaks
+    from longvit.data import leakage
     from longvit.data.folds import fold_of_splits, folds_of_column, read_folds
 
     rows = _read(manifest, task, label_column, keep, slides_dir, (time_column, event_column, censorship_column))
     if other is not None:
         theirs = _read(other, task, label_column, keep, slides_dir, (time_column, event_column, censorship_column))
-        say(f"{other}: agrees on the {leaks.refuse_disagreement(rows, theirs)} slides in both")
+        say(f"{other}: agrees on the {leakage.refuse_disagreement(rows, theirs)} slides in both")
     listed: tuple[Fold, ...] = ()
     if folds is not None:
         listed = read_folds(folds)
@@ -109,7 +109,7 @@ def check(
         listed = (fold_of_splits(rows),)
     elif any(row.fold for row in rows.rows):
         listed = folds_of_column(rows)
-    report = leaks.check(rows, listed, contents=contents)
+    report = leakage.check(rows, listed, contents=contents)
     print(json.dumps(report.as_json(), indent=1, ensure_ascii=False) if as_json else "\n".join(lines_of(report)))
     if not (leaking := report.leaking()):
         return 0
@@ -161,7 +161,7 @@ def split(
     """
     from longvit.data import new_folds
     from longvit.data.folds import read_folds, write_folds
-    from longvit.data.leaks import check as report_of
+    from longvit.data.leakage import check as report_of
 
     columns = (time_column, event_column, censorship_column)
     rows = _read(manifest, task, label_column, keep, None, columns)

@@ -96,7 +96,7 @@ def convert(
 
 def _to_dino(source: Path, out: Path, given: list[str]) -> int:
     from longvit.errors import InputError
-    from longvit.pretraining.publish import publish
+    from longvit.pretraining.export_dino import publish
 
     if given:
         raise InputError(f"{', '.join(given)}: for reading a published checkpoint, not for --to dino")

@@ -67,8 +67,8 @@ def embed(
     torchrun --nproc-per-node 8 -m longvit embed run/model slides/ --sequence-ranks 8
     ```
     """
-    from longvit.batch import ReadSettings, embed_slides
     from longvit.files import make_folder
+    from longvit.slide_jobs import ReadSettings, embed_slides
 
     if "RANK" in os.environ or sequence_ranks > 1:
         if workers > 1 or cluster is not None:
@@ -93,11 +93,11 @@ def _over_ranks(
     sequence_ranks: int,
     read: tuple[Any, ...],
 ) -> int:
-    from longvit.batch import ReadSettings
-    from longvit.batch.embed_ranks import embed_over_ranks
-    from longvit.batch.job import load_longvit
     from longvit.device import pick_device, set_threads
     from longvit.parallel import all_ranks
+    from longvit.slide_jobs import ReadSettings
+    from longvit.slide_jobs.embed_ranks import embed_over_ranks
+    from longvit.slide_jobs.job import load_longvit
 
     with all_ranks(sequence_ranks, device=device) as ranks:
         set_threads(threads)

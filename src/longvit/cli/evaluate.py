@@ -12,7 +12,7 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from longvit.tasks.evaluate import Evaluation, Figure
+    from longvit.finetuning.evaluate import Evaluation, Figure
 
 
 def evaluate(
@@ -47,7 +47,7 @@ def evaluate(
     ```
     """
     from longvit.errors import InputError
-    from longvit.tasks.evaluate import evaluate as evaluate_file
+    from longvit.finetuning.evaluate import evaluate as evaluate_file
 
     if bootstrap < 0:
         raise InputError(f"bootstrap {bootstrap}: at least 0")

@@ -87,9 +87,9 @@ def features(
     longvit features cohort.csv --slides-dir /data/slides --out job --encoder hipt:vit256_small_dino.pth
     ```
     """
-    from longvit.batch import ReadSettings, RunSettings, feature_slides
-    from longvit.batch.features import TABLE, encoder_needs_torch, feature_folder
     from longvit.files import make_folder
+    from longvit.slide_jobs import ReadSettings, RunSettings, feature_slides
+    from longvit.slide_jobs.features import TABLE, encoder_needs_torch, feature_folder
     from longvit.slides.tiles import TileSettings
 
     wanted = TileSettings(tile_px, tile_mpp, overlap_px, min_tissue)

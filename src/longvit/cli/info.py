@@ -31,8 +31,8 @@ def info(
     longvit info slide.svs --json
     ```
     """
-    from longvit.slides.describe import info as facts_of
     from longvit.slides.reader import open_slide
+    from longvit.slides.slide_info import info as facts_of
 
     with open_slide(slide, mpp=mpp, reader=reader) as opened:
         facts = facts_of(opened)

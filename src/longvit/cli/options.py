@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 if TYPE_CHECKING:
-    from longvit.batch import BatchResult, RunSettings
     from longvit.data.slide_list import ListedSlide
     from longvit.model.longvit import LongViT
+    from longvit.slide_jobs import BatchResult, RunSettings
 
 SETTINGS = Group("Settings (also keys of a recipe)", sort_key=1)
 Recipe = Annotated[
@@ -87,9 +87,9 @@ def model_and_run(
 ) -> tuple[LongViT | Path, RunSettings]:
     """What a run over many slides needs: the model on its device, which is printed; or its folder, where others load
     it."""
-    from longvit.batch import RunSettings
-    from longvit.batch.job import config_of, load_longvit
     from longvit.device import pick_device, set_threads
+    from longvit.slide_jobs import RunSettings
+    from longvit.slide_jobs.job import config_of, load_longvit
 
     settings = RunSettings(
         workers, cluster, retries, timeout_s or None, reads_apart=True, device=device, threads=threads

@@ -84,7 +84,7 @@ def facts_of(plan: Plan) -> dict[str, Any]:
 
 def lines_of(plan: Plan) -> list[str]:
     """The plan for people, one fact per line."""
-    from longvit.plan.answer import EXISTS
+    from longvit.plan.feasibility import EXISTS
 
     s, moved = plan.settings, plan.exchange
     ways = {"kept layers": plan.plain, "recomputed": plan.recomputed, "offloaded": plan.offloaded}

@@ -63,8 +63,8 @@ def predict(
     longvit predict run/model cohort.csv --slides-dir /data/slides
     ```
     """
-    from longvit.batch import ReadSettings, predict_slides
     from longvit.files import make_folder
+    from longvit.slide_jobs import ReadSettings, predict_slides
 
     make_folder(out)
     listed = listed_slides(slides, slides_dir, out)

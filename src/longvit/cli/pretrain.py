@@ -47,7 +47,7 @@ def pretrain(
     from longvit.cli.train import all_ranks_of
     from longvit.device import pick_device
     from longvit.pretraining.run import pretrain as run
-    from longvit.report.pretrained import pretrain_report
+    from longvit.report.pretraining import pretrain_report
 
     pick_device(settings.device)  # before any slide is touched
     listed = listed_slides(slides, slides_dir, out)

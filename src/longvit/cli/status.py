@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from longvit.batch.status import RunStatus
+    from longvit.slide_jobs.status import RunStatus
 
 _WATCH_EVERY_S = 2.0
 _SHOWN = 20
@@ -35,7 +35,7 @@ def status(
     longvit status embeddings --watch
     ```
     """
-    from longvit.batch.status import status as look
+    from longvit.slide_jobs.status import status as look
 
     if json_:
         from dataclasses import asdict

@@ -34,7 +34,7 @@ def tables(
     longvit tables runs --json
     ```
     """
-    from longvit.tasks.published import PAPER, measured_cells, paper_tables
+    from longvit.finetuning.paper_tables import PAPER, measured_cells, paper_tables
 
     cells = measured_cells(runs)
     if as_json:

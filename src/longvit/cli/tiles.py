@@ -25,7 +25,7 @@ from longvit.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from longvit.batch import BatchResult
+    from longvit.slide_jobs import BatchResult
     from longvit.slides.tissue import TissueSettings
 
 TilePx = Annotated[int, Parameter(help="Side of a tile in pixels, as the encoder sees it.")]
@@ -76,9 +76,9 @@ def tiles(
     longvit tiles cohort.csv --slides-dir /data/slides --out job --min-tissue 0.5 --workers 4
     ```
     """
-    from longvit.batch import ReadSettings, RunSettings, tile_slides
-    from longvit.batch.tiles import TABLE, tile_folder
     from longvit.files import make_folder
+    from longvit.slide_jobs import ReadSettings, RunSettings, tile_slides
+    from longvit.slide_jobs.tiles import TABLE, tile_folder
     from longvit.slides.tiles import TileSettings
 
     wanted = TileSettings(tile_px, tile_mpp, overlap_px, min_tissue)

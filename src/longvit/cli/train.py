@@ -132,8 +132,8 @@ def _train(
     from longvit.data.cohort import read_cohort
     from longvit.device import pick_device
     from longvit.files import make_folder
+    from longvit.finetuning.run import finetune
     from longvit.report import finetune_report
-    from longvit.tasks.finetune import finetune
     from longvit.tasks.task import task_class
 
     is_first = ranks is None or ranks.is_first
@@ -203,8 +203,8 @@ def _cross_validate(
 ) -> int:
     from dataclasses import replace
 
+    from longvit.finetuning.crossval import cross_validate
     from longvit.report import crossval_report
-    from longvit.tasks.crossval import cross_validate
 
     if jobs > 1 and settings.threads is None:  # each process would start a thread per core
         settings = replace(settings, threads=max(1, (os.cpu_count() or 1) // jobs))

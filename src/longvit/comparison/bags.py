@@ -11,8 +11,8 @@ import torch
 
 from longvit.baselines.bag import Bag
 from longvit.baselines.system import System
-from longvit.comparison.entrants import Entrant
-from longvit.comparison.study import Study
+from longvit.comparison.bag_cohort import Study
+from longvit.comparison.system_spec import Entrant
 from longvit.data.cohort import SlideRow
 
 if TYPE_CHECKING:

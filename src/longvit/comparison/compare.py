@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from longvit.baselines.system import settings_of
-from longvit.comparison.cell import FoldBags, bags_of_fold, facts_of, finished, load_what_all_need, one_line, run_cell
-from longvit.comparison.cell_process import Cell, Heard, job_of, run_side_by_side
-from longvit.comparison.entrants import Entrant, all_entrants
+from longvit.comparison.bag_cohort import Study, make_study
 from longvit.comparison.longvit_run import read_longvit_run
 from longvit.comparison.omics import OmicTable
 from longvit.comparison.settings import ComparisonSettings
-from longvit.comparison.study import Study, make_study
 from longvit.comparison.summary import published_column, summarise, write_summary
+from longvit.comparison.system_spec import Entrant, all_entrants
+from longvit.comparison.trial import FoldBags, bags_of_fold, facts_of, finished, load_what_all_need, one_line, run_cell
+from longvit.comparison.trial_process import Cell, Heard, job_of, run_side_by_side
 from longvit.config import settings_yaml
 from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, write_folds
@@ -35,8 +35,8 @@ from longvit.device import Device, pick_device, set_threads
 from longvit.errors import InputError
 from longvit.files import make_folder, write_text
 from longvit.progress import Progress, clock_text
-from longvit.tasks.run_folder import alone_in
 from longvit.tasks.task import task_class
+from longvit.training.run_folder import alone_in
 
 
 @dataclass(frozen=True)

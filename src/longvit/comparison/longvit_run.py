@@ -10,11 +10,11 @@ from longvit.comparison.settings import ComparisonSettings
 from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, assign, match, read_folds
 from longvit.errors import InputError
+from longvit.finetuning.crossval import replace_splits
+from longvit.finetuning.outputs import read_outputs
 from longvit.json_file import read_json_object
-from longvit.tasks.crossval import replace_splits
-from longvit.tasks.outputs import read_outputs
 from longvit.tasks.task import Predictions, Task, task_class
-from longvit.training.costs import Cost, read_cost
+from longvit.training.resource_usage import Cost, read_cost
 
 NAME = "longvit"
 

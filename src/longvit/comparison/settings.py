@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from longvit.comparison.entrants import Entrant, entrant
+from longvit.comparison.system_spec import Entrant, entrant
 from longvit.config import check_choices, check_values, read_yaml
 from longvit.errors import InputError
 from longvit.tasks.catalogue import TASKS

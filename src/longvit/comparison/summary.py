@@ -12,18 +12,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from longvit.comparison.cell import FoldBags
-from longvit.comparison.entrants import Entrant
+from longvit.comparison.bag_cohort import Study
 from longvit.comparison.intervals import Round, drawn_means, interval, mean_of_folds, only_common
 from longvit.comparison.longvit_run import NAME, LongvitRun
 from longvit.comparison.settings import ComparisonSettings
-from longvit.comparison.study import Study
+from longvit.comparison.system_spec import Entrant
+from longvit.comparison.trial import FoldBags
 from longvit.errors import InputError
 from longvit.files import write_text
-from longvit.tasks.crossval import DDOF
-from longvit.tasks.outputs import read_outputs
-from longvit.tasks.published import COHORTS, FIGURES, SYSTEMS, PublishedRow, published_rows
-from longvit.tasks.results import leaks, without_nan
+from longvit.finetuning.crossval import DDOF
+from longvit.finetuning.outputs import read_outputs
+from longvit.finetuning.paper_tables import COHORTS, FIGURES, SYSTEMS, PublishedRow, published_rows
+from longvit.finetuning.results import leaks, without_nan
 from longvit.tasks.task import task_class
 
 _COLUMNS = ("{}, mean ± SD", "95 % interval", "LongViT − it", "published", "seconds", "parameters", "MiB")

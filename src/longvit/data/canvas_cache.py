@@ -20,12 +20,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from longvit.data.claims import Claims
 from longvit.data.cohort import SlideRow
 from longvit.data.problems import Problem
 from longvit.errors import InputError
 from longvit.files import make_folder
 from longvit.json_file import read_json_object
+from longvit.processes.leases import Claims
 from longvit.progress import Progress
 
 # Canvases above this are made one at a time: two of 32,768² would hold 6 GB.

@@ -34,9 +34,9 @@ from longvit.model.checkpoints import (
     translated,
     unwrapped,
 )
+from longvit.model.dino_checkpoint import stored_settings
 from longvit.model.gigapath import GigaPathConfig, GigaPathSlideEncoder
 from longvit.model.longvit import LongViT, LongViTConfig
-from longvit.model.published import stored_settings
 
 FORMAT = 1
 _CONFIG_BYTES = 2**20

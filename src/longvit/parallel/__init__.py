@@ -1,11 +1,11 @@
 """One slide over several devices: the sequence is cut into shards, every result is that of one process."""
 
-from longvit.parallel.attention import sharded_dilated_attention
 from longvit.parallel.exchange import Wire
 from longvit.parallel.ranks import ALONE, Ranks, all_ranks
 from longvit.parallel.shard import ShardedLongViT, average_gradients, shard
+from longvit.parallel.sharded_attention import sharded_dilated_attention
 from longvit.parallel.shards import Shards, exchanged_bytes
-from longvit.parallel.watch import RankLostError
+from longvit.parallel.watchdog import RankLostError
 
 __all__ = [
     "ALONE",

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from longvit.parallel.watch import waiting
+from longvit.parallel.watchdog import waiting
 
 
 @dataclass

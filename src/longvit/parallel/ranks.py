@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from longvit.errors import InputError
 from longvit.parallel.shard import average_gradients
-from longvit.parallel.watch import START_UP_S, RankLostError, Watch, waiting, watched_by
+from longvit.parallel.watchdog import START_UP_S, RankLostError, Watch, waiting, watched_by
 from longvit.progress import Progress
 
 # The watch ends a run whose ranks wait in vain; the process groups' own time-out knows neither who nor why.

@@ -33,10 +33,10 @@ from longvit.model.encoder import AttentionPattern, Block, DilatedSelfAttention
 from longvit.model.longvit import LongViT, image_of
 from longvit.model.norm_linear import compute_dtype, norm_linear
 from longvit.model.query_scale import projection
-from longvit.parallel.attention import sharded_dilated_attention
 from longvit.parallel.exchange import Wire
+from longvit.parallel.sharded_attention import sharded_dilated_attention
 from longvit.parallel.shards import Shards
-from longvit.parallel.watch import waiting
+from longvit.parallel.watchdog import waiting
 
 
 def shard(model: LongViT, mesh: DeviceMesh | dist.ProcessGroup | None = None) -> ShardedLongViT:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from longvit.data.problems import Problem
 from longvit.errors import InputError
-from longvit.pretraining.feature_figures import feature_std, knn_probe, linear_probe, rankme
+from longvit.pretraining.feature_metrics import feature_std, knn_probe, linear_probe, rankme
 
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViT

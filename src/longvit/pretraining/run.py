@@ -29,18 +29,18 @@ from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.figure import only_pictures
 from longvit.files import make_folder, write_text
-from longvit.pretraining.looked_at import Looked, read_looked_at
+from longvit.finetuning.results import without_nan, write_history
+from longvit.pretraining.monitor_regions import Looked, read_looked_at
 from longvit.pretraining.pretrain_result import PretrainResult, finished, read_metrics
 from longvit.pretraining.settings import PretrainSettings
 from longvit.pretraining.starting_networks import backbone_config, start_from
-from longvit.tasks.results import without_nan, write_history
-from longvit.tasks.run_folder import alone_in, claim
+from longvit.training.run_folder import alone_in, claim
 
 if TYPE_CHECKING:
-    from longvit.data.regions import Regions
     from longvit.model.longvit import LongViTConfig
     from longvit.parallel.ranks import Ranks
     from longvit.pretraining.probes import Probe
+    from longvit.pretraining.regions.regions import Regions
     from longvit.training.loop import TrainResult
 
 __all__ = ["PretrainResult", "PretrainSettings", "pretrain"]
@@ -67,9 +67,9 @@ def pretrain(
     device or weights that are not there, a NaN. A slide that cannot be used stands in problems.csv.
     """
     from longvit.config import settings_yaml
-    from longvit.data.regions import find_regions
     from longvit.parallel.ranks import ALONE
     from longvit.pretraining.probes import read_probe
+    from longvit.pretraining.regions.regions import find_regions
 
     ranks, folder = ranks or ALONE, Path(out_dir)
     config = backbone_config(settings)
@@ -114,10 +114,10 @@ class _Pretraining:
     ) -> None:
         import torch
 
-        from longvit.data.region_batches import RegionBatches
         from longvit.device import pick_device, set_threads
         from longvit.dino.schedules import Schedules
-        from longvit.pretraining.rule import DinoRule, SelfDistillation
+        from longvit.pretraining.dino_method import DinoRule, SelfDistillation
+        from longvit.pretraining.regions.region_batches import RegionBatches
         from longvit.training.batches import steps_per_epoch
 
         set_threads(settings.threads)
@@ -263,7 +263,7 @@ class _Pretraining:
     def write(self, outcome: TrainResult, metrics: dict[str, Any]) -> None:
         """All files of the run but its checkpoints, then the caller's report; metrics.json marks the end, so it goes
         last of the files."""
-        from longvit.pretraining.token_pictures import write_pictures
+        from longvit.pretraining.token_images import write_pictures
 
         folder, per_epoch = self.folder, self.rule.schedules.steps_per_epoch
         steps = [

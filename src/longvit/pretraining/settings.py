@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from longvit.config import check_choices, check_values
-from longvit.data.crops import CropSettings
-from longvit.data.regions import RegionSettings
 from longvit.dino.settings import DinoSettings
 from longvit.errors import InputError
+from longvit.pretraining.regions.crops import CropSettings
+from longvit.pretraining.regions.regions import RegionSettings
 from longvit.training.settings import TrainSettings
 
 # What may differ when a run is started again: it changes how fast it goes, or what is shown, not what comes out.

@@ -11,7 +11,7 @@ from longvit.pretraining.settings import PretrainSettings
 
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViTConfig
-    from longvit.pretraining.rule import SelfDistillation
+    from longvit.pretraining.dino_method import SelfDistillation
 
 
 def backbone_config(settings: PretrainSettings) -> LongViTConfig:
@@ -39,7 +39,7 @@ def backbone_config(settings: PretrainSettings) -> LongViTConfig:
 def start_from(model: SelfDistillation, weights: Path) -> None:
     """Student and teacher from a model folder, their heads stay at random; or both, heads and centre from a checkpoint
     in DINO's layout."""
-    from longvit.dino.published import load_published
+    from longvit.dino.dino_checkpoint import load_published
     from longvit.model.pretrained import load_model
 
     if weights.is_file():

@@ -1,9 +1,9 @@
 """Runs as one HTML file that stands alone."""
 
 from longvit.report.crossval import crossval_report
-from longvit.report.finetuned import finetune_content, finetune_report
+from longvit.report.finetuning import finetune_content, finetune_report
 from longvit.report.page import Figure, Picture, Report, Row, Section, Table, write_report
-from longvit.report.pretrained import pretrain_report
+from longvit.report.pretraining import pretrain_report
 
 __all__ = [
     "Figure",

@@ -14,11 +14,11 @@ import numpy as np
 
 from longvit.comparison.longvit_run import NAME as LONGVIT
 from longvit.comparison.summary import plus_minus, table, three_digits
+from longvit.plots.style import COLOURS, GREY, blank, picture, save
+from longvit.report.labels import MEANINGS, counted, listed
 from longvit.report.page import Figure, Report, Row, Section, Table, number, write_report
 from longvit.report.sections import drawn, sure_words
 from longvit.report.versions import versions_line
-from longvit.report.words import MEANINGS, counted, listed
-from longvit.tasks.picture_style import COLOURS, GREY, blank, picture, save
 
 _ERROR_CHARS = 300
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from longvit.report.mistakes import mistakes_section
+from longvit.report.labels import CHANCE, MEANINGS, counted, figure_words, listed, name_words
 from longvit.report.page import Figure, Report, Row, Section, Table, number, write_report
 from longvit.report.predictions import PredictedSlides, read_predicted
 from longvit.report.sections import drawn, interval_words, sections_of, sure_words
 from longvit.report.versions import versions_line
-from longvit.report.words import CHANCE, MEANINGS, counted, figure_words, listed, name_words
+from longvit.report.worst_errors import mistakes_section
 
 
 def crossval_report(
@@ -227,7 +227,7 @@ def _plus_minus(mean: float | None, sd: float | None) -> str:
 
 def _fold_section(summary: Mapping[str, Any], pictures: Path) -> Section:
     """Each fold as dots and as a row, beside the controls and the published row."""
-    from longvit.tasks.pictures import fold_dots_picture
+    from longvit.plots.classification import fold_dots_picture
 
     main, folds, published = summary["figure"], summary["folds"], summary.get("published")
     rows = {"LongViT": [_value(fold["last"], main) for fold in folds]}
@@ -335,7 +335,7 @@ def _pooled_section(summary: Mapping[str, Any]) -> Section:
 
 def _training_section(summary: Mapping[str, Any], pictures: Path) -> list[Section]:
     """How the loss fell, where the folds' runs lie beside the table: fold_<name>/history.csv."""
-    from longvit.tasks.pictures import fold_losses_picture
+    from longvit.plots.classification import fold_losses_picture
 
     losses = {}
     for name in (str(fold["fold"]) for fold in summary["folds"]):

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from longvit.metrics.classification import BINS, Interval
 from longvit.report.page import Picture, Section
 from longvit.report.predictions import PredictedSlides
-from longvit.tasks.metrics import BINS, Interval
 
 
 def classification_sections(
     predicted: PredictedSlides, folder: Path, interval: Interval | None = None
 ) -> list[Section]:
     """ROC, precision-recall; confusion, calibration. `interval`: that of the AUC of a single run of two classes."""
-    from longvit.tasks.curves import pr_curves_picture, roc_curves_picture
-    from longvit.tasks.pictures import confusion_picture, reliability_picture
+    from longvit.plots.classification import confusion_picture, reliability_picture
+    from longvit.plots.curves import pr_curves_picture, roc_curves_picture
 
     classes, folds = predicted.classes, predicted.by_fold()
     labels, probabilities = predicted.labels, predicted.probabilities
@@ -67,7 +67,7 @@ def classification_sections(
 
 def survival_sections(predicted: PredictedSlides, folder: Path) -> list[Section]:
     """Kaplan-Meier of the patients whose risk lies in the lower and in the higher half of their fold."""
-    from longvit.tasks.survival_pictures import kaplan_meier_picture, risk_halves
+    from longvit.plots.survival import kaplan_meier_picture, risk_halves
 
     cases = predicted.column("case_id")
     higher = risk_halves(predicted.column("fold").tolist(), cases.tolist(), predicted.numbers("risk"))

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvit.errors import InputError
-from longvit.slides.choice import Opened, ReaderName, open_with_best_reader
+from longvit.slides.content_hash import content_identity
 from longvit.slides.file_kind import Kind
-from longvit.slides.identity import content_identity
 from longvit.slides.mpp import Mpp, MppSearch, resolve_mpp
 from longvit.slides.pixel_reader import BadTile, Block, Level, Rgb
 from longvit.slides.placement import Box, Fit
+from longvit.slides.reader_selection import Opened, ReaderName, open_with_best_reader
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas

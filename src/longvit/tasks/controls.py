@@ -47,7 +47,7 @@ def run_controls(
     import torch
 
     from longvit.parallel.ranks import ALONE
-    from longvit.tasks.shares import of_every_slide
+    from longvit.tasks.distributed_predict import of_every_slide
     from longvit.tasks.task import Predictions
 
     ranks = ranks or ALONE

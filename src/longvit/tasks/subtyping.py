@@ -11,8 +11,8 @@ import numpy as np
 
 from longvit.data.cohort import SlideRow
 from longvit.errors import InputError
+from longvit.metrics.classification import Interval, auc, bootstrap, classification_metrics
 from longvit.tasks.controls import logistic_probabilities
-from longvit.tasks.metrics import Interval, auc, bootstrap, classification_metrics
 from longvit.tasks.task import Predictions, Task
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Subtyping(Task):
         intervals: Mapping[str, Mapping[str, Interval]],
         controls: Mapping[str, Mapping[str, Mapping[str, float]]],
     ) -> None:
-        from longvit.tasks.pictures import roc_picture
+        from longvit.plots.classification import roc_picture
 
         shown = list(predictions)[-1]
         roc_picture(

@@ -25,7 +25,7 @@ from longvit.tasks.task import Predictions, Task
 if TYPE_CHECKING:
     import torch
 
-    from longvit.tasks.metrics import Interval
+    from longvit.metrics.classification import Interval
     from longvit.tasks.settings import FinetuneSettings
 
 EVENT, CENSORSHIP = "event", "censorship"
@@ -138,7 +138,7 @@ class Survival(Task):
         """Of the patients: `c_index` (ties count one half), `uno_c_index` (up to the 80 % quantile of training times),
         and at the inner edges of the bins `time_auc` (the mean) and `integrated_brier` (lower is better; nll only).
         """
-        from longvit.tasks.survival_metrics import c_index, integrated_brier_score, time_dependent_auc, uno_c_index
+        from longvit.metrics.survival import c_index, integrated_brier_score, time_dependent_auc, uno_c_index
 
         if not predictions.rows:
             return {"c_index": math.nan}
@@ -156,13 +156,13 @@ class Survival(Task):
         return figures
 
     def main_figure(self, predictions: Predictions) -> float:
-        from longvit.tasks.survival_metrics import c_index
+        from longvit.metrics.survival import c_index
 
         rows, risk, _ = self.by_patient(predictions)
         return c_index(*self.times(rows), risk)
 
     def intervals(self, predictions: Predictions, *, resamples: int, seed: int) -> dict[str, Interval]:
-        from longvit.tasks.survival_metrics import bootstrap_c_index
+        from longvit.metrics.survival import bootstrap_c_index
 
         rows, risk, _ = self.by_patient(predictions)
         times = self.times(rows)
@@ -234,7 +234,7 @@ class Survival(Task):
         intervals: Mapping[str, Mapping[str, Interval]],
         controls: Mapping[str, Mapping[str, Mapping[str, float]]],
     ) -> None:
-        from longvit.tasks.survival_pictures import kaplan_meier_picture, risk_halves
+        from longvit.plots.survival import kaplan_meier_picture, risk_halves
 
         for split, p in predictions.items():
             if p.rows:

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.nn import functional
 
 from longvit.errors import InputError
-from longvit.tasks.survival_metrics import checked_times
+from longvit.metrics.survival import checked_times
 
 _WIDENED_BY = 1e-6
 

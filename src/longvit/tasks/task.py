@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from longvit.data.datasets import CanvasBatch, CanvasBatches
+    from longvit.metrics.classification import Interval
     from longvit.parallel.ranks import Ranks
-    from longvit.tasks.metrics import Interval
     from longvit.tasks.settings import FinetuneSettings
 
 
@@ -175,7 +175,7 @@ class Task(ABC):
         """
         import torch
 
-        from longvit.tasks.shares import of_every_slide
+        from longvit.tasks.distributed_predict import of_every_slide
 
         if not rows:
             return Predictions((), np.zeros((0, len(self.outputs))), math.nan)

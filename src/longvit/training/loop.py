@@ -26,13 +26,13 @@ from torch import nn
 
 from longvit.errors import InputError
 from longvit.parallel.ranks import ALONE, Ranks
-from longvit.parallel.watch import waiting
+from longvit.parallel.watchdog import waiting
 from longvit.progress import Progress
-from longvit.training.average import ParameterAverage
 from longvit.training.batches import Batches, steps_per_epoch
 from longvit.training.checkpoint import refuse_other_settings, write_checkpoint
-from longvit.training.events import EventFiles
+from longvit.training.ema import ParameterAverage
 from longvit.training.interruption import Interrupted, StopSignals
+from longvit.training.method import FineTuning, Rule
 from longvit.training.non_finite import (
     ADVICE,
     FIRST_SCALE,
@@ -44,9 +44,9 @@ from longvit.training.non_finite import (
     next_scale,
 )
 from longvit.training.optim import first_non_finite, named_parameters
-from longvit.training.rule import FineTuning, Rule
 from longvit.training.settings import TrainSettings
 from longvit.training.state import RunState, checkpoint_of_first, pack, seed_forward, settings_of, unpack
+from longvit.training.tensorboard import EventFiles
 
 __all__ = ["Interrupted", "NonFiniteError", "TrainResult", "TrainSettings", "autocast", "train"]
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from longvit.errors import InputError
 from longvit.parallel.ranks import Ranks
-from longvit.training.average import ParameterAverage
 from longvit.training.checkpoint import Checkpoint, read_checkpoint
+from longvit.training.ema import ParameterAverage
 from longvit.training.optim import named_parameters
 
 # Fields of `RunState` that are plain numbers.

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_MODULES = ("longvit.slides.reader", "longvit.batch.work_list")
+_MODULES = ("longvit.slides.reader", "longvit.slide_jobs.work_list")
 
 
 def happens(kind: str) -> None:
@@ -45,7 +45,7 @@ def happens(kind: str) -> None:
 
 
 def _change(module: ModuleType) -> None:
-    if module.__name__ == "longvit.batch.work_list":
+    if module.__name__ == "longvit.slide_jobs.work_list":
         module.RETRY_AFTER_S = 0.05  # type: ignore[attr-defined]
         return
     kind, file = os.environ["LONGVIT_FAULT"].split(" ", 1)

@@ -1,0 +1,1 @@
+"""Fine-tuning: one run, cross-validation, evaluation."""

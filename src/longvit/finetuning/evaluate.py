@@ -1,0 +1,390 @@
+"""A CSV of predictions -> its figures, per fold and as mean ± SD, each system and cohort by itself.
+
+Three layouts, told apart by their columns (`.csv` or `.csv.gz`; column names in any case; more columns do no harm):
+
+    fold AUCs   system, cohort, fold, test_auc [, val_auc]
+    survival    risk, survival_months (or months), event or censorship
+    subtyping   label, prob_<class> …
+
+The last two take case_id (the patient), slide_id, and may be divided by any of system, inputs, cohort, split and fold.
+A patient's slides: their risks are averaged (survival), each counts by itself (subtyping). A row without case_id is a
+patient of its own. Who is who is decided in `data/identity.py`, as for a cohort.
+SD: the sample's (ddof 1) for AUCs, as in the paper's table 1; the population's (ddof 0) for the c-index, as in table 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longvit.data.identity import class_name, first_places, is_missing, read_id, refuse_clashes, spelled_like
+from longvit.data.table import column_name, read_table
+from longvit.errors import InputError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+KEYS = ("system", "inputs", "cohort", "split")
+_LAYOUTS = (
+    "system, cohort, fold, test_auc; or risk, survival_months and event (or censorship); or label and prob_<class> …"
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of one group."""
+
+    mean: float
+    """Over the folds that define it; without folds the figure itself. NaN where none does."""
+    sd: float
+    """Over the folds; NaN with fewer than two, and without folds."""
+    folds: dict[str, float] = field(default_factory=dict)
+    """Fold -> value, NaN where it is not defined; empty without folds."""
+    interval: tuple[float, float] | None = None
+    """95 % of the patients' bootstrap; only without folds."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """What stands together in a table row: one system on one cohort, one split."""
+
+    key: dict[str, str]
+    """Those of system, inputs, cohort, split that are columns."""
+    rows: int
+    patients: int | None
+    """None where the file has no case_id."""
+    figures: dict[str, Figure]
+    events: int | None = None
+    """Patients with the event; survival only."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of a file."""
+
+    path: Path
+    layout: str
+    """fold AUCs, survival or subtyping."""
+    ddof: int
+    groups: tuple[Group, ...]
+    notes: tuple[str, ...]
+    """How the figures were made, one sentence each."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; a figure that is not defined is None."""
+        return {
+            "file": str(self.path),
+            "layout": self.layout,
+            "ddof": self.ddof,
+            "groups": [
+                {
+                    **group.key,
+                    "rows": group.rows,
+                    "patients": group.patients,
+                    **({} if group.events is None else {"events": group.events}),
+                    "figures": {
+                        name: {
+                            "mean": _plain(f.mean),
+                            "sd": _plain(f.sd),
+                            "folds": {fold: _plain(value) for fold, value in f.folds.items()},
+                            "interval": None if f.interval is None else [_plain(bound) for bound in f.interval],
+                        }
+                        for name, f in group.figures.items()
+                    },
+                }
+                for group in self.groups
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000, seed: int = 0) -> Evaluation:
+    """The figures of a predictions file; see the top of this file. `ddof` None: 1 for AUCs, 0 for the c-index.
+
+    Without a column fold each figure has the interval of `resamples` draws of the patients (0: none).
+
+    `InputError` in one line: a file that cannot be read, columns of none of the layouts, a cell that is no number (its
+    line), a negative time, an event that is not 0 or 1, event and censorship that contradict each other, a label
+    without a column of probabilities, a patient with two outcomes, two patients, slides or folds that only their
+    spelling tells apart.
+    """
+    path = Path(path)
+    table = _read(path)
+    columns = set(table.columns)
+    figures_of: _Survival | _Subtyping | None = None
+    has_probabilities = any(c.startswith("prob_") for c in columns)
+    if {"fold", "test_auc"} <= columns:
+        layout, default = "fold AUCs", 1
+    elif "risk" in columns and columns & {"survival_months", "months"} and columns & {"event", "censorship"}:
+        layout, figures_of, default = "survival", _Survival(path, table), 0
+    elif "label" in columns and has_probabilities:
+        layout, figures_of, default = "subtyping", _Subtyping(path, table), 1
+    else:
+        found = ", ".join(str(c) for c in table.columns)
+        raise InputError(f"{path}: columns {found}; needed: {_LAYOUTS}")
+    alone = _name_patients(path, table)
+    ddof = default if ddof is None else ddof
+    keys = [key for key in KEYS if key in columns]
+    groups = []
+    for values, part in table.groupby(keys, sort=False) if keys else [((), table)]:
+        key = dict(zip(keys, map(str, values), strict=True))
+        if figures_of is None:
+            groups.append(_fold_aucs(path, key, part, ddof))
+        else:
+            groups.append(_group(key, part, figures_of, ddof, resamples, seed))
+    return Evaluation(path, layout, ddof, tuple(groups), (*alone, *_notes(layout, ddof, "fold" in columns, groups)))
+
+
+def spread(values: Sequence[float], ddof: int) -> tuple[float, float]:
+    """Mean and standard deviation of the values that are defined; NaN where there are too few."""
+    defined = np.array([v for v in values if not math.isnan(v)])
+    mean = float(defined.mean()) if len(defined) else math.nan
+    return mean, float(defined.std(ddof=ddof)) if len(defined) >= 2 else math.nan
+
+
+def _fold_aucs(path: Path, key: dict[str, str], part: DataFrame, ddof: int) -> Group:
+    if part["fold"].duplicated().any():
+        twice = part["fold"][part["fold"].duplicated()].iloc[0]
+        raise InputError(f"{path}: fold {twice} of {', '.join(key.values()) or 'the file'} stands there twice")
+    figures = {}
+    for column in ("test_auc", "val_auc"):
+        if column in part.columns:
+            values = _numbers(path, part, column, low=0, high=1, empty=True)
+            mean, sd = spread(values.tolist(), ddof)
+            figures[column] = Figure(mean, sd, dict(zip(part["fold"].astype(str), values.tolist(), strict=True)))
+    return Group(key, len(part), None, figures)
+
+
+def _group(
+    key: dict[str, str], part: DataFrame, figures_of: _Survival | _Subtyping, ddof: int, resamples: int, seed: int
+) -> Group:
+    patients = None if "case_id" not in part.columns else int(part["_patient"].nunique())
+    events = figures_of.events(part)
+    if "fold" not in part.columns:
+        intervals = figures_of.intervals(part, resamples, seed) if resamples else {}
+        figures = {
+            name: Figure(value, math.nan, {}, intervals.get(name)) for name, value in figures_of.figures(part).items()
+        }
+        return Group(key, len(part), patients, figures, events)
+    folds = sorted(part.groupby("fold", sort=False), key=lambda item: _natural(str(item[0])))
+    each = {str(fold): figures_of.figures(rows) for fold, rows in folds}
+    figures = {}
+    for name in next(iter(each.values())):
+        of_fold = {fold: values[name] for fold, values in each.items()}
+        figures[name] = Figure(*spread(list(of_fold.values()), ddof), of_fold)
+    return Group(key, len(part), patients, figures, events)
+
+
+class _Survival:
+    """Times, events and risks of the rows; the c-index of a part of them."""
+
+    def __init__(self, path: Path, table: DataFrame) -> None:
+        column = "survival_months" if "survival_months" in table.columns else "months"
+        self.path = path
+        table["_months"] = _numbers(path, table, column, low=0)
+        table["_risk"] = _numbers(path, table, "risk")
+        named = [name for name in ("event", "censorship") if name in table.columns]
+        events = []
+        for name in named:
+            value = _numbers(path, table, name)
+            if (bad := np.flatnonzero(~np.isin(value, (0, 1)))).size:
+                raise InputError(f"{path}, line {_line(table, bad[0])}: {name} is {value[bad[0]]:g}; it must be 0 or 1")
+            events.append(value == 1 if name == "event" else value == 0)
+        if len(events) == 2 and (bad := np.flatnonzero(events[0] != events[1])).size:
+            raise InputError(f"{path}, line {_line(table, bad[0])}: event and censorship contradict each other")
+        table["_event"] = events[0]
+
+    def _patients(self, part: DataFrame) -> DataFrame:
+        """A row per patient: mean risk over its slides."""
+        if "case_id" not in part.columns:
+            return part
+        by_case = part.groupby("_patient", sort=False)
+        if (several := by_case[["_months", "_event"]].nunique().max(axis=1) > 1).any():
+            self._refuse_two_outcomes(part[part["_patient"] == several[several].index[0]])
+        return by_case.agg(_months=("_months", "first"), _event=("_event", "first"), _risk=("_risk", "mean"))
+
+    def _refuse_two_outcomes(self, rows: DataFrame) -> None:
+        first = rows.iloc[0]
+        other = rows[(rows["_months"] != first["_months"]) | (rows["_event"] != first["_event"])].iloc[0]
+        who = f"patient {first['case_id']}" if first["case_id"] else f"slide {first['slide_id']}"
+        each = [f"line {row.name}: {row['_months']:g}, event {int(row['_event'])}" for row in (first, other)]
+        raise InputError(f"{self.path}: {who} has rows with different times or events ({'; '.join(each)})")
+
+    def events(self, part: DataFrame) -> int:
+        return int((part.drop_duplicates("_patient") if "case_id" in part.columns else part)["_event"].sum())
+
+    def figures(self, part: DataFrame) -> dict[str, float]:
+        from longvit.metrics.survival import c_index
+
+        rows = self._patients(part)
+        return {"c_index": c_index(rows["_months"], rows["_event"], rows["_risk"])}
+
+    def intervals(self, part: DataFrame, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
+        from longvit.metrics.survival import bootstrap_c_index
+
+        rows = self._patients(part)
+        names = [str(name) for name in rows.index]
+        of = bootstrap_c_index(rows["_months"], rows["_event"], rows["_risk"], names, resamples=resamples, seed=seed)
+        return {"c_index": (of.low, of.high)}
+
+
+class _Subtyping:
+    """Labels and probabilities of the rows; the figures of a part of them."""
+
+    def __init__(self, path: Path, table: DataFrame) -> None:
+        self.columns = [c for c in table.columns if c.startswith("prob_")]
+        classes = [c.removeprefix("prob_") for c in self.columns]
+        if len(classes) < 2:
+            raise InputError(f"{path}: one column of probabilities, {self.columns[0]}; two or more classes are needed")
+        for column in self.columns:
+            table[column] = _numbers(path, table, column, low=0, high=1)
+        place = {class_name(name): k for k, name in enumerate(classes)}
+        if len(place) < len(classes):
+            raise InputError(f"{path}: two columns of one class among {', '.join(self.columns)}; remove one")
+        refuse_clashes("columns", {f"prob_{name}": "" for name in place}, str(path))
+        labels = [class_name(label) for label in table["label"]]
+        for i, label in enumerate(labels):
+            if label not in place:
+                near = spelled_like(label, place)
+                hint = "" if near is None else f"; {near!r} differs from it in spelling only: write one"
+                raise InputError(
+                    f"{path}, line {_line(table, i)}: label {label!r}, but there is no column prob_{label}; "
+                    f"classes: {', '.join(classes)}{hint}"
+                    if label
+                    else f"{path}, line {_line(table, i)}: no label; fill it in or remove the row"
+                )
+        table["_label"] = [place[label] for label in labels]
+
+    def events(self, part: DataFrame) -> None:
+        return None
+
+    def figures(self, part: DataFrame) -> dict[str, float]:
+        from longvit.metrics.classification import classification_metrics
+
+        return classification_metrics(part["_label"], part[self.columns])
+
+    def intervals(self, part: DataFrame, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
+        from longvit.metrics.classification import bootstrap
+
+        patients = [str(p) for p in part["_patient"]]
+        found = bootstrap(part["_label"], part[self.columns], patients, resamples=resamples, seed=seed)
+        return {figure: (interval.low, interval.high) for figure, interval in found.items()}
+
+
+def _read(path: Path) -> DataFrame:
+    """All cells as stripped text, by line number; column names as `column_name` has them, classes as written."""
+    import pandas as pd
+
+    columns, rows = read_table(path, lambda c: f"prob_{c[5:]}" if c.lower().startswith("prob_") else column_name(c))
+    cells = {name: [row.get(name, "") for _, row in rows] for name in columns}
+    table = pd.DataFrame(cells, index=[line for line, _ in rows], dtype=str)
+    if "fold" in table.columns:
+        folds = [class_name(cell) for cell in table["fold"]]
+        without = [is_missing(fold) for fold in folds]
+        if all(without):
+            return table.drop(columns="fold")
+        if any(without):
+            raise InputError(f"{path}, line {_line(table, without.index(True))}: no fold, while other rows have one")
+        refuse_clashes("folds", dict.fromkeys(folds, ""), str(path))
+        table["fold"] = folds
+    return table
+
+
+def _name_patients(path: Path, table: DataFrame) -> list[str]:
+    """Adds `_patient`, whom a row is of: its case_id, else its slide_id, else nobody but itself. → what to note.
+
+    `InputError` for two spellings of a system, cohort or split, or of one patient or slide in a cohort.
+    """
+    for key in (key for key in KEYS if key in table.columns):
+        refuse_clashes(key, first_places((name, f"line {line}") for line, name in table[key].items()), str(path))
+    for column in ("case_id", "slide_id"):
+        if column in table.columns:
+            table[column] = _ids(path, table, column)
+            for _, part in table.groupby("cohort") if "cohort" in table.columns else [((), table)]:
+                first = part[column][(part[column] != "") & ~part[column].duplicated()]
+                refuse_clashes(column, {name: f"line {line}" for line, name in first.items()}, str(path))
+    empty = [""] * len(table)
+    cases, slides = (table[c] if c in table.columns else empty for c in ("case_id", "slide_id"))
+    # no cell has a NUL, so none of these names is a case_id
+    table["_patient"] = [
+        case or (f"\0slide {slide}" if slide else f"\0line {line}")
+        for line, case, slide in zip(table.index, cases, slides, strict=True)
+    ]
+    notes = []
+    if "case_id" in table.columns and (n := sum(not case for case in cases)):
+        notes.append(f"{n} rows without case_id: each counts as a patient of its own")
+    if "slide_id" in table.columns:
+        group = [c for c in (*KEYS, "fold", "slide_id") if c in table.columns]
+        twice = table[(table["slide_id"] != "") & table.duplicated(group)]
+        if len(twice):
+            line, slide = next(iter(twice["slide_id"].items()))
+            notes.append(
+                f"{len(twice)} rows have a slide that is there already, and count once more: line {line}, {slide}"
+            )
+    return notes
+
+
+def _ids(path: Path, table: DataFrame, column: str) -> list[str]:
+    read: dict[str, str] = {}
+    for line, text in table[column].items():
+        if text not in read:
+            read[text] = read_id(text, column, f"{path}, line {line}")
+    return [read[text] for text in table[column]]
+
+
+def _numbers(
+    path: Path, table: DataFrame, column: str, *, low: float = -math.inf, high: float = math.inf, empty: bool = False
+) -> np.ndarray:
+    """A column as float64; `InputError` with the line at a cell that is not a finite number in low … high."""
+    import pandas as pd
+
+    found = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
+    wrong = ~(np.isfinite(found) & (found >= low) & (found <= high))
+    if empty:
+        wrong &= (table[column] != "").to_numpy()
+    if (bad := np.flatnonzero(wrong)).size:
+        within = "" if math.isinf(low) else f", at least {low:g}" if math.isinf(high) else f" in {low:g} … {high:g}"
+        raise InputError(
+            f"{path}, line {_line(table, bad[0])}: {column} is {table[column].iloc[bad[0]]!r}; "
+            f"it must be a number{within}"
+        )
+    return found
+
+
+def _line(table: DataFrame, i: Any) -> int:
+    """The line in the file of a row of the table."""
+    return int(table.index[int(i)])
+
+
+def _notes(layout: str, ddof: int, by_fold: bool, groups: Sequence[Group]) -> tuple[str, ...]:
+    figure = {"survival": "c-index: risks within 1e-8 count one half", "subtyping": "AUC: slide by slide"}
+    notes = [figure[layout]] if layout in figure else []
+    if layout == "survival":
+        notes.append("a patient's slides count as one, with the mean of their risks")
+    if by_fold:
+        kind, where = ("population", "table 2") if ddof == 0 else ("sample", "table 1")
+        notes.append(f"mean ± SD over the folds, SD of the {kind} (ddof {ddof}), as in the paper's {where}")
+    lacking = {
+        f"fold {fold}": None
+        for group in groups
+        for figure_of in group.figures.values()
+        for fold, value in figure_of.folds.items()
+        if math.isnan(value)
+    }
+    if lacking:
+        notes.append(f"not defined, and left out of a mean, in {', '.join(lacking)}")
+    return tuple(notes)
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _natural(name: str) -> tuple[int, float, str]:
+    """Folds 0, 1, 2, 10 in this order, names after them."""
+    return (0, float(name), "") if name.replace(".", "", 1).isdigit() else (1, 0.0, name)

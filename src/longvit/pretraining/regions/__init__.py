@@ -1,0 +1,1 @@
+"""Random regions of slides and their DINO crops."""

@@ -1,0 +1,196 @@
+"""What is done with every slide of a list: which canvas it wants, what is made of it, and the record that says so.
+
+A slide is done when its record `<slide_id>.json` stands in the output folder (written last, atomically). The
+record carries a digest of all that the result rests on: the slide's content, the weights, the settings. Started
+again, a run skips the slides whose digest is unchanged, so a kill at any instant loses at most the slides in work.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+from longvit import __version__
+from longvit.config import typed
+from longvit.data.slide_list import ListedSlide
+from longvit.errors import InputError
+from longvit.files import file_stem, write_text
+from longvit.json_file import read_json_object
+from longvit.slide_jobs.reading import ReadRequest, ReadSettings, SlideFailedError, with_mpp
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from longvit.model.longvit import LongViT
+    from longvit.slides.canvas import Canvas
+
+
+class SlideJob(ABC):
+    """What is done with every slide of a list."""
+
+    verb = "work on"
+
+    def __init__(
+        self, folder: str | Path, side_px: int, fit: Literal["stretch", "pad"], settings: ReadSettings | None = None
+    ) -> None:
+        self.folder = Path(folder)
+        self.side_px, self.fit = side_px, fit
+        self.settings = settings or ReadSettings()
+        self.rests_on: dict[str, Any] = {}
+        """What the results rest on beside the slide and how it is read."""
+
+    @abstractmethod
+    def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
+        """Writes what stands beside the record and returns what the record says of it.
+
+        An `InputError` says that nothing can be written; any other error is this slide's own, at the stage `model` or
+        the one that a `SlideFailedError` names.
+        """
+
+    def record_path(self, slide_id: str) -> Path:
+        """The file that says that a slide is done."""
+        return self.folder / f"{file_stem(slide_id)}.json"
+
+    def is_finished(self, slide_id: str, digest: str) -> bool:
+        """Whether an earlier run wrote this very result."""
+        return read_record(self.record_path(slide_id)).get("digest") == digest
+
+    def request(self, listed: ListedSlide) -> ReadRequest:
+        """The canvas that a slide's result is made of."""
+        return ReadRequest(listed.path, self.side_px, self.fit, with_mpp(self.settings, listed.mpp))
+
+    def digest(self, identity: str, request: ReadRequest) -> str:
+        """A hash of all that the result of a slide with this identity rests on."""
+        read = asdict(request.settings)
+        return digest_of(
+            verb=self.verb, slide=identity, side_px=request.side_px, fit=request.fit, **read, **self.rests_on
+        )
+
+    def finish(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
+        """Computes, writes, and returns the record. Raises `SlideFailedError`, or `InputError` if it cannot write."""
+        try:
+            return self.record(listed, digest, canvas, self.compute(listed, digest, canvas))
+        except (InputError, SlideFailedError):
+            raise
+        except Exception as error:
+            raise SlideFailedError.of("model", error) from error
+
+    def record(self, listed: ListedSlide, digest: str, canvas: Canvas, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the record of a slide and returns it; what `compute` wrote stands beside it by now."""
+        record = self._provenance(listed, digest, canvas) | dict(extra)
+        write_text(self.record_path(listed.slide_id), json.dumps(record, indent=1) + "\n")
+        return record
+
+    def _provenance(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
+        mpp = canvas.source.mpp
+        return {
+            "slide_id": listed.slide_id,
+            "path": str(listed.path),
+            "mpp": asdict(mpp) if mpp else None,
+            "n_bad_tiles": len(canvas.bad_tiles),
+            "canvas": canvas.provenance(),
+            "longvit": __version__,
+            "digest": digest,
+        }
+
+
+class ModelJob(SlideJob):
+    """A job whose results a LongViT makes."""
+
+    def __init__(self, model: LongViT, folder: str | Path, settings: ReadSettings | None = None) -> None:
+        super().__init__(folder, model.config.image_px, model.config.fit, settings)
+        self.model = model.eval()
+        self.model_digest = model_digest(model)
+        self.rests_on = {"model": self.model_digest}
+
+    def _provenance(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
+        model = {"digest": self.model_digest, **asdict(self.model.config)}
+        return super()._provenance(listed, digest, canvas) | {"model": model}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A slide's record; empty where there is none that can be read."""
+    try:
+        return read_json_object(path)
+    except (OSError, ValueError):
+        return {}
+
+
+def load_longvit(folder: str | Path) -> LongViT:
+    """A LongViT from its folder, on the CPU. `InputError` in one line where it is none."""
+    from longvit.model.longvit import LongViT
+    from longvit.model.pretrained import load_model
+
+    model = load_model(folder)
+    if not isinstance(model, LongViT):
+        raise InputError(f"{folder}: a {type(model).__name__}: it reads tile features, not slides; use it from Python")
+    return model
+
+
+_MOST_CLASSES = 100_000
+
+
+class _ConfigFacts:
+    """What is asked of a model's config before the model is made."""
+
+    embed_dim: int
+    num_classes: int
+    class_names: tuple[str, ...]
+    task: str
+    image_px: int
+    patch_px: int
+    fit: str
+
+
+def config_of(model: LongViT | str | Path) -> Any:
+    """The `LongViTConfig` of a model, or of its folder (then without the weights, and without torch)."""
+    if not isinstance(model, str | Path):
+        return model.config
+    from types import SimpleNamespace
+
+    path = Path(model) / "config.json"
+    try:
+        content = read_json_object(path, nan=False)
+        known = {name: content[name] for name in get_type_hints(_ConfigFacts)}
+        if not 0 <= (facts := SimpleNamespace(**typed(_ConfigFacts, known, path))).num_classes <= _MOST_CLASSES:
+            raise KeyError("num_classes")
+        return facts
+    except (OSError, ValueError, KeyError):
+        return load_longvit(model).config  # a hub id, or the error in one line
+
+
+def digest_of(**parts: Any) -> str:
+    """A hash of named values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def model_digest(model: LongViT) -> str:
+    """A hash of a model's settings and weights, the same wherever the files lie."""
+    return weights_digest(model, json.dumps(asdict(model.config), sort_keys=True, default=str))
+
+
+def weights_digest(module: nn.Module, settings: str) -> str:
+    """A hash of a module's weights and of a text that says what else it is."""
+    import torch
+
+    digest = hashlib.sha256(settings.encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """A CSV with a header, written atomically."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -1,0 +1,139 @@
+"""Predictions for slides, with a fine-tuned model: class probabilities, or risk and survival.
+
+OUT/predictions.csv         slide_id, path, the columns of the model's task (prob_<class> …, prediction; or risk,
+                            survival_<time>_months …), n_bad_tiles, mpp, mpp_source
+OUT/slides/<slide_id>.json  the same with where it came from: slide, canvas, weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longvit.data.slide_list import ListedSlide
+from longvit.errors import InputError
+from longvit.figure import not_drawn
+from longvit.files import file_stem, printable
+from longvit.slide_jobs.job import ModelJob, config_of, read_record, write_table
+from longvit.slide_jobs.reading import ReadSettings
+from longvit.slide_jobs.run import BatchResult, JobFacts, RunSettings, model_folder, model_for, run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from longvit.model.longvit import LongViT, LongViTConfig
+    from longvit.slides.canvas import Canvas
+
+FOLDER = "slides"
+TABLE = "predictions.csv"
+
+
+def predict_slides(
+    model: LongViT | str | Path,
+    slides: Sequence[ListedSlide],
+    out_dir: str | Path,
+    settings: ReadSettings | None = None,
+    run_settings: RunSettings | None = None,
+    *,
+    pictures: bool = False,
+) -> BatchResult:
+    """Writes `predictions.csv`: for subtyping a probability per class (they sum to 1) and the likeliest class of every
+    slide; for survival its risk (higher: earlier) and the probability of no event up to each inner edge of the bins.
+
+    `model`: a LongViT, or its folder. `pictures`: also a PNG per slide with what each patch contributes to its highest
+    output.
+
+    Raises `InputError` for a model without head, and where the folder cannot be written to; a slide that fails
+    becomes a row of `problems.csv`, and so does a picture that cannot be drawn (stage `picture`).
+    """
+    from longvit.tasks.task import task_class
+
+    config = config_of(model)
+    if config.num_classes < 1:
+        raise InputError("this model has no classes; fine-tune it with `longvit train`, or use `longvit embed`")
+    out_dir, settings, run_settings = Path(out_dir), settings or ReadSettings(), run_settings or RunSettings()
+    facts = {"model": model_folder(model, out_dir, run_settings), "pictures": pictures}
+
+    def build() -> PredictJob:
+        return PredictJob(model_for(model, run_settings), out_dir / FOLDER, settings, pictures=pictures)
+
+    job = JobFacts(PredictJob.verb, out_dir / FOLDER, facts)
+    result = run(build, job, slides, out_dir, settings, run_settings)
+    of_task = task_class(config.task).columns(class_names(config))
+    columns = ["slide_id", "path", *of_task, "n_bad_tiles", "mpp", "mpp_source"]
+    rows = [
+        {
+            "slide_id": record["slide_id"],
+            "path": record["path"],
+            **record["prediction"],
+            "n_bad_tiles": record["n_bad_tiles"],
+            "mpp": record["mpp"]["x"] if record["mpp"] else "",
+            "mpp_source": record["mpp"]["source"] if record["mpp"] else "",
+        }
+        for record in result.records
+    ]
+    write_table(out_dir / TABLE, columns, rows)
+    return result
+
+
+def class_names(config: LongViTConfig) -> tuple[str, ...]:
+    """The classes by name; by number where the model does not know their names."""
+    return config.class_names or tuple(str(i) for i in range(config.num_classes))
+
+
+class PredictJob(ModelJob):
+    """Slide -> canvas -> tokens -> prediction, and the picture."""
+
+    verb = "predict"
+
+    def __init__(
+        self, model: LongViT, folder: str | Path, settings: ReadSettings | None = None, *, pictures: bool = False
+    ) -> None:
+        super().__init__(model, folder, settings)
+        self.pictures = pictures
+
+    def picture_path(self, slide_id: str) -> Path:
+        """Where the slide's picture stands."""
+        return self.folder / f"{file_stem(slide_id)}.png"
+
+    def is_finished(self, slide_id: str, digest: str) -> bool:
+        """The record is of this digest; with pictures, its picture is too."""
+        if not super().is_finished(slide_id, digest):
+            return False
+        return not self.pictures or (
+            self.picture_path(slide_id).exists() and bool(read_record(self.record_path(slide_id)).get("picture"))
+        )
+
+    def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
+        from longvit.interpret import class_contributions, draw, tokens_of
+        from longvit.tasks.task import task_class
+
+        names, task = class_names(self.model.config), task_class(self.model.config.task)
+        tokens_1ND, _ = tokens_of(self.model, canvas)
+        logits = logits_of(self.model, tokens_1ND)
+        highest = int(logits.argmax())
+        plot_problems: list[str] = []
+        if self.pictures:
+            contributions = class_contributions(self.model, canvas, highest, tokens_1ND=tokens_1ND)
+            title = f"{printable(listed.slide_id)}: {'predicted' if task.has_classes else 'highest'} {names[highest]}"
+            with not_drawn() as plot_problems:
+                draw(canvas, contributions, self.picture_path(listed.slide_id), title=title)
+        return {
+            "task": task.name,
+            "prediction": dict(zip(task.columns(names), task.cells(logits, names), strict=True)),
+            "picture": self.picture_path(listed.slide_id).name if self.pictures and not plot_problems else None,
+            **({"picture_problem": plot_problems[0]} if plot_problems else {}),
+        }
+
+
+def logits_of(model: LongViT, tokens_1ND: Tensor) -> np.ndarray:
+    """The head's float64 outputs (W,) for one canvas's tokens; `ValueError` where they are not finite."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model.forward_head(tokens_1ND)[0].float().cpu().double()
+    if not torch.isfinite(logits).all():
+        raise ValueError("the logits are not finite")
+    return logits.numpy()

@@ -1,0 +1,176 @@
+"""How a run over many slides stands, seen from anywhere: nothing but the files of its work list is asked."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from longvit.errors import InputError
+from longvit.processes.leases import DEAD_AFTER_S, Claims, folder_time, read_claim
+from longvit.slide_jobs.work_list import RUN_JSON, WorkList
+from longvit.slide_jobs.worker_log import ENDS, LogTail
+
+_RATE_OVER_S = 600.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """A slide that a worker has."""
+
+    slide: str
+    stage: Literal["read", "model"]
+    host: str
+    process: int
+    since_s: float
+    """Seconds since the worker took it."""
+    beat_s: float
+    """Seconds since the worker last said that it lives; it does so every 5 s, after 60 s others take the slide."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A slide without a result."""
+
+    slide: str
+    stage: str
+    error: str
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run: its counts add up to `total`."""
+
+    verb: str
+    """embed, predict, canvas, tiles or features."""
+    state: Literal["at work", "finished", "stopped"]
+    """stopped: some slides have not ended, and whoever began the run is gone."""
+    total: int
+    done: int
+    skipped: int
+    """Finished by an earlier run."""
+    failed: tuple[Failed, ...]
+    running: tuple[Running, ...]
+    waiting: int
+    tried_again: int
+    """How often a slide was tried again so far."""
+    workers_lost: int
+    per_hour: float | None
+    """Slides done an hour, over the last ten minutes of work; None before the first one."""
+    left_s: float | None
+    """Seconds until the end at that rate."""
+
+
+def status(out_dir: str | Path) -> tuple[RunStatus, ...]:
+    """The runs of a folder of results, one per verb. Raises `InputError` where there is none."""
+    work = Path(out_dir) / "work"
+    folders = sorted(path.parent for path in work.glob(f"*/{RUN_JSON}"))
+    if not folders:
+        raise InputError(
+            f"{out_dir}: no run in it; name the folder that was --out of embed, predict, canvas, tiles or features"
+        )
+    return tuple(_status(WorkList.of(folder)) for folder in folders)
+
+
+def _status(work_list: WorkList) -> RunStatus:
+    begun = work_list.facts["begun"]
+    ends: dict[str, str] = {}
+    failed: dict[str, Failed] = {}
+    in_model: set[str] = set()
+    done_at: list[float] = []
+    again = lost = 0
+    first = last = None
+    for _, line in LogTail(work_list.folder).new_lines():
+        event, slide = line["event"], line.get("slide", "")
+        last = line["t"] if last is None else max(last, line["t"])
+        if event == "model":
+            in_model.add(slide)
+            first = line["t"] if first is None else min(first, line["t"])
+        elif event in ENDS and slide not in ends:
+            ends[slide] = event
+            if event == "done":
+                done_at.append(line["t"])
+            elif event == "failed":
+                failed[slide] = Failed(slide, str(line.get("stage", "?")), str(line.get("error", "?")))
+        elif event == "again":
+            again += 1
+            in_model.discard(slide)
+        elif event == "died":
+            lost += 1
+    running = []
+    now = _now(work_list.folder)
+    for slide in sorted(work_list.present() - ends.keys()):
+        path = work_list.slide_file(slide)
+        content = read_claim(path)
+        if content.get("settled"):
+            ends[slide] = str(content.get("end", "failed"))
+            if ends[slide] == "failed":
+                failed[slide] = Failed(slide, str(content.get("stage", "?")), str(content.get("error", "?")))
+            continue
+        with contextlib.suppress(OSError):
+            beat = path.stat().st_mtime
+            since = _seconds_since(content.get("since"))
+            host = str(content.get("host", "?")).split(" ")[0]
+            stage: Literal["read", "model"] = "model" if slide in in_model else "read"
+            running.append(Running(slide, stage, host, _number_of(content.get("process")), since, max(0.0, now - beat)))
+    count = {end: sum(e == end for e in ends.values()) for end in ENDS}
+    total = len(work_list.slides)
+    claim = work_list.folder.parents[1] / f"{work_list.verb}.claim"
+    is_alive = claim.exists() and not _is_dead(claim)
+    state: Literal["at work", "finished", "stopped"] = "finished"
+    if len(ends) < total:
+        state = "at work" if is_alive else "stopped"
+    until = time.time() if state == "at work" else (last or begun)
+    per_hour = _rate(done_at, first or begun, until)
+    left = total - len(ends)
+    return RunStatus(
+        verb=work_list.verb,
+        state=state,
+        total=total,
+        done=count["done"],
+        skipped=count["skipped"],
+        failed=tuple(failed[slide] for slide in sorted(failed)),
+        running=tuple(running),
+        waiting=total - len(ends) - len(running),
+        tried_again=again,
+        workers_lost=lost,
+        per_hour=per_hour,
+        left_s=left / per_hour * 3600 if per_hour and state == "at work" else None,
+    )
+
+
+def _number_of(process: object) -> int:
+    return process if isinstance(process, int) else 0
+
+
+def _rate(done_at: list[float], first: float, until: float) -> float | None:
+    """Slides done an hour over the last stretch of work."""
+    start = max(first, until - _RATE_OVER_S)
+    recent = sum(t >= start for t in done_at)
+    return 3600 * recent / max(1e-3, until - start) if recent else None
+
+
+def _is_dead(claim: Path) -> bool:
+    """By one look: a beat that is a minute old by the folder's clock, or a process of this host that is gone."""
+    with contextlib.suppress(OSError):
+        return Claims().is_dead(claim) or _now(claim.parent) - claim.stat().st_mtime > DEAD_AFTER_S
+    return True
+
+
+def _now(folder: Path) -> float:
+    """By the folder's clock; by ours where it cannot be written to."""
+    try:
+        return folder_time(folder)
+    except OSError:
+        return time.time()
+
+
+def _seconds_since(iso: object) -> float:
+    from datetime import datetime
+
+    try:
+        return max(0.0, time.time() - datetime.fromisoformat(str(iso)).timestamp())
+    except ValueError:
+        return 0.0

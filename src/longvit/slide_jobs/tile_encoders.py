@@ -1,0 +1,291 @@
+"""Encoders of tiles, by name: `open_encoder("stain-texture")`, `"timm:resnet50.a1_in1k"`, `"longvit:run/model"` …
+
+    stain-texture       colour and texture statistics (`stain_texture`): no weights, works anywhere
+    timm:NAME           a model of the timm package where that is installed; timm finds or downloads its weights
+    hipt:FILE           HIPT's ViT-256 (Chen et al. 2022), from its published state dict
+    longvit:FOLDER      a LongViT on tiles: the mean token after its norm; or one that comes along, or a hub id
+                        (`model.pretrained.load_model`), as `longvit:longvit-tiny-dino`
+    torchscript:FILE    a module saved by torch.jit.save
+    export:FILE         a program saved by torch.export.save with a batch of any size, on the CPU
+
+An encoder takes uint8 RGB tiles and gives float32 vectors; each knows how its input is normalised (files: ImageNet's
+mean and spread, as almost all are trained). A file of the last two kinds *is* a program: what it says is executed, so
+open only those that you trust. TorchScript's loader runs no pickled Python; torch.export's would for some files: those
+are refused.
+
+One more kind is a function `(what it is given, side of a tile in px, device) -> TileEncoder` and its line in `KINDS`.
+
+B tiles of a batch, P side of a tile in px, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longvit.errors import InputError
+from longvit.torch_file import refuse_bomb
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+# What must not be in a file of torch.export: objects that only pickle restores, compiled libraries.
+_PICKLED = re.compile(r"(custom_obj_|opaque_obj_|\.so$|\.pyd$|\.dll$)")
+
+
+class TileEncoder(ABC):
+    """Turns tiles into vectors."""
+
+    name: str
+    """Of the encoder: names the folder of its features."""
+    digest: str
+    """A hash of all that its numbers rest on."""
+    dim: int
+
+    @abstractmethod
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """RGB tiles (B, P, P, 3) -> float32 (B, D)."""
+
+
+def open_encoder(given: str, tile_px: int, device: torch.device | None = None) -> TileEncoder:
+    """The encoder of this name for tiles of that side, on a device (None: CPU).
+
+    Raises `InputError` in one line: no such kind, file or package, weights that do not fit, tiles that it cannot take.
+    """
+    kind, what = _parts(given)
+    return KINDS[kind](what, tile_px, device)
+
+
+def encoder_name(given: str) -> str:
+    """What the folder of an encoder's features is called: `timm:resnet50` -> `timm-resnet50`. `InputError` for a kind
+    that there is not."""
+    kind, what = _parts(given)
+    name = Path(what).stem if kind in ("hipt", "torchscript", "export") else Path(what).name if kind != "timm" else what
+    return re.sub(r"[^\w.+-]+", "-", f"{kind}-{name}" if what else kind)
+
+
+def absolute(given: str) -> str:
+    """The same encoder, as processes with another working directory find it."""
+    kind, what = _parts(given)
+    return f"{kind}:{Path(what).absolute()}" if kind != "timm" and what and Path(what).exists() else given
+
+
+def _parts(given: str) -> tuple[str, str]:
+    kind, _, what = given.partition(":")
+    if kind not in KINDS or bool(what) == (kind == "stain-texture"):
+        raise InputError(f"--encoder {given}: take one of {', '.join(_FORMS)}")
+    return kind, what
+
+
+class StainTexture(TileEncoder):
+    """`stain_texture.describe_tile`, on all cores."""
+
+    name = "stain-texture"
+
+    def __init__(self, tile_px: int, threads: int | None = None) -> None:
+        from longvit.slide_jobs.stain_texture import MIN_TILE_PX, NAMES, describe_tile
+
+        if tile_px < MIN_TILE_PX:
+            raise InputError(f"--tile-px {tile_px}: stain-texture needs tiles of at least {MIN_TILE_PX} px")
+        self.dim, self._describe = len(NAMES), describe_tile
+        self.digest = hashlib.sha256(f"{self.name} 1 {' '.join(NAMES)}".encode()).hexdigest()[:32]
+        self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="stain-texture")
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        rows = list(self._pool.map(self._describe, tiles))
+        return np.stack(rows) if rows else np.empty((0, self.dim), np.float32)
+
+
+class TorchEncoder(TileEncoder):
+    """A module that takes normalised images (B, 3, P, P) and gives (B, D)."""
+
+    def __init__(
+        self,
+        name: str,
+        module: Callable[[torch.Tensor], torch.Tensor],
+        digest: str,
+        tile_px: int,
+        device: torch.device | None = None,
+        *,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        input_px: int | None = None,
+    ) -> None:
+        """`input_px`: tiles are resized to this side (bicubic, antialiased); None: they go in as they are. One batch of
+        blank tiles is tried, which tells the width."""
+        import torch
+
+        self.name, self.digest, self._module = name, digest, module
+        self._device, self._input_px = device or torch.device("cpu"), input_px
+        self._mean, self._std = (torch.tensor(v, device=self._device).view(1, 3, 1, 1) for v in (mean, std))
+        blank = np.full((2, tile_px, tile_px, 3), 255, np.uint8)
+        try:
+            out = self._forward(blank)
+        except Exception as error:
+            text = " ".join(str(error).split())[:200] or type(error).__name__
+            raise InputError(f"{name}: does not take two tiles of {tile_px} × {tile_px} px: {text}") from error
+        shape = tuple(getattr(out, "shape", ()))
+        if len(shape) != 2 or shape[0] != 2:
+            raise InputError(f"{name}: gives {shape or type(out).__name__} for two tiles, not (2, width)")
+        self.dim = int(shape[1])
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.asarray(self._forward(tiles).float().cpu().numpy(), np.float32)
+
+    def _forward(self, tiles: NDArray[np.uint8]) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            images = torch.from_numpy(tiles).to(self._device).permute(0, 3, 1, 2).float() / 255
+            if self._input_px and images.shape[-1] != self._input_px:
+                size = (self._input_px, self._input_px)
+                images = torch.nn.functional.interpolate(images, size, mode="bicubic", antialias=True).clamp_(0, 1)
+            return self._module((images - self._mean) / self._std)
+
+
+def _stain_texture(what: str, tile_px: int, device: torch.device | None) -> TileEncoder:
+    return StainTexture(tile_px)
+
+
+def _timm(what: str, tile_px: int, device: torch.device | None) -> TileEncoder:
+    if find_spec("timm") is None:
+        raise InputError(f"--encoder timm:{what}: the package timm is not installed; pip install timm")
+    import timm
+
+    try:
+        module = timm.create_model(what, pretrained=True, num_classes=0)
+    except Exception as error:  # an unknown name, no network, a gated model: timm says which, in many types
+        raise InputError(f"--encoder timm:{what}: {' '.join(str(error).split())[:200]}") from error
+    config = timm.data.resolve_model_data_config(module)
+    return _of_module(
+        encoder_name(f"timm:{what}"), module, tile_px, device,
+        mean=tuple(config["mean"]), std=tuple(config["std"]), input_px=int(config["input_size"][-1]),
+    )  # fmt: skip
+
+
+def _hipt(what: str, tile_px: int, device: torch.device | None) -> TileEncoder:
+    from longvit.baselines.hipt_vits import load_vit256
+
+    module = load_vit256(_there(what))
+    # Its authors normalise with one half, and its positions are those of 256 px (16 × 16 patches).
+    return _of_module(encoder_name(f"hipt:{what}"), module, tile_px, device, mean=HALF, std=HALF, input_px=256)
+
+
+def _longvit(what: str, tile_px: int, device: torch.device | None) -> TileEncoder:
+    from longvit.slide_jobs.job import load_longvit, model_digest
+
+    model = load_longvit(what)
+    patch_px = model.config.patch_px
+    if tile_px % patch_px:
+        raise InputError(f"--tile-px {tile_px}: not a multiple of the {patch_px} px of a patch of {what}")
+    digest = model_digest(model)
+    model = model.eval().to(device) if device is not None else model.eval()
+
+    def mean_token(images: torch.Tensor) -> torch.Tensor:
+        return model.forward_head(model.forward_features(images), pre_logits=True)
+
+    return TorchEncoder(encoder_name(f"longvit:{what}"), mean_token, digest, tile_px, device)
+
+
+def _torchscript(what: str, tile_px: int, device: torch.device | None) -> TileEncoder:
+    import torch
+
+    path = _there(what)
+    try:
+        refuse_bomb(path)
+        module = torch.jit.load(str(path), map_location=device or "cpu").eval()
+    except InputError:
+        raise
+    except Exception as error:  # whatever breaks inside its reader, the file is of no use
+        text = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: not a file of torch.jit.save, or damaged ({text})") from error
+    return TorchEncoder(encoder_name(f"torchscript:{what}"), module, _file_digest(path), tile_px, device)
+
+
+def _export(what: str, tile_px: int, device: torch.device | None) -> TileEncoder:
+    import torch
+    from torch.export.passes import move_to_device_pass
+
+    path = _there(what)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickled = [name for name in archive.namelist() if _PICKLED.search(name)]
+        if pickled:
+            raise InputError(f"{path}: holds {pickled[0]}, which only running foreign code would restore; not opened")
+        refuse_bomb(path)
+        with _no_pickled_code():
+            program = torch.export.load(path)
+            program = move_to_device_pass(program, device) if device is not None else program
+            module = program.module()
+    except InputError:
+        raise
+    except Exception as error:  # whatever breaks inside its reader, the file is of no use
+        text = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(f"{path}: not a file of torch.export.save, or damaged ({text})") from error
+    return TorchEncoder(encoder_name(f"export:{what}"), module, _file_digest(path), tile_px, device)
+
+
+KINDS: Mapping[str, Callable[[str, int, Any], TileEncoder]] = {
+    "stain-texture": _stain_texture,
+    "timm": _timm,
+    "hipt": _hipt,
+    "longvit": _longvit,
+    "torchscript": _torchscript,
+    "export": _export,
+}
+_FORMS = ("stain-texture", "timm:NAME", "hipt:FILE", "longvit:FOLDER", "torchscript:FILE", "export:FILE")
+
+
+def _of_module(
+    name: str, module: nn.Module, tile_px: int, device: torch.device | None, **normalisation: Any
+) -> TorchEncoder:
+    from longvit.slide_jobs.job import weights_digest
+
+    digest = weights_digest(module, f"{name} {sorted(normalisation.items())}")
+    module = module.eval().to(device) if device is not None else module.eval()
+    return TorchEncoder(name, module, digest, tile_px, device, **normalisation)
+
+
+def _there(what: str) -> Path:
+    path = Path(what)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    return path
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()[:32]
+
+
+@contextmanager
+def _no_pickled_code() -> Iterator[None]:
+    """torch.load opens tensors only, whatever its caller wants (torch.export's reader asks it for more)."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

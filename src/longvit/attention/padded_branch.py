@@ -119,7 +119,15 @@ def branch_backward(
     queries_backward(operands, grads[0], w, r, scale, first)
 
 
-def keys_backward(operands, grads, w, r, scale, first=False, others=-1):
+def keys_backward(
+    operands: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    w: int,
+    r: int,
+    scale: float,
+    first: bool = False,
+    others: int = -1,
+) -> None:
     """`branch_backward` of k and v; others: how many queries, where not as many."""
     tensors = dict(zip(("q", "k", "v", "grad", "dk", "dv"), (*operands, *grads), strict=True))
     settings = _scales(scale) | {"scale": scale, "FIRST": first}
@@ -127,7 +135,9 @@ def keys_backward(operands, grads, w, r, scale, first=False, others=-1):
     launch(padded_kernels.keys_backward, TILES["keys"], operands[1], tensors, w, r, others, **settings)
 
 
-def queries_backward(operands, grad_q, w, r, scale, first=False, others=-1):
+def queries_backward(
+    operands: Sequence[Tensor], grad_q: Tensor, w: int, r: int, scale: float, first: bool = False, others: int = -1
+) -> None:
     """`branch_backward` of q; others: how many keys, where not as many."""
     tensors = dict(zip(("q", "k", "v", "grad", "dq"), (*operands, grad_q), strict=True))
     settings = _scales(scale) | {"scale": scale, "FIRST": first}

@@ -195,7 +195,18 @@ def check_scale(scale: float) -> None:
         raise ValueError(f"attention back end 'triton' needs a scale above 0, got {scale}")
 
 
-def _forward(q, k, v, out, lse, w, r, scale, others=-1, **settings):
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    w: int,
+    r: int,
+    scale: float,
+    others: int = -1,
+    **settings: Any,
+) -> None:
     check_scale(scale)
     tensors = {"q": q, "k": k, "v": v, "out": out, "lse": lse}
     launch(triton_kernels.forward, TILES["forward"], q, tensors, w, r, others, scale=scale * LOG2_E, **settings)
@@ -238,17 +249,43 @@ def branch_backward(
     queries_backward(grad_out, q, k, v, lse2, sums, grads[0], w, r, scale, first)
 
 
-def keys_backward(grad_out, q, k, v, lse2, sums, grads, w, r, scale, first=False, others=-1):
+def keys_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse2: Tensor,
+    sums: Tensor,
+    grads: Sequence[Tensor],
+    w: int,
+    r: int,
+    scale: float,
+    first: bool = False,
+    others: int = -1,
+) -> None:
     """`branch_backward` of k and v; lse2: the log-sum-exp in base 2; others: how many queries, where not as many."""
     tensors = {"q": q, "k": k, "v": v, "grad": grad_out, "lse2": lse2, "sums": sums, "dk": grads[0], "dv": grads[1]}
-    settings = {"scale": scale, "scale_log2": scale * LOG2_E, "FIRST": first}
+    settings: dict[str, Any] = {"scale": scale, "scale_log2": scale * LOG2_E, "FIRST": first}
     launch(triton_kernels.keys_backward, TILES["keys"], k, tensors, w, r, others, **settings)
 
 
-def queries_backward(grad_out, q, k, v, lse2, sums, grad_q, w, r, scale, first=False, others=-1):
+def queries_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lse2: Tensor,
+    sums: Tensor,
+    grad_q: Tensor,
+    w: int,
+    r: int,
+    scale: float,
+    first: bool = False,
+    others: int = -1,
+) -> None:
     """`branch_backward` of q; others: how many keys, where not as many."""
     tensors = {"q": q, "k": k, "v": v, "grad": grad_out, "lse2": lse2, "sums": sums, "dq": grad_q}
-    settings = {"scale": scale, "scale_log2": scale * LOG2_E, "FIRST": first}
+    settings: dict[str, Any] = {"scale": scale, "scale_log2": scale * LOG2_E, "FIRST": first}
     launch(triton_kernels.queries_backward, TILES["queries"], q, tensors, w, r, others, **settings)
 
 

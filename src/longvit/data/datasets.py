@@ -43,7 +43,7 @@ class CanvasBatch:
 
 
 @dataclass
-class CanvasDataset(Dataset):
+class CanvasDataset(Dataset[tuple[torch.Tensor, dict[str, np.generic], str]]):
     """Slides whose canvases are cached; item i: uint8 (3, S, S) tensor (raw pixels), its targets, slide_id.
 
     Canvases stay in memory while they fit into `memory_mb`; the rest is read anew each time.

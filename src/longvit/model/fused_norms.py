@@ -189,16 +189,27 @@ def add(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def _forward(x, y, scale, w, b, eps: float, gelu: bool, total, n) -> None:
+def _forward(
+    x: Tensor,
+    y: Tensor | None,
+    scale: Tensor | None,
+    w: Tensor,
+    b: Tensor,
+    eps: float,
+    gelu: bool,
+    total: Tensor | None,
+    n: Tensor | None,
+) -> None:
     """`total`, `n`: where the sum and the norm go, or None; total may be x."""
     if not len(x):
         return
     x, shape, programs = _rows(x), _shape("forward", x.shape[-1]), _programs("forward", x)
     y = x if y is None else _rows(y)
-    scaled = scale is not None
-    scale = scale.contiguous() if scaled else x
-    into, has_norm = n if total is None else total, n is not None
-    n = n if has_norm else into
+    scaled, has_norm = scale is not None, n is not None
+    scale = x if scale is None else scale.contiguous()
+    into = n if total is None else total
+    assert into is not None, "neither a sum nor a norm to write"
+    n = into if n is None else n
     with torch.cuda.device_of(x):  # Triton launches on the current card
         _kernels().norm_forward[(programs,)](
             x, y, scale, w, b, into, n, len(x), programs, eps, x.stride(0), y.stride(0), into.stride(0), n.stride(0),
@@ -292,14 +303,24 @@ def plain_norm(x: Tensor, w: Tensor, b: Tensor, eps: float, gelu: bool, dtype: t
     return F.layer_norm(a, a.shape[-1:], w.float(), b.float(), eps).to(dtype)
 
 
-def plain_add_norm(x, y, scale, w, b, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def plain_add_norm(
+    x: Tensor, y: Tensor, scale: Tensor | None, w: Tensor, b: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """`add_norm` by PyTorch, in float32."""
     total = x.float() + (y.float() if scale is None else y.float() * scale.float())
     return total.to(x.dtype), plain_norm(total, w, b, eps, False, dtype)
 
 
 def plain_norm_backward(
-    x, grad, w, b, eps: float, gelu: bool, *, residual=None, scale=None
+    x: Tensor,
+    grad: Tensor,
+    w: Tensor,
+    b: Tensor,
+    eps: float,
+    gelu: bool,
+    *,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`norm_backward` by PyTorch, in float32: → gradient of x (with the residual), that times scale, sums (3, C)."""
     leaves = [t.detach().float().requires_grad_() for t in (x, w, b)]

@@ -86,7 +86,17 @@ def sharded_dilated_attention(
     return _Attention.apply(q, k, v, part, keep)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, shards: Shards, rank: int, ranks: int, branches, gradient, ragged) -> None:
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    shards: Shards,
+    rank: int,
+    ranks: int,
+    branches: Sequence[tuple[int, int]],
+    gradient: str,
+    ragged: str,
+) -> None:
     if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape:
         raise ValueError(
             f"q, k and v must share one shape (batch, length, heads, head_dim); got {tuple(q.shape)}, "
@@ -180,7 +190,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *gathered = ctx.saved_tensors
         part: _Part = ctx.part
         if grad_out.stride(-1) != 1 or 0 in grad_out.stride():

@@ -33,8 +33,8 @@ COMMANDS = ("train", "pretrain", "benchmark", "embed", "features", "canvas")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 INSTANTS = 10
 _FIRST_S = 0.05
-_SECONDS = re.compile(rb"\d+ (seconds|minutes)")
-"""How long a run took, in its report."""
+_SECONDS = re.compile(rb'\d+ (seconds|minutes)|"seconds": [\d.]+')
+"""Duration of a run, in its report and in its metrics: never the same bits, except by chance."""
 _FORK = multiprocessing.get_context("fork")
 _STOPPED = {
     signal.SIGTERM: (0, 143, -signal.SIGTERM),

@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
+from tests.conftest import shared
+from tests.oracles import dilated as oracle
 
-from conftest import shared
 from longvit.attention import dilated_attention, dilated_attention_packed
-from oracles import dilated as oracle
 
 ODD = [  # segment lengths and ratios that divide nothing, exceed the sequence, exceed the heads
     ((5,), (3,)),

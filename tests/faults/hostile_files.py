@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # as a script
 
-from faults import hostile_models  # noqa: F401 (its cases)
-from faults.hostile_bags import flips
-from faults.hostile_cases import CANARY, CASES, SECRET, Case
-from faults.hostile_texts import COHORT
+from tests.faults import hostile_models  # noqa: F401 (its cases)
+from tests.faults.hostile_bags import flips
+from tests.faults.hostile_cases import CANARY, CASES, SECRET, Case
+from tests.faults.hostile_texts import COHORT
 
 MOST_MB, MOST_S = 1000, 20
 _LARGE = ("GB in", "100 MB", "million", "100,000 names", "a prime of slides")
@@ -140,14 +140,14 @@ def _cross_validation(path: Path) -> Any:
 
 _READERS: dict[str, Callable[[Path], Any]] = {
     "a training": _fold_result,
-    "a cell": _lazily("comparison.cell", "finished", True, {}),
+    "a cell": _lazily("comparison.trial", "finished", True, {}),
     "a pretraining": _lazily("pretraining.pretrain_result", "finished", True),
-    "costs": _lazily("training.costs", "read_cost", True),
-    "a run folder": _lazily("tasks.run_folder", "claim", True, {"epochs": 1}, 1),
+    "costs": _lazily("training.resource_usage", "read_cost", True),
+    "a run folder": _lazily("training.run_folder", "claim", True, {"epochs": 1}, 1),
     "a checkpoint": _lazily("training.checkpoint", "read_checkpoint", True),
     "a cross-validation": _cross_validation,
     "a work list": _worklist,
-    "a record": _lazily("batch.job", "read_record", False),
+    "a record": _lazily("slide_jobs.job", "read_record", False),
 }
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.parallel.ranks import launcher
 
 from longvit.errors import InputError
 from longvit.parallel import RankLostError, Ranks, all_ranks
-from parallel.ranks import launcher
 
 
 def outcomes(folder: Path, ranks: int, function: Callable[[Ranks], None], timeout_s: float) -> list[str]:

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.finetuning.study import SETTINGS, study
+from tests.parallel.ranks import on_mesh
 
 from longvit.data.new_folds import make_folds
 from longvit.errors import InputError
 from longvit.finetuning.crossval import cross_validate
 from longvit.finetuning.run import FinetuneResult, FinetuneSettings, finetune
 from longvit.parallel import Ranks
-from parallel.ranks import on_mesh
-from tasks.study import SETTINGS, study
 
 # One slide per forward pass, so that the mesh does not decide which slides share one.
 EACH = replace(SETTINGS, forward_batch=1, epochs=2)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.parallel.ranks import on_mesh
 
 from longvit.data.problems import read_problems
 from longvit.data.slide_list import ListedSlide, find_slides
@@ -18,7 +19,6 @@ from longvit.slide_jobs import ReadSettings, embed_slides
 from longvit.slide_jobs.embed import FOLDER, read_features
 from longvit.slide_jobs.embed_ranks import embed_over_ranks
 from longvit.slide_jobs.job import read_record
-from parallel.ranks import on_mesh
 
 
 @pytest.fixture

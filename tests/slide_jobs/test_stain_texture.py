@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from tests.slides.slide_files import tissue
 
 from longvit.slide_jobs.stain_texture import NAMES, describe_tile
-from slides.slide_files import tissue
 
 SIDE = 40
 

@@ -1,6 +1,6 @@
 """Folders of cross-validations as the command writes them, with made-up but realistic numbers; one command a folder.
 
-python tests/report_folders.py OUT: OUT/subtyping, OUT/kidney, OUT/survival, each with its index.html.
+python tests/report/report_folders.py OUT: OUT/subtyping, OUT/kidney, OUT/survival, each with its index.html.
 """
 
 from __future__ import annotations

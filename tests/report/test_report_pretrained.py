@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.report.run_folder import write_folder
 
 from longvit.errors import InputError
 from longvit.report.pretraining import pretrain_report
 from longvit.report.pretraining_plots import thinned
-from pretraining.run_folder import write_folder
 
 pytestmark = pytest.mark.xdist_group("report_pretrained")  # one worker: the fixture draws
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.conftest import shared
 
-from conftest import shared
 from longvit.cli import main
 from longvit.errors import InputError
 from longvit.finetuning.evaluate import evaluate

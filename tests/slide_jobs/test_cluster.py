@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from batch.many_slides import (
+from tests.slide_jobs.many_slides import (
     Run,
     assert_each_once,
     assert_nothing_left,
@@ -21,6 +20,7 @@ from batch.many_slides import (
     make,
     wait_for,
 )
+
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.slide_jobs import RunSettings, embed_slides

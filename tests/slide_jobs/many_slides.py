@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.small_slides import write_model, write_slide
 
 from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError
@@ -17,7 +18,6 @@ from longvit.processes.leases import read_claim
 from longvit.slide_jobs import BatchResult, RunSettings, embed_slides
 from longvit.slide_jobs.embed import FOLDER, read_features
 from longvit.slide_jobs.worker_log import LogTail
-from small_slides import write_model, write_slide
 
 
 def make(folder: Path, n: int, image_px: int = 512) -> tuple[Path, tuple[ListedSlide, ...]]:

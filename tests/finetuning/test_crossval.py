@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.finetuning.study import SETTINGS, write_study
 
 from longvit.cli import main
 from longvit.data.cohort import Cohort, read_cohort
@@ -21,7 +22,6 @@ from longvit.data.folds import Fold
 from longvit.data.new_folds import make_folds
 from longvit.errors import InputError
 from longvit.finetuning.crossval import CrossValidation, cross_validate
-from tasks.study import SETTINGS, write_study
 
 QUICK = replace(SETTINGS, epochs=2)
 FLAGS = [

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-from batch.many_slides import (
+from tests.slide_jobs.many_slides import (
     Run,
     assert_each_once,
     assert_nothing_left,
@@ -22,13 +21,14 @@ from batch.many_slides import (
     make,
     wait_for,
 )
+from tests.small_slides import write_model, write_slide
+
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
 from longvit.slide_jobs import RunSettings, canvas_slides, embed_slides
 from longvit.slide_jobs.status import status
 from longvit.slides.canvas import read_canvas
 from longvit.slides.reader import open_slide
-from small_slides import write_model, write_slide
 
 ONE = RunSettings(device="cpu", threads=1)
 

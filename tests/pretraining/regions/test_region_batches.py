@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.conftest import EXAMPLE_SLIDE
+from tests.pretraining.regions.region_run import CROPS, SETTINGS
+from tests.slides.slide_files import tissue, write_jpeg
+from tests.small_slides import write_slide
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from conftest import EXAMPLE_SLIDE
-from data.region_run import CROPS, SETTINGS
 from longvit.data.problems import Problem
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
@@ -25,8 +27,6 @@ from longvit.pretraining.regions import region_process
 from longvit.pretraining.regions.crops import CropSettings
 from longvit.pretraining.regions.region_batches import CropBatch, RegionBatches
 from longvit.pretraining.regions.regions import RegionSettings, find_regions
-from slides.slide_files import tissue, write_jpeg
-from small_slides import write_slide
 
 SCRIPT = Path(__file__).with_name("region_run.py")
 

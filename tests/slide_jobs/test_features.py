@@ -13,8 +13,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from tests.slide_jobs.test_tiles import FOLDER, TILES, TISSUE, rows, write_slides
+from tests.slides.slide_files import write_svs
+from tests.small_slides import write_model
 
-from batch.test_tiles import FOLDER, TILES, TISSUE, rows, write_slides
 from longvit.data.bags import find_bags, read_bag
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
@@ -31,8 +33,6 @@ from longvit.slides.reader import open_slide
 from longvit.slides.tile_reading import TilePixels
 from longvit.slides.tiles import TileGrid, TileSettings, tile_grid
 from longvit.slides.tissue import Tissue
-from slides.slide_files import write_svs
-from small_slides import write_model
 
 STAIN = "features_stain-texture"
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tests.conftest import shared
 
-from conftest import shared
 from longvit.cli import main
 from longvit.config import RECIPES, load_settings
 from longvit.errors import InputError

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.report.report_folders import subtyping_folder, survival_folder, write_folder
+from tests.report.test_report import Links
 
 from longvit.errors import InputError
 from longvit.report import crossval_report
 from longvit.report.crossval import crossval_warnings
 from longvit.report.predictions import read_predicted
 from longvit.report.worst_errors import mistakes_section
-from report_folders import subtyping_folder, survival_folder, write_folder
-from test_report import Links
 
 pytestmark = pytest.mark.xdist_group("report")
 

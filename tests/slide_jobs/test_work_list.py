@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from tests.slide_jobs.many_slides import make, wait_for
 
-from batch.many_slides import make, wait_for
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.files import this_host

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.finetuning.study import SETTINGS, study
+from tests.report.report_folders import survival_folder
 
 from longvit.data.cohort import read_cohort
 from longvit.finetuning.run import FinetuneResult, finetune
 from longvit.report import Figure, Picture, Report, Row, Section, Table, finetune_report, write_report
 from longvit.report.finetuning import warnings_of
 from longvit.report.page import number, thumbnail_of
-from report_folders import survival_folder
-from tasks.study import SETTINGS, study
 
 pytestmark = pytest.mark.xdist_group("report")  # one worker: the fixture trains
 

@@ -1,6 +1,6 @@
 """A folder as a pretraining leaves it, with made-up numbers that look like those of a run.
 
-python tests/pretraining/run_folder.py OUT [healthy|collapsed|young]: the folder and its index.html.
+python tests/report/run_folder.py OUT [healthy|collapsed|young]: the folder and its index.html.
 """
 
 from __future__ import annotations

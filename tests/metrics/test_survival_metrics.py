@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from tests.conftest import shared
 
-from conftest import shared
 from longvit.errors import InputError
 from longvit.metrics.survival import (
     bootstrap_c_index,

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from tests.slides.slide_files import pyramid, tissue, write_jpeg, write_svs
+from tests.small_slides import write_slide
 
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
@@ -16,8 +18,6 @@ from longvit.pretraining.regions.region_reader import RegionReader, read_region
 from longvit.pretraining.regions.regions import Regions, RegionSettings, find_regions
 from longvit.slides.placement import Box
 from longvit.slides.reader import Slide
-from slides.slide_files import pyramid, tissue, write_jpeg, write_svs
-from small_slides import write_slide
 
 SMALL = RegionSettings(region_px=(64, 96), per_slide=20)
 

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conftest import EXAMPLE_SLIDE
+from tests.finetuning.study import write_study
+from tests.small_slides import write_model, write_slide
 
 import longvit
-from conftest import EXAMPLE_SLIDE
 from longvit import device as devices
 from longvit.cli import main
 from longvit.device import pick_device
 from longvit.errors import InputError
-from small_slides import write_model, write_slide
-from tasks.study import write_study
 
 pytestmark = pytest.mark.xdist_group("cli")  # one worker: a fixture trains
 COMMANDS = (
@@ -267,7 +267,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     for i in range(20):
         write_slide(tmp_path / "slides" / f"s{i:02d}.tif", seed=i)
-    command = [sys.executable, str(Path(__file__).with_name("small_slides.py"))]
+    command = [sys.executable, str(Path(__file__).parents[1] / "small_slides.py")]
     process = subprocess.Popen(
         [*command, str(model), str(tmp_path / "slides"), str(tmp_path / "out")], stderr=subprocess.PIPE, text=True
     )

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.slide_jobs.many_slides import lines_of, wait_for
+from tests.small_slides import write_model, write_slide
 
-from batch.many_slides import lines_of, wait_for
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
 from longvit.slide_jobs import RunSettings, embed_slides, read_process, reading, work_list
 from longvit.slide_jobs.read_process import ReadProcess
 from longvit.slide_jobs.reading import ReadRequest, ReadSettings, SlideFailedError, ThreadReader
-from small_slides import write_model, write_slide
 
 HOOKS = Path(__file__).resolve().parents[1] / "faults" / "hooks"
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.finetuning.study import SETTINGS, study, write_study
 
 import longvit
 from longvit.config import load_settings
@@ -25,7 +26,6 @@ from longvit.finetuning.run import FinetuneResult, FinetuneSettings, finetune
 from longvit.finetuning.starting_model import starting_model
 from longvit.metrics.classification import classification_metrics
 from longvit.training.resource_usage import read_cost
-from tasks.study import SETTINGS, study, write_study
 
 SCRIPT = Path(__file__).with_name("study.py")
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.small_slides import write_model
 from torch import nn
 
 from longvit.errors import InputError
@@ -19,7 +20,6 @@ from longvit.model.pretrained import SHIPPED, load_model
 from longvit.slide_jobs import tile_encoders
 from longvit.slide_jobs.stain_texture import describe_tile
 from longvit.slide_jobs.tile_encoders import TorchEncoder, absolute, encoder_name, open_encoder
-from small_slides import write_model
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

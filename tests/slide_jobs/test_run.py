@@ -19,6 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from tests.small_slides import write_model, write_slide
 
 from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError
@@ -30,7 +31,6 @@ from longvit.slide_jobs.job import model_digest
 from longvit.slide_jobs.reading import ReadRequest
 from longvit.slide_jobs.run import BatchResult, JobFacts, run
 from longvit.slides.reader import open_slide
-from small_slides import write_model, write_slide
 
 
 @pytest.fixture

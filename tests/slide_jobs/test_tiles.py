@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from tests.slides.slide_files import pyramid, tissue, write_svs
 
 from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.slide_jobs import ReadSettings, RunSettings, tile_slides
 from longvit.slides.reader import open_slide
 from longvit.slides.tiles import TileSettings
 from longvit.slides.tissue import TissueSettings
-from slides.slide_files import pyramid, tissue, write_svs
 
 TILES = TileSettings(tile_px=64, mpp=0.5)  # 128 px at level 0
 TISSUE = TissueSettings(min_piece_um2=0)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage, stats
+from tests.slides.slide_files import tissue
 
 from longvit.errors import InputError
 from longvit.pretraining.regions.crop_colour import GREY, Step
 from longvit.pretraining.regions.crops import CropSettings, Look, draw_looks, make_crop
-from slides.slide_files import tissue
 
 PLAIN = Look((0.0, 0.0, 1.0, 1.0), False, 0, None, (), False, 0.0, False)
 SMALL = CropSettings(global_px=32, local_px=16)

@@ -35,6 +35,7 @@ def run(function, tensors, *args, **kwargs):
     return [out.detach(), *torch.autograd.grad(out, leaves, grad_out)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(ODD)))
 @pytest.mark.parametrize("heads", [3, 4])
 @pytest.mark.parametrize("backend", ["auto", "cpu_flash"])  # short sequences in one call, or branch by branch

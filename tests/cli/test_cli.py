@@ -305,6 +305,7 @@ def test_train_writes_report_predictions_and_model(run: Path) -> None:
     assert longvit.load_model(out / "model").config.class_names == ("pale", "stained")
 
 
+@pytest.mark.slow
 def test_train_given_again_is_finished_and_other_settings_are_refused(run: Path, capsys: Captured) -> None:
     words = ["train", str(run / "study" / "cohort.csv"), "--recipe", str(run / "run" / "settings.yaml")]
     capsys.readouterr()

@@ -52,6 +52,7 @@ def peak_after(start: int, profiled: profile) -> tuple[int, int]:
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [0, 5])
 @pytest.mark.parametrize("config", [SMALL, SIZES["longvit_tiny_patch32"], SIZES["longvit_small_patch32"]])
 def test_parameters_are_those_of_the_model(config: LongViTConfig, classes: int) -> None:
@@ -79,6 +80,7 @@ def test_kept_tensors_are_those_that_autograd_keeps(side_px: int, batch: int, dt
     assert per_token == saved_bytes(load)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("config", "side_px", "batch"), [(SMALL, 1152, 2), (SIZES["longvit_tiny_patch32"], 1024, 1)])

@@ -30,7 +30,7 @@ $(VENV)/kernels/.installed: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/kernels triton==3.6.0 'numpy<2.4'
 	touch $@
 
-# The lowest release of every dependency that pyproject.toml allows. Python likewise: `make oldest PYTHON=python3.10`.
+# The lowest release of every dependency that pyproject.toml allows; `make oldest PYTHON=python3.11` takes that Python.
 # PyPI's torch brings its CUDA packages along: some 8 GB. TESTS='-m "not slow" @tests/fast.txt' runs the quick tests.
 oldest: $(VENV)/oldest/.installed
 	$(VENV)/oldest/bin/python -m pytest -n 2 --dist loadgroup $(TESTS)

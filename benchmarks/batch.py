@@ -266,15 +266,15 @@ def same_bits(out: Path, other: Path, slides: Any) -> bool:
 
 def parts(folder: Path, slides: Any) -> dict[str, float]:
     """ms per slide of what the batch adds, each alone."""
-    from longvit.processes.leases import Claims
+    from longvit.processes.leases import Leases
     from longvit.slide_jobs.read_process import ReadProcess
     from longvit.slide_jobs.reading import Reader, ReadRequest, ReadSettings, ThreadReader
     from longvit.slide_jobs.work_list import Taking, WorkList
     from longvit.slide_jobs.worker_log import WorkerLog
 
     listed = WorkList.begin(folder / "parts", "embed", slides, retries=2, facts={})
-    with Claims() as claims:
-        taking = Taking(listed, claims, WorkerLog(listed.folder, "alone"))
+    with Leases() as leases:
+        taking = Taking(listed, leases, WorkerLog(listed.folder, "alone"))
         begun = time.perf_counter()
         while (taken := taking.next()) is not None:
             taking.ended(taken, "done")

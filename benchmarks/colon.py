@@ -42,7 +42,7 @@ SETTINGS = FinetuneSettings(
     augmentation="flips+colour",
     bootstrap=0,
 )
-FIGURES = ("auc", "balanced_accuracy")
+METRICS = ("auc", "balanced_accuracy")
 
 
 def histogram_control(cohort: Cohort, settings: FinetuneSettings) -> dict[str, float]:
@@ -69,7 +69,7 @@ def run_fold(cohort: Cohort, fold: str, settings: FinetuneSettings, out: Path) -
     return {
         "fold": fold,
         "test": dict(zip(cohort.classes, counts, strict=True)),
-        **{name: {figure: round(of[figure], 3) for figure in FIGURES} for name, of in systems.items()},
+        **{name: {figure: round(of[figure], 3) for figure in METRICS} for name, of in systems.items()},
     }
 
 
@@ -77,7 +77,7 @@ def mean_and_sd(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and sample standard deviation (ddof 1) over the folds."""
     summary: dict[str, Any] = {"fold": "mean ± SD"}
     for name in ("longvit_tiny", "random_encoder", "mean_colour", "colour_histogram"):
-        for figure in FIGURES:
+        for figure in METRICS:
             values = [row[name][figure] for row in rows]
             sd = statistics.stdev(values) if len(values) > 1 else float("nan")
             summary.setdefault(name, {})[figure] = f"{statistics.mean(values):.3f} ± {sd:.3f}"

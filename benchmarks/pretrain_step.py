@@ -32,7 +32,7 @@ from longvit.dino.multicrop import features
 from longvit.dino.schedules import Schedules
 from longvit.dino.settings import DinoSettings
 from longvit.model.longvit import SIZES
-from longvit.pretraining.dino_method import DinoRule, SelfDistillation
+from longvit.pretraining.dino_method import DinoMethod, SelfDistillation
 from side_by_side import has_published, measure, report, worker
 from worker import memory_mib, reset_peak
 
@@ -72,12 +72,12 @@ class Clock:
 
 
 def dino_step(
-    model: SelfDistillation, rule: DinoRule, optimizer: torch.optim.Optimizer, crops: list[torch.Tensor], step: int
+    model: SelfDistillation, rule: DinoMethod, optimizer: torch.optim.Optimizer, crops: list[torch.Tensor], step: int
 ) -> dict[str, float]:
     """One optimiser step, as the training loop makes it; → seconds of its parts."""
     networks, settings = model.networks, model.networks.settings
     clock = Clock()
-    rule.begin(optimizer, step)
+    rule.before_step(optimizer, step)
     with torch.no_grad():
         teacher = networks.teacher(crops[: settings.global_crops], packed=rule.packed)
     clock.mark("teacher")
@@ -88,12 +88,12 @@ def dino_step(
     terms.loss.backward()
     clock.mark("backward")
     gradients = [p.grad for p in networks.student.parameters() if p.grad is not None]
-    rule.clip(gradients, float(torch.nn.utils.get_total_norm(gradients)))
+    rule.transform_gradients(gradients, float(torch.nn.utils.get_total_norm(gradients)))
     clock.mark("clip")
     optimizer.step()
     optimizer.zero_grad()
     clock.mark("AdamW")
-    rule.moved(step, terms.statistics)
+    rule.after_step(step, terms.statistics)
     clock.mark("average, centre")
     return clock.parts
 
@@ -104,7 +104,7 @@ def one_measurement(case: Case, what: str) -> dict[str, Any]:
     settings = DinoSettings()
     model = SelfDistillation(SIZES[case.model], settings).train()
     schedules = Schedules(settings, steps_per_epoch=100, batch=case.regions)
-    rule = DinoRule(model, schedules, packed=what != WHAT[1])
+    rule = DinoMethod(model, schedules, packed=what != WHAT[1])
     optimizer, crops = rule.optimizer(model), case.crops(settings)
     direction = torch.randn(SIZES[case.model].embed_dim)
     before = memory_mib("VmRSS")

@@ -89,7 +89,7 @@ def compare(name: str, weights: str, out: Path) -> dict[str, Any]:
         {**b.controls, "trained_from_random": a.model, "trained_from_weights": b.model}
         for a, b in zip(scratch, pretrained, strict=True)
     ]
-    figure = pretrained[0].task.main_figure
+    figure = pretrained[0].task.main_metric
     values = {system: [figure(of[system]) for of in systems] for system in systems[0]}
     ahead: dict[str, dict[str, float]] = {}
     for ours, other in PAIRS:

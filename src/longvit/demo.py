@@ -238,7 +238,7 @@ def write_demo_report(
     out_dir: Path, finetuned: FinetuneResult, cohort: Cohort, settings: FinetuneSettings, picture: Path
 ) -> Path:
     """index.html: the report of the fine-tuning, with what is particular to the demo in front."""
-    from longvit.report import Picture, Section, finetune_content, write_report
+    from longvit.report import ReportImage, Section, finetune_content, write_report
     from longvit.report.finetuning import CONTRIBUTIONS_TEXT
 
     content = finetune_content(finetuned, cohort, settings)
@@ -260,12 +260,12 @@ def write_demo_report(
     whole = Section(
         "The whole slide, patch by patch",
         text=(*CONTRIBUTIONS_TEXT, "The model was trained on regions of 128 µm and has never seen a whole slide."),
-        pictures=(Picture(f"{WHOLE_SIDE_PX // 32} × {WHOLE_SIDE_PX // 32} patches", picture.read_bytes()),),
+        plots=(ReportImage(f"{WHOLE_SIDE_PX // 32} × {WHOLE_SIDE_PX // 32} patches", picture.read_bytes()),),
     )
     start = "random weights"
     if settings.weights is not None:
         start = f"weights that were pretrained without labels on other slides ({settings.weights})"
-    figures, *rest = content.sections
+    metrics, *rest = content.sections
     report = replace(
         content,
         title="LongViT on one real slide, from pixels to a picture",
@@ -281,6 +281,6 @@ def write_demo_report(
             "on real pixels; it says nothing about any diagnosis, and all regions come from one slide.",
             *content.notes,
         ),
-        sections=(made, figures, whole, *rest),
+        sections=(made, metrics, whole, *rest),
     )
     return write_report(report, out_dir / "index.html")

@@ -104,7 +104,7 @@ def plot(*suffixes: str) -> Callable[[Callable[Drawing, object]], Callable[Drawi
 
 
 @contextmanager
-def only_pictures(path: str | Path) -> Iterator[None]:
+def only_plots(path: str | Path) -> Iterator[None]:
     """What fails within costs the pictures at `path` alone; the log has a line. An `InputError` comes through."""
     try:
         yield

@@ -90,7 +90,7 @@ class Progress:
         elif self.done < self.total and self._clock() - self._last_line >= self._every_s:
             self._line()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """One line of its own, above the bar."""
         if Progress.is_silent:
             return

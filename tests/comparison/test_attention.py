@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from tests.comparison.made import TILE_PX, WIDTH, write_features
 
-from longvit.comparison.bag_cohort import make_study
-from longvit.comparison.tile_score_plots import draw_cells, score_map
+from longvit.comparison.bag_cohort import make_bag_cohort
+from longvit.comparison.tile_score_plots import draw_trials, score_map
 from longvit.comparison.tile_scores import TileScores, read_attention, write_attention, write_geojson
 from longvit.data.cohort import read_cohort
 from longvit.errors import InputError
@@ -28,10 +28,10 @@ def scores_file(folder: Path) -> Path:
         Image.fromarray(pixels).save(folder / f"{slide_id}.png")
     (folder / "cohort.csv").write_text("case_id,slide_id,survival_months,event\nP0,a,3,1\nP0,b,3,1\n")
     cohort = read_cohort(folder / "cohort.csv", label_column=None)
-    study = make_study(cohort, "survival", folder / "features", None, 10)
+    bag_cohort = make_bag_cohort(cohort, "survival", folder / "features", None, 10)
     path = folder / "system" / "fold_0" / "attention.h5"
     scores = np.array([0.05] * 5 + [0.4] + [0.05] * 6, np.float32)
-    write_attention(path, study, study.unit_rows(cohort.rows), [scores])
+    write_attention(path, bag_cohort, bag_cohort.unit_rows(cohort.rows), [scores])
     return path
 
 
@@ -71,13 +71,13 @@ def test_a_tile_is_drawn_where_it_lies_on_the_slide(tmp_path: Path) -> None:
 
 
 def test_pictures_of_a_cell_and_a_slide_that_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cell = scores_file(tmp_path).parent
+    trial = scores_file(tmp_path).parent
     slides = {name: tmp_path / f"{name}.png" for name in "ab"}
     slides["b"].unlink()
     with Progress("pictures", 1, brief=True) as progress:
-        assert draw_cells([cell], slides, 5, progress) == 1
-    assert Image.open(cell / "attention" / "a.png").width > 500
-    assert (cell / "attention" / "b.geojson").exists()
+        assert draw_trials([trial], slides, 5, progress) == 1
+    assert Image.open(trial / "attention" / "a.png").width > 500
+    assert (trial / "attention" / "b.geojson").exists()
     assert "b: not drawn" in capsys.readouterr().err
 
 

@@ -87,7 +87,7 @@ def test_an_interrupted_cell_goes_on_to_the_same_bits(tmp_path: Path, monkeypatc
     settings = replace(SURVIVAL, rest="carried", systems=("attention_mil",))
     write_study(tmp_path, 26)  # 4 bags a step do not go into the 13 or 14 of a fold: a rest is carried
     run(tmp_path, settings, "whole")
-    inner, calls = cell_module.run_cell, []
+    inner, calls = cell_module.run_trial, []
 
     def stopped(*args: Any, **more: Any) -> Any:
         def epoch_done() -> None:
@@ -99,10 +99,10 @@ def test_an_interrupted_cell_goes_on_to_the_same_bits(tmp_path: Path, monkeypatc
 
     from longvit.comparison import compare as compare_module
 
-    monkeypatch.setattr(compare_module, "run_cell", stopped)
+    monkeypatch.setattr(compare_module, "run_trial", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, settings)
-    monkeypatch.setattr(compare_module, "run_cell", inner)
+    monkeypatch.setattr(compare_module, "run_trial", inner)
     run(tmp_path, settings)
     for fold in "01":
         path = Path("attention_mil", f"fold_{fold}", "outputs.csv")
@@ -196,13 +196,13 @@ def test_omics_alone_need_no_slides_and_fusions_join_them(tmp_path: Path) -> Non
 
 
 def test_everyone_whom_the_inputs_allow_takes_part(tmp_path: Path) -> None:
-    from longvit.comparison.system_spec import all_entrants
+    from longvit.comparison.system_spec import all_system_specs
 
-    names = [each.name for each in all_entrants(tiles=True, omics=False, signatures=False)]
+    names = [each.name for each in all_system_specs(tiles=True, omics=False, signatures=False)]
     assert {"mil", "clam_sb", "ds_mil", "gcn_mil", "hipt", "longnet"} < set(names)
     assert not {"snn", "mcat"} & set(names)
-    assert [e.name for e in all_entrants(tiles=False, omics=True, signatures=True)] == ["snn"]
-    names = [each.name for each in all_entrants(tiles=True, omics=True, signatures=True)]
+    assert [e.name for e in all_system_specs(tiles=False, omics=True, signatures=True)] == ["snn"]
+    names = [each.name for each in all_system_specs(tiles=True, omics=True, signatures=True)]
     assert {"snn", "mcat", "deep_sets+concat", "attention_mil"} < set(names)
 
 

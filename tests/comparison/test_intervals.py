@@ -62,8 +62,8 @@ def test_intervals_are_those_of_patients_drawn_anew_in_every_fold(
             keep = [i for k in drawn for i, case in enumerate(of["one"].patients) if case == patients[k]]
             for name in values:
                 values[name].append(auc(of[name], keep))
-        for name, of_fold in values.items():
-            expected[name].append(float(np.mean(of_fold)))
+        for name, fold_split in values.items():
+            expected[name].append(float(np.mean(fold_split)))
     for name, of in expected.items():
         np.testing.assert_allclose(draws[name], of, atol=1e-12)
     value = mean_of_folds(rounds, tasks, "one")
@@ -89,7 +89,14 @@ def test_a_patient_drawn_twice_counts_as_two_in_the_c_index() -> None:
     rng = np.random.default_rng(0)
     months, event, risk = rng.uniform(1, 50, 12), rng.uniform(size=12) < 0.7, rng.normal(size=12)
     of = tuple(
-        SlideRow(f"P{i}", f"s{i}", "", Path(f"s{i}.svs"), split="train", cells={"survival_months": repr(m), "event": e})
+        SlideRow(
+            f"P{i}",
+            f"s{i}",
+            "",
+            Path(f"s{i}.svs"),
+            split="train",
+            extra_columns={"survival_months": repr(m), "event": e},
+        )
         for i, (m, e) in enumerate(zip(months.tolist(), np.where(event, "1", "0").tolist(), strict=True))
     )
     task = Survival(Cohort(of, ()), FinetuneSettings(task="survival", survival_loss="cox"))

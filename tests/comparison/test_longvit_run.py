@@ -16,7 +16,7 @@ from longvit.comparison.summary import table
 from longvit.data.cohort import Cohort, read_cohort
 from longvit.data.folds import folds_of_column, write_folds
 from longvit.errors import InputError
-from longvit.finetuning.outputs import write_outputs
+from longvit.finetuning.outputs import write_logits
 from longvit.tasks.task import Predictions
 from longvit.training.resource_usage import write_cost
 
@@ -33,7 +33,7 @@ def write_run(folder: Path, cohort: Cohort, *, without: str = "") -> float:
         rng = np.random.default_rng(int(fold.name))
         logits = rng.normal(size=(len(rows), 2))
         logits[:, 1] += [3.0 * cohort.class_index(row) for row in rows]
-        write_outputs(folder / f"fold_{fold.name}" / "outputs.csv", {"model": {"test": Predictions(rows, logits, 0.0)}})
+        write_logits(folder / f"fold_{fold.name}" / "outputs.csv", {"model": {"test": Predictions(rows, logits, 0.0)}})
         (folder / f"fold_{fold.name}" / "metrics.json").write_text('{"training": {"parameters": 123}}')
         aucs.append(roc_auc_score([cohort.class_index(r) for r in rows], logits[:, 1] - logits[:, 0]))
     summary = {
@@ -119,7 +119,7 @@ def test_survival_meets_longvit_on_patients_though_it_saw_a_slide_without_featur
     for fold in folds:
         rows = tuple(row for row in cohort.rows if row.slide_id in fold.test)
         of = {"model": {"test": Predictions(rows, rng.normal(size=(len(rows), 2)), 0.0)}}
-        write_outputs(tmp_path / "cv" / f"fold_{fold.name}" / "outputs.csv", of)
+        write_logits(tmp_path / "cv" / f"fold_{fold.name}" / "outputs.csv", of)
         (tmp_path / "cv" / f"fold_{fold.name}" / "metrics.json").write_text('{"training": {"parameters": 1}}')
     summary = {"task": "survival", "evaluated": "test", "folds": [{"fold": f.name, "best_val": None} for f in folds]}
     (tmp_path / "cv" / "crossval.json").write_text(json.dumps(summary))

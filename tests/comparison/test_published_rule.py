@@ -12,7 +12,7 @@ from tests.oracles.published_loops import Stepper
 from torch import nn
 
 from longvit.baselines.reference_training import PublishedTraining, Steps, adam
-from longvit.comparison.reference_methods import PublishedRule
+from longvit.comparison.reference_methods import ReferenceMethod
 from longvit.errors import InputError
 from longvit.training.loop import train
 from longvit.training.settings import TrainSettings
@@ -62,7 +62,7 @@ def ours(folder: Path, training: PublishedTraining, epochs: int) -> nn.Module:
         TrainSettings(epochs=epochs, accumulation=training.steps.bags, lr=training.lr),
         folder=folder,
         progress=False,
-        rule=PublishedRule(training, N),
+        method=ReferenceMethod(training, N),
     )
     return found
 
@@ -106,9 +106,9 @@ def test_what_is_carried_outlives_an_interruption(tmp_path: Path) -> None:
     settings = TrainSettings(epochs=2, accumulation=4, lr=training.lr)
     step = lambda m, one: {"loss": loss_of(m, one)}  # noqa: E731
     with pytest.raises(RuntimeError):
-        train(model(), Stopped(), step, settings, folder=tmp_path, progress=False, rule=PublishedRule(training, N))
+        train(model(), Stopped(), step, settings, folder=tmp_path, progress=False, method=ReferenceMethod(training, N))
     found = model()
-    result = train(found, Ones(), step, settings, folder=tmp_path, progress=False, rule=PublishedRule(training, N))
+    result = train(found, Ones(), step, settings, folder=tmp_path, progress=False, method=ReferenceMethod(training, N))
     assert result.resumed_at == 3
     for mine, theirs in zip(found.parameters(), published(training, 2).parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-13)
@@ -117,5 +117,5 @@ def test_what_is_carried_outlives_an_interruption(tmp_path: Path) -> None:
 def test_fewer_bags_than_a_step_takes_are_refused_not_left_untrained() -> None:
     training = PublishedTraining(Steps(bags=32, divisor=32, rest="carried"))
     with pytest.raises(InputError, match=r"11 training bags are fewer than the 32 of a step.*--bags-per-step"):
-        PublishedRule(training, N)
-    PublishedRule(PublishedTraining(Steps(bags=32, divisor=32, rest="stepped")), N)
+        ReferenceMethod(training, N)
+    ReferenceMethod(PublishedTraining(Steps(bags=32, divisor=32, rest="stepped")), N)

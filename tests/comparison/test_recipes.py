@@ -21,7 +21,7 @@ def test_recipe_names_the_systems_of_its_column(name: str) -> None:
     assert settings.cell is not None
     table, cohort = settings.cell.split("/")
     published = {(r.system, r.inputs) for r in published_rows(int(table[-1])) if r.cohort == cohort}
-    ours = {(each.system, each.inputs) for each in settings.entrants()}
+    ours = {(each.system, each.inputs) for each in settings.system_specs()}
     assert published <= ours
     assert ours - published <= {("hipt", "image")}  # no figure for UCEC
     assert f"--recipe {name} " in recipe_path(name).read_text()

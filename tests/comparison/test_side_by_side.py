@@ -15,7 +15,7 @@ import pytest
 from tests.comparison.made import QUICK, write_study
 
 from longvit.comparison.compare import Comparison, compare
-from longvit.comparison.trial_process import Cell, CellProcess
+from longvit.comparison.trial_process import Trial, TrialProcess
 from longvit.data.cohort import read_cohort
 from longvit.data.folds import folds_of_column
 from longvit.errors import InputError
@@ -50,16 +50,16 @@ def test_a_process_that_dies_costs_its_cell_which_the_same_command_does_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(tmp_path)
-    send = CellProcess.send
+    send = TrialProcess.send
 
-    def deadly(self: CellProcess, what: Any) -> None:
-        if isinstance(what, Cell) and what.note == "mean_pooling, fold 0":
+    def deadly(self: TrialProcess, what: Any) -> None:
+        if isinstance(what, Trial) and what.note == "mean_pooling, fold 0":
             self.process.kill()
             self.process.wait()
         send(self, what)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CellProcess, "send", deadly)
+        patch.setattr(TrialProcess, "send", deadly)
         found = run(tmp_path, "out", jobs=2)
     failed = [(p.slide, p.error) for p in found.failed]
     assert failed == [("mean_pooling, fold 0", "its process died (SIGKILL: out of memory?)")]

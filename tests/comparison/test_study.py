@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from tests.comparison.made import GENES, QUICK, WIDTH, write_features, write_study
 
-from longvit.comparison.bag_cohort import make_study
+from longvit.comparison.bag_cohort import make_bag_cohort
 from longvit.comparison.bags import Bags, TrainingBags
 from longvit.comparison.compare import compare
 from longvit.comparison.omics import OmicTable, read_omics
 from longvit.comparison.settings import ComparisonSettings
-from longvit.comparison.system_spec import entrant
+from longvit.comparison.system_spec import system_spec
 from longvit.comparison.trial import bags_of_fold, make_system
 from longvit.data.cohort import Cohort, read_cohort
 from longvit.data.folds import folds_of_column
@@ -46,9 +46,9 @@ def trained(folder: Path, out: str, settings: ComparisonSettings) -> tuple[dict[
         omics=read_omics(folder / "omics.csv"),
         only=("0",),
     )
-    cell = folder / out / name / "fold_0"
-    outputs: list[str] = json.loads((cell / "metrics.json").read_text())["outputs"]
-    return load_file(cell / "model.safetensors"), outputs
+    trial = folder / out / name / "fold_0"
+    outputs: list[str] = json.loads((trial / "metrics.json").read_text())["outputs"]
+    return load_file(trial / "model.safetensors"), outputs
 
 
 @pytest.mark.parametrize(
@@ -81,24 +81,24 @@ def test_whatever_the_evaluated_patients_are_not_a_bit_of_the_model_changes(
         assert torch.equal(value, others[key]), key
 
 
-def rewrite(path: Path, cases: set[str], cells: dict[str, str]) -> None:
+def rewrite(path: Path, cases: set[str], trials: dict[str, str]) -> None:
     """Other cells for these patients."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows(row | cells if row["case_id"] in cases else row for row in rows)
+        writer.writerows(row | trials if row["case_id"] in cases else row for row in rows)
 
 
 def test_z_scores_are_those_of_the_training_fold(tmp_path: Path) -> None:
     write_study(tmp_path)
     cohort, omics = read(tmp_path), read_omics(tmp_path / "omics.csv")
-    study = make_study(cohort, "survival", None, omics, 100)
-    of = bags_of_fold(study, folds_of_column(cohort)[0], SURVIVAL)
-    who = entrant("snn")
-    system = make_system(who, study, of.task, SURVIVAL)
-    train = Bags(study, of.cohort.split("train"), who, CPU)
+    bag_cohort = make_bag_cohort(cohort, "survival", None, omics, 100)
+    of = bags_of_fold(bag_cohort, folds_of_column(cohort)[0], SURVIVAL)
+    spec = system_spec("snn")
+    system = make_system(spec, bag_cohort, of.task, SURVIVAL)
+    train = Bags(bag_cohort, of.cohort.split("train"), spec, CPU)
     system.fit(train)
     z = torch.stack([system.omics(bag)[0] for bag in train])
     raw = np.array([omics.vector(row.case_id) for row in train.rows], dtype=np.float64)
@@ -107,9 +107,9 @@ def test_z_scores_are_those_of_the_training_fold(tmp_path: Path) -> None:
 
 def test_rare_classes_are_drawn_as_often_as_others(tmp_path: Path) -> None:
     write_study(tmp_path)
-    study = make_study(read(tmp_path, "subtyping"), "subtyping", tmp_path / "features", None, 100)
-    rows = [row for row in study.cohort.rows if row.label == "benign" or row.slide_id == "s01"]
-    bags = Bags(study, rows, entrant("mil"), CPU)
+    bag_cohort = make_bag_cohort(read(tmp_path, "subtyping"), "subtyping", tmp_path / "features", None, 100)
+    rows = [row for row in bag_cohort.cohort.rows if row.label == "benign" or row.slide_id == "s01"]
+    bags = Bags(bag_cohort, rows, system_spec("mil"), CPU)
     strata = [row.label for row in rows]
     batches = TrainingBags(bags, {"label": np.zeros(len(rows), np.int64)}, strata, balanced=True, seed=1)
     drawn = np.concatenate([batches.order(epoch) for epoch in range(200)])
@@ -134,10 +134,10 @@ def test_strata_of_survival_are_bins_with_and_without_the_event(tmp_path: Path) 
 def test_bags_beyond_the_memory_are_read_anew_and_equal(tmp_path: Path) -> None:
     write_study(tmp_path, 8, slides_of_a_patient=2)
     cohort = read(tmp_path)
-    studies = [make_study(cohort, "survival", tmp_path / "features", None, mb) for mb in (100, 0)]
-    assert [len(study.kept) for study in studies] == [4, 0]
+    studies = [make_bag_cohort(cohort, "survival", tmp_path / "features", None, mb) for mb in (100, 0)]
+    assert [len(bag_cohort.kept) for bag_cohort in studies] == [4, 0]
     row = studies[0].unit_rows(cohort.rows)[1]
-    one, other = (study.bag(row, entrant("mil")) for study in studies)
+    one, other = (bag_cohort.bag(row, system_spec("mil")) for bag_cohort in studies)
     assert torch.equal(one.features, other.features)
     assert one.coords is not None
     assert other.coords is not None
@@ -181,9 +181,9 @@ def test_patients_without_omics_leave_all_systems(tmp_path: Path) -> None:
     write_study(tmp_path)
     omics = read_omics(tmp_path / "omics.csv")
     fewer = OmicTable(omics.columns, {k: v for k, v in omics.of_case.items() if k != "P03"}, {}, "omics.csv")
-    study = make_study(read(tmp_path), "survival", tmp_path / "features", fewer, 100)
-    assert [(p.slide, p.error) for p in study.problems] == [("s03", "omics.csv: no row of patient P03")]
-    assert "s03" not in study.slides_of
+    bag_cohort = make_bag_cohort(read(tmp_path), "survival", tmp_path / "features", fewer, 100)
+    assert [(p.slide, p.error) for p in bag_cohort.problems] == [("s03", "omics.csv: no row of patient P03")]
+    assert "s03" not in bag_cohort.slides_of
 
 
 def test_numbers_of_systems_may_be_written_as_people_write_them() -> None:

@@ -18,8 +18,8 @@ from tests.data.shared_cache import rows_of
 
 from longvit.data.canvas_cache import CanvasSettings, cache_canvases, read_pixels
 from longvit.files import this_host
-from longvit.processes import leases
-from longvit.processes.leases import Claims
+from longvit.processes import leases as lease_module
+from longvit.processes.leases import Leases
 
 SCRIPT = Path(__file__).with_name("shared_cache.py")
 SETTINGS = CanvasSettings(64)
@@ -94,71 +94,71 @@ def test_a_killed_process_holds_up_nobody(tmp_path: Path, slides: Path) -> None:
 
 
 def foreign(path: Path, host: str = "elsewhere", process: int = 1) -> Path:
-    claim = path.with_name(f"{path.name}.claim")
-    claim.write_text(json.dumps({"host": host, "process": process, "token": "theirs"}))
-    return claim
+    lease_path = path.with_name(f"{path.name}.claim")
+    lease_path.write_text(json.dumps({"host": host, "process": process, "token": "theirs"}))
+    return lease_path
 
 
 def test_another_machines_claim_counts_while_it_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its clock says: only that the time changes matters."""
-    monkeypatch.setattr(leases, "DEAD_AFTER_S", 0.2)
-    claim = foreign(tmp_path / "x")
-    with Claims() as ours:
+    monkeypatch.setattr(lease_module, "DEAD_AFTER_S", 0.2)
+    lease_path = foreign(tmp_path / "x")
+    with Leases() as ours:
         for beat in range(20):
-            os.utime(claim, (beat, beat))  # in 1970
+            os.utime(lease_path, (beat, beat))  # in 1970
             with ours.take(tmp_path / "x") as is_ours:
                 assert not is_ours
             time.sleep(0.02)
         wait_for(lambda: ours.is_free(tmp_path / "x"), 10)
         with ours.take(tmp_path / "x") as is_ours:
             assert is_ours
-            assert json.loads(claim.read_text())["process"] == os.getpid()
-    assert not claim.exists()
+            assert json.loads(lease_path.read_text())["process"] == os.getpid()
+    assert not lease_path.exists()
 
 
 def test_a_holder_keeps_its_claim_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "BEAT_S", 0.01)
-    with Claims() as ours, ours.take(tmp_path / "x") as is_ours:
+    monkeypatch.setattr(lease_module, "BEAT_S", 0.01)
+    with Leases() as ours, ours.take(tmp_path / "x") as is_ours:
         assert is_ours
-        claim = tmp_path / "x.claim"
-        os.utime(claim, (0, 0))
-        wait_for(lambda: claim.stat().st_mtime > 0, 10)
-    assert not claim.exists()
+        lease_path = tmp_path / "x.claim"
+        os.utime(lease_path, (0, 0))
+        wait_for(lambda: lease_path.stat().st_mtime > 0, 10)
+    assert not lease_path.exists()
 
 
 def test_a_dead_process_of_this_machine_is_taken_over_at_once(tmp_path: Path) -> None:
     done = subprocess.Popen(["true"])
     done.wait()
     foreign(tmp_path / "x", this_host(), done.pid)
-    with Claims() as ours, ours.take(tmp_path / "x") as is_ours:
+    with Leases() as ours, ours.take(tmp_path / "x") as is_ours:
         assert is_ours
 
 
 def test_a_claim_that_was_only_begun_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.claim").touch()
-    with Claims() as ours:
+    with Leases() as ours:
         with ours.take(tmp_path / "x") as is_ours:
             assert not is_ours
-        monkeypatch.setattr(leases, "DEAD_AFTER_S", -1.0)
+        monkeypatch.setattr(lease_module, "DEAD_AFTER_S", -1.0)
         with ours.take(tmp_path / "x") as is_ours:
             assert is_ours
 
 
 def test_a_process_that_slept_does_not_remove_the_claim_of_its_heir(tmp_path: Path) -> None:
-    with Claims() as ours, ours.take(tmp_path / "x"):
-        claim = foreign(tmp_path / "x")
-    assert json.loads(claim.read_text())["token"] == "theirs"
+    with Leases() as ours, ours.take(tmp_path / "x"):
+        lease_path = foreign(tmp_path / "x")
+    assert json.loads(lease_path.read_text())["token"] == "theirs"
 
 
 def test_of_many_that_take_over_one_wins(tmp_path: Path) -> None:
     for _ in range(100):
-        claim = foreign(tmp_path / "x", this_host(), 2**22 + 1)  # above the largest process id
+        lease_path = foreign(tmp_path / "x", this_host(), 2**22 + 1)  # above the largest process id
         barrier, winners, release = threading.Barrier(4), [], threading.Event()
 
         def contend(
             barrier: threading.Barrier = barrier, winners: list[int] = winners, release: threading.Event = release
         ) -> None:
-            with Claims() as ours:
+            with Leases() as ours:
                 barrier.wait()
                 with ours.take(tmp_path / "x") as is_ours:
                     winners += [1] if is_ours else []
@@ -174,7 +174,7 @@ def test_of_many_that_take_over_one_wins(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
         assert len(winners) == 1
-        assert not claim.exists()
+        assert not lease_path.exists()
 
 
 def test_an_error_and_an_interrupt_leave_no_claim(tmp_path: Path, slides: Path) -> None:

@@ -184,8 +184,8 @@ def test_a_task_finds_its_own_columns_in_the_cells(tmp_path: Path) -> None:
         tmp_path, ",Case ID,slide_id,Survival Months,event\n0,p1,a.svs, 12.5 ,1\n1,p2,b.svs,3\n", "a.svs", "b.svs"
     )
     a, b = read_cohort(path, label_column=None).rows
-    assert (a.label, a.case_id, a.cells["survival_months"], a.cells["event"]) == ("", "p1", "12.5", "1")
-    assert "event" not in b.cells
+    assert (a.label, a.case_id, a.extra_columns["survival_months"], a.extra_columns["event"]) == ("", "p1", "12.5", "1")
+    assert "event" not in b.extra_columns
     assert a == SlideRow("p1", "a", "", tmp_path / "a.svs")  # cells play no part in who is who
     assert read_cohort(path, label_column=None).classes == ()
     assert read_cohort(path, label_column=None).summary() == "2 slides of 2 patients"

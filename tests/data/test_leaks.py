@@ -147,7 +147,7 @@ def test_survival_folds_are_stratified_by_time_and_event(tmp_path: Path, capsys:
     command = ["--task", "survival", "--out", str(tmp_path / "folds"), "--k", "4", "--val-fraction", "0"]
     assert main(["cohort", "split", str(path), *command]) == 0
     cohort = read_cohort(path, label_column=None, need_files=False)
-    assert cohort.rows[3].cells["survival_months"] == "22"
+    assert cohort.rows[3].extra_columns["survival_months"] == "22"
     late = {f"s{i}" for i in range(80) if 1 + i * 7 % 80 > 40}
     for fold in read_folds(tmp_path / "folds"):
         assert 8 <= len(late & set(fold.test)) <= 12

@@ -53,8 +53,8 @@ def test_loss_gradient_and_figures_are_those_of_the_equations(
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(numpy_of(student.grad, regions), expected, rtol=0, atol=1e-10)
     for name, value in oracle.teacher_figures(numpy_of(teacher, regions), center, teacher_t).items():
-        figures = {**terms.figures(), "mean_kl_to_uniform": mean_kl_to_uniform(terms.statistics)}
-        assert abs(figures[name].item() - value) <= 1e-10, name
+        metrics = {**terms.metrics(), "mean_kl_to_uniform": mean_kl_to_uniform(terms.statistics)}
+        assert abs(metrics[name].item() - value) <= 1e-10, name
 
 
 @pytest.mark.parametrize(("crops", "global_crops"), [(2, 2), (5, 2), (3, 1), (4, 3)])

@@ -55,7 +55,7 @@ LIMIT_BYTES = 10**9
 _ADDRESS_SPACE = 8 * 2**30  # so that a try that would fill the machine ends in a MemoryError
 _GREY_LEVELS = 2
 DATA_DAMAGES = ("one byte", "8 to 64 bytes", "512 zeros", "4096 zeros", "512 random bytes")
-PAGE_START, PAGE_END = "<!-- figures: from here written by tests/faults/damaged_slides.py -->", "<!-- to here -->"
+PAGE_START, PAGE_END = "<!-- tables: from here written by tests/faults/damaged_slides.py -->", "<!-- to here -->"
 
 
 @dataclass(frozen=True)
@@ -379,7 +379,7 @@ def share_tries(each: int, seed: int, jobs: int) -> list[Try]:
     return campaign(each * len(pairs), seed, jobs=jobs, only=pairs)
 
 
-def figures(tries: Sequence[Try], of_shares: Sequence[Try], seed: int) -> dict[str, Any]:
+def metrics(tries: Sequence[Try], of_shares: Sequence[Try], seed: int) -> dict[str, Any]:
     """The campaign as it is kept in a file."""
     from importlib.metadata import version
 
@@ -455,7 +455,7 @@ def main() -> int:
     options = parser.parse_args()
     tries = campaign(options.tries, options.seed, jobs=options.jobs)
     of_shares = share_tries(options.shares, options.seed, options.jobs) if options.shares else []
-    now = json.loads(json.dumps(figures(tries, of_shares, options.seed)))
+    now = json.loads(json.dumps(metrics(tries, of_shares, options.seed)))
     before = json.loads(options.before.read_text()) if options.before else None
     for one in tries:
         if one.outcome in FAILURES or (options.verbose and one.outcome == "unseen"):

@@ -198,7 +198,7 @@ def _make_model_and_slides(folder: Path) -> None:
     _make_slides(folder, 12)
 
 
-def _make_study(folder: Path) -> None:
+def _make_bag_cohort(folder: Path) -> None:
     from tests.finetuning.study import write_study
 
     write_study(folder / "study")
@@ -240,7 +240,7 @@ def _pretrain_words(folder: Path) -> list[str]:
 
 
 _MAKE: dict[str, Callable[[Path], None]] = {
-    "train": _make_study,
+    "train": _make_bag_cohort,
     "pretrain": _make_pretraining,
     "benchmark": _make_bags,
     "embed": _make_model_and_slides,

@@ -48,7 +48,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[bytes, La
     return found
 
 
-def _looked_at(reading: ReadingProcess, path: Path) -> None:
+def _monitored(reading: ReadingProcess, path: Path) -> None:
     found = reading.ask({"path": str(path), "store": ""})
     assert found["outcome"] in ("same", "refused"), f"{found['outcome']}: {found['message']}"
 
@@ -73,7 +73,7 @@ def test_any_tags_of_a_tiff(reading: ReadingProcess, whole: Any, tmp_path: Path,
             struct.pack_into("<I", edited, entry.at + (12 if entry.big else 8), number)
     path = tmp_path / f"a{suffix}"
     path.write_bytes(bytes(edited))
-    _looked_at(reading, path)
+    _monitored(reading, path)
 
 
 @given(
@@ -99,7 +99,7 @@ def test_any_chunks_of_a_png(
     made = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content[:8] + made + b"".join(parts))
-    _looked_at(reading, path)
+    _monitored(reading, path)
 
 
 @given(
@@ -117,7 +117,7 @@ def test_any_segments_and_elements(reading: ReadingProcess, whole: Any, tmp_path
         edited[at : at + len(data)] = data
     path = tmp_path / f"a{suffix}"
     path.write_bytes(bytes(edited))
-    _looked_at(reading, path)
+    _monitored(reading, path)
 
 
 NAMES = ("PhysicalSizeX", "PhysicalSizeXUnit", "SizeX", "SizeC", "SizeZ", "Type", "ID")
@@ -135,7 +135,7 @@ def test_any_description(reading: ReadingProcess, tmp_path: Path, start: str, te
         path = tmp_path / f"a{suffix}"
         described = (start + text).encode("utf-8", "surrogatepass").replace(b"\0", b"")
         write_tiff(path, levels, compression="deflate", description=described)
-        _looked_at(reading, path)
+        _monitored(reading, path)
 
 
 @given(
@@ -151,7 +151,7 @@ def test_any_ome_xml(reading: ReadingProcess, tmp_path: Path, values: dict[str, 
     path = tmp_path / "a.ome.tif"
     described = xml.encode("utf-8", "surrogatepass").replace(b"\0", b"")
     write_tiff(path, pyramid(tissue(384, 320), 2), subifds=True, description=described)
-    _looked_at(reading, path)
+    _monitored(reading, path)
 
 
 # Glass of up to 20,000 px a side: an SCN may well declare more, and then a whole canvas takes its time.
@@ -161,4 +161,4 @@ PLACES = st.sampled_from([0, 1, 63, 64, 1000, 20_000])
 @given(x=PLACES, y=PLACES, size=st.tuples(PLACES, PLACES), nm=st.sampled_from([1, 500, 10**6]))
 def test_any_place_of_an_scn(reading: ReadingProcess, tmp_path: Path, x: int, y: int, size: Any, nm: int) -> None:
     path = write_scn(tmp_path / "a.scn", pyramid(tissue(384, 320), 2), x, y, size, nm)
-    _looked_at(reading, path)
+    _monitored(reading, path)

@@ -313,7 +313,7 @@ def test_rows_without_case_id_are_never_one_patient(tmp_path: Path) -> None:
     without = evaluate(predictions(tmp_path / "without.csv", None), resamples=50)
     for empty in ("", "nan", "NaN", "<NA>", "\u00a0"):
         blank = evaluate(predictions(tmp_path / "blank.csv", [empty] * 40), resamples=50)
-        assert blank.groups[0].figures == without.groups[0].figures
+        assert blank.groups[0].metrics == without.groups[0].metrics
         assert blank.groups[0].patients == 40
         assert "40 rows without case_id: each counts as a patient of its own" in blank.notes
     some = evaluate(predictions(tmp_path / "some.csv", ["", "", "", *["p"] * 37]), resamples=50)
@@ -431,7 +431,7 @@ def test_two_spellings_of_a_class_may_be_two_where_the_user_names_both() -> None
 def test_predictions_may_write_a_class_as_a_float_and_a_near_one_is_shown(tmp_path: Path) -> None:
     rows = [("1.0", 0.1, 0.9), ("0", 0.9, 0.1), ("1", 0.2, 0.8)]
     found = evaluate(table(tmp_path / "p.csv", "label,prob_0,prob_1.0", rows), resamples=0)
-    assert found.groups[0].figures["auc"].mean == 1
+    assert found.groups[0].metrics["auc"].mean == 1
     with pytest.raises(InputError, match=r"label 'idc'.*'IDC' differs from it in spelling only"):
         evaluate(table(tmp_path / "p.csv", "label,prob_IDC,prob_ILC", [("idc", 1, 0)]))
     with pytest.raises(InputError, match="'prob_Tumour' and 'prob_tumour' differ in spelling only"):

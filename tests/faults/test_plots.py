@@ -20,9 +20,9 @@ from longvit.data.slide_list import find_slides
 from longvit.figure import drawable, new_figure, plot, short_name, write_figure
 from longvit.interpret import Contributions, draw
 from longvit.metrics.classification import Interval
-from longvit.plots.classification import confusion_picture, fold_dots_picture, reliability_picture, roc_picture
-from longvit.plots.curves import pr_curves_picture, roc_curves_picture
-from longvit.plots.survival import kaplan_meier_picture
+from longvit.plots.classification import confusion_plot, fold_dots_plot, reliability_plot, roc_plot
+from longvit.plots.curves import pr_curves_plot, roc_curves_plot
+from longvit.plots.survival import kaplan_meier_plot
 from longvit.slide_jobs.predict import predict_slides
 from longvit.slides.reader import open_slide
 
@@ -65,17 +65,17 @@ def contributions(name: str) -> Contributions:
 
 
 PLOTS: dict[str, Callable[[str, Path], object]] = {
-    "roc of folds": lambda name, path: roc_curves_picture(
+    "roc of folds": lambda name, path: roc_curves_plot(
         {name: fold(2), "b": fold(2)}, ("a", name), path, interval=Interval(0.5, 0.9, 9), title=name
     ),
-    "precision": lambda name, path: pr_curves_picture({"0": fold(3)}, (name, "b", name + "2"), path, title=name),
-    "roc": lambda name, path: roc_picture(
+    "precision": lambda name, path: pr_curves_plot({"0": fold(3)}, (name, "b", name + "2"), path, title=name),
+    "roc": lambda name, path: roc_plot(
         {"val": Fold(2), "test": Fold(2)}, (name, name), path, controls={name: 0.5}, intervals={}
     ),
-    "confusion": lambda name, path: confusion_picture(*fold(2), (name, "b"), path, title=name),
-    "reliability": lambda name, path: reliability_picture(*fold(2), path, title=name),
-    "dots": lambda name, path: fold_dots_picture({name: [0.9, 0.8]}, path, published=(name, 0.9, 0.1)),
-    "survival": lambda name, path: kaplan_meier_picture(
+    "confusion": lambda name, path: confusion_plot(*fold(2), (name, "b"), path, title=name),
+    "reliability": lambda name, path: reliability_plot(*fold(2), path, title=name),
+    "dots": lambda name, path: fold_dots_plot({name: [0.9, 0.8]}, path, published=(name, 0.9, 0.1)),
+    "survival": lambda name, path: kaplan_meier_plot(
         np.arange(1.0, 9), np.arange(8) % 2, np.arange(8) % 2, path, names=(name, "b"), title=name
     ),
 }
@@ -106,7 +106,7 @@ def test_dollars_stand_in_the_plot_as_in_the_table(tmp_path: Path, monkeypatch: 
     import matplotlib as mpl
 
     monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
-    roc_curves_picture({"0": fold(2)}, ("a", "$x^2$ and $y$"), tmp_path / "r.svg", title=r"$\frac{1}{2}$")
+    roc_curves_plot({"0": fold(2)}, ("a", "$x^2$ and $y$"), tmp_path / "r.svg", title=r"$\frac{1}{2}$")
     words = " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "r.svg").read_text(encoding="utf-8")))
     assert "$x^2$ and $y$: AUC" in words
     assert r"$\frac{1}{2}$" in words
@@ -118,13 +118,13 @@ def test_a_class_that_begins_with_an_underscore_has_its_line_in_the_legend(
     import matplotlib as mpl
 
     monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")
-    roc_curves_picture({"0": fold(2)}, ("a", "_b"), tmp_path / "r.svg")
+    roc_curves_plot({"0": fold(2)}, ("a", "_b"), tmp_path / "r.svg")
     assert "_b: AUC" in (tmp_path / "r.svg").read_text(encoding="utf-8")
 
 
 def test_two_hundred_classes_do_not_make_a_sheet_of_gigabytes(tmp_path: Path) -> None:
     labels = np.arange(400) % 200
-    confusion_picture(labels, np.eye(200)[labels], [f"class {i}" for i in range(200)], tmp_path / "c.png")
+    confusion_plot(labels, np.eye(200)[labels], [f"class {i}" for i in range(200)], tmp_path / "c.png")
     with Image.open(tmp_path / "c.png") as image:
         assert max(image.size) < 4000
 

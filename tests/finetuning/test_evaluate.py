@@ -32,8 +32,8 @@ def test_published_risks_give_table_2_to_three_decimals() -> None:
     found = evaluate(shared("data/mcat/published_survival_predictions.csv.gz"))
     ours = {
         (g.key["system"], g.key["inputs"], g.key["cohort"]): (
-            round(g.figures["c_index"].mean, 3),
-            round(g.figures["c_index"].sd, 3),
+            round(g.metrics["c_index"].mean, 3),
+            round(g.metrics["c_index"].sd, 3),
         )
         for g in found.groups
     }
@@ -57,7 +57,7 @@ def test_published_fold_aucs_give_table_1_to_three_decimals() -> None:
     assert found.ddof == 1
     means = {
         system: tuple(
-            round(next(g for g in found.groups if g.key == {"system": system, "cohort": c}).figures["test_auc"].mean, 3)
+            round(next(g for g in found.groups if g.key == {"system": system, "cohort": c}).metrics["test_auc"].mean, 3)
             for c in ("brca", "lung", "kidney")
         )
         for system in ("mil", "clam_sb", "deep_attn_misl", "gcn_mil", "ds_mil", "hipt")
@@ -72,8 +72,8 @@ def test_published_fold_aucs_give_table_1_to_three_decimals() -> None:
     }
     ours = {
         (g.key["system"], g.key["cohort"]): (
-            round(g.figures["test_auc"].mean, 3),
-            round(g.figures["test_auc"].sd, 3),
+            round(g.metrics["test_auc"].mean, 3),
+            round(g.metrics["test_auc"].sd, 3),
         )
         for g in found.groups
     }
@@ -88,7 +88,7 @@ def test_own_survival_folds_with_several_slides_a_patient(tmp_path: Path) -> Non
     assert found.layout == "survival"
     (group,) = found.groups
     assert (group.rows, group.patients, group.events) == (5, 4, 3)
-    figure = group.figures["c_index"]
+    figure = group.metrics["c_index"]
     assert figure.folds["0"] == 0.5  # a (risk 2) before b (2.5): wrong; before c: right
     assert math.isnan(figure.folds["1"])
     assert figure.mean == 0.5
@@ -97,9 +97,9 @@ def test_own_survival_folds_with_several_slides_a_patient(tmp_path: Path) -> Non
 
 def test_censorship_is_the_opposite_of_event(tmp_path: Path) -> None:
     text = "months,{},risk\n1,{},3\n2,{},2\n3,{},2.5\n"
-    by_event = evaluate(write(tmp_path, text.format("event", 1, 0, 1)), resamples=0).groups[0].figures["c_index"].mean
+    by_event = evaluate(write(tmp_path, text.format("event", 1, 0, 1)), resamples=0).groups[0].metrics["c_index"].mean
     by_censorship = evaluate(write(tmp_path, text.format("censorship", 0, 1, 0)), resamples=0).groups[0]
-    assert by_event == by_censorship.figures["c_index"].mean == 1.0
+    assert by_event == by_censorship.metrics["c_index"].mean == 1.0
 
 
 def test_without_folds_there_is_the_patients_interval(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_without_folds_there_is_the_patients_interval(tmp_path: Path) -> None:
     months, event, risk = rng.exponential(9, 50).round(2), rng.integers(0, 2, 50), rng.normal(size=50).round(3)
     lines = [f"p{i},{m},{e},{r}" for i, (m, e, r) in enumerate(zip(months, event, risk, strict=True))]
     found = evaluate(write(tmp_path, "case_id,survival_months,event,risk\n" + "\n".join(lines)), resamples=30)
-    figure = found.groups[0].figures["c_index"]
+    figure = found.groups[0].metrics["c_index"]
     assert figure.mean == c_index(months, event, risk)
     interval = bootstrap_c_index(months, event, risk, [f"p{i}" for i in range(50)], resamples=30)
     assert figure.interval == (interval.low, interval.high)
@@ -126,14 +126,14 @@ def test_own_subtyping_predictions_keep_the_case_of_class_names(tmp_path: Path) 
     found = evaluate(path, resamples=20)
     assert [g.key["split"] for g in found.groups] == ["val", "test"]
     expected = classification_metrics(labels[20:], np.stack([1 - p[20:], p[20:]], 1))
-    assert {name: f.mean for name, f in found.groups[1].figures.items()} == pytest.approx(expected)
-    assert found.groups[1].figures["auc"].interval is not None
+    assert {name: f.mean for name, f in found.groups[1].metrics.items()} == pytest.approx(expected)
+    assert found.groups[1].metrics["auc"].interval is not None
 
 
 def test_ddof_of_the_spread_can_be_chosen(tmp_path: Path) -> None:
     path = write(tmp_path, "system,cohort,fold,test_auc\nx,brca,0,0.8\nx,brca,1,0.9\n")
-    assert evaluate(path).groups[0].figures["test_auc"].sd == pytest.approx(0.05 * math.sqrt(2))
-    assert evaluate(path, ddof=0).groups[0].figures["test_auc"].sd == pytest.approx(0.05)
+    assert evaluate(path).groups[0].metrics["test_auc"].sd == pytest.approx(0.05 * math.sqrt(2))
+    assert evaluate(path, ddof=0).groups[0].metrics["test_auc"].sd == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(

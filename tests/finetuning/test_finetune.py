@@ -44,11 +44,11 @@ def predictions(result: FinetuneResult) -> list[dict[str, str]]:
 
 def test_it_learns_what_is_there_to_learn(finished: FinetuneResult) -> None:
     for split in ("val", "test"):
-        figures = finished.metrics["splits"][split]
-        assert figures["slides"] == 4
-        assert figures["patients"] == 2
-        assert figures["auc"] == figures["balanced_accuracy"] == 1.0
-        assert figures["auc_interval"] == [1.0, 1.0]
+        metrics = finished.metrics["splits"][split]
+        assert metrics["slides"] == 4
+        assert metrics["patients"] == 2
+        assert metrics["auc"] == metrics["balanced_accuracy"] == 1.0
+        assert metrics["auc_interval"] == [1.0, 1.0]
     assert finished.metrics["classes"] == ["pale", "stained"]
     assert not finished.was_finished
 
@@ -72,10 +72,10 @@ def test_predictions_are_those_of_the_model_that_was_saved(finished: FinetuneRes
 def test_figures_follow_from_the_predictions(finished: FinetuneResult) -> None:
     rows = [row for row in predictions(finished) if row["split"] == "test"]
     p = np.array([[float(row["prob_pale"]), float(row["prob_stained"])] for row in rows])
-    figures = classification_metrics([row["label"] == "stained" for row in rows], p)
+    metrics = classification_metrics([row["label"] == "stained" for row in rows], p)
     # nine digits of every probability
-    assert {k: v for k, v in finished.metrics["splits"]["test"].items() if k in figures} == pytest.approx(
-        figures, abs=1e-8
+    assert {k: v for k, v in finished.metrics["splits"]["test"].items() if k in metrics} == pytest.approx(
+        metrics, abs=1e-8
     )
 
 
@@ -201,10 +201,10 @@ def test_a_test_split_of_one_class_has_no_auc_and_says_so(tmp_path: Path) -> Non
     rows = cohort.rows
     only = cohort.with_splits([None if r.split == "test" and r.label == "pale" else r.split for r in rows])
     result = finetune(only, replace(SETTINGS, epochs=1, controls=False), tmp_path / "run")
-    figures = result.metrics["splits"]["test"]
-    assert figures["auc"] is None
-    assert figures["auc_interval"] == [None, None]
-    assert figures["slides"] == 2
+    metrics = result.metrics["splits"]["test"]
+    assert metrics["auc"] is None
+    assert metrics["auc_interval"] == [None, None]
+    assert metrics["slides"] == 2
     assert "test: AUC not defined, balanced accuracy" in result.summary()
 
 

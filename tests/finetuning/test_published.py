@@ -18,8 +18,8 @@ from longvit.finetuning.paper_tables import (
     COHORTS,
     RESOLUTIONS_PX,
     best_published,
-    figure_text,
     measured_cells,
+    metric_text,
     paper_tables,
     published_rows,
 )
@@ -165,7 +165,7 @@ def test_every_cell_has_a_recipe_with_its_command_hours_and_published_number(
     assert f"--recipe {name}" in head
     assert "TFLOP" in head
     best = best_published(1 if task == "subtyping" else 2, cohort)
-    assert figure_text(best.mean, best.sd) in head
+    assert metric_text(best.mean, best.sd) in head
     settings = load_settings(FinetuneSettings, name)
     assert (settings.task, settings.side_px, settings.batch_size) == (task, side_px, 8)
     assert settings.cell == f"table{1 if task == 'subtyping' else 2}/{cohort}/{side_px}"

@@ -16,7 +16,7 @@ from sklearn.metrics import (
 )
 
 from longvit.metrics.classification import (
-    FIGURES,
+    METRICS,
     auc,
     average_precision,
     bootstrap,
@@ -43,15 +43,15 @@ def test_binary_auc_counts_ties_half() -> None:
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_figures_agree_with_scikit_learn(classes: int) -> None:
     labels, p = random_case(200, classes, classes)
-    figures = classification_metrics(labels, p)
+    metrics = classification_metrics(labels, p)
     score = p[:, 1] if classes == 2 else p
-    assert figures["auc"] == pytest.approx(roc_auc_score(labels, score, multi_class="ovr", average="macro"))
-    assert figures["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, p.argmax(1)))
-    assert figures["accuracy"] == (labels == p.argmax(1)).mean()
+    assert metrics["auc"] == pytest.approx(roc_auc_score(labels, score, multi_class="ovr", average="macro"))
+    assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, p.argmax(1)))
+    assert metrics["accuracy"] == (labels == p.argmax(1)).mean()
     average = "binary" if classes == 2 else "macro"
-    assert figures["f1"] == pytest.approx(f1_score(labels, p.argmax(1), average=average))
+    assert metrics["f1"] == pytest.approx(f1_score(labels, p.argmax(1), average=average))
     one_hot = labels if classes == 2 else np.eye(classes, dtype=int)[labels]
-    assert figures["average_precision"] == pytest.approx(average_precision_score(one_hot, score, average="macro"))
+    assert metrics["average_precision"] == pytest.approx(average_precision_score(one_hot, score, average="macro"))
     assert np.array_equal(confusion(labels, p), confusion_matrix(labels, p.argmax(1)))
 
 
@@ -104,10 +104,10 @@ def test_an_absent_class_is_left_out_of_the_mean() -> None:
     assert auc(labels, p) == pytest.approx(expected)
     expected = np.mean([average_precision_score(labels == c, p[:, c]) for c in (0, 1)])
     assert average_precision(labels, p) == pytest.approx(expected)
-    figures = classification_metrics(labels, p)
+    metrics = classification_metrics(labels, p)
     guess = p.argmax(1)
-    assert figures["balanced_accuracy"] == pytest.approx(np.mean([(guess[labels == c] == c).mean() for c in (0, 1)]))
-    assert figures["f1"] == pytest.approx(f1_score(labels, guess, labels=[0, 1], average="macro"))
+    assert metrics["balanced_accuracy"] == pytest.approx(np.mean([(guess[labels == c] == c).mean() for c in (0, 1)]))
+    assert metrics["f1"] == pytest.approx(f1_score(labels, guess, labels=[0, 1], average="macro"))
 
 
 def test_one_class_or_no_slide_has_no_auc() -> None:
@@ -159,7 +159,7 @@ def test_the_bootstrap_is_that_of_drawing_the_slides_one_by_one(classes: int) ->
         slides = np.concatenate([np.flatnonzero(patients == name) for name in chosen])
         drawn.append(classification_metrics(labels[slides], p[slides]))
     found = bootstrap(labels, p, patients.tolist(), resamples=60, seed=4)
-    assert tuple(found) == FIGURES
+    assert tuple(found) == METRICS
     for name, interval in found.items():
         values = np.array([of[name] for of in drawn])
         values = values[np.isfinite(values)]

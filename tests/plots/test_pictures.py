@@ -13,15 +13,15 @@ import pytest
 
 from longvit.metrics.classification import Interval, auc, average_precision
 from longvit.plots.classification import (
-    confusion_picture,
-    fold_dots_picture,
-    fold_losses_picture,
-    loss_picture,
-    reliability_picture,
-    roc_picture,
+    confusion_plot,
+    fold_dots_plot,
+    fold_losses_plot,
+    loss_plot,
+    reliability_plot,
+    roc_plot,
 )
-from longvit.plots.curves import Fold, pr_curves_picture, pr_heights, roc_curves_picture, roc_heights
-from longvit.plots.survival import kaplan_meier_picture, p_words, risk_halves
+from longvit.plots.curves import Fold, pr_curves_plot, pr_heights, roc_curves_plot, roc_heights
+from longvit.plots.survival import kaplan_meier_plot, p_words, risk_halves
 
 
 def fold(n: int, classes: int, seed: int) -> Fold:
@@ -50,17 +50,17 @@ def follow_up(n: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 FOLDS = {str(k): fold(40, 2, k) for k in range(4)}
 LABELS, PROBABILITIES = (np.concatenate([f[i] for f in FOLDS.values()]) for i in (0, 1))
 PICTURES: dict[str, Callable[[Path], None]] = {
-    "roc_folds": lambda path: roc_curves_picture(FOLDS, ("benign", "cancer"), path),
-    "pr_folds": lambda path: pr_curves_picture(FOLDS, ("benign", "cancer"), path),
-    "roc_three": lambda path: roc_curves_picture({"0": fold(40, 3, 0), "1": fold(40, 3, 1)}, "abc", path),
-    "confusion": lambda path: confusion_picture(LABELS, PROBABILITIES, ("benign", "a very long name"), path),
-    "reliability": lambda path: reliability_picture(LABELS, PROBABILITIES, path),
-    "dots": lambda path: fold_dots_picture({"LongViT": [0.9, 0.8], "control": [0.5, 0.6]}, path),
-    "loss": lambda path: loss_picture({"loss": np.array([0.7, 0.6, 0.4, 0.5])}, [{"train_loss": 0.6}] * 2, path),
-    "losses": lambda path: fold_losses_picture(
+    "roc_folds": lambda path: roc_curves_plot(FOLDS, ("benign", "cancer"), path),
+    "pr_folds": lambda path: pr_curves_plot(FOLDS, ("benign", "cancer"), path),
+    "roc_three": lambda path: roc_curves_plot({"0": fold(40, 3, 0), "1": fold(40, 3, 1)}, "abc", path),
+    "confusion": lambda path: confusion_plot(LABELS, PROBABILITIES, ("benign", "a very long name"), path),
+    "reliability": lambda path: reliability_plot(LABELS, PROBABILITIES, path),
+    "dots": lambda path: fold_dots_plot({"LongViT": [0.9, 0.8], "control": [0.5, 0.6]}, path),
+    "loss": lambda path: loss_plot({"loss": np.array([0.7, 0.6, 0.4, 0.5])}, [{"train_loss": 0.6}] * 2, path),
+    "losses": lambda path: fold_losses_plot(
         {"0": {"train_loss": [2, 1.0], "val_loss": [math.nan] * 2}, "1": {"train_loss": [3, 2, 1.0]}, "2": {}}, path
     ),
-    "survival": lambda path: kaplan_meier_picture(*follow_up(), path),
+    "survival": lambda path: kaplan_meier_plot(*follow_up(), path),
 }
 
 
@@ -98,7 +98,7 @@ def test_the_curves_say_mean_and_spread_of_the_folds(tmp_path: Path, monkeypatch
     one = words_of(
         tmp_path / "o.svg",
         monkeypatch,
-        lambda path: roc_curves_picture({"0": FOLDS["0"]}, ("a", "b"), path, interval=Interval(0.61, 0.99, 9)),
+        lambda path: roc_curves_plot({"0": FOLDS["0"]}, ("a", "b"), path, interval=Interval(0.61, 0.99, 9)),
     )
     assert f"b: AUC {values[0]:.2f}" in one
     assert "0.61–0.99" in one
@@ -108,36 +108,36 @@ def test_the_curves_say_mean_and_spread_of_the_folds(tmp_path: Path, monkeypatch
 def test_a_fold_with_one_class_is_left_out_of_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lone = (np.ones(5, np.int64), np.full((5, 2), 0.5))
     with_lone = {**FOLDS, "4": lone}
-    words = words_of(tmp_path / "r.svg", monkeypatch, lambda path: pr_curves_picture(with_lone, ("a", "b"), path))
+    words = words_of(tmp_path / "r.svg", monkeypatch, lambda path: pr_curves_plot(with_lone, ("a", "b"), path))
     assert "(4 folds)" in words
     for folds in ({"4": lone}, {}):
-        words = words_of(tmp_path / "n.svg", monkeypatch, lambda path, f=folds: roc_curves_picture(f, ("a", "b"), path))
+        words = words_of(tmp_path / "n.svg", monkeypatch, lambda path, f=folds: roc_curves_plot(f, ("a", "b"), path))
         assert "no curve" in words
 
 
 def test_confusion_shows_counts_and_shares_of_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three of class a, one of them wrong; none of class b."""
     p = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
-    words = words_of(tmp_path / "c.svg", monkeypatch, lambda path: confusion_picture([0, 0, 0], p, ("a", "b"), path))
+    words = words_of(tmp_path / "c.svg", monkeypatch, lambda path: confusion_plot([0, 0, 0], p, ("a", "b"), path))
     assert "67%" in words
     assert "33%" in words
     assert "50%" not in words
 
 
 def test_no_slides_and_missing_folds_still_give_a_picture(tmp_path: Path) -> None:
-    reliability_picture(np.zeros(0), np.zeros((0, 2)), tmp_path / "r.png")
-    confusion_picture(np.zeros(0), np.zeros((0, 2)), ("a", "b"), tmp_path / "c.png")
-    fold_dots_picture({"LongViT": [0.9, math.nan], "control": []}, tmp_path / "d.png", published=("HIPT", 0.87, 0.06))
+    reliability_plot(np.zeros(0), np.zeros((0, 2)), tmp_path / "r.png")
+    confusion_plot(np.zeros(0), np.zeros((0, 2)), ("a", "b"), tmp_path / "c.png")
+    fold_dots_plot({"LongViT": [0.9, math.nan], "control": []}, tmp_path / "d.png", published=("HIPT", 0.87, 0.06))
     nothing = SimpleNamespace(labels=np.zeros(0, np.int64), probabilities=np.zeros((0, 2)))
-    roc_picture({"test": nothing}, ("a", "b"), tmp_path / "roc.png")
+    roc_plot({"test": nothing}, ("a", "b"), tmp_path / "roc.png")
     empty = np.zeros(0)
-    kaplan_meier_picture(empty, empty, empty, tmp_path / "k.png")
+    kaplan_meier_plot(empty, empty, empty, tmp_path / "k.png")
     assert len(list(tmp_path.iterdir())) == 10
 
 
 def test_a_loss_below_zero_is_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(path: Path) -> None:
-        loss_picture({"loss": np.array([-1.0, -3.0])}, [{"train_loss": -2.0}], path, loss_name="partial likelihood")
+        loss_plot({"loss": np.array([-1.0, -3.0])}, [{"train_loss": -2.0}], path, loss_name="partial likelihood")
 
     words = words_of(tmp_path / "l.svg", monkeypatch, draw)
     assert "partial likelihood" in words
@@ -165,7 +165,7 @@ def test_equal_risks_make_no_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     halves = risk_halves(["0"] * 60, [str(i) for i in range(60)], np.zeros(60))
     assert not halves.any()
     words = words_of(
-        tmp_path / "k.svg", monkeypatch, lambda path: kaplan_meier_picture(months, event, halves.astype(int), path)
+        tmp_path / "k.svg", monkeypatch, lambda path: kaplan_meier_plot(months, event, halves.astype(int), path)
     )
     assert "all risks are equal" in words
 

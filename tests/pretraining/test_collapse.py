@@ -163,7 +163,7 @@ def test_a_random_network_before_it_has_learned_raises_no_alarm() -> None:
     crops = [torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8) for _ in range(2)]
     with torch.no_grad():
         terms = loss(*networks(crops), teacher_temperature=settings.teacher_temperature)
-    first = {name: float(value) for name, value in {"loss": terms.loss, **terms.figures()}.items()}
+    first = {name: float(value) for name, value in {"loss": terms.loss, **terms.metrics()}.items()}
     first["mean_kl_to_uniform"] = float(mean_kl_to_uniform(terms.statistics))
     steps = {name: np.full(WINDOW_STEPS, value) for name, value in {**first, "grad_norm": 1.0}.items()}
     epoch = {"epoch": 1.0, "step": float(WINDOW_STEPS), "rankme": 1.2, "feature_std": 0.05, "knn_balanced": 0.5}

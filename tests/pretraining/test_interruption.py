@@ -52,9 +52,9 @@ def test_twenty_interruptions_end_with_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_settings_that_change_nothing_of_the_result_may_differ_when_it_goes_on(tmp_path: Path) -> None:
-    before = settings_of(tmp_path).decisive()
-    assert settings_of(tmp_path, num_workers=3, report_minutes=9.0, device="auto").decisive() == before
-    assert settings_of(tmp_path, local_crops=4).decisive() != before
+    before = settings_of(tmp_path).result_settings()
+    assert settings_of(tmp_path, num_workers=3, report_minutes=9.0, device="auto").result_settings() == before
+    assert settings_of(tmp_path, local_crops=4).result_settings() != before
 
 
 def test_a_checkpoint_in_the_layout_of_dino_starts_another_pretraining(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from longvit.pretraining.feature_metrics import feature_std, knn_probe, linear_p
 from longvit.pretraining.probes import (
     Probe,
     colour_features,
-    control_figures,
+    control_metrics,
     embed_regions,
-    figures,
-    probe_figures,
+    metrics,
+    probe_metrics,
     read_probe,
 )
 
@@ -151,12 +151,12 @@ def test_embeddings_are_those_of_the_model_whatever_the_batch() -> None:
 def test_the_figures_of_an_epoch_are_numbers_for_the_history() -> None:
     torch.manual_seed(0)
     model = LongViT(TINY)
-    found = figures(model, probe_of(), regions(8, seed=1))
+    found = metrics(model, probe_of(), regions(8, seed=1))
     names = ["rankme", "feature_std", "knn", "knn_balanced", "linear", "linear_balanced", "linear_auc"]
     assert list(found) == names
     assert all(type(value) is float and math.isfinite(value) for value in found.values())
-    assert list(figures(model, None, regions(8, seed=1))) == names[:2]
-    controls = control_figures(model, probe_of(), regions(8, seed=1))
+    assert list(metrics(model, None, regions(8, seed=1))) == names[:2]
+    controls = control_metrics(model, probe_of(), regions(8, seed=1))
     assert controls["random_start"] == found
     assert controls["mean_colour"]["linear_balanced"] == 1.0  # brightness alone is the label
     assert controls["mean_colour"]["knn_balanced"] == 1.0
@@ -189,7 +189,7 @@ def test_a_table_of_labelled_images_is_a_probe(tmp_path: Path) -> None:
     assert probe.groups == ("case 0", "case 0", "case 1", "case 1", "case 2", "case 2")
     assert probe.names[0] == "0.png"
     assert probe.problems == ()
-    assert probe_figures(probe.pixels.reshape(6, -1), probe)["knn"] >= 0
+    assert probe_metrics(probe.pixels.reshape(6, -1), probe)["knn"] >= 0
 
 
 def test_an_oblong_image_gives_the_square_in_its_middle(tmp_path: Path) -> None:

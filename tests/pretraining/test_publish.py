@@ -18,7 +18,7 @@ from longvit.errors import InputError
 from longvit.model.gigapath import GigaPathConfig, GigaPathSlideEncoder
 from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.model.pretrained import load_model, save_pretrained
-from longvit.pretraining.dino_method import DinoRule, SelfDistillation
+from longvit.pretraining.dino_method import DinoMethod, SelfDistillation
 from longvit.pretraining.export_dino import publish
 from longvit.training.checkpoint import write_checkpoint
 from longvit.training.optim import adamw
@@ -38,7 +38,7 @@ def distillation(seed: int) -> SelfDistillation:
 def run(tmp_path: Path) -> Path:
     """The folder of a pretraining after two epochs, as the loop leaves it: optimiser and all."""
     model = distillation(0)
-    optimizer = DinoRule(model, Schedules(SETTINGS, 1, 1)).optimizer(model)
+    optimizer = DinoMethod(model, Schedules(SETTINGS, 1, 1)).optimizer(model)
     sum(p.sum() for p in model.networks.student.parameters()).backward()
     state = RunState(step=2, columns=("loss",), rows=[[1.0], [1.0]], epochs=[{"epoch": 1.0}, {"epoch": 2.0}])
     write_checkpoint(tmp_path / "run" / "checkpoints", 2, *pack(model, optimizer, state))

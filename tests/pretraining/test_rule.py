@@ -17,7 +17,7 @@ from longvit.dino.schedules import Schedules
 from longvit.dino.student_teacher import StudentTeacher, parameter_groups, set_rates
 from longvit.model.longvit import LongViTConfig
 from longvit.parallel import ALONE, Ranks, shard
-from longvit.pretraining.dino_method import DinoRule, SelfDistillation
+from longvit.pretraining.dino_method import DinoMethod, SelfDistillation
 from longvit.training.loop import TrainSettings, train
 
 SIDES_PX = (32, 32), (32, 32), (12, 16), (12, 16), (12, 16)
@@ -64,10 +64,17 @@ def trained(ranks: Ranks, folder: Path, batch_size: int = 2, poisoned: int | Non
     if ranks.sequence_ranks > 1:
         for network in (model.networks.student, model.networks.teacher):
             network.backbone = shard(network.backbone, ranks.mesh)
-    rule = DinoRule(model, Schedules(DINO, steps_per_epoch=3, batch=4))
+    method = DinoMethod(model, Schedules(DINO, steps_per_epoch=3, batch=4))
     settings = replace(TRAIN, accumulation=4 // batch_size)
     result = train(
-        model, batches, rule.step, settings, folder=folder / str(ranks.rank), progress=False, ranks=ranks, rule=rule
+        model,
+        batches,
+        method.step,
+        settings,
+        folder=folder / str(ranks.rank),
+        progress=False,
+        ranks=ranks,
+        method=method,
     )
     return result, model.state_dict()
 
@@ -133,14 +140,14 @@ def test_six_steps_on_a_mesh_are_those_of_one_process(data: int, sequence: int, 
 def test_a_step_with_a_nan_moves_neither_teacher_nor_centre(tmp_path: Path) -> None:
     model, seen = distillation(), []
     batches = Batches(2, poisoned=1)
-    rule = DinoRule(model, Schedules(DINO, steps_per_epoch=3, batch=4))
+    method = DinoMethod(model, Schedules(DINO, steps_per_epoch=3, batch=4))
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
     def step(both: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        return rule.step(both, batch)
+        return method.step(both, batch)
 
-    result = train(model, batches, step, TRAIN, folder=tmp_path, progress=False, rule=rule)
+    result = train(model, batches, step, TRAIN, folder=tmp_path, progress=False, method=method)
     assert len(result.skipped_steps) == 1
     assert "region 2, region 3" in result.skipped_steps[0]
     for name, value in before.items():
@@ -151,18 +158,18 @@ def test_a_step_with_a_nan_moves_neither_teacher_nor_centre(tmp_path: Path) -> N
 def test_what_is_resumed_is_the_whole_of_it(tmp_path: Path) -> None:
     _, expected = trained(ALONE, tmp_path / "whole")
     model, calls = distillation(), [0]
-    rule = DinoRule(model, Schedules(DINO, steps_per_epoch=3, batch=4))
+    method = DinoMethod(model, Schedules(DINO, steps_per_epoch=3, batch=4))
 
     def failing(both: torch.nn.Module, batch: Batch) -> dict[str, Tensor]:
         calls[0] += 1
         if calls[0] == 6:
             raise RuntimeError("power cut")
-        return rule.step(both, batch)
+        return method.step(both, batch)
 
     settings = replace(TRAIN, checkpoint_minutes=0.0)
     folder = tmp_path / "cut"
     with pytest.raises(RuntimeError, match="power cut"):
-        train(model, Batches(2), failing, settings, folder=folder / "0", progress=False, rule=rule)
+        train(model, Batches(2), failing, settings, folder=folder / "0", progress=False, method=method)
     result, found = trained(ALONE, folder)
     assert result.resumed_at == 2
     for name, value in expected.items():

@@ -18,8 +18,8 @@ from longvit.pretraining.token_images import (
     nearest_neighbours,
     neighbours_sheet,
     principal_components,
-    token_pca_pictures,
-    write_pictures,
+    token_pca_images,
+    write_plots,
 )
 
 TINY = LongViTConfig(embed_dim=16, depth=1, num_heads=2, ffn_dim=32, pool_norm="token_norm")
@@ -55,7 +55,7 @@ def noise(n: int, side_px: int = 96) -> np.ndarray:
 def test_a_picture_shows_the_region_and_a_square_per_patch() -> None:
     pixels = noise(3)
     pixels[1] = pixels[0]
-    pictures = token_pca_pictures(model(), pixels, batch_size=2)
+    pictures = token_pca_images(model(), pixels, batch_size=2)
     assert len(pictures) == 3
     first = pictures[0]
     assert first.dtype == np.uint8
@@ -76,7 +76,7 @@ def test_the_colours_are_the_components_of_all_regions_together() -> None:
     values = (x - x.mean(0)) @ found.directions.T
     low, high = np.percentile(values, [1, 99], axis=0)
     expected = (255 * ((values - low) / (high - low)).clip(0, 1)).reshape(2, 3, 3, 3)
-    shown = np.stack([picture[16::32, -96::32][:, :3] for picture in token_pca_pictures(network, pixels)])
+    shown = np.stack([picture[16::32, -96::32][:, :3] for picture in token_pca_images(network, pixels)])
     np.testing.assert_allclose(shown, expected, atol=1)
 
 
@@ -124,7 +124,7 @@ def test_pictures_of_a_run_carry_their_titles(tmp_path: Path, slides: int) -> No
     pixels = list(noise(8, 64))
     names, groups = [f"schnitt_ä#{i}" for i in range(8)], [f"s{i % slides}" for i in range(8)]
     probe = Probe(noise(8, 64), np.arange(8) % 2, tuple("aabbccdd"), ("x", "y"))
-    written = write_pictures(tmp_path, model(), pixels, names, probe, groups=groups)
+    written = write_plots(tmp_path, model(), pixels, names, probe, groups=groups)
     assert {path.stem.split("_")[0] for path in written} == {"tokens", "neighbours", "labelled"}
     assert sorted(tmp_path.iterdir()) == sorted(written)
     with Image.open(tmp_path / "neighbours_01.png") as image:
@@ -132,5 +132,5 @@ def test_pictures_of_a_run_carry_their_titles(tmp_path: Path, slides: int) -> No
     with Image.open(tmp_path / "tokens_06.png") as image:
         assert image.info["Title"] == "schnitt_ä#7"
         assert image.size == (136, 64)
-    alone = write_pictures(tmp_path / "alone", model(), pixels, names)
+    alone = write_plots(tmp_path / "alone", model(), pixels, names)
     assert {path.stem.split("_")[0] for path in alone} == {"tokens", "neighbours"}

@@ -13,79 +13,79 @@ from pathlib import Path
 import pytest
 
 from longvit.files import this_host
-from longvit.processes import leases
-from longvit.processes.leases import Claims, Hold, folder_time, holder, read_claim
+from longvit.processes import leases as lease_module
+from longvit.processes.leases import Lease, Leases, folder_time, holder, read_lease
 
 
-def of_another_machine(claim: Path) -> Path:
-    claim.write_text(json.dumps({"host": "elsewhere", "process": 1, "token": "theirs", "worker": "w7"}))
-    return claim
+def of_another_machine(lease_path: Path) -> Path:
+    lease_path.write_text(json.dumps({"host": "elsewhere", "process": 1, "token": "theirs", "worker": "w7"}))
+    return lease_path
 
 
 def test_a_number_that_another_process_got_since_is_no_holder(tmp_path: Path) -> None:
     """Process numbers come again; with the start they do not."""
-    claim = tmp_path / "x"
-    claim.write_text(json.dumps(holder() | {"token": "theirs", "started": 1}))
-    with Claims() as claims:
-        assert claims.is_dead(claim)
-        hold = claims.hold(claim)
-        assert hold is not None
-        assert hold.former is not None
-        assert hold.former["token"] == "theirs"
-    claim.write_text(json.dumps(holder() | {"token": "theirs"}))
-    assert not Claims().is_dead(claim)
+    lease_path = tmp_path / "x"
+    lease_path.write_text(json.dumps(holder() | {"token": "theirs", "started": 1}))
+    with Leases() as leases:
+        assert leases.is_dead(lease_path)
+        lease = leases.acquire(lease_path)
+        assert lease is not None
+        assert lease.former is not None
+        assert lease.former["token"] == "theirs"
+    lease_path.write_text(json.dumps(holder() | {"token": "theirs"}))
+    assert not Leases().is_dead(lease_path)
 
 
 def test_a_claim_that_is_old_by_the_folders_clock_is_dead_after_a_short_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "_SEEN_AT_REST_S", 0.1)
-    claim = of_another_machine(tmp_path / "x")
+    monkeypatch.setattr(lease_module, "_SEEN_AT_REST_S", 0.1)
+    lease_path = of_another_machine(tmp_path / "x")
     now = folder_time(tmp_path)
-    os.utime(claim, (now - 61, now - 61))
-    claims = Claims()
-    assert not claims.is_dead(claim)  # not at the first look: the clocks may differ
+    os.utime(lease_path, (now - 61, now - 61))
+    leases = Leases()
+    assert not leases.is_dead(lease_path)  # not at the first look: the clocks may differ
     time.sleep(0.15)
-    assert claims.is_dead(claim)
+    assert leases.is_dead(lease_path)
 
 
 def test_a_holder_whose_clock_is_an_hour_behind_is_alive_while_it_beats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "_SEEN_AT_REST_S", 0.2)
-    claim = of_another_machine(tmp_path / "x")
-    claims = Claims()
+    monkeypatch.setattr(lease_module, "_SEEN_AT_REST_S", 0.2)
+    lease_path = of_another_machine(tmp_path / "x")
+    leases = Leases()
     for beat in range(20):
-        os.utime(claim, (time.time() - 3600 + beat, time.time() - 3600 + beat))
-        assert not claims.is_dead(claim)
+        os.utime(lease_path, (time.time() - 3600 + beat, time.time() - 3600 + beat))
+        assert not leases.is_dead(lease_path)
         time.sleep(0.03)
 
 
 def test_a_settled_claim_is_nobodys_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "DEAD_AFTER_S", -1.0)
-    with Claims() as claims:
-        hold = claims.hold(tmp_path / "x", {"worker": "w1"})
-        assert hold is not None
-        assert claims.settle(hold, {"end": "done"})
-        assert read_claim(hold.path) == {"end": "done", "settled": True}
-        assert claims.hold(hold.path) is None
-    assert hold.path.exists()
+    monkeypatch.setattr(lease_module, "DEAD_AFTER_S", -1.0)
+    with Leases() as leases:
+        lease = leases.acquire(tmp_path / "x", {"worker": "w1"})
+        assert lease is not None
+        assert leases.complete(lease, {"end": "done"})
+        assert read_lease(lease.path) == {"end": "done", "settled": True}
+        assert leases.acquire(lease.path) is None
+    assert lease.path.exists()
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["x"]
 
 
 def test_a_process_that_slept_neither_settles_nor_removes_what_its_heir_holds(tmp_path: Path) -> None:
-    with Claims() as claims:
-        hold = claims.hold(tmp_path / "x")
-        assert hold is not None
-        of_another_machine(hold.path)
-        assert not claims.settle(hold, {"end": "done"})
-        claims.release(hold)
-    assert read_claim(hold.path)["token"] == "theirs"
+    with Leases() as leases:
+        lease = leases.acquire(tmp_path / "x")
+        assert lease is not None
+        of_another_machine(lease.path)
+        assert not leases.complete(lease, {"end": "done"})
+        leases.release(lease)
+    assert read_lease(lease.path)["token"] == "theirs"
 
 
 def test_what_is_still_held_at_the_end_is_given_back(tmp_path: Path) -> None:
-    with contextlib.suppress(KeyboardInterrupt), Claims() as claims:
-        assert claims.hold(tmp_path / "x")
+    with contextlib.suppress(KeyboardInterrupt), Leases() as leases:
+        assert leases.acquire(tmp_path / "x")
         raise KeyboardInterrupt
     assert not (tmp_path / "x").exists()
 
@@ -98,25 +98,27 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(path: Path) -> Iterator[None]:
         yield
 
-    monkeypatch.setattr(leases, "_locked", nothing)
+    monkeypatch.setattr(lease_module, "_locked", nothing)
 
 
 @pytest.mark.usefixtures("no_locks")
 def test_of_many_that_take_over_one_wins_also_without_locks(tmp_path: Path) -> None:
     for _ in range(60):
-        claim = tmp_path / "x"
-        claim.write_text(json.dumps({"host": this_host(), "process": 2**22 + 1, "token": "dead"}))
+        lease_path = tmp_path / "x"
+        lease_path.write_text(json.dumps({"host": this_host(), "process": 2**22 + 1, "token": "dead"}))
         barrier = threading.Barrier(4)
-        holds: list[Hold] = []
+        holds: list[Lease] = []
 
-        def contend(claim: Path = claim, barrier: threading.Barrier = barrier, holds: list[Hold] = holds) -> None:
-            with Claims() as claims:
+        def contend(
+            lease_path: Path = lease_path, barrier: threading.Barrier = barrier, holds: list[Lease] = holds
+        ) -> None:
+            with Leases() as leases:
                 barrier.wait()
-                hold = claims.hold(claim)
+                lease = leases.acquire(lease_path)
                 barrier.wait()
                 # The one whose token stands in the file; whoever was moved away in between finds that out.
-                if hold is not None and claims.is_ours(hold):
-                    holds.append(hold)
+                if lease is not None and leases.is_ours(lease):
+                    holds.append(lease)
                 barrier.wait()
 
         threads = [threading.Thread(target=contend) for _ in range(4)]
@@ -125,7 +127,7 @@ def test_of_many_that_take_over_one_wins_also_without_locks(tmp_path: Path) -> N
         for thread in threads:
             thread.join()
         assert len(holds) <= 1
-        claim.unlink(missing_ok=True)
+        lease_path.unlink(missing_ok=True)
         assert [path.name for path in tmp_path.iterdir()] == []
 
 
@@ -133,6 +135,6 @@ def test_claims_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path: P
     dead, alive = tmp_path / "x.tif.claim", tmp_path / "y.tif.claim"
     dead.write_text(json.dumps(holder() | {"token": "theirs", "started": 1}))
     alive.write_text(json.dumps(holder() | {"token": "theirs"}))
-    with Claims() as claims:
-        claims.remove_dead(tmp_path)
+    with Leases() as leases:
+        leases.remove_dead(tmp_path)
     assert [path.name for path in tmp_path.glob("[!.]*")] == ["y.tif.claim"]

@@ -115,13 +115,13 @@ def survival_folder(folder: Path, *, n_folds: int = 5, patients: int = 400, skil
     folds, lines = [], []
     for k in range(n_folds):
         here = np.flatnonzero(fold_of == k)
-        figures = {"c_index": c_index(months[here], event[here], risk[here])}
+        metrics = {"c_index": c_index(months[here], event[here], risk[here])}
         noise = {"c_index": c_index(months[here], event[here], rng.normal(size=len(here)) + 0.2 * hazard[here])}
         folds.append(
             {
                 "fold": str(k),
-                "last": figures,
-                "best_val": {"epoch": 4, "c_index": figures["c_index"] + 0.03},
+                "last": metrics,
+                "best_val": {"epoch": 4, "c_index": metrics["c_index"] + 0.03},
                 "controls": {"mean_colour": noise, "random_encoder": noise},
                 "leaks": {"train_test": 0, "train_val": 0, "val_test": 0},
                 "slides": {"train": patients - len(here), "val": len(here)},

@@ -15,7 +15,7 @@ from tests.report.report_folders import survival_folder
 
 from longvit.data.cohort import read_cohort
 from longvit.finetuning.run import FinetuneResult, finetune
-from longvit.report import Figure, Picture, Report, Row, Section, Table, finetune_report, write_report
+from longvit.report import MetricCard, Report, ReportImage, Row, Section, Table, finetune_report, write_report
 from longvit.report.finetuning import warnings_of
 from longvit.report.page import number, thumbnail_of
 
@@ -27,12 +27,12 @@ def page(**changes: Any) -> Report:
         title="A <b>title</b>",
         lead=("One & two.",),
         notes=("Beware.",),
-        figures=(Figure("AUC", "0.91", "24 slides"),),
+        cards=(MetricCard("AUC", "0.91", "24 slides"),),
         sections=(
             Section(
                 "Table",
                 tables=(Table(("slide", "p"), (Row(("<script>alert(1)</script>", "0.5"), "wrong"),), frozenset({1})),),
-                pictures=(thumbnail_of(np.zeros((300, 200, 3), np.uint8), 'a "quoted" name'),),
+                plots=(thumbnail_of(np.zeros((300, 200, 3), np.uint8), 'a "quoted" name'),),
             ),
         ),
     )
@@ -79,9 +79,9 @@ def test_a_phone_gets_its_own_width(tmp_path: Path) -> None:
 
 
 def test_a_picture_knows_its_kind() -> None:
-    assert Picture("", b"\x89PNG\r\n").uri.startswith("data:image/png;base64,")
-    assert Picture("", b"\xff\xd8\xff").uri.startswith("data:image/jpeg;base64,")
-    assert Picture("", b"<svg/>").uri.startswith("data:image/svg+xml;base64,")
+    assert ReportImage("", b"\x89PNG\r\n").uri.startswith("data:image/png;base64,")
+    assert ReportImage("", b"\xff\xd8\xff").uri.startswith("data:image/jpeg;base64,")
+    assert ReportImage("", b"<svg/>").uri.startswith("data:image/svg+xml;base64,")
 
 
 def test_a_figure_that_is_not_defined_is_a_dash() -> None:
@@ -89,8 +89,8 @@ def test_a_figure_that_is_not_defined_is_a_dash() -> None:
     assert number(0.912) == "0.91"
 
 
-def metrics(**figures: Any) -> dict[str, Any]:
-    test = {"auc": 0.9, "auc_interval": [0.7, 1.0], "balanced_accuracy": 0.8, **figures}
+def metrics(**metrics: Any) -> dict[str, Any]:
+    test = {"auc": 0.9, "auc_interval": [0.7, 1.0], "balanced_accuracy": 0.8, **metrics}
     return {"splits": {"test": test}, "controls": {}, "left_out": []}
 
 
@@ -195,7 +195,7 @@ def test_canvases_too_large_to_look_at_are_left_out(
     finished: tuple[FinetuneResult, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result, _ = finished
-    monkeypatch.setattr("longvit.report.finetuning.MAX_PICTURE_SIDE_PX", 32)
+    monkeypatch.setattr("longvit.report.finetuning.MAX_HEATMAP_SIDE_PX", 32)
     cohort = study(tmp_path / "data")
     text = finetune_report(result, cohort, replace(SETTINGS, epochs=2)).read_text(encoding="utf-8")
     assert "data:image/jpeg" not in text

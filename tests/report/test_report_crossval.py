@@ -200,7 +200,7 @@ def test_the_surest_mistakes_come_first_with_their_slide(brca: Path, tmp_path: P
     (tmp_path / "b.png").write_bytes(b"no picture")
     images = {listed[1]: tmp_path / "a.png", listed[2]: tmp_path / "b.png", listed[3]: tmp_path / "absent.png"}
     (section,) = mistakes_section(predicted, images)
-    assert [picture.title for picture in section.gallery] == [listed[1]]
+    assert [plot.title for plot in section.gallery] == [listed[1]]
     assert section.gallery[0].data[:2] == b"\xff\xd8"
 
 

@@ -14,8 +14,8 @@ from tests.small_slides import write_model, write_slide
 
 from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError
-from longvit.processes.leases import read_claim
-from longvit.slide_jobs import BatchResult, RunSettings, embed_slides
+from longvit.processes.leases import read_lease
+from longvit.slide_jobs import RunSettings, SlideJobsResult, embed_slides
 from longvit.slide_jobs.embed import FOLDER, read_features
 from longvit.slide_jobs.worker_log import LogTail
 
@@ -35,7 +35,7 @@ class Run(threading.Thread):
         super().__init__(daemon=True)
         self.model, self.slides, self.out = model, slides, out
         self.settings = RunSettings(device="cpu", threads=1, **settings)
-        self._result: BatchResult | BaseException | None = None
+        self._result: SlideJobsResult | BaseException | None = None
         self.start()
 
     def run(self) -> None:
@@ -44,9 +44,9 @@ class Run(threading.Thread):
         except BaseException as error:
             self._result = error
 
-    def result(self) -> BatchResult:
+    def result(self) -> SlideJobsResult:
         self.join(300)
-        assert isinstance(self._result, BatchResult), self._result
+        assert isinstance(self._result, SlideJobsResult), self._result
         return self._result
 
     def error(self) -> InputError:
@@ -93,7 +93,7 @@ def assert_each_once(out: Path, slides: tuple[ListedSlide, ...]) -> None:
     """Every slide has ended as done, none was done by two."""
     (run,) = [path for path in (out / "work" / "embed").iterdir() if path.is_dir()]
     for listed in slides:
-        content = read_claim(run / "slides" / f"{listed.slide_id}.json")
+        content = read_lease(run / "slides" / f"{listed.slide_id}.json")
         assert (content.get("settled"), content.get("end")) == (True, "done"), (listed.slide_id, content)
     done = Counter(line["slide"] for _, line in lines_of(out) if line["event"] == "done")
     assert max(done.values()) == 1
@@ -107,7 +107,7 @@ def assert_nothing_left(out: Path) -> None:
     assert not left
     for run in (out / "work" / "embed").iterdir():
         for path in (run / "slides").glob("*.json") if run.is_dir() else ():
-            assert read_claim(path).get("settled"), f"{path} is still claimed"
+            assert read_lease(path).get("settled"), f"{path} is still claimed"
 
 
 def assert_same_bits(out: Path, other: Path, slides: tuple[ListedSlide, ...]) -> None:

@@ -29,7 +29,7 @@ from longvit.slide_jobs import ReadSettings, embed_slides, predict_slides, readi
 from longvit.slide_jobs.embed import EmbedJob, read_features
 from longvit.slide_jobs.job import model_digest
 from longvit.slide_jobs.reading import ReadRequest
-from longvit.slide_jobs.run import BatchResult, JobFacts, run
+from longvit.slide_jobs.run import JobSpec, SlideJobsResult, run
 from longvit.slides.reader import open_slide
 
 
@@ -45,8 +45,8 @@ def slides(tmp_path: Path) -> tuple[ListedSlide, ...]:
     return find_slides([tmp_path / "slides"])
 
 
-def run_job(job: EmbedJob, slides: Any, out: Path) -> BatchResult:
-    return run(lambda: job, JobFacts("embed", job.folder, {}), slides, out)
+def run_job(job: EmbedJob, slides: Any, out: Path) -> SlideJobsResult:
+    return run(lambda: job, JobSpec("embed", job.folder, {}), slides, out)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ import pytest
 from longvit.cli import main
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.processes.leases import Claims
+from longvit.processes.leases import Leases
 from longvit.slide_jobs import status as module
 from longvit.slide_jobs.status import status
 from longvit.slide_jobs.work_list import WorkList
@@ -29,21 +29,21 @@ def begin(out: Path, n: int) -> WorkList:
 def test_counts_add_up_and_the_rate_is_that_of_done_slides(tmp_path: Path, capsys: Captured) -> None:
     listed = begin(tmp_path, 10)
     log = WorkerLog(listed.folder, "w0")
-    with Claims() as claims:
-        run = claims.hold(tmp_path / "work" / "embed.claim")
+    with Leases() as leases:
+        run = leases.acquire(tmp_path / "work" / "embed.claim")
         assert run is not None
         for i, end in enumerate(("done", "done", "skipped", "failed")):
-            hold = claims.hold(listed.slide_file(f"s{i}"), {"worker": "w0"})
-            assert hold is not None
+            lease = leases.acquire(listed.slide_file(f"s{i}"), {"worker": "w0"})
+            assert lease is not None
             more = {"stage": "read", "error": "s3.svs: damaged"} if end == "failed" else {}
             if end == "done":
                 log.write("model", f"s{i}")
                 time.sleep(0.05)
-            claims.settle(hold, {"end": end, **more})
+            leases.complete(lease, {"end": end, **more})
             log.write(end, f"s{i}", **more)
         log.write("again", "s8", stage="read", error="x", cause="passing")
         for slide in ("s4", "s5"):
-            claims.hold(listed.slide_file(slide), {"worker": "w0"})
+            leases.acquire(listed.slide_file(slide), {"worker": "w0"})
         log.write("model", "s4")
         os.utime(listed.slide_file("s5"), (time.time() - 40, time.time() - 40))
         (now,) = status(tmp_path)
@@ -73,10 +73,10 @@ def test_counts_add_up_and_the_rate_is_that_of_done_slides(tmp_path: Path, capsy
 
 def test_a_run_whose_machine_is_gone_counts_as_stopped(tmp_path: Path) -> None:
     begin(tmp_path, 2)
-    claim = tmp_path / "work" / "embed.claim"
-    claim.write_text(json.dumps({"host": "elsewhere", "process": 1, "token": "x"}))
+    lease_path = tmp_path / "work" / "embed.claim"
+    lease_path.write_text(json.dumps({"host": "elsewhere", "process": 1, "token": "x"}))
     assert status(tmp_path)[0].state == "at work"
-    os.utime(claim, (time.time() - 100, time.time() - 100))
+    os.utime(lease_path, (time.time() - 100, time.time() - 100))
     assert status(tmp_path)[0].state == "stopped"
 
 
@@ -84,10 +84,10 @@ def test_a_finished_run_ends_the_watch_and_gives_the_exit_code_of_its_problems(
     tmp_path: Path, capsys: Captured
 ) -> None:
     listed = begin(tmp_path, 1)
-    with Claims() as claims:
-        hold = claims.hold(listed.slide_file("s0"))
-        assert hold is not None
-        claims.settle(hold, {"end": "failed", "stage": "open", "error": "s0.svs: no such file"})  # no line in a log
+    with Leases() as leases:
+        lease = leases.acquire(listed.slide_file("s0"))
+        assert lease is not None
+        leases.complete(lease, {"end": "failed", "stage": "open", "error": "s0.svs: no such file"})  # no line in a log
     assert main(["status", str(tmp_path), "--watch"]) == 1
     assert "s0.svs: no such file" in capsys.readouterr().out
     assert main(["status", str(tmp_path), "--json"]) == 1

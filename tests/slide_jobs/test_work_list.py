@@ -14,7 +14,7 @@ from tests.slide_jobs.many_slides import make, wait_for
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.files import this_host
-from longvit.processes.leases import Claims, read_claim
+from longvit.processes.leases import Leases, read_lease
 from longvit.slide_jobs import embed_slides
 from longvit.slide_jobs import work_list as module
 from longvit.slide_jobs.embed import FOLDER, EmbedJob
@@ -38,14 +38,14 @@ def dead_process() -> int:
 
 def left_by_the_dead(listed: WorkList, slide: str, *, in_model: bool, how: str = "SIGKILL") -> None:
     """A claim whose worker died, and its log."""
-    claim = {"host": this_host(), "process": dead_process(), "token": "theirs", "worker": f"dead-{slide}-{how}"}
-    listed.slide_file(slide).write_text(json.dumps(claim))
-    log = WorkerLog(listed.folder, str(claim["worker"]))
+    lease_path = {"host": this_host(), "process": dead_process(), "token": "theirs", "worker": f"dead-{slide}-{how}"}
+    listed.slide_file(slide).write_text(json.dumps(lease_path))
+    log = WorkerLog(listed.folder, str(lease_path["worker"]))
     log.write("start")
     if in_model:
         log.write("model", slide)
     log.close()
-    note_death(listed.folder, str(claim["worker"]), how)
+    note_death(listed.folder, str(lease_path["worker"]), how)
 
 
 def test_of_many_takers_each_slide_gets_one(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_of_many_takers_each_slide_gets_one(tmp_path: Path) -> None:
     had: Counter[str] = Counter()
 
     def worker(name: str) -> None:
-        with Claims() as claims:
-            taking = Taking(listed, claims, WorkerLog(listed.folder, name))
+        with Leases() as leases:
+            taking = Taking(listed, leases, WorkerLog(listed.folder, name))
             while (taken := taking.next()) is not None:
                 had[taken.listed.slide_id] += 1
                 taking.ended(taken, "done")
@@ -71,7 +71,7 @@ def test_of_many_takers_each_slide_gets_one(tmp_path: Path) -> None:
 def test_the_last_ones_are_waited_for_and_taken_when_their_worker_lets_go(tmp_path: Path) -> None:
     listed = begin(tmp_path, 2)
     got: list[str] = []
-    with Claims() as first, Claims() as second:
+    with Leases() as first, Leases() as second:
         one = Taking(listed, first, WorkerLog(listed.folder, "one"))
         two = Taking(listed, second, WorkerLog(listed.folder, "two"))
         s0, s1 = one.next(), one.next()
@@ -98,8 +98,8 @@ def test_the_slide_in_a_dead_workers_model_gets_the_blame_and_is_given_up_the_se
     listed = begin(tmp_path, 3, retries=9)
     left_by_the_dead(listed, "s1", in_model=True, how="SIGKILL")
     left_by_the_dead(listed, "s2", in_model=False)
-    with Claims() as claims:
-        taking = Taking(listed, claims, WorkerLog(listed.folder, "heir"))
+    with Leases() as leases:
+        taking = Taking(listed, leases, WorkerLog(listed.folder, "heir"))
         names = []
         for _ in range(3):
             taken = taking.next()
@@ -107,7 +107,7 @@ def test_the_slide_in_a_dead_workers_model_gets_the_blame_and_is_given_up_the_se
             names.append(taken.listed.slide_id)
             assert taken.was_in_model == (taken.listed.slide_id == "s1")
             if taken.listed.slide_id == "s1":
-                claims.release(taken.hold)
+                leases.release(taken.lease)
             else:
                 taking.ended(taken, "done")
         assert sorted(names) == ["s0", "s1", "s2"]
@@ -116,9 +116,9 @@ def test_the_slide_in_a_dead_workers_model_gets_the_blame_and_is_given_up_the_se
         ]
         assert listed.tried("s2") == []  # it was being read, in a process of its own
     left_by_the_dead(listed, "s1", in_model=True, how="SIGSEGV")
-    with Claims() as claims:
-        assert Taking(listed, claims, WorkerLog(listed.folder, "second heir")).next() is None
-    end = read_claim(listed.slide_file("s1"))
+    with Leases() as leases:
+        assert Taking(listed, leases, WorkerLog(listed.folder, "second heir")).next() is None
+    end = read_lease(listed.slide_file("s1"))
     assert (end["end"], end["stage"]) == ("failed", "model")
     assert end["error"].endswith("died (SIGSEGV); tried 2 times")
 
@@ -131,7 +131,7 @@ def test_a_result_that_was_written_before_its_worker_died_counts_as_done_in_this
     left_by_the_dead(listed, "s01", in_model=True)
     job = EmbedJob(load_longvit(model), out / FOLDER)
     work(job, listed, ThreadReader(), WorkerLog(listed.folder, "heir"))
-    assert [read_claim(listed.slide_file(slide))["end"] for slide in ("s00", "s01")] == ["skipped", "done"]
+    assert [read_lease(listed.slide_file(slide))["end"] for slide in ("s00", "s01")] == ["skipped", "done"]
 
 
 def test_without_retries_the_first_failure_is_the_last(tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_without_retries_the_first_failure_is_the_last(tmp_path: Path) -> None:
 
 def test_a_worker_of_an_older_run_ends_and_ends_nothing_of_the_newer(tmp_path: Path) -> None:
     old = begin(tmp_path, 3)
-    with Claims() as claims:
-        taking = Taking(old, claims, WorkerLog(old.folder, "old"))
+    with Leases() as leases:
+        taking = Taking(old, leases, WorkerLog(old.folder, "old"))
         taken = taking.next()
         assert taken is not None
         new = begin(tmp_path, 3)
@@ -177,8 +177,8 @@ def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
 def test_a_passing_failure_gets_time_to_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RETRY_AFTER_S", 600)
     listed = begin(tmp_path, 1)
-    with Claims() as claims:
-        taking = Taking(listed, claims, WorkerLog(listed.folder, "w"))
+    with Leases() as leases:
+        taking = Taking(listed, leases, WorkerLog(listed.folder, "w"))
         taken = taking.next()
         assert taken is not None
         taking.failed(taken, SlideFailedError("read", "the network", "passing"))

@@ -139,12 +139,12 @@ def test_workers_that_cannot_load_the_model_stop_the_run_in_one_line(tmp_path: P
 
 
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
-    from longvit.processes.leases import Claims
+    from longvit.processes.leases import Leases
 
     model, slides = make(tmp_path, 2)
     (tmp_path / "out" / "work").mkdir(parents=True)
-    with Claims() as claims:
-        assert claims.hold(tmp_path / "out" / "work" / "embed.claim")
+    with Leases() as leases:
+        assert leases.acquire(tmp_path / "out" / "work" / "embed.claim")
         with pytest.raises(InputError, match=rf"process {os.getpid()} on .* is at work there since"):
             embed_slides(model, slides, tmp_path / "out", run_settings=ONE)
     assert len(embed_slides(model, slides, tmp_path / "out", run_settings=ONE).done) == 2
@@ -152,18 +152,18 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(t
 
 def test_a_run_whose_machine_is_gone_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its claim on the folder is an hour old, by the folder's clock, and stays so while we look."""
-    from longvit.processes import leases
+    from longvit.processes import leases as lease_module
 
-    monkeypatch.setattr(leases, "_SEEN_AT_REST_S", 0.3)
+    monkeypatch.setattr(lease_module, "_SEEN_AT_REST_S", 0.3)
     model, slides = make(tmp_path, 2)
-    claim = tmp_path / "out" / "work" / "embed.claim"
-    claim.parent.mkdir(parents=True)
-    claim.write_text(json.dumps({"host": "elsewhere", "process": 1, "token": "theirs", "since": "yesterday"}))
+    lease_path = tmp_path / "out" / "work" / "embed.claim"
+    lease_path.parent.mkdir(parents=True)
+    lease_path.write_text(json.dumps({"host": "elsewhere", "process": 1, "token": "theirs", "since": "yesterday"}))
     with pytest.raises(InputError, match="process 1 on elsewhere is at work there since yesterday"):
         embed_slides(model, slides, tmp_path / "out", run_settings=ONE)
-    os.utime(claim, (time.time() - 3600, time.time() - 3600))
+    os.utime(lease_path, (time.time() - 3600, time.time() - 3600))
     assert len(embed_slides(model, slides, tmp_path / "out", run_settings=ONE).done) == 2
-    assert not claim.exists()
+    assert not lease_path.exists()
 
 
 def test_canvases_are_those_of_one_slide_at_a_time(tmp_path: Path) -> None:

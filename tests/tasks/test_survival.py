@@ -25,7 +25,8 @@ SETTINGS = replace(QUICK, task="survival", lr=3e-3)
 
 def rows(cells: list[dict[str, str]], split: str = "train") -> tuple[SlideRow, ...]:
     return tuple(
-        SlideRow(c.get("case", f"P{i}"), f"s{i}", "", Path("none"), split=split, cells=c) for i, c in enumerate(cells)
+        SlideRow(c.get("case", f"P{i}"), f"s{i}", "", Path("none"), split=split, extra_columns=c)
+        for i, c in enumerate(cells)
     )
 
 

@@ -164,7 +164,7 @@ def test_what_is_ignored_stays_ignored() -> None:
     """nohup and jobs in the background: Ctrl-C in the same terminal is not for them."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with StopSignals(say=False) as signals:
+        with StopSignals(log=False) as signals:
             os.kill(os.getpid(), signal.SIGINT)
             assert signals.received is None
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

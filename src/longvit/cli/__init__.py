@@ -19,7 +19,7 @@ from typing import Any
 from longvit.cli.streams import output_error, steady_streams
 from longvit.errors import InputError, is_out_of_memory
 from longvit.files import printable
-from longvit.processes.interrupts import lost_interrupts_come_again
+from longvit.processes.interrupts import resend_swallowed_interrupts
 
 FAULT, REFUSED, NO_OUTPUT = 70, 71, 74
 """EX_SOFTWARE, EX_OSERR, EX_IOERR of sysexits.h."""
@@ -54,7 +54,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     debug = os.environ.get("LONGVIT_DEBUG", "") not in ("", "0")
     try:
-        with lost_interrupts_come_again():
+        with resend_swallowed_interrupts():
             code = _call(arguments)
         sys.stdout.flush()
         return code

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from longvit.cli.options import SETTINGS, Recipe, SlidesDir, say
+from longvit.cli.options import SETTINGS, Recipe, SlidesDir, echo
 from longvit.comparison.settings import ComparisonSettings
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def benchmark(
         allow_leak=settings.allow_leak,
     )
     for line in (manifest.summary(), *manifest.notes):
-        say(line)
+        echo(line)
     result = compare(
         manifest,
         _folds(manifest, folds, settings, patient_disjoint),
@@ -145,10 +145,10 @@ def benchmark(
     print_table(result.summary)
     print(f"report: {comparison_report(result.summary, out)}")
     if drawn:
-        say(f"{drawn} slides drawn with their tiles' scores: fold_…/attention/ of each system, PNG and GeoJSON")
+        echo(f"{drawn} slides drawn with their tiles' scores: fold_…/attention/ of each system, PNG and GeoJSON")
     problems = result.summary["problems"] + len(result.failed)
     if problems:
-        say(f"{problems} problems, see {out / 'problems.csv'}")
+        echo(f"{problems} problems, see {out / 'problems.csv'}")
     return 1 if problems else 0
 
 
@@ -172,7 +172,7 @@ def _folds(
 
 
 def _pictures(result: Comparison, slides: int) -> int:
-    from longvit.comparison.tile_score_plots import draw_cells
+    from longvit.comparison.tile_score_plots import draw_trials
     from longvit.progress import Progress
 
     cells = [
@@ -181,6 +181,6 @@ def _pictures(result: Comparison, slides: int) -> int:
         for cell in row["cells"]
         if cell["error"] is None
     ]
-    paths = {row.slide_id: row.path for row in result.study.cohort.rows}
+    paths = {row.slide_id: row.path for row in result.bag_cohort.cohort.rows}
     with Progress("pictures", len(cells), unit="cells", brief=True) as progress:
-        return draw_cells(cells, paths, slides, progress)
+        return draw_trials(cells, paths, slides, progress)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from longvit.cli.options import say
+from longvit.cli.options import echo
 
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
@@ -101,7 +101,7 @@ def check(
     rows = _read(manifest, task, label_column, keep, slides_dir, (time_column, event_column, censorship_column))
     if other is not None:
         theirs = _read(other, task, label_column, keep, slides_dir, (time_column, event_column, censorship_column))
-        say(f"{other}: agrees on the {leakage.refuse_disagreement(rows, theirs)} slides in both")
+        echo(f"{other}: agrees on the {leakage.refuse_disagreement(rows, theirs)} slides in both")
     listed: tuple[Fold, ...] = ()
     if folds is not None:
         listed = read_folds(folds)
@@ -113,7 +113,7 @@ def check(
     print(json.dumps(report.as_json(), indent=1, ensure_ascii=False) if as_json else "\n".join(lines_of(report)))
     if not (leaking := report.leaking()):
         return 0
-    say(
+    echo(
         f"longvit: {manifest}: {len(leaking)} of {len(report.folds)} folds leak; make them patient-disjoint with "
         f"`longvit cohort split … --patient-disjoint FOLDS`, or accept it with --allow-leak"
     )
@@ -172,7 +172,7 @@ def split(
         made = new_folds.make_folds(rows, k, seed=seed, strata=strata, by_site=by_site, val_fraction=val_fraction)
     write_folds(out, made)
     for note in rows.notes:
-        say(note)
+        echo(note)
     print("\n".join(_fold_lines(report_of(rows, made, contents=False))))
     print(f"{len(made)} folds: {out}")
     return 0

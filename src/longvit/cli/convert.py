@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from longvit.cli.options import say
+from longvit.cli.options import echo
 
 
 def convert(
@@ -90,7 +90,7 @@ def convert(
     )
     folder = save_pretrained(model, out)
     parameters = sum(p.numel() for p in model.parameters())
-    say(f"{type(model).__name__} with {parameters / 1e6:.1f} million parameters: {folder}")
+    echo(f"{type(model).__name__} with {parameters / 1e6:.1f} million parameters: {folder}")
     return 0
 
 
@@ -104,5 +104,5 @@ def _to_dino(source: Path, out: Path, given: list[str]) -> int:
     parts = ["the teacher's backbone"]
     if written.student is not None:
         parts = ["student and teacher with their heads", f"centre, after {written.epoch} epochs"]
-    say(f"{', '.join(parts)}: {out}")
+    echo(f"{', '.join(parts)}: {out}")
     return 0

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from longvit.finetuning.evaluate import Evaluation, Figure
+    from longvit.finetuning.evaluate import Evaluation, MetricSummary
 
 
 def evaluate(
@@ -77,29 +77,29 @@ def table_of(found: Evaluation) -> Table:
     counts = ["rows"] + ["patients"] * (first.patients is not None) + ["events"] * (first.events is not None)
     for name in counts:
         table.add_column(name, justify="right")
-    for name in first.figures:
+    for name in first.metrics:
         table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
-    folds = list(dict.fromkeys(fold for g in found.groups for f in g.figures.values() for fold in f.folds))
-    main = next(iter(first.figures))
+    folds = list(dict.fromkeys(fold for g in found.groups for f in g.metrics.values() for fold in f.folds))
+    main = next(iter(first.metrics))
     for fold in folds:
         table.add_column(f"fold {fold}", justify="right")
     for group in found.groups:
         table.add_row(
             *group.key.values(),
             *(str(getattr(group, name)) for name in counts),
-            *(text_of(figure) for figure in group.figures.values()),
-            *(three(group.figures[main].folds.get(fold, math.nan)) for fold in folds),
+            *(text_of(metric) for metric in group.metrics.values()),
+            *(three(group.metrics[main].folds.get(fold, math.nan)) for fold in folds),
         )
     return table
 
 
-def text_of(figure: Figure) -> str:
+def text_of(metric: MetricSummary) -> str:
     """`0.874 ± 0.060`, or `0.874 (0.81-0.92)` with an interval, or the figure alone."""
-    text = three(figure.mean)
-    if figure.folds:
-        return f"{text} ± {three(figure.sd)}"
-    if figure.interval is not None and not math.isnan(figure.interval[0]):
-        return f"{text} ({figure.interval[0]:.2f}-{figure.interval[1]:.2f})"
+    text = three(metric.mean)
+    if metric.folds:
+        return f"{text} ± {three(metric.sd)}"
+    if metric.interval is not None and not math.isnan(metric.interval[0]):
+        return f"{text} ({metric.interval[0]:.2f}-{metric.interval[1]:.2f})"
     return text
 
 

@@ -18,9 +18,9 @@ from longvit.cli.options import (
     SlidesDir,
     Threads,
     Workers,
+    echo,
     end_of_batch,
     listed_slides,
-    say,
 )
 from longvit.cli.tiles import (
     MaxHoleUm2,
@@ -99,7 +99,7 @@ def features(
     if run.is_here and encoder_needs_torch(encoder):
         from longvit.device import pick_device
 
-        say(f"encoder {encoder} on {pick_device(device).name}")
+        echo(f"encoder {encoder} on {pick_device(device).name}")
     make_folder(out)
     listed = listed_slides(slides, slides_dir, out)
     result = feature_slides(

@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 if TYPE_CHECKING:
     from longvit.data.slide_list import ListedSlide
     from longvit.model.longvit import LongViT
-    from longvit.slide_jobs import BatchResult, RunSettings
+    from longvit.slide_jobs import RunSettings, SlideJobsResult
 
 SETTINGS = Group("Settings (also keys of a recipe)", sort_key=1)
 Recipe = Annotated[
@@ -97,12 +97,12 @@ def model_and_run(
     if not settings.is_here:
         config_of(folder)
         where = "" if cluster is None else f" on each node of {cluster}"
-        say(f"model {folder} in {workers} process{'es' * (workers != 1)}{where}")
+        echo(f"model {folder} in {workers} process{'es' * (workers != 1)}{where}")
         return folder, settings
     set_threads(threads)
     chosen = pick_device(device)
     model = load_longvit(folder)
-    say(f"model {folder} on {chosen.name}")
+    echo(f"model {folder} on {chosen.name}")
     return model.to(chosen.device), settings
 
 
@@ -111,15 +111,15 @@ def listed_slides(slides: Sequence[Path], slides_dir: Path | None, out: Path) ->
     from longvit.data.slide_list import find_slides
 
     is_first = os.environ.get("RANK", "0") == "0"
-    return find_slides(slides, slides_dir=slides_dir, leave_out=out, note=say if is_first else lambda _: None)
+    return find_slides(slides, slides_dir=slides_dir, leave_out=out, note=echo if is_first else lambda _: None)
 
 
-def say(text: Any) -> None:
+def echo(text: Any) -> None:
     """A line for people, on stderr, so that stdout stays for results."""
     print(text, file=sys.stderr, flush=True)
 
 
-def end_of_batch(result: BatchResult, out: Path, results: str) -> int:
+def end_of_batch(result: SlideJobsResult, out: Path, results: str) -> int:
     """Prints what a run over many slides did; returns 1 where a slide has no result, or not its picture."""
     parts = [f"{len(result.done)} done"]
     if result.skipped:
@@ -132,5 +132,5 @@ def end_of_batch(result: BatchResult, out: Path, results: str) -> int:
         parts.append(f"{holes} with unreadable tiles filled")
     if result.problems:
         parts[-1] += f", see {out / 'problems.csv'}"
-    say(f"{', '.join(parts)}. {results}")
+    echo(f"{', '.join(parts)}. {results}")
     return 1 if result.left_out or undrawn else 0

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from longvit.cli.options import SETTINGS, Recipe, Slides, SlidesDir, listed_slides, say
+from longvit.cli.options import SETTINGS, Recipe, Slides, SlidesDir, echo, listed_slides
 from longvit.pretraining.settings import PretrainSettings
 
 
@@ -56,11 +56,11 @@ def pretrain(
         if ranks is not None and not ranks.is_first:
             return 0
     if result.was_finished:
-        say(f"{out}: finished before with these settings; nothing was computed")
+        echo(f"{out}: finished before with these settings; nothing was computed")
         pretrain_report(out)
     print(result.summary())
     print(f"report: {out / 'index.html'}")
     if result.metrics["left_out"]:
-        say(f"{len(result.metrics['left_out'])} slides were left out, see {out / 'problems.csv'}")
+        echo(f"{len(result.metrics['left_out'])} slides were left out, see {out / 'problems.csv'}")
         return 1
     return 0

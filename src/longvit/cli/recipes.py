@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from longvit.cli.options import say
+from longvit.cli.options import echo
 
 
 def recipes(
@@ -43,7 +43,7 @@ def recipes(
     width = max(map(len, lines))
     for each, comment in lines.items():
         print(f"{each:<{width}}  {comment[0] if comment else ''}")
-    say("`longvit recipes NAME` prints one: its command, the hours to expect, the published figure, the settings")
+    echo("`longvit recipes NAME` prints one: its command, the hours to expect, the published figure, the settings")
     return 0
 
 

@@ -19,13 +19,13 @@ from longvit.cli.options import (
     Threads,
     TimeoutS,
     Workers,
+    echo,
     end_of_batch,
     listed_slides,
-    say,
 )
 
 if TYPE_CHECKING:
-    from longvit.slide_jobs import BatchResult
+    from longvit.slide_jobs import SlideJobsResult
     from longvit.slides.tissue import TissueSettings
 
 TilePx = Annotated[int, Parameter(help="Side of a tile in pixels, as the encoder sees it.")]
@@ -102,12 +102,12 @@ def tissue_settings(min_piece_um2: float, max_hole_um2: float) -> TissueSettings
     return TissueSettings(min_piece_um2=min_piece_um2, max_hole_um2=max_hole_um2)
 
 
-def say_counts(result: BatchResult) -> None:
+def say_counts(result: SlideJobsResult) -> None:
     """How many tiles there are, and which slides have none."""
     records: Sequence[dict[str, Any]] = result.records
     total = sum(record["tiles"] for record in records)
     blank = [record["slide_id"] for record in records if not record["tiles"]]
-    say(f"{total:,} tiles on {len(records) - len(blank):,} slides")
+    echo(f"{total:,} tiles on {len(records) - len(blank):,} slides")
     if blank:
         more = f" and {len(blank) - 5} more" if len(blank) > 5 else ""
-        say(f"no tiles on {len(blank)}: {', '.join(blank[:5])}{more}")
+        echo(f"no tiles on {len(blank)}: {', '.join(blank[:5])}{more}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from longvit.cli.options import SETTINGS, Recipe, say
+from longvit.cli.options import SETTINGS, Recipe, echo
 from longvit.tasks.settings import FinetuneSettings
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _train(
         allow_leak=settings.allow_leak,
     )
     for line in (manifest.summary(), *manifest.notes) if is_first else ():
-        say(line)
+        echo(line)
     if folds is not None:
         command = _command_of_a_fold(cohort, out, label_column, keep, slides_dir, allow_missing)
         rounds = _folds(manifest, folds, settings, patient_disjoint)
@@ -158,12 +158,12 @@ def _train(
     if not is_first:
         return 0
     if result.was_finished:
-        say(f"{out}: finished before with these settings; nothing was computed")
+        echo(f"{out}: finished before with these settings; nothing was computed")
     report = finetune_report(result, manifest, settings)
     print(result.summary())
     print(f"report: {report}")
     if left_out := [problem for problem in result.problems if problem.is_left_out]:
-        say(f"{len(left_out)} slides were left out, see {result.problems_csv}")
+        echo(f"{len(left_out)} slides were left out, see {result.problems_csv}")
         return 1
     return 0
 
@@ -213,13 +213,13 @@ def _cross_validate(
         return 0
     print(result.text())
     if result.missing:
-        say(f"not finished yet: fold {', '.join(result.missing)}")
+        echo(f"not finished yet: fold {', '.join(result.missing)}")
         if not only:
             return 1
     else:
         images = {row.slide_id: row.path for row in manifest.rows}
         print(f"report: {crossval_report(result.summary, out, images=images)}")
     if result.left_out:
-        say(f"{len(result.left_out)} slides were left out, see problems.csv of each fold")
+        echo(f"{len(result.left_out)} slides were left out, see problems.csv of each fold")
         return 1
     return 0

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longvit.comparison.omics import OmicTable
-from longvit.comparison.system_spec import OF_SIGNATURES, Entrant
-from longvit.data.bags import FeatureBag, FoundBags, find_bags, join_bags, read_bag
+from longvit.comparison.system_spec import OF_SIGNATURES, SystemSpec
+from longvit.data.bags import BagFiles, FeatureBag, find_bags, join_bags, read_bag
 from longvit.data.cohort import Cohort, SlideRow
 from longvit.data.identity import first_places, refuse_other_spelling
 from longvit.data.problems import Problem
@@ -49,7 +49,7 @@ class Tiles:
 
 
 @dataclass(frozen=True)
-class Study:
+class BagCohort:
     """Bags of a cohort."""
 
     cohort: Cohort
@@ -85,7 +85,7 @@ class Study:
         slides = self.slides_of[row.slide_id]
         return _tiles([read_bag(self.paths[slide]) for slide in slides], slides)
 
-    def bag(self, row: SlideRow, who: Entrant) -> Bag:
+    def bag(self, row: SlideRow, who: SystemSpec) -> Bag:
         """What a system gets of a row; on the CPU."""
         import torch
 
@@ -106,7 +106,7 @@ class Study:
         name = f"patient {row.case_id}" if self.per_patient else f"slide {row.slide_id}"
         return Bag(features, coords, omics, slide_tiles=slide_tiles, name=name)
 
-    def omic_shape(self, who: Entrant) -> int | tuple[int, ...] | None:
+    def omic_shape(self, who: SystemSpec) -> int | tuple[int, ...] | None:
         """How many genes the entrant gets; `InputError` where they are not there."""
         if not who.reads_omics:
             return None
@@ -118,7 +118,7 @@ class Study:
             raise InputError(f"{who.name}: needs signatures; give --signatures TABLE, a column of genes for each")
         return tuple(len(places) for places in self.omics.signatures.values())
 
-    def keeping(self, memory_mb: int) -> Study:
+    def keeping(self, memory_mb: int) -> BagCohort:
         """The same with as many bags in memory as that holds."""
         kept: dict[str, Tiles] = {}
         room = memory_mb * 2**20
@@ -147,7 +147,7 @@ class Study:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def make_study(
+def make_bag_cohort(
     cohort: Cohort,
     task: str,
     features: str | Path | None,
@@ -155,7 +155,7 @@ def make_study(
     memory_mb: int,
     *,
     left_out: Callable[[Sequence[Problem]], object] = lambda _: None,
-) -> Study:
+) -> BagCohort:
     """Finds and reads what there is. `left_out` is told of the slides that cannot take part, also where it raises.
 
     Raises `InputError`: neither features nor omics, nobody who has all that is given, a patient whose spelling alone
@@ -165,19 +165,19 @@ def make_study(
         raise InputError("nothing to compare on: give --features FOLDER, or --omics TABLE")
     problems: list[Problem] = []
     try:
-        return _make_study(cohort, task, features, omics, memory_mb, problems)
+        return _make_bag_cohort(cohort, task, features, omics, memory_mb, problems)
     finally:
         left_out(problems)
 
 
-def _make_study(
+def _make_bag_cohort(
     cohort: Cohort,
     task: str,
     features: str | Path | None,
     omics: OmicTable | None,
     memory_mb: int,
     problems: list[Problem],
-) -> Study:
+) -> BagCohort:
     per_patient = not task_class(task).has_classes
     rows = list(cohort.rows)
     if omics is not None:
@@ -205,7 +205,7 @@ def _make_study(
     notes = () if omics is None else omics.notes
     if problems:
         notes += (f"{len(problems)} of {len(cohort.rows)} slides are left out for all systems, see problems.csv",)
-    return Study(
+    return BagCohort(
         replace(cohort, rows=read.rows),
         per_patient,
         slides_of,
@@ -224,7 +224,7 @@ def _make_study(
     )
 
 
-def _no_features(slide_id: str, found: FoundBags) -> str:
+def _no_features(slide_id: str, found: BagFiles) -> str:
     near = found.near.get(slide_id)
     hint = "" if near is None else f"; there is {near}, which differs in spelling only: correct the slide_id"
     return f"no features of this slide{hint}"

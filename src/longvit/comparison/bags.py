@@ -11,8 +11,8 @@ import torch
 
 from longvit.baselines.bag import Bag
 from longvit.baselines.system import System
-from longvit.comparison.bag_cohort import Study
-from longvit.comparison.system_spec import Entrant
+from longvit.comparison.bag_cohort import BagCohort
+from longvit.comparison.system_spec import SystemSpec
 from longvit.data.cohort import SlideRow
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ _ORDER = 7  # a stream of random numbers of its own
 class Bags(Sequence[Bag]):
     """The bags of rows, each made when it is asked for; what a system prepares of one is kept, its features are not."""
 
-    def __init__(self, study: Study, rows: Sequence[SlideRow], who: Entrant, device: torch.device) -> None:
-        self.study, self.rows, self.who, self.device = study, tuple(rows), who, device
+    def __init__(self, bag_cohort: BagCohort, rows: Sequence[SlideRow], spec: SystemSpec, device: torch.device) -> None:
+        self.bag_cohort, self.rows, self.spec, self.device = bag_cohort, tuple(rows), spec, device
         self.prepared: dict[int, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class Bags(Sequence[Bag]):
     def __getitem__(self, i: int) -> Bag:  # type: ignore[override]
         if not 0 <= i < len(self.rows):
             raise IndexError(i)
-        bag = self.study.bag(self.rows[i], self.who).to(self.device)
+        bag = self.bag_cohort.bag(self.rows[i], self.spec).to(self.device)
         if i in self.prepared:
             clusters, neighbours = self.prepared[i]
             bag = replace(bag, clusters=clusters, neighbours=neighbours)

@@ -19,14 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from longvit.baselines.system import settings_of
-from longvit.comparison.bag_cohort import Study, make_study
+from longvit.comparison.bag_cohort import BagCohort, make_bag_cohort
 from longvit.comparison.longvit_run import read_longvit_run
 from longvit.comparison.omics import OmicTable
 from longvit.comparison.settings import ComparisonSettings
 from longvit.comparison.summary import published_column, summarise, write_summary
-from longvit.comparison.system_spec import Entrant, all_entrants
-from longvit.comparison.trial import FoldBags, bags_of_fold, facts_of, finished, load_what_all_need, one_line, run_cell
-from longvit.comparison.trial_process import Cell, Heard, job_of, run_side_by_side
+from longvit.comparison.system_spec import SystemSpec, all_system_specs
+from longvit.comparison.trial import (
+    FoldSplit,
+    bags_of_fold,
+    facts_of,
+    finished,
+    load_what_all_need,
+    one_line,
+    run_trial,
+)
+from longvit.comparison.trial_process import Heard, Trial, job_of, run_side_by_side
 from longvit.config import settings_yaml
 from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, write_folds
@@ -36,7 +44,7 @@ from longvit.errors import InputError
 from longvit.files import make_folder, write_text
 from longvit.progress import Progress, clock_text
 from longvit.tasks.task import task_class
-from longvit.training.run_folder import alone_in
+from longvit.training.run_folder import exclusive_lock
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Comparison:
     folder: Path
     summary: dict[str, Any]
     """What benchmark.json holds, see `summary.summarise`."""
-    study: Study
+    bag_cohort: BagCohort
     failed: tuple[Problem, ...]
     """Cells that have no figure; `slide` is `mcat, fold 3`."""
 
@@ -82,10 +90,10 @@ def compare(
     for system, given in settings.of_systems.items():
         settings_of(system, given)
     wanted = [fold for fold in folds if not only or fold.name in only]
-    published_column(settings.cell, task_class(settings.task).figure)
-    with alone_in(folder):
+    published_column(settings.cell, task_class(settings.task).metric)
+    with exclusive_lock(folder):
         # Before any later error, whose reason they may be.
-        study = make_study(
+        bag_cohort = make_bag_cohort(
             cohort,
             settings.task,
             features,
@@ -93,17 +101,17 @@ def compare(
             0 if jobs > 1 else settings.memory_mb,
             left_out=lambda problems: write_problems(folder / PROBLEMS_CSV, problems),
         )
-        who = settings.entrants() or all_entrants(
+        spec = settings.system_specs() or all_system_specs(
             tiles=features is not None, omics=omics is not None, signatures=bool(omics and omics.signatures)
         )
-        if without := [each.name for each in who if each.reads_tiles and features is None]:
+        if without := [each.name for each in spec if each.reads_tiles and features is None]:
             raise InputError(f"{without[0]} reads tiles; give --features FOLDER, or leave it out of --systems")
         try:
-            ready = [bags_of_fold(study, fold, settings) for fold in wanted]
+            ready = [bags_of_fold(bag_cohort, fold, settings) for fold in wanted]
         except InputError as error:
-            if not study.problems:
+            if not bag_cohort.problems:
                 raise
-            n, first = len(study.problems), study.problems[0]
+            n, first = len(bag_cohort.problems), bag_cohort.problems[0]
             raise InputError(
                 f"{error}; {n} of {len(cohort.rows)} slides are left out, see {folder / PROBLEMS_CSV}; the first: "
                 f"{first.error}"
@@ -114,39 +122,39 @@ def compare(
         done = {
             (each.name, of.fold.name): found
             for of in ready
-            for each in who
-            if (found := _finished(study, of, each, settings, folder)) is not None
+            for each in spec
+            if (found := _finished(bag_cohort, of, each, settings, folder)) is not None
         }
         write_folds(folder / "folds", folds)
         write_text(folder / "settings.yaml", settings_yaml(settings))
-        cells = [Cell(of, each, cell_folder(folder, each, of.fold)) for of in ready for each in who]
-        left = [cell for cell in cells if cell.key not in done]
-        failed = _run_cells(study, left, len(cells), settings, device, jobs, done)
-        write_problems(folder / PROBLEMS_CSV, [*study.problems, *failed.values()])
+        trials = [Trial(of, each, trial_folder(folder, each, of.fold)) for of in ready for each in spec]
+        left = [trial for trial in trials if trial.key not in done]
+        failed = _run_trials(bag_cohort, left, len(trials), settings, device, jobs, done)
+        write_problems(folder / PROBLEMS_CSV, [*bag_cohort.problems, *failed.values()])
         reasons = {key: problem.error for key, problem in failed.items()}
-        summary = summarise(study, ready, who, settings, folder, done, reasons, longvit)
+        summary = summarise(bag_cohort, ready, spec, settings, folder, done, reasons, longvit)
         write_summary(folder, summary)
-        return Comparison(folder, summary, study, tuple(failed.values()))
+        return Comparison(folder, summary, bag_cohort, tuple(failed.values()))
 
 
-def cell_folder(folder: Path, who: Entrant, fold: Fold) -> Path:
+def trial_folder(folder: Path, spec: SystemSpec, fold: Fold) -> Path:
     """OUT/<system>/fold_<name>."""
-    return folder / who.name / f"fold_{fold.name}"
+    return folder / spec.name / f"fold_{fold.name}"
 
 
 def _finished(
-    study: Study, of_fold: FoldBags, who: Entrant, settings: ComparisonSettings, folder: Path
+    bag_cohort: BagCohort, fold_split: FoldSplit, spec: SystemSpec, settings: ComparisonSettings, folder: Path
 ) -> dict[str, Any] | None:
     """Metrics of a cell that needs no work."""
-    place = cell_folder(folder, who, of_fold.fold)
+    place = trial_folder(folder, spec, fold_split.fold)
     if not (place / "metrics.json").exists():
         return None
-    return finished(place, facts_of(study, of_fold, who, settings))
+    return finished(place, facts_of(bag_cohort, fold_split, spec, settings))
 
 
-def _run_cells(
-    study: Study,
-    cells: Sequence[Cell],
+def _run_trials(
+    bag_cohort: BagCohort,
+    trials: Sequence[Trial],
     total: int,
     settings: ComparisonSettings,
     device: Device,
@@ -155,53 +163,53 @@ def _run_cells(
 ) -> dict[tuple[str, str], Problem]:
     """Fills `done`; → the cells that failed. `total`: cells in all, with those that were finished before."""
     failed: dict[tuple[str, str], Problem] = {}
-    epochs = dict.fromkeys((cell.key for cell in cells), settings.epochs)  # that are left of each
-    started = (total - len(cells)) * settings.epochs
-    with Progress("cells × epochs", total * settings.epochs, done=started, brief=not cells) as progress:
+    epochs = dict.fromkeys((trial.key for trial in trials), settings.epochs)  # that are left of each
+    started = (total - len(trials)) * settings.epochs
+    with Progress("cells × epochs", total * settings.epochs, done=started, brief=not trials) as progress:
 
-        def heard(cell: Cell, kind: str, content: Any) -> None:
+        def heard(trial: Trial, kind: str, content: Any) -> None:
             if kind == "epoch":
-                epochs[cell.key] -= 1
-                progress.advance(note=cell.note)
+                epochs[trial.key] -= 1
+                progress.advance(note=trial.note)
                 return
             if kind == "failed":
-                failed[cell.key] = Problem(cell.note, "cell", content)
-                progress.say(f"{cell.note}: failed: {content}")
+                failed[trial.key] = Problem(trial.note, "cell", content)
+                progress.log(f"{trial.note}: failed: {content}")
             else:
-                done[cell.key] = content
-                progress.say(_finished_words(cell.note, content))
-            progress.advance(epochs[cell.key])  # a cell that went on or failed has done fewer
+                done[trial.key] = content
+                progress.log(_finished_words(trial.note, content))
+            progress.advance(epochs[trial.key])  # a cell that went on or failed has done fewer
 
         if jobs > 1:
-            run_side_by_side(cells, job_of(study, settings, jobs), jobs, heard)
+            run_side_by_side(trials, job_of(bag_cohort, settings, jobs), jobs, heard)
         else:
-            _one_by_one(cells, study, settings, device, heard)
-    for cell in cells:  # judged by the list, not by what was heard
-        if cell.key not in done and cell.key not in failed:
-            failed[cell.key] = Problem(cell.note, "cell", "ended without a word; give the same command again")
+            _one_by_one(trials, bag_cohort, settings, device, heard)
+    for trial in trials:  # judged by the list, not by what was heard
+        if trial.key not in done and trial.key not in failed:
+            failed[trial.key] = Problem(trial.note, "cell", "ended without a word; give the same command again")
     return failed
 
 
 def _one_by_one(
-    cells: Sequence[Cell], study: Study, settings: ComparisonSettings, device: Device, heard: Heard
+    trials: Sequence[Trial], bag_cohort: BagCohort, settings: ComparisonSettings, device: Device, heard: Heard
 ) -> None:
-    if cells:
+    if trials:
         load_what_all_need(device.device)
-    for cell in cells:
+    for trial in trials:
         try:
-            metrics = run_cell(
-                study,
-                cell.of_fold,
-                cell.who,
+            metrics = run_trial(
+                bag_cohort,
+                trial.fold_split,
+                trial.spec,
                 settings,
-                cell.folder,
+                trial.folder,
                 device,
-                epoch_done=lambda cell=cell: heard(cell, "epoch", None),  # type: ignore[misc]
+                epoch_done=lambda trial=trial: heard(trial, "epoch", None),  # type: ignore[misc]
             )
         except Exception as error:  # whatever it is: the other cells go on
-            heard(cell, "failed", one_line(error))
+            heard(trial, "failed", one_line(error))
         else:
-            heard(cell, "done", metrics)
+            heard(trial, "done", metrics)
 
 
 def _finished_words(note: str, metrics: dict[str, Any]) -> str:

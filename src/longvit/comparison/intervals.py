@@ -29,7 +29,7 @@ class Sure:
 
 def mean_of_folds(rounds: Sequence[Round], tasks: Sequence[Task], name: str) -> float | None:
     """The main figure of a system, mean over the folds in which it is there and defined."""
-    values = [task.main_figure(of[name]) for of, task in zip(rounds, tasks, strict=True) if name in of]
+    values = [task.main_metric(of[name]) for of, task in zip(rounds, tasks, strict=True) if name in of]
     defined = [value for value in values if math.isfinite(value)]
     return float(np.mean(defined)) if defined else None
 
@@ -46,7 +46,7 @@ def drawn_means(rounds: Sequence[Round], tasks: Sequence[Task], *, resamples: in
         for fold in folds:
             drawn = rng.integers(len(fold.patients), size=len(fold.patients))
             for name in fold.of:
-                values[name].append(fold.figure(name, drawn))
+                values[name].append(fold.metric(name, drawn))
         for name in names:
             means[name].append(float(np.mean(values[name])) if values[name] else math.nan)
     return {name: np.array(of) for name, of in means.items()}
@@ -93,7 +93,7 @@ class _Fold:
             self.places[name] = places
         self._renamed: dict[tuple[str, int], SlideRow] = {}
 
-    def figure(self, name: str, drawn: np.ndarray) -> float:
+    def metric(self, name: str, drawn: np.ndarray) -> float:
         """The main figure where patients `drawn` (numbers, some twice) are those that there are; a patient drawn twice
         counts as two."""
         places, p = self.places[name], self.of[name]
@@ -101,7 +101,7 @@ class _Fold:
         if not index:
             return math.nan
         rows = tuple(self._copy(p.rows[i], k) for i, k in index)
-        return self.task.main_figure(Predictions(rows, p.logits[[i for i, _ in index]], math.nan))
+        return self.task.main_metric(Predictions(rows, p.logits[[i for i, _ in index]], math.nan))
 
     def _copy(self, row: SlideRow, k: int) -> SlideRow:
         key = row.slide_id, k

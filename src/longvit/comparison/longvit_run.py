@@ -11,7 +11,7 @@ from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, assign, match, read_folds
 from longvit.errors import InputError
 from longvit.finetuning.crossval import replace_splits
-from longvit.finetuning.outputs import read_outputs
+from longvit.finetuning.outputs import read_logits
 from longvit.json_file import read_json_object
 from longvit.tasks.task import Predictions, Task, task_class
 from longvit.training.resource_usage import Cost, read_cost
@@ -66,17 +66,19 @@ def read_longvit_run(
             )
         assigned = assign(replace_splits(cohort), fold, allow_leak=settings.allow_leak)
         tasks[fold.name] = kind(assigned, settings.of_task())
-        of_fold = folder / f"fold_{fold.name}"
+        fold_split = folder / f"fold_{fold.name}"
         try:
-            predictions[fold.name] = read_outputs(of_fold / "outputs.csv", cohort)["model"][evaluated]
-            metrics = read_json_object(of_fold / "metrics.json")
+            predictions[fold.name] = read_logits(fold_split / "outputs.csv", cohort)["model"][evaluated]
+            metrics = read_json_object(fold_split / "metrics.json")
             parameters = metrics["training"].get("parameters")
             if not isinstance(parameters, int | None):
                 raise TypeError(f"parameters {str(parameters)[:40]!r}")
-            costs.append(read_cost(of_fold))
+            costs.append(read_cost(fold_split))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{of_fold}: no finished fold of {evaluated} predictions, or damaged ({error})") from error
-    best = {name: None if of is None else of.get(kind.figure) for name, of in of_best.items() if name in predictions}
+            raise InputError(
+                f"{fold_split}: no finished fold of {evaluated} predictions, or damaged ({error})"
+            ) from error
+    best = {name: None if of is None else of.get(kind.metric) for name, of in of_best.items() if name in predictions}
     return LongvitRun(folder, predictions, best, parameters, tuple(costs), tasks)
 
 

@@ -22,7 +22,7 @@ from longvit.errors import InputError
 _CARRIED = "carried"
 
 
-class PublishedRule:
+class ReferenceMethod:
     """`training.rule.Rule`; `bags`: those of an epoch."""
 
     def __init__(self, training: PublishedTraining, bags: int) -> None:
@@ -41,14 +41,14 @@ class PublishedRule:
         self.moved_by = found
         return found
 
-    def begin(self, optimizer: torch.optim.Optimizer, step: int) -> Mapping[str, float]:
+    def before_step(self, optimizer: torch.optim.Optimizer, step: int) -> Mapping[str, float]:
         self.step = step
         return {"lr": self.training.lr}
 
-    def figures(self, statistics: Tensor) -> Mapping[str, Tensor]:
+    def metrics(self, statistics: Tensor) -> Mapping[str, Tensor]:
         return {}
 
-    def clip(self, gradients: Sequence[Tensor], norm: float) -> None:
+    def transform_gradients(self, gradients: Sequence[Tensor], norm: float) -> None:
         """Nothing is shortened; here the mean becomes the published sum, and a rest is carried or dropped."""
         assert self.moved_by is not None
         steps = self.training.steps
@@ -69,5 +69,5 @@ class PublishedRule:
             elif (carried := state.pop(_CARRIED, None)) is not None:
                 p.grad += carried
 
-    def moved(self, step: int, statistics: Tensor | None) -> None:
+    def after_step(self, step: int, statistics: Tensor | None) -> None:
         pass

@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from longvit.comparison.system_spec import Entrant, entrant
+from longvit.comparison.system_spec import SystemSpec, system_spec
 from longvit.config import check_choices, check_values, read_yaml
 from longvit.errors import InputError
 from longvit.tasks.catalogue import TASKS
 from longvit.tasks.settings import FinetuneSettings
 
 # What may differ when a comparison is started again: who takes part, and what does not change a cell.
-_NOT_DECISIVE = ("systems", "cell", "bootstrap", "memory_mb", "checkpoint_minutes", "device", "threads")
+_RUNTIME_ONLY = ("systems", "cell", "bootstrap", "memory_mb", "checkpoint_minutes", "device", "threads")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class ComparisonSettings:
         check_values(self, n_bins=1000, threads=4096, bootstrap=10**6)
         self.of_task()  # checks the rest
         for text in self.systems:
-            entrant(text)
+            system_spec(text)
         _ = self.of_systems
 
     def of_task(self) -> FinetuneSettings:
@@ -104,7 +104,7 @@ class ComparisonSettings:
             system, dot, key = name.partition(".")
             if not (equals and dot and key):
                 raise InputError(f"--set {text}: it reads like gcn_mil.graph=coordinates")
-            entrant(system)
+            system_spec(system)
             read = read_yaml(value, f"--set {text}")
             if isinstance(read, str):
                 with suppress(ValueError):
@@ -112,10 +112,10 @@ class ComparisonSettings:
             found.setdefault(system, {})[key] = read
         return found
 
-    def entrants(self) -> tuple[Entrant, ...]:
+    def system_specs(self) -> tuple[SystemSpec, ...]:
         """`systems`, read; empty where they were left out."""
-        return tuple(entrant(text) for text in dict.fromkeys(self.systems))
+        return tuple(system_spec(text) for text in dict.fromkeys(self.systems))
 
-    def decisive(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """Name -> value of what decides a cell; it goes on only with the same. `set` is each system's own."""
-        return {k: v for k, v in asdict(self).items() if k not in (*_NOT_DECISIVE, "set")}
+        return {k: v for k, v in asdict(self).items() if k not in (*_RUNTIME_ONLY, "set")}

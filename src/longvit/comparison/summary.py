@@ -12,17 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from longvit.comparison.bag_cohort import Study
+from longvit.comparison.bag_cohort import BagCohort
 from longvit.comparison.intervals import Round, drawn_means, interval, mean_of_folds, only_common
 from longvit.comparison.longvit_run import NAME, LongvitRun
 from longvit.comparison.settings import ComparisonSettings
-from longvit.comparison.system_spec import Entrant
-from longvit.comparison.trial import FoldBags
+from longvit.comparison.system_spec import SystemSpec
+from longvit.comparison.trial import FoldSplit
 from longvit.errors import InputError
 from longvit.files import write_text
 from longvit.finetuning.crossval import DDOF
-from longvit.finetuning.outputs import read_outputs
-from longvit.finetuning.paper_tables import COHORTS, FIGURES, SYSTEMS, PublishedRow, published_rows
+from longvit.finetuning.outputs import read_logits
+from longvit.finetuning.paper_tables import COHORTS, METRICS, SYSTEMS, PublishedRow, published_rows
 from longvit.finetuning.results import leaks, without_nan
 from longvit.tasks.task import task_class
 
@@ -37,9 +37,9 @@ _WORDS = {
 
 
 def summarise(
-    study: Study,
-    folds: Sequence[FoldBags],
-    who: Sequence[Entrant],
+    bag_cohort: BagCohort,
+    folds: Sequence[FoldSplit],
+    spec: Sequence[SystemSpec],
     settings: ComparisonSettings,
     folder: Path,
     done: Mapping[tuple[str, str], Mapping[str, Any]],
@@ -63,39 +63,39 @@ def summarise(
     rounds: list[dict[str, Any]] = []
     for of in folds:
         here: dict[str, Any] = {}
-        for each in who:
+        for each in spec:
             if (each.name, of.fold.name) in done:
                 path = folder / each.name / f"fold_{of.fold.name}" / "outputs.csv"
-                here[each.name] = read_outputs(path, of.cohort)["model"][of.evaluated]
+                here[each.name] = read_logits(path, of.cohort)["model"][of.evaluated]
         if longvit is not None:
             here[NAME] = longvit.predictions[of.fold.name]
         rounds.append(here)
     tasks = [of.task if longvit is None else longvit.tasks[of.fold.name] for of in folds]
     draws = drawn_means(rounds, tasks, resamples=settings.bootstrap, seed=settings.seed)
-    published = published_column(settings.cell, kind.figure)
+    published = published_column(settings.cell, kind.metric)
     rows = []
-    for each in who:
+    for each in spec:
         metrics = {of.fold.name: done.get((each.name, of.fold.name)) for of in folds}
         costs = [m["training"] for m in metrics.values() if m is not None]
-        cells = [
-            _cell(name, m, kind.figure, failed.get((each.name, name), "not computed")) for name, m in metrics.items()
+        trials = [
+            _cell(name, m, kind.metric, failed.get((each.name, name), "not computed")) for name, m in metrics.items()
         ]
         rows.append(
             {
                 "system": each.name,
                 "words": words_of(each.name),
                 "inputs": each.inputs,
-                **_spread_and_interval([c["value"] for c in cells], ddof, draws.get(each.name)),
-                "best_val": _spread([c["best_val"] for c in cells], ddof),
+                **_spread_and_interval([c["value"] for c in trials], ddof, draws.get(each.name)),
+                "best_val": _spread([c["best_val"] for c in trials], ddof),
                 "gap": None if longvit is None else _gap(rounds, tasks, each.name, draws, settings),
                 "published": _published_of(published, each),
                 "parameters": costs[0]["parameters"] if costs else None,
                 **_of_folds(costs),
-                "cells": cells,
+                "cells": trials,
             }
         )
     if longvit is not None:
-        values = [task.main_figure(longvit.predictions[of.fold.name]) for of, task in zip(folds, tasks, strict=True)]
+        values = [task.main_metric(longvit.predictions[of.fold.name]) for of, task in zip(folds, tasks, strict=True)]
         rows.append(
             {
                 "system": NAME,
@@ -116,11 +116,11 @@ def summarise(
         )
     taken = {(row["words"], row["inputs"]) for row in rows}
     units = {row.slide_id for of in folds for row in of.cohort.rows if row.split is not None}
-    notes = [*study.notes, *(note for of in folds for note in of.cohort.notes)]
+    notes = [*bag_cohort.notes, *(note for of in folds for note in of.cohort.notes)]
     found = {
         "task": settings.task,
-        "figure": kind.figure,
-        "figure_words": kind.figure_words,
+        "figure": kind.metric,
+        "figure_words": kind.metric_label,
         "chance": kind.chance,
         "cell": settings.cell,
         "ddof": ddof,
@@ -135,13 +135,13 @@ def summarise(
         ],
         "systems": rows,
         "published": [_published_row(r) for r in published if (SYSTEMS[r.system], r.inputs) not in taken],
-        "per_patient": study.per_patient,
+        "per_patient": bag_cohort.per_patient,
         "bags": len(units),
-        "tiles": sum(study.tiles_of.values()),
-        "width": study.width,
+        "tiles": sum(bag_cohort.tiles_of.values()),
+        "width": bag_cohort.width,
         "settings": json.loads(json.dumps(asdict(settings))),
         "notes": list(dict.fromkeys(notes)),
-        "problems": len(study.problems),
+        "problems": len(bag_cohort.problems),
         "versions": _versions(),
     }
     plain: dict[str, Any] = without_nan(found)
@@ -205,8 +205,8 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     for row in summary["systems"]:
         extra = [(row[key] or {}).get(part) for key, part in pairs]
         errors = "; ".join(f"fold {c['fold']}: {c['error']}" for c in row["cells"] if c["error"])
-        cells = [*(row[name] for name in numbers), *extra, *(c["value"] for c in row["cells"])]
-        writer.writerow([row["system"], row["inputs"], *("" if v is None else f"{v:.9g}" for v in cells), errors])
+        trials = [*(row[name] for name in numbers), *extra, *(c["value"] for c in row["cells"])]
+        writer.writerow([row["system"], row["inputs"], *("" if v is None else f"{v:.9g}" for v in trials), errors])
     write_text(folder / "benchmark.csv", text.getvalue())
     write_text(folder / "benchmark.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -235,15 +235,15 @@ def interval_text(low: float | None, high: float | None, sign: str = "") -> str:
     return "" if low is None or high is None else f"{low:{sign}.3f} to {high:{sign}.3f}"
 
 
-def _cell(fold: str, metrics: Mapping[str, Any] | None, figure: str, reason: str) -> dict[str, Any]:
+def _cell(fold: str, metrics: Mapping[str, Any] | None, metric: str, reason: str) -> dict[str, Any]:
     if metrics is None:
         return {"fold": fold, "value": None, "best_val": None, "seconds": None, "error": reason}
     of, best = metrics["splits"][metrics["evaluated"]], metrics["best_val"]
     return {
         "fold": fold,
-        "value": of[figure],
-        "best_val": None if best is None else best.get(metrics["evaluated"], {}).get(figure),
-        "figures": {name: value for name, value in of.items() if name not in ("bags", figure)},
+        "value": of[metric],
+        "best_val": None if best is None else best.get(metrics["evaluated"], {}).get(metric),
+        "figures": {name: value for name, value in of.items() if name not in ("bags", metric)},
         "seconds": metrics["training"]["seconds"],
         "error": None,
     }
@@ -284,23 +284,25 @@ def _gap(
     return asdict(interval(value, draws[NAME] - draws[name]))
 
 
-def published_column(cell: str | None, figure: str) -> tuple[PublishedRow, ...]:
+def published_column(trial: str | None, metric: str) -> tuple[PublishedRow, ...]:
     """The rows of a column of the paper's tables, say table1/brca; `InputError`: there is none of this name."""
-    if cell is None:
+    if trial is None:
         return ()
-    parts = cell.split("/")
+    parts = trial.split("/")
     number = {"table1": 1, "table2": 2}.get(parts[0])
-    if number is None or len(parts) < 2 or parts[1] not in COHORTS[number] or FIGURES[number] != figure:
-        known = [f"table{n}/{cohort}" for n, cohorts in COHORTS.items() for cohort in cohorts if FIGURES[n] == figure]
-        raise InputError(f"cell {cell!r}: choose {', '.join(known)}; or leave it out")
+    if number is None or len(parts) < 2 or parts[1] not in COHORTS[number] or METRICS[number] != metric:
+        known = [f"table{n}/{cohort}" for n, cohorts in COHORTS.items() for cohort in cohorts if METRICS[n] == metric]
+        raise InputError(f"cell {trial!r}: choose {', '.join(known)}; or leave it out")
     return tuple(row for row in published_rows(number) if row.cohort == parts[1])
 
 
-def _published_of(rows: Sequence[PublishedRow], who: Entrant) -> dict[str, float | None] | None:
+def _published_of(rows: Sequence[PublishedRow], spec: SystemSpec) -> dict[str, float | None] | None:
     """The published row of a system with these inputs; those with genomic features are `concat`."""
-    if who.fusion == "bilinear":
+    if spec.fusion == "bilinear":
         return None
-    return next(({"mean": r.mean, "sd": r.sd} for r in rows if r.system == who.system and r.inputs == who.inputs), None)
+    return next(
+        ({"mean": r.mean, "sd": r.sd} for r in rows if r.system == spec.system and r.inputs == spec.inputs), None
+    )
 
 
 def _published_row(row: PublishedRow) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _PUBLISHED_WITH_GENES = ("deep_sets", "attention_mil", "deep_attn_misl")
 
 
 @dataclass(frozen=True)
-class Entrant:
+class SystemSpec:
     """A system with or without a fusion."""
 
     system: str
@@ -49,7 +49,7 @@ class Entrant:
         return "+".join(["image"] * self.reads_tiles + ["genomic"] * self.reads_omics)
 
 
-def entrant(text: str) -> Entrant:
+def system_spec(text: str) -> SystemSpec:
     """`deep_sets+concat` read; `InputError` names the nearest system."""
     system, _, fusion = text.partition("+")
     if system not in SYSTEMS:
@@ -60,18 +60,18 @@ def entrant(text: str) -> Entrant:
         raise InputError(f"system {text!r}: behind + stands {' or '.join(FUSED)}")
     if fusion and system in (*OF_OMICS_ALONE, *OF_SIGNATURES):
         raise InputError(f"system {text!r}: {system} takes omics in its own way; leave +{fusion} away")
-    return Entrant(system, fusion or None)
+    return SystemSpec(system, fusion or None)
 
 
-def all_entrants(*, tiles: bool, omics: bool, signatures: bool) -> tuple[Entrant, ...]:
+def all_system_specs(*, tiles: bool, omics: bool, signatures: bool) -> tuple[SystemSpec, ...]:
     """Everyone who can take part with what is there; fusions are those of the published rows."""
     found = [
-        Entrant(name)
+        SystemSpec(name)
         for name in SYSTEMS
         if (tiles or name in OF_OMICS_ALONE)
         and (omics or name not in (*OF_OMICS_ALONE, *OF_SIGNATURES))
         and (signatures or name not in OF_SIGNATURES)
     ]
     if tiles and omics:
-        found += [Entrant(name, "concat") for name in _PUBLISHED_WITH_GENES]
+        found += [SystemSpec(name, "concat") for name in _PUBLISHED_WITH_GENES]
     return tuple(found)

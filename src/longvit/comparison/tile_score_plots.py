@@ -22,34 +22,34 @@ from longvit.slides.reader import open_slide
 _SIDE_PX = 1024
 
 
-def draw_cells(cells: Iterable[Path], slides: Mapping[str, Path], number: int, progress: Progress) -> int:
+def draw_trials(trials: Iterable[Path], slides: Mapping[str, Path], number: int, progress: Progress) -> int:
     """Draws the first `number` slides of each cell that has scores; → how many pictures. `slides`: slide_id -> file.
 
     A slide that is not there or has no coordinates costs its picture and a line.
     """
     drawn, canvases = 0, {}
-    for cell in cells:
-        progress.advance(note=cell.parent.name)
-        path = cell / "attention.h5"
+    for trial in trials:
+        progress.advance(note=trial.parent.name)
+        path = trial / "attention.h5"
         if not path.exists():
             continue
         try:
             scores = read_attention(path)
         except InputError as error:
-            progress.say(f"{cell.parent.name}: not drawn: {error}")
+            progress.log(f"{trial.parent.name}: not drawn: {error}")
             continue
         for of_slide in [of for name, of in scores.items() if name in slides][:number]:
             name = of_slide.slide_id
             try:
-                write_geojson(cell / "attention" / f"{name}.geojson", of_slide)
+                write_geojson(trial / "attention" / f"{name}.geojson", of_slide)
                 if name not in canvases:
                     canvases[name] = canvas(open_slide(slides[name]), _SIDE_PX, "pad")
-                title = f"{cell.parent.name}, {cell.name.replace('_', ' ')}: {name}"
+                title = f"{trial.parent.name}, {trial.name.replace('_', ' ')}: {name}"
                 with not_drawn() as problems:
-                    draw_scores(canvases[name], of_slide, cell / "attention" / f"{name}.png", title=title)
+                    draw_scores(canvases[name], of_slide, trial / "attention" / f"{name}.png", title=title)
                 drawn += not problems
             except InputError as error:
-                progress.say(f"{name}: not drawn: {error}")
+                progress.log(f"{name}: not drawn: {error}")
     return drawn
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from longvit.comparison.bag_cohort import Study
+from longvit.comparison.bag_cohort import BagCohort
 from longvit.data.cohort import SlideRow
 from longvit.errors import InputError
 from longvit.files import write_bytes, write_text
@@ -43,14 +43,14 @@ class TileScores:
     """Side of a tile."""
 
 
-def write_attention(path: Path, study: Study, rows: Sequence[SlideRow], scores: Sequence[np.ndarray]) -> None:
+def write_attention(path: Path, bag_cohort: BagCohort, rows: Sequence[SlideRow], scores: Sequence[np.ndarray]) -> None:
     """`scores`: of each row's bag (N,), in the order of its tiles. Atomic."""
     import h5py
 
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         for row, of_bag in zip(rows, scores, strict=True):
-            tiles, at = study.tiles(row), 0
+            tiles, at = bag_cohort.tiles(row), 0
             assert len(of_bag) == len(tiles.features)
             for slide, n in zip(tiles.slides, tiles.slide_tiles, strict=True):
                 group = file.create_group(slide)

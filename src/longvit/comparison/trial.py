@@ -23,19 +23,19 @@ import torch
 
 from longvit.baselines.reference_training import SUBTYPING, SUBTYPING_CLAM, SURVIVAL, PublishedTraining, Steps
 from longvit.baselines.system import System, create_system, system_class
-from longvit.comparison.bag_cohort import Study
+from longvit.comparison.bag_cohort import BagCohort
 from longvit.comparison.bags import BagBatch, Bags, TrainingBags
-from longvit.comparison.reference_methods import PublishedRule
+from longvit.comparison.reference_methods import ReferenceMethod
 from longvit.comparison.settings import ComparisonSettings
-from longvit.comparison.system_spec import Entrant
+from longvit.comparison.system_spec import SystemSpec
 from longvit.comparison.tile_scores import write_attention
 from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, assign
 from longvit.errors import InputError
 from longvit.files import make_folder, write_bytes, write_text
 from longvit.finetuning.crossval import replace_splits
-from longvit.finetuning.outputs import write_outputs
-from longvit.finetuning.prepare_cohort import EVALUATED, answers_digest
+from longvit.finetuning.outputs import write_logits
+from longvit.finetuning.prepare_cohort import EVALUATED, labels_digest
 from longvit.finetuning.results import best_val, leaks, without_nan, write_history
 from longvit.json_file import read_made
 from longvit.tasks.task import Predictions, Task, task_class
@@ -51,7 +51,7 @@ METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
-class FoldBags:
+class FoldSplit:
     """A fold of a study: a row per bag, with its split, and the task bound to them."""
 
     fold: Fold
@@ -64,22 +64,22 @@ class FoldBags:
         return "test" if self.cohort.split("test") else "val"
 
 
-def bags_of_fold(study: Study, fold: Fold, settings: ComparisonSettings) -> FoldBags:
+def bags_of_fold(bag_cohort: BagCohort, fold: Fold, settings: ComparisonSettings) -> FoldSplit:
     """`InputError`: a patient on two sides (unless allowed), nobody to train on or to evaluate, a class that no
     training bag has."""
-    cohort = assign(replace_splits(study.cohort), fold, allow_leak=settings.allow_leak)
-    cohort = replace(cohort, rows=study.unit_rows(cohort.rows))
+    cohort = assign(replace_splits(bag_cohort.cohort), fold, allow_leak=settings.allow_leak)
+    cohort = replace(cohort, rows=bag_cohort.unit_rows(cohort.rows))
     if not any(cohort.split(split) for split in EVALUATED):
         raise InputError(f"{fold.where()}: no bag of val or test; nothing could be evaluated")
     task = task_class(settings.task)(cohort, settings.of_task())
     task.check_training(cohort.split("train"), f" of {fold.where()}")
-    return FoldBags(fold, cohort, task)
+    return FoldSplit(fold, cohort, task)
 
 
-def published_training(who: Entrant, settings: ComparisonSettings) -> PublishedTraining:
+def published_training(spec: SystemSpec, settings: ComparisonSettings) -> PublishedTraining:
     """The loop that the system was published with, for the task; with what `settings` say otherwise."""
     if task_class(settings.task).has_classes:
-        found = SUBTYPING_CLAM if who.system == "clam_sb" else SUBTYPING
+        found = SUBTYPING_CLAM if spec.system == "clam_sb" else SUBTYPING
     else:
         found = SURVIVAL
     bags = settings.bags_per_step or found.steps.bags
@@ -95,39 +95,41 @@ def published_training(who: Entrant, settings: ComparisonSettings) -> PublishedT
     )
 
 
-def system_settings(who: Entrant, study: Study, settings: ComparisonSettings) -> dict[str, Any]:
+def system_settings(spec: SystemSpec, bag_cohort: BagCohort, settings: ComparisonSettings) -> dict[str, Any]:
     """What `settings.set` says of the system; LongNet's positions step by the tiles of this study."""
-    given = dict(settings.of_systems.get(who.system, {}))
-    names = {field.name for field in fields(system_class(who.system).Settings)}
-    if who.system == "longnet" and study.tile_level0_px is not None and "tile_px" in names:
-        given.setdefault("tile_px", max(1, round(study.tile_level0_px)))
+    given = dict(settings.of_systems.get(spec.system, {}))
+    names = {field.name for field in fields(system_class(spec.system).Settings)}
+    if spec.system == "longnet" and bag_cohort.tile_level0_px is not None and "tile_px" in names:
+        given.setdefault("tile_px", max(1, round(bag_cohort.tile_level0_px)))
     return given
 
 
-def make_system(who: Entrant, study: Study, task: Task, settings: ComparisonSettings) -> System:
+def make_system(spec: SystemSpec, bag_cohort: BagCohort, task: Task, settings: ComparisonSettings) -> System:
     """With random weights from the seed; not fitted."""
     torch.manual_seed(settings.seed)
     return create_system(
-        who.system,
-        in_dim=study.width,
-        outputs=len(task.outputs),
+        spec.system,
+        in_dim=bag_cohort.width,
+        outputs=len(task.output_names),
         task="subtyping" if task.has_classes else "survival",
-        omics=study.omic_shape(who),
-        fusion=who.fusion,  # type: ignore[arg-type]
-        **system_settings(who, study, settings),
+        omics=bag_cohort.omic_shape(spec),
+        fusion=spec.fusion,  # type: ignore[arg-type]
+        **system_settings(spec, bag_cohort, settings),
     )
 
 
-def facts_of(study: Study, of_fold: FoldBags, who: Entrant, settings: ComparisonSettings) -> dict[str, Any]:
+def facts_of(
+    bag_cohort: BagCohort, fold_split: FoldSplit, spec: SystemSpec, settings: ComparisonSettings
+) -> dict[str, Any]:
     """What decides a cell, as JSON: it goes on, or counts as finished, only with the same."""
     return {
-        **json.loads(json.dumps(settings.decisive())),
-        "training": asdict(published_training(who, settings)),
-        "system": who.name,
-        "settings of the system": system_settings(who, study, settings),
-        "cohort": of_fold.cohort.fingerprint(),
-        "answers": answers_digest(of_fold.cohort, of_fold.task),
-        "features": study.digest(),
+        **json.loads(json.dumps(settings.result_settings())),
+        "training": asdict(published_training(spec, settings)),
+        "system": spec.name,
+        "settings of the system": system_settings(spec, bag_cohort, settings),
+        "cohort": fold_split.cohort.fingerprint(),
+        "answers": labels_digest(fold_split.cohort, fold_split.task),
+        "features": bag_cohort.digest(),
     }
 
 
@@ -158,10 +160,10 @@ def finished(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def run_cell(
-    study: Study,
-    of_fold: FoldBags,
-    who: Entrant,
+def run_trial(
+    bag_cohort: BagCohort,
+    fold_split: FoldSplit,
+    spec: SystemSpec,
     settings: ComparisonSettings,
     folder: Path,
     device: Device,
@@ -174,15 +176,15 @@ def run_cell(
     Raises whatever a system, a bag or the loop raises: the caller makes a row of it.
     """
     make_folder(folder)
-    task, cohort = of_fold.task, of_fold.cohort
-    training = published_training(who, settings)
+    task, cohort = fold_split.task, fold_split.cohort
+    training = published_training(spec, settings)
     bags = {
-        split: Bags(study, cohort.split(split), who, device.device)
+        split: Bags(bag_cohort, cohort.split(split), spec, device.device)
         for split in ("train", *EVALUATED)
         if cohort.split(split)
     }
     costs = Costs(device.device)
-    model = make_system(who, study, task, settings).to(device.device)
+    model = make_system(spec, bag_cohort, task, settings).to(device.device)
     model.fit(bags["train"])
     for of_split in bags.values():
         of_split.prepare(model)
@@ -195,14 +197,14 @@ def run_cell(
         return {"loss": loss, "losses": loss[None]}
 
     def evaluate(model: torch.nn.Module, epoch: int) -> dict[str, float]:
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for split in EVALUATED:
             if split in bags:
                 p, _ = predict(model, bags[split], task)
-                figures |= {f"{split}_loss": p.loss, f"{split}_{task.figure}": task.main_figure(p)}
-        return figures
+                metrics |= {f"{split}_loss": p.loss, f"{split}_{task.metric}": task.main_metric(p)}
+        return metrics
 
-    facts = facts_of(study, of_fold, who, settings)
+    facts = facts_of(bag_cohort, fold_split, spec, settings)
     outcome = train(
         model,
         TrainingBags.of(bags["train"], task, balanced=training.balanced, seed=training.seed),
@@ -220,36 +222,36 @@ def run_cell(
         evaluate=evaluate,
         facts=facts,
         progress=False,
-        rule=PublishedRule(training, len(bags["train"])),
+        method=ReferenceMethod(training, len(bags["train"])),
         epoch_done=lambda _: epoch_done(),
     )
     found = {split: predict(model, bags[split], task) for split in EVALUATED if split in bags}
     cost = costs.cost(whole=outcome.resumed_at is None)
     predictions = {split: p for split, (p, _) in found.items()}
-    write_outputs(folder / "outputs.csv", {"model": predictions})
-    evaluated, scores = found[of_fold.evaluated]
+    write_logits(folder / "outputs.csv", {"model": predictions})
+    evaluated, scores = found[fold_split.evaluated]
     if scores is not None:
-        write_attention(folder / "attention.h5", study, evaluated.rows, scores)
+        write_attention(folder / "attention.h5", bag_cohort, evaluated.rows, scores)
     write_history(folder / "history.csv", outcome.epochs)
     _write_weights(model, folder / "model.safetensors")
     metrics = without_nan(
         {
-            "system": who.name,
-            "inputs": who.inputs,
-            "fold": of_fold.fold.name,
+            "system": spec.name,
+            "inputs": spec.inputs,
+            "fold": fold_split.fold.name,
             "task": task.name,
-            "figure": task.figure,
-            "evaluated": of_fold.evaluated,
-            "outputs": list(task.outputs),
+            "figure": task.metric,
+            "evaluated": fold_split.evaluated,
+            "outputs": list(task.output_names),
             "splits": {
-                split: {"bags": len(p.rows), **task.figures(p), "loss": p.loss} for split, p in predictions.items()
+                split: {"bags": len(p.rows), **task.metrics(p), "loss": p.loss} for split, p in predictions.items()
             },
-            "best_val": best_val(outcome.epochs, list(predictions), task.figure),
+            "best_val": best_val(outcome.epochs, list(predictions), task.metric),
             "leaks": leaks(cohort.rows),
             "has_attention": scores is not None,
             "training": {
                 "bags": len(bags["train"]),
-                "tiles": study.tile_count(bags["train"].rows) if who.reads_tiles else 0,
+                "tiles": bag_cohort.tile_count(bags["train"].rows) if spec.reads_tiles else 0,
                 "epochs": training.epochs,
                 "steps": outcome.steps,
                 "train_loss": outcome.epochs[-1]["train_loss"],

@@ -19,10 +19,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from longvit.comparison.bag_cohort import Study
+from longvit.comparison.bag_cohort import BagCohort
 from longvit.comparison.settings import ComparisonSettings
-from longvit.comparison.system_spec import Entrant
-from longvit.comparison.trial import FoldBags, load_what_all_need, one_line, run_cell
+from longvit.comparison.system_spec import SystemSpec
+from longvit.comparison.trial import FoldSplit, load_what_all_need, one_line, run_trial
 from longvit.files import make_folder
 from longvit.processes.child import end_with_parent, how_it_ended
 from longvit.training.interruption import Interrupted, StopSignals
@@ -31,57 +31,57 @@ _LOOK_EVERY_S = 0.2
 
 
 @dataclass(frozen=True)
-class CellJob:
+class TrialJob:
     """What all cells share."""
 
-    study: Study
+    bag_cohort: BagCohort
     """Without bags in memory; each process keeps as many as `settings.memory_mb` holds."""
     settings: ComparisonSettings
     """Of one process: its threads, its share of the memory."""
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One system on one fold."""
 
-    of_fold: FoldBags
-    who: Entrant
+    fold_split: FoldSplit
+    spec: SystemSpec
     folder: Path
 
     @property
     def key(self) -> tuple[str, str]:
         """System and fold."""
-        return self.who.name, self.of_fold.fold.name
+        return self.spec.name, self.fold_split.fold.name
 
     @property
     def note(self) -> str:
         """`clam_sb, fold 3`."""
-        return f"{self.who.name}, fold {self.of_fold.fold.name}"
+        return f"{self.spec.name}, fold {self.fold_split.fold.name}"
 
 
-Heard = Callable[[Cell, str, Any], None]
+Heard = Callable[[Trial, str, Any], None]
 """heard(cell, "epoch", None) after every epoch; then heard(cell, "done", metrics) or heard(cell, "failed", why)."""
 
 
-def run_side_by_side(cells: Sequence[Cell], job: CellJob, jobs: int, heard: Heard) -> None:
+def run_side_by_side(trials: Sequence[Trial], job: TrialJob, jobs: int, heard: Heard) -> None:
     """Runs the cells in `jobs` processes and tells what comes of each. Raises `Interrupted` where a signal comes."""
-    waiting = list(cells)
-    with StopSignals(say=False) as stop:
-        workers = [CellProcess() for _ in range(min(jobs, len(waiting)))]
+    waiting = list(trials)
+    with StopSignals(log=False) as stop:
+        workers = [TrialProcess() for _ in range(min(jobs, len(waiting)))]
         try:
             for worker in workers:  # they have loaded their libraries at the same time
                 worker.send(job)
-            while waiting or any(worker.cell is not None for worker in workers):
+            while waiting or any(worker.trial is not None for worker in workers):
                 stop.check()
                 for worker in workers:
-                    if worker.cell is None and waiting:
-                        worker.cell = waiting.pop(0)
-                        worker.send(worker.cell)
-                busy = {worker.connection: worker for worker in workers if worker.cell is not None}
+                    if worker.trial is None and waiting:
+                        worker.trial = waiting.pop(0)
+                        worker.send(worker.trial)
+                busy = {worker.connection: worker for worker in workers if worker.trial is not None}
                 for connection in wait(list(busy), _LOOK_EVERY_S):
                     worker = busy[connection]  # type: ignore[index]
-                    cell = worker.cell
-                    assert cell is not None
+                    trial = worker.trial
+                    assert trial is not None
                     try:
                         kind, content = worker.connection.recv()
                     except (EOFError, OSError):
@@ -90,11 +90,11 @@ def run_side_by_side(cells: Sequence[Cell], job: CellJob, jobs: int, heard: Hear
                         kind, content = "failed", f"its process died ({worker.ended()})"
                         workers.remove(worker)
                         if waiting:
-                            workers.append(CellProcess())
+                            workers.append(TrialProcess())
                             workers[-1].send(job)
                     if kind != "epoch":
-                        worker.cell = None
-                    heard(cell, kind, content)
+                        worker.trial = None
+                    heard(trial, kind, content)
         finally:
             for worker in workers:
                 worker.stop()
@@ -102,11 +102,11 @@ def run_side_by_side(cells: Sequence[Cell], job: CellJob, jobs: int, heard: Hear
                 worker.ended()
 
 
-class CellProcess:
+class TrialProcess:
     """The parent's side of one process."""
 
     def __init__(self) -> None:
-        self.cell: Cell | None = None
+        self.trial: Trial | None = None
         """What it works at."""
         self.connection, theirs = multiprocessing.Pipe()
         # A session of its own: Ctrl-C is for the parent to hear.
@@ -118,7 +118,7 @@ class CellProcess:
         )
         theirs.close()
 
-    def send(self, what: CellJob | Cell) -> None:
+    def send(self, what: TrialJob | Trial) -> None:
         """One that has died is found out when its answer is read."""
         with suppress(OSError):
             self.connection.send(what)
@@ -139,24 +139,26 @@ class CellProcess:
 
 def _serve(connection: Connection) -> None:
     from longvit.device import pick_device, set_threads
-    from longvit.training.run_folder import alone_in
+    from longvit.training.run_folder import exclusive_lock
 
-    job: CellJob = connection.recv()
+    job: TrialJob = connection.recv()
     settings = job.settings
     set_threads(settings.threads)
     device = pick_device(settings.device)
-    study = job.study.keeping(settings.memory_mb)
+    bag_cohort = job.bag_cohort.keeping(settings.memory_mb)
     load_what_all_need(device.device)
     while True:
-        cell: Cell = connection.recv()
+        trial: Trial = connection.recv()
         try:
-            with alone_in(make_folder(cell.folder)):  # a comparison that was killed may leave a process for a moment
-                metrics = run_cell(
-                    study,
-                    cell.of_fold,
-                    cell.who,
+            with exclusive_lock(
+                make_folder(trial.folder)
+            ):  # a comparison that was killed may leave a process for a moment
+                metrics = run_trial(
+                    bag_cohort,
+                    trial.fold_split,
+                    trial.spec,
                     settings,
-                    cell.folder,
+                    trial.folder,
                     device,
                     epoch_done=lambda: connection.send(("epoch", None)),
                 )
@@ -166,10 +168,12 @@ def _serve(connection: Connection) -> None:
             connection.send(("done", metrics))
 
 
-def job_of(study: Study, settings: ComparisonSettings, jobs: int) -> CellJob:
+def job_of(bag_cohort: BagCohort, settings: ComparisonSettings, jobs: int) -> TrialJob:
     """For each of `jobs` processes: its share of the cores, unless threads were asked for, and of the memory."""
     threads = settings.threads or max(1, (os.cpu_count() or 1) // jobs)
-    return CellJob(replace(study, kept={}), replace(settings, threads=threads, memory_mb=settings.memory_mb // jobs))
+    return TrialJob(
+        replace(bag_cohort, kept={}), replace(settings, threads=threads, memory_mb=settings.memory_mb // jobs)
+    )
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class PatientBag:
 
 
 @dataclass(frozen=True)
-class FoundBags:
+class BagFiles:
     """Where the bags of a list of slides lie."""
 
     paths: Mapping[str, Path]
@@ -127,7 +127,7 @@ def join_bags(bags: Sequence[FeatureBag]) -> PatientBag:
     )
 
 
-def find_bags(folder: str | Path, slide_ids: Iterable[str]) -> FoundBags:
+def find_bags(folder: str | Path, slide_ids: Iterable[str]) -> BagFiles:
     """The files of these slides (ids with or without a slide's extension) in a folder of TRIDENT's or CLAM's layout.
 
     `folder`: the one with the `.h5` files, CLAM's above `h5_files` and `pt_files` (an .h5 goes before a .pt, since it
@@ -144,7 +144,7 @@ def find_bags(folder: str | Path, slide_ids: Iterable[str]) -> FoundBags:
     missing = tuple(slide_id for slide_id in stem_of if slide_id not in found)
     by_form = {folded(stem): path.name for stem, path in by_stem.items()} if missing else {}
     near = {slide_id: by_form[form] for slide_id in missing if (form := folded(stem_of[slide_id])) in by_form}
-    return FoundBags(found, missing, near)
+    return BagFiles(found, missing, near)
 
 
 def _bag_folder(folder: Path) -> Path:

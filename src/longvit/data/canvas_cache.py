@@ -25,7 +25,7 @@ from longvit.data.problems import Problem
 from longvit.errors import InputError
 from longvit.files import make_folder
 from longvit.json_file import read_json_object
-from longvit.processes.leases import Claims
+from longvit.processes.leases import Leases
 from longvit.progress import Progress
 
 # Canvases above this are made one at a time: two of 32,768² would hold 6 GB.
@@ -79,14 +79,14 @@ def cache_canvases(
     done: dict[str, _Made] = {}
     with (
         Progress("canvases", len(rows), unit="slides") as progress,
-        Claims() as claims,
+        Leases() as leases,
         ThreadPoolExecutor(max(1, workers), thread_name_prefix="canvas") as pool,
     ):
-        claims.remove_dead(folder)
+        leases.remove_dead(folder)
         to_make, elsewhere, has_said = list(rows), list[tuple[SlideRow, Path]](), False
         try:
             while to_make or elsewhere:
-                futures = {pool.submit(_make, row, settings, folder, claims, stopping): row for row in to_make}
+                futures = {pool.submit(_make, row, settings, folder, leases, stopping): row for row in to_make}
                 for future in as_completed(futures):
                     row, made = futures[future], future.result()
                     if isinstance(made, Path):
@@ -94,12 +94,12 @@ def cache_canvases(
                         continue
                     done[row.slide_id] = made
                     for problem in made.problems:
-                        progress.say(f"problem: {problem.slide}: {problem.stage}: {problem.error}")
+                        progress.log(f"problem: {problem.slide}: {problem.stage}: {problem.error}")
                     progress.advance(note=row.slide_id)
                 if elsewhere and not has_said:
-                    progress.say(f"waiting for {len(elsewhere)} canvases that another process is making")
+                    progress.log(f"waiting for {len(elsewhere)} canvases that another process is making")
                     has_said = True
-                free = [claims.is_free(path) for _, path in elsewhere]
+                free = [leases.is_free(path) for _, path in elsewhere]
                 to_make = [row for (row, _), is_free in zip(elsewhere, free, strict=True) if is_free]
                 elsewhere = [one for one, is_free in zip(elsewhere, free, strict=True) if not is_free]
                 if elsewhere and not to_make:
@@ -145,7 +145,7 @@ class _Made:
 
 
 def _make(
-    row: SlideRow, settings: CanvasSettings, folder: Path, claims: Claims, stopping: threading.Event
+    row: SlideRow, settings: CanvasSettings, folder: Path, leases: Leases, stopping: threading.Event
 ) -> _Made | Path:
     """The canvas of a slide; its path where another process is making it."""
     from longvit.slides.canvas import write_canvas
@@ -163,7 +163,7 @@ def _make(
             path = folder / canvas_name(row.slide_id, identity, settings)
             record = _record(path)
             if record is None:
-                with claims.take(path) as is_ours:
+                with leases.take(path) as is_ours:
                     if not is_ours:
                         return path
                     record = _record(path)  # another one has finished while we looked

@@ -10,7 +10,7 @@ one patient, slide or class, and which mean nobody, is decided in `identity.py`.
     P02,P02_a,healthy,scans/P02_a.svs,test
 
 Only `label` and one of `slide_id`, `path` are needed. Further columns that are read: `mpp` (µm per pixel, where
-the file does not say), `split` (train, val, test), `fold`, `site`. A task finds all others in `SlideRow.cells`.
+the file does not say), `split` (train, val, test), `fold`, `site`. A task finds all others in `SlideRow.extra_columns`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class SlideRow:
     """The cross-validation fold, read like a class."""
     site: str | None = None
     """The hospital or scanner, read like a class."""
-    cells: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    extra_columns: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """All cells of the CSV's row by column name (lower case, `_` for spaces and `-`), as text without outer spaces."""
     line: int | None = field(default=None, compare=False, repr=False)
     """Where it stands in the CSV, for messages."""
@@ -212,7 +212,7 @@ def read_cohort(
                 split=_split(path, line, cells.get("split", "")),
                 fold=_group_name(cells.get("fold", "")),
                 site=_group_name(cells.get("site", "")),
-                cells=cells,
+                extra_columns=cells,
                 line=line,
             )
         )

@@ -44,7 +44,7 @@ class DinoTerms:
     teacher_entropy: Tensor
     kl_to_uniform: Tensor
 
-    def figures(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         """Scalars for the history, without gradient."""
         return {"teacher_entropy": self.teacher_entropy, "kl_to_uniform": self.kl_to_uniform}
 

@@ -32,7 +32,7 @@ from longvit.data.folds import Fold, assign, write_folds
 from longvit.errors import InputError
 from longvit.files import make_folder, write_text
 from longvit.finetuning.fold_metrics import Round, gaps, pooled
-from longvit.finetuning.prepare_cohort import bind
+from longvit.finetuning.prepare_cohort import prepare_cohort
 from longvit.finetuning.run import FinetuneResult, finetune
 from longvit.progress import Progress
 from longvit.tasks.settings import FinetuneSettings
@@ -69,7 +69,7 @@ class CrossValidation:
     def text(self) -> str:
         """A few lines for the terminal."""
         s = self.summary
-        words = task_class(s["task"]).figure_words
+        words = task_class(s["task"]).metric_label
         name = f"{words} on {s['evaluated']}"
         lines = [f"{name}: {_mean_sd(s)} over {len(s['folds'])} folds (SD with ddof {s['ddof']}), last epoch"]
         lines += [f"  fold {f['fold']}: {_text(f['last'][s['figure']])}" for f in s["folds"]]
@@ -124,7 +124,7 @@ def cross_validate(
     ready = {}
     for fold in folds:
         assigned = assign(replace_splits(cohort), fold, allow_leak=settings.allow_leak)
-        bind(assigned, settings)
+        prepare_cohort(assigned, settings)
         ready[fold.name] = assigned
     if not only and is_first:  # one fold's process must not write what its siblings read
         write_folds(folder / "folds", folds)
@@ -161,7 +161,9 @@ def sum_up(ready: Mapping[str, Cohort], settings: FinetuneSettings, folder: Path
     evaluated = "test" if all("test" in m["splits"] for m in all_metrics.values()) else "val"
     first = next(iter(all_metrics.values()))
     main, ddof = first["figure"], DDOF.get(first["task"], 1)
-    rounds = {name: Round(bind(ready[name], settings), folder / f"fold_{name}", evaluated) for name in results}
+    rounds = {
+        name: Round(prepare_cohort(ready[name], settings), folder / f"fold_{name}", evaluated) for name in results
+    }
     folds = []
     for name, m in all_metrics.items():
         best = m["best_val"]
@@ -169,8 +171,8 @@ def sum_up(ready: Mapping[str, Cohort], settings: FinetuneSettings, folder: Path
             {
                 "fold": name,
                 "slides": {"train": m["training"]["slides"], **{s: of["slides"] for s, of in m["splits"].items()}},
-                "last": _figures(m["splits"][evaluated]),
-                "best_val": None if best is None else {"epoch": best["epoch"], **_figures(best.get(evaluated, {}))},
+                "last": _metrics(m["splits"][evaluated]),
+                "best_val": None if best is None else {"epoch": best["epoch"], **_metrics(best.get(evaluated, {}))},
                 "controls": {control: of[evaluated] for control, of in m["controls"].items()},
                 "leaks": m["leaks"],
                 "left_out": m["left_out"],
@@ -212,7 +214,7 @@ def _side_by_side(names: Sequence[str], folder: Path, command: Sequence[str], jo
     start = "import sys; from longvit.cli import main; sys.exit(main(sys.argv[1:]))"
     waiting, failed = list(names), []
     running: dict[str, tuple[subprocess.Popen[bytes], IO[str]]] = {}
-    with Progress("folds", len(names), unit="folds") as progress, StopSignals(say=False) as stop:
+    with Progress("folds", len(names), unit="folds") as progress, StopSignals(log=False) as stop:
         try:
             while waiting or running:
                 if stop.received is not None:
@@ -258,7 +260,7 @@ def _join_predictions(results: Mapping[str, FinetuneResult], path: Path) -> None
     write_text(path, text.getvalue())
 
 
-def _figures(of_split: Mapping[str, Any]) -> dict[str, float | None]:
+def _metrics(of_split: Mapping[str, Any]) -> dict[str, float | None]:
     """What a split says of the model, without counts, intervals and loss."""
     others = ("slides", "patients", "loss")
     return {k: v for k, v in of_split.items() if k not in others and not k.endswith("_interval")}

@@ -36,7 +36,7 @@ _LAYOUTS = (
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricSummary:
     """One figure of one group."""
 
     mean: float
@@ -58,7 +58,7 @@ class Group:
     rows: int
     patients: int | None
     """None where the file has no case_id."""
-    figures: dict[str, Figure]
+    metrics: dict[str, MetricSummary]
     events: int | None = None
     """Patients with the event; survival only."""
 
@@ -94,7 +94,7 @@ class Evaluation:
                             "folds": {fold: _plain(value) for fold, value in f.folds.items()},
                             "interval": None if f.interval is None else [_plain(bound) for bound in f.interval],
                         }
-                        for name, f in group.figures.items()
+                        for name, f in group.metrics.items()
                     },
                 }
                 for group in self.groups
@@ -116,14 +116,14 @@ def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000
     path = Path(path)
     table = _read(path)
     columns = set(table.columns)
-    figures_of: _Survival | _Subtyping | None = None
+    metrics_of: _Survival | _Subtyping | None = None
     has_probabilities = any(c.startswith("prob_") for c in columns)
     if {"fold", "test_auc"} <= columns:
         layout, default = "fold AUCs", 1
     elif "risk" in columns and columns & {"survival_months", "months"} and columns & {"event", "censorship"}:
-        layout, figures_of, default = "survival", _Survival(path, table), 0
+        layout, metrics_of, default = "survival", _Survival(path, table), 0
     elif "label" in columns and has_probabilities:
-        layout, figures_of, default = "subtyping", _Subtyping(path, table), 1
+        layout, metrics_of, default = "subtyping", _Subtyping(path, table), 1
     else:
         found = ", ".join(str(c) for c in table.columns)
         raise InputError(f"{path}: columns {found}; needed: {_LAYOUTS}")
@@ -133,10 +133,10 @@ def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000
     groups = []
     for values, part in table.groupby(keys, sort=False) if keys else [((), table)]:
         key = dict(zip(keys, map(str, values), strict=True))
-        if figures_of is None:
+        if metrics_of is None:
             groups.append(_fold_aucs(path, key, part, ddof))
         else:
-            groups.append(_group(key, part, figures_of, ddof, resamples, seed))
+            groups.append(_group(key, part, metrics_of, ddof, resamples, seed))
     return Evaluation(path, layout, ddof, tuple(groups), (*alone, *_notes(layout, ddof, "fold" in columns, groups)))
 
 
@@ -151,33 +151,34 @@ def _fold_aucs(path: Path, key: dict[str, str], part: DataFrame, ddof: int) -> G
     if part["fold"].duplicated().any():
         twice = part["fold"][part["fold"].duplicated()].iloc[0]
         raise InputError(f"{path}: fold {twice} of {', '.join(key.values()) or 'the file'} stands there twice")
-    figures = {}
+    metrics = {}
     for column in ("test_auc", "val_auc"):
         if column in part.columns:
             values = _numbers(path, part, column, low=0, high=1, empty=True)
             mean, sd = spread(values.tolist(), ddof)
-            figures[column] = Figure(mean, sd, dict(zip(part["fold"].astype(str), values.tolist(), strict=True)))
-    return Group(key, len(part), None, figures)
+            metrics[column] = MetricSummary(mean, sd, dict(zip(part["fold"].astype(str), values.tolist(), strict=True)))
+    return Group(key, len(part), None, metrics)
 
 
 def _group(
-    key: dict[str, str], part: DataFrame, figures_of: _Survival | _Subtyping, ddof: int, resamples: int, seed: int
+    key: dict[str, str], part: DataFrame, metrics_of: _Survival | _Subtyping, ddof: int, resamples: int, seed: int
 ) -> Group:
     patients = None if "case_id" not in part.columns else int(part["_patient"].nunique())
-    events = figures_of.events(part)
+    events = metrics_of.events(part)
     if "fold" not in part.columns:
-        intervals = figures_of.intervals(part, resamples, seed) if resamples else {}
-        figures = {
-            name: Figure(value, math.nan, {}, intervals.get(name)) for name, value in figures_of.figures(part).items()
+        intervals = metrics_of.intervals(part, resamples, seed) if resamples else {}
+        metrics = {
+            name: MetricSummary(value, math.nan, {}, intervals.get(name))
+            for name, value in metrics_of.metrics(part).items()
         }
-        return Group(key, len(part), patients, figures, events)
+        return Group(key, len(part), patients, metrics, events)
     folds = sorted(part.groupby("fold", sort=False), key=lambda item: _natural(str(item[0])))
-    each = {str(fold): figures_of.figures(rows) for fold, rows in folds}
-    figures = {}
+    each = {str(fold): metrics_of.metrics(rows) for fold, rows in folds}
+    metrics = {}
     for name in next(iter(each.values())):
         of_fold = {fold: values[name] for fold, values in each.items()}
-        figures[name] = Figure(*spread(list(of_fold.values()), ddof), of_fold)
-    return Group(key, len(part), patients, figures, events)
+        metrics[name] = MetricSummary(*spread(list(of_fold.values()), ddof), of_fold)
+    return Group(key, len(part), patients, metrics, events)
 
 
 class _Survival:
@@ -218,7 +219,7 @@ class _Survival:
     def events(self, part: DataFrame) -> int:
         return int((part.drop_duplicates("_patient") if "case_id" in part.columns else part)["_event"].sum())
 
-    def figures(self, part: DataFrame) -> dict[str, float]:
+    def metrics(self, part: DataFrame) -> dict[str, float]:
         from longvit.metrics.survival import c_index
 
         rows = self._patients(part)
@@ -263,7 +264,7 @@ class _Subtyping:
     def events(self, part: DataFrame) -> None:
         return None
 
-    def figures(self, part: DataFrame) -> dict[str, float]:
+    def metrics(self, part: DataFrame) -> dict[str, float]:
         from longvit.metrics.classification import classification_metrics
 
         return classification_metrics(part["_label"], part[self.columns])
@@ -273,7 +274,7 @@ class _Subtyping:
 
         patients = [str(p) for p in part["_patient"]]
         found = bootstrap(part["_label"], part[self.columns], patients, resamples=resamples, seed=seed)
-        return {figure: (interval.low, interval.high) for figure, interval in found.items()}
+        return {metric: (interval.low, interval.high) for metric, interval in found.items()}
 
 
 def _read(path: Path) -> DataFrame:
@@ -362,8 +363,8 @@ def _line(table: DataFrame, i: Any) -> int:
 
 
 def _notes(layout: str, ddof: int, by_fold: bool, groups: Sequence[Group]) -> tuple[str, ...]:
-    figure = {"survival": "c-index: risks within 1e-8 count one half", "subtyping": "AUC: slide by slide"}
-    notes = [figure[layout]] if layout in figure else []
+    metric = {"survival": "c-index: risks within 1e-8 count one half", "subtyping": "AUC: slide by slide"}
+    notes = [metric[layout]] if layout in metric else []
     if layout == "survival":
         notes.append("a patient's slides count as one, with the mean of their risks")
     if by_fold:
@@ -372,8 +373,8 @@ def _notes(layout: str, ddof: int, by_fold: bool, groups: Sequence[Group]) -> tu
     lacking = {
         f"fold {fold}": None
         for group in groups
-        for figure_of in group.figures.values()
-        for fold, value in figure_of.folds.items()
+        for metric_of in group.metrics.values()
+        for fold, value in metric_of.folds.items()
         if math.isnan(value)
     }
     if lacking:

@@ -76,20 +76,20 @@ class FinetuneResult:
         """A few lines for the terminal: the main figure of each split with its interval, beside the controls."""
         lines = []
         main = self.metrics["figure"]
-        words = task_class(self.metrics["task"]).figure_words
-        for split, figures in self.metrics["splits"].items():
-            low, high = figures[f"{main}_interval"]
+        words = task_class(self.metrics["task"]).metric_label
+        for split, split_metrics in self.metrics["splits"].items():
+            low, high = split_metrics[f"{main}_interval"]
             interval = "" if low is None else f" (95 % interval {low:.2f}-{high:.2f})"
             controls = [
                 f"{name.replace('_', ' ')} {_text(of[split][main])}"
                 for name, of in self.metrics["controls"].items()
                 if split in of
             ]
-            accuracy = figures.get("balanced_accuracy")
+            accuracy = split_metrics.get("balanced_accuracy")
             lines.append(
-                f"{split}: {words} {_text(figures[main])}{interval}, "
+                f"{split}: {words} {_text(split_metrics[main])}{interval}, "
                 + (f"balanced accuracy {_text(accuracy)}, " if accuracy is not None else "")
-                + f"{figures['slides']} slides"
+                + f"{split_metrics['slides']} slides"
                 + (f"; controls: {', '.join(controls)}" if controls else "")
             )
         return "\n".join(lines)
@@ -121,9 +121,9 @@ def finished(folder: Path) -> FinetuneResult | None:
     """The result of a run that has written its metrics (they come last)."""
     try:
         metrics = read_made(folder / "metrics.json", _KINDS)
-        for split, figures in (*metrics["splits"].items(), *metrics["controls"].items()):
-            if not isinstance(figures, dict):
-                raise InputError(f"{folder / 'metrics.json'}: damaged: {split!r} is a {type(figures).__name__}")
+        for split, split_metrics in (*metrics["splits"].items(), *metrics["controls"].items()):
+            if not isinstance(split_metrics, dict):
+                raise InputError(f"{folder / 'metrics.json'}: damaged: {split!r} is a {type(split_metrics).__name__}")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

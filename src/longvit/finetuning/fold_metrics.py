@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from longvit.data.cohort import Cohort
-from longvit.finetuning.outputs import read_outputs
+from longvit.finetuning.outputs import read_logits
 from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.task import Predictions, Task
 
@@ -21,9 +21,9 @@ class Round:
 
     def __init__(self, bound: tuple[Cohort, Task], folder: Path, evaluated: str) -> None:
         cohort, self.task = bound
-        self.model = read_outputs(folder / "outputs.csv", cohort)["model"][evaluated]
+        self.model = read_logits(folder / "outputs.csv", cohort)["model"][evaluated]
         controls = folder / "controls.csv"
-        found = read_outputs(controls, cohort) if controls.exists() else {}
+        found = read_logits(controls, cohort) if controls.exists() else {}
         self.controls = {name: of[evaluated] for name, of in found.items()}
 
 
@@ -47,9 +47,9 @@ def gaps(rounds: Sequence[Round], resamples: int, seed: int) -> dict[str, dict[s
                 drawn = rng.integers(len(of_patient), size=len(of_patient))
                 index = np.concatenate([of_patient[k] for k in drawn])
                 copies = np.repeat(np.arange(len(drawn)), [len(of_patient[k]) for k in drawn])
-            ours = r.task.main_figure(_drawn(r.model, index, copies))
+            ours = r.task.main_metric(_drawn(r.model, index, copies))
             for c in controls:
-                differences[c].append(ours - r.task.main_figure(_drawn(r.controls[c], index, copies)))
+                differences[c].append(ours - r.task.main_metric(_drawn(r.controls[c], index, copies)))
         for c in controls:
             mean = float(np.mean(differences[c]))
             if n == 0:
@@ -86,5 +86,5 @@ def pooled(rounds: Sequence[Round], settings: FinetuneSettings) -> dict[str, dic
         tuple(row for r in rounds for row in r.model.rows), np.concatenate([r.model.logits for r in rounds]), math.nan
     )
     intervals = task.intervals(together, resamples=settings.bootstrap, seed=settings.seed)
-    values = task.figures(together)
+    values = task.metrics(together)
     return {name: {"value": values[name], "low": of.low, "high": of.high} for name, of in intervals.items()}

@@ -21,7 +21,7 @@ from longvit.tasks.task import Predictions
 _WHO = ("system", "split", "slide_id")
 
 
-def write_outputs(path: str | Path, systems: Mapping[str, Mapping[str, Predictions]]) -> None:
+def write_logits(path: str | Path, systems: Mapping[str, Mapping[str, Predictions]]) -> None:
     """System -> split -> predictions, as a CSV."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -34,7 +34,7 @@ def write_outputs(path: str | Path, systems: Mapping[str, Mapping[str, Predictio
     write_text(path, text.getvalue())
 
 
-def read_outputs(path: str | Path, cohort: Cohort) -> dict[str, dict[str, Predictions]]:
+def read_logits(path: str | Path, cohort: Cohort) -> dict[str, dict[str, Predictions]]:
     """What `write_outputs` wrote, with the rows of `cohort` and a loss of NaN. `InputError`: not such a file."""
     row_of = {row.slide_id: row for row in cohort.rows}
     found: dict[str, dict[str, tuple[list[str], list[list[float]]]]] = {}

@@ -30,7 +30,7 @@ CROSSVAL_JSON = "crossval.json"
 PAPER = "arXiv 2312.03558"
 RESOLUTIONS_PX = (1024, 4096, 8192, 16384, 32768)
 COHORTS = {1: ("brca", "nsclc", "rcc"), 2: ("brca", "luad", "ucec")}
-FIGURES = {1: "auc", 2: "c_index"}
+METRICS = {1: "auc", 2: "c_index"}
 SYSTEMS = {
     "mil": "MIL",
     "clam_sb": "CLAM-SB",
@@ -55,7 +55,7 @@ class PublishedRow:
     inputs: str
     """image, genomic or image+genomic."""
     cohort: str
-    figure: str
+    metric: str
     """auc or c_index."""
     mean: float
     """0 … 1, three decimals."""
@@ -132,7 +132,7 @@ def _cell(path: Path) -> MeasuredCell | None:
         name = data["cell"]
         if name is None:
             return None
-        figure, mean, sd, folds = data["figure"], _number(data["mean"]), _number(data["sd"]), data["folds"]
+        metric, mean, sd, folds = data["figure"], _number(data["mean"]), _number(data["sd"]), data["folds"]
         ddof = data["ddof"]
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
@@ -141,8 +141,8 @@ def _cell(path: Path) -> MeasuredCell | None:
     except KeyError as error:
         raise InputError(f"{path}: no key {error.args[0]!r}; run the cross-validation again") from error
     table, cohort, side_px = _parse(path, name)
-    if figure != FIGURES[table]:
-        raise InputError(f"{path}: cell {name} is measured by {FIGURES[table]}, not by {figure}")
+    if metric != METRICS[table]:
+        raise InputError(f"{path}: cell {name} is measured by {METRICS[table]}, not by {metric}")
     try:
         leaks = sum(sum(fold.get("leaks", {}).values()) for fold in folds)
     except (AttributeError, TypeError) as error:
@@ -202,7 +202,7 @@ def paper_tables(measured: Sequence[MeasuredCell] = ()) -> tuple[PaperTable, ...
     return tuple(tables)
 
 
-def figure_text(mean: float | None, sd: float | None) -> str:
+def metric_text(mean: float | None, sd: float | None) -> str:
     """`0.858 ± 0.067`; the mean alone without an SD; – without either."""
     if mean is None:
         return "–"
@@ -211,14 +211,14 @@ def figure_text(mean: float | None, sd: float | None) -> str:
 
 def _measured_text(cell: MeasuredCell) -> str:
     """The figure, with its leaks where there are some."""
-    text = figure_text(cell.mean, cell.sd)
+    text = metric_text(cell.mean, cell.sd)
     return f"{text} ({cell.leaks} leak{'s' * (cell.leaks > 1)})" if cell.leaks else text
 
 
 def _baselines(table: int) -> list[TableRow]:
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in published_rows(table):
-        cells.setdefault((row.system, row.inputs), {})[row.cohort] = figure_text(row.mean, row.sd)
+        cells.setdefault((row.system, row.inputs), {})[row.cohort] = metric_text(row.mean, row.sd)
     return [
         TableRow(SYSTEMS[system], inputs, tuple(of.get(cohort, "–") for cohort in COHORTS[table]))
         for (system, inputs), of in cells.items()

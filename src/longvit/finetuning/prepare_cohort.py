@@ -14,7 +14,7 @@ from longvit.tasks.task import Task, task_class
 EVALUATED = ("val", "test")
 
 
-def bind(cohort: Cohort, settings: FinetuneSettings) -> tuple[Cohort, Task]:
+def prepare_cohort(cohort: Cohort, settings: FinetuneSettings) -> tuple[Cohort, Task]:
     """The cohort with a split in every row (by patient and stratum, where the CSV has none), and its task.
 
     `InputError`: an answer that is missing or makes no sense, no training rows, none to evaluate.
@@ -43,7 +43,7 @@ def split_by_stratum(cohort: Cohort, settings: FinetuneSettings) -> Cohort:
     return replace(cohort.with_splits([row.split for row in split.rows]), notes=split.notes)
 
 
-def answers_digest(cohort: Cohort, task: Task) -> str:
+def labels_digest(cohort: Cohort, task: Task) -> str:
     """A hash of every slide's answer: a run goes on only with the same."""
-    cells = sorted([row.slide_id, *task.answer_cells(row)] for row in cohort.rows)
+    cells = sorted([row.slide_id, *task.label_cells(row)] for row in cohort.rows)
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from longvit.data.cohort import Cohort, SlideRow
 from longvit.files import write_text
-from longvit.finetuning.outputs import write_outputs
+from longvit.finetuning.outputs import write_logits
 from longvit.metrics.classification import Interval
-from longvit.plots.classification import loss_picture
+from longvit.plots.classification import loss_plot
 from longvit.tasks.settings import FinetuneSettings
 
 if TYPE_CHECKING:
@@ -41,20 +41,20 @@ def write_results(
     intervals = {
         split: task.intervals(p, resamples=settings.bootstrap, seed=settings.seed) for split, p in predictions.items()
     }
-    of_controls = {name: {split: task.figures(p) for split, p in of.items()} for name, of in controls.items()}
+    of_controls = {name: {split: task.metrics(p) for split, p in of.items()} for name, of in controls.items()}
     write_predictions(folder / "predictions.csv", task, predictions)
-    write_outputs(folder / "outputs.csv", {"model": predictions})
+    write_logits(folder / "outputs.csv", {"model": predictions})
     write_history(folder / "history.csv", outcome.epochs)
-    loss_picture(outcome.history, outcome.epochs, folder / "loss.png", loss_name=task.loss_words)
-    task.pictures(folder, predictions, intervals, of_controls)
+    loss_plot(outcome.history, outcome.epochs, folder / "loss.png", loss_name=task.loss_words)
+    task.plots(folder, predictions, intervals, of_controls)
     model.save_pretrained(folder / "model")
     metrics = without_nan(
         {
             "task": task.name,
-            "figure": task.figure,
-            "classes": list(task.outputs),
-            "splits": {split: _split_figures(task, p, intervals[split]) for split, p in predictions.items()},
-            "best_val": best_val(outcome.epochs, list(predictions), task.figure),
+            "figure": task.metric,
+            "classes": list(task.output_names),
+            "splits": {split: _split_metrics(task, p, intervals[split]) for split, p in predictions.items()},
+            "best_val": best_val(outcome.epochs, list(predictions), task.metric),
             "controls": of_controls,
             "leaks": leaks(cohort.rows),
             "training": {
@@ -76,11 +76,11 @@ def write_results(
     return metrics
 
 
-def _split_figures(task: Task, predictions: Predictions, intervals: Mapping[str, Interval]) -> dict[str, Any]:
+def _split_metrics(task: Task, predictions: Predictions, intervals: Mapping[str, Interval]) -> dict[str, Any]:
     return {
         "slides": len(predictions.names),
         "patients": len(set(predictions.patients)),
-        **task.figures(predictions),
+        **task.metrics(predictions),
         **{f"{name}_interval": [of.low, of.high] for name, of in intervals.items()},
         "loss": predictions.loss,
     }
@@ -93,24 +93,24 @@ def leaks(rows: Sequence[SlideRow]) -> dict[str, int]:
     return {f"{a}_{b}": len(of[a] & of[b]) for a, b in pairs}
 
 
-def best_val(epochs: Sequence[Mapping[str, float]], splits: Sequence[str], figure: str) -> dict[str, Any] | None:
+def best_val(epochs: Sequence[Mapping[str, float]], splits: Sequence[str], metric: str) -> dict[str, Any] | None:
     """The epoch with the highest `figure` on val (the first of several) and its figures; None where val has none."""
-    defined = [row for row in epochs if math.isfinite(row.get(f"val_{figure}", math.nan))]
+    defined = [row for row in epochs if math.isfinite(row.get(f"val_{metric}", math.nan))]
     if not defined:
         return None
-    best = max(defined, key=lambda row: row[f"val_{figure}"])
-    figures = {
+    best = max(defined, key=lambda row: row[f"val_{metric}"])
+    metrics = {
         split: {key.removeprefix(f"{split}_"): v for key, v in best.items() if key.startswith(f"{split}_")}
         for split in splits
     }
-    return {"epoch": int(best["epoch"]), **figures}
+    return {"epoch": int(best["epoch"]), **metrics}
 
 
 def write_predictions(path: str | Path, task: Task, predictions: Mapping[str, Predictions]) -> None:
     """case_id, slide_id, split, the true answer, then the task's columns; nine digits of every number."""
-    header = ["case_id", "slide_id", "split", *task.answer_columns(), *task.columns(task.outputs)]
+    header = ["case_id", "slide_id", "split", *task.label_columns(), *task.prediction_columns(task.output_names)]
     table = [
-        [row.case_id, row.slide_id, split, *task.answer_cells(row), *task.cells(logits, task.outputs)]
+        [row.case_id, row.slide_id, split, *task.label_cells(row), *task.prediction_cells(logits, task.output_names)]
         for split, p in predictions.items()
         for row, logits in zip(p.rows, p.logits, strict=True)
     ]

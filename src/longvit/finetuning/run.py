@@ -32,12 +32,12 @@ from longvit.data.problems import PROBLEMS_CSV, Problem, write_problems
 from longvit.errors import InputError
 from longvit.files import make_folder, write_text
 from longvit.finetuning.finetune_result import FinetuneResult, finished, result_of_first
-from longvit.finetuning.prepare_cohort import EVALUATED, answers_digest, bind
+from longvit.finetuning.prepare_cohort import EVALUATED, labels_digest, prepare_cohort
 from longvit.finetuning.starting_model import starting_model
 from longvit.progress import Progress
 from longvit.tasks.settings import FinetuneSettings
 from longvit.tasks.task import Task
-from longvit.training.run_folder import alone_in, claim
+from longvit.training.run_folder import claim, exclusive_lock
 
 if TYPE_CHECKING:
     from longvit.data.canvas_cache import CachedCanvases
@@ -70,20 +70,20 @@ def finetune(
     from longvit.parallel.ranks import ALONE
 
     ranks, folder = ranks or ALONE, Path(out_dir)
-    cohort, task = bind(cohort, settings)
-    facts = {"cohort": cohort.fingerprint(), "answers": answers_digest(cohort, task), "classes": list(task.outputs)}
+    cohort, task = prepare_cohort(cohort, settings)
+    facts = {"cohort": cohort.fingerprint(), "answers": labels_digest(cohort, task), "classes": list(task.output_names)}
     former, slides_per_forward = None, 0
     if ranks.is_first:
         make_folder(folder)
         # Which slides share a forward pass is settled when a run begins, for whatever mesh it goes on on.
         slides_per_forward = claim(
-            folder, {**settings.decisive(), **facts}, settings.slides_per_forward(ranks.data_ranks)
+            folder, {**settings.result_settings(), **facts}, settings.slides_per_forward(ranks.data_ranks)
         )
         former = finished(folder)
     if (result := result_of_first(former, folder, ranks)) is not None:
         return result
     slides_per_forward = ranks.from_first(slides_per_forward)
-    with alone_in(folder) if ranks.is_first else nullcontext():
+    with exclusive_lock(folder) if ranks.is_first else nullcontext():
         if ranks.is_first:
             write_text(folder / "settings.yaml", settings_yaml(settings))
         return _Finetuning(cohort, task, settings, folder, slides_per_forward, ranks).run()
@@ -120,7 +120,7 @@ class _Finetuning:
 
         settings, ranks = self.settings, self.ranks
         # Weights first: a wrong folder should not be found out after an hour of making canvases.
-        model = starting_model(settings, self.task.outputs).to(self.device.device)
+        model = starting_model(settings, self.task.output_names).to(self.device.device)
         on_strips = self.sharded(model)
         canvases = self.read_slides()
         controls = self.controls() if settings.controls else {}
@@ -276,28 +276,28 @@ class _Finetuning:
 
     def evaluate(self, model: Any, epoch: int) -> dict[str, float]:
         """The loop's hook: figures of val and test; keeps the predictions of the last epoch."""
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for split, batches in self.evaluated().items():
             with Progress(f"evaluating on {split}", batches.samples, unit="slides", brief=True) as progress:
                 p = self.task.predict(model, batches, batches.dataset.rows, progress=progress, ranks=self.ranks)
-            of_split = {"loss": p.loss, **self.task.figures(p)}
-            figures |= {f"{split}_{name}": value for name, value in of_split.items()}
+            of_split = {"loss": p.loss, **self.task.metrics(p)}
+            metrics |= {f"{split}_{name}": value for name, value in of_split.items()}
             self.last[split] = p
-        return figures
+        return metrics
 
     def controls(self) -> dict[str, dict[str, Predictions]]:
         """Computed once; controls.csv keeps them for a run that goes on."""
-        from longvit.finetuning.outputs import read_outputs, write_outputs
+        from longvit.finetuning.outputs import read_logits, write_logits
         from longvit.tasks.controls import run_controls
         from longvit.training.loop import autocast
 
         path = self.folder / "controls.csv"
         if self.ranks.from_first(path.exists()):
-            return read_outputs(path, self.cohort) if self.ranks.is_first else {}
+            return read_logits(path, self.cohort) if self.ranks.is_first else {}
         device = self.device.device
-        encoders = {"random_encoder": starting_model(self.settings, self.task.outputs, random=True)}
+        encoders = {"random_encoder": starting_model(self.settings, self.task.output_names, random=True)}
         if self.settings.weights is not None:
-            encoders["frozen_weights"] = starting_model(self.settings, self.task.outputs)
+            encoders["frozen_weights"] = starting_model(self.settings, self.task.output_names)
         encoders = {name: self.sharded(encoder.to(device)) for name, encoder in encoders.items()}
         slides = sum(len(dataset) for dataset in self.datasets.values())
         with (
@@ -308,7 +308,7 @@ class _Finetuning:
                 self.task, self.batches("train"), self.evaluated(), encoders, progress=progress, ranks=self.ranks
             )
         if self.ranks.is_first:
-            write_outputs(path, results)
+            write_logits(path, results)
         return results
 
 

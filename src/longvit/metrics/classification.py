@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FIGURES = ("auc", "average_precision", "balanced_accuracy", "accuracy", "f1", "ece")
+METRICS = ("auc", "average_precision", "balanced_accuracy", "accuracy", "f1", "ece")
 BINS = 15
 _WEIGHTS_AT_ONCE = 2_000_000  # resamples × slides: 16 MB an array
 
@@ -80,7 +80,7 @@ def classification_metrics(labels: ArrayLike, probabilities: ArrayLike) -> dict[
     `f1` is that of class 1 for two classes, else the mean over the classes that are present. `ece`: `reliability`.
     """
     y, p = _checked(labels, probabilities)
-    return _of_the_sample(y, p, FIGURES)
+    return _of_the_sample(y, p, METRICS)
 
 
 def confusion(labels: ArrayLike, probabilities: ArrayLike) -> NDArray[np.int64]:
@@ -109,7 +109,7 @@ def bootstrap(
     labels: ArrayLike,
     probabilities: ArrayLike,
     patients: Sequence[str],
-    figures: Sequence[str] = FIGURES,
+    metrics: Sequence[str] = METRICS,
     *,
     resamples: int = 1000,
     level: float = 0.95,
@@ -124,7 +124,7 @@ def bootstrap(
     assert len(patients) == len(y)
     names, patient_of = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
     rng = np.random.default_rng(seed)
-    values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in figures}
+    values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in metrics}
     left = resamples if len(names) else 0
     while left:
         rows = min(left, max(1, _WEIGHTS_AT_ONCE // len(y)))
@@ -133,7 +133,7 @@ def bootstrap(
             np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(rows)
         ]
         weights = np.stack(times_drawn)[:, patient_of].astype(np.float64)  # (rows, N)
-        for name, of in _weighted(y, p, weights, figures).items():
+        for name, of in _weighted(y, p, weights, metrics).items():
             values[name].append(of)
     return {name: _interval(np.concatenate([np.zeros(0), *of]), level) for name, of in values.items()}
 
@@ -161,29 +161,29 @@ def _interval(values: NDArray[np.float64], level: float) -> Interval:
     return Interval(float(low), float(high), len(values))
 
 
-def _of_the_sample(y: NDArray[np.int64], p: NDArray[np.float64], figures: Sequence[str]) -> dict[str, float]:
-    return {name: float(of[0]) for name, of in _weighted(y, p, np.ones((1, len(y))), figures).items()}
+def _of_the_sample(y: NDArray[np.int64], p: NDArray[np.float64], metrics: Sequence[str]) -> dict[str, float]:
+    return {name: float(of[0]) for name, of in _weighted(y, p, np.ones((1, len(y))), metrics).items()}
 
 
 # Legend for what follows: B resamples, N slides, C classes, K distinct scores; y (N,), p (N, C), weights (B, N).
 
 
 def _weighted(
-    y: NDArray[np.int64], p: NDArray[np.float64], weights: NDArray[np.float64], figures: Sequence[str]
+    y: NDArray[np.int64], p: NDArray[np.float64], weights: NDArray[np.float64], metrics: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
     """Figure -> (B,), NaN where it is not defined."""
-    unknown = set(figures) - set(FIGURES)
+    unknown = set(metrics) - set(METRICS)
     assert not unknown, f"no such figure: {sorted(unknown)}"
     if not len(y):
-        return {name: np.full(len(weights), math.nan) for name in figures}
+        return {name: np.full(len(weights), math.nan) for name in metrics}
     found: dict[str, NDArray[np.float64]] = {}
-    if {"auc", "average_precision"} & set(figures):
+    if {"auc", "average_precision"} & set(metrics):
         found["auc"], found["average_precision"] = _ranking(y, p, weights)
-    if {"balanced_accuracy", "accuracy", "f1"} & set(figures):
+    if {"balanced_accuracy", "accuracy", "f1"} & set(metrics):
         found |= _decisions(y, p, weights)
-    if "ece" in figures:
+    if "ece" in metrics:
         found["ece"] = _calibration_error(y, p, weights)
-    return {name: found[name] for name in figures}
+    return {name: found[name] for name in metrics}
 
 
 def _ranking(

@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from longvit.errors import InputError
 from longvit.parallel.shard import average_gradients
-from longvit.parallel.watchdog import START_UP_S, RankLostError, Watch, waiting, watched_by
+from longvit.parallel.watchdog import START_UP_S, RankLostError, Watchdog, use_watchdog, waiting
 from longvit.progress import Progress
 
 # The watch ends a run whose ranks wait in vain; the process groups' own time-out knows neither who nor why.
@@ -42,7 +42,7 @@ class Ranks:
     sequence_rank: int = 0
     sequence_ranks: int = 1
     mesh: DeviceMesh | None = None
-    watch: Watch | None = None
+    watchdog: Watchdog | None = None
 
     @property
     def is_first(self) -> bool:
@@ -51,12 +51,12 @@ class Ranks:
 
     def busy(self, with_what: str) -> AbstractContextManager[None]:
         """Around what may take long on this rank alone; the others are patient while its process lives."""
-        return nullcontext() if self.watch is None else self.watch.busy(with_what)
+        return nullcontext() if self.watchdog is None else self.watchdog.busy(with_what)
 
     def move(self) -> None:
         """Tells the others, now and then in a long computation, that it goes on."""
-        if self.watch is not None:
-            self.watch.move()
+        if self.watchdog is not None:
+            self.watchdog.move()
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """See `parallel.average_gradients`."""
@@ -157,11 +157,11 @@ def all_ranks(sequence_ranks: int = 1, *, device: str = "auto", timeout_s: float
     uses_cuda = device.partition(":")[0] in ("auto", "cuda") and torch.cuda.is_available()
     if uses_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store, watch = _meeting_point(rank, world, timeout_s)
+    store, watchdog = _meeting_point(rank, world, timeout_s)
     Progress.is_silent = rank > 0
     try:
-        watch.start()
-        with watch.waiting():
+        watchdog.start()
+        with watchdog.waiting():
             backends = "cpu:gloo,cuda:nccl" if uses_cuda else "gloo"
             dist.init_process_group(backends, store=store, rank=rank, world_size=world, timeout=_FOR_EVER)
             dist.barrier()
@@ -179,18 +179,18 @@ def all_ranks(sequence_ranks: int = 1, *, device: str = "auto", timeout_s: float
             mesh.get_local_rank("sequence"),
             sequence_ranks,
             mesh,
-            watch,
+            watchdog,
         )
-        with watched_by(watch):
+        with use_watchdog(watchdog):
             yield ranks
             ranks.wait_for_all()  # a rank that leaves early would look dead to those who still compute
     except BaseException as error:
-        raise _told(error, watch) from error
-    watch.close()
+        raise _told(error, watchdog) from error
+    watchdog.close()
     dist.destroy_process_group()
 
 
-def _meeting_point(rank: int, world: int, timeout_s: float) -> tuple[dist.Store, Watch]:
+def _meeting_point(rank: int, world: int, timeout_s: float) -> tuple[dist.Store, Watchdog]:
     """The store of the process groups, and a watch with a connection of its own: its thread must not wait behind a
     collective's set-up. The launcher serves them; where it does not (mpirun), the first rank."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -198,20 +198,20 @@ def _meeting_point(rank: int, world: int, timeout_s: float) -> tuple[dist.Store,
     name = f"longvit/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     groups = dist.TCPStore(host, port, is_master=serves, wait_for_workers=False, timeout=_START_UP)
     own = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s))
-    watch = Watch(dist.PrefixStore(f"{name}/watch", own), rank, world, timeout_s=timeout_s)
-    return dist.PrefixStore(f"{name}/groups", groups), watch
+    watchdog = Watchdog(dist.PrefixStore(f"{name}/watch", own), rank, world, timeout_s=timeout_s)
+    return dist.PrefixStore(f"{name}/groups", groups), watchdog
 
 
-def _told(error: BaseException, watch: Watch) -> BaseException:
+def _told(error: BaseException, watchdog: Watchdog) -> BaseException:
     """The error as this rank shall raise it, and the others told of it."""
     is_broken_collective = isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and ("gloo" in str(error) or "onnection" in str(error))
     )
-    if is_broken_collective and (lost := watch.lost()):
-        watch.fail(lost)
+    if is_broken_collective and (lost := watchdog.lost()):
+        watchdog.fail(lost)
         return RankLostError(lost)
     text = " ".join(str(error).split()) or type(error).__name__
-    watch.fail(text if isinstance(error, InputError) else f"{type(error).__name__}: {text}")
-    if watch.rank > 0 and isinstance(error, InputError) and watch.said_by(0) == text:
+    watchdog.fail(text if isinstance(error, InputError) else f"{type(error).__name__}: {text}")
+    if watchdog.rank > 0 and isinstance(error, InputError) and watchdog.said_by(0) == text:
         return SystemExit(2)  # the first rank has said it to the user
     return error

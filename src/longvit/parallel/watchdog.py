@@ -48,14 +48,14 @@ class RankLostError(InputError):
     exit_code = EXIT_CODE
 
 
-_current: Watch | None = None  # one run per process
+_current: Watchdog | None = None  # one run per process
 
 
 @contextmanager
-def watched_by(watch: Watch) -> Iterator[None]:
+def use_watchdog(watchdog: Watchdog) -> Iterator[None]:
     """In here `waiting` counts for `watch`."""
     global _current  # the collectives lie too deep in the model to be handed it
-    _current = watch
+    _current = watchdog
     try:
         yield
     finally:
@@ -80,7 +80,7 @@ class _Heard:
     """When it last used the processor."""
 
 
-class Watch:
+class Watchdog:
     """The thread of one rank; `start` it before the first collective, `close` it at the end."""
 
     def __init__(self, store: dist.Store, rank: int, ranks: int, *, timeout_s: float = 40.0) -> None:

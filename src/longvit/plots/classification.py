@@ -14,7 +14,7 @@ import numpy as np
 
 from longvit.figure import short_name
 from longvit.metrics.classification import BINS, confusion, reliability
-from longvit.plots.style import COLOURS, GREY, blank, colour, legend_name, picture, save, say
+from longvit.plots.style import COLOURS, GREY, blank, colour, legend_name, safe_plot, save, write_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +38,8 @@ class LabelledProbabilities(Protocol):
         """(N, C); a row sums to 1."""
 
 
-@picture
-def loss_picture(
+@safe_plot
+def loss_plot(
     history: Mapping[str, np.ndarray],
     epochs: Sequence[Mapping[str, float]],
     path: str | Path,
@@ -72,8 +72,8 @@ def loss_picture(
     save(figure, path)
 
 
-@picture
-def fold_losses_picture(
+@safe_plot
+def fold_losses_plot(
     losses: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, *, loss_name: str = "loss"
 ) -> None:
     """The loss after each epoch: each fold thin, the mean over the folds thick, one colour each for train, val, test.
@@ -95,7 +95,7 @@ def fold_losses_picture(
         mean = np.mean([values[:shortest] for values in folds], 0)
         axes.plot(np.arange(1, shortest + 1), mean, color=colour(i), linewidth=1.8, marker="o", ms=3, label=label)
     if not axes.lines:
-        say(axes, "no losses")
+        write_note(axes, "no losses")
     else:
         axes.legend(frameon=False, fontsize=8.5)
     axes.set(xlabel="epoch", ylabel=loss_name)
@@ -103,8 +103,8 @@ def fold_losses_picture(
     save(figure, path)
 
 
-@picture
-def roc_picture(
+@safe_plot
+def roc_plot(
     predictions: Mapping[str, LabelledProbabilities],
     classes: Sequence[str],
     path: str | Path,
@@ -122,7 +122,7 @@ def roc_picture(
     for axes, split in zip(np.atleast_1d(row), panels, strict=False):
         _roc_panel(axes, split, predictions[split], classes, (intervals or {}).get(split))
     if not panels:
-        say(row, "no split has slides of two classes:\nno ROC curve")
+        write_note(row, "no split has slides of two classes:\nno ROC curve")
     if controls and panels:
         text = ", ".join(f"{name} {value:.2f}" for name, value in controls.items())
         figure.supxlabel(f"AUC of the controls on {_words(panels[-1])}: {text}", fontsize=8, color=GREY)
@@ -151,8 +151,8 @@ def _roc_panel(
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
-@picture
-def confusion_picture(
+@safe_plot
+def confusion_plot(
     labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], path: str | Path, *, title: str = ""
 ) -> None:
     """How many slides of each class (row) were taken for which (column), and the share of the row.
@@ -177,8 +177,8 @@ def confusion_picture(
     save(figure, path)
 
 
-@picture
-def reliability_picture(
+@safe_plot
+def reliability_plot(
     labels: np.ndarray, probabilities: np.ndarray, path: str | Path, *, bins: int = BINS, title: str = ""
 ) -> None:
     """How often the prediction is right against how sure the model says it is, and how many slides are how sure.
@@ -208,12 +208,12 @@ def reliability_picture(
     save(figure, path)
 
 
-@picture
-def fold_dots_picture(
+@safe_plot
+def fold_dots_plot(
     rows: Mapping[str, Sequence[float]],
     path: str | Path,
     *,
-    figure_name: str = "AUC",
+    metric_name: str = "AUC",
     published: tuple[str, float, float] | None = None,
     ddof: int = 1,
     chance: float | None = 0.5,
@@ -238,7 +238,7 @@ def fold_dots_picture(
     if published:
         _mean_and_spread(axes, len(rows), published[1], published[2], COLOURS[1])
     axes.set_yticks(range(len(names)), names)
-    axes.set(ylim=(len(names) - 0.45, -0.55), xlabel=figure_name)
+    axes.set(ylim=(len(names) - 0.45, -0.55), xlabel=metric_name)
     low, high = axes.get_xlim()
     axes.set_xlim(low, min(high, 1.01) if high > 1 else high)
     axes.spines["left"].set_visible(False)

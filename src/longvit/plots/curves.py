@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from longvit.metrics.classification import Interval, auc, average_precision
-from longvit.plots.style import GREY, blank, colour, legend_name, picture, save, say
+from longvit.plots.style import GREY, blank, colour, legend_name, safe_plot, save, write_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +25,8 @@ Fold = tuple[np.ndarray, np.ndarray]
 _GRID = np.linspace(0, 1, 501)
 
 
-@picture
-def roc_curves_picture(
+@safe_plot
+def roc_curves_plot(
     folds: Mapping[str, Fold],
     classes: Sequence[str],
     path: str | Path,
@@ -45,8 +45,8 @@ def roc_curves_picture(
     save(figure, path)
 
 
-@picture
-def pr_curves_picture(
+@safe_plot
+def pr_curves_plot(
     folds: Mapping[str, Fold],
     classes: Sequence[str],
     path: str | Path,
@@ -121,7 +121,7 @@ def _curves(
     if drawn:
         axes.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     else:
-        say(axes, "no slides of two classes:\nno curve")
+        write_note(axes, "no slides of two classes:\nno curve")
 
 
 def _shown(classes: Sequence[str]) -> Sequence[int]:

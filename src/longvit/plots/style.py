@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#777777"
 
-picture = plot(".png", ".svg")
+safe_plot = plot(".png", ".svg")
 """For functions that draw into `path` with `save`."""
 
 
@@ -52,7 +52,7 @@ def legend_name(name: str) -> str:
     return f" {short_name(name)}" if name.startswith("_") else short_name(name)
 
 
-def say(axes: Axes, words: str) -> None:
+def write_note(axes: Axes, words: str) -> None:
     """Words in place of a picture that cannot be drawn."""
     axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes, color=GREY)
     axes.set_axis_off()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longvit.plots.style import GREY, blank, colour, picture, save, say
+from longvit.plots.style import GREY, blank, colour, safe_plot, save, write_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +39,8 @@ def risk_halves(fold: Sequence[str], patient: Sequence[str], risk: np.ndarray) -
     return (ranks / times)[of] > 0.5 + 1e-9
 
 
-@picture
-def kaplan_meier_picture(
+@safe_plot
+def kaplan_meier_plot(
     months: np.ndarray,
     event: np.ndarray,
     group: np.ndarray,
@@ -61,7 +61,7 @@ def kaplan_meier_picture(
     figure, (axes, below) = blank(5.2, 4.9, rows=2, heights=(5, 1))
     present = [g for g in range(len(names)) if (group == g).any()]
     if not present:
-        say(axes, "no patients:\nno curves")
+        write_note(axes, "no patients:\nno curves")
         below.set_axis_off()
         save(figure, path)
         return

@@ -47,7 +47,7 @@ class SelfDistillation(nn.Module):
         )
 
 
-class DinoRule:
+class DinoMethod:
     """The rates of every step, per-parameter clipping, and what follows the optimiser's step."""
 
     def __init__(self, model: SelfDistillation, schedules: Schedules, *, packed: bool = True) -> None:
@@ -59,7 +59,7 @@ class DinoRule:
         fused = {p.device.type for p in model.parameters()} <= {"cpu", "cuda"}
         return torch.optim.AdamW(parameter_groups(self.model.networks.student), lr=0.0, fused=fused)
 
-    def begin(self, optimizer: torch.optim.Optimizer, step: int) -> Mapping[str, float]:
+    def before_step(self, optimizer: torch.optim.Optimizer, step: int) -> Mapping[str, float]:
         s = self.schedules
         self.model.networks.freeze_last_layer(s.last_layer_is_frozen(step))
         self.teacher_temperature = s.teacher_temperature(step)
@@ -77,18 +77,18 @@ class DinoRule:
             crops = [crop[:, :, slice(*backbone.rows_px(crop.shape[2]))] for crop in crops]
         outputs = networks([crop.to(device, non_blocking=True) for crop in crops], packed=self.packed)
         terms = self.model.loss(*outputs, teacher_temperature=self.teacher_temperature)
-        return {"loss": terms.loss, **terms.figures(), "statistics": terms.statistics}
+        return {"loss": terms.loss, **terms.metrics(), "statistics": terms.statistics}
 
-    def figures(self, statistics: Tensor) -> Mapping[str, Tensor]:
+    def metrics(self, statistics: Tensor) -> Mapping[str, Tensor]:
         return {"mean_kl_to_uniform": mean_kl_to_uniform(statistics)}
 
-    def clip(self, gradients: Sequence[Tensor], norm: float) -> None:
+    def transform_gradients(self, gradients: Sequence[Tensor], norm: float) -> None:
         """DINO's code shortens the gradient of each parameter by itself."""
         longest = self.schedules.settings.clip_norm
         factors = [(longest / (of_one + 1e-6)).clamp(max=1.0) for of_one in torch._foreach_norm(list(gradients))]
         torch._foreach_mul_(list(gradients), factors)
 
-    def moved(self, step: int, statistics: Tensor | None) -> None:
+    def after_step(self, step: int, statistics: Tensor | None) -> None:
         assert statistics is not None
         self.model.networks.update_teacher(self.schedules.teacher_momentum(step))
         self.model.loss.update_center(statistics)

@@ -12,11 +12,11 @@ from longvit.errors import InputError
 from longvit.pretraining.regions.regions import Regions
 
 # A stream of random numbers of its own; those of the batches' order and of the crops are others.
-_LOOKED_AT = 2
+_MONITORED = 2
 
 
 @dataclass(frozen=True)
-class Looked:
+class MonitorRegions:
     """Regions, unchanged, whose embeddings are looked at."""
 
     pixels: Sequence[NDArray[np.uint8]]
@@ -25,14 +25,14 @@ class Looked:
     slides: tuple[str, ...]
 
 
-def read_looked_at(regions: Regions, n: int, side_px: int) -> Looked:
+def read_monitor_regions(regions: Regions, n: int, side_px: int) -> MonitorRegions:
     """`n` regions (all of them where there are fewer), the same ones at every call, spread over the slides; one that
     cannot be read gives its place to the next."""
     from PIL import Image
 
     from longvit.pretraining.regions.region_reader import RegionReader, RegionUnreadableError
 
-    order = np.random.default_rng([regions.seed, _LOOKED_AT]).permutation(regions.samples).tolist()
+    order = np.random.default_rng([regions.seed, _MONITORED]).permutation(regions.samples).tolist()
     pixels, names, slides = [], [], []
     with RegionReader(regions.settings) as reader:
         for index in order:
@@ -48,4 +48,4 @@ def read_looked_at(regions: Regions, n: int, side_px: int) -> Looked:
                 break
     if len(pixels) < 2:
         raise InputError(f"{regions.sources[0].path}: fewer than 2 of {regions.samples} regions can be read")
-    return Looked(pixels, tuple(names), tuple(slides))
+    return MonitorRegions(pixels, tuple(names), tuple(slides))

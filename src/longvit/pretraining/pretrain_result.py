@@ -37,11 +37,11 @@ class PretrainResult:
         """A few lines for the terminal."""
         m = self.metrics
         shown = {name: value for name, value in m["figures"].items() if name not in ("epoch", "step")}
-        figures = ", ".join(f"{name} {'not defined' if v is None else f'{v:.3g}'}" for name, v in shown.items())
+        metrics = ", ".join(f"{name} {'not defined' if v is None else f'{v:.3g}'}" for name, v in shown.items())
         slides = f"{m['slides']} slide{'' if m['slides'] == 1 else 's'}"
         return "\n".join(
             [
-                f"{m['epochs']} epochs of {m['regions']} regions of {slides}, {m['steps']} steps: {figures}",
+                f"{m['epochs']} epochs of {m['regions']} regions of {slides}, {m['steps']} steps: {metrics}",
                 *(f"ALARM: {alarm}" for alarm in m["alarms"]),
                 f"teacher: {self.teacher_dir}",
             ]

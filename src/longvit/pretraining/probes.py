@@ -185,7 +185,7 @@ def colour_features(pixels: Regions) -> NDArray[np.float64]:
     return (x - x.mean(0)) / np.where(spread > 0, spread, 1)
 
 
-def probe_figures(features: NDArray[np.floating], probe: Probe) -> dict[str, float]:
+def probe_metrics(features: NDArray[np.floating], probe: Probe) -> dict[str, float]:
     """`knn`, `knn_balanced`, `linear`, `linear_balanced`, `linear_auc` of the features (n, D) of the probe."""
     knn = knn_probe(features, probe.labels, probe.groups)
     linear = linear_probe(features, probe.labels, probe.groups)
@@ -198,31 +198,31 @@ def probe_figures(features: NDArray[np.floating], probe: Probe) -> dict[str, flo
     }
 
 
-def figures(
+def metrics(
     backbone: LongViT,
     probe: Probe | None,
-    looked_at: Regions,
+    monitored: Regions,
     batch_size: int = 16,
 ) -> dict[str, float]:
     """For the loop's `evaluate`: `rankme` and `feature_std` of `looked_at`, and `probe_figures` of a probe.
 
     `looked_at`: uint8 (n, S, S, 3), the same ones at every call, two at least; rank can be seen up to n.
     """
-    features = embed_regions(backbone, looked_at, batch_size)
+    features = embed_regions(backbone, monitored, batch_size)
     found = {"rankme": rankme(features), "feature_std": feature_std(features)}
     if probe is not None:
-        found |= probe_figures(embed_regions(backbone, probe.pixels, batch_size), probe)
+        found |= probe_metrics(embed_regions(backbone, probe.pixels, batch_size), probe)
     return found
 
 
-def control_figures(
+def control_metrics(
     untrained: LongViT,
     probe: Probe | None,
-    looked_at: Regions,
+    monitored: Regions,
     batch_size: int = 16,
 ) -> dict[str, dict[str, float]]:
     """`random_start` (the network before its first step, `figures`) and `mean_colour` (`probe_figures`)."""
-    found = {"random_start": figures(untrained, probe, looked_at, batch_size)}
+    found = {"random_start": metrics(untrained, probe, monitored, batch_size)}
     if probe is not None:
-        found["mean_colour"] = probe_figures(colour_features(probe.pixels), probe)
+        found["mean_colour"] = probe_metrics(colour_features(probe.pixels), probe)
     return found

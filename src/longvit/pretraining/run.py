@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any
 from longvit.data.problems import PROBLEMS_CSV, Problem, read_problems, write_problems
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.figure import only_pictures
+from longvit.figure import only_plots
 from longvit.files import make_folder, write_text
 from longvit.finetuning.results import without_nan, write_history
-from longvit.pretraining.monitor_regions import Looked, read_looked_at
+from longvit.pretraining.monitor_regions import MonitorRegions, read_monitor_regions
 from longvit.pretraining.pretrain_result import PretrainResult, finished, read_metrics
 from longvit.pretraining.settings import PretrainSettings
 from longvit.pretraining.starting_networks import backbone_config, start_from
-from longvit.training.run_folder import alone_in, claim
+from longvit.training.run_folder import claim, exclusive_lock
 
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViTConfig
@@ -83,7 +83,9 @@ def pretrain(
     former = None
     if ranks.is_first:
         per_forward = claim(
-            folder, {**settings.decisive(), **facts}, settings.regions_per_forward(config.patch_px, ranks.data_ranks)
+            folder,
+            {**settings.result_settings(), **facts},
+            settings.regions_per_forward(config.patch_px, ranks.data_ranks),
         )
         former = finished(folder)
         problems = (*regions.problems, *(labelled.problems if labelled is not None else ()))
@@ -92,7 +94,7 @@ def pretrain(
     per_forward = ranks.from_first(per_forward)
     if (metrics := ranks.from_first(None if former is None else former.metrics)) is not None:
         return former or PretrainResult(folder, metrics, was_finished=True)
-    with alone_in(folder) if ranks.is_first else nullcontext():
+    with exclusive_lock(folder) if ranks.is_first else nullcontext():
         if ranks.is_first:
             write_text(folder / "settings.yaml", settings_yaml(settings))
         return _Pretraining(regions, labelled, config, settings, folder, per_forward, ranks, show).run()
@@ -116,7 +118,7 @@ class _Pretraining:
 
         from longvit.device import pick_device, set_threads
         from longvit.dino.schedules import Schedules
-        from longvit.pretraining.dino_method import DinoRule, SelfDistillation
+        from longvit.pretraining.dino_method import DinoMethod, SelfDistillation
         from longvit.pretraining.regions.region_batches import RegionBatches
         from longvit.training.batches import steps_per_epoch
 
@@ -137,8 +139,8 @@ class _Pretraining:
         networks = self.model.networks
         self.student, self.teacher = networks.student.backbone, networks.teacher.backbone
         self.student.set_recompute(settings.recompute)
-        self.rule = DinoRule(self.model, schedules, packed=settings.packed)
-        self.looked_at = Looked((), (), ())
+        self.method = DinoMethod(self.model, schedules, packed=settings.packed)
+        self.monitored = MonitorRegions((), (), ())
         self.written_at_s = -math.inf
         self.started_at_s = time.monotonic()
         self.seconds_before = 0.0
@@ -151,19 +153,19 @@ class _Pretraining:
         self.seconds_before = float(read_metrics(self.folder).get("seconds", 0.0))
         self.shard()
         with self.ranks.busy("reads the regions that are looked at"):
-            self.looked_at = read_looked_at(self.regions, self.settings.probe_regions, self.settings.global_px)
+            self.monitored = read_monitor_regions(self.regions, self.settings.probe_regions, self.settings.global_px)
         self.controls()
         try:
             outcome = train(
                 self.model,
                 self.batches,
-                self.rule.step,
+                self.method.step,
                 self.training,
                 folder=self.folder / "checkpoints",
                 evaluate=self.evaluate,
                 facts={"regions": self.regions.fingerprint},
                 ranks=self.ranks,
-                rule=self.rule,
+                method=self.method,
                 epoch_done=self.epoch_done,
             )
         except torch.OutOfMemoryError as error:
@@ -193,24 +195,24 @@ class _Pretraining:
 
     def controls(self) -> None:
         """controls.json: what the untrained network and mean colour reach, before the first step."""
-        from longvit.pretraining.probes import control_figures
+        from longvit.pretraining.probes import control_metrics
         from longvit.training.loop import autocast
 
         path = self.folder / "controls.json"
         if self.ranks.from_first(path.exists()):
             return
         with autocast(self.device.device, self.settings.dtype):
-            found = control_figures(self.model.networks.teacher.backbone, self.probe, self.looked_at.pixels)
+            found = control_metrics(self.model.networks.teacher.backbone, self.probe, self.monitored.pixels)
         if self.ranks.is_first:
             write_text(path, json.dumps(without_nan(found), indent=1) + "\n")
 
     def evaluate(self, model: Any, epoch: int) -> dict[str, float]:
         """The loop's hook: what the teacher tells apart by now."""
-        from longvit.pretraining.probes import figures
+        from longvit.pretraining.probes import metrics
 
         if (epoch + 1) % self.settings.probe_every and epoch + 1 < self.settings.epochs:
             return {}
-        found = figures(self.model.networks.teacher.backbone, self.probe, self.looked_at.pixels)
+        found = metrics(self.model.networks.teacher.backbone, self.probe, self.monitored.pixels)
         return dict(self.ranks.from_first(found))
 
     def problems(self) -> tuple[Problem, ...]:
@@ -263,19 +265,19 @@ class _Pretraining:
     def write(self, outcome: TrainResult, metrics: dict[str, Any]) -> None:
         """All files of the run but its checkpoints, then the caller's report; metrics.json marks the end, so it goes
         last of the files."""
-        from longvit.pretraining.token_images import write_pictures
+        from longvit.pretraining.token_images import write_plots
 
-        folder, per_epoch = self.folder, self.rule.schedules.steps_per_epoch
+        folder, per_epoch = self.folder, self.method.schedules.steps_per_epoch
         steps = [
             {"step": i + 1, "epoch": i // per_epoch + 1, **{name: of[i] for name, of in outcome.history.items()}}
             for i in range(outcome.steps)
         ]
         write_history(folder / "steps.csv", steps)
         write_history(folder / "history.csv", outcome.epochs)
-        looked = self.looked_at
+        looked = self.monitored
         pictures = folder / "pictures"
-        with only_pictures(pictures):
-            write_pictures(pictures, self.teacher, looked.pixels, looked.names, self.probe, groups=looked.slides)
+        with only_plots(pictures):
+            write_plots(pictures, self.teacher, looked.pixels, looked.names, self.probe, groups=looked.slides)
         write_problems(folder / PROBLEMS_CSV, self.problems())
         self.teacher.save_pretrained(folder / "teacher")
         write_text(folder / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -65,7 +65,7 @@ def principal_components(tokens: ArrayLike, components: int = 3) -> Components:
     return Components(mean, directions, np.clip(variances[::-1][:components], 0, None) / total)
 
 
-def token_pca_pictures(backbone: LongViT, pixels: Regions, batch_size: int = 4) -> list[NDArray[np.uint8]]:
+def token_pca_images(backbone: LongViT, pixels: Regions, batch_size: int = 4) -> list[NDArray[np.uint8]]:
     """uint8 (n, S, S, 3) → per region a picture (S, 2 S + gap, 3): the region, and its tokens in colours, a square
     per patch.
 
@@ -165,7 +165,7 @@ def neighbours_sheet(
     return np.asarray(sheet)
 
 
-def write_pictures(
+def write_plots(
     folder: str | Path,
     backbone: LongViT,
     pixels: Regions,
@@ -182,7 +182,7 @@ def write_pictures(
     """
     folder, written = Path(folder), []
     few = evenly_spaced(len(pixels), _SHOWN)
-    for place, (i, picture) in enumerate(zip(few, token_pca_pictures(backbone, [pixels[i] for i in few]), strict=True)):
+    for place, (i, picture) in enumerate(zip(few, token_pca_images(backbone, [pixels[i] for i in few]), strict=True)):
         written.append(write_titled(folder / f"tokens_{place + 1:02d}.png", picture, names[i]))
     labels = None if probe is None else [probe.class_names[label] for label in probe.labels]
     shown: list[tuple[str, Regions, Sequence[str], Sequence[str] | None, Sequence[str] | None]] = []

@@ -14,7 +14,7 @@ _AGAIN_AFTER_S = 0.05
 
 
 @contextmanager
-def lost_interrupts_come_again(number: signal.Signals = signal.SIGINT) -> Iterator[None]:
+def resend_swallowed_interrupts(number: signal.Signals = signal.SIGINT) -> Iterator[None]:
     """A KeyboardInterrupt raised where nothing can be raised is printed with a traceback and dropped
     (`sys.unraisablehook`): the program goes on as if nobody had pressed a key. In here it is not printed, and `number`,
     the signal that raised it, is sent to this process again a moment later. One that has left a note of itself

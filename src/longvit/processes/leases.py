@@ -36,7 +36,7 @@ _SEEN_AT_REST_S = 3 * BEAT_S
 
 
 @dataclass(frozen=True)
-class Hold:
+class Lease:
     """A claim that this process holds."""
 
     path: Path
@@ -45,7 +45,7 @@ class Hold:
     """What the claim of the dead process said that was in its place."""
 
 
-class Claims:
+class Leases:
     """The claims of one process; a context manager that keeps them fresh and lets go of what is still held at the end.
 
     Any of its threads may take one.
@@ -57,130 +57,130 @@ class Claims:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="claims", daemon=True)
 
-    def __enter__(self) -> Claims:
+    def __enter__(self) -> Leases:
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._end.set()
         self._thread.join()
-        for claim, token in list(self._held.items()):
-            self.release(Hold(claim, token, None))
+        for lease_path, token in list(self._held.items()):
+            self.release(Lease(lease_path, token, None))
 
     @contextmanager
     def take(self, path: Path) -> Iterator[bool]:
         """Claims the making of `path` while it is entered; False: another process, or thread, is making it."""
-        hold = self.hold(path.with_name(f"{path.name}.claim"))
-        if hold is None:
+        lease = self.acquire(path.with_name(f"{path.name}.claim"))
+        if lease is None:
             yield False
             return
         try:
             yield True
         finally:
-            self.release(hold)
+            self.release(lease)
 
     def is_free(self, path: Path) -> bool:
         """Whether `take` is worth another try: no claim there, or one whose holder is dead."""
-        claim = path.with_name(f"{path.name}.claim")
-        return not claim.exists() or self.is_dead(claim)
+        lease_path = path.with_name(f"{path.name}.claim")
+        return not lease_path.exists() or self.is_dead(lease_path)
 
-    def hold(self, claim: Path, facts: Mapping[str, Any] | None = None) -> Hold | None:
+    def acquire(self, lease_path: Path, facts: Mapping[str, Any] | None = None) -> Lease | None:
         """Creates `claim`, which says `facts`, or takes it over from a dead holder; None where another one holds it."""
         token = uuid.uuid4().hex
         content = json.dumps(holder(facts) | {"token": token})
         former: dict[str, Any] | None = None
-        if not _create(claim, content):
-            former = self._take_over(claim, content)
+        if not _create(lease_path, content):
+            former = self._take_over(lease_path, content)
             if former is None:
                 return None
-        self._held[claim] = token
-        return Hold(claim, token, former)
+        self._held[lease_path] = token
+        return Lease(lease_path, token, former)
 
-    def hold_after_a_look(self, claim: Path, facts: Mapping[str, Any] | None = None) -> Hold | None:
+    def acquire_or_wait(self, lease_path: Path, facts: Mapping[str, Any] | None = None) -> Lease | None:
         """`hold`; where the claim looks dead it is looked at until that is sure, some 15 s."""
         end = time.monotonic() + _SEEN_AT_REST_S + BEAT_S
-        while (hold := self.hold(claim, facts)) is None and is_old(claim) and time.monotonic() < end:
+        while (lease := self.acquire(lease_path, facts)) is None and is_old(lease_path) and time.monotonic() < end:
             time.sleep(0.1)
-        return hold
+        return lease
 
-    def is_ours(self, hold: Hold) -> bool:
+    def is_ours(self, lease: Lease) -> bool:
         """Whether the claim was not taken over while this process slept."""
-        return read_claim(hold.path).get("token") == hold.token
+        return read_lease(lease.path).get("token") == lease.token
 
-    def release(self, hold: Hold) -> None:
+    def release(self, lease: Lease) -> None:
         """Gives the claim back."""
-        if self._held.pop(hold.path, None) is not None and self.is_ours(hold):
-            hold.path.unlink(missing_ok=True)
+        if self._held.pop(lease.path, None) is not None and self.is_ours(lease):
+            lease.path.unlink(missing_ok=True)
 
-    def settle(self, hold: Hold, facts: Mapping[str, Any]) -> bool:
+    def complete(self, lease: Lease, facts: Mapping[str, Any]) -> bool:
         """Leaves `facts` in the place of the claim for good: nobody will claim it again. False: it was taken over."""
-        self._held.pop(hold.path, None)
-        if not self.is_ours(hold):
+        self._held.pop(lease.path, None)
+        if not self.is_ours(lease):
             return False
-        part = part_of(hold.path)
+        part = part_of(lease.path)
         try:
             part.write_text(json.dumps({**facts, "settled": True}), encoding="utf-8")
-            part.replace(hold.path)
+            part.replace(lease.path)
         finally:
             part.unlink(missing_ok=True)
         return True
 
     def remove_dead(self, folder: Path) -> None:
         """Removes the claims `*.claim` in `folder` whose holder is dead."""
-        for claim in folder.glob("[!.]*.claim"):
-            if self.is_dead(claim) and (hold := self.hold(claim)) is not None:
-                self.release(hold)
+        for lease_path in folder.glob("[!.]*.claim"):
+            if self.is_dead(lease_path) and (lease := self.acquire(lease_path)) is not None:
+                self.release(lease)
 
-    def is_dead(self, claim: Path) -> bool:
+    def is_dead(self, lease_path: Path) -> bool:
         """Whether a claim has no holder any more: one that was settled or is gone needs none."""
         try:
-            touched = claim.stat().st_mtime_ns
+            touched = lease_path.stat().st_mtime_ns
         except FileNotFoundError:
             return False
-        content = read_claim(claim)
+        content = read_lease(lease_path)
         if content.get("settled"):
             return False
         if content.get("host") == this_host() and not is_running(content.get("process"), content.get("started")):
             return True
         now = time.monotonic()
-        if self._seen.get(claim, (None, 0.0))[0] != touched:
-            self._seen[claim] = (touched, now)
-        at_rest_s = now - self._seen[claim][1]
+        if self._seen.get(lease_path, (None, 0.0))[0] != touched:
+            self._seen[lease_path] = (touched, now)
+        at_rest_s = now - self._seen[lease_path][1]
         if at_rest_s > DEAD_AFTER_S:
             return True
-        return at_rest_s > _SEEN_AT_REST_S and is_old(claim)
+        return at_rest_s > _SEEN_AT_REST_S and is_old(lease_path)
 
-    def _take_over(self, claim: Path, content: str) -> dict[str, Any] | None:
+    def _take_over(self, lease_path: Path, content: str) -> dict[str, Any] | None:
         """Puts our claim in the place of one whose holder is dead and returns what that one said.
 
         One at a time, or two would remove each other's: by the system's lock, and where a network folder has none, by
         a rename that we take back if what we moved away was not the dead one.
         """
-        if not self.is_dead(claim):
+        if not self.is_dead(lease_path):
             return None
-        with _locked(claim.with_name(".claims.lock")):
-            former = read_claim(claim)
-            if not self.is_dead(claim):
+        with _locked(lease_path.with_name(".claims.lock")):
+            former = read_lease(lease_path)
+            if not self.is_dead(lease_path):
                 return None
-            aside = part_of(claim)
+            aside = part_of(lease_path)
             try:
-                claim.rename(aside)
+                lease_path.rename(aside)
             except FileNotFoundError:
                 return None
             try:
-                if read_claim(aside).get("token") != former.get("token"):
+                if read_lease(aside).get("token") != former.get("token"):
                     with contextlib.suppress(OSError):
-                        os.link(aside, claim)
+                        os.link(aside, lease_path)
                     return None
-                return former if _create(claim, content) else None
+                return former if _create(lease_path, content) else None
             finally:
                 aside.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_S):
-            for claim in list(self._held):
+            for lease_path in list(self._held):
                 with contextlib.suppress(OSError):  # taken over, or released this instant
-                    os.utime(claim)
+                    os.utime(lease_path)
 
 
 def holder(facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -190,19 +190,19 @@ def holder(facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
     return {"host": this_host(), "process": process, "started": start_of(process), "since": since, **(facts or {})}
 
 
-def read_claim(claim: Path) -> dict[str, Any]:
+def read_lease(lease_path: Path) -> dict[str, Any]:
     """What a claim says; nothing where it is gone or was only begun."""
     try:
-        return read_json_object(claim)
+        return read_json_object(lease_path)
     except (OSError, ValueError):
         return {}
 
 
-def is_old(claim: Path) -> bool:
+def is_old(lease_path: Path) -> bool:
     """Whether the folder's clock says that nobody has touched a claim for long. One look: clocks may differ."""
     try:
-        touched = claim.stat().st_mtime
-        return folder_time(claim.parent) - touched > DEAD_AFTER_S
+        touched = lease_path.stat().st_mtime
+        return folder_time(lease_path.parent) - touched > DEAD_AFTER_S
     except OSError:
         return False
 
@@ -217,9 +217,9 @@ def folder_time(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _create(claim: Path, content: str) -> bool:
+def _create(lease_path: Path, content: str) -> bool:
     try:
-        handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        handle = os.open(lease_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
         return False
     with os.fdopen(handle, "w") as file:

@@ -2,13 +2,13 @@
 
 from longvit.report.crossval import crossval_report
 from longvit.report.finetuning import finetune_content, finetune_report
-from longvit.report.page import Figure, Picture, Report, Row, Section, Table, write_report
+from longvit.report.page import MetricCard, Report, ReportImage, Row, Section, Table, write_report
 from longvit.report.pretraining import pretrain_report
 
 __all__ = [
-    "Figure",
-    "Picture",
+    "MetricCard",
     "Report",
+    "ReportImage",
     "Row",
     "Section",
     "Table",

@@ -14,9 +14,9 @@ import numpy as np
 
 from longvit.comparison.longvit_run import NAME as LONGVIT
 from longvit.comparison.summary import plus_minus, table, three_digits
-from longvit.plots.style import COLOURS, GREY, blank, picture, save
+from longvit.plots.style import COLOURS, GREY, blank, safe_plot, save
 from longvit.report.labels import MEANINGS, counted, listed
-from longvit.report.page import Figure, Report, Row, Section, Table, number, write_report
+from longvit.report.page import MetricCard, Report, Row, Section, Table, number, write_report
 from longvit.report.sections import drawn, sure_words
 from longvit.report.versions import versions_line
 
@@ -29,24 +29,24 @@ def comparison_report(summary: Mapping[str, Any], folder: str | Path) -> Path:
     return write_report(comparison_content(summary, folder / "pictures"), folder / "index.html")
 
 
-def comparison_content(summary: Mapping[str, Any], pictures: Path) -> Report:
+def comparison_content(summary: Mapping[str, Any], plots: Path) -> Report:
     """What the report says; `pictures` is the folder they are drawn into."""
     systems, folds = summary["systems"], summary["folds"]
     bags = "patient" if summary["per_patient"] else "slide"
     what = f", {summary['tiles']:,} tiles of {summary['width']} features" if summary["width"] else ", omics alone"
     where = f" on {summary['cell']}" if summary["cell"] else ""
-    systems_picture(summary, pictures / "systems.png")
-    sections = [_table_section(summary, pictures), _fold_section(summary)]
+    systems_plot(summary, plots / "systems.png")
+    sections = [_table_section(summary, plots), _fold_section(summary)]
     if any(row["seconds"] is not None for row in systems):
-        costs_picture(summary, pictures / "costs.png")
+        costs_plot(summary, plots / "costs.png")
         caption = (
             "Mean seconds of a fold (fitting, training, evaluation) and the highest memory above what the process had "
             "when it began. Measured on the machine of the run, beside whatever else ran there."
         )
         if any(row["system"] == LONGVIT for row in systems):
             caption += " LongViT reads the slides' pixels, the others features that had been made before."
-        picture = drawn("Costs", pictures / "costs.png", caption, max_px=760)
-        sections.append(Section("What each one cost", pictures=(picture,)))
+        plot = drawn("Costs", plots / "costs.png", caption, max_px=760)
+        sections.append(Section("What each one cost", plots=(plot,)))
     return Report(
         title=f"{summary['task'].capitalize()}: {counted(len(systems), 'system')} on the same folds{where}",
         lead=(
@@ -54,7 +54,7 @@ def comparison_content(summary: Mapping[str, Any], pictures: Path) -> Report:
             f"{summary['evaluated']} after the last epoch. Whatever is fitted is fitted on the training fold.",
         ),
         notes=comparison_warnings(summary),
-        figures=_cards(summary),
+        cards=_cards(summary),
         sections=(*sections, _failed_section(summary), _made_section(summary)),
     )
 
@@ -96,13 +96,13 @@ def comparison_warnings(summary: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _cards(summary: Mapping[str, Any]) -> list[Figure]:
+def _cards(summary: Mapping[str, Any]) -> list[MetricCard]:
     """The best, and LongViT where it is not the best."""
     known = [row for row in summary["systems"] if row["mean"] is not None]
     best = sorted(known, key=lambda row: -row["mean"])[:1]
     shown = best + [row for row in known if row["system"] == LONGVIT and row not in best]
     return [
-        Figure(
+        MetricCard(
             row["words"],
             number(row["mean"], 3),
             ("highest " if row in best else "") + f"{summary['figure_words']}; {sure_words(row['low'], row['high'])}",
@@ -112,7 +112,7 @@ def _cards(summary: Mapping[str, Any]) -> list[Figure]:
     ]
 
 
-def _table_section(summary: Mapping[str, Any], pictures: Path) -> Section:
+def _table_section(summary: Mapping[str, Any], plots: Path) -> Section:
     ours, (header, texts) = summary["systems"], table(summary)
     rows = [
         Row(cells, "other" if i >= len(ours) else "strong" if ours[i]["system"] == LONGVIT else "")
@@ -124,14 +124,14 @@ def _table_section(summary: Mapping[str, Any], pictures: Path) -> Section:
         f"systems. Published rows rest on other features and slides."
     )
     whole = Table(header, rows, frozenset(range(2, len(header))), caption, first_stays=True)
-    picture = drawn(
+    plot = drawn(
         "Systems",
-        pictures / "systems.png",
+        plots / "systems.png",
         "Dots: folds; bar: their mean; line: its 95 % interval; diamond: as published; dotted: guessing.",
         max_px=760,
     )
     meaning = MEANINGS.get(summary["figure"])
-    return Section("All systems", text=(meaning,) if meaning else (), tables=(whole,), pictures=(picture,))
+    return Section("All systems", text=(meaning,) if meaning else (), tables=(whole,), plots=(plot,))
 
 
 def _fold_section(summary: Mapping[str, Any]) -> Section:
@@ -178,8 +178,8 @@ def _made_section(summary: Mapping[str, Any]) -> Section:
     )
 
 
-@picture
-def systems_picture(summary: Mapping[str, Any], path: Path) -> None:
+@safe_plot
+def systems_plot(summary: Mapping[str, Any], path: Path) -> None:
     """A row per system, the highest mean on top: folds, mean, interval, published."""
     rows = sorted(summary["systems"], key=lambda row: -1.0 if row["mean"] is None else row["mean"], reverse=True)
     figure, axes = blank(7.0, 1.1 + 0.36 * len(rows))
@@ -204,8 +204,8 @@ def systems_picture(summary: Mapping[str, Any], path: Path) -> None:
     save(figure, path)
 
 
-@picture
-def costs_picture(summary: Mapping[str, Any], path: Path) -> None:
+@safe_plot
+def costs_plot(summary: Mapping[str, Any], path: Path) -> None:
     """Seconds of a fold and peak memory, the numbers beside the bars."""
     rows = [row for row in summary["systems"] if row["seconds"] is not None]
     figure, panels = blank(7.6, 1.1 + 0.3 * len(rows), columns=2)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from longvit.report.labels import CHANCE, MEANINGS, counted, figure_words, listed, name_words
-from longvit.report.page import Figure, Report, Row, Section, Table, number, write_report
+from longvit.report.labels import CHANCE, MEANINGS, counted, listed, metric_label, name_words
+from longvit.report.page import MetricCard, Report, Row, Section, Table, number, write_report
 from longvit.report.predictions import PredictedSlides, read_predicted
 from longvit.report.sections import drawn, interval_words, sections_of, sure_words
 from longvit.report.versions import versions_line
@@ -50,7 +50,7 @@ def crossval_report(
 
 
 def crossval_content(
-    summary: Mapping[str, Any], predicted: PredictedSlides, pictures: Path, images: Mapping[str, Path] | None = None
+    summary: Mapping[str, Any], predicted: PredictedSlides, plots: Path, images: Mapping[str, Path] | None = None
 ) -> Report:
     """What the report of a cross-validation says; `pictures` is the folder they are drawn into."""
     n = len(summary["folds"])
@@ -66,14 +66,14 @@ def crossval_content(
         title=f"{summary['task'].capitalize()}:{asked} LongViT in {n}-fold cross-validation{where}",
         lead=(lead,),
         notes=crossval_warnings(summary, predicted),
-        figures=_cards(summary),
+        cards=_cards(summary),
         sections=(
-            _fold_section(summary, pictures),
-            *sections_of(predicted, pictures),
+            _fold_section(summary, plots),
+            *sections_of(predicted, plots),
             _pooled_section(summary),
             *mistakes_section(predicted, images),
-            *_training_section(summary, pictures),
-            _other_figures_section(summary),
+            *_training_section(summary, plots),
+            _other_metrics_section(summary),
             _made_section(summary),
         ),
     )
@@ -82,7 +82,7 @@ def crossval_content(
 def crossval_warnings(summary: Mapping[str, Any], predicted: PredictedSlides) -> list[str]:
     """What a reader must know before believing the number, in plain words."""
     main = summary["figure"]
-    words, mean, chance = figure_words(main), summary["mean"], CHANCE.get(main)
+    words, mean, chance = metric_label(main), summary["mean"], CHANCE.get(main)
     notes = []
     if lost := [str(fold["fold"]) for fold in summary["folds"] if _value(fold["last"], main) is None]:
         notes.append(
@@ -176,9 +176,9 @@ def _controls(summary: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for fold in summary["folds"] for name in fold["controls"] or {}))
 
 
-def _value(figures: Mapping[str, Any] | None, name: str) -> float | None:
+def _value(metrics: Mapping[str, Any] | None, name: str) -> float | None:
     """A figure, None where it is absent or not defined."""
-    value = None if figures is None else figures.get(name)
+    value = None if metrics is None else metrics.get(name)
     return None if value is None or not math.isfinite(value) else float(value)
 
 
@@ -193,31 +193,31 @@ def _evaluated(summary: Mapping[str, Any]) -> str:
     return str(summary.get("evaluated") or ("test" if has_test else "val"))
 
 
-def _cards(summary: Mapping[str, Any]) -> list[Figure]:
+def _cards(summary: Mapping[str, Any]) -> list[MetricCard]:
     main, mean, published = summary["figure"], summary["mean"], summary.get("published")
-    words = figure_words(main)
+    words = metric_label(main)
     pooled = summary["pooled"].get(main) or {}
     interval = sure_words(pooled.get("low"), pooled.get("high"))
     n = counted(len(summary["folds"]), "fold")
     more = f"mean ± SD of {n}" + (f"; all folds together: {interval}" if interval else "")
-    cards = [Figure(words, number(mean, 3), more, "" if summary["sd"] is None else number(summary["sd"], 3))]
+    cards = [MetricCard(words, number(mean, 3), more, "" if summary["sd"] is None else number(summary["sd"], 3))]
     for name, gap in _gaps(summary).items():
         against = name_words(name).removeprefix("control: ")
         more = f"{words} above the control (its mean: {gap.control:.3f}); ahead in {gap.ahead} of {gap.folds} folds"
         more += f"; 95 % interval {gap.interval}" if gap.interval else ""
-        cards.append(Figure(f"over {against}", f"{gap.mean:+.3f}".replace("-", "−"), more))
+        cards.append(MetricCard(f"over {against}", f"{gap.mean:+.3f}".replace("-", "−"), more))
     if published:
         more = f"{words} as published" + (
             "" if mean is None else f"; this run: {mean - published['mean']:+.3f}".replace("-", "−")
         )
         sd = "" if published["sd"] is None else number(published["sd"], 3)
-        cards.append(Figure(f"published: {published['row']}", number(published["mean"], 3), more, sd))
+        cards.append(MetricCard(f"published: {published['row']}", number(published["mean"], 3), more, sd))
     leaks = _leaks(summary)
     others = f"train and val {leaks['train_val']}, val and test {leaks['val_test']}; all folds added"
     if _evaluated(summary) == "test":
-        cards.append(Figure("patients in train and test", f"{leaks['train_test']:,}", others))
+        cards.append(MetricCard("patients in train and test", f"{leaks['train_test']:,}", others))
     else:
-        cards.append(Figure("patients in train and val", f"{leaks['train_val']:,}", "all folds added"))
+        cards.append(MetricCard("patients in train and val", f"{leaks['train_val']:,}", "all folds added"))
     return cards
 
 
@@ -225,33 +225,33 @@ def _plus_minus(mean: float | None, sd: float | None) -> str:
     return number(mean, 3) + ("" if sd is None or mean is None else f" ± {sd:.3f}")
 
 
-def _fold_section(summary: Mapping[str, Any], pictures: Path) -> Section:
+def _fold_section(summary: Mapping[str, Any], plots: Path) -> Section:
     """Each fold as dots and as a row, beside the controls and the published row."""
-    from longvit.plots.classification import fold_dots_picture
+    from longvit.plots.classification import fold_dots_plot
 
     main, folds, published = summary["figure"], summary["folds"], summary.get("published")
     rows = {"LongViT": [_value(fold["last"], main) for fold in folds]}
     for name in _controls(summary):
         rows[name_words(name)] = [_value((fold["controls"] or {}).get(name), main) for fold in folds]
     row = None if published is None else (f"published: {published['row']}", published["mean"], published["sd"] or 0.0)
-    fold_dots_picture(
+    fold_dots_plot(
         {name: [math.nan if v is None else v for v in values] for name, values in rows.items()},
-        pictures / "folds.png",
-        figure_name=figure_words(main),
+        plots / "folds.png",
+        metric_name=metric_label(main),
         published=row,
         ddof=summary["ddof"],
         chance=CHANCE.get(main),
     )
     caption = "A dot per fold; bar and line: mean ± SD; dotted: guessing."
-    picture = drawn("Fold by fold", pictures / "folds.png", caption, max_px=640)
-    return Section("Fold by fold", pictures=(picture,), tables=(_fold_table(summary),))
+    plot = drawn("Fold by fold", plots / "folds.png", caption, max_px=640)
+    return Section("Fold by fold", plots=(plot,), tables=(_fold_table(summary),))
 
 
 def _fold_table(summary: Mapping[str, Any]) -> Table:
     """The main figure beside the controls and the published row."""
     main, folds, published = summary["figure"], summary["folds"], summary.get("published")
     controls = _controls(summary)
-    columns = {figure_words(main): [_value(fold["last"], main) for fold in folds]}
+    columns = {metric_label(main): [_value(fold["last"], main) for fold in folds]}
     columns |= {name_words(c): [_value((fold["controls"] or {}).get(c), main) for fold in folds] for c in controls}
     if any(fold.get("best_val") for fold in folds):
         best = "best epoch on val" + (" (optimistic)" if summary.get("optimistic_best_val") else "")
@@ -268,11 +268,11 @@ def _fold_table(summary: Mapping[str, Any]) -> Table:
     return _table(summary, columns, {}, last, caption if controls else "")
 
 
-def _other_figures_section(summary: Mapping[str, Any]) -> Section:
+def _other_metrics_section(summary: Mapping[str, Any]) -> Section:
     """What else is known of each fold."""
     main, folds = summary["figure"], summary["folds"]
     known = dict.fromkeys(name for fold in folds for name in fold["last"])
-    others = {figure_words(n): [_value(fold["last"], n) for fold in folds] for n in known if n not in (main, "loss")}
+    others = {metric_label(n): [_value(fold["last"], n) for fold in folds] for n in known if n not in (main, "loss")}
     splits = [split for split in ("train", "val", "test") if any(split in (f.get("slides") or {}) for f in folds)]
     counts = {f"slides, {split}": [(fold.get("slides") or {}).get(split) for fold in folds] for split in splits}
     counts["leaks"] = [sum((fold.get("leaks") or {}).values()) for fold in folds]
@@ -283,7 +283,7 @@ def _other_figures_section(summary: Mapping[str, Any]) -> Section:
 
 def _table(
     summary: Mapping[str, Any],
-    figures: Mapping[str, Sequence[float | None]],
+    metrics: Mapping[str, Sequence[float | None]],
     counts: Mapping[str, Sequence[int | None]],
     last: Sequence[Row],
     caption: str,
@@ -293,16 +293,16 @@ def _table(
         Row(
             [
                 str(fold["fold"]),
-                *(number(values[i], 3) for values in figures.values()),
+                *(number(values[i], 3) for values in metrics.values()),
                 *("–" if values[i] is None else f"{values[i]:,}" for values in counts.values()),
             ]
         )
         for i, fold in enumerate(summary["folds"])
     ]
-    if figures:
-        means = [_spread(values, summary["ddof"]) for values in figures.values()]
+    if metrics:
+        means = [_spread(values, summary["ddof"]) for values in metrics.values()]
         rows.append(Row(["mean ± SD", *means, *("" for _ in counts)], "strong"))
-    columns = ("fold", *figures, *counts)
+    columns = ("fold", *metrics, *counts)
     return Table(columns, [*rows, *last], frozenset(range(1, len(columns))), caption, first_stays=True)
 
 
@@ -321,7 +321,7 @@ def _pooled_section(summary: Mapping[str, Any]) -> Section:
     if not pooled:
         return Section("What the figures mean", points=points)
     rows = [
-        Row([figure_words(name), number(of["value"], 3), interval_words(of.get("low"), of.get("high"), 3)])
+        Row([metric_label(name), number(of["value"], 3), interval_words(of.get("low"), of.get("high"), 3)])
         for name, of in pooled.items()
     ]
     text = (
@@ -333,13 +333,13 @@ def _pooled_section(summary: Mapping[str, Any]) -> Section:
     return Section("All folds together", text=(text,), points=points, tables=(table,))
 
 
-def _training_section(summary: Mapping[str, Any], pictures: Path) -> list[Section]:
+def _training_section(summary: Mapping[str, Any], plots: Path) -> list[Section]:
     """How the loss fell, where the folds' runs lie beside the table: fold_<name>/history.csv."""
-    from longvit.plots.classification import fold_losses_picture
+    from longvit.plots.classification import fold_losses_plot
 
     losses = {}
     for name in (str(fold["fold"]) for fold in summary["folds"]):
-        path = pictures.parent / f"fold_{name}" / "history.csv"
+        path = plots.parent / f"fold_{name}" / "history.csv"
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
                 lines = list(csv.DictReader(file))
@@ -347,9 +347,9 @@ def _training_section(summary: Mapping[str, Any], pictures: Path) -> list[Sectio
             losses[name] = {column: [float(line[column] or "nan") for line in lines] for column in columns}
     if not losses:
         return []
-    fold_losses_picture(losses, pictures / "loss.png")
+    fold_losses_plot(losses, plots / "loss.png")
     caption = "The loss after every epoch; thin: each fold; thick: their mean."
-    return [Section("Training", pictures=(drawn("Loss", pictures / "loss.png", caption, max_px=640),))]
+    return [Section("Training", plots=(drawn("Loss", plots / "loss.png", caption, max_px=640),))]
 
 
 def _made_section(summary: Mapping[str, Any]) -> Section:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from longvit.errors import InputError
 from longvit.metrics.classification import Interval
-from longvit.report.labels import CHANCE, MEANINGS, counted, figure_words, listed, name_words
-from longvit.report.page import Figure, Picture, Report, Row, Section, Table, number, thumbnail_of, write_report
+from longvit.report.labels import CHANCE, MEANINGS, counted, listed, metric_label, name_words
+from longvit.report.page import MetricCard, Report, ReportImage, Row, Section, Table, number, thumbnail_of, write_report
 from longvit.report.predictions import read_predicted
 from longvit.report.sections import drawn, interval_words, sections_of, sure_words
 from longvit.report.versions import versions_line
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_THUMBNAILS = 200
 MAX_ROWS = 500
-MAX_PICTURE_SIDE_PX = 4096  # what each patch contributes is one forward pass: seconds up to here, on a CPU too
+MAX_HEATMAP_SIDE_PX = 4096  # what each patch contributes is one forward pass: seconds up to here, on a CPU too
 
 
 def finetune_report(result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings) -> Path:
@@ -38,7 +38,7 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
     training = metrics["training"]
     splits = list(metrics["splits"])
     main = "test" if "test" in splits else splits[-1]
-    figures = metrics["splits"][main]
+    held_out = metrics["splits"][main]
     predicted = read_predicted(result.predictions_csv, metrics["classes"], main)
     lines = _predictions(result)
     if predicted.is_classified:
@@ -49,7 +49,7 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
     lead = (
         f"{training['parameters'] / 1e6:.1f} million parameters, trained on {training['slides']} slides of "
         f"{training['patients']} patients for {training['epochs']} epochs from {training['starts_from']}; the figures "
-        f"are those of {figures['slides']} slides of {figures['patients']} other patients ({name_words(main)}).",
+        f"are those of {held_out['slides']} slides of {held_out['patients']} other patients ({name_words(main)}).",
     )
     question = f"{listed(metrics['classes'], 'or')}?" if predicted.is_classified else f"{metrics['task'].capitalize()}:"
     loss = drawn("Loss", result.loss_png, "The loss after every step and every epoch.", max_px=640)
@@ -58,11 +58,11 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
         title=f"{question} A LongViT fine-tuned on {Path(cohort.source).name}",
         lead=lead,
         notes=warnings_of(metrics, main),
-        figures=_cards(metrics, main),
+        cards=_cards(metrics, main),
         sections=(
-            Section("Figures", tables=(_figures_table(metrics),), points=_figures_points(metrics)),
+            Section("Figures", tables=(_metrics_table(metrics),), points=_metric_points(metrics)),
             *sections_of(predicted, result.folder / "pictures", _interval(metrics, main)),
-            Section("Training", pictures=(loss,)),
+            Section("Training", plots=(loss,)),
             *_contributions_section(result, lines, telling, canvases),
             *([] if predicted.is_classified else mistakes_section(predicted, canvases)),
             _predictions_section(metrics["classes"] if predicted.is_classified else (), lines, thumbnails),
@@ -72,16 +72,16 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
     )
 
 
-def _main_figure(metrics: dict[str, Any]) -> str:
+def _main_metric(metrics: dict[str, Any]) -> str:
     return str(metrics.get("figure", "auc"))
 
 
 def _interval(metrics: dict[str, Any], split: str) -> Interval | None:
-    low, high = metrics["splits"][split].get(f"{_main_figure(metrics)}_interval", (None, None))
+    low, high = metrics["splits"][split].get(f"{_main_metric(metrics)}_interval", (None, None))
     return None if low is None else Interval(low, high, 0)
 
 
-def _figures_points(metrics: dict[str, Any]) -> list[str]:
+def _metric_points(metrics: dict[str, Any]) -> list[str]:
     shown = {name for of in metrics["splits"].values() for name in of}
     return [
         *(text for name, text in MEANINGS.items() if name in shown),
@@ -94,29 +94,29 @@ def _figures_points(metrics: dict[str, Any]) -> list[str]:
 
 def warnings_of(metrics: dict[str, Any], main: str) -> list[str]:
     """What a reader must know before believing the number."""
-    figures = metrics["splits"][main]
-    name = _main_figure(metrics)
-    words = figure_words(name)
+    held_out = metrics["splits"][main]
+    name = _main_metric(metrics)
+    words = metric_label(name)
     notes = []
     if leaking := (metrics.get("leaks") or {}).get(f"train_{main}"):
         notes.append(
             f"{counted(leaking, 'patient')} with slides both in training and among the {name_words(main)} slides: the "
             f"figures are better than for new patients by an unknown amount."
         )
-    if figures[name] is None:
+    if held_out[name] is None:
         why = "all of one class" if name == "auc" else "too few, or all without an event"
         return [*notes, f"The {name_words(main)} slides are {why}: no {words} can be stated."]
     interval = _interval(metrics, main)
     if name in CHANCE and interval is not None and interval.low <= CHANCE[name] <= interval.high:
         notes.append(f"The interval of the {words} contains 0.5: with so few slides, guessing is not ruled out.")
     as_good = {control: of[main][name] for control, of in metrics["controls"].items() if main in of}
-    as_good = {control: value for control, value in as_good.items() if value is not None and value >= figures[name]}
+    as_good = {control: value for control, value in as_good.items() if value is not None and value >= held_out[name]}
     if as_good:
         controls = listed(
             [f"{name_words(control).removeprefix('control: ')} ({value:.2f})" for control, value in as_good.items()]
         )
         notes.append(
-            f"On the same slides the {words} of {controls} is no less than the model's {figures[name]:.2f}: these "
+            f"On the same slides the {words} of {controls} is no less than the model's {held_out[name]:.2f}: these "
             f"figures do not show that training the model brought more than that."
         )
     if skipped := metrics.get("training", {}).get("skipped_steps"):
@@ -127,45 +127,53 @@ def warnings_of(metrics: dict[str, Any], main: str) -> list[str]:
     return notes
 
 
-def _cards(metrics: dict[str, Any], main: str) -> list[Figure]:
-    figures = metrics["splits"][main]
-    name = _main_figure(metrics)
-    words = figure_words(name)
+def _cards(metrics: dict[str, Any], main: str) -> list[MetricCard]:
+    held_out = metrics["splits"][main]
+    name = _main_metric(metrics)
+    words = metric_label(name)
     interval = _interval(metrics, main)
     sure = "" if interval is None else f"{sure_words(interval.low, interval.high)}, "
-    cards = [Figure(f"{words}, {name_words(main)}", number(figures[name]), f"{sure}{figures['slides']} slides")]
+    cards = [MetricCard(f"{words}, {name_words(main)}", number(held_out[name]), f"{sure}{held_out['slides']} slides")]
     cards += [
-        Figure(name_words(control), number(of[main][name]), f"{words} on the same slides")
+        MetricCard(name_words(control), number(of[main][name]), f"{words} on the same slides")
         for control, of in metrics["controls"].items()
         if main in of
     ]
-    second = next((other for other in _figure_names(metrics) if other in ("balanced_accuracy", "uno_c_index")), None)
-    return [*cards, *([Figure(figure_words(second), number(figures[second]), name_words(main))] if second else [])]
+    second = next((other for other in _metric_names(metrics) if other in ("balanced_accuracy", "uno_c_index")), None)
+    return [
+        *cards,
+        *([MetricCard(metric_label(second), number(held_out[second]), name_words(main))] if second else []),
+    ]
 
 
-def _figure_names(metrics: dict[str, Any]) -> list[str]:
+def _metric_names(metrics: dict[str, Any]) -> list[str]:
     """The main figure, then the others, without counts, intervals and loss."""
-    main = _main_figure(metrics)
+    main = _main_metric(metrics)
     known = dict.fromkeys(name for of in metrics["splits"].values() for name in of)
     counts = ("slides", "patients", "loss", main)
     return [main, *(name for name in known if name not in counts and not name.endswith("_interval"))]
 
 
-def _figures_table(metrics: dict[str, Any]) -> Table:
-    main, *others = _figure_names(metrics)
-    columns = ("", "slides", figure_words(main), "95 % interval", *(figure_words(name) for name in others))
+def _metrics_table(metrics: dict[str, Any]) -> Table:
+    main, *others = _metric_names(metrics)
+    columns = ("", "slides", metric_label(main), "95 % interval", *(metric_label(name) for name in others))
     rows = []
-    for split, figures in metrics["splits"].items():
+    for split, held_out in metrics["splits"].items():
         interval = _interval(metrics, split)
         sure = "" if interval is None else interval_words(interval.low, interval.high)
-        cells = [str(figures["slides"]), number(figures[main]), sure, *(number(figures.get(name)) for name in others)]
+        cells = [
+            str(held_out["slides"]),
+            number(held_out[main]),
+            sure,
+            *(number(held_out.get(name)) for name in others),
+        ]
         rows.append(Row([f"LongViT, {name_words(split)}", *cells], "strong"))
         for name, of in metrics["controls"].items():
             if split in of:
                 cells = [number(of[split][main]), "", *(number(of[split].get(other)) for other in others)]
-                rows.append(Row([f"{name_words(name)}, {name_words(split)}", str(figures["slides"]), *cells]))
+                rows.append(Row([f"{name_words(name)}, {name_words(split)}", str(held_out["slides"]), *cells]))
     best = metrics["best_val"]
-    words = figure_words(main)
+    words = metric_label(main)
     caption = (
         ""
         if best is None
@@ -201,7 +209,7 @@ def _canvases(
     from longvit.data.canvas_cache import CanvasSettings, canvas_name
     from longvit.slides.reader import open_slide
 
-    if settings.side_px > MAX_PICTURE_SIDE_PX:
+    if settings.side_px > MAX_HEATMAP_SIDE_PX:
         return {}
     folder = settings.cache_dir or result.folder / "canvases"
     made = CanvasSettings(settings.side_px, settings.fit, settings.reader, settings.max_bad_tiles)
@@ -225,15 +233,15 @@ def _contributions_section(
     if not shown:
         return []
     model = load_model(result.model_dir)
-    pictures = []
+    plots = []
     for line in shown:
         name = line["slide_id"]
         canvas = read_canvas(canvases[name])
         contributions = class_contributions(model, canvas, result.metrics["classes"].index(line["prediction"]))
         path = result.folder / f"contributions_{canvases[name].stem}.png"
         draw(canvas, contributions, path, title=f"{name}: predicted {line['prediction']}, labelled {line['label']}")
-        pictures.append(Picture(f"{name}, {telling[name]}", path.read_bytes()))
-    return [Section("What each patch contributes", text=CONTRIBUTIONS_TEXT, pictures=pictures)]
+        plots.append(ReportImage(f"{name}, {telling[name]}", path.read_bytes()))
+    return [Section("What each patch contributes", text=CONTRIBUTIONS_TEXT, plots=plots)]
 
 
 def _predictions_section(classes: Sequence[str], lines: Sequence[dict[str, str]], canvases: dict[str, Path]) -> Section:
@@ -246,7 +254,7 @@ def _predictions_section(classes: Sequence[str], lines: Sequence[dict[str, str]]
     texts = ("slide_id", "case_id", "split", "label", "prediction")
     rows = []
     for line in lines[:MAX_ROWS]:
-        cells: list[str | Picture] = [line[name] if name in texts else _rounded(line[name]) for name in names]
+        cells: list[str | ReportImage] = [line[name] if name in texts else _rounded(line[name]) for name in names]
         if canvases:
             path = canvases.get(line["slide_id"])
             cells.insert(0, thumbnail(path, line["slide_id"]) if path else "")
@@ -300,7 +308,7 @@ def settings_section(settings: FinetuneSettings, notes: Sequence[str], device: s
     return Section("Settings and versions", points=points, tables=(table,), folded="How this was made")
 
 
-def thumbnail(canvas_path: Path, title: str) -> Picture:
+def thumbnail(canvas_path: Path, title: str) -> ReportImage:
     """A canvas as a small JPEG."""
     from longvit.data.canvas_cache import read_pixels
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_FIGURES = {
+_METRICS = {
     "auc": "AUC",
     "average_precision": "average precision",
     "f1": "F1",
@@ -42,9 +42,9 @@ MEANINGS = {
 }
 
 
-def figure_words(name: str) -> str:
+def metric_label(name: str) -> str:
     """`c_index` -> c-index."""
-    return _FIGURES.get(name, name.replace("_", " "))
+    return _METRICS.get(name, name.replace("_", " "))
 
 
 def name_words(name: str) -> str:

@@ -21,7 +21,7 @@ THUMBNAIL_PX = 128
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricCard:
     """One number that a reader looks for first."""
 
     name: str
@@ -33,7 +33,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportImage:
     """An image to be laid inside the file."""
 
     title: str
@@ -54,7 +54,7 @@ class Picture:
 class Row:
     """A line of a table; `kind` is "strong", "wrong", "other" (not ours) or nothing."""
 
-    cells: Sequence[str | Picture]
+    cells: Sequence[str | ReportImage]
     kind: str = ""
 
 
@@ -78,8 +78,8 @@ class Section:
     text: Sequence[str] = ()
     points: Sequence[str] = ()
     tables: Sequence[Table] = ()
-    pictures: Sequence[Picture] = ()
-    gallery: Sequence[Picture] = ()
+    plots: Sequence[ReportImage] = ()
+    gallery: Sequence[ReportImage] = ()
     """Small pictures in rows, each with its caption below."""
     side_by_side: bool = False
     """Pictures in two columns where the screen is wide enough."""
@@ -95,7 +95,7 @@ class Report:
     lead: Sequence[str]
     notes: Sequence[str]
     """What a reader must know before believing a number."""
-    figures: Sequence[Figure]
+    cards: Sequence[MetricCard]
     sections: Sequence[Section]
 
 
@@ -115,7 +115,7 @@ def write_report(report: Report, path: str | Path) -> Path:
     return Path(path)
 
 
-def thumbnail_of(pixels: np.ndarray, title: str, caption: str = "", side_px: int = THUMBNAIL_PX) -> Picture:
+def thumbnail_of(pixels: np.ndarray, title: str, caption: str = "", side_px: int = THUMBNAIL_PX) -> ReportImage:
     """uint8 (height, width, 3) as a small JPEG."""
     from PIL import Image
 
@@ -123,7 +123,7 @@ def thumbnail_of(pixels: np.ndarray, title: str, caption: str = "", side_px: int
     image.thumbnail((side_px, side_px), Image.Resampling.BOX)
     data = io.BytesIO()
     image.save(data, "JPEG", quality=85)
-    return Picture(title, data.getvalue(), caption)
+    return ReportImage(title, data.getvalue(), caption)
 
 
 def number(value: float | None, decimals: int = 2) -> str:

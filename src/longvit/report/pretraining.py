@@ -37,7 +37,7 @@ from longvit.json_file import read_json_object
 from longvit.pretraining.collapse import Alarm, alarms
 from longvit.report import pretraining_plots
 from longvit.report.labels import counted, listed
-from longvit.report.page import Figure, Picture, Report, Row, Section, Table, number, thumbnail_of, write_report
+from longvit.report.page import MetricCard, Report, ReportImage, Row, Section, Table, number, thumbnail_of, write_report
 from longvit.report.sections import drawn
 from longvit.report.versions import versions_line
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from longvit.dino.settings import DinoSettings
 
 _PICTURE_PX = 1000
-_FIGURES = {
+_METRICS = {
     "knn": "k-NN",
     "knn_balanced": "k-NN, balanced",
     "linear": "linear probe",
@@ -132,7 +132,7 @@ def pretrain_content(run: _Run) -> Report:
         title=f"A LongViT pretrained{regions}",
         lead=(_lead(run),),
         notes=[*(f"Alarm: {a.name}. {a.seen} What to do: {a.advice}" for a in run.alarms()), *_warnings(run)],
-        figures=_cards(run),
+        cards=_cards(run),
         sections=(
             *_probe_section(run),
             _training_section(run),
@@ -195,7 +195,7 @@ def _warnings(run: _Run) -> list[str]:
     return notes
 
 
-def _cards(run: _Run) -> list[Figure]:
+def _cards(run: _Run) -> list[MetricCard]:
     cards = []
     for name, words in _JUDGED.items():
         if (value := run.last(name)) is not None:
@@ -208,11 +208,11 @@ def _cards(run: _Run) -> list[Figure]:
                 )
                 if of is not None
             ]
-            cards.append(Figure(f"{words}, balanced", number(value), "; ".join(parts)))
+            cards.append(MetricCard(f"{words}, balanced", number(value), "; ".join(parts)))
     if (rank := run.last("rankme")) is not None:
         start = run.control("random_start", "rankme")
-        cards.append(Figure("RankMe", number(rank, 1), "" if start is None else f"random start {start:.1f}"))
-    cards.append(Figure("loss", number(run.last("train_loss")), f"last epoch; guessing: log K = {run.log_k:.2f}"))
+        cards.append(MetricCard("RankMe", number(rank, 1), "" if start is None else f"random start {start:.1f}"))
+    cards.append(MetricCard("loss", number(run.last("train_loss")), f"last epoch; guessing: log K = {run.log_k:.2f}"))
     return cards
 
 
@@ -222,11 +222,11 @@ def _probe_section(run: _Run) -> list[Section]:
         return []
     png = run.folder / "pictures" / "probe.png"
     chance = 1 / len(run.classes)
-    pretraining_plots.probe_picture(run.epochs, run.controls, chance, png)
+    pretraining_plots.probe_plot(run.epochs, run.controls, chance, png)
     caption = (
         "After every epoch that was looked at; epoch 0: the random start. Dashed: on mean colour; dotted: guessing."
     )
-    shown = {name: words for name, words in _FIGURES.items() if run.last(name) is not None}
+    shown = {name: words for name, words in _METRICS.items() if run.last(name) is not None}
     decimals = {name: 1 if name == "rankme" else 2 for name in shown}
     rows = [Row(["pretrained", *(number(run.last(name), decimals[name]) for name in shown)], "strong")]
     for control, words in {"random_start": "random start", "mean_colour": "mean colour"}.items():
@@ -246,21 +246,21 @@ def _probe_section(run: _Run) -> list[Section]:
             text=(text,),
             points=_MEANINGS,
             tables=(Table(("", *shown.values()), rows, frozenset(range(1, len(shown) + 1)), doubt, first_stays=True),),
-            pictures=(drawn("Labelled regions", png, caption, max_px=640),),
+            plots=(drawn("Labelled regions", png, caption, max_px=640),),
         )
     ]
 
 
 def _training_section(run: _Run) -> Section:
     folder = run.folder / "pictures"
-    pretraining_plots.loss_picture(run.steps, run.epochs, run.log_k, folder / "loss.png")
-    pretraining_plots.outputs_picture(run.steps, run.log_k, folder / "outputs.png")
-    pretraining_plots.rank_picture(run.epochs, run.controls, folder / "rank.png")
-    pretraining_plots.rates_picture(run.steps, folder / "rates.png")
+    pretraining_plots.loss_plot(run.steps, run.epochs, run.log_k, folder / "loss.png")
+    pretraining_plots.outputs_plot(run.steps, run.log_k, folder / "outputs.png")
+    pretraining_plots.rank_plot(run.epochs, run.controls, folder / "rank.png")
+    pretraining_plots.rates_plot(run.steps, folder / "rates.png")
     return Section(
         "Training",
         side_by_side=True,
-        pictures=(
+        plots=(
             drawn("Loss", folder / "loss.png", f"The student's against the teacher; K = {run.dino.prototypes:,}."),
             drawn("The teacher's outputs", folder / "outputs.png", _OUTPUTS),
             drawn("Rank", folder / "rank.png", _RANK),
@@ -270,13 +270,13 @@ def _training_section(run: _Run) -> Section:
 
 
 def _token_section(run: _Run) -> list[Section]:
-    pictures = _titled(run, "tokens")
+    plots = _titled(run, "tokens")
     text = (
         "Left the region, right its patches: their first three principal components as red, green and blue, the same "
         "for all regions. Patches of one colour look the same to the network; before it has learned, that is position "
         "and stain."
     )
-    return [Section("What it sees", text=(text,), pictures=pictures, side_by_side=True)] if pictures else []
+    return [Section("What it sees", text=(text,), plots=plots, side_by_side=True)] if plots else []
 
 
 def _neighbour_sections(run: _Run) -> list[Section]:
@@ -285,14 +285,14 @@ def _neighbour_sections(run: _Run) -> list[Section]:
         ("neighbours", "Nearest neighbours", "Some regions, not chosen by looks"),
         ("labelled", "Nearest neighbours among the labelled regions", "Green: the same label, orange: another one"),
     ):
-        if pictures := _titled(run, kind):
+        if plots := _titled(run, kind):
             more = "; the large one is the query, the number the cosine, the nearest at the top right. Neighbours come "
             more += "from other slides or cases, where there are several."
-            found.append(Section(title, text=(text + more,), pictures=pictures, side_by_side=True))
+            found.append(Section(title, text=(text + more,), plots=plots, side_by_side=True))
     return found
 
 
-def _titled(run: _Run, kind: str) -> list[Picture]:
+def _titled(run: _Run, kind: str) -> list[ReportImage]:
     """pictures/<kind>_*.png, with the titles inside them, as JPEG."""
     from PIL import Image
 

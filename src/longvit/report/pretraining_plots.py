@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from longvit.plots.style import COLOURS, GREY, blank, picture, save, say
+from longvit.plots.style import COLOURS, GREY, blank, safe_plot, save, write_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +24,8 @@ Table = Mapping[str, NDArray[np.float64]]
 _POINTS = 400
 
 
-@picture
-def loss_picture(steps: Table, epochs: Table, log_k: float, path: Path) -> None:
+@safe_plot
+def loss_plot(steps: Table, epochs: Table, log_k: float, path: Path) -> None:
     """Loss of the steps and its mean over each epoch, under that of guessing."""
     figure, axes = blank(5.2, 3.6)
     _line(axes, steps, "loss", color=GREY, alpha=0.5, linewidth=0.8, label="steps")
@@ -37,8 +37,8 @@ def loss_picture(steps: Table, epochs: Table, log_k: float, path: Path) -> None:
     save(figure, path)
 
 
-@picture
-def outputs_picture(steps: Table, log_k: float, path: Path) -> None:
+@safe_plot
+def outputs_plot(steps: Table, log_k: float, path: Path) -> None:
     """Entropy of the teacher's outputs, and how far they and their mean are from uniform."""
     figure, axes = blank(5.2, 3.6)
     for i, (name, words) in enumerate(
@@ -55,8 +55,8 @@ def outputs_picture(steps: Table, log_k: float, path: Path) -> None:
     save(figure, path)
 
 
-@picture
-def probe_picture(epochs: Table, controls: Mapping[str, Mapping[str, float | None]], chance: float, path: Path) -> None:
+@safe_plot
+def probe_plot(epochs: Table, controls: Mapping[str, Mapping[str, float | None]], chance: float, path: Path) -> None:
     """Share of the labelled regions that is recognised, balanced, from the random start on, beside mean colour."""
     figure, axes = blank(5.2, 3.6)
     axes.axhline(chance, color=GREY, linewidth=0.8, linestyle=":", label="guessing")
@@ -75,8 +75,8 @@ def probe_picture(epochs: Table, controls: Mapping[str, Mapping[str, float | Non
     save(figure, path)
 
 
-@picture
-def rank_picture(epochs: Table, controls: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
+@safe_plot
+def rank_plot(epochs: Table, controls: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
     """RankMe and the spread of the embeddings, from the random start on."""
     figure, panels = blank(5.2, 3.6, rows=2)
     start = controls.get("random_start") or {}
@@ -92,8 +92,8 @@ def rank_picture(epochs: Table, controls: Mapping[str, Mapping[str, float | None
     save(figure, path)
 
 
-@picture
-def rates_picture(steps: Table, path: Path) -> None:
+@safe_plot
+def rates_plot(steps: Table, path: Path) -> None:
     """What the schedules said, and the gradient's norm."""
     names = {
         "lr": "learning rate",
@@ -116,7 +116,7 @@ def rates_picture(steps: Table, path: Path) -> None:
     if shown:
         _finish(panels[-1], shown.popitem()[1])
     else:
-        say(panels[0], "no rates in steps.csv")
+        write_note(panels[0], "no rates in steps.csv")
     figure.align_ylabels(list(panels))
     save(figure, path)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from longvit.metrics.classification import BINS, Interval
-from longvit.report.page import Picture, Section
+from longvit.report.page import ReportImage, Section
 from longvit.report.predictions import PredictedSlides
 
 
@@ -19,23 +19,23 @@ def classification_sections(
     predicted: PredictedSlides, folder: Path, interval: Interval | None = None
 ) -> list[Section]:
     """ROC, precision-recall; confusion, calibration. `interval`: that of the AUC of a single run of two classes."""
-    from longvit.plots.classification import confusion_picture, reliability_picture
-    from longvit.plots.curves import pr_curves_picture, roc_curves_picture
+    from longvit.plots.classification import confusion_plot, reliability_plot
+    from longvit.plots.curves import pr_curves_plot, roc_curves_plot
 
     classes, folds = predicted.classes, predicted.by_fold()
     labels, probabilities = predicted.labels, predicted.probabilities
     several = len(folds) > 1
-    roc_curves_picture(folds, classes, folder / "roc.png", interval=None if several else interval)
-    pr_curves_picture(folds, classes, folder / "precision_recall.png")
-    confusion_picture(labels, probabilities, classes, folder / "confusion.png")
-    reliability_picture(labels, probabilities, folder / "calibration.png")
+    roc_curves_plot(folds, classes, folder / "roc.png", interval=None if several else interval)
+    pr_curves_plot(folds, classes, folder / "precision_recall.png")
+    confusion_plot(labels, probabilities, classes, folder / "confusion.png")
+    reliability_plot(labels, probabilities, folder / "calibration.png")
     band = " Thin: each fold; thick: their mean; band: ± SD." if several else ""
     pooled = " All folds together." if several else ""
     return [
         Section(
             "Curves",
             side_by_side=True,
-            pictures=(
+            plots=(
                 drawn("ROC", folder / "roc.png", f"Sensitivity against 1 − specificity; dotted: guessing.{band}"),
                 drawn(
                     "Precision and recall",
@@ -48,7 +48,7 @@ def classification_sections(
         Section(
             "Confusion and calibration",
             side_by_side=True,
-            pictures=(
+            plots=(
                 drawn(
                     "Confusion",
                     folder / "confusion.png",
@@ -67,13 +67,13 @@ def classification_sections(
 
 def survival_sections(predicted: PredictedSlides, folder: Path) -> list[Section]:
     """Kaplan-Meier of the patients whose risk lies in the lower and in the higher half of their fold."""
-    from longvit.plots.survival import kaplan_meier_picture, risk_halves
+    from longvit.plots.survival import kaplan_meier_plot, risk_halves
 
     cases = predicted.column("case_id")
     higher = risk_halves(predicted.column("fold").tolist(), cases.tolist(), predicted.numbers("risk"))
     _, first = np.unique(cases, return_index=True)  # a patient counts once, however many slides and folds
     months, event = predicted.numbers("survival_months")[first], predicted.numbers("event")[first]
-    kaplan_meier_picture(months, event, higher[first].astype(np.int64), folder / "kaplan_meier.png")
+    kaplan_meier_plot(months, event, higher[first].astype(np.int64), folder / "kaplan_meier.png")
     several = (
         " of all folds together, each predicted by a model that had not seen them" if len(predicted.folds) > 1 else ""
     )
@@ -82,14 +82,14 @@ def survival_sections(predicted: PredictedSlides, folder: Path) -> list[Section]
         f"95 %; ticks: end of follow-up; below: patients still followed. The p is that of the two halves; the c-index "
         f"is the figure to judge the model by."
     )
-    picture = drawn("Kaplan–Meier", folder / "kaplan_meier.png", caption, max_px=680)
-    return [Section("Survival of the lower and the higher risks", pictures=(picture,))]
+    plot = drawn("Kaplan–Meier", folder / "kaplan_meier.png", caption, max_px=680)
+    return [Section("Survival of the lower and the higher risks", plots=(plot,))]
 
 
-def drawn(title: str, png: Path, caption: str = "", max_px: int = 0) -> Picture:
+def drawn(title: str, png: Path, caption: str = "", max_px: int = 0) -> ReportImage:
     """A picture that was saved as PNG and SVG: the SVG, sharp at every size (the PNG where there is only that)."""
     svg = png.with_suffix(".svg")
-    return Picture(title, (svg if svg.exists() else png).read_bytes(), caption, max_px)
+    return ReportImage(title, (svg if svg.exists() else png).read_bytes(), caption, max_px)
 
 
 def interval_words(low: float | None, high: float | None, decimals: int = 2) -> str:

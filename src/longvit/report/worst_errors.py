@@ -11,7 +11,7 @@ import numpy as np
 
 from longvit.errors import InputError
 from longvit.report.labels import counted
-from longvit.report.page import Picture, Row, Section, Table, thumbnail_of
+from longvit.report.page import ReportImage, Row, Section, Table, thumbnail_of
 from longvit.report.predictions import PredictedSlides
 
 GALLERY = 12
@@ -20,7 +20,7 @@ _GALLERY_PX = 240
 
 
 @dataclass(frozen=True)
-class Mistake:
+class WorstError:
     """One slide, over all folds in which it was evaluated; for survival, one patient."""
 
     slide_ids: tuple[str, ...]
@@ -43,7 +43,7 @@ def mistakes_section(predicted: PredictedSlides, images: Mapping[str, Path] | No
         found, columns, text = _misordered(predicted)
     else:
         return []
-    gallery = [picture for one in found[:GALLERY] if (picture := _picture(one, images or {})) is not None]
+    gallery = [plot for one in found[:GALLERY] if (plot := _picture(one, images or {})) is not None]
     rows = [Row([*one.slide_ids[:1], one.case_id, *one.cells]) for one in found[:ROWS]]
     if len(found) > ROWS:
         text += f" The first {ROWS} of {len(found)} are listed."
@@ -54,7 +54,7 @@ def mistakes_section(predicted: PredictedSlides, images: Mapping[str, Path] | No
     return [Section("Slides with the largest errors", text=(text,), tables=tables, gallery=gallery)]
 
 
-def _misclassified(predicted: PredictedSlides) -> tuple[list[Mistake], tuple[str, ...], str]:
+def _misclassified(predicted: PredictedSlides) -> tuple[list[WorstError], tuple[str, ...], str]:
     labels, probabilities = predicted.labels, predicted.probabilities
     right = probabilities[np.arange(len(labels)), labels]
     guess = probabilities.argmax(1)
@@ -74,7 +74,7 @@ def _misclassified(predicted: PredictedSlides) -> tuple[list[Mistake], tuple[str
         if len(here) > 1:
             caption += f", wrong in {int(wrong.sum())} of {len(here)} folds"
         cells = (line["label"], taken_for, f"{p:.3f}", *folds)
-        found.append(Mistake((str(name),), line["case_id"], 1 - p, cells, caption))
+        found.append(WorstError((str(name),), line["case_id"], 1 - p, cells, caption))
     columns = ("label", "taken for", "p(label)", *(("wrong in folds",) if several else ()))
     text = (
         f"{counted(len(found), 'slide')} of {len(np.unique(slides)):,} "
@@ -87,7 +87,7 @@ def _misclassified(predicted: PredictedSlides) -> tuple[list[Mistake], tuple[str
     return sorted(found, key=lambda one: (-one.error, one.slide_ids)), columns, text
 
 
-def _misordered(predicted: PredictedSlides) -> tuple[list[Mistake], tuple[str, ...], str]:
+def _misordered(predicted: PredictedSlides) -> tuple[list[WorstError], tuple[str, ...], str]:
     months, event, risk = (predicted.numbers(name) for name in ("survival_months", "event", "risk"))
     folds, cases = predicted.column("fold"), predicted.column("case_id")
     wrong, pairs = np.zeros(len(predicted)), np.zeros(len(predicted))
@@ -113,7 +113,7 @@ def _misordered(predicted: PredictedSlides) -> tuple[list[Mistake], tuple[str, .
         caption = f"{happened} {months[here[0]]:.0f} months; risk above {above:.0%} of the fold"
         cells = (f"{months[here[0]]:.1f}", "yes" if event[here[0]] == 1 else "no", f"{100 * above:.0f}", f"{share:.0%}")
         found.append(
-            Mistake(
+            WorstError(
                 tuple(np.unique(slides[here]).tolist()),
                 str(name),
                 float(share * np.sqrt(pairs[here].mean())),
@@ -131,7 +131,7 @@ def _misordered(predicted: PredictedSlides) -> tuple[list[Mistake], tuple[str, .
     return sorted(found, key=lambda one: (-one.error, one.slide_ids)), columns, text
 
 
-def _picture(one: Mistake, images: Mapping[str, Path]) -> Picture | None:
+def _picture(one: WorstError, images: Mapping[str, Path]) -> ReportImage | None:
     """A small view through the slide reader, which reads a gigapixel canvas in pieces; None where it cannot be read."""
     from longvit.slides.reader import open_slide
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _WHERE = {
-    "BatchResult": "longvit.slide_jobs.run",
+    "SlideJobsResult": "longvit.slide_jobs.run",
     "ReadSettings": "longvit.slide_jobs.reading",
     "RunSettings": "longvit.slide_jobs.run",
     "canvas_slides": "longvit.slide_jobs.canvas",
@@ -18,9 +18,9 @@ _WHERE = {
     "tile_slides": "longvit.slide_jobs.tiles",
 }
 __all__ = [
-    "BatchResult",
     "ReadSettings",
     "RunSettings",
+    "SlideJobsResult",
     "canvas_slides",
     "embed_slides",
     "feature_slides",
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from longvit.slide_jobs.features import feature_slides as feature_slides
     from longvit.slide_jobs.predict import predict_slides as predict_slides
     from longvit.slide_jobs.reading import ReadSettings as ReadSettings
-    from longvit.slide_jobs.run import BatchResult as BatchResult
     from longvit.slide_jobs.run import RunSettings as RunSettings
+    from longvit.slide_jobs.run import SlideJobsResult as SlideJobsResult
     from longvit.slide_jobs.tiles import tile_slides as tile_slides
 
 

@@ -14,7 +14,7 @@ from longvit.data.slide_list import ListedSlide
 from longvit.files import file_stem
 from longvit.slide_jobs.job import SlideJob, read_record, write_table
 from longvit.slide_jobs.reading import ReadSettings
-from longvit.slide_jobs.run import BatchResult, JobFacts, RunSettings, run
+from longvit.slide_jobs.run import JobSpec, RunSettings, SlideJobsResult, run
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
@@ -31,7 +31,7 @@ def canvas_slides(
     fit: Literal["stretch", "pad"] = "stretch",
     settings: ReadSettings | None = None,
     run_settings: RunSettings | None = None,
-) -> BatchResult:
+) -> SlideJobsResult:
     """Writes a canvas of side_px × side_px per slide, and `canvases.csv` for all of them.
 
     Raises `InputError` for a side or fit that there is not, and where the folder cannot be written to; a slide that
@@ -42,7 +42,7 @@ def canvas_slides(
     check_side_and_fit(side_px, fit)
     out_dir, settings = Path(out_dir), settings or ReadSettings()
     facts = {"side_px": side_px, "fit": fit}
-    job = JobFacts(CanvasJob.verb, out_dir / FOLDER, facts, lambda record: [out_dir / record["file"]])
+    job = JobSpec(CanvasJob.verb, out_dir / FOLDER, facts, lambda record: [out_dir / record["file"]])
     result = run(
         lambda: CanvasJob(out_dir / FOLDER, side_px, fit, settings), job, slides, out_dir, settings, run_settings
     )

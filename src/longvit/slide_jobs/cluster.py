@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from longvit.errors import InputError
-from longvit.processes.leases import Claims, read_claim
+from longvit.processes.leases import Leases, read_lease
 from longvit.slide_jobs.supervisor import LocalWorkers
 from longvit.slide_jobs.work_list import WorkList
 
@@ -28,9 +28,9 @@ class ClusterWorkers:
     """Workers of a run on the nodes of a Dask cluster."""
 
     def __init__(
-        self, work_list: WorkList, address: str, n: int, run_claim: Path, *, say: Callable[[str], None]
+        self, work_list: WorkList, address: str, n: int, run_lease: Path, *, log: Callable[[str], None]
     ) -> None:
-        self._list, self._address, self._n, self._claim, self._say = work_list, address, n, run_claim.absolute(), say
+        self._list, self._address, self._n, self._claim, self._say = work_list, address, n, run_lease.absolute(), log
         self._client: Any = None
         self._tasks: dict[str, Any] = {}
         self._looked = self._alone_since = 0.0
@@ -95,15 +95,15 @@ class ClusterWorkers:
         self._client.close(timeout=5)
 
 
-def serve_node(folder: str, n: int, run_claim: str, cwd: str) -> None:
+def serve_node(folder: str, n: int, run_lease: str, cwd: str) -> None:
     """Looks after `n` workers on this node until the run is over. Runs as a task of Dask."""
     work_list = WorkList.of(Path(folder))
-    claim, claims = Path(run_claim), Claims()
+    lease_path, leases = Path(run_lease), Leases()
     workers = LocalWorkers(work_list, n, cwd=cwd)
     try:
         workers.start()
         while workers.check():
-            if read_claim(claim).get("token") != work_list.facts["token"] or claims.is_dead(claim):
+            if read_lease(lease_path).get("token") != work_list.facts["token"] or leases.is_dead(lease_path):
                 break
             time.sleep(_LOOK_EVERY_S)
     finally:

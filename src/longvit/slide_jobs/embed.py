@@ -24,7 +24,7 @@ from longvit.files import file_stem, printable, write_bytes
 from longvit.h5_file import find_dataset, open_h5, read_numbers
 from longvit.slide_jobs.job import ModelJob, config_of, write_table
 from longvit.slide_jobs.reading import ReadSettings
-from longvit.slide_jobs.run import BatchResult, JobFacts, RunSettings, model_folder, model_for, run
+from longvit.slide_jobs.run import JobSpec, RunSettings, SlideJobsResult, model_folder, model_for, run
 
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViT
@@ -42,7 +42,7 @@ def embed_slides(
     out_dir: str | Path,
     settings: ReadSettings | None = None,
     run_settings: RunSettings | None = None,
-) -> BatchResult:
+) -> SlideJobsResult:
     """Writes a vector of `embed_dim` float32 per slide, and `embeddings.csv` for all of them.
 
     `model`: a LongViT, or its folder. Raises `InputError` where the folder cannot be written to; a slide that fails
@@ -51,7 +51,7 @@ def embed_slides(
     out_dir, settings, run_settings = Path(out_dir), settings or ReadSettings(), run_settings or RunSettings()
     dim = config_of(model).embed_dim
     facts = {"model": model_folder(model, out_dir, run_settings)}
-    job = JobFacts(EmbedJob.verb, out_dir / FOLDER, facts, lambda record: [vector_path(out_dir, record)])
+    job = JobSpec(EmbedJob.verb, out_dir / FOLDER, facts, lambda record: [vector_path(out_dir, record)])
 
     def build() -> EmbedJob:
         return EmbedJob(model_for(model, run_settings), out_dir / FOLDER, settings)

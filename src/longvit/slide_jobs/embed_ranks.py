@@ -21,7 +21,7 @@ from longvit.progress import Progress
 from longvit.slide_jobs.embed import FOLDER, EmbedJob, write_embeddings
 from longvit.slide_jobs.job import read_record
 from longvit.slide_jobs.reading import ReadRequest, ReadSettings, SlideFailedError
-from longvit.slide_jobs.run import BatchResult
+from longvit.slide_jobs.run import SlideJobsResult
 from longvit.slides.pixel_reader import BadTile
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def embed_over_ranks(
     model: LongViT, slides: Sequence[ListedSlide], out_dir: Path, ranks: Ranks, settings: ReadSettings | None = None
-) -> BatchResult:
+) -> SlideJobsResult:
     """See `embed_slides`; every rank calls it, with the same list, and gets the same result; all see `out_dir`.
 
     Raises `InputError` where a slide has fewer rows of patches than ranks, or where nothing can be written.
@@ -56,7 +56,7 @@ def embed_over_ranks(
                 ends[listed.slide_id] = (_embed(job, strips, listed, ranks), "")
             except SlideFailedError as error:
                 ends[listed.slide_id] = (error.stage, str(error))
-                progress.say(f"problem: {listed.slide_id}: {error.stage}: {error}")
+                progress.log(f"problem: {listed.slide_id}: {error.stage}: {error}")
             progress.advance(min(ranks.data_ranks, len(slides) - progress.done), note=listed.slide_id)
     for of_rank in ranks.from_all(ends, "data"):
         ends |= {slide_id: tuple(end) for slide_id, end in of_rank.items()}
@@ -85,7 +85,7 @@ def embed_over_ranks(
     left_out = {problem.slide for problem in all_problems if problem.is_left_out}
     ended = {name: ends[name][0] for name in names if name not in left_out}
     done, skipped = (tuple(name for name, end in ended.items() if end == kind) for kind in ("done", "skipped"))
-    return BatchResult(done, skipped, all_problems, tuple(records))
+    return SlideJobsResult(done, skipped, all_problems, tuple(records))
 
 
 def _embed(job: EmbedJob, model: ShardedLongViT, listed: ListedSlide, ranks: Ranks) -> str:

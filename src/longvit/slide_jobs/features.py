@@ -26,7 +26,7 @@ from longvit.errors import InputError
 from longvit.progress import Progress
 from longvit.slide_jobs.job import read_record, write_table
 from longvit.slide_jobs.reading import ReadSettings, SlideFailedError
-from longvit.slide_jobs.run import BatchResult, JobFacts, RunSettings, run
+from longvit.slide_jobs.run import JobSpec, RunSettings, SlideJobsResult, run
 from longvit.slide_jobs.tile_encoders import TileEncoder, absolute, encoder_name, open_encoder
 from longvit.slide_jobs.tile_process import SILENCE_S, ThreadTiles, TileProcess, TileReader, TilesRequest
 from longvit.slide_jobs.tiles import TiledJob, has_sizes, tile_folder
@@ -56,7 +56,7 @@ def feature_slides(
     *,
     layout: Layout = "trident",
     batch: int = BATCH,
-) -> BatchResult:
+) -> SlideJobsResult:
     """Writes a bag of tile features per slide, and `features.csv` for all.
 
     `encoder`: see `tile_encoders`. `batch`: tiles that the encoder gets at once.
@@ -85,7 +85,7 @@ def feature_slides(
 
     reader: TileReader = ThreadTiles(run_settings.threads)
     if run_settings.is_here and run_settings.reads_apart:
-        reader = TileProcess(silence_of(run_settings.timeout_s), run_settings.threads)
+        reader = TileProcess(silence_timeout(run_settings.timeout_s), run_settings.threads)
 
     def build() -> FeaturesJob:
         device = None
@@ -97,7 +97,7 @@ def feature_slides(
         return FeaturesJob.of(folder, given, settings, device, reader, show_progress=True)
 
     try:
-        job = JobFacts(FeaturesJob.verb, folder, given, bags_of)
+        job = JobSpec(FeaturesJob.verb, folder, given, bags_of)
         result = run(build, job, slides, out_dir, settings, run_settings)
     finally:
         reader.stop()
@@ -115,7 +115,7 @@ def feature_folder(out_dir: str | Path, tiles: TileSettings, encoder: str) -> Pa
     return tile_folder(out_dir, tiles) / f"features_{encoder_name(encoder)}"
 
 
-def silence_of(timeout_s: float | None) -> float | None:
+def silence_timeout(timeout_s: float | None) -> float | None:
     """How long the process that reads tiles may say nothing; None: for ever."""
     return None if timeout_s is None else min(timeout_s, SILENCE_S)
 

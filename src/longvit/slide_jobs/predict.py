@@ -17,7 +17,7 @@ from longvit.figure import not_drawn
 from longvit.files import file_stem, printable
 from longvit.slide_jobs.job import ModelJob, config_of, read_record, write_table
 from longvit.slide_jobs.reading import ReadSettings
-from longvit.slide_jobs.run import BatchResult, JobFacts, RunSettings, model_folder, model_for, run
+from longvit.slide_jobs.run import JobSpec, RunSettings, SlideJobsResult, model_folder, model_for, run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ def predict_slides(
     run_settings: RunSettings | None = None,
     *,
     pictures: bool = False,
-) -> BatchResult:
+) -> SlideJobsResult:
     """Writes `predictions.csv`: for subtyping a probability per class (they sum to 1) and the likeliest class of every
     slide; for survival its risk (higher: earlier) and the probability of no event up to each inner edge of the bins.
 
@@ -59,9 +59,9 @@ def predict_slides(
     def build() -> PredictJob:
         return PredictJob(model_for(model, run_settings), out_dir / FOLDER, settings, pictures=pictures)
 
-    job = JobFacts(PredictJob.verb, out_dir / FOLDER, facts)
+    job = JobSpec(PredictJob.verb, out_dir / FOLDER, facts)
     result = run(build, job, slides, out_dir, settings, run_settings)
-    of_task = task_class(config.task).columns(class_names(config))
+    of_task = task_class(config.task).prediction_columns(class_names(config))
     columns = ["slide_id", "path", *of_task, "n_bad_tiles", "mpp", "mpp_source"]
     rows = [
         {
@@ -122,7 +122,7 @@ class PredictJob(ModelJob):
                 draw(canvas, contributions, self.picture_path(listed.slide_id), title=title)
         return {
             "task": task.name,
-            "prediction": dict(zip(task.columns(names), task.cells(logits, names), strict=True)),
+            "prediction": dict(zip(task.prediction_columns(names), task.prediction_cells(logits, names), strict=True)),
             "picture": self.picture_path(listed.slide_id).name if self.pictures and not plot_problems else None,
             **({"picture_problem": plot_problems[0]} if plot_problems else {}),
         }

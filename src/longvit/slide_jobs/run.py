@@ -18,7 +18,7 @@ from longvit.data.problems import PROBLEMS_CSV, Problem, write_problems
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.files import file_stem, make_folder, remove_dead_parts_below, write_error
-from longvit.processes.leases import Claims, Hold, holder, read_claim
+from longvit.processes.leases import Lease, Leases, holder, read_lease
 from longvit.progress import Progress
 from longvit.slide_jobs.job import SlideJob, load_longvit, read_record
 from longvit.slide_jobs.reading import Reader, ReadSettings, ThreadReader
@@ -70,7 +70,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
-class BatchResult:
+class SlideJobsResult:
     """What a run over many slides did."""
 
     done: tuple[str, ...]
@@ -89,7 +89,7 @@ class BatchResult:
 
 
 @dataclass(frozen=True)
-class JobFacts:
+class JobSpec:
     """A job as run.json describes it to workers: what they build it from."""
 
     kind: str
@@ -104,12 +104,12 @@ class JobFacts:
 
 def run(
     build: Callable[[], SlideJob],
-    job: JobFacts,
+    job: JobSpec,
     slides: Sequence[ListedSlide],
     out_dir: str | Path,
     read: ReadSettings | None = None,
     settings: RunSettings | None = None,
-) -> BatchResult:
+) -> SlideJobsResult:
     """Does a job for every slide; `out_dir` gets `problems.csv` where a slide failed.
 
     `build` makes the job where this process works itself. Raises `InputError` where the results cannot be written (a
@@ -117,14 +117,14 @@ def run(
     """
     out_dir, read, settings = make_folder(out_dir), read or ReadSettings(), settings or RunSettings()
     make_folder(job.folder)
-    with Claims() as claims:
-        claim = make_folder(out_dir / "work") / f"{job.kind}.claim"
+    with Leases() as leases:
+        lease_path = make_folder(out_dir / "work") / f"{job.kind}.claim"
         try:
-            hold = claims.hold_after_a_look(claim)
+            lease = leases.acquire_or_wait(lease_path)
         except OSError as error:
-            raise write_error(claim, error) from error
-        if hold is None:
-            other = read_claim(claim)
+            raise write_error(lease_path, error) from error
+        if lease is None:
+            other = read_lease(lease_path)
             who = f"process {other.get('process')} on {str(other.get('host', '?')).split()[0]}"
             since = other.get("since", "a moment ago")
             raise InputError(f"{out_dir}: {who} is at work there since {since}; wait for it, or choose another --out")
@@ -135,7 +135,7 @@ def run(
             "threads": settings.threads or max(1, _cores() // settings.workers),
             "device": settings.device,
             "timeout_s": settings.timeout_s,
-            "token": hold.token,
+            "token": lease.token,
             **holder(),
         }
         remove_dead_parts_below([out_dir, job.folder.parent, job.folder])
@@ -145,7 +145,7 @@ def run(
             if settings.is_here:
                 _work_here(build(), work_list, report, settings)
             else:
-                _watch(work_list, report, settings, hold)
+                _watch(work_list, report, settings, lease)
         return report.result(work_list, job.files)
 
 
@@ -189,18 +189,18 @@ def _work_here(job: SlideJob, work_list: WorkList, report: _Report, settings: Ru
         log.close()
 
 
-def _watch(work_list: WorkList, report: _Report, settings: RunSettings, hold: Hold) -> None:
+def _watch(work_list: WorkList, report: _Report, settings: RunSettings, lease: Lease) -> None:
     """Until every slide has ended, or nobody is left to work on them: workers are kept alive, what they say is passed
     on."""
     from longvit.slide_jobs.supervisor import LocalWorkers, Workers
 
     workers: Workers
     if settings.cluster is None:
-        workers = LocalWorkers(work_list, settings.workers, say=report.say)
+        workers = LocalWorkers(work_list, settings.workers, log=report.log)
     else:
         from longvit.slide_jobs.cluster import ClusterWorkers
 
-        workers = ClusterWorkers(work_list, settings.cluster, settings.workers, hold.path, say=report.say)
+        workers = ClusterWorkers(work_list, settings.cluster, settings.workers, lease.path, log=report.log)
     tail = LogTail(work_list.folder)
     seen_by: float | None = None
     try:
@@ -219,14 +219,14 @@ def _watch(work_list: WorkList, report: _Report, settings: RunSettings, hold: Ho
                 return
             time.sleep(_LOOK_EVERY_S)
     finally:
-        hold.path.unlink(missing_ok=True)  # workers on other machines see by it that the run is over
+        lease.path.unlink(missing_ok=True)  # workers on other machines see by it that the run is over
         workers.end()
 
 
 class _Report:
     """Hears what workers did; tells the user, each problem once, and puts the result together."""
 
-    def __init__(self, job: JobFacts, slides: Sequence[ListedSlide], out_dir: Path) -> None:
+    def __init__(self, job: JobSpec, slides: Sequence[ListedSlide], out_dir: Path) -> None:
         self._folder, self._problems_csv = job.folder, out_dir / PROBLEMS_CSV
         self._slides = {slide.slide_id: slide for slide in slides}
         self._ends: dict[str, str] = {}
@@ -239,8 +239,8 @@ class _Report:
     def is_complete(self) -> bool:
         return len(self._ends) == len(self._slides)
 
-    def say(self, text: str) -> None:
-        self.progress.say(text)
+    def log(self, text: str) -> None:
+        self.progress.log(text)
 
     def hear_reading(self, slide_id: str, done: int, total: int) -> None:
         self.progress.advance(0, note=f"{slide_id}: {100 * done // max(1, total)} % read")
@@ -251,7 +251,7 @@ class _Report:
         if event == "unusable":
             raise InputError(str(line.get("error")))
         if event == "again":
-            self.say(f"again: {slide_id}: {line.get('stage')}: {line.get('error')}")
+            self.log(f"again: {slide_id}: {line.get('stage')}: {line.get('error')}")
         if event not in ENDS or slide_id in self._ends:
             return
         self._ends[slide_id] = event
@@ -272,11 +272,11 @@ class _Report:
     def hear_ends(self, work_list: WorkList) -> None:
         """Of the slides whose worker died before it could say how they ended."""
         for slide_id in self._slides.keys() - self._ends.keys():
-            content = read_claim(work_list.slide_file(slide_id))
+            content = read_lease(work_list.slide_file(slide_id))
             if content.get("settled"):
                 self.hear(content | {"event": content["end"], "slide": slide_id})
 
-    def result(self, work_list: WorkList, files: Callable[[Mapping[str, Any]], Sequence[Path]]) -> BatchResult:
+    def result(self, work_list: WorkList, files: Callable[[Mapping[str, Any]], Sequence[Path]]) -> SlideJobsResult:
         """Judged by the list: each of its slides has ended and its result is there, or it is a problem."""
         self.hear_ends(work_list)
         for slide_id, listed in self._slides.items():
@@ -292,7 +292,7 @@ class _Report:
         order = [slide_id for slide_id in self._slides if slide_id in self._ends]
         problems = [self._problems[slide_id] for slide_id in order if slide_id in self._problems]
         write_problems(self._problems_csv, problems)
-        return BatchResult(
+        return SlideJobsResult(
             done=tuple(slide_id for slide_id in order if self._ends[slide_id] == "done"),
             skipped=tuple(slide_id for slide_id in order if self._ends[slide_id] == "skipped"),
             problems=tuple(problems),
@@ -310,7 +310,7 @@ class _Report:
 
     def _add_problem(self, slide_id: str, stage: str, error: str) -> None:
         self._problems[slide_id] = Problem(slide_id, stage, error)
-        self.say(f"problem: {slide_id}: {stage}: {error}")
+        self.log(f"problem: {slide_id}: {stage}: {error}")
         write_problems(self._problems_csv, list(self._problems.values()))
 
 

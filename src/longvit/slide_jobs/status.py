@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from longvit.errors import InputError
-from longvit.processes.leases import DEAD_AFTER_S, Claims, folder_time, read_claim
+from longvit.processes.leases import DEAD_AFTER_S, Leases, folder_time, read_lease
 from longvit.slide_jobs.work_list import RUN_JSON, WorkList
 from longvit.slide_jobs.worker_log import ENDS, LogTail
 
@@ -103,7 +103,7 @@ def _status(work_list: WorkList) -> RunStatus:
     now = _now(work_list.folder)
     for slide in sorted(work_list.present() - ends.keys()):
         path = work_list.slide_file(slide)
-        content = read_claim(path)
+        content = read_lease(path)
         if content.get("settled"):
             ends[slide] = str(content.get("end", "failed"))
             if ends[slide] == "failed":
@@ -117,8 +117,8 @@ def _status(work_list: WorkList) -> RunStatus:
             running.append(Running(slide, stage, host, _number_of(content.get("process")), since, max(0.0, now - beat)))
     count = {end: sum(e == end for e in ends.values()) for end in ENDS}
     total = len(work_list.slides)
-    claim = work_list.folder.parents[1] / f"{work_list.verb}.claim"
-    is_alive = claim.exists() and not _is_dead(claim)
+    lease_path = work_list.folder.parents[1] / f"{work_list.verb}.claim"
+    is_alive = lease_path.exists() and not _is_dead(lease_path)
     state: Literal["at work", "finished", "stopped"] = "finished"
     if len(ends) < total:
         state = "at work" if is_alive else "stopped"
@@ -152,10 +152,10 @@ def _rate(done_at: list[float], first: float, until: float) -> float | None:
     return 3600 * recent / max(1e-3, until - start) if recent else None
 
 
-def _is_dead(claim: Path) -> bool:
+def _is_dead(lease_path: Path) -> bool:
     """By one look: a beat that is a minute old by the folder's clock, or a process of this host that is gone."""
     with contextlib.suppress(OSError):
-        return Claims().is_dead(claim) or _now(claim.parent) - claim.stat().st_mtime > DEAD_AFTER_S
+        return Leases().is_dead(lease_path) or _now(lease_path.parent) - lease_path.stat().st_mtime > DEAD_AFTER_S
     return True
 
 

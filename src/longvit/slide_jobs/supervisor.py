@@ -20,7 +20,7 @@ from typing import Protocol
 from longvit.errors import InputError
 from longvit.files import remove_dead_parts_below, this_host
 from longvit.processes.child import how_it_ended
-from longvit.processes.leases import read_claim
+from longvit.processes.leases import read_lease
 from longvit.slide_jobs.work_list import WorkList
 from longvit.slide_jobs.worker_log import LogTail, note_death
 
@@ -56,9 +56,9 @@ class LocalWorkers:
     """Workers as processes of this machine."""
 
     def __init__(
-        self, work_list: WorkList, n: int, *, say: Callable[[str], None] = lambda _: None, cwd: str | None = None
+        self, work_list: WorkList, n: int, *, log: Callable[[str], None] = lambda _: None, cwd: str | None = None
     ) -> None:
-        self._list, self._n, self._say, self._cwd = work_list, n, say, cwd
+        self._list, self._n, self._say, self._cwd = work_list, n, log, cwd
         self._tail = LogTail(work_list.folder)
         self._workers: dict[str, _Worker] = {}
         self._killed_for: dict[str, str] = {}
@@ -145,7 +145,7 @@ class LocalWorkers:
         if not self._dead:
             return
         for path in (self._list.folder / "slides").glob("*.json"):
-            content = read_claim(path)
+            content = read_lease(path)
             if content.get("host") == this_host() and content.get("process") in self._dead:
                 path.unlink(missing_ok=True)
         folder = Path(self._list.facts["folder"])

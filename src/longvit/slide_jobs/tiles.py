@@ -22,7 +22,7 @@ from longvit.figure import not_drawn
 from longvit.files import file_stem, printable
 from longvit.slide_jobs.job import SlideJob, read_record, write_table
 from longvit.slide_jobs.reading import ReadRequest, ReadSettings, SlideFailedError, with_mpp
-from longvit.slide_jobs.run import BatchResult, JobFacts, RunSettings, run
+from longvit.slide_jobs.run import JobSpec, RunSettings, SlideJobsResult, run
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
@@ -42,7 +42,7 @@ def tile_slides(
     tissue: TissueSettings | None = None,
     settings: ReadSettings | None = None,
     run_settings: RunSettings | None = None,
-) -> BatchResult:
+) -> SlideJobsResult:
     """Writes the coordinates of every slide's tiles and a picture of them, and `tiles.csv` for all.
 
     Raises `InputError` where the folder cannot be written to; a slide that fails (no resolution, smaller than a tile,
@@ -54,7 +54,7 @@ def tile_slides(
     tiles, tissue, settings = tiles or TileSettings(), tissue or TissueSettings(), settings or ReadSettings()
     folder = tile_folder(out_dir, tiles)
     facts = {"tiles": asdict(tiles), "tissue": asdict(tissue)}
-    job = JobFacts(TilesJob.verb, folder / PATCHES, facts, lambda record: [folder / PATCHES / record["coordinates"]])
+    job = JobSpec(TilesJob.verb, folder / PATCHES, facts, lambda record: [folder / PATCHES / record["coordinates"]])
 
     def build() -> TilesJob:
         return TilesJob(folder / PATCHES, tiles, tissue, settings)

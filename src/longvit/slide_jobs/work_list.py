@@ -29,7 +29,7 @@ from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.files import file_stem, make_folder, write_text
 from longvit.json_file import read_json, read_json_object
-from longvit.processes.leases import Claims, Hold, read_claim
+from longvit.processes.leases import Lease, Leases, read_lease
 from longvit.slide_jobs.reading import SlideFailedError
 from longvit.slide_jobs.worker_log import WorkerLog, log_path, stage_at_death
 
@@ -148,7 +148,7 @@ class Taken:
     """A slide that this worker has."""
 
     listed: ListedSlide
-    hold: Hold
+    lease: Lease
     was_in_model: bool = False
     """A worker of this run died with it in its model; it may have written the result before."""
 
@@ -156,8 +156,8 @@ class Taken:
 class Taking:
     """How one worker gets its slides: first those that nobody has, in order, then what others let go of."""
 
-    def __init__(self, work_list: WorkList, claims: Claims, log: WorkerLog) -> None:
-        self._list, self._claims, self._log = work_list, claims, log
+    def __init__(self, work_list: WorkList, leases: Leases, log: WorkerLog) -> None:
+        self._list, self._leases, self._log = work_list, leases, log
         self._first = deque(work_list.slides)
         self._later: dict[str, ListedSlide] = {}
         self._in_work: set[str] = set()  # taken by this worker; they may come back
@@ -206,13 +206,13 @@ class Taking:
                 self._not_before[taken.listed.slide_id] = time.monotonic() + wait_s
             self._later[taken.listed.slide_id] = taken.listed
             self._in_work.discard(taken.listed.slide_id)
-        self._claims.release(taken.hold)
+        self._leases.release(taken.lease)
 
     def ended(self, taken: Taken, end: str, **facts: Any) -> None:
         """A slide is `done`, `skipped` or `failed`; nobody takes it again in this run."""
         slide_id, is_settled = taken.listed.slide_id, False
         with contextlib.suppress(FileNotFoundError):  # the folder is gone
-            is_settled = self._claims.settle(taken.hold, {"end": end, "worker": self._log.name, **facts})
+            is_settled = self._leases.complete(taken.lease, {"end": end, "worker": self._log.name, **facts})
         if is_settled:
             self._log.write(end, slide_id, **facts)
         with self._lock:
@@ -223,7 +223,7 @@ class Taking:
     def _take(self, listed: ListedSlide) -> Taken | None:
         """A slide, if it can be had; one that has ended is forgotten."""
         path = self._list.slide_file(listed.slide_id)
-        content = read_claim(path)
+        content = read_lease(path)
         if content.get("settled"):
             with self._lock:
                 self._later.pop(listed.slide_id, None)
@@ -231,16 +231,18 @@ class Taking:
         if time.monotonic() < self._not_before.get(listed.slide_id, 0.0):
             return None
         try:
-            hold = self._claims.hold(path, {"worker": self._log.name})
+            lease = self._leases.acquire(path, {"worker": self._log.name})
         except FileNotFoundError:  # the folder is gone
             self.stopping.set()
             return None
-        if hold is None:
+        if lease is None:
             return None
         with self._lock:
             self._later.pop(listed.slide_id, None)
             self._in_work.add(listed.slide_id)
-        return Taken(listed, hold) if hold.former is None else self._after_the_dead(Taken(listed, hold), hold.former)
+        return (
+            Taken(listed, lease) if lease.former is None else self._after_the_dead(Taken(listed, lease), lease.former)
+        )
 
     def _after_the_dead(self, taken: Taken, former: Mapping[str, Any]) -> Taken | None:
         """A slide whose worker died, if it is worth another try. Only the slide that the model was working on can have

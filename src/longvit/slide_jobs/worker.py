@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from longvit.errors import InputError, is_out_of_memory
 from longvit.files import write_error
-from longvit.processes.interrupts import lost_interrupts_come_again
-from longvit.processes.leases import Claims, holder
+from longvit.processes.interrupts import resend_swallowed_interrupts
+from longvit.processes.leases import Leases, holder
 from longvit.slide_jobs.job import SlideJob, load_longvit
 from longvit.slide_jobs.read_process import ReadProcess
 from longvit.slide_jobs.reading import Reader, ReadSettings, SlideFailedError
@@ -61,8 +61,8 @@ def work(
 
     `hear`: told (slide_id, tiles read, tiles in all). Raises `InputError` where results cannot be written.
     """
-    with Claims() as claims, ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
-        taking = Taking(work_list, claims, log)
+    with Leases() as leases, ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
+        taking = Taking(work_list, leases, log)
 
         def fetch() -> _Fetched | None:
             taken = taking.next()
@@ -144,10 +144,10 @@ def build_job(facts: Any, index: int) -> SlideJob:
 
         device = torch.device("cuda", index % torch.cuda.device_count())
     if kind == "features":
-        from longvit.slide_jobs.features import FeaturesJob, silence_of
+        from longvit.slide_jobs.features import FeaturesJob, silence_timeout
         from longvit.slide_jobs.tile_process import TileProcess
 
-        reader = TileProcess(silence_of(facts["timeout_s"]), facts["threads"])
+        reader = TileProcess(silence_timeout(facts["timeout_s"]), facts["threads"])
         return FeaturesJob.of(folder, given, settings, device, reader)
     from longvit.slide_jobs.embed import EmbedJob
     from longvit.slide_jobs.predict import PredictJob
@@ -169,7 +169,7 @@ def main(folder: Path, name: str, index: int) -> int:
     log.write("start", **holder())
     reader = ReadProcess(work_list.facts["timeout_s"], work_list.facts["threads"])
     try:
-        with lost_interrupts_come_again(signal.SIGTERM):
+        with resend_swallowed_interrupts(signal.SIGTERM):
             try:
                 job = build_job(work_list.facts, index)
             except InputError:

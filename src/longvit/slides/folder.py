@@ -94,7 +94,7 @@ def read_folder(path: Path) -> Folder:
         else:
             folder.slides.append(SlideFiles(file := Path(entry.path), (file,)))
     if has_hamamatsu:
-        _leave_out_pictures_of_hamamatsu(folder)
+        _leave_out_hamamatsu_images(folder)
     if dicom:
         folder.slides += _by_series(folder, dicom)
         folder.slides.sort(key=lambda slide: slide.path.name)
@@ -240,7 +240,7 @@ def counted_as(name: str) -> str:
     return (f".{printable(suffix.lower())}" if dot and stem and not suffix.isdigit() else "(no suffix)") + more
 
 
-def _leave_out_pictures_of_hamamatsu(folder: Folder) -> None:
+def _leave_out_hamamatsu_images(folder: Folder) -> None:
     """A VMS or VMU slide is a text that names its pictures, which are JPEGs beside it and no slides themselves."""
     named: set[str] = set()
     for slide in folder.slides:

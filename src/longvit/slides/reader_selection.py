@@ -37,7 +37,7 @@ _PLAIN_VENDORS = ("aperio", "generic-tiff", None)
 _LARGEST_DIFFERENCE = 1  # grey levels
 _COMPARED_PX = 1024  # a side of what is compared of a tile: some files are one tile of gigabytes
 # Decoders round differently by a few; more is another picture, and which one is right nobody can tell from here.
-_ANOTHER_PICTURE = 32
+_OTHER_IMAGE = 32
 _COLOURS = {5: "CMYK", 6: "YCbCr", 8: "CIELAB"}  # PhotometricInterpretation
 _JPEG = 7
 # Formats that are more than the tiles of a TIFF: a file with such a name that OpenSlide does not know is damaged.
@@ -234,7 +234,7 @@ def _better(
     disagreement = disagreement_with(slide, tiles)
     if disagreement is None:
         return tiles, "its tiles agree with OpenSlide's"
-    if disagreement.grey_levels > _ANOTHER_PICTURE:
+    if disagreement.grey_levels > _OTHER_IMAGE:
         raise InputError(
             f"{path}: the two readers show different pictures (the fast path {disagreement}); which one is right "
             f"cannot be told: look at both and pass --reader tiff or --reader openslide, or convert it to a tiled TIFF"

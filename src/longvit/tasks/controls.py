@@ -47,7 +47,7 @@ def run_controls(
     import torch
 
     from longvit.parallel.ranks import ALONE
-    from longvit.tasks.distributed_predict import of_every_slide
+    from longvit.tasks.distributed_predict import predict_all
     from longvit.tasks.task import Predictions
 
     ranks = ranks or ALONE
@@ -61,7 +61,7 @@ def run_controls(
         return torch.cat(found, 1)
 
     def of(batches: CanvasBatches) -> np.ndarray:
-        return of_every_slide(batches, features, progress=progress, ranks=ranks).numpy()
+        return predict_all(batches, features, progress=progress, ranks=ranks).numpy()
 
     columns, first = {"mean_colour": slice(0, 3)}, 3
     for name, encoder in encoders.items():

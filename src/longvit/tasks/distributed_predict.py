@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from longvit.data.datasets import CanvasBatch, CanvasBatches
 
 
-def of_every_slide(
+def predict_all(
     batches: CanvasBatches,
     compute: Callable[[CanvasBatch], torch.Tensor],
     *,

@@ -12,7 +12,7 @@ from longvit.tasks.catalogue import TASKS
 from longvit.training.settings import TrainSettings
 
 # What may differ when a run is started again: it changes how fast it goes, not what comes out.
-_NOT_DECISIVE = (
+_RUNTIME_ONLY = (
     "cell",
     "tensorboard",
     "max_bad_steps",
@@ -200,9 +200,9 @@ class FinetuneSettings:
             checkpoint_minutes=self.checkpoint_minutes,
         )
 
-    def decisive(self) -> dict[str, object]:
+    def result_settings(self) -> dict[str, object]:
         """Name -> value of what decides the result; a run goes on only with the same."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _NOT_DECISIVE}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _RUNTIME_ONLY}
         return {
             name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
             for name, v in values.items()

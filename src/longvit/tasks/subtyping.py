@@ -33,13 +33,13 @@ class Subtyping(Task):
     """One of the cohort's classes per slide."""
 
     name: ClassVar[str] = "subtyping"
-    figure: ClassVar[str] = "auc"
-    figure_words: ClassVar[str] = "AUC"
+    metric: ClassVar[str] = "auc"
+    metric_label: ClassVar[str] = "AUC"
     loss_words: ClassVar[str] = "cross-entropy"
     has_classes: ClassVar[bool] = True
 
     @property
-    def outputs(self) -> tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         return self.cohort.classes
 
     def targets(self, rows: Sequence[SlideRow]) -> dict[str, np.ndarray]:
@@ -52,10 +52,10 @@ class Subtyping(Task):
 
         return functional.cross_entropy(logits, targets["label"], reduction="none")
 
-    def figures(self, predictions: Predictions) -> dict[str, float]:
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
         return classification_metrics(self.targets(predictions.rows)["label"], softmax(predictions.logits))
 
-    def main_figure(self, predictions: Predictions) -> float:
+    def main_metric(self, predictions: Predictions) -> float:
         return auc(self.targets(predictions.rows)["label"], softmax(predictions.logits))
 
     def intervals(self, predictions: Predictions, *, resamples: int, seed: int) -> dict[str, Interval]:
@@ -63,18 +63,18 @@ class Subtyping(Task):
         return bootstrap(labels, softmax(predictions.logits), predictions.patients, resamples=resamples, seed=seed)
 
     @classmethod
-    def columns(cls, outputs: Sequence[str]) -> tuple[str, ...]:
-        return (*(f"prob_{name}" for name in outputs), "prediction")
+    def prediction_columns(cls, output_names: Sequence[str]) -> tuple[str, ...]:
+        return (*(f"prob_{name}" for name in output_names), "prediction")
 
     @classmethod
-    def cells(cls, logits: np.ndarray, outputs: Sequence[str]) -> tuple[str, ...]:
-        return (*(f"{p:.9g}" for p in softmax(logits)), outputs[int(logits.argmax())])
+    def prediction_cells(cls, logits: np.ndarray, output_names: Sequence[str]) -> tuple[str, ...]:
+        return (*(f"{p:.9g}" for p in softmax(logits)), output_names[int(logits.argmax())])
 
     @classmethod
-    def answer_columns(cls) -> tuple[str, ...]:
+    def label_columns(cls) -> tuple[str, ...]:
         return ("label",)
 
-    def answer_cells(self, row: SlideRow) -> tuple[str, ...]:
+    def label_cells(self, row: SlideRow) -> tuple[str, ...]:
         return (row.label,)
 
     def control(
@@ -85,17 +85,17 @@ class Subtyping(Task):
         found = logistic_probabilities(features, labels, others, len(self.cohort.classes))
         return {split: np.log(np.maximum(p, 1e-300)) for split, p in found.items()}
 
-    def pictures(
+    def plots(
         self,
         folder: Path,
         predictions: Mapping[str, Predictions],
         intervals: Mapping[str, Mapping[str, Interval]],
         controls: Mapping[str, Mapping[str, Mapping[str, float]]],
     ) -> None:
-        from longvit.plots.classification import roc_picture
+        from longvit.plots.classification import roc_plot
 
         shown = list(predictions)[-1]
-        roc_picture(
+        roc_plot(
             {
                 split: Probabilities(self.targets(p.rows)["label"], softmax(p.logits))
                 for split, p in predictions.items()

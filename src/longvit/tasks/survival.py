@@ -44,8 +44,8 @@ class Survival(Task):
     """Time to an event, some of it censored."""
 
     name: ClassVar[str] = "survival"
-    figure: ClassVar[str] = "c_index"
-    figure_words: ClassVar[str] = "c-index"
+    metric: ClassVar[str] = "c_index"
+    metric_label: ClassVar[str] = "c-index"
     loss_words: ClassVar[str] = "negative log likelihood"
 
     def __init__(self, cohort: Cohort, settings: FinetuneSettings) -> None:
@@ -89,7 +89,7 @@ class Survival(Task):
             raise InputError(f"{self.cohort.source}: {error}") from error
 
     @property
-    def outputs(self) -> tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         if self.settings.survival_loss == "cox":
             return ("log hazard ratio",)
         inner = [f"{edge:.6g}" for edge in self.edges[1:-1]]
@@ -134,7 +134,7 @@ class Survival(Task):
             curves /= count[:, None]
         return rows, mean, curves
 
-    def figures(self, predictions: Predictions) -> dict[str, float]:
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
         """Of the patients: `c_index` (ties count one half), `uno_c_index` (up to the 80 % quantile of training times),
         and at the inner edges of the bins `time_auc` (the mean) and `integrated_brier` (lower is better; nll only).
         """
@@ -146,16 +146,16 @@ class Survival(Task):
         months, event = self.times(rows)
         train = self.times(patients_of(self.cohort.split("train")))
         edges = self.edges[1:-1]
-        figures = {
+        metrics = {
             "c_index": c_index(months, event, risk),
             "uno_c_index": uno_c_index(*train, months, event, risk, tau=float(np.quantile(train.months, 0.8))),
             "time_auc": time_dependent_auc(*train, months, event, risk, edges).mean,
         }
         if curves is not None and len(edges) > 1:
-            figures["integrated_brier"] = integrated_brier_score(*train, months, event, curves[:, :-1], edges)
-        return figures
+            metrics["integrated_brier"] = integrated_brier_score(*train, months, event, curves[:, :-1], edges)
+        return metrics
 
-    def main_figure(self, predictions: Predictions) -> float:
+    def main_metric(self, predictions: Predictions) -> float:
         from longvit.metrics.survival import c_index
 
         rows, risk, _ = self.by_patient(predictions)
@@ -171,20 +171,20 @@ class Survival(Task):
         return {"c_index": found}
 
     @classmethod
-    def columns(cls, outputs: Sequence[str]) -> tuple[str, ...]:
-        ends = [name.split("-")[1].split()[0] for name in outputs[:-1]]
+    def prediction_columns(cls, output_names: Sequence[str]) -> tuple[str, ...]:
+        ends = [name.split("-")[1].split()[0] for name in output_names[:-1]]
         return ("risk", *(f"survival_{end}_months" for end in ends))
 
     @classmethod
-    def cells(cls, logits: np.ndarray, outputs: Sequence[str]) -> tuple[str, ...]:
+    def prediction_cells(cls, logits: np.ndarray, output_names: Sequence[str]) -> tuple[str, ...]:
         curve = survival_of(logits[None])[0, :-1] if len(logits) > 1 else ()
         return (f"{risk_of(logits[None])[0]:.9g}", *(f"{s:.9g}" for s in curve))
 
     @classmethod
-    def answer_columns(cls) -> tuple[str, ...]:
+    def label_columns(cls) -> tuple[str, ...]:
         return ("survival_months", "event")
 
-    def answer_cells(self, row: SlideRow) -> tuple[str, ...]:
+    def label_cells(self, row: SlideRow) -> tuple[str, ...]:
         months, event = self._time_of[row.slide_id]
         return (f"{months:.9g}", str(int(event)))
 
@@ -227,21 +227,21 @@ class Survival(Task):
                 f"{self.cohort.source}: all times in split train are censored: no event to learn from{after}"
             )
 
-    def pictures(
+    def plots(
         self,
         folder: Path,
         predictions: Mapping[str, Predictions],
         intervals: Mapping[str, Mapping[str, Interval]],
         controls: Mapping[str, Mapping[str, Mapping[str, float]]],
     ) -> None:
-        from longvit.plots.survival import kaplan_meier_picture, risk_halves
+        from longvit.plots.survival import kaplan_meier_plot, risk_halves
 
         for split, p in predictions.items():
             if p.rows:
                 rows, risk, _ = self.by_patient(p)
                 months, event = self.times(rows)
                 halves = risk_halves([""] * len(rows), [row.case_id for row in rows], risk)
-                kaplan_meier_picture(months, event, halves, folder / f"kaplan_meier_{split}.png", title=split)
+                kaplan_meier_plot(months, event, halves, folder / f"kaplan_meier_{split}.png", title=split)
 
 
 def read_outcome(row: SlideRow, source: str, settings: FinetuneSettings) -> tuple[float, bool]:
@@ -277,24 +277,24 @@ def lacks_outcome(row: SlideRow, source: str, settings: FinetuneSettings) -> boo
 
 
 def _event_columns(row: SlideRow, source: str, settings: FinetuneSettings) -> list[str]:
-    if column_name(settings.time_column) not in row.cells:
+    if column_name(settings.time_column) not in row.extra_columns:
         raise InputError(f"{source}: no column {settings.time_column!r}; name it with --time-column")
     columns = [name for name in (settings.event_column, settings.censorship_column) if name is not None]
     if not columns:
-        columns = [name for name in (EVENT, CENSORSHIP) if name in row.cells]
+        columns = [name for name in (EVENT, CENSORSHIP) if name in row.extra_columns]
     if not columns:
         raise InputError(
             f"{source}: no column 'event' (1 = it happened) or 'censorship' (1 = censored); name yours with "
             f"--event-column or --censorship-column, the numbers do not tell which it is"
         )
     for name in columns:
-        if column_name(name) not in row.cells:
+        if column_name(name) not in row.extra_columns:
             raise InputError(f"{source}: no column {name!r}")
     return columns
 
 
 def _cell(row: SlideRow, column: str) -> str:
-    return row.cells[column_name(column)]
+    return row.extra_columns[column_name(column)]
 
 
 def patients_of(rows: Sequence[SlideRow]) -> tuple[SlideRow, ...]:

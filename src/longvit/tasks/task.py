@@ -67,9 +67,9 @@ class Task(ABC):
 
     name: ClassVar[str]
     """As in `catalogue.TASKS`."""
-    figure: ClassVar[str]
+    metric: ClassVar[str]
     """The figure that stands for the result and picks `best_val`; higher is better, chance is `chance`."""
-    figure_words: ClassVar[str]
+    metric_label: ClassVar[str]
     chance: ClassVar[float] = 0.5
     loss_words: ClassVar[str] = "loss"
     has_classes: ClassVar[bool] = False
@@ -91,7 +91,7 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def outputs(self) -> tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         """Names of the head's outputs, W of them; they are kept with the model."""
 
     @abstractmethod
@@ -103,12 +103,12 @@ class Task(ABC):
         """float (B, W) -> (B,), whose mean is the loss of the batch."""
 
     @abstractmethod
-    def figures(self, predictions: Predictions) -> dict[str, float]:
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
         """Name -> value, NaN where it is not defined; `figure` is one of them."""
 
-    def main_figure(self, predictions: Predictions) -> float:
+    def main_metric(self, predictions: Predictions) -> float:
         """`figure` alone, for resampling: override it where the others take long."""
-        return self.figures(predictions)[self.figure]
+        return self.metrics(predictions)[self.metric]
 
     @abstractmethod
     def intervals(self, predictions: Predictions, *, resamples: int, seed: int) -> dict[str, Interval]:
@@ -116,21 +116,21 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def columns(cls, outputs: Sequence[str]) -> tuple[str, ...]:
+    def prediction_columns(cls, output_names: Sequence[str]) -> tuple[str, ...]:
         """What a table of predictions says of a slide, beside who it is and its answer."""
 
     @classmethod
     @abstractmethod
-    def cells(cls, logits: np.ndarray, outputs: Sequence[str]) -> tuple[str, ...]:
+    def prediction_cells(cls, logits: np.ndarray, output_names: Sequence[str]) -> tuple[str, ...]:
         """One slide's logits float64 (W,) -> the text under `columns`."""
 
     @classmethod
     @abstractmethod
-    def answer_columns(cls) -> tuple[str, ...]:
+    def label_columns(cls) -> tuple[str, ...]:
         """The true answer's columns in a table of predictions."""
 
     @abstractmethod
-    def answer_cells(self, row: SlideRow) -> tuple[str, ...]:
+    def label_cells(self, row: SlideRow) -> tuple[str, ...]:
         """The true answer of a slide, as text under `answer_columns`."""
 
     @abstractmethod
@@ -140,7 +140,7 @@ class Task(ABC):
     def check_training(self, rows: Sequence[SlideRow], after: str) -> None:  # noqa: B027 (most need none)
         """`InputError` where the training slides that could be read cannot teach the task; `after`: what was lost."""
 
-    def pictures(  # noqa: B027
+    def plots(  # noqa: B027
         self,
         folder: Path,
         predictions: Mapping[str, Predictions],
@@ -175,10 +175,10 @@ class Task(ABC):
         """
         import torch
 
-        from longvit.tasks.distributed_predict import of_every_slide
+        from longvit.tasks.distributed_predict import predict_all
 
         if not rows:
-            return Predictions((), np.zeros((0, len(self.outputs))), math.nan)
+            return Predictions((), np.zeros((0, len(self.output_names))), math.nan)
         device = next(model.parameters()).device
         leave = self.settings.offload  # as in `step`
 
@@ -186,7 +186,7 @@ class Task(ABC):
             out: torch.Tensor = model(batch.images if leave else batch.images.to(device, non_blocking=True))
             return out
 
-        z = of_every_slide(batches, logits, progress=progress, ranks=ranks)
+        z = predict_all(batches, logits, progress=progress, ranks=ranks)
         for row, finite in zip(rows, torch.isfinite(z).all(1).tolist(), strict=True):
             if not finite:
                 raise InputError(

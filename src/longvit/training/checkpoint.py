@@ -146,8 +146,8 @@ class _Damaged(Exception):
 def _read(path: Path, skipped: tuple[str, ...]) -> Checkpoint:
     try:
         content = _json_of(path)
-        claimed = content.pop("sha256")
-        is_whole = claimed == _content_hash(content)
+        leased = content.pop("sha256")
+        is_whole = leased == _content_hash(content)
         version, step, state, entry = content["format"], content["step"], content["state"], content["tensor_file"]
         name, size, digest = entry["name"], entry["bytes"], entry["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -34,10 +34,10 @@ class StopSignals:
     A Ctrl-C after any of them is no longer patient: it raises KeyboardInterrupt at once, without a checkpoint.
     """
 
-    def __init__(self, *, say: bool = True) -> None:
+    def __init__(self, *, log: bool = True) -> None:
         self.received: int | None = None
         """The first signal that came."""
-        self._say, self._breaks_in = say, False
+        self._say, self._breaks_in = log, False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:

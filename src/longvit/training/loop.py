@@ -32,7 +32,7 @@ from longvit.training.batches import Batches, steps_per_epoch
 from longvit.training.checkpoint import refuse_other_settings, write_checkpoint
 from longvit.training.ema import ParameterAverage
 from longvit.training.interruption import Interrupted, StopSignals
-from longvit.training.method import FineTuning, Rule
+from longvit.training.method import FineTuning, TrainingMethod
 from longvit.training.non_finite import (
     ADVICE,
     FIRST_SCALE,
@@ -90,7 +90,7 @@ def train(
     facts: Mapping[str, Any] | None = None,
     progress: bool = True,
     ranks: Ranks = ALONE,
-    rule: Rule | None = None,
+    method: TrainingMethod | None = None,
     epoch_done: Callable[[TrainResult], None] | None = None,
 ) -> TrainResult:
     """Trains `model` in place, on the device where it is, and returns the history.
@@ -121,24 +121,26 @@ def train(
     if batches.samples < 1:
         raise InputError("no training samples")
     ranks.tensors_from_first(model.state_dict().values())
-    rule = rule or FineTuning(settings, steps_per_epoch(batches, settings))
-    optimizer = rule.optimizer(model)
+    method = method or FineTuning(settings, steps_per_epoch(batches, settings))
+    optimizer = method.optimizer(model)
     folder = Path(folder)
     device = next(model.parameters()).device
     if settings.dtype == "float16" and not _has_float16(device):
         raise InputError(f"dtype float16: not on {device.type}; choose bfloat16 or float32")
     average = None if settings.ema is None else ParameterAverage(model, settings.ema)
-    decisive = {**settings.decisive(), **(facts or {})}
+    result_settings = {**settings.result_settings(), **(facts or {})}
     saved = checkpoint_of_first(folder, ranks)
     if saved is None:
         state = RunState(loss_scale=FIRST_SCALE if settings.dtype == "float16" else 1.0)
     else:
-        refuse_other_settings(settings_of(saved), decisive, folder)
+        refuse_other_settings(settings_of(saved), result_settings, folder)
         state = unpack(saved, model, optimizer, average)
     if name := first_non_finite(model.named_parameters()):
         raise NonFiniteError(f"parameter {name} holds a NaN or an infinity before step {state.step + 1}")
 
-    run = _Run(model, rule, optimizer, average, batches, step, evaluate, settings, folder, decisive, state, ranks)
+    run = _Run(
+        model, method, optimizer, average, batches, step, evaluate, settings, folder, result_settings, state, ranks
+    )
 
     def result() -> TrainResult:
         return TrainResult(
@@ -155,11 +157,11 @@ def train(
             run.bar = stack.enter_context(Progress("training", run.steps, unit="steps", done=state.step))
         if saved is not None:
             for reason in saved.skipped:
-                run.say(f"passed over: {reason}")
-            run.say(f"going on after step {saved.step} of {run.steps}")
+                run.log(f"passed over: {reason}")
+            run.log(f"going on after step {saved.step} of {run.steps}")
         if settings.tensorboard and ranks.is_first and len(state.epochs) < settings.epochs:
             run.events = stack.enter_context(run.event_files())
-        run.signals = stack.enter_context(StopSignals(say=progress and ranks.is_first))
+        run.signals = stack.enter_context(StopSignals(log=progress and ranks.is_first))
         while len(state.epochs) < settings.epochs:
             run.epoch()
             if epoch_done is not None and ranks.is_first:
@@ -187,7 +189,7 @@ class _Run:
     def __init__(
         self,
         model: nn.Module,
-        rule: Rule,
+        method: TrainingMethod,
         optimizer: torch.optim.Optimizer,
         average: ParameterAverage | None,
         batches: Batches,
@@ -195,13 +197,13 @@ class _Run:
         evaluate: Evaluate | None,
         settings: TrainSettings,
         folder: Path,
-        decisive: Mapping[str, Any],
+        result_settings: Mapping[str, Any],
         state: RunState,
         ranks: Ranks,
     ) -> None:
-        self.model, self.rule, self.optimizer, self.average = model, rule, optimizer, average
+        self.model, self.method, self.optimizer, self.average = model, method, optimizer, average
         self.batches, self.step = batches, step
-        self.evaluate, self.settings, self.folder, self.decisive = evaluate, settings, folder, decisive
+        self.evaluate, self.settings, self.folder, self.result_settings = evaluate, settings, folder, result_settings
         self.state, self.ranks = state, ranks
         self.steps_per_epoch = steps_per_epoch(batches, settings)
         self.steps = self.steps_per_epoch * settings.epochs
@@ -211,10 +213,10 @@ class _Run:
         self.bar: Progress | None = None
         self.events: EventFiles | None = None
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line above the bar, where there is one."""
         if self.bar is not None:
-            self.bar.say(text)
+            self.bar.log(text)
 
     def epoch(self) -> None:
         """From where the run stands to the end of that epoch: steps, evaluation, checkpoint."""
@@ -228,11 +230,11 @@ class _Run:
             for window in windows:
                 if window > first and time.monotonic() - self.saved_at_s >= 60 * settings.checkpoint_minutes:
                     self.save()
-                figures = self.optimiser_step(stream, epoch, window)
+                metrics = self.optimiser_step(stream, epoch, window)
                 if self.events is not None:
-                    self.events.write("train", state.step, figures)
+                    self.events.write("train", state.step, metrics)
                 if self.bar is not None:
-                    self.bar.advance(note=f"epoch {epoch + 1}/{settings.epochs}, loss {figures['loss']:.4f}")
+                    self.bar.advance(note=f"epoch {epoch + 1}/{settings.epochs}, loss {metrics['loss']:.4f}")
                 if received := self.signal():
                     self.save()
                     raise Interrupted(received)
@@ -241,17 +243,17 @@ class _Run:
                 close()  # a generator's threads end here, also after an error
         loss = state.columns.index("loss")
         losses = [row[loss] for row in state.rows[-self.steps_per_epoch :] if math.isfinite(row[loss])]
-        figures = {
+        metrics = {
             "epoch": epoch + 1,
             "step": state.step,
             "train_loss": float(np.mean(losses)) if losses else math.nan,
             **self.evaluation(epoch),
         }
-        state.epochs.append(figures)
-        shown = [f"{name} {value:.4g}" for name, value in figures.items() if name not in ("epoch", "step")]
-        self.say(f"epoch {epoch + 1}/{settings.epochs}: {', '.join(shown)}")
+        state.epochs.append(metrics)
+        shown = [f"{name} {value:.4g}" for name, value in metrics.items() if name not in ("epoch", "step")]
+        self.log(f"epoch {epoch + 1}/{settings.epochs}: {', '.join(shown)}")
         if self.events is not None:
-            self.events.write("epoch", state.step, figures)
+            self.events.write("epoch", state.step, metrics)
         self.save()
         if received := self.signal():
             raise Interrupted(received)
@@ -290,7 +292,7 @@ class _Run:
     def optimiser_step(self, stream: Iterator[Any], epoch: int, window: int) -> dict[str, float]:
         """One window of batches: mean gradient over its samples, finite or skipped, clipped, applied."""
         settings, batches, optimizer, state = self.settings, self.batches, self.optimizer, self.state
-        rates = self.rule.begin(optimizer, state.step)
+        rates = self.method.before_step(optimizer, state.step)
         per_step = settings.accumulation * batches.batch_size
         samples = min(per_step, batches.samples - window * per_step)
         seen: list[Seen] = []
@@ -307,22 +309,22 @@ class _Run:
             # Gradients are averaged over all ranks, those of the data axis are to be added up.
             (loss * (weight * self.ranks.data_ranks * state.loss_scale)).backward()
             losses = out.get("losses")
-            figures = {k: v.detach().float() * weight for k, v in out.items() if k not in ("losses", "statistics")}
+            metrics = {k: v.detach().float() * weight for k, v in out.items() if k not in ("losses", "statistics")}
             if (means := out.get("statistics")) is not None:
                 weighted = means.detach() * weight
                 statistics = weighted if statistics is None else statistics.add_(weighted)
-            seen.append(Seen(batch.names, figures, None if losses is None else losses.detach()))
+            seen.append(Seen(batch.names, metrics, None if losses is None else losses.detach()))
 
         self.ranks.average_gradients(p for _, p in named_parameters(optimizer))
         gradients = [p.grad for _, p in named_parameters(optimizer) if p.grad is not None]
         if state.loss_scale != 1:
             torch._foreach_mul_(gradients, 1 / state.loss_scale)
         norm = torch.nn.utils.get_total_norm(gradients)
-        names = list(seen[0].figures)
-        sums = self.ranks.sum_over_data(torch.stack([torch.stack([s.figures[n] for s in seen]).sum() for n in names]))
+        names = list(seen[0].metrics)
+        sums = self.ranks.sum_over_data(torch.stack([torch.stack([s.metrics[n] for s in seen]).sum() for n in names]))
         if statistics is not None:
             statistics = self.ranks.sum_over_data(statistics)
-            more = self.rule.figures(statistics)
+            more = self.method.metrics(statistics)
             names += more
             sums = torch.stack([*sums.unbind(), *(value.float() for value in more.values())])
         with waiting():  # the one wait for the device in a step: every figure comes over in one piece
@@ -332,21 +334,21 @@ class _Run:
             at = f"epoch {epoch + 1}, step {state.step + 1}"
             verdict, culprit = agreed(judge(self.model, optimizer, seen, at=at, scale=state.loss_scale), self.ranks)
         if verdict is Verdict.FINE:
-            self.rule.clip(gradients, length)
+            self.method.transform_gradients(gradients, length)
             optimizer.step()
-            self.rule.moved(state.step, statistics)
+            self.method.after_step(state.step, statistics)
             if self.average is not None:
                 self.average.update(state.step + 1)
         optimizer.zero_grad(set_to_none=True)
-        figures_of_step = dict(zip(names, flat, strict=True)) | dict(rates) | {"grad_norm": length}
-        state.record(figures_of_step)
+        step_metrics = dict(zip(names, flat, strict=True)) | dict(rates) | {"grad_norm": length}
+        state.record(step_metrics)
         if settings.dtype == "float16":
             state.loss_scale, state.steps_since_scale = next_scale(state.loss_scale, state.steps_since_scale, verdict)
         if verdict is Verdict.BAD:
             self.count_bad(culprit)
         elif verdict is Verdict.FINE:
             state.bad_in_a_row = 0
-        return figures_of_step
+        return step_metrics
 
     def count_bad(self, culprit: str) -> None:
         """Notes a skipped step; `NonFiniteError` where it is the last one allowed, with the first of the row."""
@@ -356,7 +358,7 @@ class _Run:
         if state.bad_in_a_row >= self.settings.max_bad_steps:
             first, more = state.skipped[-state.bad_in_a_row], state.bad_in_a_row - 1
             raise NonFiniteError(f"{first}; {f'{more} more after it in a row; ' if more else ''}{ADVICE}")
-        self.say(f"skipped: {culprit}")
+        self.log(f"skipped: {culprit}")
 
     def packed(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What a checkpoint of now holds."""
@@ -370,7 +372,7 @@ class _Run:
             self.events.flush()
         if self.ranks.is_first:
             tensors, rest = packed or self.packed()
-            content = {"settings": dict(self.decisive), **rest}
+            content = {"settings": dict(self.result_settings), **rest}
             with self.ranks.busy("writes a checkpoint"):
                 write_checkpoint(self.folder, self.state.step, tensors, content, keep=self.settings.keep_checkpoints)
         self.saved_at_s = time.monotonic()

@@ -12,22 +12,22 @@ from longvit.training.optim import adamw, learning_rate, set_learning_rate
 from longvit.training.settings import TrainSettings
 
 
-class Rule(Protocol):
+class TrainingMethod(Protocol):
     """What the loop asks at every optimiser step (0 …), in this order; `begin` and `moved` on all ranks alike."""
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Once, before the first step. Its groups hold `params` and their `names`."""
 
-    def begin(self, optimizer: torch.optim.Optimizer, step: int) -> Mapping[str, float]:
+    def before_step(self, optimizer: torch.optim.Optimizer, step: int) -> Mapping[str, float]:
         """Before the forward passes: sets the rates; → figures for the history, `lr` among them."""
 
-    def figures(self, statistics: Tensor) -> Mapping[str, Tensor]:
+    def metrics(self, statistics: Tensor) -> Mapping[str, Tensor]:
         """Scalars for the history from the mean over the step's samples of what `step` returned as `statistics`."""
 
-    def clip(self, gradients: Sequence[Tensor], norm: float) -> None:
+    def transform_gradients(self, gradients: Sequence[Tensor], norm: float) -> None:
         """Shortens the averaged, finite gradients in place; `norm`: the length of all of them together."""
 
-    def moved(self, step: int, statistics: Tensor | None) -> None:
+    def after_step(self, step: int, statistics: Tensor | None) -> None:
         """After the optimiser has moved the parameters; not after a step that was skipped."""
 
 
@@ -41,7 +41,7 @@ class FineTuning:
         s = self.settings
         return adamw(model, lr=s.lr, weight_decay=s.weight_decay, betas=s.betas, layer_decay=s.layer_decay)
 
-    def begin(self, optimizer: torch.optim.Optimizer, step: int) -> Mapping[str, float]:
+    def before_step(self, optimizer: torch.optim.Optimizer, step: int) -> Mapping[str, float]:
         s = self.settings
         lr = learning_rate(
             step,
@@ -53,12 +53,12 @@ class FineTuning:
         set_learning_rate(optimizer, lr)
         return {"lr": lr}
 
-    def figures(self, statistics: Tensor) -> Mapping[str, Tensor]:
+    def metrics(self, statistics: Tensor) -> Mapping[str, Tensor]:
         return {}
 
-    def clip(self, gradients: Sequence[Tensor], norm: float) -> None:
+    def transform_gradients(self, gradients: Sequence[Tensor], norm: float) -> None:
         if (longest := self.settings.clip_norm) is not None and norm > longest:
             torch._foreach_mul_(list(gradients), longest / (norm + 1e-6))
 
-    def moved(self, step: int, statistics: Tensor | None) -> None:
+    def after_step(self, step: int, statistics: Tensor | None) -> None:
         pass

@@ -43,7 +43,7 @@ class Seen:
     """What is remembered of a batch until its step is done: names, and figures weighted by its share of the samples."""
 
     names: Sequence[str]
-    figures: dict[str, torch.Tensor]
+    metrics: dict[str, torch.Tensor]
     losses: torch.Tensor | None
 
     def culprits(self) -> Sequence[str]:
@@ -64,7 +64,7 @@ def judge(
     if name := first_non_finite(model.named_parameters()):
         raise NonFiniteError(f"{at}: parameter {name} holds a NaN or an infinity; {ADVICE}")
     for batch in seen:
-        if not math.isfinite(loss := batch.figures["loss"].item()):
+        if not math.isfinite(loss := batch.metrics["loss"].item()):
             return Verdict.BAD, f"{at}: the loss is {loss} on {', '.join(batch.culprits())}"
     if name := first_non_finite((name, p.grad) for name, p in named_parameters(optimizer)):
         of = ", ".join(name for batch in seen for name in batch.names)

@@ -13,7 +13,7 @@ from longvit.files import write_text
 from longvit.json_file import read_json_object
 
 
-def claim(folder: Path, decisive: Mapping[str, Any], slides_per_forward: int) -> int:
+def claim(folder: Path, result_settings: Mapping[str, Any], slides_per_forward: int) -> int:
     """Writes run.json, or refuses a folder that was started with other settings or another cohort; → slides that share
     a forward pass, as the run began."""
     from longvit.training.checkpoint import refuse_other_settings
@@ -27,15 +27,15 @@ def claim(folder: Path, decisive: Mapping[str, Any], slides_per_forward: int) ->
         slides_per_forward = saved.pop("slides_per_forward", slides_per_forward)
         if not isinstance(slides_per_forward, int) or slides_per_forward < 1:
             raise InputError(f"{path}: damaged (slides_per_forward); remove the folder to start anew")
-        refuse_other_settings(saved, decisive, folder)
+        refuse_other_settings(saved, result_settings, folder)
     else:
-        content = {**decisive, "slides_per_forward": slides_per_forward}
+        content = {**result_settings, "slides_per_forward": slides_per_forward}
         write_text(path, json.dumps(content, indent=1) + "\n")
     return slides_per_forward
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Two processes in one run folder would trip over each other's files; the lock goes with its process."""
     import fcntl
 

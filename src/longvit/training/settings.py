@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from longvit.errors import InputError
 
 # What may differ when a run is started again.
-_NOT_DECISIVE = ("checkpoint_minutes", "keep_checkpoints", "max_bad_steps", "tensorboard")
+_RUNTIME_ONLY = ("checkpoint_minutes", "keep_checkpoints", "max_bad_steps", "tensorboard")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -68,6 +68,6 @@ class TrainSettings:
         if self.dtype not in get_args(Dtype):
             raise InputError(f"dtype {self.dtype!r}: choose {', '.join(get_args(Dtype))}")
 
-    def decisive(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """The settings that decide the result: a run resumes only with the same."""
-        return {k: v for k, v in asdict(self).items() if k not in _NOT_DECISIVE}
+        return {k: v for k, v in asdict(self).items() if k not in _RUNTIME_ONLY}

@@ -43,10 +43,10 @@ class RunState:
     steps_since_scale: int = 0
     """Steps since it changed."""
 
-    def record(self, figures: Mapping[str, float]) -> None:
+    def record(self, metrics: Mapping[str, float]) -> None:
         """One more step is done."""
-        self.columns = self.columns or tuple(figures)
-        self.rows.append([figures[name] for name in self.columns])
+        self.columns = self.columns or tuple(metrics)
+        self.rows.append([metrics[name] for name in self.columns])
         self.step += 1
 
     def history(self) -> dict[str, np.ndarray]:

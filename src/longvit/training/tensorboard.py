@@ -29,9 +29,9 @@ class EventFiles:
         # The name holds the second it was made in: two processes of one second must not write one file.
         self._writer: Any = SummaryWriter(str(folder), filename_suffix=f".{first_step:08d}.{os.getpid()}", **purge)
 
-    def write(self, kind: str, step: int, figures: Mapping[str, float]) -> None:
+    def write(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
         """The figures of a step or an epoch as `kind/name` at `step`."""
-        for name, value in figures.items():
+        for name, value in metrics.items():
             if name not in ("epoch", "step"):
                 self._writer.add_scalar(f"{kind}/{name}", value, step)
 

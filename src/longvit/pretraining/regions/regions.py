@@ -216,7 +216,7 @@ def find_regions(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="slides") as pool,
     ):
         try:
-            for listed, outcome in zip(slides, pool.map(lambda one: _looked_at(one, settings), slides), strict=True):
+            for listed, outcome in zip(slides, pool.map(lambda one: _monitored(one, settings), slides), strict=True):
                 if isinstance(outcome, Problem):
                     problems.append(outcome)
                     said.append((listed.path, outcome.error))
@@ -231,7 +231,7 @@ def find_regions(
         left_out, notes = counted(said), counted(noted)
         if bar is not None and found:
             for line in (*(f"left out: {line}" for line in left_out), *notes):
-                bar.say(line)
+                bar.log(line)
     if not found:
         of_many = f" (none of {len(problems)} slides is usable)" if len(problems) > 1 else ""
         raise InputError(f"{left_out[0]}{of_many}" if left_out else "no slides given")
@@ -256,7 +256,7 @@ class _Found:
     notes: tuple[str, ...]
 
 
-def _looked_at(listed: ListedSlide, settings: RegionSettings) -> _Found | Problem:
+def _monitored(listed: ListedSlide, settings: RegionSettings) -> _Found | Problem:
     """One slide of the list. Decoders raise whatever they like; each error costs this slide."""
     from longvit.slides.reader import open_slide
 

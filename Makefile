@@ -4,12 +4,16 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check kernels fuzz audit clean
+.PHONY: demo fast test check kernels oldest fuzz audit clean
 demo: $(STAMP)
 	$(BIN)/longvit demo --out demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# About a minute: quick tests of every package.
+fast: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'not slow' @tests/fast.txt
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -24,6 +28,17 @@ kernels: $(VENV)/kernels/.installed
 
 $(VENV)/kernels/.installed: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/kernels triton==3.6.0 'numpy<2.4'
+	touch $@
+
+# The lowest release of every dependency that pyproject.toml allows; `make oldest PYTHON=python3.11` takes that Python.
+# PyPI's torch brings its CUDA packages along: some 8 GB. TESTS='-m "not slow" @tests/fast.txt' runs the quick tests.
+oldest: $(VENV)/oldest/.installed
+	$(VENV)/oldest/bin/python -m pytest -n 2 --dist loadgroup $(TESTS)
+
+$(VENV)/oldest/.installed: $(STAMP) .ci/oldest.py
+	$(PYTHON) -m venv --clear $(VENV)/oldest
+	$(BIN)/python .ci/oldest.py > $(VENV)/oldest/constraints.txt
+	$(VENV)/oldest/bin/pip install --quiet --disable-pip-version-check -c $(VENV)/oldest/constraints.txt -e '.[dev]'
 	touch $@
 
 # Some hours: damaged slides, faults while a run goes on, hostile files, and Hypothesis with new examples.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -36,10 +37,11 @@ class Fixed:
 
 
 FIXED = (
-    Fixed("openslide-bin", "4.0.1", "CVE-2026-48977: a BIF file writes anywhere in memory; CVE-2026-54604"),
+    Fixed("openslide-bin", "4.0.1.1", "CVE-2026-48977: a BIF file writes anywhere in memory; CVE-2026-54604"),
     Fixed("torch", "2.10", "CVE-2026-24747: torch.load(weights_only=True) of a made file may run code; CVE-2025-32434"),
     Fixed("pillow", "12.3", "CVE-2026-59199: alpha_composite, paste and crop write out of bounds; CVE-2024-28219"),
     Fixed("h5py", "3.16", "the first with HDF5 2.0: CVE-2026-26200, CVE-2025-2915 (heap overflows by a file)"),
+    Fixed("imagecodecs", "2025.11.11", "the first with OpenJPEG 2.5.4: CVE-2025-54874"),
     Fixed("jinja2", "3.1.6", "CVE-2025-27516: a template leaves its sandbox"),
     Fixed("distributed", "2026.1", "CVE-2026-23528: a link runs code through the dashboard in Jupyter"),
     Fixed("pyyaml", "5.4", "CVE-2020-14343: full_load runs code (here: safe_load only)"),
@@ -53,10 +55,6 @@ INSIDE_WHEELS = (
 
 def declared(pyproject: Path) -> list[Requirement]:
     """All requirements of the package and its extras."""
-    try:
-        import tomllib
-    except ImportError:  # Python 3.10: pytest brings it along
-        import tomli as tomllib  # type: ignore[no-redef]
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     extras = [line for lines in project.get("optional-dependencies", {}).values() for line in lines]
     return [Requirement(line) for line in [*project["dependencies"], *extras]]

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import EXAMPLE_SLIDE
 from longvit import demo
 from longvit.cli import main
 from longvit.config import load_settings
 from longvit.errors import InputError
 from longvit.finetuning.settings import FinetuneSettings
 from longvit.slides.reader import open_slide
-from small_slides import write_slide
+from tests.conftest import EXAMPLE_SLIDE
+from tests.small_slides import write_slide
 
 pytestmark = pytest.mark.xdist_group("demo")  # one worker: the fixture trains
 SIZE_PX, MPP = (2220, 2967), 0.499

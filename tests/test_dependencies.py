@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from packaging.requirements import Requirement
 
-from conftest import ROOT
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import longvit.device
 from longvit import doctor
 from longvit.cli import main
 from longvit.model import fused_norms
-from oracles.dilated import dilated_attention as oracle
+from tests.oracles.dilated import dilated_attention as oracle
 
 
 def verdicts(findings: tuple[doctor.Finding, ...]) -> dict[tuple[str, str], str]:

@@ -22,7 +22,7 @@ from longvit.interpret import (
 from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.model.pretrained import load_model
 from longvit.slides.reader import open_slide
-from small_slides import write_model, write_slide
+from tests.small_slides import write_model, write_slide
 
 
 def strange_model(classes: int, pool_norm: str) -> LongViT:

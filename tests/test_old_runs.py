@@ -20,7 +20,7 @@ import pytest
 
 from longvit.cli import main
 from longvit.files import this_host
-from old_runs.make import EXAMPLES, FOLDER, HOST, STORE, TILE_PX
+from tests.old_runs.make import EXAMPLES, FOLDER, HOST, STORE, TILE_PX
 
 TOLERANCE = 1e-4
 MEASURED = {"seconds", "cpu_seconds", "peak_memory_mib", "fit_and_prepare_seconds", "device", "longvit", "versions"}

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from conftest import ROOT
+from tests.conftest import ROOT
 
 PAGES = ("README.md", "docs/python.md")
 BLOCKS = [

@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
+from tests.conftest import shared
+from tests.oracles import dilated as oracle
 
-from conftest import shared
 from longvit.attention import dilated_attention, dilated_attention_packed
-from oracles import dilated as oracle
 
 ODD = [  # segment lengths and ratios that divide nothing, or exceed the sequence or the heads
     ((5,), (3,)),
@@ -35,6 +35,7 @@ def run(function, tensors, *args, **kwargs):
     return [out.detach(), *torch.autograd.grad(out, leaves, grad_out)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(ODD)))
 @pytest.mark.parametrize("heads", [3, 4])
 @pytest.mark.parametrize("backend", ["auto", "cpu_flash"])  # short sequences in one call, or branch by branch

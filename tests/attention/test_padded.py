@@ -8,11 +8,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from tests.oracles import dilated as oracle
 
 from longvit.attention import backends, dilated_attention
 from longvit.attention.backends import BACKENDS, pick
 from longvit.model.longvit import create_model
-from oracles import dilated as oracle
 
 pytest.importorskip("triton", reason="the package triton is not installed (1 GB: extra longvit[triton])")
 from longvit.attention import padded_branch, padded_kernels

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.oracles import dilated as oracle
 
 from longvit.attention import dilated_attention, short
-from oracles import dilated as oracle
 
 SEGMENTS, RATIOS = (5, 12, 40), (1, 2, 5)
 SETTINGS = {"segment_lengths": SEGMENTS, "dilated_ratios": RATIOS}

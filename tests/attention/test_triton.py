@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.oracles import dilated as oracle
 
 from longvit.attention import backends, dilated_attention, dilated_attention_packed
 from longvit.attention.backends import BACKENDS, pick
-from oracles import dilated as oracle
 
 pytest.importorskip("triton", reason="the package triton is not installed (1 GB: extra longvit[triton])")
 

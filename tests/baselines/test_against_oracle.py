@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.baselines.made import OUTPUTS, SIGNATURES, arrays, bag, system
+from tests.oracles import baselines as oracle
 
-from baselines.made import OUTPUTS, SIGNATURES, arrays, bag, system
 from longvit.baselines import gcn_mil
 from longvit.baselines.bag import Bag, Prediction
 from longvit.baselines.clam import ClamSB, smooth_top1_svm
@@ -18,7 +19,6 @@ from longvit.baselines.transmil import pseudo_inverse
 from longvit.errors import InputError
 from longvit.metrics.survival import c_index
 from longvit.tasks.survival_loss import risk
-from oracles import baselines as oracle
 
 ATOL = 1e-11
 

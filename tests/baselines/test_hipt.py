@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.baselines.made import WIDTH, arrays, bag, system
+from tests.oracles import baselines as oracle
 
-from baselines.made import WIDTH, arrays, bag, system
 from longvit.baselines.bag import Bag
 from longvit.baselines.hipt import Hipt, regions_of
 from longvit.baselines.hipt_vits import Vit256, Vit4096, load_vit256, load_vit4096, normalised
 from longvit.baselines.system import create_system
 from longvit.errors import InputError
-from oracles import baselines as oracle
 
 BLOCK = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 

@@ -12,9 +12,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from tests.comparison.made import write_study
+from tests.conftest import ROOT
 
-from comparison.made import write_study
-from conftest import ROOT
 from longvit.baselines.bag import Bag
 from longvit.baselines.catalogue import SYSTEMS
 from longvit.baselines.system import create_system

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.oracles.published_loops import Stepper
 from torch import nn
 
 from longvit.baselines.reference_training import SUBTYPING, SUBTYPING_CLAM, SURVIVAL, PublishedTraining, Steps, adam
 from longvit.errors import InputError
-from oracles.published_loops import Stepper
 
 
 def trained(steps: Steps, epochs: int, bags: int) -> tuple[float, int]:

@@ -8,10 +8,10 @@ from dataclasses import fields, replace
 import pytest
 import torch
 import yaml
+from tests.baselines.made import OUTPUTS, SMALL, WIDTH, bag, system
+from tests.conftest import ROOT
 from torch.nn import functional
 
-from baselines.made import OUTPUTS, SMALL, WIDTH, bag, system
-from conftest import ROOT
 from longvit.baselines.bag import Bag, Prediction
 from longvit.baselines.catalogue import SYSTEMS
 from longvit.baselines.system import create_system, system_class

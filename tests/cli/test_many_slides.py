@@ -6,9 +6,9 @@ import csv
 from pathlib import Path
 
 import pytest
+from tests.small_slides import write_model, write_slide
 
 from longvit.cli import main
-from small_slides import write_model, write_slide
 
 Captured = pytest.CaptureFixture[str]
 

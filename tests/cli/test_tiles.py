@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cyclopts import App
+from tests.conftest import EXAMPLE_SLIDE
+from tests.slides.slide_files import write_svs
+from tests.small_slides import write_model
 
-from conftest import EXAMPLE_SLIDE
 from longvit.cli.features import features
 from longvit.cli.tiles import tiles
 from longvit.data.bags import find_bags, read_bag
 from longvit.errors import InputError
-from slides.slide_files import write_svs
-from small_slides import write_model
 
 Captured = pytest.CaptureFixture[str]
 app = App(name="longvit", result_action="return_value", help_format="markdown")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.comparison.made import TILE_PX, WIDTH, write_features
 
-from comparison.made import TILE_PX, WIDTH, write_features
 from longvit.comparison.bag_cohort import make_bag_cohort
 from longvit.comparison.tile_score_plots import draw_trials, score_map
 from longvit.comparison.tile_scores import TileScores, read_attention, write_attention, write_geojson

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from cyclopts import App
+from tests.comparison.made import write_study
 
-from comparison.made import write_study
 from longvit.cli.benchmark import benchmark
 from longvit.config import recipe_config
 from longvit.errors import InputError

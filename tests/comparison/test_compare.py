@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
+from tests.comparison.made import QUICK, WIDTH, write_features, write_study
 
-from comparison.made import QUICK, WIDTH, write_features, write_study
 from longvit.comparison import trial as cell_module
 from longvit.comparison.compare import Comparison, compare
 from longvit.comparison.omics import read_omics

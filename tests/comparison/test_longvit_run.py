@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
+from tests.comparison.made import QUICK, write_study
 
-from comparison.made import QUICK, write_study
 from longvit.comparison.compare import compare
 from longvit.comparison.summary_table import table
 from longvit.data.cohort import Cohort, read_cohort

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.oracles.published_loops import Stepper
 from torch import nn
 
 from longvit.baselines.reference_training import PublishedTraining, Steps, adam
@@ -15,7 +16,6 @@ from longvit.comparison.reference_methods import ReferenceMethod
 from longvit.errors import InputError
 from longvit.training.loop import train
 from longvit.training.settings import TrainSettings
-from oracles.published_loops import Stepper
 
 N = 11
 

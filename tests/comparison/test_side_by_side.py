@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.comparison.made import QUICK, write_study
 
-from comparison.made import QUICK, write_study
 from longvit.comparison.compare import Comparison, compare
 from longvit.comparison.trial_process import Trial, TrialProcess
 from longvit.data.cohort import read_cohort

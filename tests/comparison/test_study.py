@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.comparison.made import GENES, QUICK, WIDTH, write_features, write_study
 
-from comparison.made import GENES, QUICK, WIDTH, write_features, write_study
 from longvit.comparison.bag_cohort import make_bag_cohort
 from longvit.comparison.bags import Bags, TrainingBags
 from longvit.comparison.compare import compare

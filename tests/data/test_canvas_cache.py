@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.shared_cache import rows_of
 
-from data.shared_cache import rows_of
 from longvit.data.canvas_cache import CanvasSettings, cache_canvases, read_pixels
 from longvit.files import this_host
 from longvit.processes import leases as lease_module

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conftest import shared
 
-from conftest import shared
 from longvit.cli import main
 from longvit.data.cohort import SPLITS, Cohort, read_cohort
 from longvit.data.folds import Fold, assign, match, read_folds

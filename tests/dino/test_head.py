@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests.oracles import dino as oracle
 from torch import nn
 
 from longvit.dino.head import DinoHead, freeze_last_layer
 from longvit.dino.settings import DinoSettings
-from oracles import dino as oracle
 
 SMALL = DinoSettings(prototypes=13, head_hidden=11, head_bottleneck=5)
 

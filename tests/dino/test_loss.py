@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tests.oracles import dino as oracle
 from torch import Tensor
 
 from longvit.dino import loss as loss_module
 from longvit.dino.loss import DinoLoss, mean_kl_to_uniform
-from oracles import dino as oracle
 
 
 def outputs(crops: int, regions: int, k: int, global_crops: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:

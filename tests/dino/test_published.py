@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import shared
 from torch import Tensor
 
-from conftest import shared
 from longvit.dino.dino_checkpoint import load_published, save_published
 from longvit.dino.loss import DinoLoss
 from longvit.dino.settings import DinoSettings

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.oracles import dino as oracle
 
 import longvit.dino.settings
 from longvit.dino.schedules import Schedules
 from longvit.dino.settings import DinoSettings
 from longvit.errors import InputError
-from oracles import dino as oracle
 
 
 @pytest.mark.parametrize("batch", [64, 256, 1024])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.oracles import dino as oracle
 from torch import Tensor
 
 from longvit.dino.loss import DinoLoss
@@ -18,7 +19,6 @@ from longvit.dino.student_teacher import StudentTeacher, parameter_groups, set_r
 from longvit.model import encoder
 from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.training.optim import parameter_groups as groups_of_training
-from oracles import dino as oracle
 
 SETTINGS = DinoSettings(prototypes=40, head_hidden=24, head_bottleneck=8, local_crops=3, drop_path=0.5)
 CONFIG: dict[str, Any] = {"embed_dim": 16, "depth": 3, "num_heads": 4, "ffn_dim": 24, "patch_px": 4, "grid_patches": 4}

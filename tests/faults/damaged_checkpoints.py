@@ -28,11 +28,12 @@ from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(HERE.parents[1]))
+
+from tests.training import small_run  # noqa: E402
 
 from longvit.errors import InputError  # noqa: E402
 from longvit.training.checkpoint import _content_hash, _sha256  # noqa: E402
-from training import small_run  # noqa: E402
 
 TRIES = 10
 _STRANGE: tuple[Any, ...] = (

@@ -40,13 +40,12 @@ from pathlib import Path
 from typing import IO, Any
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-
-from faults.damages import Damage, applies, damages, touched, why_unseen
-from faults.made_slides import Kind, Layout, kinds, layout
-from faults.memory import begin_peak, status_bytes
+from tests.faults.damages import Damage, applies, damages, touched, why_unseen
+from tests.faults.made_slides import Kind, Layout, kinds, layout
+from tests.faults.memory import begin_peak, status_bytes
 
 OUTCOMES = ("refused", "reported", "same", "unseen", "wrong", "unclear", "traceback", "signal", "hang", "memory")
 FAILURES = OUTCOMES[4:]

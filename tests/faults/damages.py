@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-
-from faults.made_slides import TILE_PX, Entry, Kind, Layout
+from tests.faults.made_slides import TILE_PX, Entry, Kind, Layout
 
 Group = Literal["data", "file", "header", "table"]
 Rng = np.random.Generator

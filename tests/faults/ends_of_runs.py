@@ -22,7 +22,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(HERE.parents[1]))
 
 FAULTS = ("crash", "hang", "passing", "lasting", "memory", "removed")
 PLACES = ("first", "middle", "last")
@@ -49,7 +49,7 @@ CASES = tuple(Case(*parts) for parts in product(FAULTS, PLACES, (1, 2), COMMANDS
 
 def make_inputs(folder: Path) -> None:
     """Three slides with tissue, and a model."""
-    from small_slides import write_model, write_slide
+    from tests.small_slides import write_model, write_slide
 
     for seed, name in enumerate(SLIDES):
         write_slide(folder / "slides" / f"{name}.tif", seed=seed, size_px=(640, 512))

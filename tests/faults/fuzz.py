@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from tests.faults.memory import begin_peak, status_bytes
 
-from faults.memory import begin_peak, status_bytes
 from longvit.errors import InputError
 
 Result = TypeVar("Result")

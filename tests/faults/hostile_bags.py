@@ -14,8 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-
-from faults.hostile_cases import CANARY, CASES, SECRET, Case, D, N, case, written
+from tests.faults.hostile_cases import CANARY, CASES, SECRET, Case, D, N, case, written
 
 
 def features(seed: int = 0) -> np.ndarray:

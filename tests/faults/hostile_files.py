@@ -30,12 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # as a script
 
-from faults import hostile_models  # noqa: F401 (its cases)
-from faults.hostile_bags import flips
-from faults.hostile_cases import CANARY, CASES, SECRET, Case
-from faults.hostile_texts import COHORT
+from tests.faults import hostile_models  # noqa: F401 (its cases)
+from tests.faults.hostile_bags import flips
+from tests.faults.hostile_cases import CANARY, CASES, SECRET, Case
+from tests.faults.hostile_texts import COHORT
 
 MOST_MB, MOST_S = 1000, 20
 _LARGE = ("GB in", "100 MB", "million", "100,000 names", "a prime of slides")

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from faults.hostile_bags import DAMAGES, PICKLES, TENSORS, Runs, pickles_of, saved, special, tensors_of
-from faults.hostile_cases import CANARY, CASES, Case, case, written
+from tests.faults.hostile_bags import DAMAGES, PICKLES, TENSORS, Runs, pickles_of, saved, special, tensors_of
+from tests.faults.hostile_cases import CANARY, CASES, Case, case, written
 
 special("checkpoint .pth", ".pth")
 special("weights .safetensors", ".safetensors")

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from faults.hostile_cases import CANARY, CASES, Case, written
+from tests.faults.hostile_cases import CANARY, CASES, Case, written
 
 
 def _recipe(name: str, text: str | bytes, *, good: bool = False) -> None:

@@ -16,8 +16,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image
-
-from slides.slide_files import (
+from tests.slides.slide_files import (
     Pixels,
     halved,
     pyramid,

@@ -27,7 +27,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(HERE.parents[1]))
 
 COMMANDS = ("train", "pretrain", "benchmark", "embed", "features", "canvas")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
@@ -185,33 +185,33 @@ def _digests(out: Path) -> dict[str, str]:
 
 
 def _make_slides(folder: Path, n: int = 5) -> None:
-    from small_slides import write_slide
+    from tests.small_slides import write_slide
 
     for i in range(n):
         write_slide(folder / "slides" / f"s{i}.tif", seed=i, size_px=(640, 512))
 
 
 def _make_model_and_slides(folder: Path) -> None:
-    from small_slides import write_model
+    from tests.small_slides import write_model
 
     write_model(folder / "model")
     _make_slides(folder, 12)
 
 
 def _make_bag_cohort(folder: Path) -> None:
-    from tasks.study import write_study
+    from tests.finetuning.study import write_study
 
     write_study(folder / "study")
 
 
 def _make_bags(folder: Path) -> None:
-    from comparison.made import write_study
+    from tests.comparison.made import write_study
 
     write_study(folder / "study")
 
 
 def _make_pretraining(folder: Path) -> None:
-    from pretraining.interrupted_run import write_inputs
+    from tests.pretraining.interrupted_run import write_inputs
 
     write_inputs(folder)
 

@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from tests.faults import hostile_bags, hostile_files
 
-from faults import hostile_bags, hostile_files
 from longvit.comparison.compare import compare
 from longvit.comparison.settings import ComparisonSettings
 from longvit.data.bags import read_bag

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from tests.faults import hostile_files
+from tests.small_slides import write_model, write_slide
 
-from faults import hostile_files
 from longvit.config import typed
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
 from longvit.json_file import read_json
 from longvit.model.pretrained import load_model
 from longvit.slide_jobs.predict import predict_slides
-from small_slides import write_model, write_slide
 
 
 @pytest.mark.parametrize("case", hostile_files.small_cases("config.json"))

@@ -15,11 +15,11 @@ import pytest
 import simplejpeg
 import tifffile
 from PIL import Image
+from tests.slides.slide_files import Pixels, tissue
 
 from longvit.errors import InputError
 from longvit.slides.image_file import MAX_BYTES
 from longvit.slides.reader import open_slide
-from slides.slide_files import Pixels, tissue
 
 SIZE = (300, 200)
 MODES = ["RGB", "L", "RGBA", "LA", "P", "1", "P+tRNS", "interlaced"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from faults.damaged_checkpoints import CASES, KINDS, Checkpoints
+from tests.faults.damaged_checkpoints import CASES, KINDS, Checkpoints
 
 PART = CASES[: 3 * len(KINDS)]
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from faults.damaged_slides import DATA_DAMAGES, FAILURES, ReadingProcess, Try, campaign
-from faults.damages import applies, damages
-from faults.made_slides import kinds
+from tests.faults.damaged_slides import DATA_DAMAGES, FAILURES, ReadingProcess, Try, campaign
+from tests.faults.damages import applies, damages
+from tests.faults.made_slides import kinds
 
 # Which found something in the past: a process that aborted, gigabytes, a failed assertion of a library, silent pixels.
 FOUND = [

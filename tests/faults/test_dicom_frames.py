@@ -10,10 +10,10 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
+from tests.slides.slide_files import dicom_series, halved, overwrite, tissue, write_dicom
 
 from longvit.errors import InputError
 from longvit.slides.reader import open_slide
-from slides.slide_files import dicom_series, halved, overwrite, tissue, write_dicom
 
 WIDTH, HEIGHT = 384, 256  # 24 tiles of 64 px
 # Keeps the process from a size that costs minutes: a check that fails shows in seconds.

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from faults.ends_of_runs import CASES, Case, make_inputs, wrong_with
+from tests.faults.ends_of_runs import CASES, Case, make_inputs, wrong_with
 
 PART = (
     Case("crash", "last", 1, "canvas"),

@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.faults.fuzz import nasty_text, result_or_input_error
 
-from faults.fuzz import nasty_text, result_or_input_error
 from longvit.data.bags import FeatureBag, read_bag
 
 DTYPES = ("f4", "f8", "f2", "i8", "u1", "u8", "c8", "S8", "bool", "vlen", "compound", "enum", "reference")

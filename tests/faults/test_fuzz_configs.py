@@ -10,9 +10,8 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-
-from faults.fuzz import NASTY, json_values, nasty_text, result_or_input_error
-from small_slides import write_model
+from tests.faults.fuzz import NASTY, json_values, nasty_text, result_or_input_error
+from tests.small_slides import write_model
 
 KEYS = ("model", "format", "embed_dim", "depth", "num_heads", "ffn_dim", "patch_px", "grid_patches", "image_px",
     "fit", "num_classes",

@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from faults.damaged_slides import ReadingProcess
-from faults.fuzz import nasty_text
-from faults.made_slides import Layout, kinds, layout
-from slides.slide_files import ome_xml, pyramid, tissue, write_scn, write_tiff
+from tests.faults.damaged_slides import ReadingProcess
+from tests.faults.fuzz import nasty_text
+from tests.faults.made_slides import Layout, kinds, layout
+from tests.slides.slide_files import ome_xml, pyramid, tissue, write_scn, write_tiff
 
 TIFFS = ("TIFF Deflate", "TIFF JPEG", "TIFF uncompressed strips", "TIFF Deflate palette", "BigTIFF Deflate",
     "OME-TIFF JPEG",

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-
-from faults.fuzz import nasty_text, result_or_input_error
+from tests.faults.fuzz import nasty_text, result_or_input_error
 
 COLUMNS = ("slide_id", "case_id", "path", "label", "mpp", "split", "fold", "site", "wsi", "train", "val", "test",
     "event",

@@ -12,10 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-
-from longvit.errors import InputError
-from longvit.slides.reader import open_slide
-from slides.slide_files import (
+from tests.slides.slide_files import (
     overwrite,
     pyramid,
     tissue,
@@ -26,6 +23,9 @@ from slides.slide_files import (
     write_svs,
     write_tiff,
 )
+
+from longvit.errors import InputError
+from longvit.slides.reader import open_slide
 
 WIDTH, HEIGHT = 384, 256
 BYTE, ASCII, SHORT, LONG, FLOAT, DOUBLE = 1, 2, 3, 4, 11, 12

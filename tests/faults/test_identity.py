@@ -8,8 +8,8 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from tests.conftest import shared
 
-from conftest import shared
 from longvit.cli import main
 from longvit.comparison.omics import OmicTable, read_omics
 from longvit.data.bags import find_bags

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.small_slides import write_model, write_slide
 
 from longvit.data.bags import find_bags
 from longvit.data.slide_list import ListedSlide
@@ -20,7 +21,6 @@ from longvit.slide_jobs.status import status
 from longvit.slide_jobs.tiles import tile_slides
 from longvit.slides.tiles import TileSettings
 from longvit.slides.tissue import TissueSettings
-from small_slides import write_model, write_slide
 
 NOT_UTF8 = os.fsdecode(b"bad\xff\xfe")
 NAMES = ("x" * 250, "x" * 250 + "y", "ü" * 120, "nul\0", NOT_UTF8, "..", "a\nb", "$x$", "plain", "nul\0.")

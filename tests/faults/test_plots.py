@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from tests.small_slides import write_model, write_slide
 
 import longvit
 from longvit.data.problems import read_problems
@@ -24,7 +25,6 @@ from longvit.plots.curves import pr_curves_plot, roc_curves_plot
 from longvit.plots.survival import kaplan_meier_plot
 from longvit.slide_jobs.predict import predict_slides
 from longvit.slides.reader import open_slide
-from small_slides import write_model, write_slide
 
 PACKAGE = Path(longvit.__file__).parent
 BENCHMARKS = PACKAGE.parents[1] / "benchmarks"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.faults import hostile_files
 
-from faults import hostile_files
 from longvit.comparison.settings import ComparisonSettings
 from longvit.config import load_settings
 from longvit.errors import InputError

@@ -9,8 +9,7 @@ import random
 import sys
 
 import pytest
-
-from faults.signals import Case, Commands, load
+from tests.faults.signals import Case, Commands, load
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signals")
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.slides.slide_files import dicom_series, halved, tissue, write_dicom, write_mrxs
+from tests.small_slides import write_slide
 
 from longvit.cli import main
 from longvit.data.cohort import read_cohort
@@ -21,8 +23,6 @@ from longvit.files import require_regular_file
 from longvit.slides import folder as folder_module
 from longvit.slides.file_kind import SLIDE_SUFFIXES
 from longvit.slides.reader import open_slide
-from slides.slide_files import dicom_series, halved, tissue, write_dicom, write_mrxs
-from small_slides import write_slide
 
 NOT_UTF8 = os.fsdecode(b"bad\xff\xfe")
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Präparat_01") for form in ("NFC", "NFD"))

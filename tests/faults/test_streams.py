@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from small_slides import write_slide
+from tests.small_slides import write_slide
 
 START = f"exec {sys.executable} -c 'import sys; from longvit.cli import main; sys.exit(main())' "
 INFO, CANVAS = "info {slide} ", "canvas {slide} {missing} --side-px 64 --out {out} "

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.faults import hostile_files, hostile_models
 
-from faults import hostile_files, hostile_models
 from longvit.errors import InputError
 from longvit.model.checkpoints import filled
 from longvit.model.longvit import LongViT, LongViTConfig

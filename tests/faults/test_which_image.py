@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from tests.slides.slide_files import Pixels, halved, overwrite, pyramid, tissue, write_svs, write_tiff
 
 from longvit.errors import InputError
 from longvit.slides.pixel_reader import Level
 from longvit.slides.reader import open_slide
-from slides.slide_files import Pixels, halved, overwrite, pyramid, tissue, write_svs, write_tiff
 
 UNITS = {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
 

@@ -9,8 +9,8 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from tests.conftest import EXAMPLE_SLIDE
 
-from conftest import EXAMPLE_SLIDE
 from longvit.model import embedding
 from longvit.model.embedding import PatchEmbedding, PatchGrid
 from longvit.model.longvit import LongViT, LongViTConfig

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
+from tests.conftest import shared
 
-from conftest import shared
 from longvit.model.pretrained import convert
 
 pytestmark = pytest.mark.shared

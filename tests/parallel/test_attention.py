@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.parallel.ranks import on_ranks
 from torch import Tensor
 
 from longvit.attention import dilated_attention
 from longvit.attention.pattern import DilatedPattern
 from longvit.parallel import Shards, Wire, exchanged_bytes, sharded_dilated_attention
-from parallel.ranks import on_ranks
 
 TOLERANCE = 1e-10
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from tests.parallel.ranks import on_ranks
+from tests.small_slides import write_slide
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
@@ -18,8 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 import longvit
 from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.parallel import average_gradients, shard
-from parallel.ranks import on_ranks
-from small_slides import write_slide
 
 PATCH_PX, ROWS, COLUMNS, SLIDES = 4, 9, 5, 4  # 45 tokens: no rank count divides them; 2 and 4 do not divide the rows
 SETTINGS: dict[str, Any] = {

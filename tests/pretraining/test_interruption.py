@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.numpy import load_file
+from tests.pretraining.interrupted_run import settings_of, whole_run, write_inputs
+from tests.training.test_interruption import assert_same, code_of, forked, newest
 
 from longvit.data.slide_list import find_slides
 from longvit.pretraining.export_dino import publish
 from longvit.pretraining.run import pretrain
-from pretraining.interrupted_run import settings_of, whole_run, write_inputs
-from training.test_interruption import assert_same, code_of, forked, newest
 
 
 @pytest.mark.slow

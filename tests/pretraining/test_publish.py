@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.dino.test_published import CONFIG, SETTINGS, same
 
-from dino.test_published import CONFIG, SETTINGS, same
 from longvit.cli import main
 from longvit.dino.dino_checkpoint import load_published
 from longvit.dino.loss import DinoLoss

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.dino.test_student_teacher import CONFIG, SETTINGS, crops
+from tests.parallel.ranks import on_mesh
 from torch import Tensor
 
-from dino.test_student_teacher import CONFIG, SETTINGS, crops
 from longvit.dino.loss import DinoLoss
 from longvit.dino.schedules import Schedules
 from longvit.dino.student_teacher import StudentTeacher, parameter_groups, set_rates
@@ -18,7 +19,6 @@ from longvit.model.longvit import LongViTConfig
 from longvit.parallel import ALONE, Ranks, shard
 from longvit.pretraining.dino_method import DinoMethod, SelfDistillation
 from longvit.training.loop import TrainSettings, train
-from parallel.ranks import on_mesh
 
 SIDES_PX = (32, 32), (32, 32), (12, 16), (12, 16), (12, 16)
 DINO = replace(SETTINGS, drop_path=0.0, epochs=2, warmup_epochs=1, lr=0.01, lr_batch=4, clip_norm=0.02)

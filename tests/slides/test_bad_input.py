@@ -12,11 +12,8 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-
-from conftest import EXAMPLE_SLIDE
-from longvit.errors import InputError, one_line
-from longvit.slides.reader import open_slide
-from slides.slide_files import (
+from tests.conftest import EXAMPLE_SLIDE
+from tests.slides.slide_files import (
     dicom_series,
     ome_xml,
     pyramid,
@@ -29,6 +26,9 @@ from slides.slide_files import (
     write_svs,
     write_tiff,
 )
+
+from longvit.errors import InputError, one_line
+from longvit.slides.reader import open_slide
 
 
 def refusal(path: Path) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from tests.conftest import EXAMPLE_SLIDE
+from tests.slides.slide_files import Pixels, pyramid, tissue, write_mrxs, write_scn, write_svs, write_tiff
 
-from conftest import EXAMPLE_SLIDE
 from longvit.errors import InputError
 from longvit.slides import resampling, strips
 from longvit.slides.canvas import Canvas, canvas, read_canvas, write_canvas
@@ -23,7 +24,6 @@ from longvit.slides.placement import Box, Placement
 from longvit.slides.reader import Slide, open_slide
 from longvit.slides.resampling import Axis, reduce_block, reduce_rows
 from longvit.slides.strips import canvas_strips, plan_canvas
-from slides.slide_files import Pixels, pyramid, tissue, write_mrxs, write_scn, write_svs, write_tiff
 
 BICUBIC = Image.Resampling.BICUBIC
 

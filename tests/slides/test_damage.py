@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from tests.conftest import EXAMPLE_SLIDE
+from tests.slides.slide_files import overwrite, pyramid, tile_place, tissue, write_mrxs, write_svs, write_tiff
 
-from conftest import EXAMPLE_SLIDE
 from longvit.errors import InputError
 from longvit.slides.openslide_reader import OpenSlideReader
 from longvit.slides.reader import open_slide
 from longvit.slides.strips import canvas_strips
-from slides.slide_files import overwrite, pyramid, tile_place, tissue, write_mrxs, write_svs, write_tiff
 
 WIDTH, HEIGHT, TILE = 384, 256, 64
 BAD = 8  # the tile in column 2 of row 1

@@ -9,9 +9,9 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from tests.slides.slide_files import dicom_series, tissue, write_dicom
 
 from longvit.slides.dicom_header import DicomHeader, read_dicom_header
-from slides.slide_files import dicom_series, tissue, write_dicom
 
 
 def slide(path: Path, **series: str) -> tuple[Path, str]:

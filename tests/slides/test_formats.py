@@ -12,13 +12,8 @@ import pytest
 import simplejpeg
 import tifffile
 from PIL import Image
-
-from conftest import EXAMPLE_SLIDE
-from longvit.errors import InputError
-from longvit.slides import reader_selection
-from longvit.slides.reader import open_slide
-from longvit.slides.tiled_tiff import TiledTiffReader
-from slides.slide_files import (
+from tests.conftest import EXAMPLE_SLIDE
+from tests.slides.slide_files import (
     Pixels,
     dicom_series,
     halved,
@@ -34,6 +29,11 @@ from slides.slide_files import (
     write_svs,
     write_tiff,
 )
+
+from longvit.errors import InputError
+from longvit.slides import reader_selection
+from longvit.slides.reader import open_slide
+from longvit.slides.tiled_tiff import TiledTiffReader
 
 # Mean grey levels that a JPEG of quality 90 to 95 is off here; a shift by one pixel would be 11 or more.
 JPEG_LOSS = 7.0

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from slides.slide_files import write_gigapixel
+from tests.slides.slide_files import write_gigapixel
 
 SCRIPT = """
 import sys

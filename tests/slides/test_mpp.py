@@ -6,12 +6,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-
-from conftest import EXAMPLE_SLIDE
-from longvit.errors import InputError
-from longvit.slides.mpp import Candidate, aperio_candidate, ome_candidate, resolve_mpp
-from longvit.slides.reader import open_slide
-from slides.slide_files import (
+from tests.conftest import EXAMPLE_SLIDE
+from tests.slides.slide_files import (
     dicom_series,
     pyramid,
     tissue,
@@ -21,6 +17,10 @@ from slides.slide_files import (
     write_svs,
     write_tiff,
 )
+
+from longvit.errors import InputError
+from longvit.slides.mpp import Candidate, aperio_candidate, ome_candidate, resolve_mpp
+from longvit.slides.reader import open_slide
 
 
 def test_slide_without_mpp_names_the_flag_the_column_and_where_it_looked(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.conftest import EXAMPLE_SLIDE
+from tests.slides.slide_files import overwrite, pyramid, tile_place, tissue, write_mrxs, write_scn, write_tiff
 
-from conftest import EXAMPLE_SLIDE
 from longvit.errors import InputError
 from longvit.slides.reader import Slide, open_slide
 from longvit.slides.slide_info import describe_readers, info
 from longvit.slides.strips import canvas_strips
-from slides.slide_files import overwrite, pyramid, tile_place, tissue, write_mrxs, write_scn, write_tiff
 
 REGION = (300, 400, 0, 257, 130)
 

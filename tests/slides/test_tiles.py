@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.slides.slide_files import pyramid, tissue, write_svs
 
 from longvit.errors import InputError
 from longvit.slides.mpp import Mpp
@@ -16,7 +17,6 @@ from longvit.slides.tile_overview import draw_tiles
 from longvit.slides.tile_reading import level_for, pieces_read, read_tiles
 from longvit.slides.tiles import TileGrid, TileSettings, tile_grid
 from longvit.slides.tissue import Tissue, TissueSettings, tissue_of_canvas
-from slides.slide_files import pyramid, tissue, write_svs
 
 
 def everywhere(width: float, height: float, x: float = 0, y: float = 0) -> Tissue:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conftest import EXAMPLE_SLIDE
 
-from conftest import EXAMPLE_SLIDE
 from longvit.errors import InputError
 from longvit.slides.mpp import Mpp
 from longvit.slides.placement import Box

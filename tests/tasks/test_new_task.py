@@ -13,8 +13,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from tests.conftest import ROOT
 
-from conftest import ROOT
 from longvit.cli import main
 from longvit.tasks.catalogue import TASKS
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.finetuning.study import SETTINGS as QUICK
 
 import longvit
 from longvit.data.cohort import Cohort, SlideRow, read_cohort
@@ -18,7 +19,6 @@ from longvit.finetuning.run import finetune
 from longvit.slide_jobs.predict import predict_slides
 from longvit.tasks.survival import Survival, risk_of
 from longvit.tasks.task import Predictions
-from tasks.study import SETTINGS as QUICK
 
 SETTINGS = replace(QUICK, task="survival", lr=3e-3)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tests.conftest import shared
 
-from conftest import shared
 from longvit.errors import InputError
 from longvit.tasks.survival_loss import bin_of, cox_loss, nll_loss, risk, survival_curve, time_bins
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import torch._dynamo  # the first optimiser of a process loads it, which takes longer than the run
+from tests.training.small_run import SETTINGS, run
 
 from longvit.training.loop import Interrupted
-from training.small_run import SETTINGS, run
 
 RESUMED = replace(SETTINGS, epochs=4, ema=0.9)  # a checkpoint after every step
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tests.training.small_run import SETTINGS, PointBatches, network, run, step
 
 from longvit.training.checkpoint import read_checkpoint
 from longvit.training.loop import train
-from training.small_run import SETTINGS, PointBatches, network, run, step
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:

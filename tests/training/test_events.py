@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.training.small_run import SETTINGS, PointBatches, network, run, step
 
 from longvit.errors import InputError
 from longvit.training.loop import train
-from training.small_run import SETTINGS, PointBatches, network, run, step
 
 SETTINGS = replace(SETTINGS, tensorboard=True, checkpoint_minutes=9)
 

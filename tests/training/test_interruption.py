@@ -17,23 +17,23 @@ from typing import Any
 
 import pytest
 import torch
+from tests.training.interrupted_run import whole_run
+from tests.training.small_run import SETTINGS, PointBatches, network, run, step
 
 from longvit.training.checkpoint import Checkpoint, read_checkpoint
 from longvit.training.interruption import SIGNALS, Interrupted, StopSignals
 from longvit.training.loop import train
-from training.interrupted_run import whole_run
-from training.small_run import SETTINGS, PointBatches, network, run, step
 
-TESTS = str(Path(__file__).parents[1])
+ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def forked(target: Any, *args: Any) -> ForkServerProcess:
     """A process from a server that has torch loaded: a few milliseconds instead of seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.interrupted_run"])
+    context.set_forkserver_preload(["tests.training.interrupted_run"])
     process = context.Process(target=target, args=args)
     with pytest.MonkeyPatch.context() as patch:  # the server does not get sys.path before Python 3.13
-        patch.setenv("PYTHONPATH", TESTS, prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
         process.start()
     return process
 

@@ -22,11 +22,11 @@ import torch
 import torch._dynamo  # the first optimiser of a process loads it, which takes longer than the run
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tests.parallel.ranks import launcher
+from tests.training.sharded_run import SETTINGS, run
 
 from longvit.errors import InputError
 from longvit.parallel import all_ranks
-from parallel.ranks import launcher
-from training.sharded_run import SETTINGS, run
 
 RANKS = 4  # a mesh of 2 × 2
 ATTEMPTS = itertools.count()

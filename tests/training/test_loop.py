@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.training.small_run import SETTINGS, PointBatches, network, run, step
 
 from longvit.errors import InputError
 from longvit.training.loop import NonFiniteError, TrainSettings, train
 from longvit.training.optim import learning_rate, parameter_groups
-from training.small_run import SETTINGS, PointBatches, network, run, step
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 

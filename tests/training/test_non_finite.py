@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.training.small_run import SETTINGS, PointBatches, Points, network, run, step
 
 from longvit.errors import InputError
 from longvit.training.checkpoint import read_checkpoint
 from longvit.training.loop import NonFiniteError, train
 from longvit.training.non_finite import Verdict, next_scale
-from training.small_run import SETTINGS, PointBatches, Points, network, run, step
 
 
 def flat(model: torch.nn.Module) -> torch.Tensor:

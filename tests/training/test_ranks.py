@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.parallel.ranks import on_mesh
+from tests.training.sharded_run import SETTINGS, run
 
 from longvit.parallel import Ranks
 from longvit.training.checkpoint import read_checkpoint
 from longvit.training.loop import Interrupted, TrainResult
-from parallel.ranks import on_mesh
-from training.sharded_run import SETTINGS, run
 
 
 def agree(

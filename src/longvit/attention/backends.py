@@ -141,7 +141,9 @@ def _cpu_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor,
     return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, scale=scale)
 
 
-def _cpu_backward(grad_out, q, k, v, out, lse, scale):
+def _cpu_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     narrow = q.dtype == torch.bfloat16 and q.shape[2] >= _CPU_BFLOAT16_BACKWARD_TOKENS
     tensors = [t.to(q.dtype) if narrow else _wide(t) for t in (grad_out, q, k, v, out)]
     return aten._scaled_dot_product_flash_attention_for_cpu_backward(*tensors, lse, 0.0, False, scale=scale)
@@ -187,7 +189,9 @@ def _flash_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tenso
 
 
 @_in_parts
-def _flash_backward(grad_out, q, k, v, out, lse, scale):
+def _flash_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     D, L, M = q.shape[-1], q.shape[-2], k.shape[-2]
     grad_out, q, k, v, out = (_aligned(t, 8) for t in (grad_out, q, k, v, out))
     rng = torch.empty(2, dtype=torch.uint64, device=q.device)  # unread: there is no dropout
@@ -208,7 +212,9 @@ def _efficient_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[T
 
 
 @_in_parts
-def _efficient_backward(grad_out, q, k, v, out, lse, scale):
+def _efficient_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     D = q.shape[-1]
     grad_out, q, k, v, out = (_aligned(t, 8) for t in (grad_out, q, k, v, out))
     # Of `out` the kernel reads the strides of batch and head, and takes H · D for that of the position (o_strideM): a
@@ -311,7 +317,9 @@ def _plain_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tenso
     return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
-def _plain_backward(grad_out, q, k, v, out, lse, scale):
+def _plain_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     k_wide, v_t = _wide(k), _wide(v).transpose(-1, -2)
     grad_k, grad_v = torch.zeros_like(k_wide), torch.zeros_like(k_wide)
     grad_qs = []

@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvit.data.bag_layouts import H5_FILES, PT_FILES, tile_level0_px
-from longvit.data.identity import canonical, folded
-from longvit.data.slide_files import slide_stem
+from longvit.data.identity import canonical
 from longvit.errors import InputError, one_line
 from longvit.files import file_stem, require_regular_file
 from longvit.h5_file import find_dataset, names_in, open_h5, read_attributes, read_numbers
+from longvit.slides.file_kind import slide_stem
+from longvit.slides.spelling import folded
 
 _SUFFIXES = (".h5", ".pt")  # .h5 first, since it has coordinates
 _LFS_HEAD = b"version https://git-lfs"

@@ -35,10 +35,10 @@ from longvit.data.identity import (
     read_id,
     refuse_clashes,
 )
-from longvit.data.slide_files import SlideFinder, dicom_keys, existing_path, last_part, slide_stem
+from longvit.data.slide_files import SlideFinder, dicom_keys, existing_path, last_part
 from longvit.data.table import column_name, number, read_mpp, read_table
 from longvit.errors import InputError
-from longvit.slides.file_kind import near_name
+from longvit.slides.file_kind import near_name, slide_stem
 from longvit.slides.slide_name import fault_of_name, printable
 
 SPLITS = ("train", "val", "test")

@@ -44,7 +44,7 @@ class CanvasBatch:
 
 
 @dataclass
-class CanvasDataset(Dataset):
+class CanvasDataset(Dataset[tuple[torch.Tensor, dict[str, np.generic], str]]):
     """Slides with cached canvases; item i: uint8 (3, S, S) tensor (raw pixels), its targets, slide_id.
 
     Canvases stay in memory while they fit into `memory_mb`; the others are read again each time.

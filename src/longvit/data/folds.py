@@ -24,10 +24,10 @@ from typing import TypeVar
 
 from longvit.data.cohort import SPLIT_NAMES, SPLITS, Cohort, SlideRow
 from longvit.data.identity import first_places, is_missing, read_id, refuse_clashes, refuse_other_spelling
-from longvit.data.slide_files import slide_stem
 from longvit.data.table import number, read_table
 from longvit.errors import InputError
 from longvit.files import make_folder, write_csv
+from longvit.slides.file_kind import slide_stem
 
 _T = TypeVar("_T", int, str)
 _FILE = re.compile(r"(?:splits?|folds?)_?(\d+)\.csv", re.IGNORECASE)

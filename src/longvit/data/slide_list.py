@@ -19,12 +19,11 @@ from longvit.data.slide_files import (
     existing_path,
     last_part,
     mirax_slide,
-    slide_stem,
 )
 from longvit.data.table import read_mpp, read_table
 from longvit.errors import InputError
 from longvit.files import is_folder
-from longvit.slides.file_kind import near_name
+from longvit.slides.file_kind import near_name, slide_stem
 from longvit.slides.folder import counted_as
 from longvit.slides.slide_name import fault_of_name, printable
 

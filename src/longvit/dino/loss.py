@@ -146,7 +146,9 @@ class _CrossEntropy(torch.autograd.Function):
     """Mean over pairs and regions; stores the student's outputs in their dtype and one log-sum-exp per row."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, targets: Tensor, regions: int, global_crops: int, temperature: float):
+    def forward(
+        ctx: Any, student: Tensor, targets: Tensor, regions: int, global_crops: int, temperature: float
+    ) -> Tensor:
         n, k = student.shape
         lse, total = targets.new_empty(n, 1), targets.new_zeros(())
         for crop in range(n // regions):
@@ -161,7 +163,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         student, targets, lse = ctx.saved_tensors
         regions, global_crops, temperature = ctx.settings
         n, k = student.shape

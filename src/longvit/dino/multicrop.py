@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from longvit.model.encoder import Block, DilatedPattern, Encoder, Scales
+from longvit.attention.pattern import DilatedPattern
+from longvit.model.encoder import Block, Encoder, Scales
 from longvit.model.longvit import LongViT
 from longvit.model.norm_linear import compute_dtype
 from longvit.parallel import ShardedLongViT

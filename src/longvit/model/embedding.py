@@ -184,7 +184,17 @@ class _Embed(torch.autograd.Function):
     """Projection and positions, a few rows of patches at a time; keeps the unchanged images for backward."""
 
     @staticmethod
-    def forward(ctx: Any, images, weight, bias, rows, columns, patch_px: int, shift: int, dtype):
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+        patch_px: int,
+        shift: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
         ctx.save_for_backward(images, rows)
         ctx.settings = patch_px, shift, dtype, weight.shape, weight.dtype, columns.shape, columns.dtype
         b, h, w, dim = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px, len(weight)
@@ -193,7 +203,7 @@ class _Embed(torch.autograd.Function):
         return y.view(b, h * w, dim)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, rows = ctx.saved_tensors
         patch_px, shift, dtype, shape, weight_dtype, columns_shape, wide = ctx.settings
         b, h, w, dim = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px, shape[0]

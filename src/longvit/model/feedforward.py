@@ -18,7 +18,21 @@ from longvit.model import norm_linear as nl
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, n1w, n1b, w1, b1, n2w, n2b, w2, b2, eps, keep_hidden, dtype):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        n1w: Tensor,
+        n1b: Tensor,
+        w1: Tensor,
+        b1: Tensor,
+        n2w: Tensor,
+        n2b: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        eps: float,
+        keep_hidden: bool,
+        dtype: torch.dtype,
+    ) -> Tensor:
         first = n1w, n1b, w1.to(dtype), b1.to(dtype), eps, False
         second = n2w, n2b, w2.to(dtype), b2.to(dtype), eps, True
         hidden: list[Tensor] = []
@@ -35,7 +49,7 @@ class _FeedForward(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, n1w, n1b, w1, b1, n2w, n2b, w2, *hidden = ctx.saved_tensors
         eps, kept = ctx.eps, iter(hidden)
         first, second = nl.Grads(n1w, w1), nl.Grads(n2w, w2)

@@ -52,14 +52,24 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None = None, out: Tensor | None = N
 
 class _NormLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, norm_w, norm_b, w, b, eps: float, gelu: bool, dtype: torch.dtype):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm_w: Tensor,
+        norm_b: Tensor,
+        w: Tensor,
+        b: Tensor,
+        eps: float,
+        gelu: bool,
+        dtype: torch.dtype,
+    ) -> Tensor:
         ctx.save_for_backward(x, norm_w, norm_b, w)
         ctx.eps, ctx.gelu, ctx.dtype = eps, gelu, dtype
         w, b = w.to(dtype), b.to(dtype)
         return by_chunks(x, lambda c, out: forward_chunk(x[c], norm_w, norm_b, w, b, eps, gelu, out))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, norm_w, norm_b, w = ctx.saved_tensors
         sums, w_cast = Grads(norm_w, w), w.to(ctx.dtype)
 

@@ -100,7 +100,16 @@ def _parameters(*pairs: tuple[nn.LayerNorm, nn.Linear | Projection]) -> list[Ten
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, heads: int, settings, eps: float, dtype: torch.dtype, keeping: Keeping, *parameters):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        heads: int,
+        settings: tuple[Any, ...],
+        eps: float,
+        dtype: torch.dtype,
+        keeping: Keeping,
+        *parameters: Tensor,
+    ) -> Tensor:
         qkv = _projected(x, parameters, eps, dtype, heads)
         out, lse = forward_op([qkv], *settings)
         del qkv
@@ -110,7 +119,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor):
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         (x, out, lse), parameters = Keeping.kept(ctx)
         qkv = _projected(x, parameters, ctx.eps, ctx.dtype, ctx.heads)
         (grad_qkv,) = backward_op(grad_out, [qkv], out, lse, *ctx.settings)
@@ -148,7 +157,16 @@ def attend(attn: DilatedSelfAttention, x: Tensor, pattern: DilatedPattern, keepi
 
 class _Finish(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x, out, scales, eps, dtype: torch.dtype, keeping: Keeping, *parameters):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        out: Tensor,
+        scales: Any,
+        eps: Sequence[float],
+        dtype: torch.dtype,
+        keeping: Keeping,
+        *parameters: Tensor,
+    ) -> Tensor:
         flat, heads = x.flatten(0, 1), out.flatten(0, 1).flatten(1)
         proj, fc1, fc2 = _linears(parameters, eps, dtype)
         ctx.scales, ctx.eps, ctx.dtype = scales, eps, dtype
@@ -166,7 +184,7 @@ class _Finish(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, out, *_), parameters = Keeping.kept(ctx)
         proj, fc1, fc2 = _linears(parameters, ctx.eps, ctx.dtype)
         sums = [nl.Grads(parameters[i], parameters[i + 2]) for i in (0, 4, 8)]

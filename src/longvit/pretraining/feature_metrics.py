@@ -19,6 +19,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -125,7 +126,7 @@ def unit_rows(features: ArrayLike) -> NDArray[np.float64]:
     return x / np.where(length > 0, length, 1)
 
 
-def _fit(x: NDArray[np.float64], y: NDArray[np.int64], group: NDArray[np.int64], seed: int):
+def _fit(x: NDArray[np.float64], y: NDArray[np.int64], group: NDArray[np.int64], seed: int) -> Any:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold

@@ -145,7 +145,7 @@ def find_tissue(
     width = min(pixels.shape[1], max(1, round(width_um / settings.mpp)))
     height = min(pixels.shape[0], max(1, round(height_um / settings.mpp)))
     image = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BOX)
-    rgb = np.ascontiguousarray(np.moveaxis(np.asarray(image), 2, 0)) / np.float32(255)
+    rgb = np.ascontiguousarray(np.moveaxis(np.asarray(image, np.float32), 2, 0)) / np.float32(255)
     glass = _glass_of(rgb, background)
     px_um = (width_um / width, height_um / height)
     per_px = (px_um[1], px_um[0])  # as arrays count: rows first

@@ -1,0 +1,1 @@
+"""Tests and their helpers; a folder per package of `longvit`."""

@@ -11,7 +11,7 @@ import pytest
 
 UNLUCKY = """
 import os, signal, sys, time, weakref
-from longvit.processes.interrupts import lost_interrupts_come_again
+from longvit.processes.interrupts import resend_swallowed_interrupts
 
 class Thing:
     pass
@@ -24,7 +24,7 @@ number = signal.Signals(int(sys.argv[1]))
 signal.signal(number, signal.default_int_handler)
 strike = lambda *_: os.kill(os.getpid(), number)
 try:
-    with lost_interrupts_come_again(number):
+    with resend_swallowed_interrupts(number):
         if sys.argv[2] == "callback":
             thing = Thing()
             heard = weakref.ref(thing, strike)
@@ -89,9 +89,9 @@ def test_commands_and_their_workers_hear_it(tmp_path: Path, code: str, status: i
 
 def test_other_errors_there_are_still_told() -> None:
     code = (
-        "from longvit.processes.interrupts import lost_interrupts_come_again\n"
+        "from longvit.processes.interrupts import resend_swallowed_interrupts\n"
         "class Last:\n    def __del__(self): raise ValueError('told')\n"
-        "with lost_interrupts_come_again():\n    last = Last(); del last\n"
+        "with resend_swallowed_interrupts():\n    last = Last(); del last\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "ValueError: told" in found.stderr

@@ -72,7 +72,7 @@ def test_a_bar_inside_a_bar_does_not_stop_the_job() -> None:
             with Progress("evaluating", 3, unit="slides", stream=terminal) as inner:
                 inner.advance(3)
             outer.advance(note="loss 0.5")
-        outer.say("a line of its own")
+        outer.log("a line of its own")
     text = terminal.getvalue()
     assert "training" in text
     assert "2/2" in text

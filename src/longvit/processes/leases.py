@@ -5,7 +5,7 @@ process's start time and a token. Its holder renews it by a heartbeat: it touche
 
 A lease expires where its holder is a process of this host that no longer runs (or whose number another process has), or
 where heartbeats stop. The age of the last heartbeat is measured by the folder's clock (the time of a file written there
-now). Clocks of two machines may differ, so a lease never expires before we have seen it unchanged for a while.
+now). Clocks of two machines may differ, so a lease expires only after a process has seen it unchanged for a while.
 
 Leases only avoid duplicate work: files are written atomically, so two holders would write the same result twice.
 """
@@ -33,7 +33,7 @@ HEARTBEAT_S = 5.0
 EXPIRES_AFTER_S = 60.0
 """Age of the last heartbeat at which a lease expires."""
 _OBSERVED_S = 3 * HEARTBEAT_S
-"""Least time for which we observe a lease without a heartbeat, however old it looks by the folder's clock."""
+"""Time for which a process must see a lease unchanged before it expires, whatever the folder's clock says."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Leases:
 
     def __init__(self) -> None:
         self._held: dict[Path, str] = {}
-        self._seen: dict[Path, tuple[object, float]] = {}  # path -> (mtime, when we first saw it)
+        self._seen: dict[Path, tuple[object, float]] = {}  # path -> (mtime, when first seen)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True)
 
@@ -152,7 +152,7 @@ class Leases:
         return observed_s > _OBSERVED_S and is_old(lease_path)
 
     def _take_over(self, lease_path: Path, text: str) -> dict[str, Any] | None:
-        """Replaces an expired lease by ours and returns the content of the expired one.
+        """Replaces an expired lease by a new one and returns the content of the expired one.
 
         Takeovers run one at a time, or two processes would remove each other's lease: under the system's lock. Where a
         network folder has no locks, the rename is undone if the file that it moved was not the expired lease.

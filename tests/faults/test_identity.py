@@ -315,7 +315,7 @@ def test_rows_without_case_id_are_never_one_patient(tmp_path: Path) -> None:
         blank = evaluate(predictions(tmp_path / "blank.csv", [empty] * 40), resamples=50)
         assert blank.groups[0].metrics == without.groups[0].metrics
         assert blank.groups[0].patients == 40
-        assert "40 rows without case_id: each counts as one patient" in blank.notes
+        assert "40 rows without case_id: each counts as a separate patient" in blank.notes
     some = evaluate(predictions(tmp_path / "some.csv", ["", "", "", *["p"] * 37]), resamples=50)
     assert some.groups[0].patients == 4
 
@@ -339,7 +339,7 @@ def test_a_cohort_counts_rows_without_case_id_one_by_one(tmp_path: Path) -> None
     for empty in ("", "nan", "\u00a0"):
         found = read_cohort(cohort(tmp_path, (empty,) * 4))
         assert len({row.case_id for row in found.rows}) == 8
-        assert any("4 rows without case_id: each counts as one patient" in note for note in found.notes)
+        assert any("4 rows without case_id: each counts as a patient of its own" in note for note in found.notes)
     with pytest.raises(InputError, match="line 2: slide P7 has no case_id, and line 4 has the patient P7; fill in"):
         read_cohort(cohort(tmp_path, ("", "q", "P7"), ("P7",)))
 

@@ -315,7 +315,7 @@ def test_rows_without_case_id_are_never_one_patient(tmp_path: Path) -> None:
         blank = evaluate(predictions(tmp_path / "blank.csv", [empty] * 40), resamples=50)
         assert blank.groups[0].metrics == without.groups[0].metrics
         assert blank.groups[0].patients == 40
-        assert "40 rows without case_id: each counts as one patient" in blank.notes
+        assert "40 rows without case_id: each counts as a separate patient" in blank.notes
     some = evaluate(predictions(tmp_path / "some.csv", ["", "", "", *["p"] * 37]), resamples=50)
     assert some.groups[0].patients == 4
 

@@ -324,7 +324,7 @@ def _name_patients(path: Path, table: DataFrame) -> list[str]:
     ]
     notes = []
     if "case_id" in table.columns and (n := sum(not case for case in cases)):
-        notes.append(f"{n} rows without case_id: each counts as one patient")
+        notes.append(f"{n} rows without case_id: each counts as a separate patient")
     if "slide_id" in table.columns:
         group = [c for c in (*KEYS, "fold", "slide_id") if c in table.columns]
         twice = table[(table["slide_id"] != "") & table.duplicated(group)]

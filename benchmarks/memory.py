@@ -267,10 +267,10 @@ def table(rows: list[Row]) -> str:
 def draw_curve(rows: list[Row], path: Path) -> None:
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
-    points = [r for r in rows if r["what"] == "curve"]
-    formula = [r["planned_mib"] for r in points]
-    axes.loglog([r["patches"] for r in points], formula, "-", label="ours, longvit plan's formula")
-    measured = [(r["patches"], r["measured_mib"]) for r in points if r["measured_mib"]]
+    curve_rows = [r for r in rows if r["what"] == "curve"]
+    formula = [r["planned_mib"] for r in curve_rows]
+    axes.loglog([r["patches"] for r in curve_rows], formula, "-", label="ours, longvit plan's formula")
+    measured = [(r["patches"], r["measured_mib"]) for r in curve_rows if r["measured_mib"]]
     axes.loglog(*zip(*measured, strict=True), "o", label="ours, measured")
     for slope, marker in ((False, "s"), (True, "x")):
         points = [

@@ -1,9 +1,9 @@
-"""Dilated attention alone against the authors' published code and against the bare fused calls.
+"""Benchmark of dilated attention against the authors' published code and against bare fused calls.
 
     python benchmarks/attention.py [--save] [--rounds 3] [--tokens 16384]
 
-float32, 16 heads of 24, the paper's segments. Ratios: `speed` published / ours (how many times as fast), `over_bare`
-ours / bare fused calls on contiguous data, `memory` ours / published, peak above the inputs.
+float32, 16 heads of 24, the paper's segments. Ratios: `speed` is published / ours, `over_bare` ours / bare fused calls
+on contiguous data, `memory` ours / published, as peak above the inputs.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from side_by_side import alternate, has_published, report, worker
 
 def row(tokens: int, backward: bool, rounds: int) -> dict[str, object]:
     flags = ["--tokens", str(tokens), *(["--backward"] if backward else [])]
-    who = ["ours", "bare", *(["published"] if has_published() else [])]
-    found = alternate({name: worker(name, "attention", *flags) for name in who}, rounds)
-    ours = found["ours"]
+    names = ["ours", "bare", *(["published"] if has_published() else [])]
+    results = alternate({name: worker(name, "attention", *flags) for name in names}, rounds)
+    ours = results["ours"]
     result: dict[str, object] = {
         "what": "forward + backward" if backward else "forward",
         "tokens": tokens,
-        "over_bare": round(ours["seconds"] / found["bare"]["seconds"], 3),
+        "over_bare": round(ours["seconds"] / results["bare"]["seconds"], 3),
         "ours_mib_above_inputs": round(ours["above_inputs_mib"]),
     }
-    if "published" in found:
-        published = found["published"]
+    if "published" in results:
+        published = results["published"]
         result["speed"] = round(published["seconds"] / ours["seconds"], 3)
         result["memory"] = round(ours["above_inputs_mib"] / published["above_inputs_mib"], 3)
         result["published_mib_above_inputs"] = round(published["above_inputs_mib"])

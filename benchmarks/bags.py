@@ -1,14 +1,17 @@
-"""A bag of 100,000 tiles, 384 features each, through every system of `longvit.baselines`: seconds and memory of a step.
+"""Benchmark of the systems of `longvit.baselines` on a bag of 100,000 tiles of 384 features: time, memory of a step.
 
     python benchmarks/bags.py [--save] [--tiles 50000 100000] [--systems clam_sb transmil …] [--rounds 3]
 
-Each measurement in a process of its own: a bag of random features on a square grid, then forward (train mode) and
-backward of the cross-entropy. `prepare_seconds` is what is done once per bag (phenotypes, graph), `seconds` the median
-step, `cpu_seconds` the processor's, `peak_mib` VmHWM above what is resident with libraries, system and bag (after a
-step of a bag of 300 tiles): activations, their gradients and those of the parameters. `growth_of_…`: over a bag half
-as large; 2 is linear. In time only two grow faster by what they are: the exact neighbours of GCN-MIL in feature space,
-in their preparation (quadratic; its memory is not: in chunks), and LongNet, whose longest segments are as long as the
-bag (a share of 1 / 256 of all pairs). SNN has no tiles.
+Each measurement runs in a separate process: a bag of random features on a square grid, then forward (train mode) and
+backward of the cross-entropy.
+
+- `prepare_seconds`: preparation, once per bag (phenotypes, graph)
+- `seconds`: median step; `cpu_seconds`: the same in CPU time
+- `peak_mib`: VmHWM above the memory of libraries, system and bag (after a step of a bag of 300 tiles)
+- `growth_of_…`: ratio to a bag half as large; 2 is linear
+
+Two systems have superlinear time. GCN-MIL's exact neighbours in feature space take quadratic time to prepare, in chunks
+of memory. LongNet's longest segments are as long as the bag (1 / 256 of all pairs). SNN has no tiles.
 """
 
 from __future__ import annotations
@@ -26,13 +29,13 @@ from side_by_side import measure, report
 from worker import memory_mib, reset_peak
 
 WIDTH = 384
-ENOUGH_S = 40.0  # no further round behind so long
-SIGNATURES = (94, 334, 521, 468, 1496, 479)  # the six of MCAT, as many genes as its tables hold
+ENOUGH_S = 40.0  # no further round after this time
+SIGNATURES = (94, 334, 521, 468, 1496, 479)  # number of genes of MCAT's six signatures in its tables
 SETTINGS: dict[str, list[dict[str, Any]]] = {"gcn_mil": [{"graph": "features"}, {"graph": "coordinates"}]}
 
 
-def one(name: str, tiles: int, rounds: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """A measurement, in this process."""
+def measure_step(name: str, tiles: int, rounds: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Measures one system in this process."""
     import torch
     from torch.nn import functional
 
@@ -41,23 +44,24 @@ def one(name: str, tiles: int, rounds: int, settings: dict[str, Any]) -> dict[st
 
     torch.manual_seed(0)
     omics = SIGNATURES if name == "mcat" else None
-    made = create_system(name, in_dim=WIDTH, outputs=2, omics=omics, **settings).train()
+    system = create_system(name, in_dim=WIDTH, outputs=2, omics=omics, **settings).train()
 
     def bag(n: int) -> Bag:
         place, side = torch.arange(n), math.isqrt(n - 1) + 1
         coords = torch.stack([place % side, place // side], 1) * 256
         return Bag(torch.randn(n, WIDTH), coords, tuple(torch.randn(g) for g in SIGNATURES) if omics else None)
 
-    def step(of: Bag) -> None:
-        found = made(of, 1)
-        found.total(functional.cross_entropy(found.logits[None], torch.ones(1, dtype=torch.long))).backward()
-        made.zero_grad()
+    def step(bag: Bag) -> None:
+        prediction = system(bag, 1)
+        loss = functional.cross_entropy(prediction.logits[None], torch.ones(1, dtype=torch.long))
+        prediction.total(loss).backward()
+        system.zero_grad()
 
     small, large = bag(300), bag(tiles)
-    made.fit([small])
-    step(made.prepare(small))
+    system.fit([small])
+    step(system.prepare(small))
     start = time.perf_counter()
-    large = made.prepare(large)
+    large = system.prepare(large)
     prepared = time.perf_counter() - start
     before = memory_mib("VmRSS")
     reset_peak()
@@ -68,7 +72,7 @@ def one(name: str, tiles: int, rounds: int, settings: dict[str, Any]) -> dict[st
         wall.append(time.perf_counter() - begun[0])
         cpu.append(time.process_time() - begun[1])
     return {
-        "parameters": sum(p.numel() for p in made.parameters()),
+        "parameters": sum(p.numel() for p in system.parameters()),
         "prepare_seconds": round(prepared, 3),
         "rounds": len(wall),
         "seconds": round(statistics.median(wall), 4),
@@ -78,22 +82,22 @@ def one(name: str, tiles: int, rounds: int, settings: dict[str, Any]) -> dict[st
 
 
 def rows(names: list[str], sizes: list[int], rounds: int) -> list[dict[str, Any]]:
-    found = []
+    results = []
     for name in names:
         for settings in SETTINGS.get(name, [{}]):
-            of_size: dict[int, dict[str, Any]] = {}
+            by_size: dict[int, dict[str, Any]] = {}
             for tiles in sizes:
                 command = [sys.executable, str(Path(__file__).resolve()), "--one", name, "--tiles", str(tiles)]
                 result = measure([*command, "--rounds", str(rounds), "--settings", json.dumps(settings)])
-                of_size[tiles] = {"system": name, **settings, "tiles": tiles, **result}
-                if tiles // 2 in of_size:
-                    half = of_size[tiles // 2]
+                by_size[tiles] = {"system": name, **settings, "tiles": tiles, **result}
+                if tiles // 2 in by_size:
+                    half = by_size[tiles // 2]
                     for what in ("seconds", "peak_mib"):
                         growth = result[what] / half[what] if half[what] else None
-                        of_size[tiles][f"growth_of_{what}"] = growth and round(growth, 2)
-                print(json.dumps(of_size[tiles]), file=sys.stderr, flush=True)
-            found += of_size.values()
-    return found
+                        by_size[tiles][f"growth_of_{what}"] = growth and round(growth, 2)
+                print(json.dumps(by_size[tiles]), file=sys.stderr, flush=True)
+            results += by_size.values()
+    return results
 
 
 def main() -> None:
@@ -108,7 +112,7 @@ def main() -> None:
     parser.add_argument("--settings", type=json.loads, default={}, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one(args.one, args.tiles[0], args.rounds, args.settings)))
+        print(json.dumps(measure_step(args.one, args.tiles[0], args.rounds, args.settings)))
         return
     report("bags", rows(args.systems, args.tiles, args.rounds), args.save)
 

@@ -1,26 +1,25 @@
-"""Many slides: 200 crops of the example slide by two workers, one of them killed halfway; what a slide costs in all.
+"""Benchmark of slide jobs: overhead per slide for 200 crops of the example slide and two workers, one killed halfway.
 
     python benchmarks/batch.py [--slides 200] [--workers 2] [--rounds 3] [--save]
 
 Each round runs, one after another on the same slides with one thread per process:
 
-- `bare`: as many processes as there are workers, each with its share of the slides and its model loaded: a loop that
-  opens, reads, embeds and writes, no more. The pure work, as fast as the machine does it at that time;
-- `batch`: `longvit.slide_jobs` with the workers, undisturbed;
-- `killed`: the same, one worker killed (SIGKILL) when half of the slides are done.
+- `bare`: as many processes as there are workers, each with a part of the slides and its model loaded. Each runs a loop
+  that opens, reads, embeds and writes; this is the reference on the machine at that time
+- `batch`: `longvit.slide_jobs` with the workers, undisturbed
+- `killed`: the same, one worker killed (SIGKILL) when half of the slides are done
 
 Overhead per slide, in ms:
 
-- `in_place`: (wall of the workers from their first slide to their last − the work that they measured themselves: model
-  and writing) / slides: claims, logs, pixels from the reading process, and all reading that was not done ahead;
-- `cpu`: (processor seconds of all our processes − those of the bare loops) / slides: also what is paid once (start of
-  Python, torch and the model, thrice where one is killed); it counts no waiting;
-- `steady`, `all`: workers × (wall of the batch − wall of the bare loops) / slides, from the first slide on and in all.
-  Where others are using the machine (see `load`) these say nothing: whoever has more processes gets more of it.
+- `in_place`: (wall time of the workers from their first slide to their last − their measured model and writing time) /
+  slides; it has leases, logs, pixels from the reading process, and reading that was not done ahead
+- `cpu`: (CPU seconds of all our processes − those of the bare loops) / slides; it includes start-up (Python, torch and
+  the model, three times where a worker is killed) but no waiting
+- `steady`, `all`: workers × (wall time of the batch − wall time of the bare loops) / slides, from the first slide and
+  in total; these are meaningless on a machine with other load (see `load`)
 
-`parts` are measured alone: the claim of a slide with its end and its log, reading through a process and reading here.
-Goal: `in_place` and `cpu` ≤ 50 ms. `each_once`: no slide was done twice, all have ended, the vectors are those of the
-bare loops to the last bit.
+`parts` are measured separately: the lease of a slide with its end and its log, reading in a process and in a thread.
+Goal: `in_place` and `cpu` ≤ 50 ms. `each_once`: every slide is done once, with the same bits as in the bare loops.
 """
 
 from __future__ import annotations
@@ -72,25 +71,25 @@ def measure(folder: Path, n: int, workers: int, rounds: int) -> list[dict[str, A
     for number in range(rounds):
         load = os.getloadavg()[0]
         bare_s, cpu = bare_loops(model, folder / "slides", folder / f"bare{number}", workers)
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "load_before": round(load, 2),
             "bare_ms_per_slide": round(1e3 * workers * bare_s / n, 1),
             "bare_cpu_ms_per_slide": round(1e3 * cpu / n, 1),
         }
         for name, kills in (("batch", False), ("killed", True)):
             out = folder / f"{name}{number}"
-            found[name] = batch(model, slides, out, workers, bare_s, cpu, kills=kills)
-            found[name]["same_bits_as_bare"] = same_bits(out, folder / f"bare{number}", slides)
-        results.append(found)
-        print(f"round {number}: {json.dumps(found)}", file=sys.stderr, flush=True)
+            result[name] = batch(model, slides, out, workers, bare_s, cpu, kills=kills)
+            result[name]["same_bits_as_bare"] = same_bits(out, folder / f"bare{number}", slides)
+        results.append(result)
+        print(f"round {number}: {json.dumps(result)}", file=sys.stderr, flush=True)
 
-    def median(name: str, figure: str) -> float:
-        return round(statistics.median(one[name][figure] for one in results), 2)
+    def median(name: str, metric: str) -> float:
+        return round(statistics.median(result[name][metric] for result in results), 2)
 
     overheads = {
-        f"{name}_{figure}_ms": median(name, f"overhead_{figure}_ms")
+        f"{name}_{metric}_ms": median(name, f"overhead_{metric}_ms")
         for name in ("batch", "killed")
-        for figure in ("in_place", "cpu", "steady", "all")
+        for metric in ("in_place", "cpu", "steady", "all")
     }
     summary = {
         "slides": n,
@@ -100,7 +99,9 @@ def measure(folder: Path, n: int, workers: int, rounds: int) -> list[dict[str, A
         "goal_ms": GOAL_MS,
         "meets_goal": max(overheads["killed_in_place_ms"], overheads["killed_cpu_ms"]) <= GOAL_MS,
         "each_once": all(
-            one[name]["each_once"] and one[name]["same_bits_as_bare"] for one in results for name in ("batch", "killed")
+            result[name]["each_once"] and result[name]["same_bits_as_bare"]
+            for result in results
+            for name in ("batch", "killed")
         ),
         "parts": parts(folder, slides),
     }
@@ -108,7 +109,7 @@ def measure(folder: Path, n: int, workers: int, rounds: int) -> list[dict[str, A
 
 
 def make_slides(folder: Path, n: int) -> None:
-    """n crops of the example slide, each at another place."""
+    """Writes n crops of the example slide at different positions."""
     import longvit
     from longvit.demo import write_region
 
@@ -133,7 +134,7 @@ def make_model(folder: Path) -> Path:
 
 
 def bare_loops(model: Path, slides: Path, out: Path, n: int) -> tuple[float, float]:
-    """Wall seconds of n loops side by side, the models being loaded before, and their processor seconds."""
+    """Wall and CPU seconds of n concurrent loops, without loading of the models."""
     command = [sys.executable, __file__, "--bare", str(model), str(slides), str(out)]
     loops = [
         subprocess.Popen([*command, str(i), str(n)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -152,7 +153,7 @@ def bare_loops(model: Path, slides: Path, out: Path, n: int) -> tuple[float, flo
 
 
 def bare_loop(model: Path, slides: Path, out: Path, index: int, n: int) -> None:
-    """Every n-th slide, from the `index`-th."""
+    """Processes every n-th slide, from the `index`-th."""
     import torch
 
     import longvit
@@ -166,18 +167,18 @@ def bare_loop(model: Path, slides: Path, out: Path, index: int, n: int) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     cpu = cpu_s()
-    for one in listed:
-        with longvit.open_slide(one.path) as slide:
-            request = job.request(one)
+    for listed_slide in listed:
+        with longvit.open_slide(listed_slide.path) as slide:
+            request = job.request(listed_slide)
             digest = job.digest(slide.identity(), request)
-            job.finish(one, digest, slide.canvas(request.side_px, request.fit, threads=1))
+            job.finish(listed_slide, digest, slide.canvas(request.side_px, request.fit, threads=1))
     print(cpu_s() - cpu)
 
 
 def batch(
     model: Path, slides: Any, out: Path, workers: int, bare_s: float, bare_cpu_s: float, *, kills: bool
 ) -> dict[str, Any]:
-    """A run by several workers; with `kills` one of them is killed halfway."""
+    """Measures a run by several workers; with `kills` one of them is killed halfway."""
     from longvit.slide_jobs.embed import embed_slides
     from longvit.slide_jobs.run import RunSettings
     from longvit.slide_jobs.worker_log import LogTail
@@ -221,7 +222,7 @@ def batch(
 
 
 def beside_work_s(lines: list[tuple[str, dict[str, Any]]]) -> float:
-    """Seconds that the workers, between their first slide and their last, did not spend in the model or writing."""
+    """Seconds of the workers between their first and last slide outside of the model and writing."""
     total = 0.0
     for name in {name for name, _ in lines}:
         own = [line for worker, line in lines if worker == name]
@@ -233,7 +234,7 @@ def beside_work_s(lines: list[tuple[str, dict[str, Any]]]) -> float:
 
 
 def kill_halfway(out: Path, after: int, run: threading.Thread) -> int | None:
-    """Kills the first worker that says `model` when so many slides are done; its process."""
+    """Kills the first worker that logs `model` after `after` slides are done; returns its process id."""
     from longvit.slide_jobs.worker_log import LogTail
 
     processes: dict[str, int] = {}
@@ -253,7 +254,7 @@ def kill_halfway(out: Path, after: int, run: threading.Thread) -> int | None:
 
 
 def cpu_s() -> float:
-    """Processor seconds of this process and of all that it has started and that have ended."""
+    """CPU seconds of this process and of its finished child processes."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
@@ -266,7 +267,7 @@ def same_bits(out: Path, other: Path, slides: Any) -> bool:
 
 
 def parts(folder: Path, slides: Any) -> dict[str, float]:
-    """ms per slide of what the batch adds, each alone."""
+    """Milliseconds per slide of each part of the overhead."""
     from longvit.processes.leases import Leases
     from longvit.slide_jobs.read_process import ReadProcess
     from longvit.slide_jobs.reading import Reader, ReadRequest, ReadSettings, ThreadReader
@@ -279,7 +280,7 @@ def parts(folder: Path, slides: Any) -> dict[str, float]:
         begun = time.perf_counter()
         while (taken := taking.next()) is not None:
             taking.ended(taken, "done")
-        claim_s = (time.perf_counter() - begun) / len(slides)
+        lease_s = (time.perf_counter() - begun) / len(slides)
 
     def read_s(reader: Reader) -> float:
         times = []
@@ -290,11 +291,11 @@ def parts(folder: Path, slides: Any) -> dict[str, float]:
         reader.stop()
         return statistics.median(times)
 
-    here_s, apart_s = read_s(ThreadReader(1)), read_s(ReadProcess(None, 1))
+    thread_s, process_s = read_s(ThreadReader(1)), read_s(ReadProcess(None, 1))
     return {
-        "claim_end_log_ms": round(1e3 * claim_s, 3),
-        "read_here_ms": round(1e3 * here_s, 3),
-        "read_in_a_process_ms": round(1e3 * apart_s, 3),
+        "claim_end_log_ms": round(1e3 * lease_s, 3),
+        "read_here_ms": round(1e3 * thread_s, 3),
+        "read_in_a_process_ms": round(1e3 * process_s, 3),
     }
 
 

@@ -1,26 +1,26 @@
-"""Slide → canvas → embedding: speed against OpenSlide + Pillow, memory at full size, decoding behind the model.
+"""Benchmark of slide → canvas → embedding: speed against OpenSlide + Pillow, peak memory, decoding beside the model.
 
     python benchmarks/canvas.py [--rounds 3] [--quick] [--save]      (15 minutes; 3 GB of disk, 6 GB of memory)
 
-The slides are made in a temporary folder from the real one's JPEG tiles (`tiled_slide.py`). Each measurement runs in a
-process of its own, all in turn (A B A B …). Bicubic everywhere, all from the level that ours reads.
+The slides are made in a temporary folder from the JPEG tiles of the example (`tiled_slide.py`). Each measurement runs
+in a separate process, in turn (A B A B …). All use bicubic resampling from the level that our reader selects.
 
 1. 20,160² px of one level → 4,096².
-2. 100,000² px (BigTIFF, levels of 1 and 1/4) → 32,768²: the first eighth of its rows against OpenSlide + Pillow, the
-   whole by ours alone, as a stream of strips: what it takes at most of memory. And `patches`: the same stream embedded
-   into 1,048,576 patches of LongViT-S (strip by strip, tokens are all that is kept).
-   `grey_levels`: the largest difference between our fast path and our reader through OpenSlide, on strips.
-3. `slide → embedding` for a list of slides (`embed_slides`: the next slide is decoded while the
-   model computes this one) against decoding alone and the model alone; and for one slide (`model.embed(slide)`), where
-   the encoder has to wait for the last patch. One thread decodes and one computes: on two cores they do not share one.
+2. 100,000² px (BigTIFF, levels of 1 and 1/4) → 32,768²: the first eighth of its rows against OpenSlide + Pillow, and
+   the peak memory of our stream of strips over the whole. `patches`: the same stream embedded into 1,048,576 patches of
+   LongViT-S, strip by strip. `grey_levels`: the largest difference between our TIFF reader and OpenSlide, on strips.
+3. `slide → embedding` for a list of slides (`embed_slides` decodes the next slide during the model)
+   against decoding alone and the model alone. And for one slide (`model.embed(slide)`), where the encoder waits for
+   the last patch. One thread decodes and one computes, so that they do not share a core on two cores.
 
-`openslide` is openslide-python and Pillow as one writes it, bounded in memory: `read_region` of bands of whole tile
-rows, `convert("RGB")`, `resize` along x, then along y; one thread, as neither has threads of its own.
-`openslide_threads` is the same work dealt out to as many threads as ours has (a handle each; both let go of the GIL).
-`openslide_whole`: one `read_region` of the whole level, as it is mostly written. `ours_1_thread`: without threads.
+- `openslide`: usual code with openslide-python and Pillow, bounded in memory; `read_region` of bands of whole tile
+  rows, `convert("RGB")`, `resize` along x, then along y; one thread
+- `openslide_threads`: the same work on as many threads as ours has (a handle each; both release the GIL)
+- `openslide_whole`: one `read_region` of the whole level, as most code does
+- `ours_1_thread`: ours without threads
 
-`cores` is CPU seconds per second: where ours has not got the machine's cores, others were using them.
-Prints a table and JSON. Targets: 3 × `openslide`, ≤ 1 GB, ≤ 1.3 × the slower of decoding and model.
+`cores` is CPU seconds per second; it is low where other processes used the cores. Prints a table and JSON.
+Targets: 3 × `openslide`, ≤ 1 GB, ≤ 1.3 × the slower of decoding and model.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from side_by_side import measure, report
 from tiled_slide import make_slide
 
 BAND_PX = 960  # whole rows of tiles; 240, 480 and 1,920 are within 5 %
-NARROW_BYTES = 2**30  # what OpenSlide's way may keep between its two passes
+NARROW_BYTES = 2**30  # memory of the OpenSlide variant between its two passes
 STRIP_PX = 64
 TARGET_RATIO, TARGET_MB, TARGET_OVERLAP = 3.0, 1000, 1.3
 LIST = 6
@@ -50,7 +50,7 @@ MODEL = "longvit_small_patch32"
 
 
 def ours(path: str, side_px: int, rows: tuple[int, int], threads: int | None = None) -> str:
-    """Strips of our canvas, as a user reads them; returns which reader made them."""
+    """Reads our canvas as strips; returns the name of the reader."""
     from longvit.slides.reader import open_slide
 
     with open_slide(path) as slide:
@@ -65,7 +65,7 @@ def ours_1_thread(path: str, side_px: int, rows: tuple[int, int]) -> str:
 
 
 def patches(path: str, side_px: int, rows: tuple[int, int]) -> str:
-    """The canvas as embedded patches, never held."""
+    """Embeds the canvas into patches as a stream."""
     from longvit.model.embedding import PatchEmbedding
     from longvit.model.longvit import SIZES
     from longvit.slides.reader import open_slide
@@ -128,7 +128,7 @@ def openslide_whole(path: str, side_px: int, rows: tuple[int, int]) -> str:
 
 
 def same_pixels(path: str, side_px: int, rows: tuple[int, int]) -> str:
-    """The largest difference between our two readers, on four strips."""
+    """Largest difference between our two readers, on four strips."""
     import numpy as np
 
     from longvit.slides.reader import open_slide
@@ -143,7 +143,7 @@ def same_pixels(path: str, side_px: int, rows: tuple[int, int]) -> str:
 
 
 def _one_thread_each() -> Any:
-    """One thread decodes, one computes; → the model."""
+    """Sets one thread for decoding and one for the model; returns the model."""
     import torch
 
     from longvit.model.longvit import create_model
@@ -156,7 +156,7 @@ def _one_thread_each() -> Any:
 
 
 def _on_slides(path: str, side_px: int, n: int) -> dict[str, Callable[[], Any]]:
-    """What is timed for n slides, after what it needs was made: decoding, model, both."""
+    """Functions to be timed for n slides: decoding, model, both."""
     from dataclasses import replace
 
     import numpy as np
@@ -183,8 +183,8 @@ def _on_slides(path: str, side_px: int, n: int) -> dict[str, Callable[[], Any]]:
     def one_slide() -> None:
         for _ in range(n):
             with open_slide(path) as slide:
-                found = model.embed(slide)
-            assert np.array_equal(found, expected), "the stream gives other bits than the canvas"
+                embedding = model.embed(slide)
+            assert np.array_equal(embedding, expected), "stream and canvas differ in bits"
 
     def listed() -> None:
         with tempfile.TemporaryDirectory() as out:
@@ -218,7 +218,7 @@ WAYS: dict[str, Callable[..., str]] = {
 
 
 def run_one(way: str, path: str, side_px: int, rows: tuple[int, int]) -> dict[str, Any]:
-    """One measurement."""
+    """Runs one measurement."""
     start, start_cpu = time.perf_counter(), time.process_time()
     by = WAYS[way](path, side_px, rows)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
@@ -227,13 +227,13 @@ def run_one(way: str, path: str, side_px: int, rows: tuple[int, int]) -> dict[st
 
 
 def worker(way: str, path: Path, side_px: int, first: int, end: int, *more: str) -> list[str]:
-    """The command of one measurement."""
+    """Command of one measurement."""
     rows = ["--rows", str(first), str(end)]
     return [sys.executable, __file__, "--way", way, "--path", str(path), "--side", str(side_px), *rows, *more]
 
 
 def compare(what: str, path: Path, side_px: int, end: int, ways: list[str], rounds: int) -> list[dict[str, Any]]:
-    """Each way `rounds` times in turn, in a process of its own, for canvas rows [0, end) → medians; then ratios."""
+    """Medians and ratios of all ways on canvas rows [0, end), `rounds` times in turn, each in a separate process."""
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way in ways:
@@ -252,17 +252,17 @@ def compare(what: str, path: Path, side_px: int, end: int, ways: list[str], roun
     ]
     if "openslide" in ways:
         by_way = {row["way"]: row for row in rows}
-        mine, ratio = by_way["ours"], by_way["openslide"]["seconds"] / by_way["ours"]["seconds"]
-        ratios = {f"x_{way}": round(by_way[way]["seconds"] / mine["seconds"], 2) for way in ways if way[:2] == "op"}
+        ours, ratio = by_way["ours"], by_way["openslide"]["seconds"] / by_way["ours"]["seconds"]
+        ratios = {f"x_{way}": round(by_way[way]["seconds"] / ours["seconds"], 2) for way in ways if way[:2] == "op"}
         rows.append(
             {
                 "what": f"{what}: times as fast as",
                 **ratios,
-                "x_openslide_cpu": round(by_way["openslide"]["cpu_seconds"] / mine["cpu_seconds"], 2),
+                "x_openslide_cpu": round(by_way["openslide"]["cpu_seconds"] / ours["cpu_seconds"], 2),
                 "grey_levels": int(measure(worker("same_pixels", path, side_px, 0, end))["by"]),
-                "peak_mb": mine["peak_mb"],
+                "peak_mb": ours["peak_mb"],
                 "target": f">= {TARGET_RATIO:g} x_openslide, <= {TARGET_MB} MB",
-                "reached": ratio >= TARGET_RATIO and mine["peak_mb"] <= TARGET_MB,
+                "reached": ratio >= TARGET_RATIO and ours["peak_mb"] <= TARGET_MB,
             }
         )
     return rows
@@ -284,7 +284,7 @@ def cores() -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as lines to read."""
+    """Table of the rows as text."""
     lines = []
     for row in rows:
         cells = [f"{key} {value}" for key, value in row.items() if key not in ("what", "way", "by")]

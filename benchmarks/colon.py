@@ -1,4 +1,4 @@
-"""Fine-tuning on real labels: 338 H&E fields of colon, adenocarcinoma or healthy, five folds that are disjoint by site.
+"""Fine-tuning on real labels: 338 H&E fields of colon, adenocarcinoma or healthy, five folds disjoint by site.
 
     python benchmarks/colon.py [--save] [--folds 0 1 2 3 4] [--out FOLDER]
 
@@ -7,7 +7,7 @@ Beside it, on the same split: logistic regression on mean colour, on a colour hi
 the embedding of a random, frozen LongViT-tiny. Colour is a strong shortcut in these fields (every site has one
 label), and it can point the wrong way at a new site: read balanced accuracy beside the AUC.
 
-The settings are one choice for all folds, made before any fold was tested: colour is augmented because it is the
+The settings are the same for all folds and were chosen before any test: colour is augmented because it is the
 shortcut. Needs ../shared/slides/colon beside the project.
 """
 
@@ -47,12 +47,12 @@ METRICS = ("auc", "balanced_accuracy")
 
 
 def histogram_control(cohort: Cohort, settings: FinetuneSettings) -> dict[str, float]:
-    """A logistic regression on the colour histogram of the same canvases."""
+    """Metrics of logistic regression on the colour histogram of the same canvases."""
     assert settings.cache_dir is not None
     paths = cache_canvases(cohort.rows, CanvasSettings(settings.side_px, settings.fit), settings.cache_dir).paths
     rows = {split: cohort.split(split) for split in ("train", "test")}
-    labels = {split: np.array([cohort.class_index(row) for row in of]) for split, of in rows.items()}
-    features = {s: pixel_features(CanvasDataset(of, {}, paths), colour_histogram) for s, of in rows.items()}
+    labels = {split: np.array([cohort.class_index(row) for row in chosen]) for split, chosen in rows.items()}
+    features = {s: pixel_features(CanvasDataset(chosen, {}, paths), colour_histogram) for s, chosen in rows.items()}
     p = logistic_probabilities(features["train"], labels["train"], {"test": features["test"]}, 2)
     return classification_metrics(labels["test"], p["test"])
 
@@ -63,14 +63,14 @@ def run_fold(cohort: Cohort, fold: str, settings: FinetuneSettings, out: Path) -
     metrics = finetune(split, settings, out / f"fold{fold}").metrics
     systems = {
         "longvit_tiny": metrics["splits"]["test"],
-        **{name: of["test"] for name, of in metrics["controls"].items()},
+        **{name: splits["test"] for name, splits in metrics["controls"].items()},
         "colour_histogram": histogram_control(split, settings),
     }
     counts = [sum(row.label == name for row in split.split("test")) for name in cohort.classes]
     return {
         "fold": fold,
         "test": dict(zip(cohort.classes, counts, strict=True)),
-        **{name: {figure: round(of[figure], 3) for figure in METRICS} for name, of in systems.items()},
+        **{name: {metric: round(values[metric], 3) for metric in METRICS} for name, values in systems.items()},
     }
 
 
@@ -78,17 +78,17 @@ def mean_and_sd(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and sample standard deviation (ddof 1) over the folds."""
     summary: dict[str, Any] = {"fold": "mean ± SD"}
     for name in ("longvit_tiny", "random_encoder", "mean_colour", "colour_histogram"):
-        for figure in METRICS:
-            values = [row[name][figure] for row in rows]
+        for metric in METRICS:
+            values = [row[name][metric] for row in rows]
             sd = statistics.stdev(values) if len(values) > 1 else float("nan")
-            summary.setdefault(name, {})[figure] = f"{statistics.mean(values):.3f} ± {sd:.3f}"
+            summary.setdefault(name, {})[metric] = f"{statistics.mean(values):.3f} ± {sd:.3f}"
     return summary
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folds", nargs="*", default=list("01234"))
-    parser.add_argument("--out", type=Path, help="folder of the runs, which go on there; default: a temporary one")
+    parser.add_argument("--out", type=Path, help="folder of the runs, to be resumed; default: a temporary one")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     if not COLON.is_dir():

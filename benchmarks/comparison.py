@@ -1,25 +1,28 @@
-"""Every system of the comparison on real labels; and omics of real patients, where no slides are needed.
+"""Comparison of all systems on real labels, and on omics of real patients without slides.
 
     python benchmarks/comparison.py [--save] [--systems clam_sb …] [--folds 0 …] [--epochs 4] [--out DIR]
                                     [--encoder longvit:longvit-tiny-dino]
     python benchmarks/comparison.py --omics [--save] [--epochs 20] [--out FOLDER]
 
-**Fields**: 338 H&E fields of colon (448 px), adenocarcinoma or healthy, five folds that are disjoint by site; features
-of all 16 tiles of 112 px, at the files' own pixels, by `--encoder`: the one that needs no download (`stain-texture`),
-or another one of `longvit features`. Every system as published, but for 4 epochs instead of 20, and for TransMIL's
-landmarks: 16, since a bag has no more tiles (the published 256 would be padding: 0.8 s a step instead of a hundredth).
-Colour is a strong shortcut in these fields, since every site has one label (benchmarks/colon.py): the table shows that
-all systems train under one protocol, not which of them is best on slides.
+**Fields**: 338 H&E fields of colon (448 px), adenocarcinoma or healthy, five folds disjoint by site. Features of all 16
+tiles of 112 px at the files' resolution, by `--encoder`: `stain-texture` needs no download, others are those of
+`longvit features`. Every system is as published, except for 4 epochs instead of 20 and 16 landmarks for TransMIL. A bag
+has no more tiles; the published 256 would be padding, at 0.8 s a step instead of a hundredth. Colour is a strong
+shortcut in these fields, since every site has one label (benchmarks/colon.py). The table shows that all systems train
+under one protocol, not which of them is best on slides.
 
-A LongViT takes multiples of 32 px, so for `longvit:` the same 16 tiles are enlarged from 112 to 128 px (bicubic, as the
-tile reader enlarges any tile; 16 patches of 32 px, each of 28 px of the file). `longvit-tiny-dino` was pretrained,
-without labels, on the fields of folds 0 to 2: as a test, only folds 3 and 4 are new to it.
+A LongViT takes multiples of 32 px. For `longvit:` the same 16 tiles are enlarged from 112 to 128 px, bicubic as in the
+tile reader: 16 patches of 32 px, each of 28 px of the file. The weights longvit-tiny-dino were pretrained without
+labels on the fields of folds 0 to 2. Only folds 3 and 4 are new to them.
 
-**Omics**: SNN as published and with its L1 term once a step instead of 32 times (`baselines/snn.py`), and the omic
-branch of the fusions by itself (two blocks, no L1), on the published folds and tables of
-UCEC (123 copy numbers) and LUAD (3,096 features), beside ridge Cox on the same inputs (benchmarks/omics.py); and a
-balanced logistic regression (standardised, C = 0.01, nothing tuned) of the mutations on the ten published subtyping
-folds of BRCA and NSCLC.
+**Omics**, on the published folds and tables of UCEC (123 copy numbers) and LUAD (3,096 features):
+
+- SNN as published, and with its L1 term once per step instead of 32 times (`baselines/snn.py`)
+- the omic branch of the fusions alone (two blocks, no L1)
+- ridge Cox on the same inputs (benchmarks/omics.py)
+
+And balanced logistic regression (standardised, C = 0.01, not tuned) on mutations, on the ten published subtyping folds
+of BRCA and NSCLC.
 
 Needs ../shared beside the project.
 """
@@ -67,29 +70,29 @@ BRANCH = ("snn.blocks=2", "snn.l1=0", "snn.init=pytorch")
 
 
 def rows_of(summary: Mapping[str, Any], **more: Any) -> Iterator[dict[str, Any]]:
-    """A row per system."""
+    """Result rows of a comparison, one per system."""
     for row in summary["systems"]:
-        found = {**more, "system": row["system"], "inputs": row["inputs"]}
+        result = {**more, "system": row["system"], "inputs": row["inputs"]}
         if row["system"] == LONGVIT:  # it reads slides
-            found |= dict.fromkeys({"tiles", "tile_px", "encoder"} & set(found))
+            result |= dict.fromkeys({"tiles", "tile_px", "encoder"} & set(result))
         for name in ("mean", "sd", "low", "high", "seconds", "cpu_seconds", "peak_memory_mib"):
-            found[name] = None if row[name] is None else round(row[name], 3)
-        found |= {"parameters": row["parameters"], "gap": row["gap"]}
-        found["folds"] = [None if c["value"] is None else round(c["value"], 3) for c in row["cells"]]
+            result[name] = None if row[name] is None else round(row[name], 3)
+        result |= {"parameters": row["parameters"], "gap": row["gap"]}
+        result["folds"] = [None if c["value"] is None else round(c["value"], 3) for c in row["cells"]]
         if errors := [f"fold {c['fold']}: {c['error']}" for c in row["cells"] if c["error"]]:
-            found["errors"] = errors
-        yield found
+            result["errors"] = errors
+        yield result
 
 
-def of_encoder(name: str, encoder: str) -> str:
-    """A name of results: as it is for the default encoder, else with the encoder's behind it."""
+def result_name(name: str, encoder: str) -> str:
+    """Name of results: with the name of the encoder appended, unless it is the default one."""
     return name if encoder == ENCODER else f"{name}_{encoder_name(encoder)}"
 
 
 def fields(
     out: Path, settings: ComparisonSettings, only: list[str], longvit_run: Path | None, encoder: str
 ) -> list[dict[str, Any]]:
-    """All systems on the fields of colon."""
+    """Compares all systems on the fields of colon."""
     cohort = read_cohort(COLON / "cohort.csv")
     tiles, folder = FOR_LONGVIT if encoder.startswith("longvit:") else TILES, out / "tiles"
     feature_slides(
@@ -98,14 +101,14 @@ def fields(
         folder,
         tiles,
         TissueSettings(),
-        ReadSettings(mpp=TILES.mpp),  # the files say nothing; this takes their pixels as they are
+        ReadSettings(mpp=TILES.mpp),  # the files state no resolution; tiles keep their pixels
         RunSettings(device=settings.device, threads=settings.threads),
     )
     result = compare(
         cohort,
         folds_of_column(cohort),
         settings,
-        out / of_encoder("colon", encoder),
+        out / result_name("colon", encoder),
         features=feature_folder(folder, tiles, encoder),
         only=only,
         longvit_run=longvit_run,
@@ -117,7 +120,7 @@ def fields(
 
 
 def survival_of_omics(out: Path, settings: ComparisonSettings) -> Iterator[dict[str, Any]]:
-    """SNN, with less L1, its two-block form, and ridge Cox."""
+    """Results on omics: SNN, SNN with less L1, its two-block form, and ridge Cox."""
     for name in ("ucec", "luad"):
         table = MCAT / "clinical" / f"tcga_{name}_all_clean.csv.zip"
         cohort = read_cohort(table, label_column=None, need_files=False)
@@ -136,20 +139,20 @@ def survival_of_omics(out: Path, settings: ComparisonSettings) -> Iterator[dict[
 
 
 def subtyping_of_mutations() -> Iterator[dict[str, Any]]:
-    """Logistic regression on the published folds (which leak patients, as published)."""
+    """Results of logistic regression on the published folds (which leak patients, as published)."""
     for name, (files, classes, expected) in MUTATIONS.items():
         label = HIPT / "labels" / f"{files}_subset.csv.zip"
         cohort = read_cohort(label, label_column="oncotree_code", keep=classes, need_files=False)
-        columns = [column for column in cohort.rows[0].cells if column.endswith("_mut")]
+        columns = [column for column in cohort.rows[0].extra_columns if column.endswith("_mut")]
         values = []
         for fold in read_folds(HIPT / "splits" / files):
-            of = assign(cohort, fold, allow_leak=True)
+            assigned = assign(cohort, fold, allow_leak=True)
             x, y = {}, {}
             for split in ("train", "test"):
-                rows = of.split(split)
-                x[split] = np.array([[float(row.cells[c] or 0) for c in columns] for row in rows])
-                y[split] = np.array([of.class_index(row) for row in rows])
-            x = {split: np.nan_to_num(values_of) for split, values_of in x.items()}
+                rows = assigned.split(split)
+                x[split] = np.array([[float(row.extra_columns[c] or 0) for c in columns] for row in rows])
+                y[split] = np.array([assigned.class_index(row) for row in rows])
+            x = {split: np.nan_to_num(features) for split, features in x.items()}
             model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=2000)
             fitted = make_pipeline(StandardScaler(), model).fit(x["train"], y["train"])
             values.append(roc_auc_score(y["test"], fitted.decision_function(x["test"])))
@@ -173,7 +176,7 @@ def main() -> None:
     parser.add_argument("--encoder", default=ENCODER, help=f"of the fields; default: {ENCODER}")
     parser.add_argument("--set", nargs="*", default=["transmil.landmarks=16"], help="settings of systems")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--out", type=Path, help="folder, where it goes on; default: a temporary one")
+    parser.add_argument("--out", type=Path, help="folder of the runs, to be resumed; default: a temporary one")
     parser.add_argument("--longvit-run", type=Path, help="of `longvit train --folds column` on the same fields")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
@@ -193,7 +196,7 @@ def main() -> None:
             report("comparison_omics", rows, args.save)
         else:
             rows = fields(out, settings, args.folds, args.longvit_run, args.encoder)
-            report(of_encoder("comparison", args.encoder), rows, args.save)
+            report(result_name("comparison", args.encoder), rows, args.save)
 
 
 if __name__ == "__main__":

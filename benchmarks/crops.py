@@ -1,14 +1,14 @@
-"""Crops per second and core against DINO's augmentation in Pillow, and how long a pretraining waits for its data.
+"""Benchmark of DINO crops: crops per CPU second against DINO's augmentation in Pillow, and time waiting for data.
 
     python benchmarks/crops.py [--rounds 5] [--quick] [--save]      (5 minutes)
 
-`augmentation`: the same crops of the same regions of the real slide (10 of each region, DINO's probabilities), cut and
-changed by `longvit.pretraining.regions.crops` and, in turn, by Pillow's functions as DINO's code calls them through
-torchvision, in one process with one thread, in seconds of the processor. `from the slide`: with reading
-the region, ours and OpenSlide.
-`waiting`: LongViT-tiny with a small head, forward, backward and optimiser step in one thread, batches from one process:
-the share of the time in which the loop waits for the next batch. The first batch of an epoch has nothing to hide
-behind; `start_s` is what it costs, `waits_steady` the share without it.
+- `augmentation`: the same crops of the same regions of the real slide (10 per region, DINO's probabilities), made by
+  `longvit.pretraining.regions.crops` and, in turn, by Pillow as DINO's code calls it through torchvision; one process,
+  one thread, CPU seconds
+- `from the slide`: the same with reading of the region, by our reader and by OpenSlide
+- `waiting`: fraction of the time in which the training loop waits for the next batch, with LongViT-tiny and a small
+  head in one thread and batches from one process; `start_s` is the first batch of an epoch, which is not hidden,
+  `waits_steady` the fraction without it
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def regions_of(region_px: tuple[int, int], per_slide: int) -> Regions:
 
 
 def pillow_crop(region: Image.Image, look: Look, side_px: int) -> np.ndarray:
-    """A look as DINO's code has it made by torchvision: Pillow, a rounded image after every step → uint8 (3, h, w)."""
+    """Crop as DINO's code makes it with torchvision: Pillow, rounded after every step; uint8 (3, h, w)."""
     box = whole_pixels(look.box, *region.size)
     image = region.crop(box).resize((side_px, side_px), Image.Resampling.BICUBIC)
     if look.mirror:
@@ -84,7 +84,7 @@ def read_openslide(slide: openslide.OpenSlide, region: Region) -> Image.Image:
 
 
 def augmentation(regions: Regions, crops: CropSettings, rounds: int) -> list[dict[str, Any]]:
-    """Seconds of every way, region by region in turn → crops per second and ratios."""
+    """Crops per second of each way, region by region in turn, and their ratios."""
     seconds: dict[str, list[float]] = {name: [] for name in ("ours", "pillow", "our_reader", "openslide")}
     differences: list[float] = []
     with RegionReader(regions.settings) as reader, openslide.OpenSlide(SLIDE) as slide:
@@ -110,19 +110,19 @@ def augmentation(regions: Regions, crops: CropSettings, rounds: int) -> list[dic
             for name, value in sums.items():
                 seconds[name].append(value)
     n = regions.samples * len(crops.sides_px)
-    of = {name: np.array(values) for name, values in seconds.items()}
+    times = {name: np.array(values) for name, values in seconds.items()}
     what = f"{crops.global_px}/{crops.local_px} px"
     rows = []
-    for kind, ours, theirs in (
-        ("augmentation", of["ours"], of["pillow"]),
-        ("from the slide", of["ours"] + of["our_reader"], of["pillow"] + of["openslide"]),
+    for kind, ours, pillow in (
+        ("augmentation", times["ours"], times["pillow"]),
+        ("from the slide", times["ours"] + times["our_reader"], times["pillow"] + times["openslide"]),
     ):
-        ratio = float(np.median(theirs / ours))
+        ratio = float(np.median(pillow / ours))
         rows.append(
             {
                 "what": f"{kind}, {what}",
                 "ours_crops_per_s": round(n / float(np.median(ours)), 1),
-                "pillow_crops_per_s": round(n / float(np.median(theirs)), 1),
+                "pillow_crops_per_s": round(n / float(np.median(pillow)), 1),
                 "x_pillow": round(ratio, 2),
             }
         )
@@ -133,7 +133,7 @@ def augmentation(regions: Regions, crops: CropSettings, rounds: int) -> list[dic
 
 
 def waiting(regions: Regions, crops: CropSettings, batch_size: int, steps: int) -> dict[str, Any]:
-    """Seconds in which the loop waits for a batch, of all."""
+    """Fraction of the time in which the loop waits for a batch."""
     import torch
 
     from longvit.dino.loss import DinoLoss

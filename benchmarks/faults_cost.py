@@ -1,17 +1,17 @@
-"""CPU time of reading undamaged files: this checkout and another one, measured alternately.
+"""Benchmark of reading undamaged files: CPU time of this checkout and of another one, in turn.
 
     python benchmarks/faults_cost.py --other ../before [--rounds 9] [--files 10000] [--save]
 
-`--other`: a checkout of another commit (`git worktree add ../before COMMIT`). Each measurement is a process of its own
-that imports `longvit` from one of the two; A B B A A B …, so that a drifting machine touches both alike.
+`--other`: a checkout of another commit (`git worktree add ../before COMMIT`). Each measurement is a separate process
+that imports `longvit` from one of the two, in the order A B B A A B …, so that drift of the machine affects both.
 
-list    `find_slides` of a folder of `--files` files in 100 subfolders
-open    `open_slide` of a JPEG TIFF, a Deflate TIFF, an SVS, an OME-TIFF, a PNG and a JPEG
-canvas  a canvas of 1,024 px of the real slide and of Deflate, LZW, JPEG 2000, PNG and JPEG copies of a piece of it
-bag     `read_bag` of an .h5 and a .pt file of 20,000 × 384 features
+- list: `find_slides` of a folder of `--files` files in 100 subfolders
+- open: `open_slide` of a JPEG TIFF, a Deflate TIFF, an SVS, an OME-TIFF, a PNG and a JPEG
+- canvas: a canvas of 1,024 px of the real slide and of Deflate, LZW, JPEG 2000, PNG and JPEG copies of a part of it
+- bag: `read_bag` of an .h5 and a .pt file of 20,000 × 384 features
 
-`ratio` is this checkout's median of CPU seconds over the other's, with the smallest and largest of the rounds;
-goal: within 1.05. CPU seconds, since wall seconds on a machine that others use say more about them.
+`ratio` is the median of CPU seconds of this checkout over the other's, with the smallest and largest of the rounds;
+goal: within 1.05. CPU seconds are less sensitive to other load than wall seconds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PARTS = ("list", "open", "canvas", "bag")
 
 
 def make(folder: Path, n_files: int) -> None:
-    """The inputs, all whole files."""
+    """Makes the inputs, all undamaged files."""
     import h5py
     import numpy as np
     import tifffile
@@ -62,7 +62,7 @@ def make(folder: Path, n_files: int) -> None:
 
 
 def part(name: str, folder: Path) -> Callable[[], Any]:
-    """One pass of a part."""
+    """Runs one pass of a part."""
     from longvit.data.bags import read_bag
     from longvit.data.slide_list import find_slides
     from longvit.slides.reader import open_slide
@@ -91,7 +91,7 @@ def part(name: str, folder: Path) -> Callable[[], Any]:
 
 
 def one(name: str, folder: Path) -> None:
-    """A measurement, in this process: after one pass that loads libraries, the faster of two."""
+    """Measures in this process: after one pass that loads libraries, the faster of two."""
     run = part(name, folder)
     run()
     seconds = []

@@ -1,17 +1,17 @@
-"""Cross-validation on real pixels that may be shipped: subtyping and survival of small regions of the example slide.
+"""Cross-validation on redistributable pixels: subtyping and survival of small regions of the example slide.
 
     python benchmarks/folds.py [--save] [--task subtyping survival] [--epochs 32] [--out FOLDER]
 
-The example slide is cut into squares of 64 px (32 µm); those with tissue are the "slides", and the 4 × 4 neighbours of
-a block stand on one side of every fold. Nobody has annotated them, so the answers are stand-ins made of the pixels, and
-such that colour does not give them away: the score of a square is its graininess (the standard deviation of
-haematoxylin after a box filter of 3 px is taken away), less what a linear fit on mean and spread of its colour
-explains. Subtyping: the score lies above the median or below. Survival: exponential times whose hazard rises by e² from
-the 16th to the 84th percentile of the score, censored at random (about a third), drawn with a fixed seed.
+The example slide is cut into squares of 64 px (32 µm); those with tissue are the "slides". The 4 × 4 neighbours of a
+block are in one split of every fold. There are no annotations, so the labels are proxies computed from the pixels,
+chosen such that colour does not predict them. The score of a square is its graininess: the standard deviation of
+haematoxylin minus a box filter of 3 px. A linear fit on mean and spread of its colour is subtracted. Subtyping: the
+score is above or below the median. Survival: exponential times whose hazard rises by e² from the 16th to the 84th
+percentile of the score, censored at random (about a third), with a fixed seed.
 
-LongViT-tiny from random weights in 5 folds by block, beside the controls that every run has: mean colour, and the
-same head on a random, frozen encoder. The learning rate was lowered once, after a first run of subtyping at 1e-3
-(AUC .653), by a look at two folds.
+LongViT-tiny from random weights in 5 folds by block, beside the usual controls: mean colour, and the same head on a
+random, frozen encoder. The learning rate was lowered once, based on two folds, after a first run of subtyping at 1e-3
+(AUC .653).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def write_cohort(folder: Path) -> Path:
-    """Cuts the slide and writes cohort.csv beside the squares; the same each time."""
+    """Cuts the slide and writes cohort.csv beside the squares; deterministic."""
     squares, names, blocks = [], [], []
     with longvit.open_slide(SLIDE) as slide:
         width_px, height_px = slide.size_px
@@ -80,7 +80,7 @@ def write_cohort(folder: Path) -> Path:
 
 
 def graininess(squares: list[np.ndarray]) -> np.ndarray:
-    """float64 (N,): fine contrast of haematoxylin that the colour of a square does not explain."""
+    """Graininess, float64 (N,): fine contrast of haematoxylin that the colour of a square does not explain."""
     amount = [haematoxylin(pixels) for pixels in squares]
     fine = np.log([float((a - uniform_filter(a, 3)).std()) for a in amount])
     flat = [pixels.reshape(-1, 3) for pixels in squares]
@@ -89,7 +89,7 @@ def graininess(squares: list[np.ndarray]) -> np.ndarray:
 
 
 def run(task: str, epochs: int, out: Path) -> dict[str, Any]:
-    """The cross-validation of one task: mean ± SD, the controls, and how far ahead of them the model is."""
+    """Cross-validates one task: mean ± SD, the controls, and the model's lead over them."""
     kind = task_class(task)
     cohort = read_cohort(write_cohort(out / "squares"), label_column="label" if kind.has_classes else None)
     settings = FinetuneSettings(task=task, epochs=epochs, cache_dir=out / "canvases", **SETTINGS)
@@ -97,8 +97,8 @@ def run(task: str, epochs: int, out: Path) -> dict[str, Any]:
     result = cross_validate(cohort, folds, settings, out / task)
     crossval_report(result.summary, result.folder, images={row.slide_id: row.path for row in cohort.rows})
     s = result.summary
-    rounded = {c: {k: round(v, 3) for k, v in of.items()} for c, of in s["controls"].items()}
-    gaps = {c: {k: round(v, 3) for k, v in of.items()} for c, of in s["gap"].items()}
+    rounded = {c: {k: round(v, 3) for k, v in values.items()} for c, values in s["controls"].items()}
+    gaps = {c: {k: round(v, 3) for k, v in gap.items()} for c, gap in s["gap"].items()}
     return {
         "task": task,
         "squares": len(cohort.rows),
@@ -108,7 +108,7 @@ def run(task: str, epochs: int, out: Path) -> dict[str, Any]:
         "folds": [round(f["last"][s["figure"]], 3) for f in s["folds"]],
         "controls": rounded,
         "ahead_by": gaps,
-        "beats_both": all(of["low"] > 0 for of in s["gap"].values()),
+        "beats_both": all(gap["low"] > 0 for gap in s["gap"].values()),
     }
 
 
@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", nargs="*", default=["subtyping", "survival"])
     parser.add_argument("--epochs", type=int, default=32)
-    parser.add_argument("--out", type=Path, help="folder of the runs, which go on there; default: a temporary one")
+    parser.add_argument("--out", type=Path, help="folder of the runs, to be resumed; default: a temporary one")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

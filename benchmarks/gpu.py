@@ -1,12 +1,12 @@
-"""LongViT on one NVIDIA card: attention, model and training step at the paper's sizes, beside what they could be.
+"""Benchmark of LongViT on one NVIDIA card: attention, model and training step at the paper's sizes, beside the limits.
 
     python benchmarks/gpu.py [--minutes 9] [--parts check forward training] [--peer ../shared/peers/peer.py]
     python benchmarks/gpu.py --cpu-smoke        the same code at tiny sizes, no card needed
 
-Every part runs in a process of its own (one that crashes or hangs costs its own rows), the most important first; rows
-are written as they come to benchmarks/results/gpu.json. `of_floor`: the share of the time below which the card cannot
-do it, the larger of exponentials (one per query-key pair and direction, 16 per multiprocessor and clock) and matrix
-products. The published code is reference material beside the project; where it is absent a row says so.
+Every part runs in a separate process, the most important first; a crash or hang loses only its own rows. Rows are
+written at once to benchmarks/results/gpu.json. `of_floor`: fraction of the time that is the lower bound of the card.
+The bound is the larger of exponentials (one per query-key pair and direction, 16 per multiprocessor and clock) and
+matrix products. The published code is reference material beside the project; where it is absent a row states so.
 Goals on an H200 at 1,048,576 patches (32,768²): forward ≤ 1.5 s, training step ≤ 6 s, peak ≤ 24 GB.
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 from side_by_side import HERE, PEERS, machine
 
 GOALS = {"forward_s": 1.5, "training_s": 6.0, "training_peak_gb": 24.0}
-PARTS = {  # in order of importance: how long each may take, seconds
+PARTS = {  # in order of importance: time limit of each, seconds
     "device": 30,
     "check": 60,
     "tune": 70,
@@ -40,18 +40,18 @@ PARTS = {  # in order of importance: how long each may take, seconds
 
 
 class Results:
-    """The rows so far, on the disk after each."""
+    """Rows of the result file, written after each row."""
 
     def __init__(self, path: Path | None, earlier: Path | None = None) -> None:
         self.path = path
-        found = json.loads(earlier.read_text()) if earlier else {"rows": [], "machine": machine()}
-        self.rows: list[dict[str, Any]] = [r for r in found["rows"] if "skipped" not in r]
-        self.machine: dict[str, Any] = found["machine"]
+        stored = json.loads(earlier.read_text()) if earlier else {"rows": [], "machine": machine()}
+        self.rows: list[dict[str, Any]] = [r for r in stored["rows"] if "skipped" not in r]
+        self.machine: dict[str, Any] = stored["machine"]
 
     def add(self, part: str, row: dict[str, Any]) -> None:
         self.rows.append({"part": part} | row)
         print(json.dumps(self.rows[-1]), flush=True)
-        if self.path is not None and len(self.rows) > 1:  # the first row says whether there is a card at all
+        if self.path is not None and len(self.rows) > 1:  # the first row states whether there is a card
             self.path.parent.mkdir(exist_ok=True)
             new = self.path.with_suffix(".new")
             new.write_text(self.text())
@@ -63,7 +63,7 @@ class Results:
         return f'{json.dumps(head)[:-1]}, "rows": [\n  {rows}\n]}}\n'
 
     def reached(self) -> dict[str, Any]:
-        """The best of ours at 32,768²."""
+        """Best results of ours at 32,768²."""
         best: dict[str, Any] = {}
         for row in self.rows:
             if row.get("image_px") != 32768 or row["part"] not in ("forward", "training"):
@@ -76,7 +76,7 @@ class Results:
         return best
 
     def agreeing(self) -> list[str]:
-        """CUDA back ends that gave the right numbers; those of the wrong ones mean nothing."""
+        """CUDA back ends that gave correct numbers; timings of others are meaningless."""
         rows = [r for r in self.rows if r["part"] == "check" and r.get("dtype") == "bfloat16"]
         return list(dict.fromkeys(r["backend"] for r in rows if r.get("agrees")))
 
@@ -85,7 +85,7 @@ class Results:
 
 
 def rows_of(command: list[str], seconds: float) -> Iterator[dict[str, Any]]:
-    """JSON lines as the command prints them; its death or delay is a last row."""
+    """JSON rows of a command as it prints them; a crash or time-out is the last row."""
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=HERE)
         late = threading.Event()
@@ -138,8 +138,8 @@ def run(args: argparse.Namespace, results: Results) -> None:
         part("tune", more=["--backends", "triton"])
     more = ["--backends", *(backends or ["plain"])]
     more += ["--tiles", json.dumps(tiles)] if (tiles := results.tiles()) else []
-    rest = ("forward", "training", "attention", "check_model", "published", "graphs")
-    for names in [rest] if args.cpu_smoke else [(name,) for name in rest]:  # smoke: torch is loaded once
+    timed = ("forward", "training", "attention", "check_model", "published", "graphs")
+    for names in [timed] if args.cpu_smoke else [(name,) for name in timed]:  # smoke: torch is loaded once
         part(*names, more=more)
 
 
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="only these, in their order")
     parser.add_argument("--backends", nargs="+", help="only these of the attention's, among those that agree")
     parser.add_argument("--images", nargs="+", type=int, help="sides in px; default: 32768 4096 8192 16384")
-    parser.add_argument("--add-to", type=Path, metavar="FILE", help="go on from these results of the same card")
+    parser.add_argument("--add-to", type=Path, metavar="FILE", help="add to these results of the same card")
     parser.add_argument("--peer", default=str(PEERS), help="the published code's runner")
     parser.add_argument(
         "--out", type=Path, help="result file; default benchmarks/results/gpu.json, none with --cpu-smoke"

@@ -1,13 +1,14 @@
-"""Fused norm kernels, larger chunks of patches and CUDA graphs against what the model does without them, on one card.
+"""Benchmark of fused norm kernels, larger chunks of patches and CUDA graphs against the plain model, on one card.
 
     python benchmarks/gpu_fused.py [--seconds 150] [--quick]
     TRITON_INTERPRET=1 python benchmarks/gpu_fused.py --cpu-smoke      the same code at toy sizes, no card needed
 
 One JSON object per line, the most important first; `rows(device, quick)` yields them to other scripts. Contenders run
-in turn (A B A B …) after a warm-up each; times are medians. Sizes are those of LongViT-S at 1,048,576 patches: chunks
-of 65,536 tokens, width 384 (kernels of it: four chunks at once, so that launches do not count), hidden width 1,536,
-bfloat16 autocast over a float32 stream. `gb_s`: bytes that must move (each tensor once) per second. `error`: largest
-difference from float32 PyTorch over the largest number, per result.
+in turn (A B A B …) after a warm-up each; times are medians. Sizes are those of LongViT-S at 1,048,576 patches, with
+bfloat16 autocast over a float32 stream. Chunks have 65,536 tokens, width 384 and hidden width 1,536. Single kernels
+take four chunks at once, so that launches do not count.
+`gb_s`: bytes that must move (each tensor once) per second.
+`error`: largest difference from float32 PyTorch over the largest number, per result.
 """
 
 from __future__ import annotations
@@ -287,7 +288,7 @@ SHAPES_TRIED = {  # kernel of `kernel_cases` → rows, warps, stages, programs o
 
 
 def shapes(s: Sizes) -> Iterator[dict[str, Any]]:
-    """Which tiles, warps, stages and programs are fastest."""
+    """Fastest tiles, warps, stages and programs of each kernel."""
     cases = {name: (moved, ours) for name, moved, _, ours, _ in kernel_cases(s)}
     for name, (kernel, tried) in SHAPES_TRIED.items():
         moved, ours = cases[name]
@@ -399,7 +400,7 @@ def embeddings(s: Sizes) -> Iterator[dict[str, Any]]:
     """Image (uint8, on the device) → tokens, by patches at once."""
     module = network(s).patch_embed
     for side in ([4096, 32768] if not s.quick else [32768]) if s.card else [64]:
-        image = picture(s, side)
+        image = noise_image(s, side)
 
         def step(value: str, chunk: int, image: Tensor = image) -> Tensor:
             before = embedding.GPU_CHUNK_PATCHES
@@ -445,7 +446,7 @@ def graphs(s: Sizes) -> Iterator[dict[str, Any]]:
                 yield row | {"results": in_turn(s.device, steps, s.rounds, 5)}
 
 
-def picture(s: Sizes, side: int) -> Tensor:
+def noise_image(s: Sizes, side: int) -> Tensor:
     """uint8 (1, 3, side, side) on the device: noise, repeated every 1,024 px."""
     noise = torch.randint(0, 256, (1, 3, min(side, 1024), min(side, 1024)), dtype=torch.uint8, device=s.device)
     return noise.repeat(1, 1, side // noise.shape[2], side // noise.shape[3])
@@ -465,7 +466,7 @@ def models(s: Sizes) -> Iterator[dict[str, Any]]:
     model = network(s)
     model.set_recompute(True)
     for side in ([4096, 16384] if not s.quick else [4096]) if s.card else [64]:
-        images = picture(s, side)
+        images = noise_image(s, side)
 
         def forward(images: Tensor = images) -> Tensor:
             with torch.inference_mode(), torch.autocast(s.device.type, torch.bfloat16):
@@ -495,7 +496,7 @@ def models(s: Sizes) -> Iterator[dict[str, Any]]:
 
 def profile(s: Sizes) -> Iterator[dict[str, Any]]:
     """The 25 largest kernels of a training step with recomputation, by name: ms on the device, launches."""
-    model, images = network(s), picture(s, 16_384 if s.card else 64)
+    model, images = network(s), noise_image(s, 16_384 if s.card else 64)
     model.set_recompute(True)
     kind = torch.profiler.ProfilerActivity.CUDA if s.card else torch.profiler.ProfilerActivity.CPU
     for name, step in both(partial(training_step, model, images)).items():
@@ -519,7 +520,7 @@ PARTS = (kernels, layers, embeddings, models, graphs, shapes, weight_gradient, p
 
 
 def rows(device: torch.device, quick: bool, parts: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """All rows, the most important first; a part that fails is a row of its own."""
+    """All rows, the most important first; a part that fails is a row with its error."""
     sizes = Sizes(torch.device(device), quick)
     for part in PARTS:
         if parts and part.__name__ not in parts:
@@ -527,7 +528,7 @@ def rows(device: torch.device, quick: bool, parts: Sequence[str] = ()) -> Iterat
         start = time.monotonic()
         try:
             yield from part(sizes)
-        except Exception as error:  # the parts behind it still run
+        except Exception as error:  # later parts still run
             yield {"what": part.__name__, "error": one_line(error)}
         if sizes.card:
             torch.cuda.empty_cache()

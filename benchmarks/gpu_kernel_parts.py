@@ -37,7 +37,7 @@ sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from gpu_parts import DIM, HEADS, Bench, alternate, attention_by, one_line, pairs_of, picture, timed  # noqa: E402
+from gpu_parts import DIM, HEADS, Bench, alternate, attention_by, noise_image, one_line, pairs_of, timed  # noqa: E402
 from longvit.attention import padded_branch, padded_kernels, triton_branch  # noqa: E402
 from longvit.attention.dilated import dilated_attention  # noqa: E402
 from longvit.attention.operators import forward_op  # noqa: E402
@@ -259,24 +259,24 @@ def exponentials(x: torch.Tensor, times: int) -> None:
 
 
 def compile(b: Bench) -> Iterator[dict[str, Any]]:
-    """Every variant, for Triton's cache on the disk, by several processes."""
+    """Compiles every variant into Triton's cache on the disk, by several processes."""
     if not b.cuda:
         yield {"skipped": "nothing to compile in the interpreter"}
         return
     start = time.monotonic()
-    of = max(1, min(14, (os.cpu_count() or 1) - 1))
+    n = max(1, min(14, (os.cpu_count() or 1) - 1))
     command = [sys.executable, __file__, "compile_share", "--share"]
-    children = [subprocess.Popen([*command, str(i), str(of)], stdout=subprocess.DEVNULL) for i in range(of)]
+    children = [subprocess.Popen([*command, str(i), str(n)], stdout=subprocess.DEVNULL) for i in range(n)]
     for child in children:
         child.wait()
     yield {"variants": len(variants()), "seconds": round(time.monotonic() - start, 1)}
 
 
 def compile_share(b: Bench) -> Iterator[dict[str, Any]]:
-    share, of = b.args.share
+    share, n = b.args.share
     layer = Layer(b, 16_384)
-    for variant in variants()[share::of]:
-        with contextlib.suppress(Exception):  # `check` says what does not compile
+    for variant in variants()[share::n]:
+        with contextlib.suppress(Exception):  # `check` reports what does not compile
             layer.run(variant, layer.empty(variant))
     yield {"share": share}
 
@@ -285,7 +285,7 @@ CASES = ("random", "ragged", "large logits", "one large key", "zeros", "one bloc
 
 
 def case(b: Bench, name: str) -> Layer:
-    """Inputs that kernels got wrong, or might."""
+    """Inputs that are numerically difficult for kernels."""
     n = 48 if SMOKE else 16_384
     n = (37 if SMOKE else 5003) if name == "ragged" else n
     generator = torch.Generator().manual_seed(len(name))
@@ -430,12 +430,12 @@ def use_fastest(b: Bench) -> None:
 
 
 _EXP = ("return tl.exp2(s)\n", "return s\n")
-_KEYS_GO_ON = "            K += columns * r * k_n\n            V += columns * r * v_n\n    else"
-_QUERIES_GO_ON = "        Q += columns * r * q_n\n        GRAD += columns * r * grad_n\n    valid"
+_KEYS_ADVANCE = "            K += columns * r * k_n\n            V += columns * r * v_n\n    else"
+_QUERIES_ADVANCE = "        Q += columns * r * q_n\n        GRAD += columns * r * grad_n\n    valid"
 
 
 def _no_product(name: str, left: str, right: str, rest: str) -> tuple[str, str]:
-    """A product replaced by a sum over rows; `rest`: what stands behind it, which tells it from others."""
+    """Replacement of a product by a sum over rows; `rest`: the text after it, which identifies it."""
     return f"{name} = tl.dot({left}, {right}, {name}, input_precision=PRECISION)\n{rest}", (
         f"{name} += tl.sum({left.split('.')[0]}, 1)[:, None]\n{rest}"
     )
@@ -448,12 +448,12 @@ CUTS = {  # what is left out of a padded kernel, by replacing text of its source
             _no_product("out", "p.to(v.dtype)", "v", "            if"),
             _no_product("out2", "p2.to(v.dtype)", "v", "            K"),
         ],
-        "keys and values stay": [(_KEYS_GO_ON, "    else")],
+        "keys and values stay": [(_KEYS_ADVANCE, "    else")],
     },
     "keys": {
         "no exponentials": [_EXP],
         "no key product": [_no_product("dk", "ds.to(q.dtype)", "q", "        Q")],
-        "queries and gradients stay": [(_QUERIES_GO_ON, "    valid")],
+        "queries and gradients stay": [(_QUERIES_ADVANCE, "    valid")],
     },
 }
 
@@ -592,7 +592,7 @@ def models(b: Bench) -> Iterator[dict[str, Any]]:
     torch.manual_seed(0)
     model = create_model(b.model_name, num_classes=2).to(b.device)
     label = torch.tensor([1], device=b.device)
-    small = picture(128 if SMOKE else 4096).to(b.device)
+    small = noise_image(128 if SMOKE else 4096).to(b.device)
     first: list[torch.Tensor] = []
     fine = []
     for name, values in contenders():
@@ -610,7 +610,7 @@ def models(b: Bench) -> Iterator[dict[str, Any]]:
     optimizer = adamw(model, lr=1e-4, weight_decay=0.05, betas=(0.9, 0.999))
     for image in [128] if SMOKE else [32768, 16384, 4096]:
         n = (image // 32) ** 2
-        host = picture(image)
+        host = noise_image(image)
         host = host.pin_memory() if b.cuda else host
         on_card = host.to(b.device)
 
@@ -685,8 +685,8 @@ def profile(b: Bench) -> Iterator[dict[str, Any]]:
     image = 128 if SMOKE else 16_384
     model = create_model(b.model_name, num_classes=2).to(b.device)
     model.set_recompute(True, offload=b.cuda)
-    host, label = picture(image), torch.tensor([1], device=b.device)
-    large = picture(128 if SMOKE else 32_768).to(b.device)
+    host, label = noise_image(image), torch.tensor([1], device=b.device)
+    large = noise_image(128 if SMOKE else 32_768).to(b.device)
     jobs = [("forward", large.shape[-1], contenders()[2], partial(logits_alone, b, model, large))]
     jobs += [("step", image, c, partial(gradients_in_strips, b, model, host, label)) for c in contenders()[1:3]]
     for what, side, (name, values), step in jobs:

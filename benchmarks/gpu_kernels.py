@@ -1,10 +1,10 @@
-"""The attention kernels on one NVIDIA card in at most nine minutes: which are right, how fast, and what they wait for.
+"""Benchmark of the attention kernels on one NVIDIA card in at most nine minutes: correctness, speed and ceilings.
 
     python benchmarks/gpu_kernels.py [--minutes 9] [--parts ceilings check time models]
     python benchmarks/gpu_kernels.py --cpu-smoke        all of it in Triton's interpreter at toy size, no card needed
 
-Parts run in processes of their own, the most important first. A row is written to benchmarks/results/gpu_kernels.json
-as soon as it is there. Kernels that give wrong numbers are not timed. Old and new kernels run in turn in one process.
+Parts run in separate processes, the most important first. A row is written to benchmarks/results/gpu_kernels.json
+at once. Kernels that give wrong numbers are not timed. Old and new kernels run in turn in one process.
 Goals on an H200 at 1,048,576 patches, LongViT-S, bfloat16: forward ≤ 1.0 s, training step ≤ 4.0 s, peak ≤ 24 GB.
 """
 
@@ -21,7 +21,7 @@ from gpu import rows_of
 from side_by_side import HERE, machine
 
 GOALS = {"forward_s": 1.0, "training_s": 4.0, "training_peak_gb": 24.0}
-PARTS = {  # in order of importance: how long each may take, seconds
+PARTS = {  # in order of importance: time limit of each, seconds
     "ceilings": 30,
     "compile": 60,
     "check": 75,

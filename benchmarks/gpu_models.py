@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from gpu_parts import Bench, alternate, attention_by, one_line, pairs_of, picture, with_floors
+from gpu_parts import Bench, alternate, attention_by, noise_image, one_line, pairs_of, with_floors
 from longvit.model import norm_linear
 from longvit.model.longvit import LongViT, create_model, segment_schedule
 from longvit.training.optim import adamw
@@ -63,7 +63,7 @@ def forward(b: Bench) -> Iterator[dict[str, Any]]:
         if b.left() < 8 and not b.args.cpu_smoke:
             yield {"image_px": image, "skipped": "no time left"}
             continue
-        pixels = picture(image).to(b.device)
+        pixels = noise_image(image).to(b.device)
 
         def step(pixels: torch.Tensor = pixels) -> None:
             with torch.inference_mode(), torch.autocast(b.device.type, b.half):
@@ -93,7 +93,7 @@ def training(b: Bench) -> Iterator[dict[str, Any]]:
         if b.left() < 20 and not b.args.cpu_smoke:
             yield {"image_px": image, "skipped": "no time left"}
             continue
-        host = picture(image)
+        host = noise_image(image)
         host = host.pin_memory() if b.cuda else host
         steps = {}
         for name in b.backends:
@@ -126,7 +126,7 @@ def published(b: Bench) -> Iterator[dict[str, Any]]:
 
 
 def graphs(b: Bench) -> Iterator[dict[str, Any]]:
-    """What `torch.compile` and CUDA graphs save on the encoder's forward, where launches may be what it waits for."""
+    """Savings of `torch.compile` and CUDA graphs on the encoder's forward, which may be bound by launches."""
     for image in [128] if b.args.cpu_smoke else [1024, 4096]:
         model = create_model(b.model_name).eval().to(b.device)
         n = (image // 32) ** 2
@@ -150,7 +150,7 @@ def graphs(b: Bench) -> Iterator[dict[str, Any]]:
 
 
 def captured(step: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-    """The step as a graph, and where its result lies after each replay."""
+    """Step captured as a graph, and the tensor of its result after each replay."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,4 +1,4 @@
-"""What `gpu.py` measures, part by part; each part runs in a process of its own and prints one JSON object per line.
+"""Parts of `gpu.py`: each part runs in a separate process and prints one JSON object per line.
 
     python benchmarks/gpu_parts.py attention --seconds 60
 
@@ -36,7 +36,7 @@ aten = torch.ops.aten
 
 
 class Bench:
-    """Where and how long to measure, and with what."""
+    """Device, time limit, sizes and back ends of a measurement."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -66,7 +66,7 @@ class Bench:
 
 
 def sm_clock_hz() -> float:
-    """The card's highest clock by nvidia-smi; 1.83 GHz (an H100's boost) where that does not answer."""
+    """Highest clock of the card by nvidia-smi; 1.83 GHz (an H100's boost) where that fails."""
     command = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
     with contextlib.suppress(OSError, ValueError, IndexError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
@@ -128,7 +128,7 @@ def timed(b: Bench, step: Callable[[], Any]) -> float:
 
 
 def with_floors(b: Bench, found: dict[str, dict[str, Any]], exponentials: float, flops: float) -> dict[str, Any]:
-    """`found` with the floor, the larger of both, and the share of it that each reaches (1 is the floor itself)."""
+    """Results with their lower bound, the larger of both, and the fraction that each reaches (1 is the bound)."""
     rate = b.rate()
     floors = {"exponentials": exponentials / rate["exponentials"], "matrix": flops / rate["flops"]}
     for result in found.values():
@@ -142,7 +142,7 @@ def pairs_of(n: int, segments: tuple[int, ...], heads: int = HEADS) -> int:
 
 
 def peer(b: Bench) -> Any:
-    """The authors' code as a module (see ../shared/peers); ImportError, in one line, where it is not to be had."""
+    """The authors' code as a module (see ../shared/peers); `ImportError` in one line where it is absent."""
     path = Path(b.args.peer)
     if not path.is_file():
         raise ImportError(f"not at {path}")
@@ -152,15 +152,15 @@ def peer(b: Bench) -> Any:
     return peer
 
 
-def picture(side_px: int) -> torch.Tensor:
-    """uint8 (1, 3, side, side) on the host: noise, repeated every 1,024 px (3 GB of it would take a minute)."""
+def noise_image(side_px: int) -> torch.Tensor:
+    """Noise image uint8 (1, 3, side, side) on the host, repeated every 1,024 px (3 GB would take a minute)."""
     noise = torch.randint(0, 256, (1, 3, min(side_px, 1024), min(side_px, 1024)), dtype=torch.uint8)
     return noise.repeat(1, 1, side_px // noise.shape[2], side_px // noise.shape[3])
 
 
 @contextlib.contextmanager
 def attention_by(name: str) -> Iterator[None]:
-    """Whole models attend with this back end."""
+    """Selects the attention back end of whole models."""
     before = os.environ.get("LONGVIT_ATTENTION")
     os.environ["LONGVIT_ATTENTION"] = name
     try:
@@ -173,7 +173,7 @@ def attention_by(name: str) -> Iterator[None]:
 
 
 def device(b: Bench) -> Iterator[dict[str, Any]]:
-    """What is measured on."""
+    """Properties of the device."""
     if not b.cuda:
         yield {"device": "cpu", "threads": torch.get_num_threads()}
         return
@@ -227,7 +227,7 @@ def check(b: Bench) -> Iterator[dict[str, Any]]:
 def check_model(b: Bench) -> Iterator[dict[str, Any]]:
     """Logits and the gradient of every parameter: bfloat16 autocast on the device against float32 on the CPU."""
     image = 128 if b.args.cpu_smoke else 4096
-    pixels = picture(image)
+    pixels = noise_image(image)
     torch.manual_seed(0)
     model = create_model(b.model_name, num_classes=2)
     model.set_recompute(True)
@@ -297,24 +297,26 @@ def kernel_launches(b: Bench, n: int) -> dict[str, Callable[[str], None]]:
 
 
 def compile_tiles(b: Bench) -> Iterator[dict[str, Any]]:
-    """A share of the kernels, for Triton's cache on the disk: `tune` starts several processes of it."""
+    """Compiles a share of the kernels into Triton's cache on the disk; `tune` starts several such processes."""
     launches = kernel_launches(b, 16_384)
-    share, of = b.args.share
+    share, n = b.args.share
     every = [(kernel, tile) for kernel, tiles in TILES.items() for tile in tiles.split()]
-    for kernel, tile in every[share::of]:
-        with contextlib.suppress(Exception):  # `tune` says what does not compile
+    for kernel, tile in every[share::n]:
+        with contextlib.suppress(Exception):  # `tune` reports what does not compile
             launches[kernel](tile)
     yield {"share": share}
 
 
 def tune(b: Bench) -> Iterator[dict[str, Any]]:
-    """Block sizes of the Triton kernels, on the segments of 16,384² px."""
+    """Tunes the block sizes of the Triton kernels on the segments of 16,384² px."""
     if not b.cuda:
         yield {"skipped": "the Triton kernels are tuned on a card"}
         return
-    of = max(1, min(12, (os.cpu_count() or 1) - 2))
+    processes = max(1, min(12, (os.cpu_count() or 1) - 2))
     command = [sys.executable, __file__, "compile_tiles", "--share"]
-    children = [subprocess.Popen([*command, str(i), str(of)], stdout=subprocess.DEVNULL) for i in range(of)]
+    children = [
+        subprocess.Popen([*command, str(i), str(processes)], stdout=subprocess.DEVNULL) for i in range(processes)
+    ]
     for child in children:
         child.wait()
     n = 262_144

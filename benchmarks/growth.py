@@ -1,4 +1,4 @@
-"""How time and memory grow with the number of patches at fixed segments: linear, or the paper's point is lost.
+"""Benchmark of the growth of time and memory with the number of patches at fixed segments; linear is expected.
 
     python benchmarks/growth.py [--save] [--rounds 3]
 
@@ -25,13 +25,13 @@ def main() -> None:
         str(image): worker("ours", "model", "--image", str(image), "--segments", *SEGMENTS, "--runs", "3")
         for image in args.image
     }
-    found = alternate(commands, args.rounds)
-    shortest = found[str(args.image[0])]["seconds"] / args.image[0] ** 2
+    results = alternate(commands, args.rounds)
+    shortest = results[str(args.image[0])]["seconds"] / args.image[0] ** 2
     rows = [
         {
             "patches": (image // 32) ** 2,
-            "per_patch": round(found[str(image)]["seconds"] / image**2 / shortest, 3),
-            "mib_above_inputs": round(found[str(image)]["above_inputs_mib"]),
+            "per_patch": round(results[str(image)]["seconds"] / image**2 / shortest, 3),
+            "mib_above_inputs": round(results[str(image)]["above_inputs_mib"]),
         }
         for image in args.image
     ]

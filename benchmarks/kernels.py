@@ -1,12 +1,11 @@
-"""Offline bench of the attention kernels: compiles them without a GPU and counts instructions in the machine code.
+"""Offline benchmark of the attention kernels: compiles them without a GPU and counts machine instructions.
 
     python benchmarks/kernels.py [--capability 90 80] [--save]      needs the extra `triton`; no card, no torch.cuda
 
-Prints, per kernel and tile: registers and stack per thread (a stack above 0 is a spill), CTAs and warps that fit on a
-multiprocessor, and of the main loop, per pair of query and key: instructions, exponentials (MUFU), matrix instructions.
-Beside them stands the floor in cycles of a scheduler per pair and 32 lanes: exponentials at 16 a clock and
-multiprocessor, and matrix products at 4,096 FLOP a clock and multiprocessor (sm_90).
-`tests/attention/test_compiled.py` holds the kernels in use to what is printed here.
+Prints, per kernel and tile: registers and stack per thread (a stack above 0 is a spill), and CTAs and warps that fit on
+a multiprocessor. For the main loop, per pair of query and key: instructions, exponentials (MUFU), matrix instructions.
+The lower bound is in cycles of a scheduler per pair and 32 lanes. It assumes 16 exponentials and 4,096 matrix FLOP per
+clock and multiprocessor (sm_90). `tests/attention/test_compiled.py` checks the kernels in use against this output.
 """
 
 from __future__ import annotations
@@ -221,7 +220,7 @@ def in_use() -> Iterator[Variant]:
 
 
 def variants() -> Iterator[Variant]:
-    """Kernels in use, then others that were looked at."""
+    """Kernels in use, then other candidates."""
     yield from in_use()
     yield Variant("triton", "keys", 64, 128, 4, 3)
     for kernel, tiles in (("forward", 2), ("keys", 1), ("queries", 2)):

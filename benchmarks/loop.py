@@ -1,12 +1,12 @@
-"""What the training loop costs beside the model, and that its memory does not grow with the cohort.
+"""Benchmark of the training loop: its overhead beside the model, and its memory against the size of the cohort.
 
     python benchmarks/loop.py [--save] [--rounds 5]
 
-`overhead`: LongViT-tiny, 256 px, 8 slides a step, a cohort of cached canvases through `train` (reading, checks,
-history, a checkpoint per epoch) against forward + backward + optimiser step over the same tensors, in turn. `step`
-compares one step, `whole` the whole run with its checkpoints.
-`memory`: peak of a process that trains on N cached canvases of 4,096², with a model of a few kB, so that all that
-is measured stands beside the model's own.
+`overhead`: `train` (reading, checks, history, a checkpoint per epoch) against forward + backward + optimiser step over
+the same tensors, in turn. It uses LongViT-tiny, 256 px, 8 slides per step, and cached canvases. `step` compares one
+step, `whole` the whole run with its checkpoints.
+`memory`: peak of a process that trains on N cached canvases of 4,096². The model has a few kB, so that the peak is that
+of the loop.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BATCH, EPOCHS = 8, 2
 
 
 def cohort(folder: Path, slides: int, side_px: int) -> CanvasDataset:
-    """Smooth synthetic canvases, written as the cache writes them; not kept in memory beyond the usual 512 MB."""
+    """Cohort of smooth synthetic canvases in the cache's format; memory holds at most the usual 512 MB."""
     from longvit.slides.canvas import Canvas, CanvasSource, write_canvas
     from longvit.slides.placement import Box, Placement
 
@@ -67,7 +67,7 @@ def loss_of(model: nn.Module, batch: CanvasBatch) -> dict[str, torch.Tensor]:
 
 
 def ours(model: nn.Module, batches: CanvasBatches, folder: Path) -> dict[str, float]:
-    """Seconds of a step (from the end of one forward pass to that of the next) and of the run, by step."""
+    """Seconds per step of our loop: of a step (from one forward pass to the next) and of the whole run."""
     marks: list[float] = []
 
     def step(model: nn.Module, batch: CanvasBatch) -> dict[str, torch.Tensor]:
@@ -84,7 +84,7 @@ def ours(model: nn.Module, batches: CanvasBatches, folder: Path) -> dict[str, fl
 
 
 def bare(model: nn.Module, ready: list[CanvasBatch]) -> dict[str, float]:
-    """The same for forward, backward and optimiser step alone, over tensors that are there."""
+    """Seconds per step of forward, backward and optimiser step alone, over tensors in memory."""
     optimizer = adamw(model, lr=5e-5, weight_decay=0.05, betas=(0.9, 0.999))
     model.train()
     marks = []
@@ -101,21 +101,21 @@ def bare(model: nn.Module, ready: list[CanvasBatch]) -> dict[str, float]:
 
 
 def overhead(folder: Path, slides: int, rounds: int) -> dict[str, Any]:
-    """In turn, each round with a model of its own; the medians of the rounds' figures and of their ratios."""
+    """Overhead, measured in turn with a new model in each round: medians of times and ratios."""
     import longvit
 
     batches = CanvasBatches(cohort(folder / "small", slides, 256), BATCH, workers=1)
     ready = list(batches.epoch(0))
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
+    runs: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
     for i in range(rounds + 1):
         for name in ("ours", "bare") if i % 2 else ("bare", "ours"):
             torch.manual_seed(0)
             model = longvit.create_model("longvit_tiny_patch32", num_classes=2)
             seconds = ours(model, batches, folder / f"run{i}") if name == "ours" else bare(model, ready)
-            found[name] += [seconds] if i else []  # the first round warms up
+            runs[name] += [seconds] if i else []  # the first round warms up
     row: dict[str, Any] = {"what": "overhead", "slides": slides, "steps": EPOCHS * len(ready), "rounds": rounds}
     for kind in ("step", "whole"):
-        a, b = ([of[kind] for of in found[name]] for name in ("ours", "bare"))
+        a, b = ([run[kind] for run in runs[name]] for name in ("ours", "bare"))
         row |= {
             f"{kind}_s": round(statistics.median(a), 4),
             f"{kind}_bare_s": round(statistics.median(b), 4),
@@ -125,7 +125,7 @@ def overhead(folder: Path, slides: int, rounds: int) -> dict[str, Any]:
 
 
 class Thumbnail(nn.Module):
-    """A linear layer on every 64th pixel."""
+    """Tiny model: a linear layer on every 64th pixel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Thumbnail(nn.Module):
 
 
 def memory(folder: Path, slides: int) -> dict[str, float]:
-    """One process: the peak of a run over `slides` canvases of 4,096², above what it held before, MiB."""
+    """Peak memory in MiB of a run over `slides` canvases of 4,096², above that at its start; in this process."""
     batches = CanvasBatches(cohort(folder / "large", slides, 4096), 1, augmentation="flips", workers=2)
     model = Thumbnail()
     model(torch.zeros(1, 3, 4096, 4096, dtype=torch.uint8))

@@ -1,19 +1,19 @@
-"""Peak memory of a training step: ours with recomputation beside the authors' published code, and on to 1 M patches.
+"""Benchmark of the peak memory of a training step: ours with recomputation beside the authors' published code.
 
     python benchmarks/memory.py [--save] [--resume] [--quick] [--image 1024 2048 4096 8192]
 
-LongViT-S, batch 1, float32, random pixels: mean of the tokens, norm, head, cross-entropy, forward and backward, every
-measurement in a process of its own. `peak_mib` is VmHWM above VmRSS before the model is made (after a step of a tiny
-one, which loads libraries): parameters, image, activations, gradients; no optimiser. Ours takes the image as uint8 and
-the published code the normalised float image, as each is used.
+LongViT-S, batch 1, float32, random pixels: mean of the tokens, norm, head, cross-entropy, forward and backward. Every
+measurement runs in a separate process. `peak_mib` is VmHWM above VmRSS before the model is made (after a step of a tiny
+one, which loads libraries). It has parameters, image, activations and gradients; no optimiser. Ours takes the image as
+uint8, the published code the normalised float image, as each is used.
 
-At 8,192² the published code would take some 60 GB: its peak there follows from its own slope between 2,048² and 4,096²
-(it is linear in tokens), and is marked `from_slope`. So is any other size for which this machine has too little memory.
-`curve` puts ours beside the formula of `longvit plan`, and the formula goes on to 1,048,576 patches.
-`time`: with and without recomputation in turn in one process.
+At 8,192² the published code would take some 60 GB. Its peak there is extrapolated from 2,048² and 4,096² (it is linear
+in tokens) and marked `from_slope`, as for any size that does not fit into memory. Rows `curve` compare ours with the
+formula of `longvit plan`, which is evaluated up to 1,048,576 patches. `time`: with and without recomputation in turn in
+one process.
 
---save writes results/memory.json after every measurement and memory.png; --resume keeps
-what it holds already. Some 20 minutes on two cores.
+--save writes results/memory.json after every measurement and memory.png; --resume keeps the stored results. Some 20
+minutes on two cores.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ GOALS = {4096: 1 / 6, 8192: 1 / 8}
 TIME_GOAL = 1.35
 
 
-# --- in a process of its own ----------------------------------------------------------------------------------------
+# --- in a separate process ------------------------------------------------------------------------------------------
 
 
-def step_of(who: str, image_px: int, recompute: bool, dtype: str) -> tuple[Any, Any]:
-    """→ a function that does one step, and ours to switch recomputation (None for the published code)."""
+def step_of(code: str, image_px: int, recompute: bool, dtype: str) -> tuple[Any, Any]:
+    """Function of one step, and our model to switch recomputation (None for the published code)."""
     import torch
     import torch.nn.functional as F
     from torch import nn
@@ -55,18 +55,18 @@ def step_of(who: str, image_px: int, recompute: bool, dtype: str) -> tuple[Any, 
 
     torch.manual_seed(0)
     label, narrow = torch.zeros(1, dtype=torch.long), dtype == "bfloat16"
-    if who == "ours":
+    if code == "ours":
         ours = create_model("longvit_small_patch32", num_classes=2)
         ours.set_recompute(recompute)
         image = torch.randint(0, 256, (1, 3, image_px, image_px), dtype=torch.uint8)
         parameters, logits = list(ours.parameters()), lambda: ours(image)
     else:
         segments = segment_schedule((image_px // 32) ** 2)
-        theirs = peer().longvit(image_px, segments, recompute=recompute)
+        published = peer().longvit(image_px, segments, recompute=recompute)
         norm, head = nn.LayerNorm(384), nn.Linear(384, 2)
         image = torch.randn(1, 3, image_px, image_px)
-        parameters = [p for m in (theirs, norm, head) for p in m.parameters()]
-        ours, logits = None, lambda: head(norm(theirs(image).mean(1)))
+        parameters = [p for m in (published, norm, head) for p in m.parameters()]
+        ours, logits = None, lambda: head(norm(published(image).mean(1)))
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
@@ -78,8 +78,8 @@ def step_of(who: str, image_px: int, recompute: bool, dtype: str) -> tuple[Any, 
     return step, ours
 
 
-def libraries(who: str) -> None:
-    """A step of a tiny model, so that what kernels and autograd load is resident before."""
+def libraries(code: str) -> None:
+    """Runs a step of a tiny model, so that kernels and autograd are loaded before the measurement."""
     import ctypes
 
     import torch
@@ -88,7 +88,7 @@ def libraries(who: str) -> None:
 
     model = create_model("longvit_tiny_patch32", grid_patches=2)
     model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).square().sum().backward()
-    if who == "published":
+    if code == "published":
         peer()
     del model
     ctypes.CDLL(None).malloc_trim(0)
@@ -105,7 +105,7 @@ def peak(args: argparse.Namespace) -> Row:
 
 
 def times(args: argparse.Namespace) -> Row:
-    """Seconds with and without recomputation, in turn; CPU seconds too, which other work here disturbs less."""
+    """Seconds with and without recomputation, in turn; also CPU seconds, which depend less on other load."""
     step, model = step_of("ours", args.image[0], True, args.dtype)
     found: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for i in range(args.rounds + 1):
@@ -128,7 +128,7 @@ def times(args: argparse.Namespace) -> Row:
 
 
 class Results:
-    """Rows as they come, saved at once."""
+    """Rows of the result file, saved after each measurement."""
 
     def __init__(self, save: bool, resume: bool) -> None:
         self.save, path = save, HERE / "results" / "memory.json"
@@ -136,7 +136,7 @@ class Results:
         self.rows: list[Row] = []
 
     def measured(self, asked: Row, *flags: str) -> Row | None:
-        """The row of a measurement, made now or known; None where it failed (the row says how)."""
+        """Row of a measurement, new or stored; None where it failed (the row has the reason)."""
         known = next((r for r in self.known if asked.items() <= r.items() and "failed" not in r), None)
         row = known or asked | self._run(asked, *flags)
         self.add(row)
@@ -163,8 +163,8 @@ class Results:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [""])[-1]
             return {"failed": f"exit code {done.returncode} {last}".strip()}
-        found: Row = json.loads(done.stdout.strip().splitlines()[-1])
-        return found
+        row: Row = json.loads(done.stdout.strip().splitlines()[-1])
+        return row
 
 
 def available_mib() -> float:
@@ -173,7 +173,7 @@ def available_mib() -> float:
 
 
 def from_slope(peaks: dict[int, float], image_px: int) -> float | None:
-    """Linear in tokens through the two largest measured sizes."""
+    """Peak extrapolated linearly in tokens from the two largest measured sizes."""
     if len(peaks) < 2:
         return None
     (n1, p1), (n2, p2) = sorted((px * px, p) for px, p in peaks.items())[-2:]
@@ -181,28 +181,28 @@ def from_slope(peaks: dict[int, float], image_px: int) -> float | None:
 
 
 def peaks(results: Results, sizes: list[int], dtype: str) -> dict[tuple[str, bool], dict[int, float]]:
-    """(who, recompute) → image side → MiB."""
+    """Peak memory in MiB: (code, recompute) → image side → MiB."""
     found: dict[tuple[str, bool], dict[int, float]] = {}
-    for who, recompute in (("ours", True), ("ours", False), ("published", False), ("published", True)):
-        if who == "published" and not has_published():
+    for code, recompute in (("ours", True), ("ours", False), ("published", False), ("published", True)):
+        if code == "published" and not has_published():
             continue
-        by_size = found.setdefault((who, recompute), {})
+        by_size = found.setdefault((code, recompute), {})
         for px in sizes:
-            if (who, recompute) != ("ours", True) and px > PUBLISHED_TO_PX:
+            if (code, recompute) != ("ours", True) and px > PUBLISHED_TO_PX:
                 continue
             expected = from_slope(by_size, px) or 0
-            asked = {"what": "peak", "who": who, "recompute": recompute, "image_px": px, "dtype": dtype}
+            asked = {"what": "peak", "who": code, "recompute": recompute, "image_px": px, "dtype": dtype}
             if expected * 1.1 > available_mib():
                 results.add(asked | {"failed": f"needs {expected:.0f} MiB, {available_mib():.0f} are available"})
                 continue
-            row = results.measured(asked, "--who", who, *(["--recompute"] if recompute else []))
+            row = results.measured(asked, "--who", code, *(["--recompute"] if recompute else []))
             if row:
                 by_size[px] = row["peak_mib"]
     return found
 
 
 def planned_mib(image_px: int, dtype: str, recompute: bool = True) -> float:
-    """The formula's peak and the parameters: what is measured here."""
+    """Peak memory by the formula, with the parameters, as measured here."""
     from dataclasses import replace
 
     from longvit.model.longvit import SIZES, segment_schedule
@@ -216,17 +216,17 @@ def planned_mib(image_px: int, dtype: str, recompute: bool = True) -> float:
 
 
 def compared(found: dict[tuple[str, bool], dict[int, float]], sizes: list[int], dtype: str) -> list[Row]:
-    """Ours with recomputation against the published code, as it is and with its recomputation; the goals."""
+    """Ours with recomputation against the published code, with and without its recomputation; the goals."""
     rows = []
     for recompute in (False, True):
-        ours, theirs = found[("ours", True)], found.get(("published", recompute), {})
+        ours, published = found[("ours", True)], found.get(("published", recompute), {})
         for px in sizes:
-            published = theirs.get(px) or from_slope(theirs, px)
-            if px not in ours or published is None:
+            published_mib = published.get(px) or from_slope(published, px)
+            if px not in ours or published_mib is None:
                 continue
             row: Row = {"what": "memory", "image_px": px, "dtype": dtype, "published_recomputes": recompute}
-            row |= {"ours_mib": ours[px], "published_mib": round(published), "from_slope": px not in theirs}
-            row["ratio"] = round(ours[px] / published, 4)
+            row |= {"ours_mib": ours[px], "published_mib": round(published_mib), "from_slope": px not in published}
+            row["ratio"] = round(ours[px] / published_mib, 4)
             if px in GOALS and not recompute:
                 row |= {"goal": round(GOALS[px], 4), "reached": row["ratio"] <= GOALS[px]}
             rows.append(row)
@@ -234,7 +234,7 @@ def compared(found: dict[tuple[str, bool], dict[int, float]], sizes: list[int], 
 
 
 def curve(ours: dict[int, float], dtype: str) -> list[Row]:
-    """Patches → measured and by formula, and on by formula."""
+    """Peak by number of patches: measured and by formula, then by formula alone."""
     rows = []
     for px in [*sorted(ours), *EXTRAPOLATED_PX]:
         planned = planned_mib(px, dtype)
@@ -264,13 +264,14 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def picture(rows: list[Row], path: Path) -> None:
+def draw_curve(rows: list[Row], path: Path) -> None:
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
-    of = [r for r in rows if r["what"] == "curve"]
-    axes.loglog([r["patches"] for r in of], [r["planned_mib"] for r in of], "-", label="ours, longvit plan's formula")
-    seen = [(r["patches"], r["measured_mib"]) for r in of if r["measured_mib"]]
-    axes.loglog(*zip(*seen, strict=True), "o", label="ours, measured")
+    curve_rows = [r for r in rows if r["what"] == "curve"]
+    formula = [r["planned_mib"] for r in curve_rows]
+    axes.loglog([r["patches"] for r in curve_rows], formula, "-", label="ours, longvit plan's formula")
+    measured = [(r["patches"], r["measured_mib"]) for r in curve_rows if r["measured_mib"]]
+    axes.loglog(*zip(*measured, strict=True), "o", label="ours, measured")
     for slope, marker in ((False, "s"), (True, "x")):
         points = [
             ((r["image_px"] // 32) ** 2, r["published_mib"])
@@ -306,7 +307,7 @@ def main() -> None:
         return
     sizes, rounds = ([512, 1024], 1) if args.quick else (sorted(args.image), args.rounds)
     if not has_published():
-        print(f"no published code at {PEERS}: ours alone", file=sys.stderr)
+        print(f"no published code at {PEERS}: measuring ours only", file=sys.stderr)
     results = Results(args.save and not args.quick, args.resume)
     timed_px = max((px for px in sizes if px <= TIMED_TO_PX), default=sizes[0])
     results.measured({"what": "time", "image_px": timed_px, "dtype": args.dtype}, "--rounds", str(rounds))
@@ -315,7 +316,7 @@ def main() -> None:
         results.add(row)
     print(table(results.rows))
     if results.save:
-        picture(results.rows, HERE / "results" / "memory.png")
+        draw_curve(results.rows, HERE / "results" / "memory.png")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""LongViT-S against the authors' published code, whole model, one process each, in turn.
+"""Benchmark of LongViT-S against the authors' published code: whole model, separate processes, in turn.
 
     python benchmarks/model.py [--save] [--rounds 3] [--image 1024 4096] [--dtype float32 bfloat16]
 
-Ratios: `speed` published in the same dtype / ours, `speed_over_float32` published float32 / ours, `memory` ours /
-published (peak of the whole process; `memory_above_inputs` without the 0.3 GB of libraries, weights and image).
-`recompute` keeps each layer's input and its attention only, on our side. Images above 2,048 px get a third of the
-rounds. One result file per image size.
+Ratios of time: `speed` is published in the same dtype / ours, `speed_over_float32` published float32 / ours. Ratios of
+memory: `memory` is ours / published as peak of the whole process, `memory_above_inputs` the same without the 0.3 GB of
+libraries, weights and image. Rows `recompute` keep each layer's input and its attention only, on our side. Images above
+2,048 px get a third of the rounds. One result file per image size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from side_by_side import alternate, has_published, report, worker
 
 
 def rows(image: int, dtype: str, rounds: int) -> list[dict[str, object]]:
-    found = []
+    table = []
     for backward in (False, True):
         flags = ["--image", str(image), "--runs", "2" if image > 1024 else "5", *(["--backward"] if backward else [])]
         commands = {"ours": worker("ours", "model", *flags, "--dtype", dtype)}
@@ -46,12 +46,12 @@ def rows(image: int, dtype: str, rounds: int) -> list[dict[str, object]]:
                 row["published_peak_mib"] = round(published["peak_mib"])
             if wide := results.get("published float32"):
                 row["speed_over_float32"] = round(wide["seconds"] / r["seconds"], 3)
-            found.append(row)
-    return found
+            table.append(row)
+    return table
 
 
 def cosine(image: int) -> dict[str, object]:
-    """The embedding in bfloat16 against float32, random weights and random pixels."""
+    """Cosine of the embedding in bfloat16 to float32, for random weights and random pixels."""
     import torch
 
     import longvit

@@ -1,15 +1,15 @@
-"""Survival from omic tables, no images: proves folds, labels, losses and the c-index on real patients, not the encoder.
+"""Survival from omic tables without images: a check of folds, labels, losses and the c-index on real patients.
 
     python benchmarks/omics.py [--save] [--cohorts ucec luad]
 
 The published folds and tables of two cohorts (UCEC: 123 copy numbers; LUAD: 3,096 copy numbers and expressions), each
-feature standardised on the training part of the fold. Two models, each with one setting for everything:
+feature standardised on the training part of the fold. Two models, each with the same settings everywhere:
 
-    ridge Cox     our Cox loss per event + 2 |w|², minimised to the end. The protocol's sanity figures come from such a
-                  model (UCEC .628 ± .074, LUAD .622 ± .037; "l2 = 2"); of six ways to scale loss and penalty that were
-                  tried, this is the one that meets both, so it is a check of the arithmetic, not a result
-    linear NLL    what a survival task puts on the encoder: one linear layer to 4 bins and the discrete-time likelihood,
-                  trained by the package's loop; settings chosen before its first run and not changed since
+    ridge Cox     our Cox loss per event + 2 |w|², minimised to convergence. The protocol's sanity values come from such
+                  a model (UCEC .628 ± .074, LUAD .622 ± .037; "l2 = 2"). Of six scalings of loss and penalty that were
+                  tried, this one meets both; so it checks the arithmetic and is not a result
+    linear NLL    the head of a survival task: one linear layer to 4 bins and the discrete-time likelihood, trained by
+                  the package's loop; settings chosen before its first run and not changed since
 
 Needs ../shared/data/mcat beside the project.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Fold:
 
 
 def folds_of(cohort: str) -> Iterator[Fold]:
-    """The five published folds."""
+    """Reads the five published folds."""
     table = pd.read_csv(MCAT / "clinical" / f"tcga_{cohort}_all_clean.csv.zip", low_memory=False)
     table = table.drop_duplicates("case_id").set_index("case_id")
     features = table[[c for c in table.columns if c.endswith(("_mut", "_cnv", "_rnaseq"))]].astype(np.float64)
@@ -75,7 +75,7 @@ def folds_of(cohort: str) -> Iterator[Fold]:
 
 
 def ridge_cox(fold: Fold) -> np.ndarray:
-    """Risk of the val patients. In the axes of the training patients: the same ridge, with 362 weights for 3,096."""
+    """Risk of the val patients. Solved in the axes of the training patients: 362 weights instead of 3,096."""
     _, size, axes = np.linalg.svd(fold.x_train, full_matrices=False)
     axes = axes[size > 1e-8 * size[0]]
     x = torch.tensor(fold.x_train @ axes.T)
@@ -88,10 +88,10 @@ def ridge_cox(fold: Fold) -> np.ndarray:
         assert w.grad is not None
         return value.item(), w.grad.numpy()
 
-    found = minimize(
+    solution = minimize(
         objective, np.zeros(len(axes)), jac=True, method="L-BFGS-B", options={"maxiter": 500, "ftol": 1e-13}
     )
-    return fold.x_val @ axes.T @ found.x
+    return fold.x_val @ axes.T @ solution.x
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Batch:
 
 
 class Patients:
-    """Training patients, shuffled anew in every epoch."""
+    """Training patients, reshuffled in every epoch."""
 
     batch_size = BATCH
 
@@ -115,10 +115,10 @@ class Patients:
         self.event = torch.tensor(fold.event_train)
         self.samples = len(self.x)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, numbers: Sequence[int]) -> Iterator[Batch]:
         order = np.random.default_rng((SETTINGS.seed, epoch)).permutation(self.samples)
-        for first in range(start * BATCH, self.samples, BATCH):
-            rows = torch.tensor(order[first : first + BATCH])
+        for number in numbers:
+            rows = torch.tensor(order[number * BATCH : (number + 1) * BATCH])
             yield Batch(tuple(map(str, rows.tolist())), self.x[rows], self.bin[rows], self.event[rows])
 
 
@@ -140,13 +140,13 @@ def linear_nll(fold: Fold, folder: Path) -> np.ndarray:
 
 def row(cohort: str, model: str, values: list[float]) -> dict[str, Any]:
     mean, sd = spread(values, 1)
-    found = {
+    result = {
         "cohort": cohort,
         "model": model,
         "folds": [round(v, 4) for v in values],
         "c_index": f"{mean:.3f} ± {sd:.3f}",
     }
-    return found | ({"protocol": PROTOCOL[cohort]} if model == "ridge_cox" else {})
+    return result | ({"protocol": PROTOCOL[cohort]} if model == "ridge_cox" else {})
 
 
 def main() -> None:
@@ -162,9 +162,9 @@ def main() -> None:
         for k, fold in enumerate(folds_of(cohort)):
             with tempfile.TemporaryDirectory() as folder:
                 risks = {"ridge_cox": ridge_cox(fold), "linear_nll": linear_nll(fold, Path(folder) / str(k))}
-            for name, of in risks.items():
-                values[name].append(c_index(fold.months_val, fold.event_val, of))
-        rows += [row(cohort, name, each) for name, each in values.items()]
+            for name, predicted in risks.items():
+                values[name].append(c_index(fold.months_val, fold.event_val, predicted))
+        rows += [row(cohort, name, c_indices) for name, c_indices in values.items()]
     report("omics", rows, args.save)
 
 

@@ -1,13 +1,17 @@
-"""`longvit plan` against measured peaks: one training step per process, its resident memory beside the formula.
+"""Benchmark of `longvit plan`: its memory formula against the measured peak of one training step per process.
 
     python benchmarks/plan.py [--save] [--image 1024 2048 4096 8192] [--dtype float32 bfloat16]
 
-LongViT-S, uint8 image, loss, forward and backward. `measured` is VmHWM above VmRSS before the step (after a step on one
-64² image, which loads libraries), with a fixed MALLOC_MMAP_THRESHOLD_: every large tensor is a mapping of its own and
-goes back to the system when it is freed. `default_malloc`: the same without that setting; glibc then raises the
-threshold to 32 MB, keeps such tensors in its heap, and the heap keeps holes (up to 2,048² only). `ratio`: formula /
-measured, wanted within 15 %. 8,192² with recomputation only. Saving keeps the saved rows of other sizes and dtypes
-(bfloat16 takes hours on a processor without instructions for it).
+LongViT-S, uint8 image, loss, forward and backward.
+
+- `measured`: VmHWM above VmRSS before the step (after a step on one 64² image, which loads libraries); a fixed
+  MALLOC_MMAP_THRESHOLD_ makes every large tensor a separate mapping, returned to the system when freed
+- `default_malloc`: the same without that setting, up to 2,048²; glibc raises the threshold to 32 MB and its heap
+  fragments
+- `ratio`: formula / measured, goal within 15 %
+
+8,192² with recomputation only. Saving keeps the stored rows of other sizes and dtypes. bfloat16 takes hours on a
+processor without instructions for it.
 """
 
 from __future__ import annotations
@@ -26,11 +30,11 @@ from worker import memory_mib, reset_peak
 WITHIN = 0.15
 _RECOMPUTE_ONLY_FROM_PX = 8192  # without recomputation: 12 GiB in float32
 _DEFAULT_MALLOC_TO_PX = 2048
-_THRESHOLD_BYTES = 131072  # glibc's own first value; named in the environment it stays
+_THRESHOLD_BYTES = 131072  # initial value of glibc; fixed if set in the environment
 
 
 def step(image_px: int, dtype: str, recompute: bool) -> dict[str, float]:
-    """One training step in this process: MiB above what was resident before it."""
+    """Peak of one training step in this process, in MiB above the resident memory before it."""
     import torch
     import torch.nn.functional as F
 
@@ -48,7 +52,7 @@ def step(image_px: int, dtype: str, recompute: bool) -> dict[str, float]:
         model.zero_grad()
 
     once(64)
-    ctypes.CDLL(None).malloc_trim(0)  # what the first step gave back to malloc is not resident before the second one
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed by the first step is not resident before the second
     before = memory_mib("VmRSS")
     reset_peak()
     once(image_px)
@@ -56,7 +60,7 @@ def step(image_px: int, dtype: str, recompute: bool) -> dict[str, float]:
 
 
 def planned_mib(image_px: int, dtype: str, recompute: bool) -> tuple[float, str]:
-    """The formula's peak above the parameters, and when it is."""
+    """Peak by the formula above the parameters, and its stage."""
     from longvit.model.longvit import SIZES, segment_schedule
     from longvit.plan.memory import Load, training_memory
 
@@ -91,7 +95,7 @@ def saved_rows() -> list[dict[str, Any]]:
 
 
 def compared(image_px: int, dtype: str, recompute: bool) -> dict[str, Any]:
-    """One row of the table: formula, measurement, their ratio."""
+    """Row of the table: formula, measurement and their ratio."""
     one = [sys.executable, str(Path(__file__).resolve()), "--one", str(image_px), dtype, str(recompute)]
     measured = measure(["env", f"MALLOC_MMAP_THRESHOLD_={_THRESHOLD_BYTES}", *one])["peak_mib"]
     by_default = measure(one)["peak_mib"] if image_px <= _DEFAULT_MALLOC_TO_PX else None

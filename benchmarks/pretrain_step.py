@@ -1,4 +1,4 @@
-"""A whole step of DINO beside forward and backward of the same crops alone, and beside the authors' published model.
+"""Benchmark of a whole DINO step beside forward and backward of its crops, and beside the authors' published model.
 
     python benchmarks/pretrain_step.py [--save] [--rounds 2] [--case small tiny]
 
@@ -6,11 +6,13 @@
 `tiny`: LongViT-tiny, 8 regions, crops of 256² and 128² px, the same head. Random pixels, float32, one process each, in
 turn.
 
-`step` is the teacher's forward, the student's, the loss, backward, clipping, AdamW, the teacher's average and the
-centre, all crops in one pass; `parts` are its seconds. `step, separate passes` makes one for every size of crop, as
-the authors' code does. `forward + backward` is the student's backbone alone over the same crops. `published` is the
-authors' forward + backward of one image of 1,024² px, without head or optimiser: the `small` step has the work of four
-of these and of two forwards. `memory_above_inputs_mib` leaves out libraries, networks and pixels.
+- `step`: forward of teacher and student, loss, backward, clipping, AdamW, EMA and centre, all crops in one pass;
+  `parts` are its seconds
+- `step, separate passes`: a pass for every crop size, as in the authors' code
+- `forward + backward`: the student's backbone alone over the same crops
+- `published`: the authors' forward + backward of one image of 1,024² px, without head or optimiser; the `small` step
+  has the work of four of these and of two forwards
+- `memory_above_inputs_mib`: without libraries, networks and pixels
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from worker import memory_mib, reset_peak
 
 @dataclass(frozen=True)
 class Case:
-    """A model and the crops of its step."""
+    """Case of the benchmark: a model and the crops of its step."""
 
     model: str
     regions: int
@@ -60,7 +62,7 @@ WHAT = ("step", "step, separate passes", "forward + backward")
 
 
 class Clock:
-    """Seconds since the last look, by name."""
+    """Stopwatch: seconds since the last mark, by name."""
 
     def __init__(self) -> None:
         self.parts: dict[str, float] = {}
@@ -72,40 +74,40 @@ class Clock:
 
 
 def dino_step(
-    model: SelfDistillation, rule: DinoMethod, optimizer: torch.optim.Optimizer, crops: list[torch.Tensor], step: int
+    model: SelfDistillation, method: DinoMethod, optimizer: torch.optim.Optimizer, crops: list[torch.Tensor], step: int
 ) -> dict[str, float]:
-    """One optimiser step, as the training loop makes it; → seconds of its parts."""
+    """Runs one optimiser step as in the training loop; returns the seconds of its parts."""
     networks, settings = model.networks, model.networks.settings
     clock = Clock()
-    rule.before_step(optimizer, step)
+    method.before_step(optimizer, step)
     with torch.no_grad():
-        teacher = networks.teacher(crops[: settings.global_crops], packed=rule.packed)
+        teacher = networks.teacher(crops[: settings.global_crops], packed=method.packed)
     clock.mark("teacher")
-    student = networks.student(crops, packed=rule.packed)
+    student = networks.student(crops, packed=method.packed)
     clock.mark("student")
-    terms = model.loss(student, teacher, teacher_temperature=rule.teacher_temperature)
+    terms = model.loss(student, teacher, teacher_temperature=method.teacher_temperature)
     clock.mark("loss")
     terms.loss.backward()
     clock.mark("backward")
     gradients = [p.grad for p in networks.student.parameters() if p.grad is not None]
-    rule.transform_gradients(gradients, float(torch.nn.utils.get_total_norm(gradients)))
+    method.transform_gradients(gradients, float(torch.nn.utils.get_total_norm(gradients)))
     clock.mark("clip")
     optimizer.step()
     optimizer.zero_grad()
     clock.mark("AdamW")
-    rule.after_step(step, terms.statistics)
+    method.after_step(step, terms.statistics)
     clock.mark("average, centre")
     return clock.parts
 
 
 def one_measurement(case: Case, what: str) -> dict[str, Any]:
-    """Seconds of every run after a warm-up, peak memory; of a step its parts too."""
+    """Seconds of every run after a warm-up, and peak memory; for a step also its parts."""
     torch.manual_seed(0)
     settings = DinoSettings()
     model = SelfDistillation(SIZES[case.model], settings).train()
     schedules = Schedules(settings, steps_per_epoch=100, batch=case.regions)
-    rule = DinoMethod(model, schedules, packed=what != WHAT[1])
-    optimizer, crops = rule.optimizer(model), case.crops(settings)
+    method = DinoMethod(model, schedules, packed=what != WHAT[1])
+    optimizer, crops = method.optimizer(model), case.crops(settings)
     direction = torch.randn(SIZES[case.model].embed_dim)
     before = memory_mib("VmRSS")
     reset_peak()
@@ -116,7 +118,7 @@ def one_measurement(case: Case, what: str) -> dict[str, Any]:
             (features(model.networks.student.backbone, crops) * direction).sum().backward()
             model.zero_grad()
         else:
-            parts.append(dino_step(model, rule, optimizer, crops, 100 + run))  # the last layer is no longer frozen
+            parts.append(dino_step(model, method, optimizer, crops, 100 + run))  # the last layer is no longer frozen
         seconds.append(time.perf_counter() - start)
     peak = memory_mib("VmHWM")
     return {"seconds": seconds[1:], "parts": parts[1:], "peak_mib": peak, "above_inputs_mib": peak - before}
@@ -127,13 +129,13 @@ def rows(name: str, rounds: int) -> list[dict[str, Any]]:
     commands = {what: [sys.executable, __file__, "--case", name, "--measure", what] for what in WHAT}
     if name == "small" and has_published():
         commands["published"] = worker("published", "model", "--image", "1024", "--backward", "--runs", str(case.runs))
-    found: dict[str, list[dict[str, Any]]] = {what: [] for what in commands}
+    runs_of: dict[str, list[dict[str, Any]]] = {what: [] for what in commands}
     for _ in range(rounds):
         for what, command in commands.items():
-            found[what].append(measure(command))
-    seconds = {what: statistics.median(s for r in results for s in r["seconds"]) for what, results in found.items()}
+            runs_of[what].append(measure(command))
+    seconds = {what: statistics.median(s for r in results for s in r["seconds"]) for what, results in runs_of.items()}
     table = []
-    for what, results in found.items():
+    for what, results in runs_of.items():
         row: dict[str, Any] = {"what": what, "model": case.model}
         if what == "published":
             row |= {"images_px": "1 x 1024"}
@@ -160,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--measure", choices=WHAT, help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--measure", choices=WHAT, help=argparse.SUPPRESS)  # in a separate process
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     if args.measure is not None:

@@ -1,18 +1,18 @@
-"""What pretraining brings: the weights that come along against random ones and mean colour, on answers they never saw.
+"""Benchmark of the shipped pretrained weights against random weights and mean colour, on unseen labels.
 
     python benchmarks/pretrained.py [--save] [--data squares colon] [--weights longvit-tiny-dino] [--out FOLDER]
 
 Two sets of labelled fields, none of which the weights were pretrained on:
 
-squares  576 squares of 64 px (32 µm) of the example slide, five folds by block, with a stand-in answer that colour does
-         not give away (`benchmarks/folds.py` says how it is made)
-colon    338 H&E fields of colon, adenocarcinoma or healthy: trained on the sites of folds 0 to 2 (which pretraining
-         saw, without their labels), tested on the other sites, those of folds 3 and 4 (needs ../shared)
+- squares: 576 squares of 64 px (32 µm) of the example slide, five folds by block, with a proxy label that colour does
+  not predict (see `benchmarks/folds.py`)
+- colon: 338 H&E fields of colon, adenocarcinoma or healthy; trained on the sites of folds 0 to 2 (used by pretraining
+  without labels), tested on the sites of folds 3 and 4 (needs ../shared)
 
-Each has five systems under one protocol: a linear head on mean colour, on a random frozen encoder, on the frozen
-pretrained one; and the whole network trained, from random and from pretrained weights, with the same settings. A gap
-is the mean over the folds of the difference of AUCs on the test fields, with a 95 % interval from drawing the cases
-(squares: the squares) anew, the same ones for both systems.
+Each has five systems under one protocol. Three are linear heads: on mean colour, on a random frozen encoder and on the
+frozen pretrained one. Two are whole networks, from random and from pretrained weights, with the same settings. A gap is
+the mean over the folds of the difference of AUCs on the test fields. Its 95 % bootstrap interval resamples cases
+(squares: the squares), the same ones for both systems.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from longvit.data.folds import Fold, assign
 from longvit.data.new_folds import make_folds
 from longvit.finetuning.crossval import cross_validate, replace_splits
 from longvit.finetuning.fold_metrics import Round, gaps
-from longvit.finetuning.prepare_cohort import bind
+from longvit.finetuning.prepare_cohort import prepare_cohort
 from longvit.finetuning.settings import FinetuneSettings
 from longvit.tasks.task import task_class
 from side_by_side import HERE, report
@@ -46,7 +46,7 @@ PAIRS = (
 
 
 def squares(out: Path) -> tuple[Cohort, tuple[Fold, ...], FinetuneSettings]:
-    """The squares, their folds, and the settings of `folds.py` with fewer epochs: pretrained weights need fewer."""
+    """Cohort, folds and settings of the squares; fewer epochs than `folds.py`, as pretrained weights need fewer."""
     cohort = read_cohort(write_cohort(out / "squares"))
     settings = FinetuneSettings(epochs=6, **SETTINGS)
     strata = task_class("subtyping").strata(cohort, settings)
@@ -54,15 +54,15 @@ def squares(out: Path) -> tuple[Cohort, tuple[Fold, ...], FinetuneSettings]:
 
 
 def colon(out: Path) -> tuple[Cohort, tuple[Fold, ...], FinetuneSettings]:
-    """The fields of colon: one fold, that of the sites that pretraining has not seen; settings of `colon.py`."""
-    from colon import SETTINGS as OF_COLON
+    """Cohort, one fold with sites unseen by pretraining, and settings (of `colon.py`) of the colon fields."""
+    from colon import SETTINGS as COLON_SETTINGS
 
     cohort = read_cohort(COLON / "cohort.csv")
     ids = {unseen: tuple(r.slide_id for r in cohort.rows if (r.fold in ("3", "4")) == unseen) for unseen in (0, 1)}
     return (
         cohort,
         (Fold("unseen_sites", train=ids[0], test=ids[1]),),
-        replace(OF_COLON, epochs=4, warmup_epochs=1, bootstrap=500),
+        replace(COLON_SETTINGS, epochs=4, warmup_epochs=1, bootstrap=500),
     )
 
 
@@ -70,17 +70,17 @@ DATA = {"squares": squares, "colon": colon}
 
 
 def rounds_of(cohort: Cohort, folds: tuple[Fold, ...], settings: FinetuneSettings, folder: Path) -> list[Round]:
-    """Trains on every fold; → what is known of each."""
+    """Trains on every fold; returns the predictions of each."""
     cross_validate(cohort, folds, settings, folder)
-    found = []
+    rounds = []
     for fold in folds:
-        bound = bind(assign(replace_splits(cohort), fold, allow_leak=settings.allow_leak), settings)
-        found.append(Round(bound, folder / f"fold_{fold.name}", "test"))
-    return found
+        prepared = prepare_cohort(assign(replace_splits(cohort), fold, allow_leak=settings.allow_leak), settings)
+        rounds.append(Round(prepared, folder / f"fold_{fold.name}", "test"))
+    return rounds
 
 
 def compare(name: str, weights: str, out: Path) -> dict[str, Any]:
-    """The table of one set of fields."""
+    """Results of one set of fields."""
     cohort, folds, settings = DATA[name](out)
     settings = replace(settings, cache_dir=out / f"{name}_canvases")
     scratch = rounds_of(cohort, folds, settings, out / f"{name}_random")
@@ -89,12 +89,12 @@ def compare(name: str, weights: str, out: Path) -> dict[str, Any]:
         {**b.controls, "trained_from_random": a.model, "trained_from_weights": b.model}
         for a, b in zip(scratch, pretrained, strict=True)
     ]
-    figure = pretrained[0].task.main_metric
-    values = {system: [figure(of[system]) for of in systems] for system in systems[0]}
+    metric = pretrained[0].task.main_metric
+    values = {system: [metric(fold[system]) for fold in systems] for system in systems[0]}
     ahead: dict[str, dict[str, float]] = {}
     for ours, other in PAIRS:
-        for r, of in zip(pretrained, systems, strict=True):
-            r.model, r.controls = of[ours], {other: of[other]}
+        for r, fold in zip(pretrained, systems, strict=True):
+            r.model, r.controls = fold[ours], {other: fold[other]}
         gap = gaps(pretrained, 1000, 0)[other]
         ahead[f"{ours} - {other}"] = {key: round(value, 3) for key, value in gap.items()}
     return {
@@ -103,10 +103,10 @@ def compare(name: str, weights: str, out: Path) -> dict[str, Any]:
         "tested_on": [len(fold.test) for fold in folds],
         "auc": {
             system: {
-                "mean": round(statistics.mean(of), 3),
-                "sd": round(statistics.stdev(of), 3) if len(of) > 1 else None,
+                "mean": round(statistics.mean(aucs), 3),
+                "sd": round(statistics.stdev(aucs), 3) if len(aucs) > 1 else None,
             }
-            for system, of in values.items()
+            for system, aucs in values.items()
         },
         "gaps": ahead,
     }
@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="*", default=list(DATA), choices=list(DATA))
     parser.add_argument("--weights", default="longvit-tiny-dino")
-    parser.add_argument("--out", type=Path, help="folder of the runs, which go on there; default: a temporary one")
+    parser.add_argument("--out", type=Path, help="folder of the runs, to be resumed; default: a temporary one")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,10 +1,10 @@
-"""Short sequences, as one dense attention, against the same numbers branch by branch.
+"""Benchmark of short sequences: one dense attention against the same computation branch by branch.
 
     python benchmarks/short.py [--save] [--rounds 15]
 
-Forward and backward in one thread, float32, heads of 24, the paper's segments; in turn, the least of the rounds.
-`speed`: how many times as fast the dense call is. Lengths: of a local and a global crop of `dino-tiny`, of canvases of
-256, 320, 448 and 512 px.
+Forward and backward in one thread, float32, heads of 24, the paper's segments; in turn, the minimum of the rounds.
+`speed`: branches / dense. Lengths: of a local and a global crop of `dino-tiny`, of canvases of 256, 320, 448 and
+512 px.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def row(sequences: int, tokens: int, heads: int, rounds: int) -> dict[str, Any]:
     steps: dict[str, Callable[[], None]] = {"dense": lambda: step("auto"), "branches": lambda: step("cpu_flash")}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(rounds + 1):
-        for name, one in steps.items():
+        for name, run in steps.items():
             start = time.perf_counter()
-            one()
+            run()
             if i:
                 times[name].append(time.perf_counter() - start)
     dense, branches = min(times["dense"]), min(times["branches"])
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    short._CPU_TOKENS = 10**9  # also where the branches are taken by default
+    short._CPU_TOKENS = 10**9  # also where branches are the default
     report("short", [row(*case, args.rounds) for case in CASES], args.save)
 
 

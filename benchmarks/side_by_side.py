@@ -1,7 +1,7 @@
-"""Commands measured in turn (A B A B …), so that a drifting machine touches both alike; medians and ratios.
+"""Measurement of commands in turn (A B A B …), so that drift of the machine affects all; medians and ratios.
 
-The authors' published code is reference material beside the project (../shared/peers); where it is absent, a benchmark
-reports ours alone and says so.
+The authors' published code is reference material beside the project (../shared/peers). Where it is absent, a benchmark
+reports ours only and states so.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ HERE = Path(__file__).resolve().parent
 PEERS = HERE.parents[1] / "shared" / "peers" / "peer.py"
 
 
-def worker(who: str, what: str, *flags: str) -> list[str]:
-    """The command of one measurement."""
-    return [sys.executable, str(HERE / "worker.py"), who, what, *flags]
+def worker(code: str, what: str, *flags: str) -> list[str]:
+    """Command of one measurement."""
+    return [sys.executable, str(HERE / "worker.py"), code, what, *flags]
 
 
 def measure(command: list[str]) -> dict[str, Any]:
@@ -34,28 +34,28 @@ def measure(command: list[str]) -> dict[str, Any]:
 
 
 def alternate(commands: dict[str, list[str]], rounds: int) -> dict[str, dict[str, float]]:
-    """name → command, each `rounds` times in turn → name → median seconds, peak MiB, MiB above the inputs."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    """Medians by name of the commands, `rounds` times in turn: seconds, peak MiB, MiB above the inputs."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for _ in range(rounds):
         for name, command in commands.items():
-            found[name].append(measure(command))
+            runs[name].append(measure(command))
     return {
         name: {
             "seconds": statistics.median(s for r in results for s in r["seconds"]),
             "peak_mib": statistics.median(r["peak_mib"] for r in results),
             "above_inputs_mib": statistics.median(r["above_inputs_mib"] for r in results),
         }
-        for name, results in found.items()
+        for name, results in runs.items()
     }
 
 
 def has_published() -> bool:
-    """Whether the authors' code is at hand."""
+    """True where the authors' code is present."""
     return PEERS.is_file()
 
 
 def machine() -> dict[str, Any]:
-    """What a result was measured on."""
+    """Description of the machine, for result files."""
     import torch
 
     model = next(
@@ -71,7 +71,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(name: str, rows: list[dict[str, Any]], save: bool) -> None:
-    """Prints the result as JSON, one row a line, and keeps it under benchmarks/results/ where asked."""
+    """Prints the result as JSON, one row per line; with `save`, also writes it to benchmarks/results/."""
     lines = ",\n  ".join(json.dumps(row) for row in rows)
     text = f'{{"benchmark": "{name}", "machine": {json.dumps(machine())}, "rows": [\n  {lines}\n]}}\n'
     print(text, end="")

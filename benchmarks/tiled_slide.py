@@ -1,7 +1,7 @@
-"""A slide of any size in a minute: an Aperio SVS whose JPEG tiles are those of the real example slide, byte for byte.
+"""Synthetic slide of any size in a minute: an Aperio SVS with the JPEG tiles of the example slide, byte for byte.
 
-The 108 whole tiles of the example (9 × 12, each of other tissue) are laid over and over. With `pyramid` a level of a
-quarter of the size lies below, as a scanner writes it: the pattern of tiles, reduced. 100,000² px are 2.1 GB.
+The 108 whole tiles of the example (9 × 12, of different tissue) are repeated. With `pyramid` there is a second level of
+a quarter of the size, as a scanner writes it: the pattern of tiles, reduced. 100,000² px are 2.1 GB.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def make_slide(path: Path, size_px: int, *, pyramid: bool) -> None:
 
 
 def _laid(pattern: list[bytes], columns: int, rows: int, n: int) -> Iterator[bytes]:
-    """The tiles of n × n, row by row."""
+    """Tiles of a grid of n × n, row by row."""
     for row in range(n):
         for column in range(n):
             yield pattern[row % rows * columns + column % columns]
 
 
 def _reduced(pixels, tile_px: int) -> tuple[list[bytes], int, int]:
-    """The pattern of the level below: as many repeats of `pixels` as give whole tiles, reduced and encoded."""
+    """Pattern of the second level: as many repeats of `pixels` as give whole tiles, reduced and encoded."""
     import numpy as np
     import simplejpeg
     from PIL import Image

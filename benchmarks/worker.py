@@ -1,10 +1,10 @@
-"""One measurement in a process of its own: ours, the authors' published code, or the bare fused calls.
+"""Single measurement in a separate process: ours, the authors' published code, or the bare fused calls.
 
     python benchmarks/worker.py ours model --image 1024 --backward
     python benchmarks/worker.py published attention --tokens 16384
 
-prints one JSON line: seconds of every run after a warm-up, peak memory of the process and above its inputs (MiB).
-The published code is run from ../shared/peers (see `side_by_side.py`).
+Prints one JSON line: seconds of every run after a warm-up, peak memory of the process and above its inputs (MiB). The
+published code is in ../shared/peers (see `side_by_side.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RATIOS = (1, 2, 4, 8, 16)
 
 
 def memory_mib(field: str) -> float:
-    """VmRSS or VmHWM of this process."""
+    """VmRSS or VmHWM of this process, in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) / 1024
@@ -49,7 +49,7 @@ def attention_step(args: argparse.Namespace, dtype: torch.dtype) -> Callable[[],
 
 
 def bare_calls(args: argparse.Namespace, segments: tuple[int, ...], dtype: torch.dtype) -> Callable[[], torch.Tensor]:
-    """The same fused calls on contiguous data, nothing around them: the floor of a CPU implementation."""
+    """Bare fused calls on contiguous data: the lower bound of a CPU implementation."""
     aten, inputs = torch.ops.aten, []
     for w, r in zip(segments, RATIOS, strict=True):
         shape = (args.tokens // w, w // r, max(r, 16 // r), 24)

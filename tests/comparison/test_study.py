@@ -195,9 +195,9 @@ def test_numbers_of_systems_may_be_written_as_people_write_them() -> None:
     ("given", "words"),
     [
         ({"systems": ("clamm",)}, "system 'clamm': did you mean 'clam_sb'"),
-        ({"systems": ("mil+product",)}, "behind \\+ stands concat or bilinear"),
-        ({"systems": ("snn+concat",)}, "snn takes omics in its own way"),
-        ({"set": ("hidden=3",)}, "--set hidden=3: expected a form such as"),
+        ({"systems": ("mil+product",)}, "after .\\+., expected concat or bilinear"),
+        ({"systems": ("snn+concat",)}, "snn already uses omics"),
+        ({"set": ("hidden=3",)}, "--set hidden=3: it reads like"),
         ({"task": "grading"}, "task 'grading': choose"),
         ({"rest": "kept"}, "rest 'kept': choose carried, stepped, dropped"),
         ({"epochs": 0}, "epochs 0: at least 1"),

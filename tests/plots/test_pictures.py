@@ -21,7 +21,7 @@ from longvit.plots.classification import (
     roc_plot,
 )
 from longvit.plots.curves import Fold, pr_curves_plot, pr_heights, roc_curves_plot, roc_heights
-from longvit.plots.survival import kaplan_meier_plot, p_words, risk_halves
+from longvit.plots.survival import kaplan_meier_plot, p_text, risk_halves
 
 
 def fold(n: int, classes: int, seed: int) -> Fold:
@@ -178,7 +178,7 @@ def test_kaplan_meier_counts_who_is_at_risk(tmp_path: Path, monkeypatch: pytest.
     at_risk = [str((months[group == g] >= t).sum()) for g in (0, 1) for t in (0, 60, 120, 180, 240)]
     assert "0 | 60 | 120 | 180 | 240 | months" in words
     assert " | ".join(at_risk) in words
-    assert (p_words(0.0004), p_words(0.0312), p_words(0.42), p_words(math.nan)) == (
+    assert (p_text(0.0004), p_text(0.0312), p_text(0.42), p_text(math.nan)) == (
         "log-rank p < 0.001",
         "log-rank p = 0.031",
         "log-rank p = 0.42",

@@ -269,8 +269,8 @@ def _read_all(rows: Sequence[SlideRow], paths: Mapping[str, Path], memory_mb: in
     if len(first_of) > 1:
         width = _usual_width(list(width_of.values()), first_of)
         for row in [row for row in good if width_of[row.slide_id] != width]:
-            words = f"features of width {width_of[row.slide_id]}, those of most slides have {width}"
-            problems.append(Problem(row.slide_id, "read", f"{paths[row.slide_id]}: {words}; another encoder's?"))
+            reason = f"features of width {width_of[row.slide_id]}, those of most slides have {width}"
+            problems.append(Problem(row.slide_id, "read", f"{paths[row.slide_id]}: {reason}; another encoder's?"))
             kept.pop(row.slide_id, None)
             del tiles_of[row.slide_id]
             good.remove(row)

@@ -125,7 +125,7 @@ def roc_plot(
         write_note(row, "no split has slides of two classes:\nno ROC curve")
     if controls and panels:
         text = ", ".join(f"{name} {value:.2f}" for name, value in controls.items())
-        figure.supxlabel(f"AUC of the controls on {_words(panels[-1])}: {text}", fontsize=8, color=GREY)
+        figure.supxlabel(f"AUC of the controls on {_split_label(panels[-1])}: {text}", fontsize=8, color=GREY)
     save(figure, path)
 
 
@@ -146,7 +146,7 @@ def _roc_panel(
             label += f" (95 % interval {interval.low:.2f}–{interval.high:.2f})"
         axes.plot(false_positive, true_positive, color=colour(i), label=label, clip_on=False)
     counts = ", ".join(f"{int((predictions.labels == c).sum())} {short_name(name)}" for c, name in enumerate(classes))
-    axes.set_title(f"{_words(split)}\n{counts}", fontsize=9)
+    axes.set_title(f"{_split_label(split)}\n{counts}", fontsize=9)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="1 − specificity", ylabel="sensitivity")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
@@ -250,7 +250,7 @@ def _mean_and_spread(axes: Axes, y: int, mean: float, spread: float, shade: str)
     axes.plot([mean, mean], [y - 0.25, y + 0.25], color=shade, linewidth=2.6)
 
 
-def _words(split: str) -> str:
+def _split_label(split: str) -> str:
     return {"val": "validation", "test": "test"}.get(split, split)
 
 

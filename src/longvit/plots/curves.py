@@ -110,14 +110,14 @@ def _curves(
         for fold in heights if len(heights) > 1 else []:
             axes.plot(_GRID, fold, color=colour(i), linewidth=0.6, alpha=0.35 if len(classes) == 2 else 0.18)
         mean, spread = np.mean(heights, 0), np.std(heights, 0, ddof=len(heights) > 1)
-        words = f"{legend_name(classes[c])}: {area} {np.mean(areas):.2f}"
+        label = f"{legend_name(classes[c])}: {area} {np.mean(areas):.2f}"
         if len(heights) > 1:
-            words += f" ± {np.std(areas, ddof=1):.2f} ({len(heights)} folds)"
+            label += f" ± {np.std(areas, ddof=1):.2f} ({len(heights)} folds)"
             low, high = np.clip(mean - spread, 0, 1), np.clip(mean + spread, 0, 1)
             axes.fill_between(_GRID, low, high, color=colour(i), alpha=0.15, linewidth=0)
         if interval is not None and len(classes) == 2 and np.isfinite(interval.low):
-            words += f"\n(95 % interval {interval.low:.2f}–{interval.high:.2f})"
-        axes.plot(_GRID, mean, color=colour(i), linewidth=1.8, label=words, clip_on=False)
+            label += f"\n(95 % interval {interval.low:.2f}–{interval.high:.2f})"
+        axes.plot(_GRID, mean, color=colour(i), linewidth=1.8, label=label, clip_on=False)
     if drawn:
         axes.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     else:

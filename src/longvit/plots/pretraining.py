@@ -41,14 +41,14 @@ def loss_plot(steps: Table, epochs: Table, log_k: float, path: Path) -> None:
 def outputs_plot(steps: Table, log_k: float, path: Path) -> None:
     """Entropy of the teacher's outputs, and the distance of the outputs and of their mean from uniform."""
     figure, axes = blank(5.2, 3.6)
-    for i, (name, words) in enumerate(
+    for i, (name, label) in enumerate(
         {
             "teacher_entropy": "entropy of an output",
             "kl_to_uniform": "log K − entropy of an output",
             "mean_kl_to_uniform": "log K − entropy of the mean output",
         }.items()
     ):
-        _line(axes, steps, name, color=COLOURS[i], linewidth=1.4, label=words)
+        _line(axes, steps, name, color=COLOURS[i], linewidth=1.4, label=label)
     axes.axhline(log_k, color=GREY, linewidth=0.8, linestyle=":", label="log K")
     axes.set_ylim(0, None)
     _finish(axes, "nats")
@@ -61,14 +61,14 @@ def probe_plot(epochs: Table, controls: Mapping[str, Mapping[str, float | None]]
     figure, axes = blank(5.2, 3.6)
     axes.axhline(chance, color=GREY, linewidth=0.8, linestyle=":", label="chance")
     start, colours = (controls.get(name) or {} for name in ("random_start", "mean_colour"))
-    for i, (name, words) in enumerate({"knn_balanced": "k-NN", "linear_balanced": "linear probe"}.items()):
+    for i, (name, label) in enumerate({"knn_balanced": "k-NN", "linear_balanced": "linear probe"}.items()):
         x, y = _known(epochs, name)
         if (value := start.get(name)) is not None:
             x, y = np.concatenate([[0.0], x]), np.concatenate([[value], y])
-        axes.plot(x, y, color=COLOURS[i], marker="o", ms=3, label=words)
+        axes.plot(x, y, color=COLOURS[i], marker="o", ms=3, label=label)
         if (value := colours.get(name)) is not None:
             axes.axhline(
-                value, color=COLOURS[i], linewidth=1, linestyle="--", alpha=0.6, label=f"{words} on mean colour"
+                value, color=COLOURS[i], linewidth=1, linestyle="--", alpha=0.6, label=f"{label} on mean colour"
             )
     axes.set_ylim(0, 1)
     _finish(axes, "balanced accuracy")
@@ -81,12 +81,12 @@ def rank_plot(epochs: Table, controls: Mapping[str, Mapping[str, float | None]],
     figure, panels = blank(5.2, 3.6, rows=2)
     start = controls.get("random_start") or {}
     names = {"rankme": "RankMe", "feature_std": "spread"}
-    for i, (axes, (name, words)) in enumerate(zip(panels, names.items(), strict=True)):
+    for i, (axes, (name, label)) in enumerate(zip(panels, names.items(), strict=True)):
         x, y = _known(epochs, name)
         if (value := start.get(name)) is not None:
             x, y = np.concatenate([[0.0], x]), np.concatenate([[value], y])
         axes.plot(x, y, color=COLOURS[i], marker="o", ms=3)
-        axes.set(ylabel=words)
+        axes.set(ylabel=label)
         axes.set_ylim(0, 1.1 * max(y, default=0) or 1)
     _finish(panels[-1], names["feature_std"])
     save(figure, path)
@@ -101,12 +101,12 @@ def rates_plot(steps: Table, path: Path) -> None:
         "teacher_momentum": "momentum",
         "grad_norm": "gradient norm",
     }
-    shown = {name: words for name, words in names.items() if name in steps and np.isfinite(steps[name]).any()}
+    shown = {name: label for name, label in names.items() if name in steps and np.isfinite(steps[name]).any()}
     figure, panels = blank(5.2, 1.3 * max(2, len(shown)), rows=max(1, len(shown)))
     panels = np.atleast_1d(panels)
-    for axes, (name, words) in zip(panels, shown.items(), strict=False):
+    for axes, (name, label) in zip(panels, shown.items(), strict=False):
         _line(axes, steps, name, color=COLOURS[0], linewidth=1.2)
-        axes.set_ylabel(words, fontsize=8.5)
+        axes.set_ylabel(label, fontsize=8.5)
         axes.ticklabel_format(axis="y", useOffset=False)
         known = steps[name][np.isfinite(steps[name])]
         if name == "grad_norm" and 0 < 30 * known.min() < known.max():
@@ -144,10 +144,10 @@ def _known(epochs: Table, name: str) -> tuple[NDArray[np.float64], NDArray[np.fl
     return epochs["epoch"][known], values[known]
 
 
-def _finish(axes: Axes, words: str) -> None:
+def _finish(axes: Axes, label: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.set(xlabel="epoch", ylabel=words)
+    axes.set(xlabel="epoch", ylabel=label)
     if axes.dataLim.x1 > 0:
         axes.set_xlim(0, 1.01 * axes.dataLim.x1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

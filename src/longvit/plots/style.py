@@ -52,7 +52,7 @@ def legend_name(name: str) -> str:
     return f" {short_name(name)}" if name.startswith("_") else short_name(name)
 
 
-def write_note(axes: Axes, words: str) -> None:
+def write_note(axes: Axes, text: str) -> None:
     """Text in place of a plot that has no data."""
-    axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes, color=GREY)
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=GREY)
     axes.set_axis_off()

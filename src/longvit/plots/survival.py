@@ -68,7 +68,7 @@ def kaplan_meier_plot(
         return
     for g in present:
         _curve(axes, months[group == g], event[group == g], g, names[g])
-    note = "all risks are equal: one group" if len(present) == 1 else p_words(float(log_rank(months, event, group)[1]))
+    note = "all risks are equal: one group" if len(present) == 1 else p_text(float(log_rank(months, event, group)[1]))
     axes.text(0.98, 0.97, note, transform=axes.transAxes, ha="right", va="top", fontsize=9)
     axes.set(ylim=(0, 1.02), xlim=(0, months.max() * 1.02 or 1), ylabel="survival", title=title)
     axes.legend(frameon=False, fontsize=8.5, loc="lower left", bbox_to_anchor=(-0.02, 1.0))  # above: off the curves
@@ -76,7 +76,7 @@ def kaplan_meier_plot(
     save(figure, path)
 
 
-def p_words(p: float) -> str:
+def p_text(p: float) -> str:
     """Log-rank p as text: `log-rank p = 0.012`, or `log-rank p < 0.001`."""
     if math.isnan(p):
         return "log-rank p not defined"

@@ -149,13 +149,13 @@ def neighbours_sheet(
     sheet = Image.new("RGB", (3 * column_px - _GAP_PX, 3 * row_px), "white")
     draw, font = ImageDraw.Draw(sheet), _font()
 
-    def tile(i: int, x: int, y: int, side_px: int, words: str, frame: tuple[int, int, int] | None = None) -> None:
+    def tile(i: int, x: int, y: int, side_px: int, text: str, frame: tuple[int, int, int] | None = None) -> None:
         image = Image.fromarray(np.asarray(pixels[i]))
         sheet.paste(image.resize((side_px, side_px), Image.Resampling.BICUBIC, reducing_gap=3), (x, y))
         if frame:
             draw.rectangle((x, y, x + side_px - 1, y + side_px - 1), outline=frame, width=5)
-        room_px = side_px - font.getlength(words)
-        draw.text((x, y + side_px + 2), words + _shortened(captions[i], font, room_px), fill=_INK, font=font)
+        room_px = side_px - font.getlength(text)
+        draw.text((x, y + side_px + 2), text + _shortened(captions[i], font, room_px), fill=_INK, font=font)
 
     tile(neighbours.query, 0, 0, 2 * _TILE_PX + _GAP_PX, "")
     for (column, row), i, cosine in zip(_PLACES, neighbours.nearest, neighbours.cosines, strict=False):
@@ -219,11 +219,11 @@ def _font() -> FreeTypeFont | ImageFont:
     return ImageFont.load_default(_TEXT_PX)
 
 
-def _shortened(words: str, font: FreeTypeFont | ImageFont, width_px: float) -> str:
+def _shortened(text: str, font: FreeTypeFont | ImageFont, width_px: float) -> str:
     """Text without its beginning where it is too long: names of regions of a slide differ at the end."""
-    words = short_name(words, LONGEST_LINE)
-    if font.getlength(words) <= width_px:
-        return words
-    while words and font.getlength("…" + words) > width_px:
-        words = words[1:]
-    return "…" + words
+    text = short_name(text, LONGEST_LINE)
+    if font.getlength(text) <= width_px:
+        return text
+    while text and font.getlength("…" + text) > width_px:
+        text = text[1:]
+    return "…" + text

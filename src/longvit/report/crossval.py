@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from longvit.report.labels import CHANCE, MEANINGS, counted, listed, metric_label, name_words
+from longvit.report.labels import CHANCE, MEANINGS, counted, display_name, listed, metric_label
 from longvit.report.page import MetricCard, Report, Row, Section, Table, number, settings_table, write_report
 from longvit.report.predictions import PredictedSlides, read_predicted
 from longvit.report.sections import interval_label, interval_range, saved_plot, sections_of
@@ -82,11 +82,11 @@ def crossval_content(
 def crossval_warnings(summary: Mapping[str, Any], predicted: PredictedSlides) -> list[str]:
     """Caveats of the report: undefined folds, leaks, wide intervals, gaps to the controls, overlapping test sets."""
     main = summary["figure"]
-    words, mean, chance = metric_label(main), summary["mean"], CHANCE.get(main)
+    label, mean, chance = metric_label(main), summary["mean"], CHANCE.get(main)
     notes = []
     if lost := [str(fold["fold"]) for fold in summary["folds"] if _value(fold["last"], main) is None]:
         notes.append(
-            f"No {words} in fold{'s' * (len(lost) > 1)} {listed(lost)} (slides of one class, or no event): the mean "
+            f"No {label} in fold{'s' * (len(lost) > 1)} {listed(lost)} (slides of one class, or no event): the mean "
             f"covers the other folds only."
         )
     if leaking := _leaks(summary)[f"train_{_evaluated(summary)}"]:
@@ -100,14 +100,14 @@ def crossval_warnings(summary: Mapping[str, Any], predicted: PredictedSlides) ->
     if chance is not None and low is not None and high is not None and low <= chance <= high:
         interval = interval_range(low, high)
         notes.append(
-            f"The 95 % interval of the {words} pooled over folds ({interval}) contains {chance}: guessing is not ruled "
+            f"The 95 % interval of the {label} pooled over folds ({interval}) contains {chance}: guessing is not ruled "
             f"out."
         )
     for name, gap in _gaps(summary).items():
-        control = name_words(name).removeprefix("control: ")
+        control = display_name(name).removeprefix("control: ")
         if gap.mean <= 0:
             notes.append(
-                f"The control {control} is at least as good as the model ({words} {gap.control:.3f} against "
+                f"The control {control} is at least as good as the model ({label} {gap.control:.3f} against "
                 f"{mean:.3f}). These metrics show no benefit of the trained encoder over it."
             )
         elif gap.low is not None and gap.low <= 0:
@@ -195,19 +195,19 @@ def _evaluated(summary: Mapping[str, Any]) -> str:
 
 def _cards(summary: Mapping[str, Any]) -> list[MetricCard]:
     main, mean, published = summary["figure"], summary["mean"], summary.get("published")
-    words = metric_label(main)
+    label = metric_label(main)
     pooled = summary["pooled"].get(main) or {}
     interval = interval_label(pooled.get("low"), pooled.get("high"))
     n = counted(len(summary["folds"]), "fold")
     more = f"mean ± SD of {n}" + (f"; pooled: {interval}" if interval else "")
-    cards = [MetricCard(words, number(mean, 3), more, "" if summary["sd"] is None else number(summary["sd"], 3))]
+    cards = [MetricCard(label, number(mean, 3), more, "" if summary["sd"] is None else number(summary["sd"], 3))]
     for name, gap in _gaps(summary).items():
-        against = name_words(name).removeprefix("control: ")
-        more = f"{words} minus the control's ({gap.control:.3f}); higher in {gap.ahead} of {gap.folds} folds"
+        against = display_name(name).removeprefix("control: ")
+        more = f"{label} minus the control's ({gap.control:.3f}); higher in {gap.ahead} of {gap.folds} folds"
         more += f"; 95 % interval {gap.interval}" if gap.interval else ""
         cards.append(MetricCard(f"over {against}", f"{gap.mean:+.3f}".replace("-", "−"), more))
     if published:
-        more = f"{words} as published" + (
+        more = f"{label} as published" + (
             "" if mean is None else f"; this run: {mean - published['mean']:+.3f}".replace("-", "−")
         )
         sd = "" if published["sd"] is None else number(published["sd"], 3)
@@ -232,7 +232,7 @@ def _fold_section(summary: Mapping[str, Any], plots: Path) -> Section:
     main, folds, published = summary["figure"], summary["folds"], summary.get("published")
     rows = {"LongViT": [_value(fold["last"], main) for fold in folds]}
     for name in _controls(summary):
-        rows[name_words(name)] = [_value((fold["controls"] or {}).get(name), main) for fold in folds]
+        rows[display_name(name)] = [_value((fold["controls"] or {}).get(name), main) for fold in folds]
     row = None if published is None else (f"published: {published['row']}", published["mean"], published["sd"] or 0.0)
     fold_dots_plot(
         {name: [math.nan if v is None else v for v in values] for name, values in rows.items()},
@@ -252,7 +252,7 @@ def _fold_table(summary: Mapping[str, Any]) -> Table:
     main, folds, published = summary["figure"], summary["folds"], summary.get("published")
     controls = _controls(summary)
     columns = {metric_label(main): [_value(fold["last"], main) for fold in folds]}
-    columns |= {name_words(c): [_value((fold["controls"] or {}).get(c), main) for fold in folds] for c in controls}
+    columns |= {display_name(c): [_value((fold["controls"] or {}).get(c), main) for fold in folds] for c in controls}
     if any(fold.get("best_val") for fold in folds):
         best = "best epoch on val" + (" (optimistic)" if summary.get("optimistic_best_val") else "")
         columns[best] = [_value(fold.get("best_val"), main) for fold in folds]

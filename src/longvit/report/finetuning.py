@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from longvit.errors import InputError
 from longvit.metrics.classification import Interval
-from longvit.report.labels import CHANCE, MEANINGS, counted, listed, metric_label, name_words
+from longvit.report.labels import CHANCE, MEANINGS, counted, display_name, listed, metric_label
 from longvit.report.page import (
     MetricCard,
     Report,
@@ -61,7 +61,7 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
         f"{training['parameters'] / 1e6:.1f} million parameters, trained on {training['slides']} slides of "
         f"{training['patients']} patients for {training['epochs']} epochs, starting from {training['starts_from']}. "
         f"Metrics are computed on {held_out['slides']} slides of {held_out['patients']} other patients "
-        f"({name_words(main)}).",
+        f"({display_name(main)}).",
     )
     question = f"{listed(metrics['classes'], 'or')}?" if predicted.is_classified else f"{metrics['task'].capitalize()}:"
     loss = saved_plot("Loss", result.loss_png, "Loss after each step and each epoch.", max_px=640)
@@ -108,27 +108,27 @@ def warnings_of(metrics: dict[str, Any], main: str) -> list[str]:
     """Caveats of the report: leaks, wide intervals, controls as good as the model, skipped steps, lost slides."""
     held_out = metrics["splits"][main]
     name = _main_metric(metrics)
-    words = metric_label(name)
+    label = metric_label(name)
     notes = []
     if leaking := (metrics.get("leaks") or {}).get(f"train_{main}"):
         notes.append(
-            f"{counted(leaking, 'patient')} with slides both in training and among the {name_words(main)} slides: the "
-            f"metrics overestimate the performance on new patients by an unknown amount."
+            f"{counted(leaking, 'patient')} with slides both in training and among the {display_name(main)} slides: "
+            f"the metrics overestimate the performance on new patients by an unknown amount."
         )
     if held_out[name] is None:
         why = "all of one class" if name == "auc" else "too few, or all without an event"
-        return [*notes, f"The {name_words(main)} slides are {why}: the {words} is not defined."]
+        return [*notes, f"The {display_name(main)} slides are {why}: the {label} is not defined."]
     interval = _interval(metrics, main)
     if name in CHANCE and interval is not None and interval.low <= CHANCE[name] <= interval.high:
-        notes.append(f"The interval of the {words} contains 0.5: with so few slides, guessing is not ruled out.")
+        notes.append(f"The interval of the {label} contains 0.5: with so few slides, guessing is not ruled out.")
     as_good = {control: splits[main][name] for control, splits in metrics["controls"].items() if main in splits}
     as_good = {control: value for control, value in as_good.items() if value is not None and value >= held_out[name]}
     if as_good:
         controls = listed(
-            [f"{name_words(control).removeprefix('control: ')} ({value:.2f})" for control, value in as_good.items()]
+            [f"{display_name(control).removeprefix('control: ')} ({value:.2f})" for control, value in as_good.items()]
         )
         notes.append(
-            f"On the same slides, the {words} of {controls} is at least as high as the model's {held_out[name]:.2f}. "
+            f"On the same slides, the {label} of {controls} is at least as high as the model's {held_out[name]:.2f}. "
             f"These metrics show no benefit of the trained model over that."
         )
     if skipped := metrics.get("training", {}).get("skipped_steps"):
@@ -142,19 +142,23 @@ def warnings_of(metrics: dict[str, Any], main: str) -> list[str]:
 def _cards(metrics: dict[str, Any], main: str) -> list[MetricCard]:
     held_out = metrics["splits"][main]
     name = _main_metric(metrics)
-    words = metric_label(name)
+    label = metric_label(name)
     interval = _interval(metrics, main)
-    label = "" if interval is None else f"{interval_label(interval.low, interval.high)}, "
-    cards = [MetricCard(f"{words}, {name_words(main)}", number(held_out[name]), f"{label}{held_out['slides']} slides")]
+    interval_text = "" if interval is None else f"{interval_label(interval.low, interval.high)}, "
+    cards = [
+        MetricCard(
+            f"{label}, {display_name(main)}", number(held_out[name]), f"{interval_text}{held_out['slides']} slides"
+        )
+    ]
     cards += [
-        MetricCard(name_words(control), number(splits[main][name]), f"{words} on the same slides")
+        MetricCard(display_name(control), number(splits[main][name]), f"{label} on the same slides")
         for control, splits in metrics["controls"].items()
         if main in splits
     ]
     second = next((other for other in _metric_names(metrics) if other in ("balanced_accuracy", "uno_c_index")), None)
     return [
         *cards,
-        *([MetricCard(metric_label(second), number(held_out[second]), name_words(main))] if second else []),
+        *([MetricCard(metric_label(second), number(held_out[second]), display_name(main))] if second else []),
     ]
 
 
@@ -178,19 +182,19 @@ def _metrics_table(metrics: dict[str, Any]) -> Table:
             "" if interval is None else interval_range(interval.low, interval.high),
             *(number(held_out.get(name)) for name in others),
         ]
-        rows.append(Row([f"LongViT, {name_words(split)}", *cells], "strong"))
+        rows.append(Row([f"LongViT, {display_name(split)}", *cells], "strong"))
         for name, splits in metrics["controls"].items():
             if split in splits:
                 control = splits[split]
                 cells = [number(control[main]), "", *(number(control.get(other)) for other in others)]
-                rows.append(Row([f"{name_words(name)}, {name_words(split)}", str(held_out["slides"]), *cells]))
+                rows.append(Row([f"{display_name(name)}, {display_name(split)}", str(held_out["slides"]), *cells]))
     best = metrics["best_val"]
-    words = metric_label(main)
+    label = metric_label(main)
     caption = (
         ""
         if best is None
-        else f"Metrics of the last epoch. The epoch with the best validation {words} was {best['epoch']}"
-        + (f" (test {words} {number(best['test'].get(main))})." if "test" in best else ".")
+        else f"Metrics of the last epoch. The epoch with the best validation {label} was {best['epoch']}"
+        + (f" (test {label} {number(best['test'].get(main))})." if "test" in best else ".")
     )
     return Table(columns, rows, frozenset(range(1, len(columns))), caption, first_stays=True)
 
@@ -261,7 +265,7 @@ def _predictions_section(classes: Sequence[str], lines: Sequence[dict[str, str]]
     names = {"slide_id": "slide", "case_id": "patient", "split": "split"}
     names |= {name: name.replace("_", " ") for name in (lines[0] if lines else ()) if name not in names}
     if classes:
-        names = {name: words for name, words in names.items() if not name.startswith("prob_")}
+        names = {name: label for name, label in names.items() if not name.startswith("prob_")}
         names |= {f"prob_{name}": f"p({name})" for name in classes}
     texts = ("slide_id", "case_id", "split", "label", "prediction")
     rows = []

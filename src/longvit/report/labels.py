@@ -48,7 +48,7 @@ def metric_label(name: str) -> str:
     return _METRICS.get(name, name.replace("_", " "))
 
 
-def name_words(name: str) -> str:
+def display_name(name: str) -> str:
     """Label of a control or a split."""
     return _CONTROLS_AND_SPLITS.get(name, name.replace("_", " "))
 

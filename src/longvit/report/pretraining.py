@@ -184,7 +184,7 @@ def _warnings(run: _Run) -> list[str]:
             "No labelled regions were given. Loss and rank curves do not show whether the embeddings are useful. "
             "Give labelled regions with --probe (a CSV with path, label, case_id)."
         )
-    for control, words in _CONTROLS.items():
+    for control, label in _CONTROLS.items():
         as_good = [
             f"{name} {number(baseline)} against {number(value)}"
             for metric, name in _PROBES.items()
@@ -194,7 +194,7 @@ def _warnings(run: _Run) -> list[str]:
         ]
         if as_good:
             notes.append(
-                f"On the labelled regions, {words} is at least as good as the pretrained network ({listed(as_good)}, "
+                f"On the labelled regions, {label} is at least as good as the pretrained network ({listed(as_good)}, "
                 "balanced accuracy). These metrics show no benefit of pretraining over it."
             )
     if skipped := run.metrics.get("skipped_steps"):
@@ -206,7 +206,7 @@ def _warnings(run: _Run) -> list[str]:
 
 def _cards(run: _Run) -> list[MetricCard]:
     cards = []
-    for name, words in _PROBES.items():
+    for name, label in _PROBES.items():
         if (value := run.last(name)) is not None:
             parts = [
                 f"{label} {number(baseline)}"
@@ -217,7 +217,7 @@ def _cards(run: _Run) -> list[MetricCard]:
                 )
                 if baseline is not None
             ]
-            cards.append(MetricCard(f"{words}, balanced", number(value), "; ".join(parts)))
+            cards.append(MetricCard(f"{label}, balanced", number(value), "; ".join(parts)))
     if (rank := run.last("rankme")) is not None:
         start = run.control("random_start", "rankme")
         cards.append(MetricCard("RankMe", number(rank, 1), "" if start is None else f"random start {start:.1f}"))
@@ -233,12 +233,12 @@ def _probe_section(run: _Run) -> list[Section]:
     chance = 1 / len(run.classes)
     plots.probe_plot(run.epochs, run.controls, chance, png)
     caption = "After each evaluated epoch; epoch 0: random start. Dashed: mean colour. Dotted: chance."
-    shown = {name: words for name, words in _METRICS.items() if run.last(name) is not None}
+    shown = {name: label for name, label in _METRICS.items() if run.last(name) is not None}
     decimals = {name: 1 if name == "rankme" else 2 for name in shown}
     rows = [Row(["pretrained", *(number(run.last(name), decimals[name]) for name in shown)], "strong")]
-    for control, words in {"random_start": "random start", "mean_colour": "mean colour"}.items():
+    for control, label in {"random_start": "random start", "mean_colour": "mean colour"}.items():
         if run.controls.get(control):
-            rows.append(Row([words, *(number(run.control(control, name), decimals[name]) for name in shown)]))
+            rows.append(Row([label, *(number(run.control(control, name), decimals[name]) for name in shown)]))
     rows.append(Row(["chance", *(number(chance) if "balanced" in name else "" for name in shown)], "other"))
     n = probe["regions"]
     cases = f" of {counted(probe['cases'], 'case')}" if probe.get("cases") else ""

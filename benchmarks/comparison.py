@@ -92,9 +92,9 @@ def fields(
     cohort = read_cohort(COLON / "cohort.csv")
     tiles, folder = FOR_LONGVIT if encoder.startswith("longvit:") else TILES, out / "tiles"
     feature_slides(
-        encoder,
         find_slides([COLON / "cohort.csv"]),
         folder,
+        encoder,
         tiles,
         TissueSettings(),
         ReadSettings(mpp=TILES.mpp),  # the files say nothing; this takes their pixels as they are

@@ -280,7 +280,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in error
-    assert "the same command goes on where it was" in error
+    assert "rerun the same command to resume" in error
     assert not list((tmp_path / "out").rglob("*.part*"))
 
 

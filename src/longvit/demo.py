@@ -229,8 +229,8 @@ def whole_slide(model_dir: Path, slide_path: Path, out_dir: Path, device: str) -
     # The regions were squares; a whole slide is not, and keeps its proportions at this size.
     model.config = replace(model.config, image_px=WHOLE_SIDE_PX, fit="pad")
     slides = find_slides([slide_path])
-    embed_slides(model, slides, out_dir / "whole_slide")
-    predict_slides(model, slides, out_dir / "whole_slide", pictures=True)
+    embed_slides(slides, out_dir / "whole_slide", model)
+    predict_slides(slides, out_dir / "whole_slide", model, pictures=True)
     return out_dir / "whole_slide" / "slides" / f"{slides[0].slide_id}.png"
 
 

@@ -137,7 +137,7 @@ def test_a_signal_to_the_whole_stops_the_folds_and_the_same_command_goes_on(tmp_
     process.terminate()
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 143, text
-    assert "the same command goes on where it was" in text
+    assert "rerun the same command to resume" in text
     for fold in ("0", "1"):  # the children are gone: nobody holds their folders
         with (out / f"fold_{fold}" / "run.lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -133,7 +133,7 @@ def test_it_learns_and_predicts_from_end_to_end(tmp_path: Path, loss: str) -> No
         lines = list(csv.DictReader(file))
     model = longvit.load_model(result.model_dir)
     assert model.config.task == "survival"
-    predict_slides(model, find_slides([tmp_path / "s00.png"]), tmp_path / "predicted")
+    predict_slides(find_slides([tmp_path / "s00.png"]), tmp_path / "predicted", model)
     with (tmp_path / "predicted" / "predictions.csv").open() as file:
         (line,) = csv.DictReader(file)
     assert set(line) >= {"risk"} | {c for c in lines[0] if c.startswith("survival_") and c != "survival_months"}

@@ -28,16 +28,16 @@ _MOST_ENLARGED = 1.25
 
 @dataclass(frozen=True)
 class TileSettings:
-    """Which tiles."""
+    """Settings of the tile grid."""
 
     tile_px: int = 256
-    """Side of a tile, as the encoder sees it."""
+    """Side of a tile in pixels, as the encoder gets it."""
     mpp: float = 0.5
     """µm per pixel of the tile."""
     overlap_px: int = 0
-    """By how much neighbours overlap, in pixels of the tile."""
+    """Overlap of neighbouring tiles, in pixels of the tile."""
     min_tissue: float = 0.25
-    """Least share of a tile that is tissue; 0 takes the whole grid."""
+    """Least fraction of a tile that is tissue, 0 to 1. 0 takes the whole grid."""
 
     def __post_init__(self) -> None:
         if self.tile_px < 1:

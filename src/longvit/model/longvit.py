@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from longvit.config import check_bounds
+from longvit.errors import InputError
 from longvit.model import cuda_graph
 from longvit.model.embedding import PatchEmbedding, PatchGrid
 from longvit.model.encoder import AttentionPattern, Encoder, init_weights
@@ -113,6 +115,11 @@ SIZES = {
 }
 
 
+SHIPPED_WEIGHTS = {"longvit_tiny_patch32": "longvit-tiny-dino"}
+"""Weights that ship with the package, by the name of the size."""
+_SIZE_FIELDS = ("embed_dim", "depth", "num_heads", "ffn_dim", "patch_px")
+
+
 def segment_schedule(n_patches: int) -> tuple[int, ...]:
     """Segment lengths for a sequence of `n_patches` ≥ 1 tokens, one per dilated ratio 1, 2, 4, 8, 16.
 
@@ -167,6 +174,10 @@ class LongViT(nn.Module):
         """Names of parameters that weight decay leaves alone, besides biases and norms."""
         return {"patch_embed.pos_embed"}
 
+    def get_classifier(self) -> nn.Module:
+        """The head: a linear layer, or `nn.Identity` for a model without one."""
+        return self.head
+
     def reset_classifier(self, num_classes: int, class_names: tuple[str, ...] = ()) -> None:
         """A new head for `num_classes` (0: none), weights drawn anew."""
         self.config = replace(self.config, num_classes=num_classes, class_names=tuple(class_names))
@@ -181,6 +192,10 @@ class LongViT(nn.Module):
         images there as well: `forward` moves a few rows at a time.
         """
         self.blocks.recompute, self.blocks.offload = enable, offload
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Gradient checkpointing under timm's name; the same as `set_recompute` without offload."""
+        self.set_recompute(enable)
 
     def pattern(self, n_patches: int) -> AttentionPattern:
         """The branches of dilated attention for a sequence of this length."""
@@ -202,6 +217,44 @@ class LongViT(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Embedded patches (B, N, D), row-major → tokens (B, N, D)."""
         return self.blocks(x, self.pattern(x.shape[1]))
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Tokens after the last layer and after chosen layers, as in timm: (tokens (B, N, D), list).
+
+        `indices`: layers to return, negative from the end; a number n: the last n layers; None: all. The list is in
+        the order of the layers, each (B, D, rows, columns), or (B, N, D) with `output_fmt="NLC"`. `norm`: applies the
+        token norm of a model that pools by `token_norm`. `stop_early`: skips the layers above the last index.
+        `intermediates_only`: returns the list alone. Gradient checkpointing does not apply.
+        """
+        depth, patch_px = len(self.blocks), self.config.patch_px
+        if indices is None:
+            indices = range(depth)
+        elif isinstance(indices, int):
+            indices = range(-indices, 0)
+        if not indices or not all(-depth <= index < depth for index in indices):
+            raise ValueError(f"indices {list(indices)}: from {-depth} to {depth - 1} for a model of {depth} layers")
+        wanted = {index % depth for index in indices}
+        x = self.patch_embed(images)
+        rows, columns = images.shape[-2] // patch_px, images.shape[-1] // patch_px
+        pattern, intermediates = self.pattern(x.shape[1]), []
+        for index, block in enumerate(self.blocks):
+            if stop_early and index > max(wanted):
+                break
+            x = block(x, pattern)
+            if index in wanted:
+                layer = self.fc_norm(x) if norm and self.config.pool_norm == "token_norm" else x
+                is_grid = output_fmt == "NCHW"
+                intermediates.append(layer.transpose(1, 2).unflatten(2, (rows, columns)) if is_grid else layer)
+        return intermediates if intermediates_only else (x, intermediates)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """(B, N, D) → (B, D): the mean of the tokens and its LayerNorm, in the order of `pool_norm`."""
@@ -245,6 +298,19 @@ class LongViT(nn.Module):
         strips = slide.strips(side_px, self.config.fit, strip_px=self.patch_embed.strip_px(side_px))
         return cuda_graph.encode(self, self.patch_embed.from_strips((strip.pixels for strip in strips), image))
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> LongViT:
+        """Loads a LongViT from a model folder, by the name of a shipped model, or from the hub, in eval mode.
+
+        Raises `InputError` as `longvit.load_model` does, and for a model of another kind.
+        """
+        from longvit.model.pretrained import load_model
+
+        model = load_model(name)
+        if not isinstance(model, cls):
+            raise InputError(f"{name}: a {type(model).__name__} reads tile features, not slides; use load_model")
+        return model
+
     def save_pretrained(self, folder: str | Path, *, dtype: Literal["float16", "bfloat16"] | None = None) -> Path:
         """Writes model.safetensors and config.json (see `longvit.model.pretrained.save_pretrained`)."""
         from longvit.model.pretrained import save_pretrained
@@ -257,10 +323,16 @@ def image_of(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0)
 
 
-def create_model(name: str, *, num_classes: int = 0, **settings: Any) -> LongViT:
-    """A LongViT of a named size with random weights: `longvit_tiny_patch32`, `_small_` (the paper's) or `_base_`.
+def create_model(
+    name: str, pretrained: bool | str | Path = False, *, num_classes: int | None = None, **settings: Any
+) -> LongViT:
+    """Creates a LongViT of a named size: `longvit_tiny_patch32`, `longvit_small_patch32` (the paper's) or `_base_`.
 
-    `settings` are fields of `LongViTConfig`. Raises ValueError for a name or setting that there is not.
+    `pretrained`: a model folder, shipped name or hub id whose weights to load; True: those that ship with the package
+    (longvit_tiny_patch32 only). False: random weights. `num_classes`: None keeps the pretrained head (without weights:
+    no head); any other number than the head's gives a new head. `settings`: fields of `LongViTConfig`.
+
+    Raises `ValueError` for an unknown name or setting, and `InputError` for weights that do not fit the size.
     """
     if name not in SIZES:
         raise ValueError(f"no model {name!r}; there are {', '.join(SIZES)}")
@@ -268,4 +340,23 @@ def create_model(name: str, *, num_classes: int = 0, **settings: Any) -> LongViT
     for key in settings:
         if key not in known:
             raise ValueError(f"no setting {key!r} of a LongViT; there are {', '.join(known)}")
-    return LongViT(replace(SIZES[name], num_classes=num_classes, **settings))
+    if pretrained is False:
+        return LongViT(replace(SIZES[name], num_classes=num_classes or 0, **settings))
+    if pretrained is True and name not in SHIPPED_WEIGHTS:
+        raise InputError(f"{name}: no weights ship with the package; give pretrained=FOLDER (see `longvit convert`)")
+    return _pretrained(name, SHIPPED_WEIGHTS[name] if pretrained is True else pretrained, num_classes, settings)
+
+
+def _pretrained(name: str, source: str | Path, num_classes: int | None, settings: dict[str, Any]) -> LongViT:
+    loaded = LongViT.from_pretrained(source)
+    for field in _SIZE_FIELDS:
+        if field in settings:
+            raise ValueError(f"{field}: fixed by the pretrained weights")
+        if (stored := getattr(loaded.config, field)) != (size := getattr(SIZES[name], field)):
+            raise InputError(f"{source}: {field} {stored}, but {name} has {size}")
+    has_new_head = num_classes not in (None, loaded.num_classes)
+    head: dict[str, Any] = {"num_classes": num_classes, "class_names": ()} if has_new_head else {}
+    model = LongViT(replace(loaded.config, **head, **settings))
+    own = {key: value for key, value in loaded.state_dict().items() if not (has_new_head and key.startswith("head."))}
+    model.load_state_dict(own, strict=not has_new_head)
+    return model

@@ -129,12 +129,8 @@ def read_record(path: Path) -> dict[str, Any]:
 def load_longvit(folder: str | Path) -> LongViT:
     """Loads a LongViT from its folder, on the CPU. Raises `InputError` for anything else."""
     from longvit.model.longvit import LongViT
-    from longvit.model.pretrained import load_model
 
-    model = load_model(folder)
-    if not isinstance(model, LongViT):
-        raise InputError(f"{folder}: a {type(model).__name__} reads tile features, not slides; use it from Python")
-    return model
+    return LongViT.from_pretrained(folder)
 
 
 _MOST_CLASSES = 100_000

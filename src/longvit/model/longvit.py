@@ -234,6 +234,12 @@ class LongViT(nn.Module):
         the order of the layers, each (B, D, rows, columns), or (B, N, D) with `output_fmt="NLC"`. `norm`: applies the
         token norm of a model that pools by `token_norm`. `stop_early`: skips the layers above the last index.
         `intermediates_only`: returns the list alone. Gradient checkpointing does not apply.
+
+        >>> import torch, longvit
+        >>> model = longvit.load_model("longvit-tiny-dino")
+        >>> tokens, layers = model.forward_intermediates(torch.zeros(1, 3, 64, 96), indices=2)
+        >>> tokens.shape, [layer.shape for layer in layers]
+        (torch.Size([1, 6, 192]), [torch.Size([1, 192, 2, 3]), torch.Size([1, 192, 2, 3])])
         """
         depth, patch_px = len(self.blocks), self.config.patch_px
         if indices is None:
@@ -303,6 +309,10 @@ class LongViT(nn.Module):
         """Loads a LongViT from a model folder, by the name of a shipped model, or from the hub, in eval mode.
 
         Raises `InputError` as `longvit.load_model` does, and for a model of another kind.
+
+        >>> import longvit
+        >>> longvit.LongViT.from_pretrained("longvit-tiny-dino").config.depth
+        6
         """
         from longvit.model.pretrained import load_model
 
@@ -333,6 +343,12 @@ def create_model(
     no head); any other number than the head's gives a new head. `settings`: fields of `LongViTConfig`.
 
     Raises `ValueError` for an unknown name or setting, and `InputError` for weights that do not fit the size.
+
+    >>> import longvit
+    >>> longvit.create_model("longvit_tiny_patch32", num_classes=2, image_px=4096).num_features
+    192
+    >>> longvit.create_model("longvit_tiny_patch32", pretrained=True, num_classes=3).get_classifier()
+    Linear(in_features=192, out_features=3, bias=True)
     """
     if name not in SIZES:
         raise ValueError(f"no model {name!r}; there are {', '.join(SIZES)}")
@@ -356,7 +372,7 @@ def _pretrained(name: str, source: str | Path, num_classes: int | None, settings
             raise InputError(f"{source}: {field} {stored}, but {name} has {size}")
     has_new_head = num_classes not in (None, loaded.num_classes)
     head: dict[str, Any] = {"num_classes": num_classes, "class_names": ()} if has_new_head else {}
-    model = LongViT(replace(loaded.config, **head, **settings))
+    model = LongViT(replace(loaded.config, **{**head, **settings}))
     own = {key: value for key, value in loaded.state_dict().items() if not (has_new_head and key.startswith("head."))}
     model.load_state_dict(own, strict=not has_new_head)
     return model

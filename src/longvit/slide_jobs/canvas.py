@@ -36,6 +36,12 @@ def canvas_slides(
 
     A slide that fails becomes a row of `problems.csv`. Raises `InputError` for an invalid side or fit, or if `out_dir`
     cannot be written to.
+
+    >>> import longvit
+    >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
+    >>> result = longvit.canvas_slides(slides, "canvases", side_px=256, fit="pad")
+    >>> result.records[0]["file"]
+    'CMU-1-Small-Region.tif'
     """
     from longvit.slides.placement import check_side_and_fit
 

@@ -47,6 +47,12 @@ def embed_slides(
 
     `model` is a LongViT or its folder. A slide that fails becomes a row of `problems.csv`. Raises `InputError` if
     `out_dir` cannot be written to.
+
+    >>> import longvit
+    >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
+    >>> result = longvit.embed_slides(slides, "embeddings", "longvit-tiny-dino")
+    >>> result.done
+    ('CMU-1-Small-Region',)
     """
     out_dir = Path(out_dir)
     read_settings, run_settings = read_settings or ReadSettings(), run_settings or RunSettings()

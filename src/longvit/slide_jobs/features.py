@@ -63,6 +63,12 @@ def feature_slides(
 
     A slide that fails becomes a row of `problems.csv`. Raises `InputError` for an encoder that cannot be used, or if
     `out_dir` cannot be written to.
+
+    >>> import longvit
+    >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
+    >>> result = longvit.feature_slides(slides, "tiles", "stain-texture", longvit.TileSettings(mpp=1.0))
+    >>> result.records[0]["features"]["dim"]
+    137
     """
     from longvit.slides.tiles import TileSettings
     from longvit.slides.tissue import TissueSettings

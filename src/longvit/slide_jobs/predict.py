@@ -49,6 +49,13 @@ def predict_slides(
 
     A slide that fails becomes a row of `problems.csv`, as does a plot that cannot be drawn (stage `picture`). Raises
     `InputError` for a model without a head, or if `out_dir` cannot be written to.
+
+    >>> import longvit
+    >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
+    >>> model = longvit.create_model("longvit_tiny_patch32", True, num_classes=2, class_names=("benign", "tumour"))
+    >>> result = longvit.predict_slides(slides, "predictions", model)
+    >>> list(result.records[0]["prediction"])
+    ['prob_benign', 'prob_tumour', 'prediction']
     """
     from longvit.tasks.task import task_class
 

@@ -31,7 +31,12 @@ Heard = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """Settings for reading slides."""
+    """Settings for reading slides.
+
+    >>> import longvit
+    >>> longvit.ReadSettings(mpp=0.25, max_bad_tiles=0).reader
+    'auto'
+    """
 
     mpp: float | None = None
     """µm per pixel of the largest level, instead of the file's own value. A column mpp of a CSV takes precedence."""

@@ -40,6 +40,10 @@ class RunSettings:
 
     One worker that reads in a thread (`reads_apart` unset) has no time limit. The last bits of a result may depend on
     `threads`.
+
+    >>> import longvit
+    >>> longvit.RunSettings(workers=4, retries=1).is_here
+    False
     """
 
     workers: int = 1

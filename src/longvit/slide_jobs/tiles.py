@@ -47,6 +47,12 @@ def tile_slides(
 
     A slide that fails (no resolution, smaller than a tile, unreadable) becomes a row of `problems.csv`. Raises
     `InputError` if `out_dir` cannot be written to.
+
+    >>> import longvit
+    >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
+    >>> result = longvit.tile_slides(slides, "tiles", longvit.TileSettings(tile_px=256, mpp=0.5))
+    >>> result.records[0]["coordinates"], result.records[0]["tiles"]
+    ('CMU-1-Small-Region_patches.h5', 44)
     """
     from longvit.slides.tiles import TileSettings
     from longvit.slides.tissue import TissueSettings

@@ -45,7 +45,12 @@ _INK_UM2, _INK_MARGIN_UM = 20_000.0, 60.0
 
 @dataclass(frozen=True)
 class TissueSettings:
-    """What counts as tissue."""
+    """Settings of the tissue mask.
+
+    >>> import longvit
+    >>> longvit.TissueSettings(min_piece_um2=10_000.0).mpp
+    8.0
+    """
 
     mpp: float = 8.0
     """µm per pixel of the mask, at least that of the thumbnail."""

@@ -1,15 +1,15 @@
 """The `longvit` command: parses, calls one function of the package, prints. One file per command (see `commands`).
 
 Exit codes:
-    0    done
-    1    done, but some slides had problems (their number and the file are printed), or a check failed
-    2    the input cannot be used (one line gives the reason)
-    3    another rank of a distributed run died (the line names it)
-    70   a bug in longvit
-    71   the system refused memory, open files or disk space
-    74   done, but standard output could not be written
-    130  interrupted by Ctrl-C; rerun the same command to resume
-    143, 138  a training stopped by SIGTERM or SIGUSR1, after a checkpoint
+    0    Done.
+    1    Done, but some slides had problems (their number and the file are printed), or a check failed.
+    2    The input cannot be used; one line gives the reason.
+    3    Another rank of a distributed run died; the line names it.
+    70   A bug in longvit.
+    71   The system refused memory, open files or disk space.
+    74   Done, but standard output could not be written.
+    130  Interrupted by Ctrl-C; rerun the same command to resume.
+    143, 138  A training stopped by SIGTERM or SIGUSR1, after a checkpoint.
 
 `LONGVIT_DEBUG=1` shows the traceback of a one-line error.
 """

@@ -22,8 +22,8 @@ class ComparisonFolds(FoldOptions):
     """Fold options of a comparison, which without folds uses the CSV's splits."""
 
     folds: Annotated[str | None, Parameter(show_default=False)] = None
-    """A number (5: new folds, by patient and stratum), a folder of splits_0.csv … as published, or `column` (each value
-    of the CSV's column fold is the test set once). Left out: the CSV's column split as one fold."""
+    """A number (5: new folds, by patient and stratum), a folder of splits_0.csv … as published, or `column`. With
+    `column`, each value of the CSV's column fold is the test set once. Left out: the CSV's column split as one fold."""
 
 
 def benchmark(

@@ -117,7 +117,7 @@ class FoldOptions:
 
     folds: Annotated[str | None, Parameter(show_default=False)] = None
     """Cross-validation: a number (5: new folds, by patient and stratum), a folder of splits_0.csv … as published, or
-    `column` (each value of the CSV's column fold is the test set once)."""
+    `column`. With `column`, each value of the CSV's column fold is the test set once."""
     fold: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     """Run only this fold; may be repeated."""
     patient_disjoint: Annotated[bool, Parameter(negative="")] = False

@@ -57,7 +57,7 @@ def longvit_command(*arguments: object, **settings: object) -> subprocess.Comple
     )
 
 
-# --- help and misspelt words ----------------------------------------------------------------------------------------
+# --- help and misspelt words -----------------------------------------------------------------------------------------
 
 
 def test_help_lists_every_command_with_a_line(capsys: Captured) -> None:
@@ -113,7 +113,7 @@ def test_a_wrong_type_names_the_option(capsys: Captured) -> None:
     assert "not a whole number" in one_line(capsys)
 
 
-# --- errors of the user -------------------------------------------------------------------------------------------------
+# --- errors of the user ----------------------------------------------------------------------------------------------
 
 
 def test_an_error_is_one_line_and_debug_shows_the_traceback(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_checkpoint_that_is_text_is_one_line(tmp_path: Path, capsys: Captured)
     assert "weights.pth" in one_line(capsys)
 
 
-# --- from slides to predictions ------------------------------------------------------------------------------------------------
+# --- from slides to predictions --------------------------------------------------------------------------------------
 
 
 def test_info_shows_the_resolution_and_its_source(capsys: Captured) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import doctest
-import importlib
 import inspect
 import subprocess
 import sys
@@ -13,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import longvit
-from conftest import ROOT
 
 SLIDE_JOBS = ("embed_slides", "predict_slides", "canvas_slides", "tile_slides", "feature_slides")
 PUBLIC = sorted(set(longvit.__all__) - {"__version__"})

@@ -78,9 +78,7 @@ def test_a_model_on_tiles_in_clams_layout(tmp_path: Path, capsys: Captured) -> N
         (("features", "--workers", "0"), "--workers 0: at least 1"),
     ],
 )
-def test_an_invalid_number_is_one_line_before_any_slide(
-    words: tuple[str, ...], line: str, tmp_path: Path
-) -> None:
+def test_an_invalid_number_is_one_line_before_any_slide(words: tuple[str, ...], line: str, tmp_path: Path) -> None:
     command, *options = words
     with pytest.raises(InputError, match=line):
         longvit(command, EXAMPLE_SLIDE, "--out", tmp_path / "job", *options)

@@ -188,7 +188,7 @@ def batch(
     cpu = cpu_s()
     begun = time.perf_counter()
     thread = threading.Thread(
-        target=lambda: results.append(embed_slides(model, slides, out, run_settings=settings)), daemon=True
+        target=lambda: results.append(embed_slides(slides, out, model, run_settings=settings)), daemon=True
     )
     thread.start()
     killed = kill_halfway(out, len(slides) // 2, thread) if kills else None

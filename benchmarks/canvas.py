@@ -188,7 +188,7 @@ def _on_slides(path: str, side_px: int, n: int) -> dict[str, Callable[[], Any]]:
 
     def listed() -> None:
         with tempfile.TemporaryDirectory() as out:
-            result = embed_slides(model, [ListedSlide(f"s{i}", Path(path)) for i in range(n)], out)
+            result = embed_slides([ListedSlide(f"s{i}", Path(path)) for i in range(n)], out, model)
             assert len(result.done) == n, result.problems
 
     return {"decode": decode, "model": compute, "both": listed if n > 1 else one_slide}

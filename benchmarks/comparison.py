@@ -96,9 +96,9 @@ def fields(
     cohort = read_cohort(COLON / "cohort.csv")
     tiles, folder = FOR_LONGVIT if encoder.startswith("longvit:") else TILES, out / "tiles"
     feature_slides(
-        encoder,
         find_slides([COLON / "cohort.csv"]),
         folder,
+        encoder,
         tiles,
         TissueSettings(),
         ReadSettings(mpp=TILES.mpp),  # the files state no resolution; tiles keep their pixels
@@ -106,6 +106,7 @@ def fields(
     )
     result = compare(
         cohort,
+        out / result_name("colon", encoder),
         folds_of_column(cohort),
         settings,
         out / result_name("colon", encoder),
@@ -127,9 +128,9 @@ def survival_of_omics(out: Path, settings: ComparisonSettings) -> Iterator[dict[
         for what, given in (("snn", ()), ("snn, L1 once", ("snn.l1=1e-4",)), ("omic branch", BRANCH)):
             result = compare(
                 cohort,
+                out / f"{name}_{what.replace(',', '').replace(' ', '_')}",
                 read_folds(MCAT / "splits" / f"tcga_{name}"),
                 replace(settings, task="survival", systems=("snn",), set=given, bins="cohort"),
-                out / f"{name}_{what.replace(',', '').replace(' ', '_')}",
                 omics=read_omics(table),
             )
             yield from rows_of(result.summary, cohort=name, what=what, figure="c_index")

@@ -16,7 +16,7 @@ import longvit
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "longvit"
 FILES = sorted(PACKAGE.rglob("*.py"))
-FORWARDED = {f"longvit.{name}": module for name, module in longvit._WHERE.items()}
+FORWARDED = {f"longvit.{name}": module for name, module in longvit._MODULES.items()}
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "base", "core", "misc"}
 
 

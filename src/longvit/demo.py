@@ -154,7 +154,7 @@ def run_demo(
         open_demo_folder(folder, opened)
         cohort = read_cohort(write_regions(opened, folder))
     settings = settings or load_settings(FinetuneSettings, "tiny", device=device)
-    finetuned = finetune(cohort, settings, folder / "run")
+    finetuned = finetune(cohort, folder / "run", settings)
     png = whole_slide(finetuned.model_dir, path, folder, device)
     return DemoOutcome(write_demo_report(folder, finetuned, cohort, settings, png), finetuned, png)
 
@@ -227,8 +227,8 @@ def whole_slide(model_dir: Path, slide_path: Path, out_dir: Path, device: str) -
     # Unlike the regions, a whole slide is not square: it is padded, to keep its proportions.
     model.config = replace(model.config, image_px=WHOLE_SIDE_PX, fit="pad")
     slides = find_slides([slide_path])
-    embed_slides(model, slides, out_dir / "whole_slide")
-    predict_slides(model, slides, out_dir / "whole_slide", pictures=True)
+    embed_slides(slides, out_dir / "whole_slide", model)
+    predict_slides(slides, out_dir / "whole_slide", model, pictures=True)
     return out_dir / "whole_slide" / "slides" / f"{slides[0].slide_id}.png"
 
 

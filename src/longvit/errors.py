@@ -5,7 +5,13 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """An error in the user's input. Its text is one line with the file, the number and the way out."""
+    """An error in the user's input. Its text is one line with the file, the number and the way out.
+
+    >>> import longvit
+    >>> longvit.open_slide("missing.svs")
+    Traceback (most recent call last):
+    longvit.errors.InputError: missing.svs: no such file...
+    """
 
 
 def is_out_of_memory(error: BaseException) -> bool:

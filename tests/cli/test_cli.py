@@ -1,4 +1,4 @@
-"""The commands: help with examples, one line for a fault, exit codes, and the whole way from CSV to prediction."""
+"""The commands: help with examples, one-line errors, exit codes, and the path from a CSV to predictions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def slide(tmp_path: Path) -> Path:
 
 
 def one_line(capsys: Captured) -> str:
-    """What stands on stderr: a single line, no traceback."""
+    """Stderr, checked to be a single line without a traceback."""
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
     assert error.startswith("longvit: ")
@@ -57,7 +57,7 @@ def longvit_command(*arguments: object, **settings: object) -> subprocess.Comple
     )
 
 
-# --- help and mistyped words ----------------------------------------------------------------------------------------
+# --- help and misspelt words -----------------------------------------------------------------------------------------
 
 
 def test_help_lists_every_command_with_a_line(capsys: Captured) -> None:
@@ -96,7 +96,7 @@ def test_help_of_train_is_the_doc_of_the_settings(capsys: Captured) -> None:
         (["train", "a.csv", "--augmentation", "flip"], "flips"),
     ],
 )
-def test_a_mistyped_word_gets_the_nearest_one(words: list[str], nearest: str, capsys: Captured) -> None:
+def test_a_misspelt_word_suggests_the_nearest_one(words: list[str], nearest: str, capsys: Captured) -> None:
     assert main(words) == 2
     assert nearest in one_line(capsys)
 
@@ -113,10 +113,10 @@ def test_a_wrong_type_names_the_option(capsys: Captured) -> None:
     assert "not a whole number" in one_line(capsys)
 
 
-# --- a user's fault -------------------------------------------------------------------------------------------------
+# --- errors of the user ----------------------------------------------------------------------------------------------
 
 
-def test_a_fault_is_one_line_and_debug_shows_where(tmp_path: Path) -> None:
+def test_an_error_is_one_line_and_debug_shows_the_traceback(tmp_path: Path) -> None:
     plain = longvit_command("info", tmp_path / "nope.svs")
     assert (plain.returncode, plain.stderr.count("\n")) == (2, 1)
     assert f"{tmp_path / 'nope.svs'}: no such file" in plain.stderr
@@ -126,7 +126,7 @@ def test_a_fault_is_one_line_and_debug_shows_where(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1", "mps"])
-def test_a_gpu_that_is_not_there_is_one_line_before_any_slide(
+def test_a_missing_gpu_is_one_line_before_any_slide(
     name: str, model: Path, slide: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
@@ -144,7 +144,7 @@ def test_a_gpu_that_is_not_there_is_one_line_before_any_slide(
         assert "--device cpu" in error
 
 
-def test_a_device_is_taken_at_its_word_and_auto_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_device_is_used_and_auto_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     assert pick_device("cpu").reason == "requested"
@@ -192,7 +192,7 @@ def test_a_read_only_file_system_is_one_line(model: Path, slide: Path, capsys: C
     assert "/proc/longvit: not written" in one_line(capsys)
 
 
-def test_a_model_that_is_none_is_one_line(slide: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_a_folder_without_a_model_is_one_line(slide: Path, tmp_path: Path, capsys: Captured) -> None:
     assert main(["embed", str(tmp_path / "no"), str(slide), "--out", str(tmp_path / "out")]) == 2
     assert "no such folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
@@ -200,7 +200,7 @@ def test_a_model_that_is_none_is_one_line(slide: Path, tmp_path: Path, capsys: C
     assert "no config.json" in capsys.readouterr().err
 
 
-def test_slides_that_are_none_are_one_line(model: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_sources_without_slides_are_one_line(model: Path, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "empty").mkdir()
     for source, words in ((tmp_path / "empty", "no slides in it"), ("*.xyz", "no file matches"), ("x.svs", "no such")):
         assert main(["embed", str(model), str(source), "--out", str(tmp_path / "out")]) == 2
@@ -213,17 +213,17 @@ def test_a_checkpoint_that_is_text_is_one_line(tmp_path: Path, capsys: Captured)
     assert "weights.pth" in one_line(capsys)
 
 
-# --- the way through ------------------------------------------------------------------------------------------------
+# --- from slides to predictions --------------------------------------------------------------------------------------
 
 
-def test_info_says_what_is_known_and_from_where(capsys: Captured) -> None:
+def test_info_shows_the_resolution_and_its_source(capsys: Captured) -> None:
     assert main(["info", str(EXAMPLE_SLIDE)]) == 0
     text = capsys.readouterr().out
     for words in ("2,220 × 2,967 px", "0.499 µm/px (from openslide.mpp-x)", "1.11 × 1.48 mm", "Aperio SVS"):
         assert words in text
     assert main(["info", str(EXAMPLE_SLIDE), "--json", "--mpp", "0.25"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert (facts["mpp"], facts["mpp_source"]) == ([0.25, 0.25], "explicit")
+    metadata = json.loads(capsys.readouterr().out)
+    assert (metadata["mpp"], metadata["mpp_source"]) == ([0.25, 0.25], "explicit")
 
 
 def test_info_of_a_slide_without_resolution_names_the_flag(tmp_path: Path, capsys: Captured) -> None:
@@ -250,7 +250,7 @@ def test_embed_by_folder_glob_and_list_gives_the_same(model: Path, tmp_path: Pat
     assert "2 done" in capsys.readouterr().err
 
 
-def test_a_job_with_problems_ends_with_1_and_says_how_many_and_where(
+def test_a_job_with_problems_exits_with_1_and_counts_them(
     model: Path, slide: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     (tmp_path / "slides" / "b.svs").write_text("no slide\n")
@@ -263,7 +263,7 @@ def test_a_job_with_problems_ends_with_1_and_says_how_many_and_where(
     assert "1 finished before" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_exits_with_130_and_tells_how_to_resume(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     for i in range(20):
         write_slide(tmp_path / "slides" / f"s{i:02d}.tif", seed=i)
@@ -280,7 +280,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(tmp_path: Path) -> None:
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in error
-    assert "the same command goes on where it was" in error
+    assert "rerun the same command to resume" in error
     assert not list((tmp_path / "out").rglob("*.part*"))
 
 
@@ -289,7 +289,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`longvit train` on a study with a slide that cannot be read."""
     folder = tmp_path_factory.mktemp("train")
     cohort = write_study(folder / "study")
-    (folder / "study" / "s00.png").write_text("no picture")
+    (folder / "study" / "s00.png").write_text("no image")
     (folder / "quick.yaml").write_text("model: longvit_tiny_patch32\nside_px: 64\nepochs: 9\nlr: 1e-3\nbootstrap: 50\n")
     words = ["train", str(cohort), "--recipe", str(folder / "quick.yaml"), "--epochs", "2", "--device", "cpu"]
     assert main([*words, "--threads", "1", "--out", str(folder / "run")]) == 1  # one slide was left out
@@ -306,7 +306,7 @@ def test_train_writes_report_predictions_and_model(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_train_given_again_is_finished_and_other_settings_are_refused(run: Path, capsys: Captured) -> None:
+def test_train_rerun_is_finished_and_other_settings_are_refused(run: Path, capsys: Captured) -> None:
     words = ["train", str(run / "study" / "cohort.csv"), "--recipe", str(run / "run" / "settings.yaml")]
     capsys.readouterr()
     assert main([*words, "--out", str(run / "run")]) == 1  # its slide is still missing
@@ -337,7 +337,7 @@ def test_predict_with_the_trained_model_gives_what_training_predicted(run: Path,
         ("case_id,slide_id,label,split\nP,s01,a,train\nP,s02,b,test\n", "patient P is in two splits"),
     ],
 )
-def test_a_cohort_that_is_no_study_is_one_line(table: str, words: str, tmp_path: Path, capsys: Captured) -> None:
+def test_an_unusable_cohort_is_one_line(table: str, words: str, tmp_path: Path, capsys: Captured) -> None:
     for i in (1, 2):
         Image.fromarray(np.full((64, 64, 3), 50 * i, np.uint8)).save(tmp_path / f"s0{i}.png")
     (tmp_path / "cohort.csv").write_text(table)
@@ -351,7 +351,7 @@ def test_a_recipe_with_an_unknown_key_is_one_line(tmp_path: Path, capsys: Captur
     assert f"{tmp_path / 'r.yaml'}: unknown key 'learning_rate'" in one_line(capsys)
 
 
-def test_a_reader_of_the_output_that_leaves_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     code = "import sys; from longvit.cli import main; sys.exit(main(['info', sys.argv[1]]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(EXAMPLE_SLIDE)], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -30,7 +30,7 @@ def test_help_shows_examples(command: str, capsys: Captured) -> None:
         ("--threads", "0", "--threads 0: at least 1"),
     ],
 )
-def test_a_number_that_makes_no_sense_is_one_line_before_any_slide(
+def test_an_invalid_number_is_one_line_before_any_slide(
     flag: str, value: str, words: str, tmp_path: Path, capsys: Captured
 ) -> None:
     slide = write_slide(tmp_path / "a.tif")
@@ -41,7 +41,7 @@ def test_a_number_that_makes_no_sense_is_one_line_before_any_slide(
         assert error.count("\n") == 1
 
 
-def test_a_model_that_is_none_is_one_line_before_any_worker(tmp_path: Path, capsys: Captured) -> None:
+def test_a_missing_model_is_one_line_before_any_worker(tmp_path: Path, capsys: Captured) -> None:
     slide = write_slide(tmp_path / "a.tif")
     words = ["embed", str(tmp_path / "no"), str(slide), "--out", str(tmp_path / "out"), "--workers", "2"]
     assert main(words) == 2
@@ -59,9 +59,9 @@ def test_predict_by_two_workers_writes_the_table_of_one(tmp_path: Path, capsys: 
         out = tmp_path / f"out{len(tables)}"
         words = ["predict", str(model), str(tmp_path / "slides"), "--out", str(out), "--device", "cpu"]
         assert main([*words, "--threads", "1", "--pictures", *more]) == 1
-        said = capsys.readouterr().err
-        assert said.count("problem: x: open: ") == 1
-        assert f"5 done, 1 without a result, see {out / 'problems.csv'}" in said
+        stderr = capsys.readouterr().err
+        assert stderr.count("problem: x: open: ") == 1
+        assert f"5 done, 1 without a result, see {out / 'problems.csv'}" in stderr
         assert len(list((out / "slides").glob("*.png"))) == 5
         with (out / "predictions.csv").open(newline="") as file:
             tables.append(list(csv.DictReader(file)))
@@ -70,7 +70,7 @@ def test_predict_by_two_workers_writes_the_table_of_one(tmp_path: Path, capsys: 
     assert tables[0] == tables[1]
 
 
-def test_canvas_writes_pictures_and_a_table(tmp_path: Path, capsys: Captured) -> None:
+def test_canvas_writes_images_and_a_table(tmp_path: Path, capsys: Captured) -> None:
     slide = write_slide(tmp_path / "a.tif")
     words = ["canvas", str(slide), "--side-px", "96", "--fit", "pad", "--out", str(tmp_path / "out")]
     assert main(words) == 0

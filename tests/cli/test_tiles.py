@@ -38,22 +38,22 @@ def test_help_shows_examples(command: str, capsys: Captured) -> None:
 def test_a_real_slide_becomes_tiles_and_then_a_bag(tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "job"
     assert longvit("tiles", EXAMPLE_SLIDE, "--out", out, "--tile-px", "128") == 0
-    said = capsys.readouterr().err
-    assert "tiles on 1 slides" in said
-    assert f"1 done. Tiles: {out / '20x_128px_0px_overlap' / 'tiles.csv'}" in said
+    stderr = capsys.readouterr().err
+    assert "tiles on 1 slides" in stderr
+    assert f"1 done. Tiles: {out / '20x_128px_0px_overlap' / 'tiles.csv'}" in stderr
     words = ("features", EXAMPLE_SLIDE, "--out", out, "--tile-px", "128", "--threads", "1")
     assert longvit(*words) == 0
-    found = find_bags(out, ["CMU-1-Small-Region.svs"])
-    bag = read_bag(found.paths["CMU-1-Small-Region.svs"])
+    bags = find_bags(out, ["CMU-1-Small-Region.svs"])
+    bag = read_bag(bags.paths["CMU-1-Small-Region.svs"])
     assert bag.features.shape[1] == 137
-    assert f"{len(bag)} tiles on 1 slides" in said
-    # What lies under a tile is tissue: it has stain.
+    assert f"{len(bag)} tiles on 1 slides" in stderr
+    # The tiles cover tissue, which is stained.
     assert np.median(bag.features[:, 0]) > 0.05
     assert longvit(*words) == 0
     assert "1 finished before" in capsys.readouterr().err
 
 
-def test_a_slide_without_tissue_is_named_and_no_failure(tmp_path: Path, capsys: Captured) -> None:
+def test_a_slide_without_tissue_is_named_and_does_not_fail(tmp_path: Path, capsys: Captured) -> None:
     write_svs(tmp_path / "blank.svs", [np.full((700, 700, 3), 240, np.uint8)])
     assert longvit("tiles", tmp_path / "blank.svs", "--out", tmp_path / "job") == 0
     assert "no tiles on 1: blank" in capsys.readouterr().err
@@ -78,10 +78,8 @@ def test_a_model_on_tiles_in_clams_layout(tmp_path: Path, capsys: Captured) -> N
         (("features", "--workers", "0"), "--workers 0: at least 1"),
     ],
 )
-def test_a_number_that_makes_no_sense_is_one_line_before_any_slide(
-    words: tuple[str, ...], line: str, tmp_path: Path
-) -> None:
-    command, *rest = words
+def test_an_invalid_number_is_one_line_before_any_slide(words: tuple[str, ...], line: str, tmp_path: Path) -> None:
+    command, *options = words
     with pytest.raises(InputError, match=line):
-        longvit(command, EXAMPLE_SLIDE, "--out", tmp_path / "job", *rest)
+        longvit(command, EXAMPLE_SLIDE, "--out", tmp_path / "job", *options)
     assert not (tmp_path / "job").exists()

@@ -59,7 +59,7 @@ def test_recipe_of_a_comparison_can_be_given_again(tmp_path: Path) -> None:
         (["--folds", "column", "--systems", "clam"], "system 'clam': did you mean 'clam_sb'"),
         (["--folds", "column", "--fold", "9"], "--fold 9: choose 0, 1"),
         ([], "no column split; give --folds"),
-        (["--folds", "column", "--signatures", "x.csv"], "--signatures: genes of which table"),
+        (["--folds", "column", "--signatures", "x.csv"], "--signatures needs --omics"),
         (["--folds", "column"], "nothing to compare on: give --features FOLDER, or --omics TABLE"),
     ],
 )

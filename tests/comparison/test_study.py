@@ -39,9 +39,9 @@ def trained(folder: Path, out: str, settings: ComparisonSettings) -> tuple[dict[
     (name,) = settings.systems
     compare(
         cohort,
+        folder / out,
         folds_of_column(cohort),
         settings,
-        folder / out,
         features=folder / "features",
         omics=read_omics(folder / "omics.csv"),
         only=("0",),
@@ -197,7 +197,7 @@ def test_numbers_of_systems_may_be_written_as_people_write_them() -> None:
         ({"systems": ("clamm",)}, "system 'clamm': did you mean 'clam_sb'"),
         ({"systems": ("mil+product",)}, "after .\\+., expected concat or bilinear"),
         ({"systems": ("snn+concat",)}, "snn already uses omics"),
-        ({"set": ("hidden=3",)}, "--set hidden=3: it reads like"),
+        ({"set": ("hidden=3",)}, "--set hidden=3: expected a form such as"),
         ({"task": "grading"}, "task 'grading': choose"),
         ({"rest": "kept"}, "rest 'kept': choose carried, stepped, dropped"),
         ({"epochs": 0}, "epochs 0: at least 1"),

@@ -63,7 +63,7 @@ def test_a_hostile_config_ends_a_prediction_in_one_line(tmp_path: Path) -> None:
     ):
         path.write_text(json.dumps(whole | change))
         with pytest.raises(InputError, match=r"config\.json"):
-            predict_slides(model, slides, tmp_path / "out")
+            predict_slides(slides, tmp_path / "out", model)
 
 
 @dataclass

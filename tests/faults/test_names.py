@@ -45,13 +45,13 @@ def test_every_name_has_a_result_and_an_end(command: str, listed: list[ListedSli
         if command == "canvas":
             result = canvas_slides(listed, out, 64, run_settings=run)
         elif command == "embed":
-            result = embed_slides(tmp_path / "model", listed, out, run_settings=run)
+            result = embed_slides(listed, out, tmp_path / "model", run_settings=run)
         elif command == "predict":
-            result = predict_slides(tmp_path / "model", listed, out, run_settings=run, pictures=time == "first")
+            result = predict_slides(listed, out, tmp_path / "model", run_settings=run, pictures=time == "first")
         elif command == "tiles":
             result = tile_slides(listed, out, tiles, tissue, run_settings=run)
         else:
-            result = feature_slides("stain-texture", listed, out, tiles, tissue, run_settings=run)
+            result = feature_slides(listed, out, "stain-texture", tiles, tissue, run_settings=run)
         assert [problem.slide for problem in result.problems] == ["nul\0."], result.problems  # a path that is none
         assert (result.done if time == "first" else result.skipped) == NAMES[:-1]
     (run_status,) = status(out)

@@ -160,7 +160,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_prediction(tmp_path: Path, monk
     monkeypatch.setattr("longvit.interpret._scale_bar", fails)
     model = write_model(tmp_path / "model", num_classes=2)
     slide = write_slide(tmp_path / "slides" / "$_$.tif")
-    result = predict_slides(model, find_slides([slide]), tmp_path / "out", pictures=True)
+    result = predict_slides(find_slides([slide]), tmp_path / "out", model, pictures=True)
     assert result.done == ("$_$",)
     assert not result.left_out
     assert (tmp_path / "out" / "predictions.csv").read_text().count("$_$") >= 1

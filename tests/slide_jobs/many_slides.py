@@ -40,7 +40,7 @@ class Run(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._result = embed_slides(self.model, self.slides, self.out, run_settings=self.settings)
+            self._result = embed_slides(self.slides, self.out, self.model, run_settings=self.settings)
         except BaseException as error:
             self._result = error
 

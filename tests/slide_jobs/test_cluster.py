@@ -76,7 +76,7 @@ def test_a_killed_node_of_two_leaves_every_slide_done_once_with_the_bits_of_one_
     assert_each_once(tmp_path / "out", slides)
     assert_nothing_left(tmp_path / "out")
     wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 20)
-    embed_slides(model, slides, tmp_path / "one", run_settings=ONE)
+    embed_slides(slides, tmp_path / "one", model, run_settings=ONE)
     assert_same_bits(tmp_path / "out", tmp_path / "one", slides)
     assert status(tmp_path / "out")[0].state == "finished"
     processes = {line["process"] for _, line in lines_of(tmp_path / "out") if line["event"] == "start"}
@@ -110,7 +110,7 @@ def test_without_dask_the_flag_names_what_to_install(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "distributed", None)
     model, slides = make(tmp_path, 1)
     with pytest.raises(InputError, match=r"pip install 'longvit\[cluster\]'"):
-        embed_slides(model, slides, tmp_path / "out", run_settings=RunSettings(cluster="tcp://127.0.0.1:1"))
+        embed_slides(slides, tmp_path / "out", model, run_settings=RunSettings(cluster="tcp://127.0.0.1:1"))
 
 
 def test_a_scheduler_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_a_scheduler_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("longvit.slide_jobs.cluster._CONNECT_S", 1)
     model, slides = make(tmp_path, 1)
     with pytest.raises(InputError, match="no Dask scheduler answers") as caught:
-        embed_slides(model, slides, tmp_path / "out", run_settings=RunSettings(cluster="tcp://127.0.0.1:1"))
+        embed_slides(slides, tmp_path / "out", model, run_settings=RunSettings(cluster="tcp://127.0.0.1:1"))
     assert "\n" not in str(caught.value)
 
 

@@ -43,7 +43,7 @@ def model() -> LongViT:
 
 @pytest.mark.parametrize(("data", "sequence"), [(1, 3), (2, 2), (3, 1)])
 def test_vectors_and_records_are_those_of_one_process(tmp_path: Path, slides: Any, data: int, sequence: int) -> None:
-    alone = embed_slides(model(), slides, tmp_path / "alone")
+    alone = embed_slides(slides, tmp_path / "alone", model())
     results = on_mesh(data, sequence, _embed, slides, tmp_path / "ranks")
     for result in results:
         assert sorted(result.done) == ["s0", "s1", "s2", "s4"]

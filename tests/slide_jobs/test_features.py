@@ -41,7 +41,7 @@ STAIN = "features_stain-texture"
 
 def test_rows_of_a_bag_are_those_of_its_tiles(tmp_path: Path) -> None:
     slides = write_slides(tmp_path / "slides")
-    result = feature_slides("stain-texture", slides, tmp_path / "out", TILES, TISSUE, batch=3)
+    result = feature_slides(slides, tmp_path / "out", "stain-texture", TILES, TISSUE, batch=3)
     assert result.done == ("s0", "s1")
     folder = tmp_path / "out" / FOLDER / STAIN
     for slide in slides:
@@ -67,7 +67,7 @@ def test_rows_of_a_bag_are_those_of_its_tiles(tmp_path: Path) -> None:
 def test_tiles_are_those_of_longvit_tiles(tmp_path: Path) -> None:
     slides, out = write_slides(tmp_path / "slides", 1), tmp_path / "out"
     tile_slides(slides, out, TILES, TISSUE)
-    feature_slides("stain-texture", slides, out, TILES, TISSUE)
+    feature_slides(slides, out, "stain-texture", TILES, TISSUE)
     with (
         h5py.File(out / FOLDER / "patches" / "s0_patches.h5") as coordinates,
         h5py.File(out / FOLDER / STAIN / "s0.h5") as bag,
@@ -81,35 +81,35 @@ def test_tiles_are_those_of_longvit_tiles(tmp_path: Path) -> None:
 
 def test_clams_layout_holds_the_same_numbers(tmp_path: Path) -> None:
     slides, out = write_slides(tmp_path / "slides", 1), tmp_path / "out"
-    feature_slides("stain-texture", slides, out, TILES, TISSUE)
+    feature_slides(slides, out, "stain-texture", TILES, TISSUE)
     trident = read_bag(out / FOLDER / STAIN / "s0.h5")
-    assert feature_slides("stain-texture", slides, out, TILES, TISSUE, layout="clam").done == ("s0",)
+    assert feature_slides(slides, out, "stain-texture", TILES, TISSUE, layout="clam").done == ("s0",)
     folder = out / FOLDER / STAIN
     np.testing.assert_array_equal(read_bag(folder / "h5_files" / "s0.h5").features, trident.features)
     np.testing.assert_array_equal(read_bag(folder / "h5_files" / "s0.h5").coords, trident.coords)
     np.testing.assert_array_equal(read_bag(folder / "pt_files" / "s0.pt").features, trident.features)
-    assert feature_slides("stain-texture", slides, out, TILES, TISSUE, layout="clam").skipped == ("s0",)
+    assert feature_slides(slides, out, "stain-texture", TILES, TISSUE, layout="clam").skipped == ("s0",)
     (folder / "pt_files" / "s0.pt").unlink()
-    assert feature_slides("stain-texture", slides, out, TILES, TISSUE, layout="clam").done == ("s0",)
+    assert feature_slides(slides, out, "stain-texture", TILES, TISSUE, layout="clam").done == ("s0",)
 
 
 def test_finished_slides_are_skipped_until_encoder_or_tiles_change(tmp_path: Path) -> None:
     slides, out = write_slides(tmp_path / "slides"), tmp_path / "out"
     one = f"longvit:{write_model(tmp_path / 'model', seed=1)}"
-    assert feature_slides(one, slides, out, TILES, TISSUE).done == ("s0", "s1")
-    assert feature_slides(one, slides, out, TILES, TISSUE).skipped == ("s0", "s1")
-    assert feature_slides(one, slides, out, TILES, TISSUE, batch=2).skipped == ("s0", "s1")
+    assert feature_slides(slides, out, one, TILES, TISSUE).done == ("s0", "s1")
+    assert feature_slides(slides, out, one, TILES, TISSUE).skipped == ("s0", "s1")
+    assert feature_slides(slides, out, one, TILES, TISSUE, batch=2).skipped == ("s0", "s1")
     other = f"longvit:{write_model(tmp_path / 'other' / 'model', seed=2)}"
-    assert feature_slides(other, slides, out, TILES, TISSUE).done == ("s0", "s1")
-    assert feature_slides(other, slides, out, TILES, TISSUE, ReadSettings(mpp=0.3)).done == ("s0", "s1")
+    assert feature_slides(slides, out, other, TILES, TISSUE).done == ("s0", "s1")
+    assert feature_slides(slides, out, other, TILES, TISSUE, ReadSettings(mpp=0.3)).done == ("s0", "s1")
     (out / FOLDER / "features_longvit-model" / "s1.h5").write_bytes(b"half")
-    assert feature_slides(other, slides, out, TILES, TISSUE, ReadSettings(mpp=0.3)).done == ("s1",)
+    assert feature_slides(slides, out, other, TILES, TISSUE, ReadSettings(mpp=0.3)).done == ("s1",)
 
 
 def test_a_blank_slide_has_an_empty_bag(tmp_path: Path) -> None:
     glass = np.random.default_rng(0).normal(240, 2, (500, 600, 3)).astype(np.uint8)
     slide = write_svs(tmp_path / "blank.svs", [glass])
-    result = feature_slides("stain-texture", find_slides([slide]), tmp_path / "out", TILES, TISSUE)
+    result = feature_slides(find_slides([slide]), tmp_path / "out", "stain-texture", TILES, TISSUE)
     assert not result.problems
     with h5py.File(tmp_path / "out" / FOLDER / STAIN / "blank.h5") as file:
         assert (file["features"].shape, file["features"].dtype) == ((0, 137), np.float32)
@@ -120,7 +120,7 @@ def test_one_bad_slide_costs_one_row(tmp_path: Path) -> None:
     write_slides(tmp_path / "slides")
     (tmp_path / "slides" / "x.svs").write_text("no slide\n")
     slides = find_slides([tmp_path / "slides"])
-    result = feature_slides("stain-texture", slides, tmp_path / "out", TILES, TISSUE)
+    result = feature_slides(slides, tmp_path / "out", "stain-texture", TILES, TISSUE)
     assert result.done == ("s0", "s1")
     (row,) = rows(tmp_path / "out" / "problems.csv")
     assert (row["slide"], row["stage"]) == ("x", "open")
@@ -142,12 +142,12 @@ def test_tiles_that_cannot_be_read_are_counted_or_end_the_slide(tmp_path: Path) 
     slides = write_slides(tmp_path / "slides", 1)
     damage(slides[0].path)
     out = tmp_path / "out"
-    result = feature_slides("stain-texture", slides, out, TILES, TISSUE)
+    result = feature_slides(slides, out, "stain-texture", TILES, TISSUE)
     assert result.done == ("s0",)
     (problem,) = result.problems
     assert problem.stage == "tiles"
     assert "2 of " in problem.error
-    result = feature_slides("stain-texture", slides, out, TILES, TISSUE, ReadSettings(max_bad_tiles=1))
+    result = feature_slides(slides, out, "stain-texture", TILES, TISSUE, ReadSettings(max_bad_tiles=1))
     (problem,) = result.left_out
     assert problem.stage == "read"
     assert "--max-bad-tiles 1" in problem.error
@@ -162,7 +162,7 @@ def test_features_that_are_not_finite_are_not_written(tmp_path: Path, monkeypatc
         return features
 
     monkeypatch.setattr(StainTexture, "encode", encode)
-    result = feature_slides("stain-texture", slides, tmp_path / "out", TILES, TISSUE)
+    result = feature_slides(slides, tmp_path / "out", "stain-texture", TILES, TISSUE)
     (problem,) = result.left_out
     assert problem.stage == "model"
     assert "the features of 1 tiles are not finite, the first at level-0 (" in problem.error
@@ -172,11 +172,11 @@ def test_features_that_are_not_finite_are_not_written(tmp_path: Path, monkeypatc
 def test_an_encoder_that_cannot_be_used_is_one_line_before_any_slide(tmp_path: Path) -> None:
     slides = write_slides(tmp_path / "slides", 1)
     with pytest.raises(InputError, match="--encoder resnet: take one of"):
-        feature_slides("resnet", slides, tmp_path / "out", TILES, TISSUE)
+        feature_slides(slides, tmp_path / "out", "resnet", TILES, TISSUE)
     with pytest.raises(InputError, match="no such file"):
-        feature_slides("torchscript:none.ts", slides, tmp_path / "out", TILES, TISSUE)
+        feature_slides(slides, tmp_path / "out", "torchscript:none.ts", TILES, TISSUE)
     with pytest.raises(InputError, match="--batch 0"):
-        feature_slides("stain-texture", slides, tmp_path / "out", TILES, TISSUE, batch=0)
+        feature_slides(slides, tmp_path / "out", "stain-texture", TILES, TISSUE, batch=0)
 
 
 def test_batches_are_full_whatever_the_blocks() -> None:
@@ -259,7 +259,7 @@ def test_two_workers_write_the_bags_of_one(tmp_path: Path) -> None:
     model = f"longvit:{write_model(tmp_path / 'model')}"
     for out, more in (("one", {}), ("two", {"workers": 2})):
         settings: dict[str, Any] = {"device": "cpu", "threads": 1, **more}
-        result = feature_slides(model, slides, tmp_path / out, TILES, TISSUE, None, RunSettings(**settings))
+        result = feature_slides(slides, tmp_path / out, model, TILES, TISSUE, None, RunSettings(**settings))
         assert len(result.done) == 4
         assert [problem.slide for problem in result.left_out] == ["x"]
     name = f"{FOLDER}/features_longvit-model"
@@ -273,12 +273,12 @@ def test_two_workers_write_the_bags_of_one(tmp_path: Path) -> None:
 def test_an_encoder_that_workers_cannot_use_is_one_line(tmp_path: Path) -> None:
     slides = write_slides(tmp_path / "slides", 2)
     with pytest.raises(InputError, match="no such file"):
-        feature_slides("torchscript:none.ts", slides, tmp_path / "out", TILES, TISSUE, None, RunSettings(workers=2))
+        feature_slides(slides, tmp_path / "out", "torchscript:none.ts", TILES, TISSUE, None, RunSettings(workers=2))
 
 
 def test_a_job_is_built_from_what_run_json_says(tmp_path: Path) -> None:
     slides = write_slides(tmp_path / "slides", 1)
-    feature_slides("stain-texture", slides, tmp_path / "out", TILES, TISSUE, layout="clam", batch=5)
+    feature_slides(slides, tmp_path / "out", "stain-texture", TILES, TISSUE, layout="clam", batch=5)
     facts = json.loads((tmp_path / "out" / "work" / "features" / "run.json").read_text())
     job = FeaturesJob.of(Path(facts["folder"]), facts["job"], ReadSettings(**facts["read"]), None)
     assert (job.tiles, job.tissue, job.layout, job.batch) == (TILES, TISSUE, "clam", 5)

@@ -141,7 +141,7 @@ def test_a_slide_that_hangs_and_one_that_crashes_its_reader_are_a_row_each(
     monkeypatch.setattr(ReadProcess, "read", crashing)
     slides = find_slides([tmp_path / "slides"])
     settings = RunSettings(reads_apart=True, timeout_s=1, device="cpu", threads=1)
-    result = embed_slides(model, slides, tmp_path / "out", run_settings=settings)
+    result = embed_slides(slides, tmp_path / "out", model, run_settings=settings)
     assert result.done == ("a", "b", "x")
     assert [(p.slide, p.stage) for p in result.problems] == [("crash", "open"), ("hanging", "open")]
     assert "the process that read it died (SIGSEGV); tried 2 times" in result.problems[0].error
@@ -167,7 +167,7 @@ def test_what_may_pass_is_tried_again_and_what_may_not_is_not(tmp_path: Path, mo
 
     monkeypatch.setattr(reading, "read", shaky)
     slides = find_slides([tmp_path / "slides"])
-    result = embed_slides(model, slides, tmp_path / "out", run_settings=RunSettings(retries=2))
+    result = embed_slides(slides, tmp_path / "out", model, run_settings=RunSettings(retries=2))
     assert tries == {"a": 3, "b": 3, "c": 1, "d": 1}
     assert result.done == ("a", "d")
     assert [p.slide for p in result.problems] == ["b", "c"]

@@ -58,7 +58,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_embed_writes_tridents_layout_and_says_where_it_came_from(
     tmp_path: Path, model: LongViT, slides: tuple[ListedSlide, ...]
 ) -> None:
-    result = embed_slides(model, slides, tmp_path / "out")
+    result = embed_slides(slides, tmp_path / "out", model)
     assert result.done == ("s0", "s1", "s2")
     assert not result.problems
     folder = tmp_path / "out" / "slide_features_longvit"
@@ -87,7 +87,7 @@ def test_embed_writes_tridents_layout_and_says_where_it_came_from(
 def test_the_table_gives_every_float_back_to_the_last_bit(
     tmp_path: Path, model: LongViT, slides: tuple[ListedSlide, ...]
 ) -> None:
-    embed_slides(model, slides, tmp_path / "out")
+    embed_slides(slides, tmp_path / "out", model)
     for row, listed in zip(rows(tmp_path / "out" / "embeddings.csv"), slides, strict=True):
         assert row["slide_id"] == listed.slide_id
         values = np.array([row[f"f{i}"] for i in range(32)], np.float32)
@@ -98,7 +98,7 @@ def test_the_table_gives_every_float_back_to_the_last_bit(
 
 def test_a_slide_without_resolution_is_embedded_and_says_so(tmp_path: Path, model: LongViT) -> None:
     slide = find_slides([write_slide(tmp_path / "a.tif", mpp=None)])
-    embed_slides(model, slide, tmp_path / "out")
+    embed_slides(slide, tmp_path / "out", model)
     record = json.loads((tmp_path / "out" / "slide_features_longvit" / "a.json").read_text())
     assert record["mpp"] is None
     with h5py.File(tmp_path / "out" / "slide_features_longvit" / "a.h5") as file:
@@ -109,30 +109,30 @@ def test_finished_slides_are_skipped_until_slide_model_or_settings_change(
     tmp_path: Path, model: LongViT, slides: tuple[ListedSlide, ...]
 ) -> None:
     out = tmp_path / "out"
-    embed_slides(model, slides, out)
-    again = embed_slides(model, slides, out)
+    embed_slides(slides, out, model)
+    again = embed_slides(slides, out, model)
     assert (again.done, again.skipped) == ((), ("s0", "s1", "s2"))
 
     write_slide(slides[1].path, seed=77)
-    assert embed_slides(model, slides, out).done == ("s1",)
-    assert embed_slides(model, slides, out, ReadSettings(mpp=0.25)).done == ("s0", "s1", "s2")
-    assert embed_slides(model, slides, out, ReadSettings(mpp=0.25)).done == ()
+    assert embed_slides(slides, out, model).done == ("s1",)
+    assert embed_slides(slides, out, model, ReadSettings(mpp=0.25)).done == ("s0", "s1", "s2")
+    assert embed_slides(slides, out, model, ReadSettings(mpp=0.25)).done == ()
     own_mpp = (replace(slides[0], mpp=0.3), *slides[1:])
-    assert embed_slides(model, own_mpp, out, ReadSettings(mpp=0.25)).done == ("s0",)
+    assert embed_slides(own_mpp, out, model, ReadSettings(mpp=0.25)).done == ("s0",)
     other = load_model(write_model(tmp_path / "other", seed=1))
-    assert embed_slides(other, slides, out).done == ("s0", "s1", "s2")
+    assert embed_slides(slides, out, other).done == ("s0", "s1", "s2")
 
 
 def test_a_vector_that_is_gone_or_damaged_is_made_again(
     tmp_path: Path, model: LongViT, slides: tuple[ListedSlide, ...]
 ) -> None:
     out = tmp_path / "out"
-    embed_slides(model, slides, out)
+    embed_slides(slides, out, model)
     folder = out / "slide_features_longvit"
     (folder / "s0.h5").unlink()
     (folder / "s1.h5").write_bytes(b"not HDF5")
     (folder / "s2.json").write_text('{"digest": ')
-    assert embed_slides(model, slides, out).done == ("s0", "s1", "s2")
+    assert embed_slides(slides, out, model).done == ("s0", "s1", "s2")
 
 
 def test_one_bad_slide_costs_one_row_and_the_others_are_done(tmp_path: Path, model: LongViT) -> None:
@@ -142,7 +142,7 @@ def test_one_bad_slide_costs_one_row_and_the_others_are_done(tmp_path: Path, mod
     whole = write_slide(tmp_path / "slides" / "c.tif").read_bytes()
     (tmp_path / "slides" / "c.tif").write_bytes(whole[: len(whole) // 3])
     listed = find_slides([tmp_path / "slides"])
-    result = embed_slides(model, listed, tmp_path / "out")
+    result = embed_slides(listed, tmp_path / "out", model)
     assert result.done == ("a", "d")
     assert [problem.slide for problem in result.left_out] == ["b", "c"]
     table = rows(tmp_path / "out" / "problems.csv")
@@ -155,7 +155,7 @@ def test_one_bad_slide_costs_one_row_and_the_others_are_done(tmp_path: Path, mod
     for name in ("b", "c"):
         (tmp_path / "slides" / f"{name}.svs").unlink(missing_ok=True)
         write_slide(tmp_path / "slides" / f"{name}.tif")
-    again = embed_slides(model, find_slides([tmp_path / "slides"]), tmp_path / "out")
+    again = embed_slides(find_slides([tmp_path / "slides"]), tmp_path / "out", model)
     assert (again.done, again.skipped) == (("b", "c"), ("a", "d"))
     assert not (tmp_path / "out" / "problems.csv").exists()
 
@@ -177,17 +177,17 @@ def test_holes_are_counted_reported_and_can_be_made_a_failure(tmp_path: Path, mo
     compressed.write_bytes(data)
     listed = find_slides([compressed])
 
-    result = predict_slides(model, listed, tmp_path / "out", ReadSettings(reader="tiff"))
+    result = predict_slides(listed, tmp_path / "out", model, ReadSettings(reader="tiff"))
     assert result.done == ("b",)
     assert not result.left_out
     assert [(problem.slide, problem.stage) for problem in result.problems] == [("b", "tiles")]
     (row,) = rows(tmp_path / "out" / "predictions.csv")
     assert row["n_bad_tiles"] == "1"
     # a run that skips the slide still says that it has holes
-    skipped = predict_slides(model, listed, tmp_path / "out", ReadSettings(reader="tiff"))
+    skipped = predict_slides(listed, tmp_path / "out", model, ReadSettings(reader="tiff"))
     assert (skipped.skipped, len(skipped.problems)) == (("b",), 1)
 
-    strict = predict_slides(model, listed, tmp_path / "out", ReadSettings(reader="tiff", max_bad_tiles=0))
+    strict = predict_slides(listed, tmp_path / "out", model, ReadSettings(reader="tiff", max_bad_tiles=0))
     assert [(problem.slide, problem.stage) for problem in strict.left_out] == [("b", "read")]
     assert rows(tmp_path / "out" / "predictions.csv") == []
 
@@ -195,7 +195,7 @@ def test_holes_are_counted_reported_and_can_be_made_a_failure(tmp_path: Path, mo
 def test_predict_gives_a_probability_per_class(tmp_path: Path, model: LongViT, slides: tuple[ListedSlide, ...]) -> None:
     import torch
 
-    predict_slides(model, slides, tmp_path / "out", pictures=True)
+    predict_slides(slides, tmp_path / "out", model, pictures=True)
     for row, listed in zip(rows(tmp_path / "out" / "predictions.csv"), slides, strict=True):
         probabilities = [float(row["prob_benign"]), float(row["prob_tumour"])]
         assert sum(probabilities) == pytest.approx(1, abs=1e-7)
@@ -210,17 +210,17 @@ def test_predict_gives_a_probability_per_class(tmp_path: Path, model: LongViT, s
 def test_pictures_asked_for_later_are_made_later(
     tmp_path: Path, model: LongViT, slides: tuple[ListedSlide, ...]
 ) -> None:
-    predict_slides(model, slides, tmp_path / "out")
-    assert predict_slides(model, slides, tmp_path / "out", pictures=True).done == ("s0", "s1", "s2")
-    assert predict_slides(model, slides, tmp_path / "out", pictures=True).done == ()
+    predict_slides(slides, tmp_path / "out", model)
+    assert predict_slides(slides, tmp_path / "out", model, pictures=True).done == ("s0", "s1", "s2")
+    assert predict_slides(slides, tmp_path / "out", model, pictures=True).done == ()
     other = load_model(write_model(tmp_path / "other", seed=1))
-    assert predict_slides(other, slides, tmp_path / "out").done == ("s0", "s1", "s2")
+    assert predict_slides(slides, tmp_path / "out", other).done == ("s0", "s1", "s2")
 
 
 def test_a_model_without_classes_is_refused_before_any_slide(tmp_path: Path, slides: tuple[ListedSlide, ...]) -> None:
     headless = load_model(write_model(tmp_path / "headless", num_classes=0))
     with pytest.raises(InputError, match="no classes"):
-        predict_slides(headless, slides, tmp_path / "out")
+        predict_slides(slides, tmp_path / "out", headless)
     assert not (tmp_path / "out").exists()
 
 
@@ -232,8 +232,8 @@ def test_a_model_that_gives_nan_is_a_problem_of_stage_model(
     with torch.no_grad():
         model.fc_norm.bias[0] = torch.nan
     for result in (
-        embed_slides(model, slides, tmp_path / "embed"),
-        predict_slides(model, slides, tmp_path / "predict"),
+        embed_slides(slides, tmp_path / "embed", model),
+        predict_slides(slides, tmp_path / "predict", model),
     ):
         assert [problem.stage for problem in result.left_out] == ["model"] * 3
         assert "not finite" in result.left_out[0].error
@@ -261,12 +261,12 @@ def test_a_killed_run_goes_on_without_redoing_finished_slides(tmp_path: Path) ->
     assert 2 <= len(finished) < 6
 
     model, listed = load_model(tmp_path / "model"), find_slides([tmp_path / "slides"])
-    result = embed_slides(model, listed, tmp_path / "out")
+    result = embed_slides(listed, tmp_path / "out", model)
     assert set(result.skipped) == {path.stem for path in finished}
     assert len(result.done) == 6 - len(finished)
     assert {path: path.stat().st_mtime_ns for path in {**finished, **vectors}} == {**finished, **vectors}
 
-    whole = embed_slides(model, listed, tmp_path / "uninterrupted")
+    whole = embed_slides(listed, tmp_path / "uninterrupted", model)
     assert len(whole.done) == 6
     for slide in listed:
         name = f"slide_features_longvit/{slide.slide_id}.h5"
@@ -279,7 +279,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_old_file(
     tmp_path: Path, model: LongViT, slides: tuple[ListedSlide, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    embed_slides(model, slides, out)
+    embed_slides(slides, out, model)
     results = (out / "slide_features_longvit", out / "embeddings.csv")
     before = {path: path.read_bytes() for top in results for path in (top, *top.rglob("*")) if path.is_file()}
     sync = os.fsync
@@ -291,7 +291,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_old_file(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"s0\.h5: not written: no space left"):
-        embed_slides(model, slides, out, ReadSettings(mpp=0.25))
+        embed_slides(slides, out, model, ReadSettings(mpp=0.25))
     after = {path: path.read_bytes() for top in results for path in (top, *top.rglob("*")) if path.is_file()}
     assert after == before
     assert not [path for path in out.rglob("*") if ".part" in path.name or path.suffix == ".claim"]
@@ -305,7 +305,7 @@ def test_a_really_full_disk_gives_one_line(tmp_path: Path, model: LongViT, slide
         pytest.skip("needs the right to mount a small disk")
     try:
         with pytest.raises(InputError) as caught:
-            embed_slides(model, slides, mount)
+            embed_slides(slides, mount, model)
         assert "\n" not in str(caught.value)
         assert "not written" in str(caught.value)
         assert not [path for path in mount.rglob(".*") if path.is_file()], "a half file is left"

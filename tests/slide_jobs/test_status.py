@@ -60,7 +60,7 @@ def test_counts_add_up_and_the_rate_is_that_of_done_slides(tmp_path: Path, capsy
     assert 0 < now.per_hour <= 2 * 3600 / 0.1
     assert now.left_s == pytest.approx(6 / now.per_hour * 3600)
     assert now.tried_again == 1
-    for words in ("embed: 10 slides, running", "s4", "model", str(os.getpid()), "s3.svs: damaged", "1 tried again"):
+    for words in ("embed: 10 slides, running", "s4", "model", str(os.getpid()), "s3.svs: damaged", "1 retried"):
         assert words in picture
 
     note_death(listed.folder, "w0", "SIGKILL")
@@ -68,7 +68,7 @@ def test_counts_add_up_and_the_rate_is_that_of_done_slides(tmp_path: Path, capsy
     assert (stopped.state, stopped.workers_lost, stopped.left_s) == ("stopped", 1, None)
     assert (stopped.running, stopped.waiting) == ((), 6)
     assert main(["status", str(tmp_path)]) == 4
-    assert "the same command" in capsys.readouterr().out
+    assert "rerun the command to resume" in capsys.readouterr().out
 
 
 def test_a_run_whose_machine_is_gone_counts_as_stopped(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_the_slide_in_a_dead_workers_model_gets_the_blame_and_is_given_up_the_se
 def test_a_result_that_was_written_before_its_worker_died_counts_as_done_in_this_run(tmp_path: Path) -> None:
     model, slides = make(tmp_path, 2, image_px=64)
     out = tmp_path / "out"
-    embed_slides(model, slides, out)
+    embed_slides(slides, out, model)
     listed = WorkList.begin(out, "embed", slides, retries=2, settings={"timeout_s": None})
     left_by_the_dead(listed, "s01", in_model=True)
     job = EmbedJob(load_longvit(model), out / FOLDER)

@@ -57,7 +57,7 @@ def test_a_killed_worker_of_two_leaves_every_slide_done_once_with_the_bits_of_on
     assert_nothing_left(tmp_path / "out")
     died = [line["how"] for _, line in lines_of(tmp_path / "out") if line["event"] == "died"]
     assert died == ["SIGKILL"]
-    embed_slides(model, slides, tmp_path / "one", run_settings=ONE)
+    embed_slides(slides, tmp_path / "one", model, run_settings=ONE)
     assert_same_bits(tmp_path / "out", tmp_path / "one", slides)
     (after,) = status(tmp_path / "out")
     assert (after.state, after.done, after.waiting, after.workers_lost) == ("finished", 30, 0, 1)
@@ -102,7 +102,7 @@ def test_ctrl_c_ends_all_workers_within_seconds_and_leaves_no_claim(tmp_path: Pa
     command.send_signal(signal.SIGINT)
     _, said = command.communicate(timeout=60)
     assert command.returncode == 130
-    assert "the same command goes on where it was" in said
+    assert "rerun the same command to resume" in said
     assert "Traceback" not in said
     assert time.monotonic() - begun < 20  # not a measurement: 5 s of patience and what a busy machine adds
     wait_for(lambda: not Path(f"/proc/{process}").exists(), 5)
@@ -110,7 +110,7 @@ def test_ctrl_c_ends_all_workers_within_seconds_and_leaves_no_claim(tmp_path: Pa
     (stopped,) = status(out)
     assert stopped.state == "stopped"
     assert stopped.waiting + stopped.done == 40
-    again = embed_slides(model, slides, out, run_settings=ONE)
+    again = embed_slides(slides, out, model, run_settings=ONE)
     assert len(again.done) + len(again.skipped) == 40
     assert len(again.skipped) >= stopped.done > 0
 
@@ -148,8 +148,8 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_is_at_work(t
     with Leases() as leases:
         assert leases.acquire(tmp_path / "out" / "work" / "embed.claim")
         with pytest.raises(InputError, match=rf"process {os.getpid()} on .* has been working there since"):
-            embed_slides(model, slides, tmp_path / "out", run_settings=ONE)
-    assert len(embed_slides(model, slides, tmp_path / "out", run_settings=ONE).done) == 2
+            embed_slides(slides, tmp_path / "out", model, run_settings=ONE)
+    assert len(embed_slides(slides, tmp_path / "out", model, run_settings=ONE).done) == 2
 
 
 def test_a_run_whose_machine_is_gone_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,9 +162,9 @@ def test_a_run_whose_machine_is_gone_is_gone_on_with(tmp_path: Path, monkeypatch
     lease_path.parent.mkdir(parents=True)
     lease_path.write_text(json.dumps({"host": "elsewhere", "process": 1, "token": "theirs", "since": "yesterday"}))
     with pytest.raises(InputError, match="process 1 on elsewhere has been working there since yesterday"):
-        embed_slides(model, slides, tmp_path / "out", run_settings=ONE)
+        embed_slides(slides, tmp_path / "out", model, run_settings=ONE)
     os.utime(lease_path, (time.time() - 3600, time.time() - 3600))
-    assert len(embed_slides(model, slides, tmp_path / "out", run_settings=ONE).done) == 2
+    assert len(embed_slides(slides, tmp_path / "out", model, run_settings=ONE).done) == 2
     assert not lease_path.exists()
 
 
@@ -193,6 +193,6 @@ def test_a_model_that_lies_in_no_folder_reaches_the_workers(tmp_path: Path) -> N
     write_slide(tmp_path / "slides" / "a.tif")
     model = load_model(write_model(tmp_path / "model"))
     slides = find_slides([tmp_path / "slides"])
-    embed_slides(model, slides, tmp_path / "two", run_settings=RunSettings(workers=2, device="cpu", threads=1))
-    embed_slides(model, slides, tmp_path / "one")
+    embed_slides(slides, tmp_path / "two", model, run_settings=RunSettings(workers=2, device="cpu", threads=1))
+    embed_slides(slides, tmp_path / "one", model)
     assert_same_bits(tmp_path / "two", tmp_path / "one", slides)

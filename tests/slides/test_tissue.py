@@ -162,5 +162,5 @@ def test_a_real_slide() -> None:
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InputError, match="more than 0"):
         TissueSettings(mpp=0)
-    with pytest.raises(InputError, match="not negative"):
+    with pytest.raises(InputError, match="at least 0"):
         TissueSettings(max_hole_um2=-1)

@@ -122,7 +122,7 @@ def write_cohort(folder: Path, n: int = 48) -> Path:
 def test_it_learns_and_predicts_from_end_to_end(tmp_path: Path, loss: str) -> None:
     cohort = read_cohort(write_cohort(tmp_path), label_column=None)
     settings = replace(SETTINGS, survival_loss=loss, epochs=6, forward_batch=4)
-    result = finetune(cohort, settings, tmp_path / "run")
+    result = finetune(cohort, tmp_path / "run", settings)
     test = result.metrics["splits"]["test"]
     assert test["c_index"] > 0.8
     assert result.metrics["controls"]["mean_colour"]["test"]["c_index"] > 0.9  # the risk is the darkness
@@ -132,7 +132,7 @@ def test_it_learns_and_predicts_from_end_to_end(tmp_path: Path, loss: str) -> No
         lines = list(csv.DictReader(file))
     model = longvit.load_model(result.model_dir)
     assert model.config.task == "survival"
-    predict_slides(model, find_slides([tmp_path / "s00.png"]), tmp_path / "predicted")
+    predict_slides(find_slides([tmp_path / "s00.png"]), tmp_path / "predicted", model)
     with (tmp_path / "predicted" / "predictions.csv").open() as file:
         (line,) = csv.DictReader(file)
     assert set(line) >= {"risk"} | {c for c in lines[0] if c.startswith("survival_") and c != "survival_months"}

@@ -8,19 +8,16 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from longvit.cli.options import (
-    Cluster,
-    MaxBadTiles,
-    Mpp,
-    Reader,
-    Retries,
+    CpuWorkers,
+    Out,
+    Reading,
     Slides,
     SlidesDir,
-    Threads,
-    TimeoutS,
-    Workers,
-    end_of_batch,
+    WorkerSettings,
     listed_slides,
+    print_outcome,
 )
+from longvit.slide_jobs.reading import ReadSettings
 
 
 def canvas(
@@ -29,25 +26,19 @@ def canvas(
     *,
     side_px: Annotated[int, Parameter(help="Side of the square canvas in pixels.")] = 4096,
     fit: Annotated[
-        Literal["stretch", "pad"], Parameter(help="stretch fills the square; pad keeps the slide's proportions.")
+        Literal["stretch", "pad"], Parameter(help="stretch fills the square; pad keeps the slide's aspect ratio.")
     ] = "stretch",
-    out: Annotated[Path, Parameter(help="Folder for the results.")] = Path("canvases"),
-    mpp: Mpp = None,
-    max_bad_tiles: MaxBadTiles = None,
-    reader: Reader = "auto",
+    out: Out = Path("canvases"),
     slides_dir: SlidesDir = None,
-    threads: Threads = None,
-    workers: Workers = 1,
-    cluster: Cluster = None,
-    retries: Retries = 2,
-    timeout_s: TimeoutS = 1800.0,
+    reading: Reading = ReadSettings(),
+    workers: CpuWorkers = WorkerSettings(),
 ) -> int:
-    """Whole slides as square pictures, the way the model sees them.
+    """Write whole slides as square images (canvases), the input of the model.
 
-    Writes `OUT/<slide_id>.tif`, an ordinary tiled TIFF that any viewer opens, with a `.tif.json` that says where its
-    pixels came from, and `OUT/canvases.csv`. Finished slides are skipped when the command is given again;
-    `longvit status OUT` looks on from elsewhere. A slide that cannot be read costs one row of `OUT/problems.csv` and
-    exit code 1, not the run.
+    Writes `OUT/<slide_id>.tif`, an ordinary tiled TIFF that any viewer opens, with its provenance in `.tif.json`, and
+    `OUT/canvases.csv`. Finished slides are skipped when the command is run again. Run `longvit status OUT` in another
+    terminal to see progress. A slide that cannot be read becomes a row of `OUT/problems.csv` and exit code 1; the run
+    continues.
 
     **Examples**
 
@@ -59,11 +50,8 @@ def canvas(
     """
     from longvit.files import make_folder
     from longvit.slide_jobs.canvas import canvas_slides
-    from longvit.slide_jobs.reading import ReadSettings
-    from longvit.slide_jobs.run import RunSettings
 
-    run = RunSettings(workers, cluster, retries, timeout_s or None, reads_apart=True, threads=threads)
     make_folder(out)
     listed = listed_slides(slides, slides_dir, out)
-    result = canvas_slides(listed, out, side_px, fit, ReadSettings(mpp, reader, max_bad_tiles), run)
-    return end_of_batch(result, out, f"Canvases: {out / 'canvases.csv'}")
+    result = canvas_slides(listed, out, side_px, fit, reading, workers)
+    return print_outcome(result, out, f"Canvases: {out / 'canvases.csv'}")

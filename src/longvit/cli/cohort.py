@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from longvit.cli.options import echo
+from longvit.cli.options import SlidesDir, echo
 
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
@@ -18,28 +18,91 @@ if TYPE_CHECKING:
     from longvit.data.leakage import CohortReport
     from longvit.tasks.settings import TaskSettings
 
-_NAMED = 3  # how many names a line shows; --json has all
+_SHOWN_NAMES = 3  # names per line of text; --json has all
 
 Manifest = Annotated[
     Path, Parameter(help="CSV (or .csv.zip) with a row per slide: slide_id or path, case_id, and a label or outcome.")
 ]
-TaskName = Annotated[
-    Literal["subtyping", "survival"], Parameter(help="What the manifest holds: classes, or times and events.")
-]
-LabelColumn = Annotated[str, Parameter(help="Which column holds the class.")]
-Keep = Annotated[
-    tuple[str, ...],
-    Parameter(
-        consume_multiple=True, help="Use only rows of these classes, in this order. Default: all.", show_default=False
-    ),
-]
-TimeColumn = Annotated[str, Parameter(help="Survival: which column holds the time.")]
-EventColumn = Annotated[
-    str | None, Parameter(help="Survival: column that is 1 where the event happened. Default: event.")
-]
-CensorshipColumn = Annotated[
-    str | None, Parameter(help="Survival: column that is 1 where follow-up ended before it. Default: censorship.")
-]
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Options of a manifest's labels: task, label column, classes, columns of survival times and events."""
+
+    task: Literal["subtyping", "survival"] = "subtyping"
+    """Content of the manifest: classes, or times and events."""
+    label_column: str = "label"
+    """Column with the class."""
+    keep: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)] = ()
+    """Use only rows of these classes, in this order. Default: all."""
+    time_column: str = "survival_months"
+    """Survival: column with the time."""
+    event_column: str | None = None
+    """Survival: column that is 1 if the event happened. Default: event."""
+    censorship_column: str | None = None
+    """Survival: column that is 1 if follow-up ended before the event. Default: censorship."""
+
+    def read(self, manifest: Path, slides_dir: Path | None = None) -> Cohort:
+        """Reads all readable rows; rows of a survival manifest get the labels censored and event."""
+        from longvit.data.cohort import read_cohort
+
+        is_survival = self.task == "survival"
+        cohort = read_cohort(
+            manifest,
+            label_column=None if is_survival else self.label_column,
+            keep=self.keep or None,
+            slides_dir=slides_dir,
+            need_files=False,
+            need_labels=False,
+            allow_leak=True,
+        )
+        return self._with_outcome_labels(cohort) if is_survival else cohort
+
+    def _with_outcome_labels(self, cohort: Cohort) -> Cohort:
+        from longvit.tasks.survival import lacks_outcome
+
+        settings = self._settings()
+        without = [row for row in cohort.rows if lacks_outcome(row, cohort.source, settings)]
+        if without and len(without) < len(cohort.rows):
+            names = ", ".join(row.slide_id for row in without)
+            note = (
+                f"{cohort.source}: {len(without)} of {len(cohort.rows)} rows have no time or event and are left out: "
+            )
+            complete = tuple(row for row in cohort.rows if not lacks_outcome(row, cohort.source, settings))
+            cohort = replace(cohort, rows=complete, notes=(*cohort.notes, note + names))
+        labelled = [
+            replace(row, label="event" if happened else "censored")
+            for row, (_, happened) in zip(cohort.rows, self._outcomes(cohort), strict=True)
+        ]
+        return replace(cohort, rows=tuple(labelled), classes=("censored", "event"))
+
+    def strata(self, cohort: Cohort) -> list[str]:
+        """Stratum of each row of a survival cohort: its quarter of time, and if the event happened."""
+        from longvit.tasks.survival_loss import bin_of, time_bins
+
+        outcomes = self._outcomes(cohort)
+        months, happened = [month for month, _ in outcomes], [event for _, event in outcomes]
+        quarters = bin_of(months, time_bins(months, happened))
+        return [f"{row.label}, quarter {quarter}" for row, quarter in zip(cohort.rows, quarters, strict=True)]
+
+    def _outcomes(self, cohort: Cohort) -> list[tuple[float, bool]]:
+        from longvit.tasks.survival import read_outcome
+
+        settings = self._settings()
+        return [read_outcome(row, cohort.source, settings) for row in cohort.rows]
+
+    def _settings(self) -> TaskSettings:
+        from longvit.tasks.settings import TaskSettings
+
+        return TaskSettings(
+            task="survival",
+            time_column=self.time_column,
+            event_column=self.event_column,
+            censorship_column=self.censorship_column,
+        )
+
+
+Labels = Annotated[LabelOptions, Parameter(name="*")]
 
 _HELP = """Check a manifest and its folds before training, or make folds.
 
@@ -65,24 +128,17 @@ def check(
             show_default=False,
         ),
     ] = None,
-    task: TaskName = "subtyping",
-    label_column: LabelColumn = "label",
-    keep: Keep = (),
-    time_column: TimeColumn = "survival_months",
-    event_column: EventColumn = None,
-    censorship_column: CensorshipColumn = None,
-    slides_dir: Annotated[
-        Path | None, Parameter(help="Where slides without a path lie, if not beside the CSV.", show_default=False)
-    ] = None,
+    labels: Labels = LabelOptions(),
+    slides_dir: SlidesDir = None,
     other: Annotated[
         Path | None,
-        Parameter(help="Another manifest, which must say the same of the slides in both.", show_default=False),
+        Parameter(help="Another manifest, which must agree on the slides that are in both.", show_default=False),
     ] = None,
-    contents: Annotated[bool, Parameter(help="Compare the slides' files by content.")] = True,
-    allow_leak: Annotated[bool, Parameter(negative="", help="Exit with 0 although a fold leaks.")] = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, with every name.")] = False,
+    contents: Annotated[bool, Parameter(help="Compare the slide files by content.")] = True,
+    allow_leak: Annotated[bool, Parameter(negative="", help="Exit with 0 even if a fold leaks.")] = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, with all names.")] = False,
 ) -> int:
-    """Sizes, labels and leaks of a cohort, fold by fold; exit code 1 where a fold leaks.
+    """Check sizes, labels and leaks of a cohort, fold by fold; exit code 1 if a fold leaks.
 
     A leak is a patient, a slide or a copy of its file in two splits of a fold. Slides without a label or a file are
     counted and named.
@@ -98,19 +154,19 @@ def check(
     from longvit.data import leakage
     from longvit.data.folds import fold_of_splits, folds_of_column, read_folds
 
-    rows = _read(manifest, task, label_column, keep, slides_dir, (time_column, event_column, censorship_column))
+    cohort = labels.read(manifest, slides_dir)
     if other is not None:
-        theirs = _read(other, task, label_column, keep, slides_dir, (time_column, event_column, censorship_column))
-        echo(f"{other}: agrees on the {leakage.refuse_disagreement(rows, theirs)} slides in both")
-    listed: tuple[Fold, ...] = ()
+        shared = leakage.refuse_disagreement(cohort, labels.read(other, slides_dir))
+        echo(f"{other}: agrees on the {shared} slides in both")
+    checked: tuple[Fold, ...] = ()
     if folds is not None:
-        listed = read_folds(folds)
-    elif any(row.split for row in rows.rows):
-        listed = (fold_of_splits(rows),)
-    elif any(row.fold for row in rows.rows):
-        listed = folds_of_column(rows)
-    report = leakage.check(rows, listed, contents=contents)
-    print(json.dumps(report.as_json(), indent=1, ensure_ascii=False) if as_json else "\n".join(lines_of(report)))
+        checked = read_folds(folds)
+    elif any(row.split for row in cohort.rows):
+        checked = (fold_of_splits(cohort),)
+    elif any(row.fold for row in cohort.rows):
+        checked = folds_of_column(cohort)
+    report = leakage.check(cohort, checked, contents=contents)
+    print(json.dumps(report.as_json(), indent=1, ensure_ascii=False) if as_json else "\n".join(report_lines(report)))
     if not (leaking := report.leaking()):
         return 0
     echo(
@@ -126,29 +182,26 @@ def split(
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder for splits_0.csv, splits_1.csv, …")],
-    k: Annotated[int, Parameter(help="How many folds.")] = 5,
-    seed: Annotated[int, Parameter(help="Decides who goes where.")] = 0,
-    val_fraction: Annotated[float, Parameter(help="Share of the slides outside test that validates; 0: none.")] = 0.1,
+    k: Annotated[int, Parameter(help="Number of folds.")] = 5,
+    seed: Annotated[int, Parameter(help="Seed of the assignment.")] = 0,
+    val_fraction: Annotated[
+        float, Parameter(help="Fraction of the slides outside test that are for validation; 0: none.")
+    ] = 0.1,
     by_site: Annotated[
-        bool, Parameter(negative="", help="Keep each site (column site) on one side, not only each patient.")
+        bool, Parameter(negative="", help="Keep each site (column site) in one split, not only each patient.")
     ] = False,
     patient_disjoint: Annotated[
         Path | None,
         Parameter(
-            help="Instead of new folds: these folds (a folder), changed so that no patient is in two splits.",
+            help="Instead of new folds, use these folds (a folder), changed so that no patient is in two splits.",
             show_default=False,
         ),
     ] = None,
-    task: TaskName = "subtyping",
-    label_column: LabelColumn = "label",
-    keep: Keep = (),
-    time_column: TimeColumn = "survival_months",
-    event_column: EventColumn = None,
-    censorship_column: CensorshipColumn = None,
+    labels: Labels = LabelOptions(),
 ) -> int:
     """Make folds: by patient or by site, stratified by class, or by time and event.
 
-    Slides need not be there. Each slide is in test once; the same seed gives the same folds.
+    The slide files need not exist. Each slide is in test once. The same seed gives the same folds.
 
     **Examples**
 
@@ -161,92 +214,30 @@ def split(
     """
     from longvit.data import new_folds
     from longvit.data.folds import read_folds, write_folds
-    from longvit.data.leakage import check as report_of
+    from longvit.data.leakage import check as check_leakage
 
-    columns = (time_column, event_column, censorship_column)
-    rows = _read(manifest, task, label_column, keep, None, columns)
+    cohort = labels.read(manifest)
     if patient_disjoint is not None:
-        made = new_folds.patient_disjoint(read_folds(patient_disjoint), rows)
+        folds = new_folds.patient_disjoint(read_folds(patient_disjoint), cohort)
     else:
-        strata = _bins(rows, columns) if task == "survival" else None
-        made = new_folds.make_folds(rows, k, seed=seed, strata=strata, by_site=by_site, val_fraction=val_fraction)
-    write_folds(out, made)
-    for note in rows.notes:
+        strata = labels.strata(cohort) if labels.task == "survival" else None
+        folds = new_folds.make_folds(cohort, k, seed=seed, strata=strata, by_site=by_site, val_fraction=val_fraction)
+    write_folds(out, folds)
+    for note in cohort.notes:
         echo(note)
-    print("\n".join(_fold_lines(report_of(rows, made, contents=False))))
-    print(f"{len(made)} folds: {out}")
+    print("\n".join(_fold_lines(check_leakage(cohort, folds, contents=False))))
+    print(f"{len(folds)} folds: {out}")
     return 0
 
 
-_Columns = tuple[str, str | None, str | None]  # time, event, censorship
-
-
-def _read(
-    manifest: Path, task: str, label_column: str, keep: Sequence[str], slides_dir: Path | None, columns: _Columns
-) -> Cohort:
-    """Everything that can be read; the rows of a survival manifest get the labels censored and event."""
-    from longvit.data.cohort import read_cohort
-
-    is_survival = task == "survival"
-    rows = read_cohort(
-        manifest,
-        label_column=None if is_survival else label_column,
-        keep=tuple(keep) or None,
-        slides_dir=slides_dir,
-        need_files=False,
-        need_labels=False,
-        allow_leak=True,
-    )
-    if not is_survival:
-        return rows
-    from longvit.tasks.survival import lacks_outcome
-
-    settings = _settings(columns)
-    without = [row for row in rows.rows if lacks_outcome(row, rows.source, settings)]
-    if without and len(without) < len(rows.rows):
-        names = ", ".join(row.slide_id for row in without)
-        note = f"{manifest}: {len(without)} of {len(rows.rows)} rows have no time or event and drop out: {names}"
-        left = tuple(row for row in rows.rows if not lacks_outcome(row, rows.source, settings))
-        rows = replace(rows, rows=left, notes=(*rows.notes, note))
-    labelled = [
-        replace(row, label="event" if happened else "censored")
-        for row, (_, happened) in zip(rows.rows, _outcomes(rows, columns), strict=True)
-    ]
-    return replace(rows, rows=tuple(labelled), classes=("censored", "event"))
-
-
-def _settings(columns: _Columns) -> TaskSettings:
-    from longvit.tasks.settings import TaskSettings
-
-    time, event, censorship = columns
-    return TaskSettings(task="survival", time_column=time, event_column=event, censorship_column=censorship)
-
-
-def _outcomes(rows: Cohort, columns: _Columns) -> list[tuple[float, bool]]:
-    from longvit.tasks.survival import read_outcome
-
-    settings = _settings(columns)
-    return [read_outcome(row, rows.source, settings) for row in rows.rows]
-
-
-def _bins(rows: Cohort, columns: _Columns) -> list[str]:
-    """A row's stratum: its quarter of time, and whether the event came."""
-    from longvit.tasks.survival_loss import bin_of, time_bins
-
-    outcomes = _outcomes(rows, columns)
-    months, happened = [m for m, _ in outcomes], [e for _, e in outcomes]
-    quarters = bin_of(months, time_bins(months, happened))
-    return [f"{row.label}, quarter {quarter}" for row, quarter in zip(rows.rows, quarters, strict=True)]
-
-
-def lines_of(report: CohortReport) -> list[str]:
-    """The report for people."""
+def report_lines(report: CohortReport) -> list[str]:
+    """Formats a cohort report as text."""
     labels = [f"{label} {n} of {report.patients_of[label]}" for label, n in report.labels.items()]
     lines = ["; ".join([f"{report.source}: {report.slides} slides of {report.patients} patients", *labels])]
     lines += [f"note: {note}" for note in report.notes]
     if report.missing_files:
         lines.append(f"no file: {len(report.missing_files)} of {report.slides} slides: {_names(report.missing_files)}")
-    lines += [f"cannot be opened: {slide_id}: {why}" for slide_id, why in report.unreadable.items()]
+    lines += [f"cannot be opened: {slide_id}: {error}" for slide_id, error in report.unreadable.items()]
     lines += [f"one file under {len(ids)} ids: {' = '.join(ids)}" for ids in report.copies]
     if report.folds:
         lines += ["", *_fold_lines(report)]
@@ -260,27 +251,27 @@ def _fold_lines(report: CohortReport) -> list[str]:
         ["fold", "listed", "used", *(f"{label}" for label in report.labels), "unlabelled", *(f"in {p}" for p in pairs)]
     ]
     for fold in report.folds:
-        each = " / ".join
+        per_split = " / ".join
         table.append(
             [
                 fold.name,
-                each(str(fold.listed.get(split, 0)) for split in splits),
-                each(str(fold.used.get(split, 0)) for split in splits),
-                *(each(str(fold.labels.get(s, {}).get(label, 0)) for s in splits) for label in report.labels),
+                per_split(str(fold.listed.get(split, 0)) for split in splits),
+                per_split(str(fold.used.get(split, 0)) for split in splits),
+                *(per_split(str(fold.labels.get(s, {}).get(label, 0)) for s in splits) for label in report.labels),
                 str(sum(map(len, fold.unlabelled.values()))),
                 *(str(len(fold.shared_patients.get(pair, ()))) for pair in pairs),
             ]
         )
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [f"{' / '.join(splits)}; unlabelled: ids without a row that has a label; in a+b: patients on both sides"]
-    lines += ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in table]
+    lines = [f"{' / '.join(splits)}; unlabelled: ids without a row that has a label; in a+b: patients in both splits"]
+    lines += ["  ".join(f"{text:<{w}}" for text, w in zip(row, widths, strict=True)).rstrip() for row in table]
     for fold in report.folds:
-        for kind, found in (
+        for kind, shared in (
             ("slides", fold.shared_slides),
             ("copies", fold.copies),
             ("patients", fold.shared_patients),
         ):
-            lines += [f"fold {fold.name}: {kind} in {pair}: {_names(names)}" for pair, names in found.items()]
+            lines += [f"fold {fold.name}: {kind} in {pair}: {_names(names)}" for pair, names in shared.items()]
     unlabelled = list(dict.fromkeys(i for fold in report.folds for ids in fold.unlabelled.values() for i in ids))
     if unlabelled:
         lines.append(f"unlabelled: {len(unlabelled)} different ids: {_names(unlabelled)}")
@@ -293,5 +284,5 @@ def _fold_lines(report: CohortReport) -> list[str]:
 
 
 def _names(names: Sequence[str]) -> str:
-    rest = f", … ({len(names) - _NAMED} more: --json)" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + rest
+    more = f", … ({len(names) - _SHOWN_NAMES} more: --json)" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(names[:_SHOWN_NAMES]) + more

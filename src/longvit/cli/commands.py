@@ -1,4 +1,4 @@
-"""The `longvit` command as a tree of commands, one file each."""
+"""Command tree of `longvit`; one file per command."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from longvit.config import recipe_config
 
 app = App(
     name="longvit",
-    help="One model that reads a whole slide: from the gigapixel file to the prediction.",
+    help="One model for a whole slide: from the gigapixel file to the prediction.",
     version=f"longvit {__version__}",
     help_format="markdown",
     help_epilogue="Start with `longvit demo`. Every command has its own `--help` with examples.",

@@ -14,8 +14,8 @@ def convert(
     source: Annotated[
         Path,
         Parameter(
-            help="A published .pth, .pt, .bin or .safetensors file. With --to dino: a model folder or that of "
-            "`longvit pretrain`."
+            help="A published .pth, .pt, .bin or .safetensors file. With --to dino: a model folder, or the folder of a "
+            "`longvit pretrain` run."
         ),
     ],
     out: Annotated[Path, Parameter(help="Folder for config.json and model.safetensors. With --to dino: a .pth file.")],
@@ -23,39 +23,37 @@ def convert(
     *,
     to: Annotated[
         Literal["model", "dino"],
-        Parameter(
-            help="model: a model folder of ours. dino: a checkpoint as DINO's code writes it, for the authors' code."
-        ),
+        Parameter(help="model: a longvit model folder. dino: a checkpoint in DINO's layout, for the authors' code."),
     ] = "model",
     which: Annotated[
-        Literal["teacher", "student"], Parameter(help="Of a DINO checkpoint that holds both networks.")
+        Literal["teacher", "student"], Parameter(help="Network to read from a DINO checkpoint that holds both.")
     ] = "teacher",
     num_heads: Annotated[
-        int | None, Parameter(help="Attention heads, which the file does not tell. Default: 16, as in the papers.")
+        int | None, Parameter(help="Attention heads, which the file does not state. Default: 16, as in the papers.")
     ] = None,
     segment_lengths: Annotated[
         tuple[int, ...] | None,
         Parameter(
             consume_multiple=True,
             negative="",
-            help="One per dilated ratio, as the model was trained. Default: by the paper's table 7.",
+            help="Segment lengths of the training, one per dilated ratio. Default: the paper's table 7.",
         ),
     ] = None,
     image_px: Annotated[
-        int | None, Parameter(help="Side of the canvas that the model takes of a slide. Default: as it was trained.")
+        int | None, Parameter(help="Side of the canvas that the model makes of a slide. Default: that of the training.")
     ] = None,
     class_names: Annotated[
         tuple[str, ...],
-        Parameter(consume_multiple=True, negative="", help="Names of the classes of its head.", show_default=False),
+        Parameter(consume_multiple=True, negative="", help="Class names of the head.", show_default=False),
     ] = (),
 ) -> int:
-    """A published checkpoint into a model folder, or the way back.
+    """Convert a published checkpoint to a model folder, or a longvit model to a DINO checkpoint.
 
-    Reads the authors' LongViT (pretrained or fine-tuned) and Prov-GigaPath's slide encoder. Every tensor must find its
-    place and every parameter its tensor; nothing is left at random. Pickles are opened without running code from them.
+    Reads the authors' LongViT (pretrained or fine-tuned) and Prov-GigaPath's slide encoder. Every tensor must match a
+    parameter and every parameter a tensor; no weight stays random. Pickles are read without running code from them.
 
-    --to dino writes student, teacher, their heads and the centre of a pretraining, or the teacher's backbone alone of
-    a model folder. The optimiser's moments stay where they are.
+    --to dino writes student, teacher, their heads and the centre of a pretraining run. Of a model folder, it writes
+    the teacher's backbone only. The optimiser's moments are not converted.
 
     **Examples**
 
@@ -67,14 +65,14 @@ def convert(
     ```
     """
     if to == "dino":
-        given = {
+        options = {
             "--which": which != "teacher",
             "--num-heads": num_heads is not None,
             "--segment-lengths": segment_lengths is not None,
             "--image-px": image_px is not None,
             "--class-names": class_names,
         }
-        return _to_dino(source, out, [option for option, is_given in given.items() if is_given])
+        return _to_dino(source, out, [option for option, is_given in options.items() if is_given])
     from longvit.files import make_folder
     from longvit.model.pretrained import convert as read_checkpoint
     from longvit.model.pretrained import save_pretrained
@@ -94,12 +92,12 @@ def convert(
     return 0
 
 
-def _to_dino(source: Path, out: Path, given: list[str]) -> int:
+def _to_dino(source: Path, out: Path, given_options: list[str]) -> int:
     from longvit.errors import InputError
     from longvit.pretraining.export_dino import publish
 
-    if given:
-        raise InputError(f"{', '.join(given)}: for reading a published checkpoint, not for --to dino")
+    if given_options:
+        raise InputError(f"{', '.join(given_options)}: for reading a published checkpoint, not for --to dino")
     written = publish(source, out)
     parts = ["the teacher's backbone"]
     if written.student is not None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from longvit.cli.options import Device
+
 
 def demo(
     *,
@@ -14,16 +16,17 @@ def demo(
     slide: Annotated[
         Path | None,
         Parameter(
-            help="Another slide than the example, at least 1.2 mm wide, with a known resolution.", show_default=False
+            help="Slide to use instead of the example; at least 1.2 mm wide, with a known resolution.",
+            show_default=False,
         ),
     ] = None,
-    device: Annotated[str, Parameter(help="auto, cpu, cuda (or cuda:1) or mps.")] = "auto",
+    device: Device = "auto",
 ) -> int:
-    """The whole job on the example slide, with a report, in three minutes.
+    """Run the whole pipeline on the example slide, with a report, in three minutes.
 
-    Cuts 64 regions out of a real slide, labels them by their haematoxylin content (a stand-in that needs no
-    pathologist), fine-tunes a tiny LongViT on the left part, tests on the right part, and draws what each patch of the
-    whole slide contributes. Open `OUT/index.html` afterwards.
+    Cuts 64 regions out of a real slide and labels them by their haematoxylin content (a substitute for a pathologist's
+    label). Fine-tunes a tiny LongViT on the left part and tests it on the right part. Plots the contribution of each
+    patch of the whole slide. Open `OUT/index.html` afterwards.
 
     **Examples**
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
 
-from cyclopts import Parameter
+from longvit.cli.options import AsJson
 
 
-def doctor(
-    *, as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of a table.")] = False
-) -> int:
+def doctor(*, as_json: AsJson = False) -> int:
     """Check the installation, with a self-test.
 
-    Versions, devices, attention back ends and why, readers and their formats, free disk.
+    Lists versions, devices, attention back ends and the reason for the choice, readers and their formats, free disk.
 
-    The self-test computes a small model and dilated attention on the device that will be used and compares with stored
-    numbers; it takes about two seconds. Exit code 1 when something is wrong.
+    The self-test runs a small model and dilated attention on the chosen device and compares the outputs with stored
+    numbers. It takes about two seconds. Exit code 1 if a check fails.
 
     **Examples**
 

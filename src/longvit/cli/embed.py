@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from longvit.cli.options import (
-    Cluster,
-    Device,
-    MaxBadTiles,
     Model,
-    Mpp,
-    Reader,
-    Retries,
+    Out,
+    Reading,
     Slides,
     SlidesDir,
-    Threads,
-    TimeoutS,
     Workers,
-    end_of_batch,
+    WorkerSettings,
     listed_slides,
-    model_and_run,
+    model_or_folder,
+    print_outcome,
 )
 from longvit.errors import InputError
+from longvit.slide_jobs.reading import ReadSettings
+from longvit.slide_jobs.run import RunSettings
 
 
 def embed(
@@ -33,28 +30,21 @@ def embed(
     slides: Slides,
     /,
     *,
-    out: Annotated[Path, Parameter(help="Folder for the results.")] = Path("embeddings"),
-    device: Device = "auto",
-    mpp: Mpp = None,
-    max_bad_tiles: MaxBadTiles = None,
-    reader: Reader = "auto",
+    out: Out = Path("embeddings"),
     slides_dir: SlidesDir = None,
-    threads: Threads = None,
-    workers: Workers = 1,
-    cluster: Cluster = None,
-    retries: Retries = 2,
-    timeout_s: TimeoutS = 1800.0,
     sequence_ranks: Annotated[
         int,
-        Parameter(help="Under torchrun: how many ranks share the patches of each slide; the others take other slides."),
+        Parameter(help="Under torchrun: ranks that share the patches of one slide; the other ranks take other slides."),
     ] = 1,
+    reading: Reading = ReadSettings(),
+    workers: Workers = WorkerSettings(),
 ) -> int:
-    """One vector per slide, for a model of your own.
+    """Embed slides: one vector per slide, for downstream models.
 
-    Writes `OUT/embeddings.csv` (a line per slide) and `OUT/slide_features_longvit/<slide_id>.h5` in TRIDENT's layout,
-    with a `.json` beside it that says where it came from. Finished slides are skipped when the command is given
-    again; `longvit status OUT` looks on from elsewhere. A slide that cannot be read costs one row of
-    `OUT/problems.csv` and exit code 1, not the run.
+    Writes `OUT/embeddings.csv` (one row per slide) and `OUT/slide_features_longvit/<slide_id>.h5` in TRIDENT's layout,
+    each with a `.json` of its provenance. Finished slides are skipped when the command is run again. Run `longvit
+    status OUT` in another terminal to see progress. A slide that cannot be read becomes a row of `OUT/problems.csv` and
+    exit code 1; the run continues.
 
     **Examples**
 
@@ -69,40 +59,34 @@ def embed(
     """
     from longvit.files import make_folder
     from longvit.slide_jobs.embed import embed_slides
-    from longvit.slide_jobs.reading import ReadSettings
 
     if "RANK" in os.environ or sequence_ranks > 1:
-        if workers > 1 or cluster is not None:
-            raise InputError("torchrun has started the ranks that work: leave --workers and --cluster away")
-        return _over_ranks(
-            model, slides, out, device, slides_dir, threads, sequence_ranks, (mpp, reader, max_bad_tiles)
-        )
+        if not workers.is_here:
+            raise InputError("--workers and --cluster are not for torchrun, whose ranks process the slides")
+        return _embed_over_ranks(model, slides, out, slides_dir, sequence_ranks, reading, workers)
     make_folder(out)
     listed = listed_slides(slides, slides_dir, out)
-    loaded, run = model_and_run(model, device, threads, workers, cluster, retries, timeout_s)
-    result = embed_slides(loaded, listed, out, ReadSettings(mpp, reader, max_bad_tiles), run)
-    return end_of_batch(result, out, f"Vectors: {out / 'embeddings.csv'}")
+    result = embed_slides(listed, out, model_or_folder(model, workers), reading, workers)
+    return print_outcome(result, out, f"Vectors: {out / 'embeddings.csv'}")
 
 
-def _over_ranks(
+def _embed_over_ranks(
     model: Path,
     slides: tuple[Path, ...],
     out: Path,
-    device: str,
     slides_dir: Path | None,
-    threads: int | None,
     sequence_ranks: int,
-    read: tuple[Any, ...],
+    reading: ReadSettings,
+    run: RunSettings,
 ) -> int:
     from longvit.device import pick_device, set_threads
     from longvit.parallel import all_ranks
     from longvit.slide_jobs.embed_ranks import embed_over_ranks
     from longvit.slide_jobs.job import load_longvit
-    from longvit.slide_jobs.reading import ReadSettings
 
-    with all_ranks(sequence_ranks, device=device) as ranks:
-        set_threads(threads)
+    with all_ranks(sequence_ranks, device=run.device) as ranks:
+        set_threads(run.threads)
         listed = listed_slides(slides, slides_dir, out)
-        loaded = load_longvit(model).to(pick_device(device).device)
-        result = embed_over_ranks(loaded, listed, out, ranks, ReadSettings(*read))
-    return end_of_batch(result, out, f"Vectors: {out / 'embeddings.csv'}") if ranks.is_first else 0
+        longvit = load_longvit(model).to(pick_device(run.device).device)
+        result = embed_over_ranks(longvit, listed, out, ranks, reading)
+    return print_outcome(result, out, f"Vectors: {out / 'embeddings.csv'}") if ranks.is_first else 0

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from longvit.cli.options import AsJson
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -22,21 +24,22 @@ def evaluate(
     ddof: Annotated[
         Literal[0, 1] | None,
         Parameter(
-            help="Standard deviation over the folds: 1 of a sample, 0 of the population. Default: the paper's, 1 for "
-            "AUCs and 0 for the c-index.",
+            help="Delta degrees of freedom of the standard deviation over folds: 1 for a sample, 0 for the population. "
+            "Default: the paper's, 1 for AUCs and 0 for the c-index.",
             show_default=False,
         ),
     ] = None,
     bootstrap: Annotated[
-        int, Parameter(help="Draws of the patients for the 95 % interval, where the file has no folds; 0: none.")
+        int, Parameter(help="Bootstrap resamples of the patients for the 95 % interval, without folds; 0: none.")
     ] = 1000,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of a table.")] = False,
+    as_json: AsJson = False,
 ) -> int:
-    """The figures of a predictions file: AUC and others, or the c-index; per fold and as mean ± SD.
+    """Compute the metrics of a predictions file: AUC and others, or the c-index; per fold and as mean ± SD.
 
-    The columns say what it is: label and `prob_<class>` (subtyping); risk, survival_months and event, which is 1 where
-    it happened, or censorship, which is 1 where it did not (survival); or test_auc and fold. A row per system, cohort
-    and split, where these are columns. It reads the `predictions.csv` of a run and the files of published baselines.
+    The columns of the file decide the task. Subtyping: label and `prob_<class>`. Survival: risk, survival_months, and
+    event (1 if it happened) or censorship (1 if it did not). Metrics per fold: test_auc and fold. The table has a row
+    per system, cohort and split, if these are columns. Reads the `predictions.csv` of a run and the files of published
+    baselines.
 
     **Examples**
 
@@ -51,27 +54,27 @@ def evaluate(
 
     if bootstrap < 0:
         raise InputError(f"bootstrap {bootstrap}: at least 0")
-    found = evaluate_file(predictions, ddof=ddof, resamples=bootstrap)
+    evaluation = evaluate_file(predictions, ddof=ddof, resamples=bootstrap)
     if as_json:
-        print(json.dumps(found.as_json(), indent=1, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(evaluation.as_json(), indent=1, ensure_ascii=False, allow_nan=False))
         return 0
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=200)  # a pipe or a file: no line is folded at 80
-    console.print(table_of(found))
-    for note in found.notes:
+        console = Console(width=200)  # a pipe or a file: do not wrap at 80 columns
+    console.print(metric_table(evaluation))
+    for note in evaluation.notes:
         console.print(note, highlight=False)
     return 0
 
 
-def table_of(found: Evaluation) -> Table:
-    """A row per group: its key, its size, its figures, and the folds of the first figure."""
+def metric_table(evaluation: Evaluation) -> Table:
+    """Table with a row per group: key, size, metrics, and the first metric of each fold."""
     from rich.table import Table
 
-    table = Table(title=f"{found.path.name}: {found.layout}", title_justify="left")
-    first = found.groups[0]
+    table = Table(title=f"{evaluation.path.name}: {evaluation.layout}", title_justify="left")
+    first = evaluation.groups[0]
     for name in first.key:
         table.add_column(name)
     counts = ["rows"] + ["patients"] * (first.patients is not None) + ["events"] * (first.events is not None)
@@ -79,30 +82,32 @@ def table_of(found: Evaluation) -> Table:
         table.add_column(name, justify="right")
     for name in first.metrics:
         table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
-    folds = list(dict.fromkeys(fold for g in found.groups for f in g.metrics.values() for fold in f.folds))
+    folds = list(
+        dict.fromkeys(fold for group in evaluation.groups for metric in group.metrics.values() for fold in metric.folds)
+    )
     main = next(iter(first.metrics))
     for fold in folds:
         table.add_column(f"fold {fold}", justify="right")
-    for group in found.groups:
+    for group in evaluation.groups:
         table.add_row(
             *group.key.values(),
             *(str(getattr(group, name)) for name in counts),
-            *(text_of(metric) for metric in group.metrics.values()),
-            *(three(group.metrics[main].folds.get(fold, math.nan)) for fold in folds),
+            *(metric_text(metric) for metric in group.metrics.values()),
+            *(three_decimals(group.metrics[main].folds.get(fold, math.nan)) for fold in folds),
         )
     return table
 
 
-def text_of(metric: MetricSummary) -> str:
-    """`0.874 ± 0.060`, or `0.874 (0.81-0.92)` with an interval, or the figure alone."""
-    text = three(metric.mean)
+def metric_text(metric: MetricSummary) -> str:
+    """Formats a metric: `0.874 ± 0.060`, or `0.874 (0.81-0.92)` with an interval, or the value alone."""
+    text = three_decimals(metric.mean)
     if metric.folds:
-        return f"{text} ± {three(metric.sd)}"
+        return f"{text} ± {three_decimals(metric.sd)}"
     if metric.interval is not None and not math.isnan(metric.interval[0]):
         return f"{text} ({metric.interval[0]:.2f}-{metric.interval[1]:.2f})"
     return text
 
 
-def three(value: float) -> str:
-    """Three decimals; – where the figure is not defined."""
+def three_decimals(value: float) -> str:
+    """Formats a value with three decimals; – for an undefined metric."""
     return "–" if math.isnan(value) else f"{value:.3f}"

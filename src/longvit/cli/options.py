@@ -1,25 +1,39 @@
-"""What several commands ask for, in one wording."""
+"""Options that several commands share: option groups over the settings dataclasses, and what commands do with them."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
-if TYPE_CHECKING:
-    from longvit.data.slide_list import ListedSlide
-    from longvit.model.longvit import LongViT
-    from longvit.slide_jobs.run import RunSettings, SlideJobsResult
+from longvit.slide_jobs.reading import ReadSettings
+from longvit.slide_jobs.run import RunSettings
+from longvit.slides.tiles import TileSettings
+from longvit.slides.tissue import TissueSettings
 
-SETTINGS = Group("Settings (also keys of a recipe)", sort_key=1)
+if TYPE_CHECKING:
+    from longvit.comparison.settings import ComparisonSettings
+    from longvit.data.cohort import Cohort
+    from longvit.data.folds import Fold
+    from longvit.data.slide_list import ListedSlide
+    from longvit.finetuning.settings import FinetuneSettings
+    from longvit.model.longvit import LongViT
+    from longvit.slide_jobs.run import SlideJobsResult
+
+SETTINGS = Group("Settings (also keys of a recipe)", sort_key=3)
+_READING = Group("Reading slides", sort_key=2)
+_RUNNING = Group("Workers", sort_key=3)
+_TILING = Group("Tiles", sort_key=1)
+
 Recipe = Annotated[
     str | None,
     Parameter(
-        help="YAML file with settings, or the name of one that comes along (`longvit recipes` lists them).",
+        help="YAML file with settings, or the name of a built-in recipe (`longvit recipes` lists them).",
         show_default=False,
     ),
 ]
@@ -34,80 +48,115 @@ Slides = Annotated[
     ),
 ]
 SlidesDir = Annotated[
-    Path | None, Parameter(help="Where the slides of a CSV lie (to any depth), if not beside it.", show_default=False)
-]
-Device = Annotated[str, Parameter(help="auto, cpu, cuda (or cuda:1) or mps. auto takes a GPU where there is one.")]
-Mpp = Annotated[
-    float | None,
+    Path | None,
     Parameter(
-        help="µm per pixel of the largest level, instead of what the file says. A column mpp of a CSV goes first."
+        help="Folder of the slides of a CSV (searched to any depth), if they are not beside it.", show_default=False
     ),
 ]
-Reader = Annotated[
-    Literal["auto", "openslide", "tiff"],
-    Parameter(help="Which reader decodes: tiff is the fast path for tiled TIFF and SVS; auto picks per slide."),
-]
-MaxBadTiles = Annotated[
-    int | None,
-    Parameter(
-        help="Count a slide with more unreadable tiles than this as a problem. Without it they are filled with "
-        "background and counted."
-    ),
-]
-Threads = Annotated[
-    int | None,
-    Parameter(help="CPU threads of the model, in each worker. Default: one per core, divided by the workers."),
-]
-Workers = Annotated[
-    int,
-    Parameter(help="Processes that work at the same time, each with a model of its own (on each node of a cluster)."),
-]
-Cluster = Annotated[
-    str | None,
-    Parameter(
-        help="A Dask scheduler, tcp://host:8786: its workers, on as many machines as it has, do the work. They must "
-        "see the same files. Needs `pip install longvit[cluster]`.",
-        show_default=False,
-    ),
-]
-Retries = Annotated[int, Parameter(help="How often a slide is tried again that failed for a reason that may pass.")]
-TimeoutS = Annotated[
-    float, Parameter(help="Seconds after which a slide that is still being read is given up. 0: never.")
+Out = Annotated[Path, Parameter(help="Folder for the results.")]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda (or cuda:1) or mps. auto uses a GPU if there is one.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+
+
+@dataclass(frozen=True)
+class WorkerSettings(RunSettings):
+    """Run settings of a command, which reads slides in a separate process."""
+
+    reads_apart: bool = True
+
+
+Reading = Annotated[ReadSettings, Parameter(name="*", group=_READING)]
+WORKERS = Parameter(name="*", group=_RUNNING, parse="^(?!reads_apart$)")
+Workers = Annotated[WorkerSettings, WORKERS]
+CpuWorkers = Annotated[WorkerSettings, Parameter(name="*", group=_RUNNING, parse="^(?!(reads_apart|device)$)")]
+"""Workers that run no model."""
+
+
+@dataclass(frozen=True)
+class TilingSettings(TileSettings):
+    """Tile settings with the option name `--tile-mpp`, because `--mpp` is the slide's resolution."""
+
+    mpp: Annotated[float, Parameter(name="--tile-mpp")] = 0.5
+    """µm per pixel of the tiles, independent of the slide's own: 0.5 is what scanners call 20×, 0.25 is 40×."""
+
+
+Tiling = Annotated[TilingSettings, Parameter(name="*", group=_TILING)]
+TissueMask = Annotated[
+    TissueSettings, Parameter(name="*", group=_TILING, parse="^(tissue|min_piece_um2|max_hole_um2)$")
 ]
 
 
-def model_and_run(
-    folder: Path,
-    device: str,
-    threads: int | None,
-    workers: int,
-    cluster: str | None,
-    retries: int,
-    timeout_s: float,
-) -> tuple[LongViT | Path, RunSettings]:
-    """What a run over many slides needs: the model on its device, which is printed; or its folder, where others load
-    it."""
+@dataclass(frozen=True)
+class CohortOptions:
+    """Options of a manifest: label column, classes, folder of the slides."""
+
+    label_column: str = "label"
+    """Column of the CSV with the class."""
+    keep: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = ()
+    """Use only these classes, in this order; rows of other classes are left out and counted."""
+    slides_dir: SlidesDir = None
+    """Folder of the slides of a CSV (searched to any depth), if they are not beside it."""
+
+    def read(self, cohort: Path, task: str, *, need_files: bool, allow_leak: bool) -> Cohort:
+        """Reads the cohort of a manifest for a task."""
+        from longvit.data.cohort import read_cohort
+        from longvit.tasks.task import task_class
+
+        return read_cohort(
+            cohort,
+            label_column=self.label_column if task_class(task).has_classes else None,
+            keep=self.keep or None,
+            slides_dir=self.slides_dir,
+            need_files=need_files,
+            allow_leak=allow_leak,
+        )
+
+
+@dataclass(frozen=True)
+class FoldOptions:
+    """Options of a cross-validation: its folds, and the folds to run now."""
+
+    folds: Annotated[str | None, Parameter(show_default=False)] = None
+    """Cross-validation: a number (5: new folds, by patient and stratum), a folder of splits_0.csv … as published, or
+    `column`. With `column`, each value of the CSV's column fold is the test set once."""
+    fold: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
+    """Run only this fold; may be repeated."""
+    patient_disjoint: Annotated[bool, Parameter(negative="")] = False
+    """Move patients who are in two splits of a fold to one split."""
+
+    def make(self, cohort: Cohort, settings: FinetuneSettings | ComparisonSettings) -> tuple[Fold, ...]:
+        """Folds of a cohort: new ones stratified by the task of `settings`, or those of a folder or column."""
+        from longvit.data import new_folds
+        from longvit.data.folds import folds_of_column, read_folds
+        from longvit.tasks.task import task_class
+
+        assert self.folds is not None
+        if self.folds.isdecimal():
+            strata = task_class(settings.task).strata(cohort, settings)
+            return new_folds.make_folds(cohort, int(self.folds), seed=settings.seed, strata=strata)
+        published = folds_of_column(cohort) if self.folds == "column" else read_folds(self.folds)
+        return new_folds.patient_disjoint(published, cohort) if self.patient_disjoint else published
+
+
+def model_or_folder(folder: Path, run: RunSettings) -> LongViT | Path:
+    """The model on its device, or its folder if worker processes load it; prints which."""
     from longvit.device import pick_device, set_threads
     from longvit.slide_jobs.job import config_of, load_longvit
-    from longvit.slide_jobs.run import RunSettings
 
-    settings = RunSettings(
-        workers, cluster, retries, timeout_s or None, reads_apart=True, device=device, threads=threads
-    )
-    if not settings.is_here:
+    if not run.is_here:
         config_of(folder)
-        where = "" if cluster is None else f" on each node of {cluster}"
-        echo(f"model {folder} in {workers} process{'es' * (workers != 1)}{where}")
-        return folder, settings
-    set_threads(threads)
-    chosen = pick_device(device)
+        nodes = "" if run.cluster is None else f" on each node of {run.cluster}"
+        echo(f"model {folder} in {run.workers} process{'es' * (run.workers != 1)}{nodes}")
+        return folder
+    set_threads(run.threads)
+    chosen = pick_device(run.device)
     model = load_longvit(folder)
     echo(f"model {folder} on {chosen.name}")
-    return model.to(chosen.device), settings
+    return model.to(chosen.device)
 
 
 def listed_slides(slides: Sequence[Path], slides_dir: Path | None, out: Path) -> tuple[ListedSlide, ...]:
-    """The slides that a command works on; what a search passed over is said, by one rank."""
+    """Slides of a command; the first rank prints the files that a search skipped."""
     from longvit.data.slide_list import find_slides
 
     is_first = os.environ.get("RANK", "0") == "0"
@@ -115,21 +164,21 @@ def listed_slides(slides: Sequence[Path], slides_dir: Path | None, out: Path) ->
 
 
 def echo(text: Any) -> None:
-    """A line for people, on stderr, so that stdout stays for results."""
+    """Prints a message to stderr; stdout is for results."""
     print(text, file=sys.stderr, flush=True)
 
 
-def end_of_batch(result: SlideJobsResult, out: Path, results: str) -> int:
-    """Prints what a run over many slides did; returns 1 where a slide has no result, or not its picture."""
+def print_outcome(result: SlideJobsResult, out: Path, results: str) -> int:
+    """Prints the outcome of a run over many slides; returns 1 if a slide has no result, or not its plot."""
     parts = [f"{len(result.done)} done"]
     if result.skipped:
         parts.append(f"{len(result.skipped)} finished before")
     if result.left_out:
         parts.append(f"{len(result.left_out)} without a result")
     if undrawn := sum(problem.stage == "picture" for problem in result.problems):
-        parts.append(f"{undrawn} without a picture")
-    if holes := len(result.problems) - len(result.left_out) - undrawn:
-        parts.append(f"{holes} with unreadable tiles filled")
+        parts.append(f"{undrawn} without a plot")
+    if filled := len(result.problems) - len(result.left_out) - undrawn:
+        parts.append(f"{filled} with unreadable tiles filled")
     if result.problems:
         parts[-1] += f", see {out / 'problems.csv'}"
     echo(f"{', '.join(parts)}. {results}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from longvit.cli.options import AsJson
+
 if TYPE_CHECKING:
     from longvit.plan import Plan
 
@@ -24,20 +26,20 @@ def plan(
     dtype: Annotated[
         str, Parameter(help="float32, bfloat16 or float16; parameters and optimiser are float32.")
     ] = "bfloat16",
-    batch_size: Annotated[int, Parameter(help="Images of one forward pass, over all devices.")] = 1,
-    recompute: Annotated[bool, Parameter(help="Compute each layer again in backward.")] = False,
+    batch_size: Annotated[int, Parameter(help="Images per forward pass, over all devices.")] = 1,
+    recompute: Annotated[bool, Parameter(help="Recompute each layer in backward.")] = False,
     offload: Annotated[
-        bool, Parameter(help="With --recompute: what layers keep waits in host memory until backward.")
+        bool, Parameter(help="With --recompute: keep the layers' stored tensors in host memory until backward.")
     ] = False,
     device: Annotated[
         str,
-        Parameter(help="h100, h200, a100-80gb, v100-32gb, or cpu: this machine, timed for a moment."),
+        Parameter(help="h100, h200, a100-80gb, v100-32gb, or cpu (this machine, with a short timing)."),
     ] = "h100",
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of lines.")] = False,
+    as_json: AsJson = False,
 ) -> int:
-    """What a training step takes before anything runs: memory, communication, arithmetic, time floor; does it fit.
+    """Estimate memory, communication, arithmetic and least time of a training step, without running it.
 
-    Exit code 0 where it fits, 1 where it does not; then the settings with which it would.
+    Exit code 0 if the step fits into memory, 1 if not. It then lists settings with which it fits.
 
     **Examples**
 
@@ -49,9 +51,9 @@ def plan(
     ```
     """
     from longvit.plan import PlanSettings
-    from longvit.plan import plan as planned
+    from longvit.plan import plan as plan_step
 
-    found = planned(
+    step = plan_step(
         PlanSettings(
             side_px=side_px,
             gpus=gpus,
@@ -64,26 +66,26 @@ def plan(
             device=device,
         )
     )
-    print(json.dumps(facts_of(found), indent=1, ensure_ascii=False) if as_json else "\n".join(lines_of(found)))
-    return 0 if found.fits else 1
+    print(json.dumps(plan_json(step), indent=1, ensure_ascii=False) if as_json else "\n".join(plan_lines(step)))
+    return 0 if step.fits else 1
 
 
-def facts_of(plan: Plan) -> dict[str, Any]:
+def plan_json(plan: Plan) -> dict[str, Any]:
     """The plan as JSON values: bytes, FLOPs, seconds."""
     import dataclasses
 
-    facts = dataclasses.asdict(plan)
-    facts["fits"] = plan.fits
+    values = dataclasses.asdict(plan)
+    values["fits"] = plan.fits
     for name in ("plain", "recomputed", "offloaded"):
-        if facts[name] is not None:
-            facts[name]["total"] = getattr(plan, name).total
+        if values[name] is not None:
+            values[name]["total"] = getattr(plan, name).total
     for name in ("forward_floor", "training_floor"):
-        facts[name]["seconds"] = getattr(plan, name).seconds
-    return facts
+        values[name]["seconds"] = getattr(plan, name).seconds
+    return values
 
 
-def lines_of(plan: Plan) -> list[str]:
-    """The plan for people, one fact per line."""
+def plan_lines(plan: Plan) -> list[str]:
+    """Formats a plan as text, one quantity per line."""
     from longvit.plan.feasibility import EXISTS
 
     s, moved = plan.settings, plan.exchange

@@ -8,22 +8,18 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from longvit.cli.options import (
-    Cluster,
-    Device,
-    MaxBadTiles,
     Model,
-    Mpp,
-    Reader,
-    Retries,
+    Out,
+    Reading,
     Slides,
     SlidesDir,
-    Threads,
-    TimeoutS,
     Workers,
-    end_of_batch,
+    WorkerSettings,
     listed_slides,
-    model_and_run,
+    model_or_folder,
+    print_outcome,
 )
+from longvit.slide_jobs.reading import ReadSettings
 
 
 def predict(
@@ -31,27 +27,20 @@ def predict(
     slides: Slides,
     /,
     *,
-    out: Annotated[Path, Parameter(help="Folder for the results.")] = Path("predictions"),
+    out: Out = Path("predictions"),
     pictures: Annotated[
-        bool, Parameter(negative="", help="Also draw what each patch contributes, `OUT/slides/<slide_id>.png`.")
+        bool, Parameter(negative="", help="Also plot the contribution of each patch, `OUT/slides/<slide_id>.png`.")
     ] = False,
-    device: Device = "auto",
-    mpp: Mpp = None,
-    max_bad_tiles: MaxBadTiles = None,
-    reader: Reader = "auto",
     slides_dir: SlidesDir = None,
-    threads: Threads = None,
-    workers: Workers = 1,
-    cluster: Cluster = None,
-    retries: Retries = 2,
-    timeout_s: TimeoutS = 1800.0,
+    reading: Reading = ReadSettings(),
+    workers: Workers = WorkerSettings(),
 ) -> int:
-    """Class probabilities, or risk and survival, for slides with a fine-tuned model.
+    """Predict classes, or risk and survival, of slides with a fine-tuned model.
 
-    Writes `OUT/predictions.csv`: `prob_<class>` and prediction (survival: risk and `survival_<time>_months`) of every
-    slide; where each came from stands in `OUT/slides/<slide_id>.json`. Finished slides are skipped when the command
-    is given again; `longvit status OUT` looks on from elsewhere. A slide that cannot be read costs one row of
-    `OUT/problems.csv` and exit code 1, not the run.
+    Writes `OUT/predictions.csv` with the predictions of every slide: `prob_<class>` and prediction, or risk and
+    `survival_<time>_months`. Their provenance is in `OUT/slides/<slide_id>.json`. Finished slides are skipped when the
+    command is run again. Run `longvit status OUT` in another terminal to see progress. A slide that cannot be read
+    becomes a row of `OUT/problems.csv` and exit code 1; the run continues.
 
     **Examples**
 
@@ -65,10 +54,8 @@ def predict(
     """
     from longvit.files import make_folder
     from longvit.slide_jobs.predict import predict_slides
-    from longvit.slide_jobs.reading import ReadSettings
 
     make_folder(out)
     listed = listed_slides(slides, slides_dir, out)
-    loaded, run = model_and_run(model, device, threads, workers, cluster, retries, timeout_s)
-    result = predict_slides(loaded, listed, out, ReadSettings(mpp, reader, max_bad_tiles), run, pictures=pictures)
-    return end_of_batch(result, out, f"Predictions: {out / 'predictions.csv'}")
+    result = predict_slides(listed, out, model_or_folder(model, workers), reading, workers, pictures=pictures)
+    return print_outcome(result, out, f"Predictions: {out / 'predictions.csv'}")

@@ -20,8 +20,8 @@ def pretrain(
     probe: Annotated[
         Path | None,
         Parameter(
-            help="CSV of labelled regions (columns path, label and, where several are of one patient, case_id) that "
-            "are looked at while the run goes on and never trained on.",
+            help="CSV of labelled regions (columns path, label and, if a patient has several, case_id): they monitor "
+            "the run by probes and are never trained on.",
             show_default=False,
         ),
     ] = None,
@@ -30,10 +30,10 @@ def pretrain(
 ) -> int:
     """Pretrain a LongViT on random regions of slides, without labels (DINO).
 
-    Regions are read from the slides themselves at 0.5 µm per pixel, whatever the slides' own resolution. Writes
-    `OUT/teacher`, from which `longvit train --weights OUT/teacher` starts, and `OUT/index.html`, which is written anew
-    while the run goes on: open it in a browser. Given again, the same command goes on where it was interrupted. A slide
-    that cannot be used costs one row of `problems.csv` and exit code 1, not the run.
+    Regions are read from the slides at 0.5 µm per pixel, at any resolution of the slides. Writes `OUT/teacher`, from
+    which `longvit train --weights OUT/teacher` starts, and `OUT/index.html`, which is updated during the run: open it
+    in a browser. Run the same command again to resume an interrupted run. A slide that cannot be used becomes a row of
+    `problems.csv` and exit code 1; the run continues.
 
     **Examples**
 
@@ -44,15 +44,15 @@ def pretrain(
     torchrun --nproc-per-node 8 -m longvit pretrain slides/ --recipe dino-longvit-s-1024 --dtype bfloat16
     ```
     """
-    from longvit.cli.train import all_ranks_of
+    from longvit.cli.train import ranks_or_none
     from longvit.device import pick_device
     from longvit.pretraining.run import pretrain as run
     from longvit.report.pretraining import pretrain_report
 
-    pick_device(settings.device)  # before any slide is touched
+    pick_device(settings.device)  # before any slide is read
     listed = listed_slides(slides, slides_dir, out)
-    with all_ranks_of(settings.sequence_ranks, settings.device) as ranks:
-        result = run(listed, settings, out, probe=probe, ranks=ranks, show=pretrain_report)
+    with ranks_or_none(settings.sequence_ranks, settings.device) as ranks:
+        result = run(listed, out, settings, probe=probe, ranks=ranks, show=pretrain_report)
         if ranks is not None and not ranks.is_first:
             return 0
     if result.was_finished:

@@ -7,19 +7,19 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from longvit.cli.options import echo
+from longvit.cli.options import AsJson, echo
 
 
 def recipes(
-    name: Annotated[str | None, Parameter(help="Print this recipe whole.", show_default=False)] = None,
+    name: Annotated[str | None, Parameter(help="Recipe to print in full.", show_default=False)] = None,
     /,
     *,
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of lines.")] = False,
+    as_json: AsJson = False,
 ) -> int:
-    """The recipes that come along: one for each cell of the paper's tables, and for a try.
+    """List the built-in recipes: one for each entry of the paper's tables, and small ones to try.
 
-    A recipe is a YAML file with settings for `longvit train --recipe NAME`; its first lines are the command, the
-    hours and hardware to expect, and the published figure to compare with.
+    A recipe is a YAML file with settings for `longvit train --recipe NAME`. Its first lines state the command, the
+    hours and hardware to expect, and the published metric to compare with.
 
     **Examples**
 
@@ -32,23 +32,23 @@ def recipes(
 
     if name is not None:
         text = recipe_path(name).read_text(encoding="utf-8")
-        found = {"name": name, "about": about(text), "settings": read_recipe(name)}
-        print(json.dumps(found, indent=1, ensure_ascii=False) if as_json else text.rstrip())
+        content = {"name": name, "about": header_lines(text), "settings": read_recipe(name)}
+        print(json.dumps(content, indent=1, ensure_ascii=False) if as_json else text.rstrip())
         return 0
-    lines = {each: about(recipe_path(each).read_text(encoding="utf-8")) for each in recipe_names()}
+    headers = {recipe: header_lines(recipe_path(recipe).read_text(encoding="utf-8")) for recipe in recipe_names()}
     if as_json:
-        listed = [{"name": each, "about": text} for each, text in lines.items()]
+        listed = [{"name": recipe, "about": lines} for recipe, lines in headers.items()]
         print(json.dumps(listed, indent=1, ensure_ascii=False))
         return 0
-    width = max(map(len, lines))
-    for each, comment in lines.items():
-        print(f"{each:<{width}}  {comment[0] if comment else ''}")
-    echo("`longvit recipes NAME` prints one: its command, the hours to expect, the published figure, the settings")
+    width = max(map(len, headers))
+    for recipe, lines in headers.items():
+        print(f"{recipe:<{width}}  {lines[0] if lines else ''}")
+    echo("`longvit recipes NAME` prints a recipe: command, expected hours, published metric, settings")
     return 0
 
 
-def about(text: str) -> list[str]:
-    """The comment lines at the top of a recipe, without the empty ones."""
+def header_lines(text: str) -> list[str]:
+    """Comment lines at the top of a recipe, without empty ones."""
     comment: list[str] = []
     for line in text.splitlines():
         if not line.startswith("#"):

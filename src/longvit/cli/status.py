@@ -8,25 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from longvit.cli.options import AsJson
+
 if TYPE_CHECKING:
     from longvit.slide_jobs.status import RunStatus
 
-_WATCH_EVERY_S = 2.0
-_SHOWN = 20
-AT_WORK, STOPPED = 3, 4
+_REFRESH_S = 2.0
+_MOST_ROWS = 20
+RUNNING, STOPPED = 3, 4
+"""Exit codes of an unfinished run."""
 
 
 def status(
-    out: Annotated[Path, Parameter(help="The folder that was --out of embed, predict, canvas, tiles or features.")],
+    out: Annotated[Path, Parameter(help="Folder given as --out to embed, predict, canvas, tiles or features.")],
     /,
     *,
-    watch: Annotated[bool, Parameter(negative="", help="Look again every two seconds, until the run ends.")] = False,
-    json_: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")] = False,
+    watch: Annotated[bool, Parameter(negative="", help="Refresh every two seconds until the run ends.")] = False,
+    as_json: AsJson = False,
 ) -> int:
-    """How a run over many slides stands: done, running, failed, waiting, slides an hour, time left.
+    """Show the progress of a run over many slides: done, running, failed, waiting, slides per hour, time left.
 
-    Works on any machine that sees the folder. Exit code 0: finished, every slide has a result; 1: finished, some have
-    none (`OUT/problems.csv`); 3: at work; 4: stopped before its end (the same command goes on where it was).
+    Works on any machine that can read the folder. Exit code 0: finished, every slide has a result; 1: finished, some
+    slides have none (`OUT/problems.csv`); 3: running; 4: stopped early (rerun the command to resume).
 
     **Examples**
 
@@ -35,43 +38,43 @@ def status(
     longvit status embeddings --watch
     ```
     """
-    from longvit.slide_jobs.status import status as look
+    from longvit.slide_jobs.status import status as read_status
 
-    if json_:
+    if as_json:
         from dataclasses import asdict
 
-        runs = look(out)
+        runs = read_status(out)
         print(json.dumps([asdict(run) for run in runs], indent=1))
         return _code(runs)
     from rich.console import Console
 
     console = Console()
     if not watch:
-        runs = look(out)
-        console.print(_picture(runs))
+        runs = read_status(out)
+        console.print(_display(runs))
         return _code(runs)
     import time
 
     from rich.live import Live
 
-    with Live(_picture(runs := look(out)), console=console, auto_refresh=False) as live:
+    with Live(_display(runs := read_status(out)), console=console, auto_refresh=False) as live:
         while any(run.state == "running" for run in runs):
-            time.sleep(_WATCH_EVERY_S)
-            live.update(_picture(runs := look(out)), refresh=True)
+            time.sleep(_REFRESH_S)
+            live.update(_display(runs := read_status(out)), refresh=True)
     return _code(runs)
 
 
 def _code(runs: tuple[RunStatus, ...]) -> int:
     states = {run.state for run in runs}
     if "running" in states:
-        return AT_WORK
+        return RUNNING
     if "stopped" in states:
         return STOPPED
     return 1 if any(run.failed for run in runs) else 0
 
 
-def _picture(runs: tuple[RunStatus, ...]) -> Any:
-    """What stands on the terminal: a table of counts, and one of the slides in work."""
+def _display(runs: tuple[RunStatus, ...]) -> Any:
+    """Terminal display of runs: a table of counts, and a table of the slides in progress."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -80,25 +83,27 @@ def _picture(runs: tuple[RunStatus, ...]) -> Any:
 
     parts: list[Any] = []
     for run in runs:
-        counts = Table("done", "before", "failed", "running", "waiting", "an hour", "left")
+        counts = Table("done", "before", "failed", "running", "waiting", "per hour", "left")
         rate = "" if run.per_hour is None else f"{run.per_hour:,.0f}"
         left = "" if run.left_s is None else clock_text(run.left_s)
         numbers = (run.done, run.skipped, len(run.failed), len(run.running), run.waiting)
         counts.add_row(*(f"{n:,}" for n in numbers), rate, left)
-        parts.append(Text(f"{run.verb}: {run.total:,} slides, {run.state}"))
+        state = "running" if run.state == "running" else run.state
+        parts.append(Text(f"{run.verb}: {run.total:,} slides, {state}"))
         parts.append(counts)
         if run.running:
-            slides = Table("slide", "stage", "host", "process", "since", "beat")
-            for one in run.running[:_SHOWN]:
-                beat = f"{one.beat_s:.0f} s"
-                slides.add_row(one.slide, one.stage, one.host, str(one.process), clock_text(one.since_s), beat)
+            slides = Table("slide", "stage", "host", "process", "since", "heartbeat")
+            for slide in run.running[:_MOST_ROWS]:
+                heartbeat = f"{slide.beat_s:.0f} s"
+                since = clock_text(slide.since_s)
+                slides.add_row(slide.slide, slide.stage, slide.host, str(slide.process), since, heartbeat)
             parts.append(slides)
-        lines = [f"{one.slide}: {one.stage}: {one.error}" for one in run.failed[:_SHOWN]]
+        lines = [f"{problem.slide}: {problem.stage}: {problem.error}" for problem in run.failed[:_MOST_ROWS]]
         if hidden := len(run.failed) - len(lines):
             lines.append(f"… and {hidden} more in problems.csv")
         if run.tried_again or run.workers_lost:
-            lines.append(f"{run.tried_again} tried again, {run.workers_lost} workers lost")
+            lines.append(f"{run.tried_again} retried, {run.workers_lost} workers lost")
         if run.state == "stopped":
-            lines.append("nobody is at work; give the same command again, and it goes on where it was")
+            lines.append("no worker is running; rerun the command to resume")
         parts += [Text(line) for line in lines]
     return Group(*parts)

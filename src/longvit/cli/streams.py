@@ -1,8 +1,8 @@
-"""Standard streams that never end a command: closed ones, a full disk, a reader that is gone (`| head`).
+"""Standard streams whose errors never end a command: closed streams, a full disk, a closed pipe (`| head`).
 
-A run of hours must not end, nor lose its exit code, because a line about it cannot be written. So what a stream does
-not take is dropped. An error of standard output is remembered and told at the end (`output_error`); a reader that has
-seen enough is no error, and nobody hears of an error of standard error.
+A run of hours must not end or lose its exit code because a log line cannot be written. Output that a stream rejects is
+therefore dropped. An error of standard output is stored and reported at the end (`output_error`). A closed pipe is no
+error. Errors of standard error are ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _errors: dict[int, OSError] = {}
 
 
 class _Steady(io.FileIO):
-    """A file that takes everything, and drops what its descriptor does not take."""
+    """File that accepts all writes and drops those that its descriptor rejects."""
 
     def write(self, data: Any, /) -> int:
         view = memoryview(data).cast("B")
@@ -29,31 +29,33 @@ class _Steady(io.FileIO):
             except OSError as error:
                 _errors[self.fileno()] = error
                 break
-            if n is None:  # set to non-blocking by whoever shares it
+            if n is None:  # another process that shares the descriptor made it non-blocking
                 select.select([], [self], [])
             done += n or 0
         return len(view)
 
 
 def steady_streams() -> None:
-    """Puts steady streams in the place of this process's own (not of those that somebody has put there, as tests
-    do). A closed one is opened on /dev/null, or the next file that is opened would take its number."""
+    """Replaces this process's standard streams by steady ones, except streams that were replaced already (by tests).
+
+    A closed stream is opened on /dev/null; otherwise the next opened file would get its descriptor.
+    """
     _errors.clear()
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream, own = getattr(sys, name), number
         try:
             os.fstat(number)
-            if stream is None:  # another file has its number by now: nothing may be printed into that one
+            if stream is None:  # another file has this descriptor: it must not receive prints
                 own = os.open(os.devnull, os.O_RDWR)
         except OSError:
-            own = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, hence this one
+            own = os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
             os.set_inheritable(own, True)
         if number and (stream is None or stream is getattr(sys, f"__{name}__")):
             setattr(sys, name, _steady(own, stream))
 
 
 def output_error() -> OSError | None:
-    """Why standard output is not whole; None where it is, or where its reader has left."""
+    """The error that truncated standard output; None if there was none or the pipe was closed."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     error = _errors.get(1)
@@ -61,7 +63,7 @@ def output_error() -> OSError | None:
 
 
 def _steady(number: int, stream: TextIO | None) -> TextIO:
-    """Prints what its encoding has no letter for as an escape, instead of failing."""
+    """Steady text stream; characters that its encoding lacks are printed as escapes."""
     encoding, is_direct = "utf-8", False
     if isinstance(stream, io.TextIOWrapper):
         with contextlib.suppress(OSError):

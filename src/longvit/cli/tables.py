@@ -9,23 +9,25 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from longvit.cli.options import AsJson
+
 _NOTE = """\
-Mean ± SD over the folds as published: SD of a sample over 10 folds in table 1, of the population over 5 in table 2.
-The 10 subtyping folds overlap and have patients on both sides of training and test; the 5 survival folds have no test
-part: their baselines are those of the last epoch on the validation part. SNN sees no image. HIPT's survival figures are
-means, on other features, without a UCEC cohort. The published LongViT figures are not transcribed: they are in """
+Mean ± SD over the published folds: sample SD over 10 folds in table 1, population SD over 5 folds in table 2.
+The 10 subtyping folds overlap, and some patients are in both training and test. The 5 survival folds have no test
+split: their baselines are those of the last epoch on the validation split. SNN uses no image. HIPT's survival metrics
+are means, on other features, without a UCEC cohort. The published LongViT metrics are not transcribed: they are in """
 
 
 def tables(
     *runs: Annotated[
-        Path, Parameter(help="Folders with cross-validations (crossval.json, at any depth), or such files.")
+        Path, Parameter(help="Folders with cross-validations (crossval.json at any depth), or crossval.json files.")
     ],
-    as_json: Annotated[bool, Parameter(name="--json", negative="", help="Print JSON instead of tables.")] = False,
+    as_json: AsJson = False,
 ) -> int:
-    """The paper's tables 1 to 4: published baselines, and beside them what the runs in these folders measured.
+    """Print the paper's tables 1 to 4: published baselines, and the metrics of the runs in these folders.
 
-    Without a folder the published rows alone. A cell is filled from the crossval.json of a run with one of the recipes
-    (`longvit recipes`), never by hand; – stands where there is no figure.
+    Without a folder, only the published rows are printed. An entry is filled only from the crossval.json of a run with
+    one of the recipes (`longvit recipes`); – marks a missing metric.
 
     **Examples**
 
@@ -38,17 +40,18 @@ def tables(
 
     cells = measured_cells(runs)
     if as_json:
-        found = [dataclasses.asdict(table) for table in paper_tables(cells)]
-        print(
-            json.dumps({"tables": found, "measured_from": [str(c.path) for c in cells]}, indent=1, ensure_ascii=False)
-        )
+        content = {
+            "tables": [dataclasses.asdict(table) for table in paper_tables(cells)],
+            "measured_from": [str(cell.path) for cell in cells],
+        }
+        print(json.dumps(content, indent=1, ensure_ascii=False))
         return 0
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)  # a pipe or a file: no line is folded at 80
+        console = Console(width=160)  # a pipe or a file: do not wrap at 80 columns
     for paper_table in paper_tables(cells):
         table = Table(title=f"Table {paper_table.number}: {paper_table.title}", title_justify="left")
         table.add_column("system")

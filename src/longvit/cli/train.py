@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from longvit.cli.options import SETTINGS, Recipe, echo
+from longvit.cli.options import SETTINGS, CohortOptions, FoldOptions, Recipe, echo
 from longvit.finetuning.settings import FinetuneSettings
 
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
-    from longvit.data.folds import Fold
     from longvit.parallel.ranks import Ranks
 
 
@@ -30,48 +29,24 @@ def train(
     *,
     out: Annotated[Path, Parameter(help="Folder of the run.")] = Path("run"),
     recipe: Recipe = None,
-    label_column: Annotated[str, Parameter(help="Which column of the CSV holds the class.")] = "label",
-    keep: Annotated[
-        tuple[str, ...],
-        Parameter(
-            consume_multiple=True,
-            negative="",
-            help="Use these classes only, in this order; rows of others are left out and counted.",
-            show_default=False,
-        ),
-    ] = (),
-    slides_dir: Annotated[
-        Path | None, Parameter(help="Where slides without a path lie, if not beside the CSV.", show_default=False)
-    ] = None,
+    cohort_options: Annotated[CohortOptions, Parameter(name="*")] = CohortOptions(),
     allow_missing: Annotated[
         bool,
         Parameter(
             negative="", help="Leave out slides without a file (a row of problems.csv each) instead of refusing."
         ),
     ] = False,
-    folds: Annotated[
-        str | None,
-        Parameter(
-            help="Cross-validation: a number (5: new folds, by patient and stratum), a folder of splits_0.csv … as "
-            "published, or `column` (each value of the CSV's column fold is the test once).",
-            show_default=False,
-        ),
-    ] = None,
-    fold: Annotated[
-        tuple[str, ...], Parameter(negative="", help="Only this fold (may be given again).", show_default=False)
-    ] = (),
-    patient_disjoint: Annotated[
-        bool, Parameter(negative="", help="Move patients who stand on two sides of a fold to one side.")
-    ] = False,
-    jobs: Annotated[int, Parameter(help="Folds at once, each in a process of its own.")] = 1,
+    fold_options: Annotated[FoldOptions, Parameter(name="*")] = FoldOptions(),
+    jobs: Annotated[int, Parameter(help="Folds trained in parallel, each in its own process.")] = 1,
     settings: Annotated[FinetuneSettings, Parameter(name="*", group=SETTINGS)] = FinetuneSettings(),
 ) -> int:
     """Fine-tune on slides and a CSV of labels or survival times; with --folds, a cross-validation.
 
-    Writes `OUT/index.html` (open it in a browser), predictions, metrics, pictures, and the model in `OUT/model`; with
-    --folds all of that per fold in `OUT/fold_0` …, and one table and report over them. Settings come from the
-    defaults (the paper's), then from --recipe, then from the command line. Given again, the same command goes on where
-    it was interrupted. A slide that cannot be read costs one row of `problems.csv` and exit code 1, not the run.
+    Writes `OUT/index.html` (open it in a browser), predictions, metrics, plots, and the model in `OUT/model`. With
+    --folds, it writes all of that per fold in `OUT/fold_0` …, and one table and report over the folds. Settings come
+    from the defaults (the paper's), then from --recipe, then from the command line. Run the same command again to
+    resume an interrupted run. A slide that cannot be read becomes a row of `problems.csv` and exit code 1; the run
+    continues.
 
     **Examples**
 
@@ -84,29 +59,31 @@ def train(
     torchrun --nproc-per-node 8 -m longvit train cohort.csv --side-px 32768 --sequence-ranks 4
     ```
 
-    The last one trains on 8 GPUs of a machine: 4 share the patches of a slide, so 2 slides are in work at once. The
-    result is that of one process; `--max-restarts 3` (before -m) lets torchrun go on from the last checkpoint after a
-    rank has died.
+    The last example trains on 8 GPUs of one machine: 4 share the patches of a slide, so 2 slides are processed at once.
+    The result equals that of one process. With `--max-restarts 3` (before -m), torchrun resumes from the last
+    checkpoint after a rank has died.
     """
-    with all_ranks_of(settings.sequence_ranks, settings.device) as ranks:
-        return _train(
-            cohort,
-            ranks,
-            out=out,
-            label_column=label_column,
-            keep=keep,
-            slides_dir=slides_dir,
-            allow_missing=allow_missing,
-            folds=folds,
-            fold=fold,
-            patient_disjoint=patient_disjoint,
-            jobs=jobs,
-            settings=settings,
+    from longvit.device import pick_device
+    from longvit.files import make_folder
+
+    with ranks_or_none(settings.sequence_ranks, settings.device) as ranks:
+        is_first = ranks is None or ranks.is_first
+        if is_first:
+            make_folder(out)
+        pick_device(settings.device)  # before any slide is read
+        manifest = cohort_options.read(
+            cohort, settings.task, need_files=not allow_missing, allow_leak=settings.allow_leak
         )
+        for line in (manifest.summary(), *manifest.notes) if is_first else ():
+            echo(line)
+        if fold_options.folds is None:
+            return _finetune(manifest, settings, out, ranks)
+        command = _fold_command(cohort, out, cohort_options, allow_missing)
+        return _cross_validate(manifest, settings, out, fold_options, jobs, command, ranks)
 
 
-def all_ranks_of(sequence_ranks: int, device: str) -> AbstractContextManager[Ranks | None]:
-    """Those that torchrun has started; a process by itself need not load torch before it has read the cohort."""
+def ranks_or_none(sequence_ranks: int, device: str) -> AbstractContextManager[Ranks | None]:
+    """The ranks that torchrun started; None for a single process, which then loads no torch before the cohort."""
     if "RANK" not in os.environ and sequence_ranks == 1:
         return nullcontext()
     from longvit.parallel.ranks import all_ranks
@@ -114,48 +91,12 @@ def all_ranks_of(sequence_ranks: int, device: str) -> AbstractContextManager[Ran
     return all_ranks(sequence_ranks, device=device)
 
 
-def _train(
-    cohort: Path,
-    ranks: Ranks | None,
-    *,
-    out: Path,
-    label_column: str,
-    keep: tuple[str, ...],
-    slides_dir: Path | None,
-    allow_missing: bool,
-    folds: str | None,
-    fold: tuple[str, ...],
-    patient_disjoint: bool,
-    jobs: int,
-    settings: FinetuneSettings,
-) -> int:
-    from longvit.data.cohort import read_cohort
-    from longvit.device import pick_device
-    from longvit.files import make_folder
+def _finetune(manifest: Cohort, settings: FinetuneSettings, out: Path, ranks: Ranks | None) -> int:
     from longvit.finetuning.run import finetune
     from longvit.report import finetune_report
-    from longvit.tasks.task import task_class
 
-    is_first = ranks is None or ranks.is_first
-    if is_first:
-        make_folder(out)
-    pick_device(settings.device)  # before any slide is touched
-    manifest = read_cohort(
-        cohort,
-        label_column=label_column if task_class(settings.task).has_classes else None,
-        keep=keep or None,
-        slides_dir=slides_dir,
-        need_files=not allow_missing,
-        allow_leak=settings.allow_leak,
-    )
-    for line in (manifest.summary(), *manifest.notes) if is_first else ():
-        echo(line)
-    if folds is not None:
-        command = _command_of_a_fold(cohort, out, label_column, keep, slides_dir, allow_missing)
-        rounds = _folds(manifest, folds, settings, patient_disjoint)
-        return _cross_validate(manifest, rounds, settings, out, fold, jobs, command, ranks)
-    result = finetune(manifest, settings, out, ranks=ranks)
-    if not is_first:
+    result = finetune(manifest, out, settings, ranks=ranks)
+    if ranks is not None and not ranks.is_first:
         return 0
     if result.was_finished:
         echo(f"{out}: finished before with these settings; nothing was computed")
@@ -168,35 +109,20 @@ def _train(
     return 0
 
 
-def _folds(manifest: Cohort, folds: str, settings: FinetuneSettings, patient_disjoint: bool) -> tuple[Fold, ...]:
-    from longvit.data import new_folds
-    from longvit.data.folds import folds_of_column, read_folds
-    from longvit.tasks.task import task_class
-
-    if folds.isdecimal():
-        strata = task_class(settings.task).strata(manifest, settings)
-        return new_folds.make_folds(manifest, int(folds), seed=settings.seed, strata=strata)
-    found = folds_of_column(manifest) if folds == "column" else read_folds(folds)
-    return new_folds.patient_disjoint(found, manifest) if patient_disjoint else found
-
-
-def _command_of_a_fold(
-    cohort: Path, out: Path, label_column: str, keep: tuple[str, ...], slides_dir: Path | None, allow_missing: bool
-) -> list[str]:
-    """The command that trains one fold; settings and folds are those that the whole has written."""
+def _fold_command(cohort: Path, out: Path, options: CohortOptions, allow_missing: bool) -> list[str]:
+    """Arguments that train one fold, with the settings and folds that the cross-validation has stored."""
     command = ["train", str(cohort), "--out", str(out), "--recipe", str(out / "settings.yaml")]
-    command += ["--folds", str(out / "folds"), "--label-column", label_column]
-    command += ["--keep", *keep] if keep else []
+    command += ["--folds", str(out / "folds"), "--label-column", options.label_column]
+    command += ["--keep", *options.keep] if options.keep else []
     command += ["--allow-missing"] if allow_missing else []
-    return command + (["--slides-dir", str(slides_dir)] if slides_dir is not None else [])
+    return command + (["--slides-dir", str(options.slides_dir)] if options.slides_dir is not None else [])
 
 
 def _cross_validate(
     manifest: Cohort,
-    rounds: tuple[Fold, ...],
     settings: FinetuneSettings,
     out: Path,
-    only: tuple[str, ...],
+    fold_options: FoldOptions,
     jobs: int,
     command: list[str],
     ranks: Ranks | None,
@@ -207,9 +133,10 @@ def _cross_validate(
     from longvit.processes.cpu_count import cpu_count
     from longvit.report import crossval_report
 
+    folds, only = fold_options.make(manifest, settings), fold_options.fold
     if jobs > 1 and settings.threads is None:  # each process would start a thread per core
         settings = replace(settings, threads=max(1, cpu_count() // jobs))
-    result = cross_validate(manifest, rounds, settings, out, only=only, command=command, jobs=jobs, ranks=ranks)
+    result = cross_validate(manifest, out, folds, settings, only=only, command=command, jobs=jobs, ranks=ranks)
     if result is None:
         return 0
     print(result.text())

@@ -58,9 +58,9 @@ class Comparison:
 
 def compare(
     cohort: Cohort,
+    out_dir: str | Path,
     folds: Sequence[Fold],
     settings: ComparisonSettings,
-    out_dir: str | Path,
     *,
     features: str | Path | None = None,
     omics: OmicTable | None = None,
@@ -76,6 +76,14 @@ def compare(
     Raises `InputError` before training: an unknown system, setting of a system, fold or cell of the tables; settings
     other than those of a finished trial; LongViT on other folds; no bags to train on. An error of a single trial is a
     row of the table.
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> settings = longvit.ComparisonSettings(systems=("mean_pooling",), epochs=1, device="cpu")
+    >>> folds = longvit.make_folds(cohort, 2)
+    >>> result = longvit.compare(cohort, "comparison", folds, settings, features="features")
+    >>> result.failed
+    ()
     """
     run_folder = RunFolder(out_dir)
     folder = run_folder.path

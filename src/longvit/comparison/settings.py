@@ -44,6 +44,10 @@ class ComparisonSettings(DeviceRuntime, ComparisonRecipe):
     """Baselines on bags of tile features; the defaults are those of HIPT's and MCAT's trainings.
 
     A bag is a slide (subtyping), or a patient with all slides concatenated (survival).
+
+    >>> import longvit
+    >>> longvit.ComparisonSettings(systems=("clam_sb", "transmil"), epochs=5).task
+    'subtyping'
     """
 
     systems: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ()

@@ -88,6 +88,11 @@ def read_bag(path: str | Path) -> FeatureBag:
     """Reads a bag in the layout of TRIDENT or CLAM; features become float32, coords int64.
 
     Raises `InputError` in one line for an unusable bag, including an empty one.
+
+    >>> import longvit
+    >>> bag = longvit.read_bag("features/s00.h5")
+    >>> bag.features.shape, bag.coords.shape
+    ((8, 6), (8, 2))
     """
     path = Path(path)
     _check_exists(path)

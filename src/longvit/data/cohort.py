@@ -155,6 +155,11 @@ def read_cohort(
     - a slide without a file, a slide listed twice, an mpp that is not a positive number;
     - two slides, patients, classes or folds that differ in spelling only;
     - a patient in two splits or two folds, a split other than train, val or test.
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> len(cohort.rows), cohort.classes
+    (20, ('pale', 'stained'))
     """
     path = Path(csv_path)
     if slides_dir is not None and not Path(slides_dir).is_dir():

@@ -40,6 +40,11 @@ def make_folds(
     Raises `InputError` for fewer than 2 folds, fewer groups than folds, a row without a site, and a site in two
     spellings. It also refuses a class with too few patients for every train split, and a test split of one class, which
     no metric can judge.
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> [len(fold.test) for fold in longvit.make_folds(cohort, 5)]
+    [4, 4, 4, 4, 4]
     """
     if k < 2:
         raise InputError(f"{k} folds: at least 2 are needed")

@@ -91,9 +91,9 @@ class CrossValidation:
 
 def cross_validate(
     cohort: Cohort,
+    out_dir: str | Path,
     folds: Sequence[Fold],
     settings: FinetuneSettings,
-    out_dir: str | Path,
     *,
     only: Sequence[str] = (),
     command: Sequence[str] | None = None,
@@ -112,6 +112,13 @@ def cross_validate(
 
     Raises `InputError`: a patient on two sides of a fold (unless `settings.allow_leak`), an unknown name in `only`, and
     the errors of `finetune`.
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> settings = longvit.FinetuneSettings(model="longvit_tiny_patch32", side_px=32, epochs=1, device="cpu")
+    >>> result = longvit.cross_validate(cohort, "runs/cv", longvit.make_folds(cohort, 2), settings)
+    >>> result.missing
+    ()
     """
     run_folder = RunFolder(out_dir, ranks)
     is_first, folder = run_folder.is_first, run_folder.path
@@ -138,7 +145,7 @@ def cross_validate(
         for name in wanted:
             if is_first:
                 print(f"fold {name} ({wanted.index(name) + 1} of {len(wanted)})", file=sys.stderr, flush=True)
-            finetune(cohorts[name], settings, folder / f"fold_{name}", ranks=ranks)
+            finetune(cohorts[name], folder / f"fold_{name}", settings, ranks=ranks)
     if not is_first:
         return None
     return summarise(cohorts, settings, folder)
@@ -157,7 +164,7 @@ def summarise(cohorts: Mapping[str, Cohort], settings: FinetuneSettings, folder:
     results: dict[str, FinetuneResult] = {}
     for name, cohort in cohorts.items():
         if (folder / f"fold_{name}" / METRICS_JSON).exists():
-            results[name] = finetune(cohort, settings, folder / f"fold_{name}")
+            results[name] = finetune(cohort, folder / f"fold_{name}", settings)
     missing = tuple(name for name in cohorts if name not in results)
     if not results:
         raise InputError(f"{folder}: no fold is finished")

@@ -48,7 +48,7 @@ __all__ = ["FinetuneResult", "FinetuneSettings", "finetune"]
 
 
 def finetune(
-    cohort: Cohort, settings: FinetuneSettings, out_dir: str | Path, *, ranks: Ranks | None = None
+    cohort: Cohort, out_dir: str | Path, settings: FinetuneSettings, *, ranks: Ranks | None = None
 ) -> FinetuneResult:
     """Trains on the rows of split `train` and evaluates on `val` and `test` after every epoch.
 
@@ -63,6 +63,13 @@ def finetune(
     training or evaluation rows; a training split that lacks a class; a slide in two splits under two names; a device or
     weights that do not exist; a NaN (slide or layer named); a folder that cannot be written or that another process
     uses. A slide that cannot be read is left out and listed in problems.csv.
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> settings = longvit.FinetuneSettings(model="longvit_tiny_patch32", side_px=64, epochs=1, device="cpu")
+    >>> result = longvit.finetune(cohort, "runs/first", settings)
+    >>> result.model_dir.as_posix(), 0 <= result.metrics["splits"]["test"]["auc"] <= 1
+    ('runs/first/model', True)
     """
     from longvit.parallel.ranks import ALONE
 

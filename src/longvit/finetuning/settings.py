@@ -86,7 +86,12 @@ class FinetuneRecipe(TaskSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(TrainingRuntime, FinetuneRecipe):
-    """Fine-tuning of LongViT on a cohort of labelled slides; the defaults are those of the paper's table 6."""
+    """Fine-tuning of LongViT on a cohort of labelled slides; the defaults are those of the paper's table 6.
+
+    >>> import longvit
+    >>> longvit.FinetuneSettings(model="longvit_tiny_patch32", side_px=4096, epochs=5).lr
+    5e-05
+    """
 
     cell: str | None = None
     """Cell of the paper's tables that the run measures, for `longvit tables`, e.g. table1/brca/1024."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from longvit.attention.pattern import DilatedPattern
 from longvit.config import check_bounds
+from longvit.errors import InputError
 from longvit.model import cuda_graph
 from longvit.model.embedding import PatchEmbedding, PatchGrid
 from longvit.model.encoder import Encoder, init_weights
@@ -66,6 +68,10 @@ class LongViTConfig:
         pool_norm: "fc_norm": mean over tokens, then LayerNorm, eps 1e-5 (fine-tuning). "token_norm": LayerNorm, eps
             1e-6, then mean (DINO).
         grid_patches: side of the pretraining grid in patches.
+
+    >>> import longvit
+    >>> longvit.LongViTConfig(embed_dim=192, depth=6, num_heads=8, ffn_dim=768, image_px=4096).patch_px
+    32
     """
 
     embed_dim: int = 384
@@ -115,6 +121,11 @@ SIZES = {
 }
 
 
+SHIPPED_WEIGHTS = {"longvit_tiny_patch32": "longvit-tiny-dino"}
+"""Weights that ship with the package, by the name of the size."""
+_SIZE_FIELDS = ("embed_dim", "depth", "num_heads", "ffn_dim", "patch_px")
+
+
 def segment_schedule(n_patches: int) -> tuple[int, ...]:
     """Segment lengths for a sequence of `n_patches` ≥ 1 tokens, one per dilated ratio 1, 2, 4, 8, 16.
 
@@ -125,6 +136,10 @@ def segment_schedule(n_patches: int) -> tuple[int, ...]:
     - above the last row: that row
 
     The last segment is always the whole sequence, so that some path connects every two tokens.
+
+    >>> import longvit
+    >>> longvit.segment_schedule(4_096)
+    (256, 512, 1024, 2048, 4096)
     """
     if n_patches < 1:
         raise ValueError(f"a sequence has at least one patch, got {n_patches}")
@@ -173,6 +188,10 @@ class LongViT(nn.Module):
         """Names of parameters without weight decay, in addition to biases and norms."""
         return {"patch_embed.pos_embed"}
 
+    def get_classifier(self) -> nn.Module:
+        """The head: a linear layer, or `nn.Identity` for a model without one."""
+        return self.head
+
     def reset_classifier(self, num_classes: int, class_names: tuple[str, ...] = ()) -> None:
         """Replaces the head by a randomly initialised one for `num_classes` (0: none)."""
         self.config = replace(self.config, num_classes=num_classes, class_names=tuple(class_names))
@@ -202,12 +221,62 @@ class LongViT(nn.Module):
         return DilatedPattern(segments, c.dilated_ratios, c.gradient, c.ragged)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → tokens (B, N, D), row-major. uint8 images may stay in host memory beside a model on a GPU."""
+        """(B, 3, H, W) → tokens (B, N, D), row-major. uint8 images may stay in host memory beside a model on a GPU.
+
+        >>> import torch, longvit
+        >>> model = longvit.create_model("longvit_tiny_patch32")
+        >>> model.forward_features(torch.zeros(1, 3, 64, 96, dtype=torch.uint8)).shape
+        torch.Size([1, 6, 192])
+        """
         return self.encode(self.patch_embed(images))
 
     def encode(self, x: Tensor) -> Tensor:
         """Embedded patches (B, N, D), row-major → tokens (B, N, D)."""
         return self.blocks(x, self.pattern(x.shape[1]))
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Tokens after the last layer and after chosen layers, as in timm: (tokens (B, N, D), list).
+
+        `indices`: layers to return, negative from the end; a number n: the last n layers; None: all. The list is in
+        the order of the layers, each (B, D, rows, columns), or (B, N, D) with `output_fmt="NLC"`. `norm`: applies the
+        token norm of a model that pools by `token_norm`. `stop_early`: skips the layers above the last index.
+        `intermediates_only`: returns the list alone. Gradient checkpointing does not apply.
+
+        >>> import torch, longvit
+        >>> model = longvit.load_model("longvit-tiny-dino")
+        >>> tokens, layers = model.forward_intermediates(torch.zeros(1, 3, 64, 96), indices=2)
+        >>> tokens.shape, [layer.shape for layer in layers]
+        (torch.Size([1, 6, 192]), [torch.Size([1, 192, 2, 3]), torch.Size([1, 192, 2, 3])])
+        """
+        depth, patch_px = len(self.blocks), self.config.patch_px
+        if indices is None:
+            indices = range(depth)
+        elif isinstance(indices, int):
+            indices = range(-indices, 0)
+        if not indices or not all(-depth <= index < depth for index in indices):
+            raise ValueError(f"indices {list(indices)}: from {-depth} to {depth - 1} for a model of {depth} layers")
+        wanted = {index % depth for index in indices}
+        x = self.patch_embed(images)
+        rows, columns = images.shape[-2] // patch_px, images.shape[-1] // patch_px
+        pattern, intermediates = self.pattern(x.shape[1]), []
+        for index, block in enumerate(self.blocks):
+            if stop_early and index > max(wanted):
+                break
+            x = block(x, pattern)
+            if index in wanted:
+                layer = self.fc_norm(x) if norm and self.config.pool_norm == "token_norm" else x
+                is_grid = output_fmt == "NCHW"
+                intermediates.append(layer.transpose(1, 2).unflatten(2, (rows, columns)) if is_grid else layer)
+        return intermediates if intermediates_only else (x, intermediates)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """(B, N, D) → (B, D): the mean of the tokens and its LayerNorm, in the order of `pool_norm`."""
@@ -231,6 +300,11 @@ class LongViT(nn.Module):
         `slide` is a slide from `longvit.open_slide`, or a uint8 (height, width, 3) array or canvas. The canvas of a
         slide is never held: strips are embedded while threads decode the next ones. Both ways give the same bits. On a
         card small canvases run as a CUDA graph (`longvit.model.cuda_graph`), again with the same bits.
+
+        >>> import longvit
+        >>> model = longvit.load_model("longvit-tiny-dino")
+        >>> model.embed(longvit.open_slide("examples/CMU-1-Small-Region.svs")).shape
+        (192,)
         """
         if isinstance(slide, (str, Path)):
             raise TypeError(f"embed takes an open slide: model.embed(longvit.open_slide({str(slide)!r}))")
@@ -251,6 +325,23 @@ class LongViT(nn.Module):
         strips = slide.strips(side_px, self.config.fit, strip_px=self.patch_embed.strip_px(side_px))
         return cuda_graph.encode(self, self.patch_embed.from_strips((strip.pixels for strip in strips), image))
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> LongViT:
+        """Loads a LongViT from a model folder, by the name of a shipped model, or from the hub, in eval mode.
+
+        Raises `InputError` as `longvit.load_model` does, and for a model of another kind.
+
+        >>> import longvit
+        >>> longvit.LongViT.from_pretrained("longvit-tiny-dino").config.depth
+        6
+        """
+        from longvit.model.pretrained import load_model
+
+        model = load_model(name)
+        if not isinstance(model, cls):
+            raise InputError(f"{name}: a {type(model).__name__} reads tile features, not slides; use load_model")
+        return model
+
     def save_pretrained(self, folder: str | Path, *, dtype: Literal["float16", "bfloat16"] | None = None) -> Path:
         """Writes model.safetensors and config.json (see `longvit.model.pretrained.save_pretrained`)."""
         from longvit.model.pretrained import save_pretrained
@@ -263,10 +354,22 @@ def image_of(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0)
 
 
-def create_model(name: str, *, num_classes: int = 0, **settings: Any) -> LongViT:
-    """A LongViT of a named size with random weights: `longvit_tiny_patch32`, `_small_` (the paper's) or `_base_`.
+def create_model(
+    name: str, pretrained: bool | str | Path = False, *, num_classes: int | None = None, **settings: Any
+) -> LongViT:
+    """Creates a LongViT of a named size: `longvit_tiny_patch32`, `longvit_small_patch32` (the paper's) or `_base_`.
 
-    `settings` are fields of `LongViTConfig`. Raises ValueError for a name or setting that there is not.
+    `pretrained`: a model folder, shipped name or hub id whose weights to load; True: those that ship with the package
+    (longvit_tiny_patch32 only). False: random weights. `num_classes`: None keeps the pretrained head (without weights:
+    no head); any other number than the head's gives a new head. `settings`: fields of `LongViTConfig`.
+
+    Raises `ValueError` for an unknown name or setting, and `InputError` for weights that do not fit the size.
+
+    >>> import longvit
+    >>> longvit.create_model("longvit_tiny_patch32", num_classes=2, image_px=4096).num_features
+    192
+    >>> longvit.create_model("longvit_tiny_patch32", pretrained=True, num_classes=3).get_classifier()
+    Linear(in_features=192, out_features=3, bias=True)
     """
     if name not in SIZES:
         raise ValueError(f"no model {name!r}; there are {', '.join(SIZES)}")
@@ -274,4 +377,23 @@ def create_model(name: str, *, num_classes: int = 0, **settings: Any) -> LongViT
     for key in settings:
         if key not in known:
             raise ValueError(f"no setting {key!r} of a LongViT; there are {', '.join(known)}")
-    return LongViT(replace(SIZES[name], num_classes=num_classes, **settings))
+    if pretrained is False:
+        return LongViT(replace(SIZES[name], num_classes=num_classes or 0, **settings))
+    if pretrained is True and name not in SHIPPED_WEIGHTS:
+        raise InputError(f"{name}: no weights ship with the package; give pretrained=FOLDER (see `longvit convert`)")
+    return _pretrained(name, SHIPPED_WEIGHTS[name] if pretrained is True else pretrained, num_classes, settings)
+
+
+def _pretrained(name: str, source: str | Path, num_classes: int | None, settings: dict[str, Any]) -> LongViT:
+    loaded = LongViT.from_pretrained(source)
+    for field in _SIZE_FIELDS:
+        if field in settings:
+            raise ValueError(f"{field}: fixed by the pretrained weights")
+        if (stored := getattr(loaded.config, field)) != (size := getattr(SIZES[name], field)):
+            raise InputError(f"{source}: {field} {stored}, but {name} has {size}")
+    has_new_head = num_classes not in (None, loaded.num_classes)
+    head: dict[str, Any] = {"num_classes": num_classes, "class_names": ()} if has_new_head else {}
+    model = LongViT(replace(loaded.config, **{**head, **settings}))
+    own = {key: value for key, value in loaded.state_dict().items() if not (has_new_head and key.startswith("head."))}
+    model.load_state_dict(own, strict=not has_new_head)
+    return model

@@ -51,7 +51,12 @@ class PretrainRecipe(DinoSettings, RegionSettings, CropSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings(TrainingRuntime, PretrainRecipe):
-    """DINO pretraining of a LongViT on regions of slides; the defaults are those of the paper's table 5."""
+    """DINO pretraining of a LongViT on regions of slides; the defaults are those of the paper's table 5.
+
+    >>> import longvit
+    >>> longvit.PretrainSettings(model="longvit_tiny_patch32", epochs=10, batch_size=64).global_px
+    1024
+    """
 
     num_workers: int = 2
     """Processes that read regions and cut crops; 0 reads in the training process."""

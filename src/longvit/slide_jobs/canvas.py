@@ -1,12 +1,12 @@
-"""Canvases of many slides, as files: OUT/<slide_id>.tif (an ordinary tiled TIFF) with `.tif.json` beside it.
+"""Slide canvases as files: OUT/<slide_id>.tif (an ordinary tiled TIFF), with its provenance in `.tif.json`.
 
-OUT/records/<slide_id>.json says that a canvas is done, and OUT/canvases.csv lists them: slide_id, path, canvas, level,
-n_bad_tiles, mpp (of the canvas) and where the slide's came from.
+OUT/records/<slide_id>.json is the record of a finished canvas. OUT/canvases.csv lists all canvases: slide_id, path,
+canvas, level, n_bad_tiles, mpp (of the canvas), mpp_source (of the slide).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,44 +29,60 @@ def canvas_slides(
     out_dir: str | Path,
     side_px: int,
     fit: Literal["stretch", "pad"] = "stretch",
-    settings: ReadSettings | None = None,
+    read_settings: ReadSettings | None = None,
     run_settings: RunSettings | None = None,
 ) -> SlideJobsResult:
-    """Writes a canvas of side_px × side_px per slide, and `canvases.csv` for all of them.
+    """Writes a canvas of side_px × side_px per slide, and `canvases.csv` with all of them.
 
-    Raises `InputError` for a side or fit that there is not, and where the folder cannot be written to; a slide that
-    fails becomes a row of `problems.csv`.
+    A slide that fails becomes a row of `problems.csv`. Raises `InputError` for an invalid side or fit, or if `out_dir`
+    cannot be written to.
+
+    >>> import longvit
+    >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
+    >>> result = longvit.canvas_slides(slides, "canvases", side_px=256, fit="pad")
+    >>> result.records[0]["file"]
+    'CMU-1-Small-Region.tif'
     """
     from longvit.slides.placement import check_side_and_fit
 
     check_side_and_fit(side_px, fit)
-    out_dir, settings = Path(out_dir), settings or ReadSettings()
-    facts = {"side_px": side_px, "fit": fit}
-    job = JobSpec(CanvasJob.verb, out_dir / FOLDER, facts, lambda record: [out_dir / record["file"]])
-    result = run(
-        lambda: CanvasJob(out_dir / FOLDER, side_px, fit, settings), job, slides, out_dir, settings, run_settings
-    )
-    rows = []
-    for record in result.records:
-        source, mpp = record["mpp"], record["canvas"]["canvas_mpp"]
-        cells = {name: record[name] for name in ("slide_id", "path", "n_bad_tiles")}
-        more = {"canvas": record["file"], "level": record["canvas"]["level"]}
-        rows.append({**cells, **more, "mpp": mpp[0] if mpp else "", "mpp_source": source["source"] if source else ""})
-    write_table(out_dir / TABLE, COLUMNS, rows)
+    out_dir = Path(out_dir)
+    read_settings, run_settings = read_settings or ReadSettings(), run_settings or RunSettings()
+    parameters = {"side_px": side_px, "fit": fit}
+    job = JobSpec(CanvasJob.verb, out_dir / FOLDER, parameters, lambda record: [out_dir / record["file"]])
+
+    def build() -> CanvasJob:
+        return CanvasJob(out_dir / FOLDER, side_px, fit, read_settings)
+
+    result = run(build, job, slides, out_dir, read_settings, run_settings)
+    write_table(out_dir / TABLE, COLUMNS, [_row(record) for record in result.records])
     return result
 
 
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    slide_mpp, canvas_mpp = record["mpp"], record["canvas"]["canvas_mpp"]
+    return {
+        "slide_id": record["slide_id"],
+        "path": record["path"],
+        "canvas": record["file"],
+        "level": record["canvas"]["level"],
+        "n_bad_tiles": record["n_bad_tiles"],
+        "mpp": canvas_mpp[0] if canvas_mpp else "",
+        "mpp_source": slide_mpp["source"] if slide_mpp else "",
+    }
+
+
 class CanvasJob(SlideJob):
-    """Slide -> canvas -> TIFF."""
+    """Canvas job: slide -> canvas -> TIFF."""
 
     verb = "canvas"
 
     def canvas_path(self, slide_id: str) -> Path:
-        """The slide's canvas."""
+        """Path of the slide's canvas."""
         return self.folder.parent / f"{file_stem(slide_id)}.tif"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
-        """The record is of this digest, and the file has the size that it says."""
+        """True if the record has this digest and the file has the recorded size."""
         path = self.canvas_path(slide_id)
         record = read_record(self.record_path(slide_id))
         return record.get("digest") == digest and path.exists() and path.stat().st_size == record.get("bytes")

@@ -1,11 +1,11 @@
-"""One vector per slide: HDF5 in TRIDENT's slide-feature layout, and one table for all.
+"""Slide embeddings: one vector per slide as HDF5 in TRIDENT's slide-feature layout, and one table of all vectors.
 
     OUT/slide_features_longvit/<slide_id>.h5     features float32 (D,), coords int64 (N, 2)
-    OUT/slide_features_longvit/<slide_id>.json   where it came from: slide, mpp and its source, canvas, weights
+    OUT/slide_features_longvit/<slide_id>.json   provenance: slide, mpp and its source, canvas, weights
     OUT/embeddings.csv                           slide_id, path, f0 … f<D-1>
 
-The table is CSV: it opens in R, pandas and a spreadsheet without another package, and nine significant digits
-bring every float32 back to the last bit. `coords` are the top-left corners of the model's patches in level-0 pixels.
+The table is CSV, which R, pandas and spreadsheets open without another package. Its nine significant digits restore
+every float32 bit for bit. `coords` are the top-left corners of the model's patches in level-0 pixels.
 """
 
 from __future__ import annotations
@@ -37,66 +37,73 @@ TABLE = "embeddings.csv"
 
 
 def embed_slides(
-    model: LongViT | str | Path,
     slides: Sequence[ListedSlide],
     out_dir: str | Path,
-    settings: ReadSettings | None = None,
+    model: LongViT | str | Path,
+    read_settings: ReadSettings | None = None,
     run_settings: RunSettings | None = None,
 ) -> SlideJobsResult:
-    """Writes a vector of `embed_dim` float32 per slide, and `embeddings.csv` for all of them.
+    """Embeds slides: writes a float32 vector of `embed_dim` per slide, and `embeddings.csv` with all vectors.
 
-    `model`: a LongViT, or its folder. Raises `InputError` where the folder cannot be written to; a slide that fails
-    becomes a row of `problems.csv`.
+    `model` is a LongViT or its folder. A slide that fails becomes a row of `problems.csv`. Raises `InputError` if
+    `out_dir` cannot be written to.
+
+    >>> import longvit
+    >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
+    >>> result = longvit.embed_slides(slides, "embeddings", "longvit-tiny-dino")
+    >>> result.done
+    ('CMU-1-Small-Region',)
     """
-    out_dir, settings, run_settings = Path(out_dir), settings or ReadSettings(), run_settings or RunSettings()
+    out_dir = Path(out_dir)
+    read_settings, run_settings = read_settings or ReadSettings(), run_settings or RunSettings()
     dim = config_of(model).embed_dim
-    facts = {"model": model_folder(model, out_dir, run_settings)}
-    job = JobSpec(EmbedJob.verb, out_dir / FOLDER, facts, lambda record: [vector_path(out_dir, record)])
+    parameters = {"model": model_folder(model, out_dir, run_settings)}
+    job = JobSpec(EmbedJob.verb, out_dir / FOLDER, parameters, lambda record: [vector_path(out_dir, record)])
 
     def build() -> EmbedJob:
-        return EmbedJob(model_for(model, run_settings), out_dir / FOLDER, settings)
+        return EmbedJob(model_for(model, run_settings), out_dir / FOLDER, read_settings)
 
-    result = run(build, job, slides, out_dir, settings, run_settings)
+    result = run(build, job, slides, out_dir, read_settings, run_settings)
     write_embeddings(out_dir, result.records, dim)
     return result
 
 
 def write_embeddings(out_dir: Path, records: Sequence[Mapping[str, Any]], dim: int) -> None:
-    """embeddings.csv: a row per record, from the vectors that lie beside them."""
+    """Writes embeddings.csv: one row per record, with the vector that the record names."""
     rows = []
     for record in records:
         features = read_features(vector_path(out_dir, record))
-        cells = {f"f{i}": f"{value:.9g}" for i, value in enumerate(features)}
-        rows.append({"slide_id": record["slide_id"], "path": record["path"], **cells})
+        values = {f"f{i}": f"{value:.9g}" for i, value in enumerate(features)}
+        rows.append({"slide_id": record["slide_id"], "path": record["path"], **values})
     write_table(out_dir / TABLE, ["slide_id", "path", *(f"f{i}" for i in range(dim))], rows)
 
 
 def vector_path(out_dir: Path, record: Mapping[str, Any]) -> Path:
-    """The vector that a record names."""
+    """Path of the HDF5 file that a record names."""
     return out_dir / FOLDER / str(record["features"]["file"])
 
 
 def read_features(path: str | Path) -> np.ndarray:
-    """The vector of a slide, float32 (D,). `InputError` where the file does not hold one."""
+    """Reads a slide's vector, float32 (D,). Raises `InputError` if the file holds none."""
     path = Path(path)
-    with open_h5(path, "remove it, and embed the slide again") as file:
+    with open_h5(path, "remove it and embed the slide again") as file:
         if (data := find_dataset(file, "features", path)) is None or data.ndim != 1:
-            raise InputError(f"{path}: no vector of features in it; remove it, and embed the slide again")
+            raise InputError(f"{path}: no feature vector in it; remove it and embed the slide again")
         features: np.ndarray = read_numbers(data, path)
     return features
 
 
 class EmbedJob(ModelJob):
-    """Slide -> canvas -> mean token -> HDF5."""
+    """Embedding job: slide -> canvas -> mean token -> HDF5."""
 
     verb = "embed"
 
     def features_path(self, slide_id: str) -> Path:
-        """The slide's HDF5 file."""
+        """Path of the slide's HDF5 file."""
         return self.folder / f"{file_stem(slide_id)}.h5"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
-        """The record and the vector are both of this digest (a kill between the two leaves them different)."""
+        """True if record and vector both have this digest (a kill between the two writes leaves them different)."""
         if not super().is_finished(slide_id, digest):
             return False
         path = self.features_path(slide_id)
@@ -115,7 +122,7 @@ class EmbedJob(ModelJob):
         return self.written(listed, digest, canvas, self.model.embed(canvas))
 
     def written(self, listed: ListedSlide, digest: str, canvas: Canvas, features: np.ndarray) -> dict[str, Any]:
-        """Writes a slide's vector (D,), returns what its record says of it; the canvas need not have all its pixels."""
+        """Writes a slide's vector (D,) and returns its entry in the record; the canvas may lack pixels."""
         if not np.isfinite(features).all():
             raise ValueError("the embedding is not finite")
         patches = self._write(listed, digest, features, canvas)
@@ -124,7 +131,7 @@ class EmbedJob(ModelJob):
         }
 
     def _write(self, listed: ListedSlide, digest: str, features: np.ndarray, canvas: Canvas) -> int:
-        """The HDF5 file; returns the number of patches."""
+        """Writes the HDF5 file and returns the number of patches."""
         import h5py
 
         patch_px = self.model.config.patch_px
@@ -145,7 +152,7 @@ class EmbedJob(ModelJob):
 def patch_corners(placement: Placement, patch_px: int) -> np.ndarray:
     """Top-left corners (x, y) of the canvas's patches in level-0 pixels, row-major, int64 (N, 2).
 
-    On a padded canvas the patches of the margin lie outside the slide: their corners may be negative.
+    On a padded canvas the patches of the margin are outside the slide, so their corners may be negative.
     """
     corner_px = np.arange(0, placement.side_px, patch_px)
     x, y = placement.to_level0(corner_px, corner_px)
@@ -154,8 +161,11 @@ def patch_corners(placement: Placement, patch_px: int) -> np.ndarray:
 
 
 def coords_attributes(canvas: Canvas, patch_px: int) -> dict[str, Any]:
-    """What TRIDENT's reader asks of `coords`. A stretched canvas has patches that are not square on the slide:
-    `patch_size_level0` is their width there and `patch_height_level0` (ours) their height."""
+    """HDF5 attributes of `coords` that TRIDENT's reader needs.
+
+    Patches of a stretched canvas are not square on the slide: `patch_size_level0` is their width at level 0, and
+    `patch_height_level0` (an addition of longvit) their height.
+    """
     x_scale, y_scale = canvas.placement.downsample
     mpp, (width_px, height_px) = canvas.source.mpp, canvas.source.size_px
     magnification = bag_layouts.magnification(mpp.mean) if mpp else None

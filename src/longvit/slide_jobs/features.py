@@ -1,13 +1,13 @@
-"""Features of the tiles of many slides: a bag per slide, in TRIDENT's layout or in CLAM's.
+"""Tile features: one bag per slide, in TRIDENT's or CLAM's layout.
 
     OUT/20x_256px_0px_overlap/features_<encoder>/<slide_id>.h5       features float32 (N, D), coords int64 (N, 2)
-    OUT/20x_256px_0px_overlap/features_<encoder>/h5_files, pt_files  the same as CLAM has it (layout "clam")
-    OUT/20x_256px_0px_overlap/features_<encoder>/<slide_id>.json     where they came from: slide, mpp and its source, …
+    OUT/20x_256px_0px_overlap/features_<encoder>/h5_files, pt_files  the same in CLAM's layout (layout "clam")
+    OUT/20x_256px_0px_overlap/features_<encoder>/<slide_id>.json     provenance: slide, mpp and its source, …
     OUT/20x_256px_0px_overlap/features_<encoder>/features.csv        slide_id, path, features, tiles, dim, …
 
-Tiles are those of `longvit tiles` with the same settings. Their pixels are decoded in threads while the encoder works,
-and never held but for a few blocks: the memory of a slide is that of its features. A slide without tissue has a bag of
-no tiles.
+Tiles are those of `longvit tiles` with the same settings. Threads decode their pixels while the encoder runs. Only a
+few blocks of pixels are held at a time, so a slide takes the memory of its features. A slide without tissue has an
+empty bag.
 """
 
 from __future__ import annotations
@@ -47,33 +47,39 @@ BATCH = 64
 
 
 def feature_slides(
-    encoder: str,
     slides: Sequence[ListedSlide],
     out_dir: str | Path,
+    encoder: str = "stain-texture",
     tiles: TileSettings | None = None,
     tissue: TissueSettings | None = None,
-    settings: ReadSettings | None = None,
+    read_settings: ReadSettings | None = None,
     run_settings: RunSettings | None = None,
     *,
     layout: Layout = "trident",
     batch: int = BATCH,
 ) -> SlideJobsResult:
-    """Writes a bag of tile features per slide, and `features.csv` for all.
+    """Encodes the tiles of slides: writes a bag of features per slide, and `features.csv` with all slides.
 
-    `encoder`: see `tile_encoders`. `batch`: tiles that the encoder gets at once.
+    `encoder`: a name, see `tile_encoders`. `batch`: tiles per forward pass of the encoder.
 
-    Raises `InputError` for an encoder that cannot be used, and where the folder cannot be written to; a slide that
-    fails becomes a row of `problems.csv`.
+    A slide that fails becomes a row of `problems.csv`. Raises `InputError` for an encoder that cannot be used, or if
+    `out_dir` cannot be written to.
+
+    >>> import longvit
+    >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
+    >>> result = longvit.feature_slides(slides, "tiles", "stain-texture", longvit.TileSettings(mpp=1.0))
+    >>> result.records[0]["features"]["dim"]
+    137
     """
     from longvit.slides.tiles import TileSettings
     from longvit.slides.tissue import TissueSettings
 
     if batch < 1:
         raise InputError(f"--batch {batch}: at least 1")
-    tiles, tissue, settings = tiles or TileSettings(), tissue or TissueSettings(), settings or ReadSettings()
-    run_settings = run_settings or RunSettings()
+    tiles, tissue = tiles or TileSettings(), tissue or TissueSettings()
+    read_settings, run_settings = read_settings or ReadSettings(), run_settings or RunSettings()
     folder = feature_folder(out_dir, tiles, encoder)
-    given = {
+    parameters = {
         "encoder": absolute(encoder),
         "layout": layout,
         "batch": batch,
@@ -81,7 +87,7 @@ def feature_slides(
         "tissue": asdict(tissue),
     }
 
-    def bags_of(record: Mapping[str, Any]) -> list[Path]:
+    def bag_files(record: Mapping[str, Any]) -> list[Path]:
         return [folder / name for name in record["features"]["files"]]
 
     reader: TileReader = ThreadTiles(run_settings.threads)
@@ -95,39 +101,44 @@ def feature_slides(
 
             set_threads(run_settings.threads)
             device = pick_device(run_settings.device).device
-        return FeaturesJob.of(folder, given, settings, device, reader, show_progress=True)
+        return FeaturesJob.of(folder, parameters, read_settings, device, reader, show_progress=True)
 
     try:
-        job = JobSpec(FeaturesJob.verb, folder, given, bags_of)
-        result = run(build, job, slides, out_dir, settings, run_settings)
+        job = JobSpec(FeaturesJob.verb, folder, parameters, bag_files)
+        result = run(build, job, slides, out_dir, read_settings, run_settings)
     finally:
         reader.stop()
-    rows = []
-    for record in result.records:
-        source = {"mpp": record["mpp"]["x"], "mpp_source": record["mpp"]["source"]}
-        facts = {"features": record["features"]["files"][0], "dim": record["features"]["dim"]}
-        rows.append({**{name: record.get(name) for name in COLUMNS}, **facts, **source})
-    write_table(folder / TABLE, COLUMNS, rows)
+    write_table(folder / TABLE, COLUMNS, [_row(record) for record in result.records])
     return result
 
 
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **{name: record.get(name) for name in COLUMNS},
+        "features": record["features"]["files"][0],
+        "dim": record["features"]["dim"],
+        "mpp": record["mpp"]["x"],
+        "mpp_source": record["mpp"]["source"],
+    }
+
+
 def feature_folder(out_dir: str | Path, tiles: TileSettings, encoder: str) -> Path:
-    """Where the bags of an encoder go."""
+    """Folder of an encoder's bags."""
     return tile_folder(out_dir, tiles) / f"features_{encoder_name(encoder)}"
 
 
 def silence_timeout(timeout_s: float | None) -> float | None:
-    """How long the process that reads tiles may say nothing; None: for ever."""
+    """Seconds without output after which the tile-reading process is killed; None: never."""
     return None if timeout_s is None else min(timeout_s, SILENCE_S)
 
 
 def encoder_needs_torch(encoder: str) -> bool:
-    """Whether an encoder runs on a device of torch's."""
+    """True if the encoder runs on a torch device."""
     return encoder_name(encoder) != "stain-texture"
 
 
 class FeaturesJob(TiledJob):
-    """Slide -> tiles -> encoder -> bag."""
+    """Feature job: slide -> tiles -> encoder -> bag."""
 
     verb = "features"
 
@@ -147,7 +158,7 @@ class FeaturesJob(TiledJob):
         super().__init__(folder, tiles, tissue, settings)
         self.encoder, self.layout, self.batch = encoder, layout, batch
         self.reader, self._show_progress = reader or ThreadTiles(), show_progress
-        self.rests_on |= {"encoder": encoder.digest, "layout": layout}
+        self.digest_inputs |= {"encoder": encoder.digest, "layout": layout}
 
     @classmethod
     def of(
@@ -160,29 +171,38 @@ class FeaturesJob(TiledJob):
         *,
         show_progress: bool = False,
     ) -> FeaturesJob:
-        """As run.json describes it. Raises `InputError` for an encoder that cannot be used."""
+        """Job with the parameters stored in run.json. Raises `InputError` for an encoder that cannot be used."""
         from longvit.slides.tiles import TileSettings
         from longvit.slides.tissue import TissueSettings
 
         tiles, tissue = TileSettings(**given["tiles"]), TissueSettings(**given["tissue"])
         encoder = open_encoder(given["encoder"], tiles.tile_px, device)
-        more = {"layout": given["layout"], "batch": given["batch"], "reader": reader}
-        return cls(folder, encoder, tiles, tissue, settings, **more, show_progress=show_progress)
+        return cls(
+            folder,
+            encoder,
+            tiles,
+            tissue,
+            settings,
+            layout=given["layout"],
+            batch=given["batch"],
+            reader=reader,
+            show_progress=show_progress,
+        )
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
-        """The record is of this digest, and its files have the sizes that it says."""
+        """True if the record has this digest and its files have the recorded sizes."""
         record = read_record(self.record_path(slide_id))
-        facts = record.get("features", {})
-        paths = [self.folder / name for name in facts.get("files", ())]
-        return record.get("digest") == digest and bool(paths) and has_sizes(paths, facts.get("bytes"))
+        bag = record.get("features", {})
+        paths = [self.folder / name for name in bag.get("files", ())]
+        return record.get("digest") == digest and bool(paths) and has_sizes(paths, bag.get("bytes"))
 
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
         tissue, grid = self.tissue_and_grid(listed, canvas)
         settings = self.request(listed).settings
-        features = self.features_of(TilesRequest(listed.path, grid, settings), listed.slide_id)
-        bad, of, most = self.reader.bad_tiles, self.reader.file_tiles, settings.max_bad_tiles
-        if most is not None and bad > most:
-            text = f"{listed.path}: {bad} of {of} tiles cannot be read, more than --max-bad-tiles {most}"
+        features = self.encode_tiles(TilesRequest(listed.path, grid, settings), listed.slide_id)
+        n_bad, n_tiles, most = self.reader.bad_tiles, self.reader.file_tiles, settings.max_bad_tiles
+        if most is not None and n_bad > most:
+            text = f"{listed.path}: {n_bad} of {n_tiles} tiles cannot be read, more than --max-bad-tiles {most}"
             raise SlideFailedError("read", text)
         finite = np.isfinite(features).all(1)
         if not finite.all():
@@ -199,7 +219,7 @@ class FeaturesJob(TiledJob):
         )
         files = [str(path.relative_to(self.folder)) for path in paths]
         return {
-            **self.facts(tissue, grid),
+            **self.tiling_record(tissue, grid),
             "encoder": {"name": self.encoder.name, "digest": self.encoder.digest},
             "features": {
                 "files": files,
@@ -207,12 +227,12 @@ class FeaturesJob(TiledJob):
                 "dim": self.encoder.dim,
                 "layout": self.layout,
             },
-            "n_bad_tiles": len(canvas.bad_tiles) + bad,
-            "n_file_tiles": canvas.tiles + of,
+            "n_bad_tiles": len(canvas.bad_tiles) + n_bad,
+            "n_file_tiles": canvas.tiles + n_tiles,
         }
 
-    def features_of(self, request: TilesRequest, name: str = "") -> NDArray[np.float32]:
-        """float32 (N, D), in the order of the grid. Raises `SlideFailedError`."""
+    def encode_tiles(self, request: TilesRequest, name: str = "") -> NDArray[np.float32]:
+        """Features float32 (N, D) in the order of the grid. Raises `SlideFailedError`."""
         n = len(request.grid)
         features = np.empty((n, self.encoder.dim), np.float32)
         bar = Progress(f"tiles of {name}", n, unit="tiles", brief=True) if self._show_progress else nullcontext()
@@ -225,7 +245,7 @@ class FeaturesJob(TiledJob):
 
 
 def batches(blocks: Iterator[TilePixels], size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Numbers (B,) and pixels (B, P, P, 3) of `size` tiles at a time, whatever comes in; the last may be fewer."""
+    """Regroups blocks into batches of `size` tiles: numbers (B,) and pixels (B, P, P, 3); the last may be smaller."""
     numbers: list[NDArray[np.int64]] = []
     pixels: list[NDArray[np.uint8]] = []
     waiting = 0

@@ -1,8 +1,8 @@
-"""What is done with every slide of a list: which canvas it wants, what is made of it, and the record that says so.
+"""Slide jobs: the canvas that a slide's result is computed from, the computation, and the record of the result.
 
-A slide is done when its record `<slide_id>.json` stands in the output folder (written last, atomically). The
-record carries a digest of all that the result rests on: the slide's content, the weights, the settings. Started
-again, a run skips the slides whose digest is unchanged, so a kill at any instant loses at most the slides in work.
+A slide is done when its record `<slide_id>.json` exists in the output folder (written last, atomically). The record
+holds a digest of everything that the result depends on: the slide's content, the weights, the settings. A resumed run
+skips the slides whose digest is unchanged. A kill at any moment therefore loses at most the slides in progress.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class SlideJob(ABC):
-    """What is done with every slide of a list."""
+    """Job on every slide of a list: request a canvas, compute a result, write a record."""
 
     verb = "work on"
 
@@ -41,38 +41,41 @@ class SlideJob(ABC):
         self.folder = Path(folder)
         self.side_px, self.fit = side_px, fit
         self.settings = settings or ReadSettings()
-        self.rests_on: dict[str, Any] = {}
-        """What the results rest on beside the slide and how it is read."""
+        self.digest_inputs: dict[str, Any] = {}
+        """Inputs of the digest besides the slide and its read settings."""
 
     @abstractmethod
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
-        """Writes what stands beside the record and returns what the record says of it.
+        """Writes the result's files and returns their entries in the record.
 
-        An `InputError` says that nothing can be written; any other error is this slide's own, at the stage `model` or
-        the one that a `SlideFailedError` names.
+        An `InputError` means that nothing can be written, and ends the run. Any other error is a failure of this slide
+        alone, at the stage `model` or at the stage of a `SlideFailedError`.
         """
 
     def record_path(self, slide_id: str) -> Path:
-        """The file that says that a slide is done."""
+        """Path of the slide's record; the slide is done when it exists."""
         return self.folder / f"{file_stem(slide_id)}.json"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
-        """Whether an earlier run wrote this very result."""
+        """True if an earlier run wrote the result with this digest."""
         return read_record(self.record_path(slide_id)).get("digest") == digest
 
     def request(self, listed: ListedSlide) -> ReadRequest:
-        """The canvas that a slide's result is made of."""
+        """Read request for the canvas that the slide's result is computed from."""
         return ReadRequest(listed.path, self.side_px, self.fit, with_mpp(self.settings, listed.mpp))
 
     def digest(self, identity: str, request: ReadRequest) -> str:
-        """A hash of all that the result of a slide with this identity rests on."""
+        """Hash of everything that the result of a slide with this content hash depends on."""
         read = asdict(request.settings)
         return digest_of(
-            verb=self.verb, slide=identity, side_px=request.side_px, fit=request.fit, **read, **self.rests_on
+            verb=self.verb, slide=identity, side_px=request.side_px, fit=request.fit, **read, **self.digest_inputs
         )
 
     def finish(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
-        """Computes, writes, and returns the record. Raises `SlideFailedError`, or `InputError` if it cannot write."""
+        """Computes the result, writes it, and returns its record.
+
+        Raises `SlideFailedError`, or `InputError` where nothing can be written.
+        """
         try:
             return self.record(listed, digest, canvas, self.compute(listed, digest, canvas))
         except (InputError, SlideFailedError):
@@ -81,7 +84,7 @@ class SlideJob(ABC):
             raise SlideFailedError.from_error("model", error) from error
 
     def record(self, listed: ListedSlide, digest: str, canvas: Canvas, extra: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes the record of a slide and returns it; what `compute` wrote stands beside it by now."""
+        """Writes and returns a slide's record, after `compute` has written the result's files."""
         record = self._provenance(listed, digest, canvas) | dict(extra)
         write_text(self.record_path(listed.slide_id), json.dumps(record, indent=1) + "\n")
         return record
@@ -100,13 +103,13 @@ class SlideJob(ABC):
 
 
 class ModelJob(SlideJob):
-    """A job whose results a LongViT makes."""
+    """Slide job that runs a LongViT."""
 
     def __init__(self, model: LongViT, folder: str | Path, settings: ReadSettings | None = None) -> None:
         super().__init__(folder, model.config.image_px, model.config.fit, settings)
         self.model = model.eval()
         self.model_digest = model_digest(model)
-        self.rests_on = {"model": self.model_digest}
+        self.digest_inputs = {"model": self.model_digest}
 
     def _provenance(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
         model = {"digest": self.model_digest, **asdict(self.model.config)}
@@ -114,7 +117,7 @@ class ModelJob(SlideJob):
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A slide's record; empty where there is none that can be read."""
+    """A slide's record; empty if it is missing or unreadable."""
     try:
         return read_json_object(path)
     except (OSError, ValueError):
@@ -122,21 +125,17 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def load_longvit(folder: str | Path) -> LongViT:
-    """A LongViT from its folder, on the CPU. `InputError` in one line where it is none."""
+    """Loads a LongViT from its folder, on the CPU. Raises `InputError` for anything else."""
     from longvit.model.longvit import LongViT
-    from longvit.model.pretrained import load_model
 
-    model = load_model(folder)
-    if not isinstance(model, LongViT):
-        raise InputError(f"{folder}: a {type(model).__name__}: it reads tile features, not slides; use it from Python")
-    return model
+    return LongViT.from_pretrained(folder)
 
 
 _MOST_CLASSES = 100_000
 
 
-class _ConfigFacts:
-    """What is asked of a model's config before the model is made."""
+class _ConfigFields:
+    """Fields of a model's config that are needed before the model is built."""
 
     embed_dim: int
     num_classes: int
@@ -148,7 +147,7 @@ class _ConfigFacts:
 
 
 def config_of(model: LongViT | str | Path) -> Any:
-    """The `LongViTConfig` of a model, or of its folder (then without the weights, and without torch)."""
+    """The `LongViTConfig` of a model, or of its folder (read without the weights and without torch)."""
     if not isinstance(model, str | Path):
         return model.config
     from types import SimpleNamespace
@@ -156,26 +155,27 @@ def config_of(model: LongViT | str | Path) -> Any:
     path = Path(model) / "config.json"
     try:
         content = read_json_object(path, nan=False)
-        known = {name: content[name] for name in get_type_hints(_ConfigFacts)}
-        if not 0 <= (facts := SimpleNamespace(**typed(_ConfigFacts, known, path))).num_classes <= _MOST_CLASSES:
+        known = {name: content[name] for name in get_type_hints(_ConfigFields)}
+        config = SimpleNamespace(**typed(_ConfigFields, known, path))
+        if not 0 <= config.num_classes <= _MOST_CLASSES:
             raise KeyError("num_classes")
-        return facts
+        return config
     except (OSError, ValueError, KeyError):
-        return load_longvit(model).config  # a hub id, or the error in one line
+        return load_longvit(model).config  # a hub id, or the one-line error
 
 
 def digest_of(**parts: Any) -> str:
-    """A hash of named values."""
+    """Hash of named values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def model_digest(model: LongViT) -> str:
-    """A hash of a model's settings and weights, the same wherever the files lie."""
+    """Hash of a model's config and weights, independent of its folder."""
     return weights_digest(model, json.dumps(asdict(model.config), sort_keys=True, default=str))
 
 
 def weights_digest(module: nn.Module, settings: str) -> str:
-    """A hash of a module's weights and of a text that says what else it is."""
+    """Hash of a module's weights and of a text that describes its settings."""
     import torch
 
     digest = hashlib.sha256(settings.encode())

@@ -1,8 +1,8 @@
-"""Predictions for slides, with a fine-tuned model: class probabilities, or risk and survival.
+"""Slide predictions of a fine-tuned model: class probabilities, or risk and survival.
 
 OUT/predictions.csv         slide_id, path, the columns of the model's task (prob_<class> …, prediction; or risk,
                             survival_<time>_months …), n_bad_tiles, mpp, mpp_source
-OUT/slides/<slide_id>.json  the same with where it came from: slide, canvas, weights
+OUT/slides/<slide_id>.json  the same with its provenance: slide, canvas, weights
 """
 
 from __future__ import annotations
@@ -31,38 +31,48 @@ TABLE = "predictions.csv"
 
 
 def predict_slides(
-    model: LongViT | str | Path,
     slides: Sequence[ListedSlide],
     out_dir: str | Path,
-    settings: ReadSettings | None = None,
+    model: LongViT | str | Path,
+    read_settings: ReadSettings | None = None,
     run_settings: RunSettings | None = None,
     *,
     pictures: bool = False,
 ) -> SlideJobsResult:
-    """Writes `predictions.csv`: for subtyping a probability per class (they sum to 1) and the likeliest class of every
-    slide; for survival its risk (higher: earlier) and the probability of no event up to each inner edge of the bins.
+    """Predicts slides with a fine-tuned model and writes `predictions.csv`.
 
-    `model`: a LongViT, or its folder. `pictures`: also a PNG per slide with what each patch contributes to its highest
-    output.
+    Subtyping: a probability per class (they sum to 1) and the most probable class. Survival: the risk (higher: earlier)
+    and the probability of no event up to each inner edge of the bins.
 
-    Raises `InputError` for a model without head, and where the folder cannot be written to; a slide that fails
-    becomes a row of `problems.csv`, and so does a picture that cannot be drawn (stage `picture`).
+    `model` is a LongViT or its folder. `pictures`: also writes a PNG per slide with the contribution of each patch to
+    the highest output.
+
+    A slide that fails becomes a row of `problems.csv`, as does a plot that cannot be drawn (stage `picture`). Raises
+    `InputError` for a model without a head, or if `out_dir` cannot be written to.
+
+    >>> import longvit
+    >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
+    >>> model = longvit.create_model("longvit_tiny_patch32", True, num_classes=2, class_names=("benign", "tumour"))
+    >>> result = longvit.predict_slides(slides, "predictions", model)
+    >>> list(result.records[0]["prediction"])
+    ['prob_benign', 'prob_tumour', 'prediction']
     """
     from longvit.tasks.task import task_class
 
     config = config_of(model)
     if config.num_classes < 1:
         raise InputError("this model has no classes; fine-tune it with `longvit train`, or use `longvit embed`")
-    out_dir, settings, run_settings = Path(out_dir), settings or ReadSettings(), run_settings or RunSettings()
-    facts = {"model": model_folder(model, out_dir, run_settings), "pictures": pictures}
+    out_dir = Path(out_dir)
+    read_settings, run_settings = read_settings or ReadSettings(), run_settings or RunSettings()
+    parameters = {"model": model_folder(model, out_dir, run_settings), "pictures": pictures}
 
     def build() -> PredictJob:
-        return PredictJob(model_for(model, run_settings), out_dir / FOLDER, settings, pictures=pictures)
+        return PredictJob(model_for(model, run_settings), out_dir / FOLDER, read_settings, pictures=pictures)
 
-    job = JobSpec(PredictJob.verb, out_dir / FOLDER, facts)
-    result = run(build, job, slides, out_dir, settings, run_settings)
-    of_task = task_class(config.task).prediction_columns(class_names(config))
-    columns = ["slide_id", "path", *of_task, "n_bad_tiles", "mpp", "mpp_source"]
+    job = JobSpec(PredictJob.verb, out_dir / FOLDER, parameters)
+    result = run(build, job, slides, out_dir, read_settings, run_settings)
+    prediction_columns = task_class(config.task).prediction_columns(class_names(config))
+    columns = ["slide_id", "path", *prediction_columns, "n_bad_tiles", "mpp", "mpp_source"]
     rows = [
         {
             "slide_id": record["slide_id"],
@@ -79,12 +89,12 @@ def predict_slides(
 
 
 def class_names(config: LongViTConfig) -> tuple[str, ...]:
-    """The classes by name; by number where the model does not know their names."""
+    """Class names; the class numbers if the config holds no names."""
     return config.class_names or tuple(str(i) for i in range(config.num_classes))
 
 
 class PredictJob(ModelJob):
-    """Slide -> canvas -> tokens -> prediction, and the picture."""
+    """Prediction job: slide -> canvas -> tokens -> prediction, and a plot of the contributions."""
 
     verb = "predict"
 
@@ -94,16 +104,16 @@ class PredictJob(ModelJob):
         super().__init__(model, folder, settings)
         self.pictures = pictures
 
-    def picture_path(self, slide_id: str) -> Path:
-        """Where the slide's picture stands."""
+    def plot_path(self, slide_id: str) -> Path:
+        """Path of the slide's contributions plot."""
         return self.folder / f"{file_stem(slide_id)}.png"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
-        """The record is of this digest; with pictures, its picture is too."""
+        """True if the record has this digest and, with `pictures`, the plot was drawn."""
         if not super().is_finished(slide_id, digest):
             return False
         return not self.pictures or (
-            self.picture_path(slide_id).exists() and bool(read_record(self.record_path(slide_id)).get("picture"))
+            self.plot_path(slide_id).exists() and bool(read_record(self.record_path(slide_id)).get("picture"))
         )
 
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
@@ -119,17 +129,17 @@ class PredictJob(ModelJob):
             contributions = class_contributions(self.model, canvas, highest, tokens_1ND=tokens_1ND)
             title = f"{printable(listed.slide_id)}: {'predicted' if task.has_classes else 'highest'} {names[highest]}"
             with not_drawn() as plot_problems:
-                draw(canvas, contributions, self.picture_path(listed.slide_id), title=title)
+                draw(canvas, contributions, self.plot_path(listed.slide_id), title=title)
         return {
             "task": task.name,
             "prediction": dict(zip(task.prediction_columns(names), task.prediction_cells(logits, names), strict=True)),
-            "picture": self.picture_path(listed.slide_id).name if self.pictures and not plot_problems else None,
+            "picture": self.plot_path(listed.slide_id).name if self.pictures and not plot_problems else None,
             **({"picture_problem": plot_problems[0]} if plot_problems else {}),
         }
 
 
 def logits_of(model: LongViT, tokens_1ND: Tensor) -> np.ndarray:
-    """The head's float64 outputs (W,) for one canvas's tokens; `ValueError` where they are not finite."""
+    """The head's float64 outputs (W,) for the tokens of one canvas. Raises `ValueError` if one is not finite."""
     import torch
 
     with torch.inference_mode():

@@ -31,14 +31,20 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """How slides are read."""
+    """Settings for reading slides.
+
+    >>> import longvit
+    >>> longvit.ReadSettings(mpp=0.25, max_bad_tiles=0).reader
+    'auto'
+    """
 
     mpp: float | None = None
-    """µm per pixel at level 0, instead of what the files say (a CSV's own column goes first)."""
+    """µm per pixel of the largest level, instead of the file's own value. A column mpp of a CSV takes precedence."""
     reader: Literal["auto", "openslide", "tiff"] = "auto"
-    """Which reader decodes; auto picks per file and says which in the record."""
+    """Reader that decodes: tiff is the fast path for tiled TIFF and SVS; auto chooses per slide."""
     max_bad_tiles: int | None = None
-    """A slide with more unreadable tiles than this counts as a problem; default: they are filled and counted."""
+    """Treat a slide with more unreadable tiles than this as a problem. Without it, unreadable tiles are filled with
+    background and counted."""
 
 
 @dataclass(frozen=True)

@@ -37,25 +37,36 @@ _VISIBLE_WITHIN_S = 70.0
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Who works, and how patiently."""
+    """Settings of a run over many slides: workers, retries, time limit, device.
+
+    One worker that reads in a thread (`reads_apart` unset) has no time limit. The last bits of a result may depend on
+    `threads`.
+
+    >>> import longvit
+    >>> longvit.RunSettings(workers=4, retries=1).is_here
+    False
+    """
 
     workers: int = 1
-    """Processes on this machine, each with a model of its own; with `cluster`: on each of its nodes."""
+    """Worker processes, each with its own model (with --cluster: on each node)."""
     cluster: str | None = None
-    """Address of a Dask scheduler, say tcp://host:8786, whose workers do the work; they see the same files."""
+    """Address of a Dask scheduler, e.g. tcp://host:8786, whose workers on any number of machines process the slides.
+    They must see the same files. Needs `pip install longvit[cluster]`."""
     retries: int = 2
-    """How often a slide is tried again that failed for a reason that may pass."""
+    """Retries of a slide after a failure that may be temporary."""
     timeout_s: float | None = 1800.0
-    """A slide that is being read for longer is given up, with several workers also one that is in the model for longer;
-    None: never. One worker that reads in a thread (`reads_apart` unset) knows no limit."""
+    """Seconds after which a slide that is still being read is given up; with several workers, also a slide that is
+    still in the model. 0: never."""
     reads_apart: bool = False
-    """One worker only: read in a process of its own, which may crash or hang (several workers always do)."""
+    """Read in a separate process, which may crash or hang. Several workers always do."""
     device: str = "auto"
-    """Where workers compute; `cuda` deals the cards out to them."""
+    """auto, cpu, cuda (or cuda:1) or mps. auto uses a GPU if there is one; cuda distributes workers over all GPUs."""
     threads: int | None = None
-    """CPU threads of each worker; None: the machine's, divided. Bits of a result may depend on it."""
+    """CPU threads of the model, in each worker. Default: one per core, divided by the workers."""
 
     def __post_init__(self) -> None:
+        if self.timeout_s == 0:
+            object.__setattr__(self, "timeout_s", None)
         for name, value, least in (("workers", self.workers, 1), ("retries", self.retries, 0)):
             if value < least:
                 raise InputError(f"--{name} {value}: at least {least}")

@@ -1,11 +1,11 @@
-"""Tiles of many slides: where they lie, as TRIDENT writes it, and a picture of each slide that shows them.
+"""Slide tiles: tile coordinates in TRIDENT's layout, and an overview image of each slide with its tiles.
 
     OUT/20x_256px_0px_overlap/patches/<slide_id>_patches.h5   coords int64 (N, 2), with TRIDENT's attributes
-    OUT/20x_256px_0px_overlap/patches/<slide_id>.json         where they came from: slide, mpp and its source, settings
-    OUT/20x_256px_0px_overlap/visualization/<slide_id>.jpg    the slide, its tissue outlined, its tiles
+    OUT/20x_256px_0px_overlap/patches/<slide_id>.json         provenance: slide, mpp and its source, settings
+    OUT/20x_256px_0px_overlap/visualization/<slide_id>.jpg    the slide with outlined tissue and tiles
     OUT/20x_256px_0px_overlap/tiles.csv                       slide_id, path, coordinates, tiles, tissue_mm2, …
 
-A slide is read once, as a thumbnail. One without tissue has a file with no tiles: it is an answer, not a problem.
+A slide is read once, as a thumbnail. A slide without tissue gets a file with no tiles; this is no problem.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from longvit.slides.tiles import TileGrid, TileSettings
     from longvit.slides.tissue import Tissue, TissueSettings
 
-PATCHES, PICTURES = "patches", "visualization"
+PATCHES, OVERVIEWS = "patches", "visualization"
 TABLE = "tiles.csv"
 COLUMNS = ("slide_id", "path", "coordinates", "tiles", "tissue_mm2", "ink_mm2", "n_bad_tiles", "mpp", "mpp_source")
 _THUMBNAIL_PX = 1024
@@ -40,71 +40,81 @@ def tile_slides(
     out_dir: str | Path,
     tiles: TileSettings | None = None,
     tissue: TissueSettings | None = None,
-    settings: ReadSettings | None = None,
+    read_settings: ReadSettings | None = None,
     run_settings: RunSettings | None = None,
 ) -> SlideJobsResult:
-    """Writes the coordinates of every slide's tiles and a picture of them, and `tiles.csv` for all.
+    """Tiles slides: writes tile coordinates and an overview image per slide, and `tiles.csv` with all slides.
 
-    Raises `InputError` where the folder cannot be written to; a slide that fails (no resolution, smaller than a tile,
-    unreadable) becomes a row of `problems.csv`.
+    A slide that fails (no resolution, smaller than a tile, unreadable) becomes a row of `problems.csv`. Raises
+    `InputError` if `out_dir` cannot be written to.
+
+    >>> import longvit
+    >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
+    >>> result = longvit.tile_slides(slides, "tiles", longvit.TileSettings(tile_px=256, mpp=0.5))
+    >>> result.records[0]["coordinates"], result.records[0]["tiles"]
+    ('CMU-1-Small-Region_patches.h5', 44)
     """
     from longvit.slides.tiles import TileSettings
     from longvit.slides.tissue import TissueSettings
 
-    tiles, tissue, settings = tiles or TileSettings(), tissue or TissueSettings(), settings or ReadSettings()
+    tiles, tissue = tiles or TileSettings(), tissue or TissueSettings()
+    read_settings, run_settings = read_settings or ReadSettings(), run_settings or RunSettings()
     folder = tile_folder(out_dir, tiles)
-    facts = {"tiles": asdict(tiles), "tissue": asdict(tissue)}
-    job = JobSpec(TilesJob.verb, folder / PATCHES, facts, lambda record: [folder / PATCHES / record["coordinates"]])
+    parameters = {"tiles": asdict(tiles), "tissue": asdict(tissue)}
+
+    def coordinates(record: Mapping[str, Any]) -> list[Path]:
+        return [folder / PATCHES / record["coordinates"]]
 
     def build() -> TilesJob:
-        return TilesJob(folder / PATCHES, tiles, tissue, settings)
+        return TilesJob(folder / PATCHES, tiles, tissue, read_settings)
 
-    result = run(build, job, slides, out_dir, settings, run_settings)
-    rows = [{name: _cell(record, name) for name in COLUMNS} for record in result.records]
+    job = JobSpec(TilesJob.verb, folder / PATCHES, parameters, coordinates)
+    result = run(build, job, slides, out_dir, read_settings, run_settings)
+    rows = [{name: _column_value(record, name) for name in COLUMNS} for record in result.records]
     write_table(folder / TABLE, COLUMNS, rows)
     return result
 
 
 def tile_folder(out_dir: str | Path, tiles: TileSettings) -> Path:
-    """OUT/20x_256px_0px_overlap, as TRIDENT names it: 20× stands for 0.5 µm/px."""
+    """Folder of a tiling, e.g. OUT/20x_256px_0px_overlap, as TRIDENT names it: 20× means 0.5 µm/px."""
     return Path(out_dir) / f"{10 / tiles.mpp:.4g}x_{tiles.tile_px}px_{tiles.overlap_px}px_overlap"
 
 
-def _cell(record: Mapping[str, Any], name: str) -> Any:
+def _column_value(record: Mapping[str, Any], name: str) -> Any:
     if name in ("mpp", "mpp_source"):
         return record["mpp"]["x" if name == "mpp" else "source"]
     return record[name]
 
 
 class TiledJob(SlideJob):
-    """A job on the tiles of a slide: thumbnail -> tissue -> grid."""
+    """Slide job on tiles: thumbnail -> tissue -> grid."""
 
     def __init__(
         self, folder: str | Path, tiles: TileSettings, tissue: TissueSettings, settings: ReadSettings | None = None
     ) -> None:
         super().__init__(folder, _THUMBNAIL_PX, "pad", settings)
         self.tiles, self.tissue = tiles, tissue
-        self.rests_on = {"tiles": asdict(tiles), "tissue": asdict(tissue)}
+        self.digest_inputs = {"tiles": asdict(tiles), "tissue": asdict(tissue)}
 
     def request(self, listed: ListedSlide) -> ReadRequest:
-        """A thumbnail that is at least as fine as the mask of the tissue."""
+        """Read request for a thumbnail at least as fine as the tissue mask."""
         settings = with_mpp(self.settings, listed.mpp)
         return ReadRequest(listed.path, self.side_px, self.fit, settings, coarsest_mpp=self.tissue.mpp)
 
     def tissue_and_grid(self, listed: ListedSlide, canvas: Canvas) -> tuple[Tissue, TileGrid]:
-        """Raises `SlideFailedError` for a slide that has no place for a tile."""
+        """Tissue and tile grid of a slide. Raises `SlideFailedError` for a slide smaller than a tile."""
         from longvit.slides.tiles import tile_grid
         from longvit.slides.tissue import tissue_of_canvas
 
-        assert canvas.source.mpp is not None  # the request asked for it
+        assert canvas.source.mpp is not None  # the read request requires it
         tissue = tissue_of_canvas(canvas, self.tissue)
         try:
             return tissue, tile_grid(tissue, canvas.source.mpp, self.tiles)
         except InputError as error:
             raise SlideFailedError("read", f"{listed.path}: {error}") from error
 
-    def facts(self, tissue: Tissue, grid: TileGrid) -> dict[str, Any]:
-        """What a record says of them."""
+    def tiling_record(self, tissue: Tissue, grid: TileGrid) -> dict[str, Any]:
+        """Entries of a record on tissue and tiles."""
         return {
             "tiles": len(grid),
             "places": grid.places,
@@ -118,7 +128,7 @@ class TiledJob(SlideJob):
         }
 
     def attributes(self, canvas: Canvas) -> dict[str, Any]:
-        """TRIDENT's, of `coords`."""
+        """HDF5 attributes of `coords`, as TRIDENT writes them."""
         mpp = canvas.source.mpp
         assert mpp is not None
         settings = self.tiles
@@ -132,30 +142,30 @@ class TiledJob(SlideJob):
 
 
 class TilesJob(TiledJob):
-    """Slide -> coordinates of its tiles, and a picture."""
+    """Tiling job: slide -> tile coordinates and an overview image."""
 
     verb = "tiles"
 
     @classmethod
     def of(cls, folder: Path, given: Mapping[str, Any], settings: ReadSettings) -> TilesJob:
-        """As run.json describes it."""
+        """Job with the parameters stored in run.json."""
         from longvit.slides.tiles import TileSettings
         from longvit.slides.tissue import TissueSettings
 
         return cls(folder, TileSettings(**given["tiles"]), TissueSettings(**given["tissue"]), settings)
 
     def coordinates_path(self, slide_id: str) -> Path:
-        """The slide's coordinates."""
+        """Path of the slide's tile coordinates."""
         return self.folder / f"{file_stem(slide_id)}_patches.h5"
 
-    def picture_path(self, slide_id: str) -> Path:
-        """The slide's picture."""
-        return self.folder.parent / PICTURES / f"{file_stem(slide_id)}.jpg"
+    def overview_path(self, slide_id: str) -> Path:
+        """Path of the slide's overview image."""
+        return self.folder.parent / OVERVIEWS / f"{file_stem(slide_id)}.jpg"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
-        """The record is of this digest, and both files have the size that it says."""
+        """True if the record has this digest and both files have the recorded sizes."""
         record = read_record(self.record_path(slide_id))
-        paths = (self.coordinates_path(slide_id), self.picture_path(slide_id))
+        paths = (self.coordinates_path(slide_id), self.overview_path(slide_id))
         return record.get("digest") == digest and has_sizes(paths, record.get("bytes"))
 
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
@@ -165,15 +175,15 @@ class TilesJob(TiledJob):
         attributes = self.attributes(canvas)
         path = write_coordinates(self.coordinates_path(listed.slide_id), listed.slide_id, grid.coords, attributes)
         title = printable(listed.slide_id)
-        with not_drawn() as problems:
-            picture = draw_tiles(canvas, tissue, grid, self.picture_path(listed.slide_id), title=title)
-        sizes = [path.stat().st_size, picture.stat().st_size]
-        problem = {"picture_problem": problems[0]} if problems else {}
-        return {**self.facts(tissue, grid), "coordinates": path.name, "bytes": sizes, **problem}
+        with not_drawn() as plot_problems:
+            overview = draw_tiles(canvas, tissue, grid, self.overview_path(listed.slide_id), title=title)
+        sizes = [path.stat().st_size, overview.stat().st_size]
+        problem = {"picture_problem": plot_problems[0]} if plot_problems else {}
+        return {**self.tiling_record(tissue, grid), "coordinates": path.name, "bytes": sizes, **problem}
 
 
 def has_sizes(paths: Sequence[Path], sizes: Any) -> bool:
-    """Whether all files are there, of these sizes."""
+    """True if all files exist and have these sizes."""
     try:
         return [path.stat().st_size for path in paths] == sizes
     except OSError:

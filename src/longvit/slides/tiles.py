@@ -28,7 +28,13 @@ _MAX_ENLARGEMENT = 1.25
 
 @dataclass(frozen=True)
 class TileSettings:
-    """Settings of the tile grid."""
+    """Settings of the tile grid.
+
+    >>> import longvit
+    >>> longvit.TileSettings(tile_px=224, overlap_px=300)
+    Traceback (most recent call last):
+    longvit.errors.InputError: --overlap-px 300: from 0 to 223, less than --tile-px
+    """
 
     tile_px: int = 256
     """Side of a tile, in pixels of the encoder's input."""

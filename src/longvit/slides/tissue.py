@@ -45,22 +45,28 @@ _INK_UM2, _INK_MARGIN_UM = 20_000.0, 60.0
 
 @dataclass(frozen=True)
 class TissueSettings:
-    """Settings of the tissue mask."""
+    """Settings of the tissue mask.
+
+    >>> import longvit
+    >>> longvit.TissueSettings(min_piece_um2=10_000.0).mpp
+    8.0
+    """
 
     mpp: float = 8.0
     """µm per pixel of the mask, at least that of the thumbnail."""
     smooth_um: float = 12.0
     """Standard deviation of the Gaussian filter before the thresholds: about the size of a cell."""
     min_piece_um2: float = 30_000.0
-    """Smaller pieces are dirt; two tiles of 256 px at 0.5 µm/px have 32,768 µm²."""
+    """Leave out pieces of tissue smaller than this, in µm². Two tiles of 256 px at 0.5 µm/px have 32,768 µm²."""
     max_hole_um2: float = 50_000.0
-    """Smaller holes (glands, vessels, fat cells) belong to the tissue."""
+    """Fill holes in the tissue up to this size, in µm² (glands, vessels, fat cells)."""
 
     def __post_init__(self) -> None:
         if self.mpp <= 0:
             raise InputError(f"a tissue mask of {self.mpp:g} µm/px: more than 0")
-        if min(self.smooth_um, self.min_piece_um2, self.max_hole_um2) < 0:
-            raise InputError("smooth_um, min_piece_um2 and max_hole_um2 of a tissue mask are not negative")
+        for name in ("smooth_um", "min_piece_um2", "max_hole_um2"):
+            if (value := getattr(self, name)) < 0:
+                raise InputError(f"--{name.replace('_', '-')} {value:g}: at least 0")
 
 
 @dataclass(frozen=True)

@@ -236,9 +236,9 @@ def test_a_strip_reads_only_the_tiles_that_it_needs(example: Slide, monkeypatch:
     read: list[tuple[int, int]] = []
     honest = Slide.read_block
 
-    def record(self: Slide, level: int, x_px: int, y_px: int, out: Pixels) -> list[Any]:
+    def record(self: Slide, level: int, x_px: int, y_px: int, out: Pixels, **how: int) -> list[Any]:
         read.append((y_px, y_px + out.shape[0]))
-        return honest(self, level, x_px, y_px, out)
+        return honest(self, level, x_px, y_px, out, **how)
 
     monkeypatch.setattr(Slide, "read_block", record)
     list(canvas_strips(example, 512, rows=(256, 288)))

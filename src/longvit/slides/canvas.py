@@ -26,7 +26,7 @@ from longvit.slides.mpp import Mpp
 from longvit.slides.pixel_reader import BadTile, Rgb
 from longvit.slides.placement import Box, Fit, Placement, check_side_and_fit
 from longvit.slides.resampling import FILTER_NAME
-from longvit.slides.strips import CanvasPlan, plan_canvas, planned_strips
+from longvit.slides.strips import CanvasPlan, Decode, plan_canvas, planned_strips
 
 if TYPE_CHECKING:
     from longvit.slides.reader import Slide
@@ -112,6 +112,7 @@ def canvas(
     side_px: int,
     fit: Fit = "stretch",
     *,
+    decode: Decode = "exact",
     progress: Callable[[int, int], None] | bool | None = None,
     max_bad_tiles: int | None = None,
     threads: int | None = None,
@@ -121,6 +122,7 @@ def canvas(
     A slide smaller than the canvas is enlarged.
 
     - `fit`: "stretch" fills the square, "pad" keeps the aspect ratio on background.
+    - `decode`: "exact", or "reduced" (faster for JPEG tiles, a few grey levels off; see `plan_canvas`).
     - `progress`: True for a bar (log lines without a terminal), or a function of (tiles done, total tiles).
     - `max_bad_tiles`: more unreadable tiles than this raise an error; by default they are filled and counted.
 
@@ -128,16 +130,17 @@ def canvas(
     and a slide without a readable tile.
     """
     check_side_and_fit(side_px, fit)
-    plan = plan_canvas(slide, side_px, fit)
+    plan = plan_canvas(slide, side_px, fit, decode)
     bar = _Bar(f"read {slide.path.name}", tiles_of(plan)) if progress is True else nullcontext(progress or None)
     with bar as call:
         strips = planned_strips(slide, plan, threads=threads, progress=call or None, max_bad_tiles=max_bad_tiles)
         (whole,) = strips
-    return Canvas(whole.pixels, plan.placement, plan.level.index, tiles_of(plan), whole.bad_tiles, source_of(slide))
+    source = source_of(slide, plan.level.reduction)
+    return Canvas(whole.pixels, plan.placement, plan.level.index, tiles_of(plan), whole.bad_tiles, source)
 
 
-def source_of(slide: Slide) -> CanvasSource:
-    """Provenance of a slide for its canvas."""
+def source_of(slide: Slide, reduction: int = 1) -> CanvasSource:
+    """Provenance of a slide for its canvas, which was reduced while decoding by `reduction`."""
     return CanvasSource(
         name=slide.path.name,
         identity=slide.identity(),
@@ -147,6 +150,7 @@ def source_of(slide: Slide) -> CanvasSource:
         reader=slide.reader,
         reader_version=slide.reader_version,
         background=slide.background,
+        filter=FILTER_NAME if reduction == 1 else f"JPEG decoded at 1/{reduction}, then {FILTER_NAME}",
     )
 
 

@@ -24,19 +24,27 @@ _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 
 
+REDUCTIONS = (1, 2, 4, 8)
+"""Factors of libjpeg-turbo's scaled inverse DCT: the pixels of an 8 × 8 block come from its lowest frequencies."""
+
+
 class JpegTiles:
     """Decoder for the tiles of one TIFF page. `colour` is "rgb", "ycbcr" or "grey", as in the page's tags."""
 
     def __init__(self, tables: bytes | None, colour: str, tile_px: tuple[int, int]) -> None:
         self._grey = colour == "grey"
         self._rgb = colour == "rgb"
+        self._tile_px = tile_px
         self._max_px = tile_px[0] * tile_px[1]
         shared = (tables or b"").removeprefix(_SOI).removesuffix(_EOI)
         adobe = b"" if self._grey else _ADOBE + (b"\0" if self._rgb else b"\1")
         self._prefix = _SOI + adobe + shared
 
-    def decode(self, data: bytes) -> Block:
-        """RGBX uint8 (height, width, 4), or (height, width, 1) for grey. Raises `ValueError` with the damage."""
+    def decode(self, data: bytes, reduction: int = 1) -> Block:
+        """RGBX uint8 (height, width, 4), or (height, width, 1) for grey. Raises `ValueError` with the damage.
+
+        `reduction`: one of `REDUCTIONS`, a divisor of both sides of the tile; the pixels are reduced by it.
+        """
         if data[:2] != _SOI:
             raise ValueError(f"not JPEG: the tile begins with {data[:2].hex(' ') or 'nothing'}")
         start = 2
@@ -51,5 +59,13 @@ class JpegTiles:
             header = read_jpeg_header(stream)
             if header is not None and header.coefficient_bytes_per_px:
                 raise ValueError(f"{self._max_px} px in several scans: too much memory")
-        pixels = simplejpeg.decode_jpeg(stream, "GRAY" if self._grey else "RGBX", buffer=buffer, strict=True)
+        scaled = {} if reduction == 1 else self._scaled(stream, reduction)
+        pixels = simplejpeg.decode_jpeg(stream, "GRAY" if self._grey else "RGBX", buffer=buffer, strict=True, **scaled)
         return np.asarray(pixels)
+
+    def _scaled(self, stream: bytes, reduction: int) -> dict[str, int]:
+        """Arguments of the decoder for a reduced tile; `ValueError` where the stream has another size than the tile."""
+        height, width = simplejpeg.decode_jpeg_header(stream, strict=True)[:2]
+        if (width, height) != self._tile_px:
+            raise ValueError(f"the tile holds {width} × {height} px, not {self._tile_px[0]} × {self._tile_px[1]}")
+        return {"min_width": width // reduction, "min_height": height // reduction, "min_factor": reduction}

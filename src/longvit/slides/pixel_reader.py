@@ -8,7 +8,7 @@ place. A 3-byte RGB block is repacked first: 121 against 399 million pixels per 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,8 @@ class Level:
     tile_px: tuple[int, int]
     """Width and height of the tiles of this level in the file. Reads aligned with them decode nothing twice."""
     compression: str = ""
+    reduction: int = 1
+    """Factor by which the decoder reduces the stored pixels (see `PixelReader.reductions`)."""
 
     def tiles_in(self, x_px: int, y_px: int, width_px: int, height_px: int) -> int:
         """Number of tiles that a rectangle touches (pixels of this level, inside it)."""
@@ -45,6 +47,20 @@ class Level:
         columns = -(-(x_px + width_px) // tile_w) - x_px // tile_w
         rows = -(-(y_px + height_px) // tile_h) - y_px // tile_h
         return columns * rows
+
+    def reduced(self, reduction: int) -> Level:
+        """This level as a decoder delivers it that reduces every tile by a factor (1, 2, 4 or 8)."""
+        if reduction == 1:
+            return self
+        width_px, height_px = (max(1, side // reduction) for side in self.size_px)
+        tile_w, tile_h = (side // reduction for side in self.tile_px)
+        return replace(
+            self,
+            size_px=(width_px, height_px),
+            downsample=self.downsample * reduction,
+            tile_px=(tile_w, tile_h),
+            reduction=reduction,
+        )
 
 
 @dataclass(frozen=True, order=True)
@@ -82,6 +98,16 @@ class PixelReader(ABC):
         Pixels outside the level and transparent pixels become background. A piece that cannot be decoded becomes
         background and is returned; no error is raised for it.
         """
+
+    def reductions(self, level: int) -> tuple[int, ...]:
+        """Factors by which the decoder can reduce the tiles of a level, ascending from 1."""
+        return (1,)
+
+    def read_reduced_block(self, level: int, reduction: int, x_px: int, y_px: int, out: Block) -> list[BadTile]:
+        """Same as `read_block` for a level reduced by one of its `reductions`; the corner is in reduced pixels."""
+        if reduction != 1:
+            raise ValueError(f"{self.name} does not reduce while decoding")
+        return self.read_block(level, x_px, y_px, out)
 
     @abstractmethod
     def close(self) -> None:

@@ -27,7 +27,7 @@ from longvit.slides.reader_selection import Opened, ReaderName, open_with_best_r
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
-    from longvit.slides.strips import Strip
+    from longvit.slides.strips import Decode, Strip
 
 
 def open_slide(path: str | os.PathLike[str], *, mpp: float | None = None, reader: ReaderName = "auto") -> Slide:
@@ -217,18 +217,26 @@ class Slide:
         self.read_block(level, round(x_level0_px / downsample), round(y_level0_px / downsample), block)
         return np.ascontiguousarray(block[..., :3])
 
-    def read_block(self, level: int, x_px: int, y_px: int, out: Block) -> list[BadTile]:
-        """Fills `out` (uint8 RGBX, any strides) from (x_px, y_px) **in pixels of `level`**; returns the bad tiles."""
-        bad = self.opened()[0].reader.read_block(level, x_px, y_px, out)
+    def read_block(self, level: int, x_px: int, y_px: int, out: Block, *, reduction: int = 1) -> list[BadTile]:
+        """Fills `out` (uint8 RGBX, any strides) from (x_px, y_px) **in pixels of `level`**; returns the bad tiles.
+
+        `reduction`: one of `reductions(level)`; corner and pixels are then those of the level reduced by it.
+        """
+        bad = self.opened()[0].reader.read_reduced_block(level, reduction, x_px, y_px, out)
         for tile in bad:
             self._bad.setdefault((tile.level, tile.x_level0_px, tile.y_level0_px), tile)
         return bad
+
+    def reductions(self, level: int) -> tuple[int, ...]:
+        """Factors by which a level can be reduced while it is decoded: (1, 2, 4, 8) for JPEG tiles of a TIFF."""
+        return self.opened()[0].reader.reductions(level)
 
     def canvas(
         self,
         side_px: int,
         fit: Fit = "stretch",
         *,
+        decode: Decode = "exact",
         progress: Callable[[int, int], None] | bool | None = None,
         max_bad_tiles: int | None = None,
         threads: int | None = None,
@@ -242,13 +250,16 @@ class Slide:
         """
         from longvit.slides.canvas import canvas
 
-        return canvas(self, side_px, fit, progress=progress, max_bad_tiles=max_bad_tiles, threads=threads)
+        return canvas(
+            self, side_px, fit, decode=decode, progress=progress, max_bad_tiles=max_bad_tiles, threads=threads
+        )
 
     def strips(
         self,
         side_px: int,
         fit: Fit = "stretch",
         *,
+        decode: Decode = "exact",
         rows: tuple[int, int] | None = None,
         strip_px: int | None = None,
         threads: int | None = None,
@@ -262,7 +273,7 @@ class Slide:
         """
         from longvit.slides.strips import canvas_strips
 
-        return canvas_strips(self, side_px, fit, rows=rows, strip_px=strip_px, threads=threads)
+        return canvas_strips(self, side_px, fit, decode=decode, rows=rows, strip_px=strip_px, threads=threads)
 
 
 def _closed_slide(path: str, mpp: float | None, reader: ReaderName) -> Slide:

@@ -7,13 +7,14 @@ is refused before decoding.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from longvit.slides.jpeg_tile import JpegTiles
+from longvit.slides.jpeg_tile import REDUCTIONS, JpegTiles
 from longvit.slides.pixel_reader import Rgb, UnsupportedError
 from longvit.slides.tile_table import NO_COMPRESSION, PADDING_BYTES
 
@@ -27,10 +28,19 @@ _COLOUR_MAP = 320
 _ROWS_AT_ONCE = 64
 
 
-def tile_decoder(
-    page: tifffile.TiffPage, tile_px: tuple[int, int], background: Rgb, in_pieces: bool
-) -> Callable[[bytes, int], NDArray[np.uint8]]:
-    """Decoder for the tiles of a page: bytes and index -> uint8 (height, width, samples); 4 samples are RGBX.
+@dataclass(frozen=True)
+class TileDecoder:
+    """Decoder for the tiles of one page."""
+
+    decode: Callable[[bytes, int], NDArray[np.uint8]]
+    """Bytes and index -> uint8 (height, width, samples); 4 samples are RGBX."""
+    decode_reduced: Callable[[bytes, int], NDArray[np.uint8]] | None = None
+    """Bytes and reduction -> the same, reduced by one of `reductions`; None where the codec cannot."""
+    reductions: tuple[int, ...] = (1,)
+
+
+def tile_decoder(page: tifffile.TiffPage, tile_px: tuple[int, int], background: Rgb, in_pieces: bool) -> TileDecoder:
+    """Decoder for the tiles of a page.
 
     `in_pieces`: the bytes are some rows of an uncompressed strip. Raises `UnsupportedError` for formats that only
     OpenSlide may read.
@@ -43,14 +53,15 @@ def tile_decoder(
         if page.planarconfig == 2 and photometric == YCBCR:
             raise UnsupportedError("separate planes of YCbCr")
         tiles = JpegTiles(page.jpegtables, colour, tile_px)
-        return lambda data, index: tiles.decode(data)
+        reductions = tuple(n for n in REDUCTIONS if page.is_tiled and tile_px[0] % n == tile_px[1] % n == 0) or (1,)
+        return TileDecoder(lambda data, index: tiles.decode(data), tiles.decode, reductions)
     if compression not in _OTHER:
         raise UnsupportedError(f"compression {getattr(page.compression, 'name', compression)}")
     if photometric not in (MINISWHITE, MINISBLACK, RGB, PALETTE):
         raise UnsupportedError(f"photometric {getattr(page.photometric, 'name', photometric)}")
     if samples == 4 and page.planarconfig == 2:
         raise UnsupportedError("separate planes of RGBA")
-    return _GenericTiles(page, tile_px, background, in_pieces)
+    return TileDecoder(_GenericTiles(page, tile_px, background, in_pieces))
 
 
 def _colours(page: tifffile.TiffPage) -> NDArray[np.uint8]:

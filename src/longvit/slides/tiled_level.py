@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from longvit.errors import InputError
 from longvit.slides.pixel_reader import MAX_TILE_PX, Level, Rgb, UnsupportedError
 from longvit.slides.tiff_header import TiffHeader
-from longvit.slides.tile_decoding import JPEG_2000, tile_decoder
+from longvit.slides.tile_decoding import JPEG_2000, TileDecoder, tile_decoder
 from longvit.slides.tile_table import NO_COMPRESSION, TileTable, is_unwritten, places_of, tile_table
 
 # Largest number of pixel bytes per stored byte: the codec's longest runs (LZW, Deflate, PackBits), with a margin.
@@ -31,8 +30,17 @@ class TiledLevel:
     rows: int
     planes: int
     table: TileTable
-    decode: Callable[[bytes, int], NDArray[np.uint8]]
-    """Bytes and index -> uint8 (height, width, samples); 4 samples are RGBX."""
+    decoder: TileDecoder
+
+    def reduced(self, reduction: int) -> TiledLevel:
+        """The same tiles, reduced while they are decoded."""
+        return self if reduction == 1 else replace(self, level=self.level.reduced(reduction))
+
+    def decode(self, data: bytes, index: int) -> NDArray[np.uint8]:
+        """Bytes and index of a tile -> uint8 (height, width, samples); 4 samples are RGBX."""
+        if self.level.reduction == 1 or self.decoder.decode_reduced is None:
+            return self.decoder.decode(data, index)
+        return self.decoder.decode_reduced(data, self.level.reduction)
 
     def written(self) -> NDArray[np.bool_]:
         """Mask of tiles that have bytes, (rows, columns)."""
@@ -90,8 +98,8 @@ def _tiled_level(
         tile_px=(tile_w, tile_h),
         compression=getattr(page.compression, "name", str(page.compression)).lower(),
     )
-    decode = tile_decoder(page, (tile_w, tile_h), background, pieces is not None)
-    return TiledLevel(level, columns, rows, planes, table, decode)
+    decoder = tile_decoder(page, (tile_w, tile_h), background, pieces is not None)
+    return TiledLevel(level, columns, rows, planes, table, decoder)
 
 
 def _check_lengths(path: Path, page: tifffile.TiffPage, index: int, tile_px: tuple[int, int], table: TileTable) -> None:

@@ -103,8 +103,14 @@ class TiledTiffReader(PixelReader):
             places.append((index % tiled.columns, index // tiled.columns))
         return places
 
+    def reductions(self, level: int) -> tuple[int, ...]:
+        return self._tiled[level].decoder.reductions
+
     def read_block(self, level: int, x_px: int, y_px: int, out: Block) -> list[BadTile]:
-        tiled, file = self._tiled[level], self._file
+        return self.read_reduced_block(level, 1, x_px, y_px, out)
+
+    def read_reduced_block(self, level: int, reduction: int, x_px: int, y_px: int, out: Block) -> list[BadTile]:
+        tiled, file = self._tiled[level].reduced(reduction), self._file
         if file is None:
             raise InputError(f"{self.path}: the slide is closed; open it again with open_slide")
         left, top, right, bottom = fill_outside(out, x_px, y_px, tiled.level.size_px, self.background)
@@ -124,7 +130,7 @@ class TiledTiffReader(PixelReader):
                 # Decoders raise errors of any type on damaged bytes; only this tile is lost.
                 except Exception as error:
                     fill(target, self.background)
-                    bad.append(_bad_tile(tiled.level, column, row, error))
+                    bad.append(_bad_tile(self._tiled[level].level, column, row, error))
         return bad
 
     def _read_tile(

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from conftest import ROOT
+from tests.conftest import ROOT
 
 
 def load(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The README's Python runs as it is written."""
+"""The Python of README.md and docs/python.md runs as it is written."""
 
 from __future__ import annotations
 
@@ -8,23 +8,32 @@ import pytest
 
 from conftest import ROOT
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+PAGES = ("README.md", "docs/python.md")
+BLOCKS = [
+    (page, number, code)
+    for page in PAGES
+    for number, code in enumerate(
+        re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL), 1
+    )
+]
 
 
-@pytest.mark.parametrize("block", range(len(BLOCKS)))
-def test_the_readme_runs_as_written(block: int, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(("page", "number", "code"), BLOCKS, ids=[f"{page}:{number}" for page, number, _ in BLOCKS])
+def test_the_python_of_the_pages_runs_as_written(page: str, number: int, code: str, tmp_path, monkeypatch) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(compile(BLOCKS[block], f"README.md, block {block + 1}", "exec"), names)
-    if "embedding" in names:
+    exec(compile(code, f"{page}, block {number}", "exec"), names)
+    if "canvas" in names:
         assert names["canvas"].pixels.shape == (4096, 4096, 3)
-        assert names["embedding"].shape == (384,)
         assert names["slide"].size_px == (2220, 2967)
         assert round(names["slide"].mpp.x, 3) == 0.499
-    else:
+    if "embedding" in names:
+        assert names["embedding"].shape == (384,)
+    if "q" in names:
         assert names["out"].shape == names["q"].shape
 
 
-def test_the_readme_has_its_two_examples() -> None:
-    assert len(BLOCKS) == 2
+def test_the_pages_have_their_examples() -> None:
+    assert [page for page, _, code in BLOCKS if "longvit.open_slide" in code][:1] == ["README.md"]
+    assert any("dilated_attention" in code for page, _, code in BLOCKS if page == "docs/python.md")

@@ -56,7 +56,7 @@ LIMIT_BYTES = 10**9
 _ADDRESS_SPACE = 8 * 2**30  # so that a try that would fill the machine ends in a MemoryError
 _GREY_LEVELS = 2
 DATA_DAMAGES = ("one byte", "8 to 64 bytes", "512 zeros", "4096 zeros", "512 random bytes")
-PAGE_START, PAGE_END = "<!-- figures: from here written by tests/faults/damaged_slides.py -->", "<!-- to here -->"
+PAGE_START, PAGE_END = "<!-- tables: from here written by tests/faults/damaged_slides.py -->", "<!-- to here -->"
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def test_folders_of_another_kind_are_one_line(run: Path, tmp_path: Path) -> None
         "random": r"\(its norm after the mean\)",
         "tiles": "a model of tile features",
         "empty": "neither a model folder",
-        "file": "a file; the layout of DINO",
+        "file": "a file; give a model folder",
         "nowhere": "no such folder",
     }.items():
         with pytest.raises(InputError, match=words) as error:

@@ -32,7 +32,7 @@ UNIFORM_SHARE = 0.01
 """Fraction of log K: a teacher closer than this to uniform prefers a prototype no more than rounding and noise do.
 
 Centring flattens the teacher early in training. A tiny network on one slide (K = 4,096, batch 16) fell from 24 % to
-8 % in its first 220 steps, with its loss at 95 % of log K, and rose again (2026-11)."""
+8 % in its first 220 steps, while its loss was 95 % of log K. The distance then rose again (2026-11)."""
 SAME_SHARE = 0.03
 """H − h as a fraction of log K − h.
 

@@ -129,7 +129,7 @@ def warnings_of(metrics: dict[str, Any], main: str) -> list[str]:
         )
         notes.append(
             f"On the same slides, the {label} of {controls} is at least as high as the model's {held_out[name]:.2f}. "
-            f"These metrics show no benefit of the trained model over that."
+            f"These metrics show no benefit of the trained model over {'it' if len(as_good) == 1 else 'them'}."
         )
     if skipped := metrics.get("training", {}).get("skipped_steps"):
         notes.append(f"{counted(len(skipped), 'step')} skipped because of NaN or infinity; the first: {skipped[0]}.")
@@ -279,7 +279,7 @@ def _predictions_section(classes: Sequence[str], lines: Sequence[dict[str, str]]
     text = "Also in predictions.csv."
     if classes:
         wrong = sum(line["label"] != line["prediction"] for line in lines)
-        text = f"{wrong} of {len(lines)} are wrong (shaded), the most confident errors first. {text}"
+        text = f"Wrong: {wrong} of {len(lines)} (shaded), the most confident errors first. {text}"
     if len(lines) > MAX_ROWS:
         text += f" The first {MAX_ROWS} rows are shown."
     numbers = frozenset(i + bool(canvases) for i, name in enumerate(names) if name not in texts)

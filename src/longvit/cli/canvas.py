@@ -49,7 +49,7 @@ def canvas(
     ```
     """
     from longvit.files import make_folder
-    from longvit.slide_jobs import canvas_slides
+    from longvit.slide_jobs.canvas import canvas_slides
 
     make_folder(out)
     listed = listed_slides(slides, slides_dir, out)

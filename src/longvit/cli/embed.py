@@ -58,7 +58,7 @@ def embed(
     ```
     """
     from longvit.files import make_folder
-    from longvit.slide_jobs import embed_slides
+    from longvit.slide_jobs.embed import embed_slides
 
     if "RANK" in os.environ or sequence_ranks > 1:
         if not workers.is_here:

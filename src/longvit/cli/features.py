@@ -77,8 +77,7 @@ def features(
     ```
     """
     from longvit.files import make_folder
-    from longvit.slide_jobs import feature_slides
-    from longvit.slide_jobs.features import TABLE, encoder_needs_torch, feature_folder
+    from longvit.slide_jobs.features import TABLE, encoder_needs_torch, feature_folder, feature_slides
 
     folder = feature_folder(out, tiling, encoder)
     if workers.is_here and encoder_needs_torch(encoder):

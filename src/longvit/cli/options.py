@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from longvit.data.folds import Fold
     from longvit.data.slide_list import ListedSlide
     from longvit.model.longvit import LongViT
-    from longvit.slide_jobs import SlideJobsResult
+    from longvit.slide_jobs.run import SlideJobsResult
     from longvit.tasks.settings import FinetuneSettings
 
 SETTINGS = Group("Settings (also keys of a recipe)", sort_key=3)

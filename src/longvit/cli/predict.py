@@ -53,7 +53,7 @@ def predict(
     ```
     """
     from longvit.files import make_folder
-    from longvit.slide_jobs import predict_slides
+    from longvit.slide_jobs.predict import predict_slides
 
     make_folder(out)
     listed = listed_slides(slides, slides_dir, out)

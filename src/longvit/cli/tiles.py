@@ -24,7 +24,7 @@ from longvit.slide_jobs.reading import ReadSettings
 from longvit.slides.tissue import TissueSettings
 
 if TYPE_CHECKING:
-    from longvit.slide_jobs import SlideJobsResult
+    from longvit.slide_jobs.run import SlideJobsResult
 
 
 def tiles(
@@ -55,8 +55,7 @@ def tiles(
     ```
     """
     from longvit.files import make_folder
-    from longvit.slide_jobs import tile_slides
-    from longvit.slide_jobs.tiles import TABLE, tile_folder
+    from longvit.slide_jobs.tiles import TABLE, tile_folder, tile_slides
 
     make_folder(out)
     listed = listed_slides(slides, slides_dir, out)

@@ -123,7 +123,7 @@ class FoldOptions:
     patient_disjoint: Annotated[bool, Parameter(negative="")] = False
     """Move patients who are in two splits of a fold to one split."""
 
-    def make(self, cohort: Cohort, settings: FinetuneSettings) -> tuple[Fold, ...]:
+    def make(self, cohort: Cohort, settings: FinetuneSettings, seed: int) -> tuple[Fold, ...]:
         """Folds of a cohort: new ones stratified by the task of `settings`, or those of a folder or column."""
         from longvit.data import new_folds
         from longvit.data.folds import folds_of_column, read_folds
@@ -132,7 +132,7 @@ class FoldOptions:
         assert self.folds is not None
         if self.folds.isdecimal():
             strata = task_class(settings.task).strata(cohort, settings)
-            return new_folds.make_folds(cohort, int(self.folds), seed=settings.seed, strata=strata)
+            return new_folds.make_folds(cohort, int(self.folds), seed=seed, strata=strata)
         published = folds_of_column(cohort) if self.folds == "column" else read_folds(self.folds)
         return new_folds.patient_disjoint(published, cohort) if self.patient_disjoint else published
 

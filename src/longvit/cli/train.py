@@ -132,7 +132,7 @@ def _cross_validate(
     from longvit.finetuning.crossval import cross_validate
     from longvit.report import crossval_report
 
-    folds, only = fold_options.make(manifest, settings), fold_options.fold
+    folds, only = fold_options.make(manifest, settings, settings.seed), fold_options.fold
     if jobs > 1 and settings.threads is None:  # each process would start a thread per core
         settings = replace(settings, threads=max(1, (os.cpu_count() or 1) // jobs))
     result = cross_validate(manifest, folds, settings, out, only=only, command=command, jobs=jobs, ranks=ranks)

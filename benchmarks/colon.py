@@ -59,7 +59,7 @@ def histogram_control(cohort: Cohort, settings: FinetuneSettings) -> dict[str, f
 def run_fold(cohort: Cohort, fold: str, settings: FinetuneSettings, out: Path) -> dict[str, Any]:
     """Trains on the other folds, tests on this one."""
     split = cohort.with_splits(["test" if row.fold == fold else "train" for row in cohort.rows])
-    metrics = finetune(split, settings, out / f"fold{fold}").metrics
+    metrics = finetune(split, out / f"fold{fold}", settings).metrics
     systems = {
         "longvit_tiny": metrics["splits"]["test"],
         **{name: of["test"] for name, of in metrics["controls"].items()},

@@ -102,9 +102,9 @@ def fields(
     )
     result = compare(
         cohort,
+        out / of_encoder("colon", encoder),
         folds_of_column(cohort),
         settings,
-        out / of_encoder("colon", encoder),
         features=feature_folder(folder, tiles, encoder),
         only=only,
         longvit_run=longvit_run,
@@ -123,9 +123,9 @@ def survival_of_omics(out: Path, settings: ComparisonSettings) -> Iterator[dict[
         for what, given in (("snn", ()), ("snn, L1 once", ("snn.l1=1e-4",)), ("omic branch", BRANCH)):
             result = compare(
                 cohort,
+                out / f"{name}_{what.replace(',', '').replace(' ', '_')}",
                 read_folds(MCAT / "splits" / f"tcga_{name}"),
                 replace(settings, task="survival", systems=("snn",), set=given, bins="cohort"),
-                out / f"{name}_{what.replace(',', '').replace(' ', '_')}",
                 omics=read_omics(table),
             )
             yield from rows_of(result.summary, cohort=name, what=what, figure="c_index")

@@ -94,7 +94,7 @@ def run(task: str, epochs: int, out: Path) -> dict[str, Any]:
     cohort = read_cohort(write_cohort(out / "squares"), label_column="label" if kind.has_classes else None)
     settings = FinetuneSettings(task=task, epochs=epochs, cache_dir=out / "canvases", **SETTINGS)
     folds = make_folds(cohort, FOLDS, strata=kind.strata(cohort, settings), by_site=True)
-    result = cross_validate(cohort, folds, settings, out / task)
+    result = cross_validate(cohort, out / task, folds, settings)
     crossval_report(result.summary, result.folder, images={row.slide_id: row.path for row in cohort.rows})
     s = result.summary
     rounded = {c: {k: round(v, 3) for k, v in of.items()} for c, of in s["controls"].items()}

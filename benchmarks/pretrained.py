@@ -71,7 +71,7 @@ DATA = {"squares": squares, "colon": colon}
 
 def rounds_of(cohort: Cohort, folds: tuple[Fold, ...], settings: FinetuneSettings, folder: Path) -> list[Round]:
     """Trains on every fold; → what is known of each."""
-    cross_validate(cohort, folds, settings, folder)
+    cross_validate(cohort, folder, folds, settings)
     found = []
     for fold in folds:
         bound = bind(assign(replace_splits(cohort), fold, allow_leak=settings.allow_leak), settings)

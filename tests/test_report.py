@@ -148,7 +148,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[FinetuneResult, 
     folder = tmp_path_factory.mktemp("run")
     cohort = study(folder / "data")
     settings = replace(SETTINGS, epochs=2)
-    result = finetune(cohort, settings, folder / "out")
+    result = finetune(cohort, folder / "out", settings)
     return result, finetune_report(result, cohort, settings).read_text(encoding="utf-8")
 
 
@@ -184,7 +184,7 @@ def test_a_run_in_which_slides_were_lost_says_which_and_why(tmp_path: Path) -> N
     cohort = study(tmp_path / "data")
     (tmp_path / "data" / "s02.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     settings = replace(SETTINGS, epochs=1, controls=False)
-    result = finetune(cohort, settings, tmp_path / "out")
+    result = finetune(cohort, tmp_path / "out", settings)
     text = finetune_report(result, cohort, settings).read_text(encoding="utf-8")
     assert "Problems" in text
     assert "s02" in text

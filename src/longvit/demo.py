@@ -156,7 +156,7 @@ def run_demo(
         claim(folder, opened)
         cohort = read_cohort(write_regions(opened, folder))
     settings = settings or load_settings(FinetuneSettings, "tiny", device=device)
-    finetuned = finetune(cohort, settings, folder / "run")
+    finetuned = finetune(cohort, folder / "run", settings)
     png = whole_slide(finetuned.model_dir, path, folder, device)
     return DemoOutcome(write_demo_report(folder, finetuned, cohort, settings, png), finetuned, png)
 

@@ -31,7 +31,7 @@ def run(folder: Path, settings: ComparisonSettings = QUICK, out: str = "out", **
         folder / "cohort.csv", label_column="label" if settings.task == "subtyping" else None, need_files=False
     )
     inputs.setdefault("features", folder / "features")
-    return compare(cohort, folds_of_column(cohort), settings, folder / out, **inputs)
+    return compare(cohort, folder / out, folds_of_column(cohort), settings, **inputs)
 
 
 def auc_from_the_files(folder: Path, system: str, fold: str) -> float:

@@ -50,7 +50,7 @@ def test_longvit_stands_in_the_table_with_its_gap(tmp_path: Path) -> None:
     mean = write_run(tmp_path / "cv", cohort)
     folds = folds_of_column(cohort)
     summary = compare(
-        cohort, folds, ONE, tmp_path / "out", features=tmp_path / "features", longvit_run=tmp_path / "cv"
+        cohort, tmp_path / "out", folds, ONE, features=tmp_path / "features", longvit_run=tmp_path / "cv"
     ).summary
     system, longvit = summary["systems"]
     assert (longvit["system"], longvit["parameters"]) == ("longvit", 123)
@@ -67,9 +67,9 @@ def test_what_longvit_cost_stands_beside_what_the_others_cost(tmp_path: Path) ->
     def row() -> dict[str, str]:
         found = compare(
             cohort,
+            tmp_path / "out",
             folds_of_column(cohort),
             ONE,
-            tmp_path / "out",
             features=tmp_path / "features",
             longvit_run=tmp_path / "cv",
         )
@@ -91,7 +91,7 @@ def test_a_slide_that_longvit_lacks_is_left_out_of_the_gap_alone(tmp_path: Path)
     write_run(tmp_path / "cv", cohort, without="s04")
     folds = folds_of_column(cohort)
     summary = compare(
-        cohort, folds, ONE, tmp_path / "out", features=tmp_path / "features", longvit_run=tmp_path / "cv"
+        cohort, tmp_path / "out", folds, ONE, features=tmp_path / "features", longvit_run=tmp_path / "cv"
     ).summary
     system, longvit = summary["systems"]
     assert system["gap"]["value"] != pytest.approx(longvit["mean"] - system["mean"], abs=1e-12)
@@ -105,9 +105,9 @@ def test_longvit_on_other_folds_is_refused_in_one_line(tmp_path: Path) -> None:
     moved = (replace(folds[0], train=folds[0].train[1:]), folds[1])
     for other, words in ((moved, "has other slides in fold 0"), ((replace(folds[0], name="7"),), "has no fold 7")):
         with pytest.raises(InputError, match=f"{words}.*the same folds; give --folds .*cv/folds"):
-            compare(cohort, other, ONE, tmp_path / "out", features=tmp_path / "features", longvit_run=tmp_path / "cv")
+            compare(cohort, tmp_path / "out", other, ONE, features=tmp_path / "features", longvit_run=tmp_path / "cv")
     with pytest.raises(InputError, match="no finished cross-validation"):
-        compare(cohort, folds, ONE, tmp_path / "out", features=tmp_path / "features", longvit_run=tmp_path)
+        compare(cohort, tmp_path / "out", folds, ONE, features=tmp_path / "features", longvit_run=tmp_path)
 
 
 def test_survival_meets_longvit_on_patients_though_it_saw_a_slide_without_features(tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_survival_meets_longvit_on_patients_though_it_saw_a_slide_without_featur
     (tmp_path / "cv" / "crossval.json").write_text(json.dumps(summary))
     found = compare(
         cohort,
+        tmp_path / "out",
         folds,
         replace(ONE, task="survival", n_bins=2, bags_per_step=4),
-        tmp_path / "out",
         features=tmp_path / "features",
         longvit_run=tmp_path / "cv",
     ).summary

@@ -25,7 +25,7 @@ def run(folder: Path, out: str, *, jobs: int, systems: tuple[str, ...] = QUICK.s
     cohort = read_cohort(folder / "cohort.csv", need_files=False)
     settings = replace(QUICK, systems=systems)
     folds = folds_of_column(cohort)
-    return compare(cohort, folds, settings, folder / out, features=folder / "features", jobs=jobs, **inputs)
+    return compare(cohort, folder / out, folds, settings, features=folder / "features", jobs=jobs, **inputs)
 
 
 def outputs(folder: Path) -> dict[str, bytes]:

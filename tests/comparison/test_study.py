@@ -39,9 +39,9 @@ def trained(folder: Path, out: str, settings: ComparisonSettings) -> tuple[dict[
     (name,) = settings.systems
     compare(
         cohort,
+        folder / out,
         folds_of_column(cohort),
         settings,
-        folder / out,
         features=folder / "features",
         omics=read_omics(folder / "omics.csv"),
         only=("0",),

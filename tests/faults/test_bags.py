@@ -111,7 +111,7 @@ def compared(cohort: Path) -> list[dict[str, str]]:
     manifest = read_cohort(cohort, label_column="label", need_files=False)
     settings = ComparisonSettings(systems=("mean_pooling",), epochs=1, device="cpu", threads=1, bootstrap=0)
     try:
-        compare(manifest, [fold_of_splits(manifest)], settings, folder / "out", features=folder / "features")
+        compare(manifest, folder / "out", [fold_of_splits(manifest)], settings, features=folder / "features")
     finally:
         path = folder / "out" / "problems.csv"
         rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []

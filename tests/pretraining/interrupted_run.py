@@ -60,6 +60,6 @@ def settings_of(inputs: Path, **changes: object) -> PretrainSettings:
 def whole_run(inputs: Path, out: Path, workers: int = 0) -> None:
     """From where it is to its end."""
     try:
-        pretrain(find_slides([inputs / "slides"]), settings_of(inputs, num_workers=workers), out)
+        pretrain(find_slides([inputs / "slides"]), out, settings_of(inputs, num_workers=workers))
     except Interrupted as error:
         sys.exit(error.exit_code)

@@ -60,9 +60,9 @@ def test_settings_that_change_nothing_of_the_result_may_differ_when_it_goes_on(t
 def test_a_checkpoint_in_the_layout_of_dino_starts_another_pretraining(tmp_path: Path) -> None:
     write_inputs(tmp_path)
     slides, first, second = find_slides([tmp_path / "slides"]), tmp_path / "first", tmp_path / "second"
-    pretrain(slides, settings_of(tmp_path, epochs=1), first)
+    pretrain(slides, first, settings_of(tmp_path, epochs=1))
     publish(first, tmp_path / "dino.pth")
-    pretrain(slides, settings_of(tmp_path, weights=tmp_path / "dino.pth", lr=0.0, min_lr=0.0, epochs=1), second)
+    pretrain(slides, second, settings_of(tmp_path, weights=tmp_path / "dino.pth", lr=0.0, min_lr=0.0, epochs=1))
     before, after = (newest(of / "checkpoints").tensors for of in (first, second))
     name = "model.networks.student.head.last_layer.weight_v"
     assert torch.equal(after[name], before[name])  # the student stands still at lr 0: heads and all come from the file

@@ -53,4 +53,4 @@ def study(folder: Path, **kind: object) -> Cohort:
 
 
 if __name__ == "__main__":
-    finetune(read_cohort(sys.argv[1]), replace(SETTINGS, num_workers=2), sys.argv[2])
+    finetune(read_cohort(sys.argv[1]), sys.argv[2], replace(SETTINGS, num_workers=2))

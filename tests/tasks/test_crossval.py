@@ -37,7 +37,7 @@ FLAGS = [
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[CrossValidation, Cohort]:
     folder = tmp_path_factory.mktemp("crossval")
     cohort = read_cohort(write_study(folder, n=40, split=False))
-    return cross_validate(cohort, make_folds(cohort, 3), QUICK, folder / "cv"), cohort
+    return cross_validate(cohort, folder / "cv", make_folds(cohort, 3), QUICK), cohort
 
 
 def test_the_table_follows_from_the_folds(finished: tuple[CrossValidation, Cohort]) -> None:
@@ -71,10 +71,10 @@ def test_given_again_nothing_is_computed_and_a_fold_that_is_missing_is(
     result, cohort = finished
     folds = make_folds(cohort, 3)
     stamp = (result.folder / "fold_1" / "metrics.json").stat().st_mtime_ns
-    again = cross_validate(cohort, folds, QUICK, result.folder)
+    again = cross_validate(cohort, result.folder, folds, QUICK)
     assert again.summary == result.summary
     assert (result.folder / "fold_1" / "metrics.json").stat().st_mtime_ns == stamp
-    one = cross_validate(cohort, folds, QUICK, tmp_path / "cv", only=["1"])
+    one = cross_validate(cohort, tmp_path / "cv", folds, QUICK, only=["1"])
     assert one.missing == ("0", "2")
     assert not (tmp_path / "cv" / "crossval.json").exists()
     assert one.summary["folds"][0]["last"] == result.summary["folds"][1]["last"]
@@ -94,7 +94,7 @@ def test_folds_side_by_side_are_those_one_after_another(
 def test_folds_without_a_test_are_judged_on_val_and_best_val_is_marked(tmp_path: Path) -> None:
     cohort = read_cohort(write_study(tmp_path, n=24, split=False))
     folds = [Fold(f.name, (*f.train, *f.val), f.test) for f in make_folds(cohort, 2)]
-    result = cross_validate(cohort, folds, replace(QUICK, controls=False), tmp_path / "cv")
+    result = cross_validate(cohort, tmp_path / "cv", folds, replace(QUICK, controls=False))
     assert result.summary["evaluated"] == "val"
     assert result.summary["optimistic_best_val"]
     assert "optimistic" in result.text()
@@ -105,10 +105,10 @@ def test_a_leaking_fold_stops_before_anything_is_read_and_is_counted_where_allow
     ids = np.array([row.slide_id for row in cohort.rows])
     leaking = [Fold("0", tuple(ids[:9]), (), tuple(ids[9:])), Fold("1", tuple(ids[9:]), (), tuple(ids[:9]))]
     with pytest.raises(InputError, match=r"fold 0: patient P4 is in train and in test"):
-        cross_validate(cohort, leaking, QUICK, tmp_path / "cv")
+        cross_validate(cohort, tmp_path / "cv", leaking, QUICK)
     assert not (tmp_path / "cv" / "canvases").exists()
     allowed = replace(QUICK, allow_leak=True, controls=False)
-    result = cross_validate(cohort, leaking, allowed, tmp_path / "cv")
+    result = cross_validate(cohort, tmp_path / "cv", leaking, allowed)
     assert [fold["leaks"]["train_test"] for fold in result.summary["folds"]] == [1, 1]
     assert "LEAK: 2 times" in result.text()
 
@@ -117,9 +117,9 @@ def test_other_settings_and_an_unknown_fold_are_refused(finished: tuple[CrossVal
     result, cohort = finished
     folds = make_folds(cohort, 3)
     with pytest.raises(InputError, match=r"started with other settings \(lr 0.001 -> 0.01"):
-        cross_validate(cohort, folds, replace(QUICK, lr=0.01), result.folder)
+        cross_validate(cohort, result.folder, folds, replace(QUICK, lr=0.01))
     with pytest.raises(InputError, match=r"--fold 7: choose 0, 1, 2"):
-        cross_validate(cohort, folds, QUICK, result.folder, only=["7"])
+        cross_validate(cohort, result.folder, folds, QUICK, only=["7"])
 
 
 def test_a_signal_to_the_whole_stops_the_folds_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ SCRIPT = Path(__file__).with_name("study.py")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
     """A run that is over; tests only look at it."""
     folder = tmp_path_factory.mktemp("study")
-    return finetune(study(folder / "slides"), SETTINGS, folder / "run")
+    return finetune(study(folder / "slides"), folder / "run", SETTINGS)
 
 
 def predictions(result: FinetuneResult) -> list[dict[str, str]]:
@@ -112,7 +112,7 @@ def test_a_finished_run_started_again_says_so_and_computes_nothing(
 ) -> None:
     monkeypatch.setattr("longvit.finetuning.run._Finetuning.run", None)
     cohort = read_cohort(finished.folder.parent / "slides" / "cohort.csv")
-    again = finetune(cohort, replace(SETTINGS, num_workers=7, threads=2), finished.folder)
+    again = finetune(cohort, finished.folder, replace(SETTINGS, num_workers=7, threads=2))
     assert again.was_finished
     assert again.metrics == finished.metrics
 
@@ -121,10 +121,10 @@ def test_other_settings_or_another_cohort_show_the_difference(finished: Finetune
     slides = finished.folder.parent / "slides"
     cohort = read_cohort(slides / "cohort.csv")
     with pytest.raises(InputError, match=r"run: started with other settings \(lr 0.001 -> 0.002\); give the same"):
-        finetune(cohort, replace(SETTINGS, lr=2e-3), finished.folder)
+        finetune(cohort, finished.folder, replace(SETTINGS, lr=2e-3))
     moved = cohort.with_splits([{"val": "test", "test": "val"}.get(str(r.split), "train") for r in cohort.rows])
     with pytest.raises(InputError, match=r"other settings \(cohort \w+ -> \w+\)"):
-        finetune(moved, SETTINGS, finished.folder)
+        finetune(moved, finished.folder, SETTINGS)
 
 
 def kill_when(process: subprocess.Popen[bytes], path: Path) -> None:
@@ -160,14 +160,14 @@ def test_a_slide_that_cannot_be_read_costs_a_row(tmp_path: Path) -> None:
     cohort = study(tmp_path)
     (tmp_path / "s00.png").write_bytes(b"")
     (tmp_path / "s12.png").write_text("no slide")
-    result = finetune(cohort, replace(SETTINGS, epochs=1, controls=False), tmp_path / "run")
+    result = finetune(cohort, tmp_path / "run", replace(SETTINGS, epochs=1, controls=False))
     assert [(p.slide, p.stage) for p in result.problems] == [("s00", "open"), ("s12", "open")]
     assert result.metrics["left_out"] == ["s00", "s12"]
     assert result.metrics["training"]["slides"] == 11
     assert result.metrics["splits"]["val"]["slides"] == 3
     assert result.metrics["controls"] == {}
     assert result.problems_csv.read_text().count("\n") == 3
-    assert finetune(cohort, replace(SETTINGS, epochs=1, controls=False), tmp_path / "run").problems == result.problems
+    assert finetune(cohort, tmp_path / "run", replace(SETTINGS, epochs=1, controls=False)).problems == result.problems
 
 
 def test_nothing_left_of_a_class_is_an_error_that_names_the_first_slide(tmp_path: Path) -> None:
@@ -176,19 +176,19 @@ def test_nothing_left_of_a_class_is_an_error_that_names_the_first_slide(tmp_path
         if row.label == "stained":
             row.path.write_bytes(b"")
     with pytest.raises(InputError, match=r"no slide of class 'stained' in split train; 6 slides cannot be read.*s02"):
-        finetune(cohort, SETTINGS, tmp_path / "run")
+        finetune(cohort, tmp_path / "run", SETTINGS)
 
 
 def test_the_same_file_in_two_splits_is_a_leak(tmp_path: Path) -> None:
     path = write_study(tmp_path)
     (tmp_path / "s12.png").write_bytes((tmp_path / "s00.png").read_bytes())
     with pytest.raises(InputError, match=r"slides s00 \(train\) and s12 \(val\) are the same file"):
-        finetune(read_cohort(path), SETTINGS, tmp_path / "run")
+        finetune(read_cohort(path), tmp_path / "run", SETTINGS)
 
 
 def test_three_classes_without_a_split_column(tmp_path: Path) -> None:
     cohort = study(tmp_path, classes=("a", "b", "c"), n=36, split=False)
-    result = finetune(cohort, replace(SETTINGS, epochs=2, split=(0.5, 0.0, 0.5)), tmp_path / "run")
+    result = finetune(cohort, tmp_path / "run", replace(SETTINGS, epochs=2, split=(0.5, 0.0, 0.5)))
     assert set(result.metrics["splits"]) == {"test"}
     assert result.metrics["best_val"] is None
     assert any("split by patient with seed 0" in note for note in result.metrics["notes"])
@@ -200,7 +200,7 @@ def test_a_test_split_of_one_class_has_no_auc_and_says_so(tmp_path: Path) -> Non
     cohort = study(tmp_path)
     rows = cohort.rows
     only = cohort.with_splits([None if r.split == "test" and r.label == "pale" else r.split for r in rows])
-    result = finetune(only, replace(SETTINGS, epochs=1, controls=False), tmp_path / "run")
+    result = finetune(only, tmp_path / "run", replace(SETTINGS, epochs=1, controls=False))
     metrics = result.metrics["splits"]["test"]
     assert metrics["auc"] is None
     assert metrics["auc_interval"] == [None, None]
@@ -210,7 +210,7 @@ def test_a_test_split_of_one_class_has_no_auc_and_says_so(tmp_path: Path) -> Non
 
 def test_bfloat16_and_recomputation_learn_the_same(tmp_path: Path) -> None:
     settings = replace(SETTINGS, dtype="bfloat16", recompute=True, clip_norm=1.0, controls=False)
-    result = finetune(study(tmp_path), settings, tmp_path / "run")
+    result = finetune(study(tmp_path), tmp_path / "run", settings)
     assert result.metrics["splits"]["test"]["auc"] == 1.0
     assert {p.dtype for p in longvit.load_model(result.model_dir).parameters()} == {torch.float32}
 
@@ -223,7 +223,7 @@ def test_out_of_memory_names_the_way_out(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(
         InputError, match=r"out of memory with 2 slides of 64 px .*; try --forward-batch 1, --recompute"
     ):
-        finetune(study(tmp_path), replace(SETTINGS, controls=False), tmp_path / "run")
+        finetune(study(tmp_path), tmp_path / "run", replace(SETTINGS, controls=False))
 
 
 def test_two_processes_in_one_folder_do_not_trip_over_each_other(tmp_path: Path) -> None:
@@ -232,14 +232,14 @@ def test_two_processes_in_one_folder_do_not_trip_over_each_other(tmp_path: Path)
     with (tmp_path / "run" / "run.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another process is at work in it"):
-            finetune(cohort, SETTINGS, tmp_path / "run")
+            finetune(cohort, tmp_path / "run", SETTINGS)
 
 
 @pytest.mark.parametrize(("split", "words"), [("train", "val or test"), ("val", "of split train")])
 def test_a_cohort_without_a_side_is_refused(tmp_path: Path, split: str, words: str) -> None:
     cohort = study(tmp_path, split=False)
     with pytest.raises(InputError, match=words):
-        finetune(cohort.with_splits([split] * len(cohort.rows)), SETTINGS, tmp_path / "run")
+        finetune(cohort.with_splits([split] * len(cohort.rows)), tmp_path / "run", SETTINGS)
 
 
 def test_it_starts_from_weights_with_a_new_head(finished: FinetuneResult) -> None:
@@ -260,7 +260,7 @@ def test_nan_weights_name_the_layer(finished: FinetuneResult, tmp_path: Path) ->
         model.fc_norm.weight[3] = float("nan")
     model.save_pretrained(tmp_path / "broken")
     with pytest.raises(InputError, match=r"fc_norm.weight"):
-        finetune(study(tmp_path / "s"), replace(SETTINGS, weights=tmp_path / "broken"), tmp_path / "run")
+        finetune(study(tmp_path / "s"), tmp_path / "run", replace(SETTINGS, weights=tmp_path / "broken"))
 
 
 def test_what_is_not_there_is_said_before_any_canvas_is_made(tmp_path: Path) -> None:
@@ -272,11 +272,11 @@ def test_what_is_not_there_is_said_before_any_canvas_is_made(tmp_path: Path) -> 
     ]
     for i, (settings, words) in enumerate(wrong):
         with pytest.raises(InputError, match=words):
-            finetune(cohort, settings, tmp_path / f"run{i}")
+            finetune(cohort, tmp_path / f"run{i}", settings)
         assert not (tmp_path / f"run{i}" / "canvases").exists()
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="not written"):
-        finetune(cohort, SETTINGS, tmp_path / "file" / "run")
+        finetune(cohort, tmp_path / "file" / "run", SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -315,11 +315,11 @@ def test_offload_leaves_the_numbers_and_needs_recomputation(tmp_path: Path) -> N
     """On a CPU the host is where tensors are already; the settings and the way of the images are the same."""
     settings = replace(SETTINGS, epochs=1, recompute=True, controls=False)
     cohort = study(tmp_path / "slides")
-    plain = finetune(cohort, settings, tmp_path / "run")
+    plain = finetune(cohort, tmp_path / "run", settings)
     (tmp_path / "run" / "metrics.json").unlink()
-    offloaded = finetune(cohort, replace(settings, offload=True), tmp_path / "offloaded")
+    offloaded = finetune(cohort, tmp_path / "offloaded", replace(settings, offload=True))
     assert offloaded.metrics == plain.metrics
-    assert not finetune(cohort, replace(settings, offload=True), tmp_path / "run").was_finished  # it may go on with it
+    assert not finetune(cohort, tmp_path / "run", replace(settings, offload=True)).was_finished  # it may go on with it
     with pytest.raises(InputError, match="give --recompute too"):
         replace(SETTINGS, offload=True)
     with pytest.raises(InputError, match="offload is for slides on one device"):

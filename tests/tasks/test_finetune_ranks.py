@@ -47,7 +47,7 @@ def same(ours: Any, theirs: Any) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, FinetuneResult]:
     folder = tmp_path_factory.mktemp("study")
     cohort = study(folder / "slides")
-    return cohort, finetune(cohort, EACH, folder / "alone")
+    return cohort, finetune(cohort, folder / "alone", EACH)
 
 
 @pytest.mark.parametrize(("data", "sequence"), [(2, 1), (1, 2), (2, 2)])
@@ -62,7 +62,7 @@ def test_metrics_are_those_of_one_process_on_any_mesh(alone: Any, tmp_path: Path
     logits = [np.loadtxt(f / "outputs.csv", delimiter=",", skiprows=1, usecols=(3, 4)) for f in folders]
     assert np.abs(logits[0] - logits[1]).max() < 1e-4
     assert len({frozenset(path.name for path in folder.iterdir()) for folder in folders}) == 1
-    again = finetune(cohort, EACH, tmp_path / "ranks")
+    again = finetune(cohort, tmp_path / "ranks", EACH)
     assert again.was_finished
 
 
@@ -73,13 +73,13 @@ def test_slides_that_share_a_forward_pass_are_settled_when_a_run_begins(tmp_path
     on_mesh(4, 1, _finetune, cohort, settings, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["slides_per_forward"] == 2
     (tmp_path / "run" / "metrics.json").unlink()
-    assert not finetune(cohort, settings, tmp_path / "run").was_finished
+    assert not finetune(cohort, tmp_path / "run", settings).was_finished
 
 
 @pytest.mark.slow
 def test_folds_are_shared_and_summed_up_by_the_first(tmp_path: Path) -> None:
     cohort = study(tmp_path / "slides")
-    alone = cross_validate(cohort, make_folds(cohort, 2), EACH, tmp_path / "alone")
+    alone = cross_validate(cohort, tmp_path / "alone", make_folds(cohort, 2), EACH)
     first, second = on_mesh(2, 1, _cross_validate, cohort, tmp_path / "ranks")
     assert alone is not None
     assert first == pytest.approx(alone.summary["mean"], abs=2e-3)
@@ -93,17 +93,17 @@ def test_more_ranks_than_rows_of_patches_are_refused_in_one_line(tmp_path: Path)
 
 
 def _finetune(ranks: Ranks, cohort: Any, settings: FinetuneSettings, folder: Path) -> Any:
-    return finetune(cohort, settings, folder, ranks=ranks).metrics
+    return finetune(cohort, folder, settings, ranks=ranks).metrics
 
 
 def _cross_validate(ranks: Ranks, cohort: Any, folder: Path) -> float | None:
-    result = cross_validate(cohort, make_folds(cohort, 2), EACH, folder, ranks=ranks)
+    result = cross_validate(cohort, folder, make_folds(cohort, 2), EACH, ranks=ranks)
     return None if result is None else result.summary["mean"]
 
 
 def _refusal(ranks: Ranks, cohort: Any, settings: FinetuneSettings, folder: Path) -> str:
     try:
-        finetune(cohort, settings, folder, ranks=ranks)
+        finetune(cohort, folder, settings, ranks=ranks)
     except InputError as error:
         return str(error)
     return ""

@@ -123,7 +123,7 @@ def write_cohort(folder: Path, n: int = 48) -> Path:
 def test_it_learns_and_predicts_from_end_to_end(tmp_path: Path, loss: str) -> None:
     cohort = read_cohort(write_cohort(tmp_path), label_column=None)
     settings = replace(SETTINGS, survival_loss=loss, epochs=6, forward_batch=4)
-    result = finetune(cohort, settings, tmp_path / "run")
+    result = finetune(cohort, tmp_path / "run", settings)
     test = result.metrics["splits"]["test"]
     assert test["c_index"] > 0.8
     assert result.metrics["controls"]["mean_colour"]["test"]["c_index"] > 0.9  # the risk is the darkness

@@ -109,9 +109,9 @@ def benchmark(
         echo(line)
     result = compare(
         manifest,
+        out,
         _folds(manifest, fold_options, settings),
         settings,
-        out,
         features=features,
         omics=None if omics is None else read_omics(omics, signatures),
         only=fold_options.fold,

@@ -52,7 +52,7 @@ def pretrain(
     pick_device(settings.device)  # before any slide is read
     listed = listed_slides(slides, slides_dir, out)
     with ranks_or_none(settings.sequence_ranks, settings.device) as ranks:
-        result = run(listed, settings, out, probe=probe, ranks=ranks, show=pretrain_report)
+        result = run(listed, out, settings, probe=probe, ranks=ranks, show=pretrain_report)
         if ranks is not None and not ranks.is_first:
             return 0
     if result.was_finished:

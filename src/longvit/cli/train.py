@@ -95,7 +95,7 @@ def _finetune(manifest: Cohort, settings: FinetuneSettings, out: Path, ranks: Ra
     from longvit.finetuning.run import finetune
     from longvit.report import finetune_report
 
-    result = finetune(manifest, settings, out, ranks=ranks)
+    result = finetune(manifest, out, settings, ranks=ranks)
     if ranks is not None and not ranks.is_first:
         return 0
     if result.was_finished:
@@ -135,7 +135,7 @@ def _cross_validate(
     folds, only = fold_options.make(manifest, settings, settings.seed), fold_options.fold
     if jobs > 1 and settings.threads is None:  # each process would start a thread per core
         settings = replace(settings, threads=max(1, (os.cpu_count() or 1) // jobs))
-    result = cross_validate(manifest, folds, settings, out, only=only, command=command, jobs=jobs, ranks=ranks)
+    result = cross_validate(manifest, out, folds, settings, only=only, command=command, jobs=jobs, ranks=ranks)
     if result is None:
         return 0
     print(result.text())

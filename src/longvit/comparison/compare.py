@@ -61,9 +61,9 @@ class Comparison:
 
 def compare(
     cohort: Cohort,
+    out_dir: str | Path,
     folds: Sequence[Fold],
     settings: ComparisonSettings,
-    out_dir: str | Path,
     *,
     features: str | Path | None = None,
     omics: OmicTable | None = None,

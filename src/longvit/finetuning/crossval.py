@@ -89,9 +89,9 @@ class CrossValidation:
 
 def cross_validate(
     cohort: Cohort,
+    out_dir: str | Path,
     folds: Sequence[Fold],
     settings: FinetuneSettings,
-    out_dir: str | Path,
     *,
     only: Sequence[str] = (),
     command: Sequence[str] | None = None,
@@ -137,7 +137,7 @@ def cross_validate(
         for name in wanted:
             if is_first:
                 print(f"fold {name} ({wanted.index(name) + 1} of {len(wanted)})", file=sys.stderr, flush=True)
-            finetune(ready[name], settings, folder / f"fold_{name}", ranks=ranks)
+            finetune(ready[name], folder / f"fold_{name}", settings, ranks=ranks)
     if not is_first:
         return None
     return sum_up(ready, settings, folder)
@@ -153,7 +153,7 @@ def sum_up(ready: Mapping[str, Cohort], settings: FinetuneSettings, folder: Path
     results: dict[str, FinetuneResult] = {}
     for name, cohort in ready.items():
         if (folder / f"fold_{name}" / "metrics.json").exists():
-            results[name] = finetune(cohort, settings, folder / f"fold_{name}")
+            results[name] = finetune(cohort, folder / f"fold_{name}", settings)
     missing = tuple(name for name in ready if name not in results)
     if not results:
         raise InputError(f"{folder}: no fold is finished")

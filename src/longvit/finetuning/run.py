@@ -50,7 +50,7 @@ __all__ = ["FinetuneResult", "FinetuneSettings", "finetune"]
 
 
 def finetune(
-    cohort: Cohort, settings: FinetuneSettings, out_dir: str | Path, *, ranks: Ranks | None = None
+    cohort: Cohort, out_dir: str | Path, settings: FinetuneSettings, *, ranks: Ranks | None = None
 ) -> FinetuneResult:
     """Trains on the rows of split `train` and evaluates on `val` and `test` after every epoch.
 

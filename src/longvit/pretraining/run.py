@@ -48,8 +48,8 @@ __all__ = ["PretrainResult", "PretrainSettings", "pretrain"]
 
 def pretrain(
     slides: Sequence[ListedSlide],
-    settings: PretrainSettings,
     out_dir: str | Path,
+    settings: PretrainSettings,
     *,
     probe: str | Path | None = None,
     ranks: Ranks | None = None,

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import inspect
+import io
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import longvit
+from comparison.made import write_features
+from conftest import ROOT
+from longvit.slides.canvas import Canvas
+from longvit.slides.reader import Slide
+from tasks.study import write_study
 
 SLIDE_JOBS = ("embed_slides", "predict_slides", "canvas_slides", "tile_slides", "feature_slides")
+COHORT_JOBS = ("finetune", "cross_validate", "compare")
+SLOW = ("cross_validate", "compare", "pretrain")
 PUBLIC = sorted(set(longvit.__all__) - {"__version__"})
 
 
@@ -43,6 +53,13 @@ def test_slide_jobs_take_slides_then_the_folder_of_the_results(name: str) -> Non
     assert {"read_settings", "run_settings"} <= set(parameters)
 
 
+@pytest.mark.parametrize("name", [*COHORT_JOBS, "pretrain"])
+def test_training_takes_the_cohort_or_slides_then_the_folder_then_settings(name: str) -> None:
+    parameters = list(inspect.signature(getattr(longvit, name)).parameters)
+    assert parameters[:2] == ["slides" if name == "pretrain" else "cohort", "out_dir"]
+    assert "settings" in parameters[2:4]
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -56,3 +73,48 @@ def test_names_without_a_model_load_no_torch(code: str) -> None:
     script = f"import sys\n{code}\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+# --- the examples in the docstrings ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which the examples run: examples/, slides/ (20 small images), cohort.csv, features/ (a bag each)."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    write_study(folder / "slides").rename(folder / "cohort.csv")
+    for i in range(20):
+        features = np.random.default_rng(i).normal(size=(8, 6))
+        features[::4, 0] += 4 * (i // 2 % 2)
+        write_features(folder / "features", f"s{i:02d}", features)
+    return folder
+
+
+def examples_of(name: str) -> list[doctest.DocTest]:
+    """The doctests of a public name: its own docstring, and those of its methods."""
+    value = {"longvit": longvit, "Slide": Slide, "Canvas": Canvas}.get(name) or getattr(longvit, name)
+    found = doctest.DocTestFinder(recurse=name != "longvit").find(value, name, module=False, globs={})
+    return [test for test in found if test.examples]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "longvit",
+        "Slide",
+        "Canvas",
+        *(pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in PUBLIC),
+    ],
+)
+def test_every_public_name_has_an_example_that_runs(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examples = examples_of(name)
+    assert examples, f"{name}: no >>> example in its docstring"
+    monkeypatch.chdir(folder)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    for example in examples:
+        failures = io.StringIO()
+        outcome = doctest.DocTestRunner(optionflags=flags).run(example, out=failures.write)
+        assert not outcome.failed, failures.getvalue()

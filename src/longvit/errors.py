@@ -5,7 +5,13 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """A user's fault: the text names the file, the number and the way out, on one line."""
+    """A user's fault: the text names the file, the number and the way out, on one line.
+
+    >>> import longvit
+    >>> longvit.open_slide("missing.svs")
+    Traceback (most recent call last):
+    longvit.errors.InputError: missing.svs: no such file...
+    """
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -66,6 +66,11 @@ def dilated_attention(
 
     Raises:
         ValueError: shapes, dtypes, devices or settings that do not fit, with both numbers.
+
+    >>> import torch, longvit
+    >>> q, k, v = torch.randn(3, 1, 1024, 16, 24)  # 1,024 tokens, 16 heads of width 24
+    >>> longvit.dilated_attention(q, k, v, segment_lengths=(64, 1024), dilated_ratios=(1, 16)).shape
+    torch.Size([1, 1024, 16, 24])
     """
     lengths = _checked(q, k, v, segment_lengths, dilated_ratios, lengths, gradient, ragged)
     out, _ = forward_op(

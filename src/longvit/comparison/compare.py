@@ -79,6 +79,14 @@ def compare(
     Raises `InputError` before anything is trained: a system, setting of one, fold or cell of the tables that is not
     there, other settings than a finished cell had, LongViT on other folds, nobody left to train on; what a single cell
     raises is a row of the table.
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> settings = longvit.ComparisonSettings(systems=("mean_pooling",), epochs=1, device="cpu")
+    >>> folds = longvit.make_folds(cohort, 2)
+    >>> result = longvit.compare(cohort, "comparison", folds, settings, features="features")
+    >>> result.failed
+    ()
     """
     folder = make_folder(out_dir)
     set_threads(settings.threads)

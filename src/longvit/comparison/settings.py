@@ -20,7 +20,12 @@ _RUNTIME_ONLY = ("systems", "cell", "bootstrap", "memory_mb", "checkpoint_minute
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """Baselines on bags of tile features; the defaults are those of HIPT's and MCAT's trainings."""
+    """Baselines on bags of tile features; the defaults are those of HIPT's and MCAT's trainings.
+
+    >>> import longvit
+    >>> longvit.ComparisonSettings(systems=("clam_sb", "transmil"), epochs=5).task
+    'subtyping'
+    """
 
     task: str = "subtyping"
     """What is asked: subtyping (a bag is a slide) or survival (a bag is a patient, all slides behind each other)."""

@@ -87,6 +87,11 @@ def read_bag(path: str | Path) -> FeatureBag:
     """Reads a bag that TRIDENT, CLAM, or anyone in their layouts wrote; features become float32, coords int64.
 
     Raises `InputError` in one line for whatever cannot be used, an empty bag included.
+
+    >>> import longvit
+    >>> bag = longvit.read_bag("features/s00.h5")
+    >>> bag.features.shape, bag.coords.shape
+    ((8, 6), (8, 2))
     """
     path = Path(path)
     _check_there(path)

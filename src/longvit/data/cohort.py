@@ -149,6 +149,11 @@ def read_cohort(
     row without label, labels that are no classes, one class only, a slide without a file, a slide listed twice, two
     slides, patients, classes or folds that only their spelling tells apart, a patient in two splits or two folds, a
     split that is neither train, val nor test, an mpp that is no positive number, a class to keep that no row has.
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> len(cohort.rows), cohort.classes
+    (20, ('pale', 'stained'))
     """
     path = Path(csv_path)
     if slides_dir is not None and not Path(slides_dir).is_dir():

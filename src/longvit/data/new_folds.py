@@ -36,6 +36,11 @@ def make_folds(
 
     `InputError`: fewer than 2 folds, fewer groups than folds, a row without a site, a site in two spellings, a class
     with too few patients to be in every train (or a test of one class only, which no metric can judge).
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> [len(fold.test) for fold in longvit.make_folds(cohort, 5)]
+    [4, 4, 4, 4, 4]
     """
     if k < 2:
         raise InputError(f"{k} folds: at least 2 are needed")

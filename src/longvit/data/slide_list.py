@@ -82,6 +82,10 @@ def find_slides(
     slide id, two ids for one DICOM slide, a CSV without such a column, with an mpp that is no positive number, or with
     two slide ids that differ in spelling only. A CSV row whose file is missing is kept, and so is a slide whose name no
     result can have (see `ListedSlide.fault`).
+
+    >>> import longvit
+    >>> [slide.slide_id for slide in longvit.find_slides(["examples/*.svs"])]
+    ['CMU-1-Small-Region']
     """
     if slides_dir is not None and not is_folder(slides_dir):
         raise InputError(f"--slides-dir {slides_dir}: no such folder")

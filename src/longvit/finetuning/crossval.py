@@ -108,6 +108,13 @@ def cross_validate(
 
     Raises `InputError`: a patient on two sides of a fold (unless `settings.allow_leak`), an unknown name in `only`,
     and what `finetune` raises.
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> settings = longvit.FinetuneSettings(model="longvit_tiny_patch32", side_px=32, epochs=1, device="cpu")
+    >>> result = longvit.cross_validate(cohort, "runs/cv", longvit.make_folds(cohort, 2), settings)
+    >>> result.missing
+    ()
     """
     from longvit.config import settings_yaml
 

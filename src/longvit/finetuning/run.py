@@ -65,6 +65,13 @@ def finetune(
     training or without evaluation rows, a training split that lacks a class, a slide in two splits under two names, a
     device or weights that are not there, a NaN (slide or layer named), a folder that cannot be written to or in which
     another process is at work. A slide that cannot be read is left out and stands in problems.csv.
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> settings = longvit.FinetuneSettings(model="longvit_tiny_patch32", side_px=64, epochs=1, device="cpu")
+    >>> result = longvit.finetune(cohort, "runs/first", settings)
+    >>> result.model_dir.as_posix(), 0 <= result.metrics["splits"]["test"]["auc"] <= 1
+    ('runs/first/model', True)
     """
     from longvit.config import settings_yaml
     from longvit.parallel.ranks import ALONE

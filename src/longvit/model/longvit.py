@@ -66,6 +66,10 @@ class LongViTConfig:
     pool_norm: "fc_norm": mean over tokens, then LayerNorm, eps 1e-5 (fine-tuning). "token_norm": LayerNorm, eps 1e-6,
         then mean (DINO).
     grid_patches: side of the pretraining grid in patches.
+
+    >>> import longvit
+    >>> longvit.LongViTConfig(embed_dim=192, depth=6, num_heads=8, ffn_dim=768, image_px=4096).patch_px
+    32
     """
 
     embed_dim: int = 384
@@ -126,6 +130,10 @@ def segment_schedule(n_patches: int) -> tuple[int, ...]:
     Table 7 of the paper exactly at its five lengths. Elsewhere: below 1,024 the first row, cut to the sequence; between
     two rows each segment is interpolated in log(length) and rounded to a power of two; above the last row, that row;
     the last segment is always the whole sequence, so that every token is reached by every other through some path.
+
+    >>> import longvit
+    >>> longvit.segment_schedule(4_096)
+    (256, 512, 1024, 2048, 4096)
     """
     if n_patches < 1:
         raise ValueError(f"a sequence has at least one patch, got {n_patches}")
@@ -211,7 +219,13 @@ class LongViT(nn.Module):
         return AttentionPattern(segments, c.dilated_ratios, c.gradient, c.ragged)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → tokens (B, N, D), row-major. uint8 images may stay in host memory beside a model on a GPU."""
+        """(B, 3, H, W) → tokens (B, N, D), row-major. uint8 images may stay in host memory beside a model on a GPU.
+
+        >>> import torch, longvit
+        >>> model = longvit.create_model("longvit_tiny_patch32")
+        >>> model.forward_features(torch.zeros(1, 3, 64, 96, dtype=torch.uint8)).shape
+        torch.Size([1, 6, 192])
+        """
         return self.encode(self.patch_embed(images))
 
     def encode(self, x: Tensor) -> Tensor:
@@ -284,6 +298,11 @@ class LongViT(nn.Module):
         `slide` is what `longvit.open_slide` returns, or a uint8 (height, width, 3) array or canvas. Of a slide the
         canvas is never held: strips are embedded as they come while threads decode the next ones. Same bits both ways.
         On a card small canvases go as a CUDA graph (`longvit.model.cuda_graph`), again with the same bits.
+
+        >>> import longvit
+        >>> model = longvit.load_model("longvit-tiny-dino")
+        >>> model.embed(longvit.open_slide("examples/CMU-1-Small-Region.svs")).shape
+        (192,)
         """
         if isinstance(slide, (str, Path)):
             raise TypeError(f"embed takes an open slide: model.embed(longvit.open_slide({str(slide)!r}))")

@@ -89,6 +89,10 @@ def load_model(name: str | Path) -> Any:
 
     Raises:
         InputError: no such folder or file; an unknown format; weights that do not fit the config (which, both shapes).
+
+    >>> import longvit
+    >>> longvit.load_model("longvit-tiny-dino").config.embed_dim
+    192
     """
     folder = Path(name)
     if not folder.exists() and str(name) in shipped_names():

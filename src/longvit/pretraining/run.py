@@ -65,6 +65,16 @@ def pretrain(
 
     Raises `InputError` in one line: other settings than the folder was started with, no slide that can be used, a
     device or weights that are not there, a NaN. A slide that cannot be used stands in problems.csv.
+
+    >>> import longvit
+    >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
+    >>> settings = longvit.PretrainSettings(
+    ...     model="longvit_tiny_patch32", global_px=64, local_px=32, per_slide=4, epochs=1, batch_size=4, lr_batch=4,
+    ...     warmup_epochs=0, prototypes=32, probe_regions=8, num_workers=0, device="cpu",
+    ... )
+    >>> result = longvit.pretrain(slides, "runs/dino", settings)
+    >>> longvit.load_model("runs/dino/teacher").config.image_px
+    64
     """
     from longvit.config import settings_yaml
     from longvit.parallel.ranks import ALONE

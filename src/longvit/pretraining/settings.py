@@ -35,7 +35,12 @@ _TOKENS_PER_FORWARD = 16_384
 
 @dataclass(frozen=True)
 class PretrainSettings(DinoSettings, RegionSettings, CropSettings):
-    """DINO pretraining of a LongViT on regions of slides; the defaults are those of the paper's table 5."""
+    """DINO pretraining of a LongViT on regions of slides; the defaults are those of the paper's table 5.
+
+    >>> import longvit
+    >>> longvit.PretrainSettings(model="longvit_tiny_patch32", epochs=10, batch_size=64).global_px
+    1024
+    """
 
     model: str = "longvit_small_patch32"
     """Size of the model: longvit_tiny_patch32, longvit_small_patch32 (the paper's) or longvit_base_patch32."""

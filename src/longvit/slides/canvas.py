@@ -56,7 +56,13 @@ class CanvasSource:
 
 @dataclass(frozen=True)
 class Canvas:
-    """A slide as a raster, with where it lies and what was lost. `numpy.asarray(canvas)` gives the pixels."""
+    """A slide as a raster, with where it lies and what was lost. `numpy.asarray(canvas)` gives the pixels.
+
+    >>> import longvit, numpy
+    >>> canvas = longvit.open_slide("examples/CMU-1-Small-Region.svs").canvas(256)
+    >>> numpy.asarray(canvas).shape, canvas.placement.to_level0(128, 128)
+    ((256, 256, 3), (1110.0, 1483.5))
+    """
 
     pixels: NDArray[np.uint8] = field(repr=False)
     """RGB uint8 (side, side, 3)."""

@@ -37,6 +37,11 @@ def open_slide(path: str | os.PathLike[str], *, mpp: float | None = None, reader
     with OpenSlide, "openslide" and "tiff" force one. Colours are as stored (no ICC profile is applied). Of several
     images in a TIFF the largest is the slide; an orientation (TIFF, EXIF) is applied; `Slide.notes` and the log say so.
     Raises `InputError`, in one line, for whatever is no slide.
+
+    >>> import longvit
+    >>> with longvit.open_slide("examples/CMU-1-Small-Region.svs") as slide:
+    ...     slide.size_px, slide.mpp.x
+    ((2220, 2967), 0.499)
     """
     slide = Slide(path, mpp=mpp, reader=reader)
     slide.opened()
@@ -196,6 +201,11 @@ class Slide:
         The corner is in level-0 px and goes to the nearest pixel of the level. Outside the slide, and where the
         slide is transparent, there is background. A tile that cannot be decoded is background too and is
         remembered in `bad_tiles`. Raises `InputError` for a level that does not exist and an empty size.
+
+        >>> import longvit
+        >>> slide = longvit.open_slide("examples/CMU-1-Small-Region.svs")
+        >>> slide.read_region(1000, 500, level=0, width_px=300, height_px=200).shape
+        (200, 300, 3)
         """
         levels = self.levels
         if not 0 <= level < len(levels):
@@ -223,7 +233,13 @@ class Slide:
         max_bad_tiles: int | None = None,
         threads: int | None = None,
     ) -> Canvas:
-        """The whole slide as a square raster; see `longvit.slides.canvas.canvas`."""
+        """The whole slide as a square raster; see `longvit.slides.canvas.canvas`.
+
+        >>> import longvit
+        >>> slide = longvit.open_slide("examples/CMU-1-Small-Region.svs")
+        >>> slide.canvas(256, fit="pad").pixels.shape
+        (256, 256, 3)
+        """
         from longvit.slides.canvas import canvas
 
         return canvas(self, side_px, fit, progress=progress, max_bad_tiles=max_bad_tiles, threads=threads)
@@ -237,7 +253,13 @@ class Slide:
         strip_px: int | None = None,
         threads: int | None = None,
     ) -> Iterator[Strip]:
-        """The canvas, or its rows [first, end), top to bottom; see `longvit.slides.strips.canvas_strips`."""
+        """The canvas, or its rows [first, end), top to bottom; see `longvit.slides.strips.canvas_strips`.
+
+        >>> import longvit
+        >>> slide = longvit.open_slide("examples/CMU-1-Small-Region.svs")
+        >>> sum(len(strip.pixels) for strip in slide.strips(256, rows=(64, 128)))
+        64
+        """
         from longvit.slides.strips import canvas_strips
 
         return canvas_strips(self, side_px, fit, rows=rows, strip_px=strip_px, threads=threads)

@@ -32,7 +32,12 @@ _PATCH_PX = 32
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """Fine-tuning of LongViT on a cohort of labelled slides; the defaults are those of the paper's table 6."""
+    """Fine-tuning of LongViT on a cohort of labelled slides; the defaults are those of the paper's table 6.
+
+    >>> import longvit
+    >>> longvit.FinetuneSettings(model="longvit_tiny_patch32", side_px=4096, epochs=5).lr
+    5e-05
+    """
 
     task: str = "subtyping"
     """What is asked of the slides: subtyping (one of two or more classes) or survival (when an event comes)."""

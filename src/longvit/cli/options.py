@@ -133,7 +133,7 @@ class FoldOptions:
         assert self.folds is not None
         if self.folds.isdecimal():
             strata = task_class(settings.task).strata(cohort, settings)
-            return new_folds.make_folds(cohort, int(self.folds), seed=settings.seed, strata=strata)
+            return new_folds.make_folds(cohort, int(self.folds), seed=seed, strata=strata)
         published = folds_of_column(cohort) if self.folds == "column" else read_folds(self.folds)
         return new_folds.patient_disjoint(published, cohort) if self.patient_disjoint else published
 

@@ -133,7 +133,7 @@ def _cross_validate(
     from longvit.processes.cpu_count import cpu_count
     from longvit.report import crossval_report
 
-    folds, only = fold_options.make(manifest, settings), fold_options.fold
+    folds, only = fold_options.make(manifest, settings, settings.seed), fold_options.fold
     if jobs > 1 and settings.threads is None:  # each process would start a thread per core
         settings = replace(settings, threads=max(1, cpu_count() // jobs))
     result = cross_validate(manifest, out, folds, settings, only=only, command=command, jobs=jobs, ranks=ranks)

@@ -109,7 +109,6 @@ def fields(
         out / result_name("colon", encoder),
         folds_of_column(cohort),
         settings,
-        out / result_name("colon", encoder),
         features=feature_folder(folder, tiles, encoder),
         only=only,
         longvit_run=longvit_run,

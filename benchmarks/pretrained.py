@@ -71,7 +71,7 @@ DATA = {"squares": squares, "colon": colon}
 
 def rounds_of(cohort: Cohort, folds: tuple[Fold, ...], settings: FinetuneSettings, folder: Path) -> list[Round]:
     """Trains on every fold; returns the predictions of each."""
-    cross_validate(cohort, folds, settings, folder)
+    cross_validate(cohort, folder, folds, settings)
     rounds = []
     for fold in folds:
         prepared = prepare_cohort(assign(replace_splits(cohort), fold, allow_leak=settings.allow_leak), settings)

@@ -134,7 +134,7 @@ def _folds(manifest: Cohort, options: FoldOptions, settings: ComparisonSettings)
     from longvit.errors import InputError
 
     if options.folds is not None:
-        return options.make(manifest, settings)
+        return options.make(manifest, settings, settings.seed)
     if all(row.split is None for row in manifest.rows):
         raise InputError(f"{manifest.source}: no column split; give --folds (a number, a folder, or column)")
     return (fold_of_splits(manifest),)

@@ -17,13 +17,12 @@ from longvit.slides.tiles import TileSettings
 from longvit.slides.tissue import TissueSettings
 
 if TYPE_CHECKING:
-    from longvit.comparison.settings import ComparisonSettings
     from longvit.data.cohort import Cohort
     from longvit.data.folds import Fold
     from longvit.data.slide_list import ListedSlide
-    from longvit.finetuning.settings import FinetuneSettings
     from longvit.model.longvit import LongViT
     from longvit.slide_jobs.run import SlideJobsResult
+    from longvit.tasks.settings import TaskSettings
 
 SETTINGS = Group("Settings (also keys of a recipe)", sort_key=3)
 _READING = Group("Reading slides", sort_key=2)
@@ -124,7 +123,7 @@ class FoldOptions:
     patient_disjoint: Annotated[bool, Parameter(negative="")] = False
     """Move patients who are in two splits of a fold to one split."""
 
-    def make(self, cohort: Cohort, settings: FinetuneSettings | ComparisonSettings) -> tuple[Fold, ...]:
+    def make(self, cohort: Cohort, settings: TaskSettings, seed: int) -> tuple[Fold, ...]:
         """Folds of a cohort: new ones stratified by the task of `settings`, or those of a folder or column."""
         from longvit.data import new_folds
         from longvit.data.folds import folds_of_column, read_folds

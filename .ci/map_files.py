@@ -20,7 +20,7 @@ BEGIN, END = "<!-- files: written by .ci/map_files.py -->\n", "<!-- end of files
 def first_sentence(path: Path) -> str:
     """The first sentence of a module's docstring, on one line; empty where there is no docstring."""
     text = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0].split())
-    return re.split(r"(?<=[.:;])\s(?=[A-Z`])|(?<=\.)$", text)[0].rstrip(".:;")
+    return re.split(r"(?<=[.])\s(?=[A-Z`])", text)[0].rstrip(".:;").replace("|", "\\|")
 
 
 def file_list() -> str:

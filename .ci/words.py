@@ -193,7 +193,8 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
     kept: list[str] = []
     for i, line in enumerate([*lines, ""]):
         body = line[margin:] if i else line
-        if not body.strip() or body[:1] == " " or _LIST_ITEM.match(body) or re.search(r"\S {2,}\S", body):
+        is_example = body.startswith((">>> ", "... "))
+        if not body.strip() or body[:1] == " " or is_example or _LIST_ITEM.match(body) or re.search(r"\S {2,}\S", body):
             if kept:
                 yield begun, "\n".join(kept)
             kept = []

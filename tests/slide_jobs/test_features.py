@@ -280,6 +280,6 @@ def test_a_job_is_built_from_what_run_json_says(tmp_path: Path) -> None:
     slides = write_slides(tmp_path / "slides", 1)
     feature_slides(slides, tmp_path / "out", "stain-texture", TILES, TISSUE, layout="clam", batch=5)
     facts = json.loads((tmp_path / "out" / "work" / "features" / "run.json").read_text())
-    job = FeaturesJob.of(Path(facts["folder"]), facts["job"], ReadSettings(**facts["read"]), None)
+    job = FeaturesJob.from_parameters(Path(facts["folder"]), facts["job"], ReadSettings(**facts["read"]), None)
     assert (job.tiles, job.tissue, job.layout, job.batch) == (TILES, TISSUE, "clam", 5)
     assert job.encoder.name == "stain-texture"

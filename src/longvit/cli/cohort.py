@@ -27,10 +27,10 @@ Manifest = Annotated[
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """Options of a manifest's labels: task, label column, classes, columns of survival times and events."""
+    """Options of the labels of a cohort table: task, label column, classes, columns of survival times and events."""
 
     task: Literal["subtyping", "survival"] = "subtyping"
-    """Content of the manifest: classes, or times and events."""
+    """Content of the table: classes, or times and events."""
     label_column: str = "label"
     """Column with the class."""
     keep: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)] = ()
@@ -43,7 +43,7 @@ class LabelOptions:
     """Survival: column that is 1 if follow-up ended before the event. Default: censorship."""
 
     def read(self, manifest: Path, slides_dir: Path | None = None) -> Cohort:
-        """Reads all readable rows; rows of a survival manifest get the labels censored and event."""
+        """Reads all readable rows; rows of a survival cohort get the labels censored and event."""
         from longvit.data.cohort import read_cohort
 
         is_survival = self.task == "survival"
@@ -104,7 +104,7 @@ class LabelOptions:
 
 Labels = Annotated[LabelOptions, Parameter(name="*")]
 
-_HELP = """Check a manifest and its folds before training, or make folds.
+_HELP = """Check a cohort table and its folds before training, or make folds.
 
 **Examples**
 
@@ -132,7 +132,7 @@ def check(
     slides_dir: SlidesDir = None,
     other: Annotated[
         Path | None,
-        Parameter(help="Another manifest, which must agree on the slides that are in both.", show_default=False),
+        Parameter(help="Another cohort table, which must agree on the slides that are in both.", show_default=False),
     ] = None,
     contents: Annotated[bool, Parameter(help="Compare the slide files by content.")] = True,
     allow_leak: Annotated[bool, Parameter(negative="", help="Exit with 0 even if a fold leaks.")] = False,

@@ -76,7 +76,7 @@ def info_lines(metadata: dict[str, Any]) -> list[str]:
 def _resolution(metadata: dict[str, Any]) -> str:
     if not metadata["mpp"]:
         fields = "; ".join(metadata["mpp_looked_at"]) or "the format has no field for it"
-        return f"not in the file (looked at {fields}); pass --mpp where it is needed"
+        return f"not in the file (searched: {fields}); pass --mpp where it is needed"
     x, y = metadata["mpp"]
     value = f"{x:.4g}" if x == y else f"{x:.4g} × {y:.4g}"
     width_mm, height_mm = metadata["size_mm"]

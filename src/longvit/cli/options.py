@@ -87,7 +87,7 @@ TissueMask = Annotated[
 
 @dataclass(frozen=True)
 class CohortOptions:
-    """Options of a manifest: label column, classes, folder of the slides."""
+    """Options of a cohort table: label column, classes, folder of the slides."""
 
     label_column: str = "label"
     """Column of the CSV with the class."""
@@ -97,7 +97,7 @@ class CohortOptions:
     """Folder of the slides of a CSV (searched to any depth), if they are not beside it."""
 
     def read(self, cohort: Path, task: str, *, need_files: bool, allow_leak: bool) -> Cohort:
-        """Reads the cohort of a manifest for a task."""
+        """Reads the cohort of a table for a task."""
         from longvit.data.cohort import read_cohort
         from longvit.tasks.task import task_class
 

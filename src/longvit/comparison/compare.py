@@ -50,7 +50,7 @@ class Comparison:
 
     folder: Path
     summary: dict[str, Any]
-    """What benchmark.json holds, see `summary.ComparisonSummary`."""
+    """Content of benchmark.json, see `summary.ComparisonSummary`."""
     bag_cohort: BagCohort
     failed: tuple[Problem, ...]
     """Failed trials, without metrics; `slide` is `mcat, fold 3`."""

@@ -1,4 +1,4 @@
-"""Triton kernels: LayerNorm fused with its neighbours, forward and backward, and pixels → patches.
+"""Triton kernels of the fused norms.
 
 A program holds whole rows in registers. It takes the statistics there in two passes (mean, then deviations), as exact
 as float32 allows for any mean. The backward takes them again instead of reading them. Arithmetic is float32 for every

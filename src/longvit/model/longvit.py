@@ -246,10 +246,14 @@ class LongViT(nn.Module):
     ) -> Any:
         """Tokens after the last layer and after chosen layers, as in timm: (tokens (B, N, D), list).
 
-        `indices`: layers to return, negative from the end; a number n: the last n layers; None: all. The list is in
-        the order of the layers, each (B, D, rows, columns), or (B, N, D) with `output_fmt="NLC"`. `norm`: applies the
-        token norm of a model that pools by `token_norm`. `stop_early`: skips the layers above the last index.
-        `intermediates_only`: returns the list alone. Gradient checkpointing does not apply.
+        - `indices`: layers to return, negative from the end; a number n: the last n layers; None: all. The list is in
+          the order of the layers.
+        - `norm`: applies the token norm of a model that pools by `token_norm`.
+        - `stop_early`: skips the layers above the last index.
+        - `output_fmt`: "NCHW" gives each as (B, D, rows, columns), "NLC" as (B, N, D).
+        - `intermediates_only`: returns the list alone.
+
+        Gradient checkpointing does not apply.
 
         >>> import torch, longvit
         >>> model = longvit.load_model("longvit-tiny-dino")

@@ -101,7 +101,7 @@ def feature_slides(
 
             set_threads(run_settings.threads)
             device = pick_device(run_settings.device).device
-        return FeaturesJob.of(folder, parameters, read_settings, device, reader, show_progress=True)
+        return FeaturesJob.from_parameters(folder, parameters, read_settings, device, reader, show_progress=True)
 
     try:
         job = JobSpec(FeaturesJob.verb, folder, parameters, bag_files)
@@ -161,7 +161,7 @@ class FeaturesJob(TiledJob):
         self.digest_inputs |= {"encoder": encoder.digest, "layout": layout}
 
     @classmethod
-    def of(
+    def from_parameters(
         cls,
         folder: Path,
         given: Mapping[str, Any],

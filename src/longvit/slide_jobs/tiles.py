@@ -147,7 +147,7 @@ class TilesJob(TiledJob):
     verb = "tiles"
 
     @classmethod
-    def of(cls, folder: Path, given: Mapping[str, Any], settings: ReadSettings) -> TilesJob:
+    def from_parameters(cls, folder: Path, given: Mapping[str, Any], settings: ReadSettings) -> TilesJob:
         """Job with the parameters stored in run.json."""
         from longvit.slides.tiles import TileSettings
         from longvit.slides.tissue import TissueSettings

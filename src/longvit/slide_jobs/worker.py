@@ -41,7 +41,7 @@ def build_job(settings: Mapping[str, Any], index: int) -> SlideJob:
     if kind == "tiles":
         from longvit.slide_jobs.tiles import TilesJob
 
-        return TilesJob.of(folder, job, read)
+        return TilesJob.from_parameters(folder, job, read)
     from longvit.device import pick_device, set_threads
 
     set_threads(settings["threads"])
@@ -55,7 +55,7 @@ def build_job(settings: Mapping[str, Any], index: int) -> SlideJob:
         from longvit.slide_jobs.tile_process import TileProcess
 
         reader = TileProcess(silence_timeout(settings["timeout_s"]), settings["threads"])
-        return FeaturesJob.of(folder, job, read, device, reader)
+        return FeaturesJob.from_parameters(folder, job, read, device, reader)
     from longvit.slide_jobs.embed import EmbedJob
     from longvit.slide_jobs.predict import PredictJob
 

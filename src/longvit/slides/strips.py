@@ -96,8 +96,8 @@ def plan_canvas(slide: Slide, side_px: int, fit: Fit = "stretch", decode: Decode
     """Plan of a canvas: the smallest level with at least the pixels of the canvas, else level 0.
 
     `decode`: "exact" filters the level's own pixels. "reduced" lets the JPEG decoder halve them (or 1/4, 1/8) as long
-    as two remain per canvas pixel. It is faster; on the example slide the canvas differs by 0.3 to 0.5 grey levels on
-    average, by at most 6 in 999 of 1,000 values, by at most 26 anywhere. Codecs that cannot reduce are read exactly.
+    as two remain per canvas pixel. On the example slide the canvas then differs by 0.3 to 0.5 grey levels on average.
+    It differs by at most 6 in 999 of 1,000 values, and by at most 26 anywhere. Other codecs are read exactly.
 
     Raises `InputError` for a slide with a side under 32 px, and for an unknown `decode`.
     """

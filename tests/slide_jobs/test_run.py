@@ -121,6 +121,8 @@ def test_finished_slides_are_skipped_until_slide_model_or_settings_change(
     assert embed_slides(own_mpp, out, model, ReadSettings(mpp=0.25)).done == ("s0",)
     other = load_model(write_model(tmp_path / "other", seed=1))
     assert embed_slides(slides, out, other).done == ("s0", "s1", "s2")
+    assert embed_slides(slides, out, other, ReadSettings(decode="exact")).done == ()
+    assert embed_slides(slides, out, other, ReadSettings(decode="reduced")).done == ("s0", "s1", "s2")
 
 
 def test_a_vector_that_is_gone_or_damaged_is_made_again(

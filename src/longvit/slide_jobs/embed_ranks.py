@@ -158,7 +158,9 @@ class _StripReader:
         """Reads the strip; returns its unreadable tiles."""
         assert self._slide is not None
         try:
-            (self._strip,) = self._slide.strips(self.request.side_px, self.request.fit, rows=self.rows)
+            (self._strip,) = self._slide.strips(
+                self.request.side_px, self.request.fit, decode=self.request.settings.decode, rows=self.rows
+            )
         except Exception as error:
             raise SlideFailedError.from_error("read", error) from error
         return [asdict(tile) for tile in self._strip.bad_tiles]

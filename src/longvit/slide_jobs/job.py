@@ -67,6 +67,8 @@ class SlideJob(ABC):
     def digest(self, identity: str, request: ReadRequest) -> str:
         """Hash of everything that the result of a slide with this content hash depends on."""
         read = asdict(request.settings)
+        if read["decode"] == "exact":  # digests of runs before this setting stay valid
+            del read["decode"]
         return digest_of(
             verb=self.verb, slide=identity, side_px=request.side_px, fit=request.fit, **read, **self.digest_inputs
         )

@@ -45,6 +45,9 @@ class ReadSettings:
     max_bad_tiles: int | None = None
     """Treat a slide with more unreadable tiles than this as a problem. Without it, unreadable tiles are filled with
     background and counted."""
+    decode: Literal["exact", "reduced"] = "exact"
+    """Decoding of the canvas: reduced lets the JPEG decoder reduce the tiles. It is faster and differs by half a grey
+    level on average. Published numbers are exact."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,12 @@ def read(
             return None
         try:
             return slide.canvas(
-                side_px, request.fit, progress=on_progress, max_bad_tiles=settings.max_bad_tiles, threads=threads
+                side_px,
+                request.fit,
+                decode=settings.decode,
+                progress=on_progress,
+                max_bad_tiles=settings.max_bad_tiles,
+                threads=threads,
             )
         except Exception as error:
             raise SlideFailedError.from_error("read", error) from error

@@ -74,7 +74,7 @@ def children(process: int) -> list[int]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == process and b"cell_process" in (path / "cmdline").read_bytes():
+            if parent == process and b"trial_process" in (path / "cmdline").read_bytes():
                 found.append(int(path.name))
         except (OSError, IndexError):  # it has just ended
             continue

@@ -66,11 +66,13 @@ def settle_here(work: Path, folder: Path) -> None:
 
 
 def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    """Every value of `old` that `new` lacks or has otherwise; `new` may have more keys."""
+    """Every value of `old` that `new` lacks or has otherwise; `new` may have more keys. Notes are counted."""
     if isinstance(old, dict):
         for key in old.keys() - MEASURED:
             if not isinstance(new, dict) or key not in new:
                 yield f"{where}: no {key!r}"
+            elif key == "notes":
+                yield from differences(len(old[key]), len(new[key]), f"{where}.{key}")
             else:
                 yield from differences(old[key], new[key], f"{where}.{key}")
     elif isinstance(old, list):

@@ -36,7 +36,7 @@ def test_no_system_is_left_out_of_these_tests() -> None:
 
 
 def test_the_table_in_the_docs_is_that_of_the_code() -> None:
-    page = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "compare-systems.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \|.*\| (yes|no) \|(.*)\|$", page, re.MULTILINE)
     assert [name for name, _, _ in rows] == list(SYSTEMS)
     assert {name for name, scores, _ in rows if scores == "no"} == WITHOUT_ATTENTION

@@ -459,7 +459,7 @@ def test_rows_without_a_time_or_event_drop_out_of_a_check_and_are_refused_in_tra
     rows = [(f"s{i}x", 5 + i, i % 2) for i in range(6)] + [("s6x", "NA", 1), ("s7x", 4, ""), ("s8x", "none", 0)]
     path = table(tmp_path / "cohort.csv", "slide_id,survival_months,event", rows)
     assert main(["cohort", "check", str(path), "--task", "survival"]) == 0
-    assert "3 of 9 rows have no time or event and drop out: s6x, s7x, s8x" in capsys.readouterr().out
+    assert "3 of 9 rows have no time or event and are left out: s6x, s7x, s8x" in capsys.readouterr().out
     text = refused(capsys, "train", path, "--task", "survival", "--out", tmp_path / "run", "--allow-missing")
     assert "line 8: slide s6x: survival_months is 'NA', which stands for none; fill it in or remove the row" in text
 

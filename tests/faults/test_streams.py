@@ -89,7 +89,11 @@ def test_an_error_that_nobody_expected_is_one_line_with_a_code_of_its_own(
     from longvit import cli
 
     for error, code, word in (
-        (ZeroDivisionError("by\nnothing"), 70, "ZeroDivisionError: by nothing; LONGVIT_DEBUG=1"),
+        (
+            ZeroDivisionError("by\nnothing"),
+            70,
+            "a bug in longvit: ZeroDivisionError: by nothing; please report it with the traceback that LONGVIT_DEBUG=1",
+        ),
         (MemoryError(), 71, "not enough memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 71, "not enough memory"),
         (OSError(24, "Too many open files"), 71, "Too many open files"),

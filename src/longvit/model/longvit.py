@@ -207,6 +207,10 @@ class LongViT(nn.Module):
         """
         self.blocks.recompute, self.blocks.offload = enable, offload
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Gradient checkpointing under timm's name; the same as `set_recompute` without offload."""
+        self.set_recompute(enable)
+
     def pattern(self, n_patches: int) -> DilatedPattern:
         """The branches of dilated attention for a sequence of this length."""
         c = self.config

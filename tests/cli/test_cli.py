@@ -231,6 +231,7 @@ def test_info_of_a_slide_without_resolution_names_the_flag(tmp_path: Path, capsy
     assert "pass --mpp" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_embed_by_folder_glob_and_list_gives_the_same(model: Path, tmp_path: Path, capsys: Captured) -> None:
     for name in ("a", "b"):
         write_slide(tmp_path / "slides" / f"{name}.tif", seed=ord(name))
@@ -263,6 +264,7 @@ def test_a_job_with_problems_exits_with_1_and_counts_them(
     assert "1 finished before" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_with_130_and_tells_how_to_resume(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     for i in range(20):
@@ -296,6 +298,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_train_writes_report_predictions_and_model(run: Path) -> None:
     out = run / "run"
     for name in ("index.html", "predictions.csv", "metrics.json", "roc.png", "loss.png", "settings.yaml"):
@@ -317,6 +320,7 @@ def test_train_rerun_is_finished_and_other_settings_are_refused(run: Path, capsy
     assert "lr" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_predict_with_the_trained_model_gives_what_training_predicted(run: Path, tmp_path: Path) -> None:
     assert main(["predict", str(run / "run" / "model"), str(run / "study"), "--out", str(tmp_path / "p")]) == 1
     with (run / "run" / "predictions.csv").open(newline="") as file:

@@ -35,6 +35,7 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
     return (images.double() / 255 - mean) / std
 
 
+@pytest.mark.slow
 def test_longvit_s_is_table_5() -> None:
     config = SIZES["longvit_small_patch32"]
     assert (config.depth, config.embed_dim, config.num_heads, config.ffn_dim, config.patch_px) == (
@@ -274,6 +275,7 @@ def test_embed_takes_a_slide_or_a_canvas_and_keeps_the_mode() -> None:
         model.embed("a.svs")
 
 
+@pytest.mark.slow
 def test_torch_compile_runs_the_model_in_one_graph() -> None:
     model, images = small(num_classes=2).eval(), pixels(1, 3, 32, 32)
     with torch.no_grad():

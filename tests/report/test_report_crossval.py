@@ -148,6 +148,7 @@ def test_repeated_splits_are_no_partition(brca: Path, ucec: Path) -> None:
     assert "repeated splits" not in html(ucec)
 
 
+@pytest.mark.slow
 def test_the_losses_of_the_folds_are_shown_where_they_lie(brca: Path, tmp_path: Path) -> None:
     assert "Loss after each epoch" not in html(brca)
     shutil.copytree(brca, tmp_path / "f")

@@ -61,6 +61,7 @@ def openslide_pixels(path: Path, level: int, x_px: int, y_px: int, width_px: int
     return np.asarray(canvas.convert("RGB"))
 
 
+@pytest.mark.slow
 def test_fast_path_equals_openslide_on_the_real_slide_edges_included() -> None:
     slide = open_slide(EXAMPLE_SLIDE)
     assert (slide.reader, slide.vendor) == ("tiff", "aperio")

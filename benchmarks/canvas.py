@@ -13,6 +13,9 @@ in a separate process, in turn (A B A B …). All use bicubic resampling from th
    against decoding alone and the model alone. And for one slide (`model.embed(slide)`), where the encoder waits for
    the last patch. One thread decodes and one computes, so that they do not share a core on two cores.
 
+4. 100,000² px → 4,096² with tiles that the JPEG decoder reduces (`decode="reduced"`), against exact decoding and
+   OpenSlide + Pillow, with the difference in grey levels. `--reduced` runs this part alone.
+
 - `openslide`: usual code with openslide-python and Pillow, bounded in memory; `read_region` of bands of whole tile
   rows, `convert("RGB")`, `resize` along x, then along y; one thread
 - `openslide_threads`: the same work on as many threads as ours has (a handle each; both release the GIL)
@@ -45,6 +48,7 @@ BAND_PX = 960  # whole rows of tiles; 240, 480 and 1,920 are within 5 %
 NARROW_BYTES = 2**30  # memory of the OpenSlide variant between its two passes
 STRIP_PX = 64
 TARGET_RATIO, TARGET_MB, TARGET_OVERLAP = 3.0, 1000, 1.3
+TARGET_REDUCED = 6.0
 LIST = 6
 MODEL = "longvit_small_patch32"
 
@@ -58,6 +62,29 @@ def ours(path: str, side_px: int, rows: tuple[int, int], threads: int | None = N
             if strip.bad_tiles:
                 raise SystemExit(f"{len(strip.bad_tiles)} unreadable tiles: {strip.bad_tiles[0]}")
         return f"{slide.reader} ({slide.reader_version})"
+
+
+def ours_reduced(path: str, side_px: int, rows: tuple[int, int]) -> str:
+    """Reads the strips of our canvas from tiles that the JPEG decoder reduces."""
+    from longvit.slides.reader import open_slide
+    from longvit.slides.strips import plan_canvas
+
+    with open_slide(path) as slide:
+        for _ in slide.strips(side_px, decode="reduced", rows=rows, strip_px=STRIP_PX):
+            pass
+        return f"reduced by {plan_canvas(slide, side_px, decode='reduced').level.reduction}"
+
+
+def reduced_grey_levels(path: str, side_px: int, rows: tuple[int, int]) -> str:
+    """Mean, 99.9 % quantile and maximum of the difference between reduced and exact decoding, as JSON."""
+    import numpy as np
+
+    from longvit.slides.reader import open_slide
+
+    with open_slide(path) as slide:
+        exact, reduced = slide.canvas(side_px), slide.canvas(side_px, decode="reduced")
+    off = np.abs(exact.pixels.astype(np.int16) - reduced.pixels)
+    return json.dumps([round(float(off.mean()), 3), float(np.quantile(off, 0.999)), int(off.max())])
 
 
 def ours_1_thread(path: str, side_px: int, rows: tuple[int, int]) -> str:
@@ -214,6 +241,8 @@ WAYS: dict[str, Callable[..., str]] = {
     "openslide_whole": openslide_whole,
     "patches": patches,
     "same_pixels": same_pixels,
+    "ours_reduced": ours_reduced,
+    "reduced_grey_levels": reduced_grey_levels,
 }
 
 
@@ -268,6 +297,28 @@ def compare(what: str, path: Path, side_px: int, end: int, ways: list[str], roun
     return rows
 
 
+def reduced_rows(path: Path, large_px: int, side_px: int, rounds: int) -> list[dict[str, Any]]:
+    """Exact and reduced decoding against OpenSlide for a canvas far smaller than the slide, with the grey levels."""
+    what = f"{large_px}² px → {side_px}²"
+    rows = compare(what, path, side_px, side_px, ["ours", "openslide", "ours_reduced"], rounds)
+    seconds = {row["way"]: row["seconds"] for row in rows if "way" in row}
+    mean, p999, largest = json.loads(measure(worker("reduced_grey_levels", path, side_px, 0, side_px))["by"])
+    ratio = seconds["openslide"] / seconds["ours_reduced"]
+    rows.append(
+        {
+            "what": f"{what}, reduced: times as fast as",
+            "x_openslide": round(ratio, 2),
+            "x_ours": round(seconds["ours"] / seconds["ours_reduced"], 2),
+            "grey_levels_mean": mean,
+            "grey_levels_p999": p999,
+            "grey_levels_max": largest,
+            "target": f">= {TARGET_REDUCED:g} x_openslide",
+            "reached": ratio >= TARGET_REDUCED,
+        }
+    )
+    return rows
+
+
 def overlap_row(path: Path, side_px: int, n: int, rounds: int) -> dict[str, Any]:
     """Seconds of decoding, model and both for n slides, and the ratio to the slower."""
     found = measure(worker("overlap", path, side_px, 0, n, "--rounds", str(rounds)))
@@ -297,6 +348,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small slides, one round: does it run")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--reduced", action="store_true", help="only 4, saved as canvas_reduced")
     parser.add_argument("--way", choices=[*WAYS, "overlap"], help=argparse.SUPPRESS)
     parser.add_argument("--path", help=argparse.SUPPRESS)
     parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
@@ -314,6 +366,13 @@ def main() -> None:
     )
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
+        if args.reduced:
+            path = Path(folder) / "large.svs"
+            make_slide(path, large_px, pyramid=True)
+            rows = reduced_rows(path, large_px, side_px, rounds)
+            print(table(rows))
+            report("canvas_reduced", rows, args.save)
+            return
         path = Path(folder) / "small.svs"
         make_slide(path, small_px, pyramid=False)
         rows += compare(f"{small_px}² px → {side_px}²", path, side_px, side_px, list(WAYS)[:5], rounds)
@@ -322,6 +381,7 @@ def main() -> None:
         path = Path(folder) / "large.svs"
         make_slide(path, large_px, pyramid=True)
         what = f"{large_px}² px → {large_side_px}²"
+        rows += reduced_rows(path, large_px, side_px, rounds)
         rows += compare(f"{what}, 1/8 of it", path, large_side_px, large_side_px // 8, list(WAYS)[:3], rounds)
         rows += compare(f"{what}, whole", path, large_side_px, large_side_px, ["ours", "patches"], 1)
     print(table(rows))

@@ -64,6 +64,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_is_a_png_and_an_svg_and_always_the_same(name: str, tmp_path: Path) -> None:
     for run in ("one", "two"):

@@ -156,3 +156,11 @@ def test_from_python_the_same_errors_and_the_same_precedence(tmp_path: Path) -> 
     assert load_settings(Settings, path, lr=1.0) == Settings(epochs=3, lr=1.0)
     with pytest.raises(InputError, match=r"recipe\.yaml"):
         load_settings(Settings, recipe(tmp_path, "epochs: many\n"))
+
+
+@pytest.mark.parametrize("kind", [FinetuneSettings, PretrainSettings])
+def test_a_path_given_as_text_from_python_is_a_path(kind: type) -> None:
+    """`PretrainSettings(weights="name")` ended with an AttributeError deep in the run."""
+    settings = kind(weights="longvit-tiny-dino", cache_dir="cache")
+    assert settings.weights == Path("longvit-tiny-dino")
+    assert settings.cache_dir == Path("cache")

@@ -166,6 +166,13 @@ def check_choices(settings: Any) -> None:
             raise InputError(f"{name} {value!r}: choose {', '.join(choices)}")
 
 
+def convert_paths(settings: Any) -> None:
+    """Turns texts into `Path` in the fields of a frozen dataclass that are declared as paths."""
+    for name, hint in get_type_hints(type(settings)).items():
+        if Path in (hint, *get_args(hint)) and isinstance(value := getattr(settings, name), str):
+            object.__setattr__(settings, name, Path(value))
+
+
 def check_bounds(settings: Any, bounds: Mapping[str, tuple[int, int]]) -> None:
     """Raises `InputError` for the first field out of its bounds. Members of a tuple are checked one by one; None and
     texts pass."""

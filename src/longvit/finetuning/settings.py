@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from longvit.config import check_choices, check_values
+from longvit.config import check_choices, check_values, convert_paths
 from longvit.errors import InputError
 from longvit.tasks.settings import TaskSettings
 from longvit.training.settings import TrainingRuntime, TrainSettings
@@ -127,6 +127,7 @@ class FinetuneSettings(TrainingRuntime, FinetuneRecipe):
         for name in ("bootstrap", "num_workers", "memory_mb", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)}: at least 0")
+        convert_paths(self)
         check_choices(self)
         check_values(self, n_bins=1000, side_px=2**20, threads=4096, num_workers=1024, bootstrap=10**6)
         self.training()  # checks the remaining settings

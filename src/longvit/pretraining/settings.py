@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from longvit.config import check_choices, check_values
+from longvit.config import check_choices, check_values, convert_paths
 from longvit.dino.settings import DinoSettings
 from longvit.errors import InputError
 from longvit.pretraining.regions.crops import CropSettings
@@ -82,6 +82,7 @@ class PretrainSettings(TrainingRuntime, PretrainRecipe):
             raise InputError(f"report_minutes {self.report_minutes}: at least 0")
         if self.forward_batch is not None and (self.forward_batch < 1 or self.batch_size % self.forward_batch):
             raise InputError(f"forward_batch {self.forward_batch}: it must divide batch_size {self.batch_size}")
+        convert_paths(self)
         check_choices(self)
         check_values(self, threads=4096, num_workers=1024)
         self.training()  # checks the remaining settings

@@ -161,7 +161,7 @@ def _chunks(images: Tensor, rows: slice, patch_px: int, like: Tensor) -> Iterato
 def _cut(images: Tensor, patch_px: int) -> Tensor:
     """(B, 3, H, W) → patches (B · h · w, 3, P, P), row-major, each pixel's colours adjacent in memory."""
     x = images.unflatten(3, (-1, patch_px)).unflatten(2, (-1, patch_px))  # B 3 h P w P
-    return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, patch_px, patch_px, 3).permute(0, 3, 1, 2)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(-1, patch_px, patch_px, 3).contiguous().permute(0, 3, 1, 2)
 
 
 def _normalised(patches: Tensor, dtype: torch.dtype) -> Tensor:

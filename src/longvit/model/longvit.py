@@ -2,6 +2,8 @@
 
     image (up to 32,768² px) → patches of 32 × 32 → linear embedding + positions → LongNet encoder → mean → norm → head
 
+Models with a stem in their name are not the paper's: see `SIZES`.
+
 Sizes are table 5 of the paper as data, segment lengths table 7. For lengths between its rows `segment_schedule`
 interpolates, where the published code silently keeps the segments of pretraining.
 
@@ -141,6 +143,7 @@ SIZES = {
     "longvit_small_stem_patch32": _with_stem(_SMALL),
     "longvit_base_stem_patch32": _with_stem(_BASE),
 }
+"""Configurations by name: the paper's design in three sizes, and the same with a stem, for few slides."""
 
 
 SHIPPED_WEIGHTS = {"longvit_tiny_patch32": "longvit-tiny-dino"}
@@ -393,7 +396,10 @@ def image_of(pixels: np.ndarray) -> Tensor:
 def create_model(
     name: str, pretrained: bool | str | Path = False, *, num_classes: int | None = None, **settings: Any
 ) -> LongViT:
-    """Creates a LongViT of a named size: `longvit_tiny_patch32`, `longvit_small_patch32` (the paper's) or `_base_`.
+    """Creates a LongViT by name: `longvit_tiny_patch32`, `longvit_small_patch32` (the paper's) or `_base_`.
+
+    `longvit_tiny_stem_patch32`, `_small_stem_` and `_base_stem_` are for few slides: convolutions inside each patch
+    (`stem="conv"`), no sub-LayerNorm (`sub_norm=False`), and the norm before the mean (`pool_norm="token_norm"`).
 
     `pretrained`: a model folder, shipped name or hub id whose weights to load; True: those that ship with the package
     (longvit_tiny_patch32 only). False: random weights. `num_classes`: None keeps the pretrained head (without weights:

@@ -12,8 +12,8 @@ to the first: a layer's temporaries are added, its kept tensors are freed, its g
 of these moments:
 
     norm before the mean    its input, kept; its gradient on both sides (`pool_norm` "token_norm")
-    FFN                     6 hidden chunks of tokens (`norm_linear.chunks`), 3 without sub-LayerNorm, the gradients of x
-                            on both sides
+    FFN                     6 hidden chunks of tokens (`norm_linear.chunks`; 3 without sub-LayerNorm), the gradients of
+                            x on both sides
     attention               q, k, v (recomputed with recomputation) and the gradient of out; their gradient in float32,
                             and a second copy from the first branch's call
     embedding               one chunk of patches; with a convolutional stem three tensors per layer of it (`conv_stem`)

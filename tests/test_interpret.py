@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,20 +26,25 @@ from longvit.slides.reader import open_slide
 from tests.small_slides import write_model, write_slide
 
 
-def strange_model(classes: int, pool_norm: str) -> LongViT:
+def strange_model(classes: int, pool_norm: str, **more: Any) -> LongViT:
     """Float64, every weight far from its initial value."""
     torch.manual_seed(0)
-    config = LongViTConfig(embed_dim=32, depth=2, num_heads=4, ffn_dim=48, num_classes=classes, pool_norm=pool_norm)  # type: ignore[arg-type]
+    sizes: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 4, "ffn_dim": 48, **more}
+    config = LongViTConfig(**sizes, num_classes=classes, pool_norm=pool_norm)  # type: ignore[arg-type]
     model = LongViT(config).double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
 
 
-@pytest.mark.parametrize("pool_norm", ["fc_norm", "token_norm"])
+@pytest.mark.parametrize(
+    ("pool_norm", "more"),
+    [("fc_norm", {}), ("token_norm", {}), ("token_norm", {"stem": "conv", "sub_norm": False})],
+    ids=["fc_norm", "token_norm", "stem"],
+)
 @pytest.mark.parametrize("classes", [2, 5])
-def test_contributions_and_constant_are_the_logit(classes: int, pool_norm: str) -> None:
-    model = strange_model(classes, pool_norm)
+def test_contributions_and_constant_are_the_logit(classes: int, pool_norm: str, more: dict[str, Any]) -> None:
+    model = strange_model(classes, pool_norm, **more)
     image = torch.randint(0, 256, (1, 3, 96, 160), dtype=torch.uint8)
     with torch.no_grad():
         tokens = model.forward_features(image)

@@ -63,6 +63,7 @@ def outputs(both: StudentTeacher, images: list[Tensor], packed: bool) -> tuple[l
         {"segment_lengths": (3, 8, 20), "dilated_ratios": (1, 2, 3)},
         {"segment_lengths": (3, 8, 20), "dilated_ratios": (1, 2, 3), "ragged": "padded"},
         {"segment_lengths": (4, 16, 64), "dilated_ratios": (1, 2, 4), "gradient": "detached"},
+        {"stem": "conv", "sub_norm": False},
     ],
 )
 @pytest.mark.parametrize("sides_px", [FIVE, MIXED])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tests.finetuning.study import SETTINGS, study, write_study
 
 import longvit
@@ -216,6 +218,29 @@ def test_bfloat16_and_recomputation_learn_the_same(tmp_path: Path) -> None:
     result = finetune(study(tmp_path), tmp_path / "run", settings)
     assert result.metrics["splits"]["test"]["auc"] == 1.0
     assert {p.dtype for p in longvit.load_model(result.model_dir).parameters()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_a_model_with_a_stem_is_trained_resumed_and_starts_another(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, model="longvit_tiny_stem_patch32", epochs=1, controls=False, bootstrap=0)
+    cohort, folder = study(tmp_path), tmp_path / "run"
+    model_dir = finetune(cohort, folder, settings).model_dir
+    names = "predictions.csv", "model/model.safetensors"
+    whole = [(folder / name).read_bytes() for name in names]
+    steps = sorted(path.stem for path in (folder / "checkpoints").glob("*.json"))
+    assert len(steps) == 2
+    for path in (folder / "checkpoints").glob(f"{steps[1]}.*"):  # as if the run had stopped before its last step
+        path.unlink()
+    shutil.rmtree(model_dir)
+    (folder / "metrics.json").unlink()
+    finetune(cohort, folder, settings)
+    assert [(folder / name).read_bytes() for name in names] == whole
+    config = longvit.load_model(model_dir).config
+    assert (config.stem, config.sub_norm, config.pool_norm) == ("conv", False, "token_norm")
+    start = starting_model(replace(settings, weights=model_dir), ("a", "b", "c"))
+    weights = load_file(model_dir / "model.safetensors")
+    assert torch.equal(start.patch_embed.stem.convs[0].weight, weights["patch_embed.stem.convs.0.weight"])
+    assert start.config.num_classes == 3
 
 
 def test_out_of_memory_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

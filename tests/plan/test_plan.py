@@ -23,6 +23,7 @@ from longvit.plan.memory import Load, image_bytes, parameters, saved_bytes, trai
 from longvit.plan.work import exchange, floor, forward_work, training_work
 
 SMALL = LongViTConfig(embed_dim=64, depth=3, num_heads=4, ffn_dim=128, num_classes=3, grid_patches=8)
+STEM = replace(SMALL, stem="conv", sub_norm=False, pool_norm="token_norm")
 Captured = pytest.CaptureFixture[str]
 
 
@@ -54,7 +55,16 @@ def peak_after(start: int, profiled: profile) -> tuple[int, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [0, 5])
-@pytest.mark.parametrize("config", [SMALL, SIZES["longvit_tiny_patch32"], SIZES["longvit_small_patch32"]])
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        STEM,
+        SIZES["longvit_tiny_patch32"],
+        SIZES["longvit_tiny_stem_patch32"],
+        SIZES["longvit_small_patch32"],
+    ],
+)
 def test_parameters_are_those_of_the_model(config: LongViTConfig, classes: int) -> None:
     model = LongViT(replace(config, num_classes=classes))
     assert parameters(model.config) == sum(p.numel() for p in model.parameters())
@@ -62,9 +72,12 @@ def test_parameters_are_those_of_the_model(config: LongViTConfig, classes: int) 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("side_px", "batch"), [(256, 1), (320, 2), (1152, 1)])
-def test_kept_tensors_are_those_that_autograd_keeps(side_px: int, batch: int, dtype: str) -> None:
+@pytest.mark.parametrize("config", [SMALL, STEM], ids=["paper", "stem"])
+def test_kept_tensors_are_those_that_autograd_keeps(
+    config: LongViTConfig, side_px: int, batch: int, dtype: str
+) -> None:
     """Every storage that autograd saves, parameters and what does not grow with the tokens apart: to the byte."""
-    model = LongViT(SMALL)
+    model = LongViT(config)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -75,7 +88,7 @@ def test_kept_tensors_are_those_that_autograd_keeps(side_px: int, batch: int, dt
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         loss_of(model, side_px, batch, dtype)
-    load = load_of(SMALL, side_px, batch, dtype, recompute=False)
+    load = load_of(config, side_px, batch, dtype, recompute=False)
     per_token = sum(x.nbytes() for x in kept.values() if x.nbytes() >= load.tokens * SMALL.num_heads * 4)
     assert per_token == saved_bytes(load)
 
@@ -83,7 +96,15 @@ def test_kept_tensors_are_those_that_autograd_keeps(side_px: int, batch: int, dt
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize(("config", "side_px", "batch"), [(SMALL, 1152, 2), (SIZES["longvit_tiny_patch32"], 1024, 1)])
+@pytest.mark.parametrize(
+    ("config", "side_px", "batch"),
+    [
+        (SMALL, 1152, 2),
+        (SIZES["longvit_tiny_patch32"], 1024, 1),
+        (STEM, 1152, 2),
+        (SIZES["longvit_tiny_stem_patch32"], 1024, 1),
+    ],
+)
 def test_peak_of_a_step_is_that_of_the_allocator(
     config: LongViTConfig, side_px: int, batch: int, recompute: bool, dtype: str
 ) -> None:
@@ -107,8 +128,8 @@ def test_peak_of_a_step_is_that_of_the_allocator(
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_flops_are_those_of_the_flop_counter(recompute: bool) -> None:
-    config = replace(SMALL, drop_path=0.0)
+@pytest.mark.parametrize("config", [SMALL, STEM], ids=["paper", "stem"])
+def test_flops_are_those_of_the_flop_counter(config: LongViTConfig, recompute: bool) -> None:
     model = LongViT(config)
     model.set_recompute(recompute)
     with FlopCounterMode(display=False) as counted_forward:

@@ -21,7 +21,11 @@ def plan(
         float | None, Parameter(help="Memory of one device, in GiB. Default: what --device has.", show_default=False)
     ] = None,
     model: Annotated[
-        str, Parameter(help="longvit_tiny_patch32, longvit_small_patch32 or longvit_base_patch32.")
+        str,
+        Parameter(
+            help="longvit_tiny_patch32, longvit_small_patch32 or longvit_base_patch32; with a convolutional stem "
+            "longvit_tiny_stem_patch32, longvit_small_stem_patch32 or longvit_base_stem_patch32."
+        ),
     ] = "longvit_small_patch32",
     dtype: Annotated[
         str, Parameter(help="float32, bfloat16 or float16; parameters and optimiser are float32.")

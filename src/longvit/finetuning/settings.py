@@ -25,8 +25,9 @@ class FinetuneRecipe(TaskSettings):
     slides: Literal["all", "first"] = "all"
     """Survival: all slides of a patient, whose risks are averaged, or its first one, as published."""
     model: str = "longvit_small_patch32"
-    """Size of a model that starts from random weights: longvit_tiny_patch32, longvit_small_patch32 (the paper's) or
-    longvit_base_patch32."""
+    """Name of a model that starts from random weights: longvit_tiny_patch32, longvit_small_patch32 (the paper's) or
+    longvit_base_patch32; for few slides longvit_tiny_stem_patch32, longvit_small_stem_patch32 or
+    longvit_base_stem_patch32, with a convolutional stem."""
     weights: Path | None = None
     """Folder of a model to start from; its size overrides model. `longvit pretrain` writes one, `longvit convert` makes
     one of a published checkpoint, longvit-tiny-dino ships with the package. Left out: random weights."""

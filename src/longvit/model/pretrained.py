@@ -46,6 +46,8 @@ _KINDS: dict[str, tuple[type, type]] = {
     "longvit": (LongViTConfig, LongViT),
     "gigapath": (GigaPathConfig, GigaPathSlideEncoder),
 }
+_STEM = "patch_embed.stem."
+_SUB_NORMS = ("self_attn.inner_attn_ln.weight", "ffn.ffn_layernorm.weight")
 _GIGAPATH_NAMES = {"patch_embed.proj": "patch_embed", "encoder.layer_norm": "encoder_norm"}
 
 
@@ -171,9 +173,9 @@ def convert(
 ) -> LongViT | GigaPathSlideEncoder:
     """A published checkpoint as a model: the authors' LongViT (DINO teacher or student, fine-tuned) or Prov-GigaPath's.
 
-    Sizes are derived from the tensors. Arguments give the others: `num_heads` (16 by default, as in both papers),
-    `segment_lengths` ("auto" by default). A file that longvit wrote (`dino_checkpoint`) states these too. Positions per
-    patch of a larger grid than 32 × 32 give a model with `positions="per_patch"`.
+    Sizes are derived from the tensors, as are stem and sub-LayerNorm. Arguments give the others: `num_heads` (16 by
+    default, as in both papers), `segment_lengths` ("auto" by default). A file that longvit wrote (`dino_checkpoint`)
+    states these too. Positions per patch of a larger grid than 32 × 32 give a model with `positions="per_patch"`.
 
     Raises InputError as `read_tensors` and `load_strictly` do.
     """
@@ -183,7 +185,9 @@ def convert(
     if not is_published(tensors):
         raise InputError(f"{path}: not a LongViT or Prov-GigaPath checkpoint: no encoder.layers.* among its names")
     ffn = _sized(tensors, "encoder.layers.0.ffn.fc1.weight", (2,), path)
-    embedding = _sized(tensors, "patch_embed.proj.weight", (2, 4), path)
+    has_stem = any(name.startswith(_STEM) for name in tensors)
+    key, dims = (f"{_STEM}proj.weight", (4,)) if has_stem else ("patch_embed.proj.weight", (2, 4))
+    embedding = _sized(tensors, key, dims, path)
     common = {
         "depth": depth_of(tensors),
         "embed_dim": ffn.shape[1],
@@ -212,7 +216,6 @@ def _sized(tensors: Mapping[str, Tensor], key: str, dims: tuple[int, ...], path:
 def _longvit(
     tensors: dict[str, Tensor], path: str | Path, common: dict[str, Any], image_px: int | None, names: tuple[str, ...]
 ) -> LongViT:
-    patch_px = tensors["patch_embed.proj.weight"].shape[-1]
     positions = _sized(tensors, "pos_embed", (3,), path).shape[1]
     side = math.isqrt(positions)
     if side * side != positions:
@@ -220,8 +223,13 @@ def _longvit(
     per_patch = side > 32
     num_classes = len(_sized(tensors, "head.weight", (2,), path)) if "head.weight" in tensors else 0
     dino = "fc_norm.weight" not in tensors
+    linear = tensors.get("patch_embed.proj.weight")
+    convolutions = sum(name.startswith(f"{_STEM}convs.") for name in tensors)
+    patch_px = linear.shape[-1] if linear is not None else 2 ** min(convolutions + 1, 30)  # each halves the patch
     settings = {
         "patch_px": patch_px,
+        "stem": "conv" if linear is None else "linear",
+        "sub_norm": any(name.endswith(_SUB_NORMS) for name in tensors),
         "grid_patches": min(side, 32),
         "positions": "per_patch" if per_patch else "grid",
         "image_px": side * patch_px if per_patch or image_px is None else image_px,

@@ -11,9 +11,12 @@ device are the tensors of the current layer and those being copied for the next 
 to the first: a layer's temporaries are added, its kept tensors are freed, its gradients stay. The peak is the largest
 of these moments:
 
-    FFN                     6 hidden chunks of tokens (`norm_linear.chunks`), the gradients of x on both sides
+    norm before the mean    its input, kept; its gradient on both sides (`pool_norm` "token_norm")
+    FFN                     6 hidden chunks of tokens (`norm_linear.chunks`; 3 without sub-LayerNorm), the gradients of
+                            x on both sides
     attention               q, k, v (recomputed with recomputation) and the gradient of out; their gradient in float32,
                             and a second copy from the first branch's call
+    embedding               one chunk of patches; with a convolutional stem three tensors per layer of it (`conv_stem`)
 
 T tokens of this device in all its sequences.
 """
@@ -22,7 +25,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
+from longvit.model.conv_stem import CPU_CHUNK, GPU_CHUNK, channels
 from longvit.model.embedding import CPU_CHUNK_PATCHES, GPU_CHUNK_PATCHES
 from longvit.model.longvit import LongViTConfig
 from longvit.model.norm_linear import CPU_CHUNK_TOKENS, GPU_CHUNK_TOKENS
@@ -81,12 +86,21 @@ def parameter_counts(config: LongViTConfig) -> dict[str, int]:
     """Parameter counts of the embedding (positions included), one layer's attention and FFN, norm and head."""
     d, f, k = config.embed_dim, config.ffn_dim, config.num_classes
     grid = config.grid
+    attention_norm, hidden_norm = (2 * d, 2 * f) if config.sub_norm else (0, 0)
     return {
-        "embedding": 3 * config.patch_px**2 * d + d + grid.height * grid.width * d,
-        "attention": 4 * d * d + 4 * d + 4 * d,
-        "ffn": 2 * d * f + d + f + 2 * d + 2 * f,
+        "embedding": _stem_parameters(config) + grid.height * grid.width * d,
+        "attention": 4 * d * d + 4 * d + 2 * d + attention_norm,
+        "ffn": 2 * d * f + d + f + 2 * d + hidden_norm,
         "head": 2 * d + (d * k + k if k else 0),
     }
+
+
+def _stem_parameters(config: LongViTConfig) -> int:
+    d = config.embed_dim
+    if config.stem == "linear":
+        return 3 * config.patch_px**2 * d + d
+    widths = [3, *channels(d, config.patch_px)]
+    return sum(9 * i * o + 2 * o for i, o in pairwise(widths)) + 4 * d * d + d
 
 
 def parameters(config: LongViTConfig) -> int:
@@ -137,7 +151,12 @@ def _pixels(load: Load) -> int:
 
 def saved_bytes(load: Load) -> int:
     """Kept on the device between forward and backward, the image included."""
-    return image_bytes(load) + _kept_by(load.config.depth - 1, load) + _kept(load)
+    return image_bytes(load) + _kept_by(load.config.depth - 1, load) + _kept(load) + _kept_by_pool(load)
+
+
+def _kept_by_pool(load: Load) -> int:
+    """Bytes of the tokens, which a norm before the mean keeps."""
+    return _STREAM * load.tokens * load.config.embed_dim if load.config.pool_norm == "token_norm" else 0
 
 
 def host_bytes(load: Load) -> int:
@@ -193,12 +212,46 @@ def _embedding_weight(load: Load) -> int:
 
 
 def _embedding(load: Load) -> int:
-    """Image, tokens, the weight with the normalisation folded in, and two consecutive chunks of patches."""
+    """Image, tokens, the weights in the compute dtype, and the temporaries of a chunk of patches."""
     c, chunk, pixels = DTYPE_BYTES[load.dtype], _chunk_patches(load), 3 * load.config.patch_px**2
+    held, tokens = image_bytes(load) + saved_per_layer(load)["x"], 2 * _STREAM * chunk * load.config.embed_dim
+    if load.config.stem == "conv":
+        cast = c * _stem_parameters(load.config) if c < _STREAM else 0
+        convolved = _stem_input(load) + 2 * _stem_layers(load)[0]  # of a layer, and normed
+        return held + cast + pixels * chunk + convolved + tokens
     following = min(chunk, load.tokens - chunk)
     patches = pixels * max((1 + c) * chunk, c * chunk + (1 + c) * following)  # as uint8 first, then in the dtype
-    tokens = 2 * _STREAM * chunk * load.config.embed_dim
-    return image_bytes(load) + saved_per_layer(load)["x"] + _embedding_weight(load) + patches + tokens
+    return held + _embedding_weight(load) + patches + tokens
+
+
+def _stem_input(load: Load) -> int:
+    """Bytes of the pixels of a chunk of the stem in the compute dtype."""
+    return DTYPE_BYTES[load.dtype] * 3 * load.config.patch_px**2 * _stem_patches(load)
+
+
+def _stem_patches(load: Load) -> int:
+    return min(_chunk_patches(load), GPU_CHUNK if load.device == "cuda" else CPU_CHUNK)
+
+
+def _stem_layers(load: Load) -> list[int]:
+    """Bytes of the result of each of the stem's convolutions but the last, for a chunk."""
+    size, side = DTYPE_BYTES[load.dtype] * _stem_patches(load), load.config.patch_px
+    widths = channels(load.config.embed_dim, side)
+    return [size * width * (side >> i) ** 2 for i, width in enumerate(widths, 1)]
+
+
+def _embedding_backward(load: Load) -> int:
+    """Temporaries of a chunk of patches in the embedding's backward, beside the gradient of the parameters."""
+    d, c, chunk = load.config.embed_dim, DTYPE_BYTES[load.dtype], _chunk_patches(load)
+    pixels = 3 * load.config.patch_px**2 * chunk
+    if (
+        load.config.stem == "conv"
+    ):  # three tensors of each layer; the parameters cast, their gradients, and a reordering
+        own = 3 * c * _stem_parameters(load.config) + 2 * c * _stem_patches(load) * d
+        copied = _STREAM * chunk * d if chunk < load.tokens else 0  # a part of the gradient
+        return pixels + _stem_input(load) + 3 * sum(_stem_layers(load)) + own + copied
+    patches = max((1 + c) * pixels, c * pixels + _embedding_weight(load))  # made; multiplied
+    return patches + _STREAM * chunk * d + c * chunk * d
 
 
 def _attention_forward(load: Load) -> int:
@@ -242,13 +295,15 @@ def _moments(load: Load) -> Iterator[tuple[str, int]]:
     ffn += -layer["qkv"] if load.recompute else layer["middle x"] + layer["hidden"]
     yield "forward, last layer's FFN", before + ffn + (stream if load.recompute else narrow) + casts + 2 * chunk
 
-    gradients = counts["head"]
+    if config.pool_norm == "token_norm":
+        yield "backward, norm", saved_bytes(load) + 2 * stream
+    gradients, lean = counts["head"], 0 if config.sub_norm else 3 * chunk  # no norm of the hidden activations
     for i in reversed(range(config.depth)):
         moment = f"backward, layer {i + 1}"
         held = image_bytes(load) + _kept_by(i, load) + gradients + _kept(load) + stream  # the incoming gradient
         if load.recompute:
             rows = _STREAM * min(t, _chunk_tokens(load)) * d
-            yield f"{moment}, FFN", held + stream + narrow + casts + 6 * chunk + 2 * rows + sums
+            yield f"{moment}, FFN", held + stream + narrow + casts + 6 * chunk - lean + 2 * rows + sums
             gradients += counts["ffn"]
             held += counts["ffn"]
             yield f"{moment}, attention", held + narrow + layer["qkv"] + _attention_backward(load)
@@ -257,7 +312,7 @@ def _moments(load: Load) -> Iterator[tuple[str, int]]:
             yield f"{moment}, q, k, v", held + 3 * narrow + stream
             continue
         narrow_grad = narrow if c < _STREAM else 0
-        yield f"{moment}, FFN", held + narrow_grad + casts + 5 * chunk + sums + (stream if several_chunks else 0)
+        yield f"{moment}, FFN", held + narrow_grad + casts + 5 * chunk - lean + sums + (stream if several_chunks else 0)
         gradients += counts["ffn"]
         held += counts["ffn"] - layer["hidden"] - layer["middle x"]
         yield f"{moment}, sum of the stream's gradients", held + 2 * stream
@@ -265,8 +320,5 @@ def _moments(load: Load) -> Iterator[tuple[str, int]]:
         gradients += counts["attention"]
         held += counts["attention"] - layer["qkv"] - layer["out"] - layer["lse"] - layer["shared keys"]
         yield f"{moment}, q, k, v", held + 3 * narrow + stream + (stream if several_chunks else 0)
-    chunk = _chunk_patches(load)
-    pixels = 3 * config.patch_px**2 * chunk
-    patches = max((1 + c) * pixels, c * pixels + _embedding_weight(load))  # made; multiplied
     held = image_bytes(load) + gradients + counts["embedding"] + stream
-    yield "backward, embedding", held + patches + _STREAM * chunk * d + c * chunk * d
+    yield "backward, embedding", held + _embedding_backward(load)

@@ -1,9 +1,10 @@
 """Arithmetic and communication of one step: FLOPs, exponentials, bytes between devices, and a lower bound of time.
 
-Per token and layer the linear layers take 2 (4 D² + 2 D F) FLOPs, the embedding once 2 · 3 P² D. Attention takes 4 D/H
-FLOPs and one exponential per (query, key) pair and head (`attention.operators.attention_pairs`). Backward takes twice
-the linear layers' forward, and 5/2 of attention's with its exponentials again. Recomputation adds the layers' linear
-products once, except the FFN's second (attention's result is kept, the layer's is not needed).
+Per token and layer the linear layers take 2 (4 D² + 2 D F) FLOPs. The embedding takes 2 · 3 P² D once; a convolutional
+stem takes 2 · 9 C C' per pixel of each result, from C to C' channels, and its backward runs it again. Attention takes
+4 D/H FLOPs and one exponential per (query, key) pair and head (`attention.operators.attention_pairs`). Backward takes
+twice the linear layers' forward, and 5/2 of attention's with its exponentials again. Recomputation adds the layers'
+linear products once, except the FFN's second (attention's result is kept, the layer's is not needed).
 
 Sequence parallelism: `parallel.shards.exchanged_bytes`, 2 Σ (w' − piece) / r · D numbers received per layer in
 forward, as many sent back in backward, and one all-reduce of the parameters' gradients.
@@ -15,8 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from longvit.attention.operators import attention_pairs
+from longvit.model.conv_stem import channels
 from longvit.model.longvit import LongViTConfig
 from longvit.parallel.shards import Shards, exchanged_bytes, shared_segments
 from longvit.plan.devices import Device
@@ -55,13 +58,14 @@ def forward_work(config: LongViTConfig, batch: int, patches: int, segments: Sequ
     """Work of a forward pass of `batch` sequences of `patches` tokens."""
     d, tokens = config.embed_dim, batch * patches
     pairs = config.depth * attention_pairs(batch, patches, config.num_heads, segments, config.dilated_ratios)
-    linear = 2 * tokens * 3 * config.patch_px**2 * d + config.depth * _layer_flops(config, tokens)
+    linear = tokens * sum(_embedding_flops(config)) + config.depth * _layer_flops(config, tokens)
     return Work(linear, 4 * d // config.num_heads * pairs, pairs)
 
 
 def training_work(config: LongViTConfig, forward: Work, tokens: int, *, recompute: bool) -> Work:
-    """Work of forward and backward; the embedding needs no pixel gradient, so its backward is one product, not two."""
-    embedding = 2 * tokens * 3 * config.patch_px**2 * config.embed_dim
+    """Work of forward and backward; no pixel has a gradient, so backward of the first product is one, not two."""
+    first, *others = _embedding_flops(config)
+    embedding = tokens * (first - (first + sum(others) if config.stem == "conv" else 0))
     layer = _layer_flops(config, tokens) - 2 * tokens * config.embed_dim * config.ffn_dim
     recomputed = config.depth * layer if recompute else 0
     # a detached gradient recomputes each branch's output
@@ -71,6 +75,18 @@ def training_work(config: LongViTConfig, forward: Work, tokens: int, *, recomput
         forward.attention_flops * (2 + products) // 2,
         passes * forward.exponentials,
     )
+
+
+def _embedding_flops(config: LongViTConfig) -> list[int]:
+    """FLOPs of each product of the embedding, per patch, the one that reads pixels first."""
+    d, side = config.embed_dim, config.patch_px
+    if config.stem == "linear":
+        return [2 * 3 * side**2 * d]
+    flops = []
+    for i, o in pairwise([3, *channels(d, side)]):
+        side //= 2
+        flops.append(2 * 9 * i * o * side**2)
+    return [*flops, 2 * 4 * d * d]
 
 
 def _layer_flops(config: LongViTConfig, tokens: int) -> int:

@@ -28,7 +28,7 @@ def plot(
 ) -> None:
     """Draws curves, (fields, axis) -> system -> points, and the power laws that fit.
 
-    A system with a single point is a level: the axis does not change it.
+    A system with a single point is a level: the axis does not change it. Controls are dashed.
     """
     names, axes_names = (list(dict.fromkeys(key[i] for key in curves)) for i in (0, 1))
     figure = new_figure(3.2 * len(axes_names) + 1.6, 2.8 * len(names))
@@ -37,7 +37,6 @@ def plot(
     for (fields, axis), by_system in curves.items():
         panel = panels[names.index(fields), axes_names.index(axis)]
         for i, (system, points) in enumerate(by_system.items()):
-            # LongViT in full strength, controls dashed.
             style = {"color": COLOURS[i % len(COLOURS)] if i < len(COLOURS) else GREY}
             dashes = "-" if system.startswith("longvit") else "--"
             if len(points) == 1:
@@ -50,10 +49,20 @@ def plot(
                     panel.plot(beyond, law.auc(beyond), ":", **style)
         panel.axhline(0.5, color=GREY, linewidth=0.6)
         panel.set_xscale("log")
+        ticks = sorted({point.x for points in by_system.values() if len(points) > 1 for point in points})
+        panel.set_xticks(ticks, [_short(tick) for tick in ticks], fontsize=7)
+        panel.minorticks_off()
         panel.set_xlabel(LABELS[axis])
         if axis == axes_names[0]:
             panel.set_ylabel(f"{fields}\nAUC, unseen source")
-    figure.legend(handles.values(), handles.keys(), fontsize=8, loc="center right")
+    figure.legend(handles.values(), handles.keys(), fontsize=8, loc="outside right center")
     figure.suptitle("mean ± SD over sources and seeds; dotted: fitted power law of 1 − AUC, extrapolated", fontsize=9)
-    figure.tight_layout(rect=(0, 0, 1 - 1.6 / (3.2 * len(axes_names) + 1.6), 1))
     write_figure(figure, path, dpi=120)
+
+
+def _short(number: float) -> str:
+    """Number of three digits: 42.7, 65.5 k, 3.47 M."""
+    for size, letter in ((1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"

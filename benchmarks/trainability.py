@@ -208,8 +208,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes.axhline(0.5, color="#777777", linewidth=0.8)
     axes.set_xticks(range(len(tasks)), tasks)
     axes.set_ylabel("AUC on unseen images")
-    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.tight_layout()
+    figure.legend(fontsize=7, loc="outside right upper")
     write_figure(figure, path, dpi=120)
 
 

@@ -94,8 +94,8 @@ def rows_of(system: str, aucs: dict[float, float], **fixed: Any) -> list[dict[st
     for share, separation in aucs.items():
         for fold in "023":
             trial = trial_of("oral_scc", GRIDS["oral_scc"], system, fold, 0, MODEL, WEIGHTS, share=share)
-            labels = np.arange(200) % 2
-            columns = scored(f"oral_scc {fold}", labels, separation * labels + rng.standard_normal(200))
+            labels = np.arange(1000) % 2
+            columns = scored(f"oral_scc {fold}", labels, separation * labels + rng.standard_normal(1000))
             rows.append(json.loads(json.dumps(vars(trial))) | {"slides": 400 * share, "parameters": 9} | columns)
     return rows
 

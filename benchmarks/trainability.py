@@ -1,7 +1,7 @@
 """Benchmark of learning on little data: LongViT-tiny with and without parts, beside a plain vision transformer.
 
     python benchmarks/trainability.py [--save] [--tasks texture …] [--variants longvit …] [--seeds 0 1 2] [--jobs 2]
-    python benchmarks/trainability.py --save --table        # the table of the stored trials, nothing runs
+    python benchmarks/trainability.py --save --table        # tables of the stored trials, by settings; nothing runs
     python benchmarks/trainability.py --quick               # every part at toy size, in a temporary file
 
 A trial is a task (`trainability_tasks.py`), a variant (`trainability_models.py`) and a seed. It takes 220 steps of 16
@@ -24,6 +24,7 @@ import math
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +55,7 @@ class Trial:
     variant: str
     seed: int
     budget: str = "steps"
-    """steps: as many as asked; time: the steps that fit into the reference's seconds."""
+    """"steps": as many as asked. "time of 220 steps": as many as fit into the reference's seconds for 220 steps."""
     steps: int = 220
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     image_px: int = 256
@@ -129,7 +130,7 @@ def equal_time(trial: Trial, rows: Sequence[Row]) -> Trial | None:
     if ours is None or reference is None or trial.variant == REFERENCE:
         return None
     steps = round(trial.steps * reference["cpu_seconds"] / ours["cpu_seconds"])
-    return replace(trial, budget="time", steps=max(1, steps), rates=(ours["lr"],))
+    return replace(trial, budget=f"time of {trial.steps} steps", steps=max(1, steps), rates=(ours["lr"],))
 
 
 # --- table and plot -------------------------------------------------------------------------------------------------
@@ -153,7 +154,8 @@ def cells(rows: Sequence[Row], budget: str) -> dict[tuple[str, str], dict[str, A
     """(task, variant) -> summary of the finished trials of a budget."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if "failed" not in row and row["budget"] in (budget, "steps" if row["variant"] == REFERENCE else budget):
+        of_budget = row["budget"].startswith("steps" if row["variant"] == REFERENCE else budget)
+        if "failed" not in row and of_budget:
             groups.setdefault((row["task"], row["variant"]), []).append(row)
     return {key: cell(found, groups.get((key[0], REFERENCE), [])) for key, found in groups.items()}
 
@@ -165,7 +167,7 @@ def table(rows: Sequence[Row], asked: Sequence[Trial]) -> str:
     lines += [f"failed: {r['task']} {r['variant']} seed {r['seed']}: {r['failed']}" for r in rows if "failed" in r]
     for budget in ("steps", "time"):
         summary = cells(rows, budget)
-        if budget == "time" and not any(row["budget"] == "time" for row in rows):
+        if budget == "time" and all(row["budget"] == "steps" for row in rows):
             continue
         lines += ["", f"at equal {budget}", f"{'task':14}{'variant':31}{'AUC (seeds)':19}{'gap to reference':25}CPU s"]
         for task in TASKS:
@@ -177,11 +179,19 @@ def table(rows: Sequence[Row], asked: Sequence[Trial]) -> str:
     return "\n".join(lines)
 
 
+def stored_settings(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Settings of the stored trials at equal steps, those with most trials first."""
+    keys = ("steps", "rates", "image_px", "batch", "n_test")
+    found = [tuple(row[key] if key != "rates" else tuple(row[key]) for key in keys) for row in rows]
+    counts = Counter(values for values, row in zip(found, rows, strict=True) if row["budget"] == "steps")
+    return [dict(zip(keys, values, strict=True)) for values, _ in counts.most_common()]
+
+
 def of_protocol(rows: Sequence[Row], trial: Trial) -> list[Row]:
     """Rows of trials with the settings of `trial`; a table never mixes settings."""
     settings = {key: getattr(trial, key) for key in ("image_px", "batch", "n_test")}
     at_steps = settings | {"steps": trial.steps, "rates": list(trial.rates), "budget": "steps"}
-    at_time = settings | {"budget": "time"}
+    at_time = settings | {"budget": f"time of {trial.steps} steps"}
     return [row for row in rows if any(wanted.items() <= row.items() for wanted in (at_steps, at_time))]
 
 
@@ -250,10 +260,13 @@ def main() -> None:
                 rows = file.rows()
                 more = [at_time for trial in trials if (at_time := equal_time(trial, rows))]
                 run_trials(file, more, run_trial, jobs=args.jobs, threads=args.threads)
-        rows = of_protocol(file.rows(), Trial("", "", 0, **size))
-        print(table(rows, trials))
-        if rows and path.parent != Path(temporary):
-            plot(rows, path.with_suffix(".png"))
+        stored = stored_settings(file.rows())
+        for settings in stored if args.table else [size]:
+            asked = [replace(trial, **settings) for trial in trials]
+            print(", ".join(f"{name} {value}" for name, value in settings.items()))
+            print(table(of_protocol(file.rows(), asked[0]), asked), end="\n\n")
+        if stored and path.parent != Path(temporary):
+            plot(of_protocol(file.rows(), Trial("", "", 0, **stored[0])), path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

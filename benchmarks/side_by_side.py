@@ -70,10 +70,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def report_text(name: str, rows: list[dict[str, Any]]) -> str:
+    """Text of a result file: JSON, one row per line."""
+    lines = ",\n  ".join(json.dumps(row) for row in rows)
+    return f'{{"benchmark": "{name}", "machine": {json.dumps(machine())}, "rows": [\n  {lines}\n]}}\n'
+
+
 def report(name: str, rows: list[dict[str, Any]], save: bool) -> None:
     """Prints the result as JSON, one row per line; with `save`, also writes it to benchmarks/results/."""
-    lines = ",\n  ".join(json.dumps(row) for row in rows)
-    text = f'{{"benchmark": "{name}", "machine": {json.dumps(machine())}, "rows": [\n  {lines}\n]}}\n'
+    text = report_text(name, rows)
     print(text, end="")
     if save:
         (HERE / "results").mkdir(exist_ok=True)

@@ -12,8 +12,9 @@ import torch
 from tests.conftest import EXAMPLE_SLIDE
 
 from longvit.model import embedding
-from longvit.model.embedding import PatchEmbedding, PatchGrid
+from longvit.model.embedding import PatchEmbedding
 from longvit.model.longvit import LongViT, LongViTConfig
+from longvit.model.positions import PatchGrid
 from longvit.slides.reader import Slide, open_slide
 from longvit.slides.strips import Strip
 

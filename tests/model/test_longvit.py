@@ -13,9 +13,10 @@ from torch import nn
 import longvit
 from longvit.model import embedding
 from longvit.model import norm_linear as nl
-from longvit.model.embedding import IMAGENET_MEAN, IMAGENET_STD, PatchEmbedding, PatchGrid, interpolation
+from longvit.model.embedding import IMAGENET_MEAN, IMAGENET_STD, PatchEmbedding
 from longvit.model.feedforward import FeedForward
 from longvit.model.longvit import SEGMENT_TABLE, SIZES, LongViT, LongViTConfig, create_model, segment_schedule
+from longvit.model.positions import PatchGrid, interpolation
 from longvit.slides.strips import Strip
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 4, "ffn_dim": 64, "patch_px": 8, "grid_patches": 4}

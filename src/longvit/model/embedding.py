@@ -1,26 +1,23 @@
 """Patch embedding: linear projection of uint8 pixels, plus learned positions interpolated on the fly.
 
 LongViT paper, section 2.1: the image is cut into patches of 32 × 32, each embedded linearly, in row-major order.
-Learned positions are parameters of the pretraining grid (32 × 32 patches of a 1,024² image). They are interpolated
-bicubically to another grid with the scale factor (target + 0.1) / source, as in DINO.
+Learned positions are added (`positions`).
 
 Differences from the authors' code:
 - uint8 images stay uint8. ImageNet normalisation is folded into the projection, y = W'(u − 128) + b' with
   W' = W / (255 σ_c); u − 128 is exact in bfloat16 too. Only one chunk of patches is ever floating point, in backward
   too (which needs the uint8 image alone).
-- The interpolation is a product with two small matrices, so positions for a strip of the image are computed for that
-  strip alone. The published code makes them a parameter of 400 M elements at 32,768².
 - An image may arrive as a stream of strips (`from_strips`), or be in host memory while the parameters are on a GPU.
   Then a few rows of patches are moved at a time, in forward and in backward.
 
-B images, H × W pixels, P patch side, h × w patches, G grid side, D width.
+B images, H × W pixels, P patch side, h × w patches, G grid side of the positions, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +27,7 @@ from torch import Tensor, nn
 
 from longvit.model import fused_norms
 from longvit.model.norm_linear import compute_dtype, linear
+from longvit.model.positions import PatchGrid, Positions, positions_on
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,27 +36,8 @@ GPU_CHUNK_PATCHES = 16_384  # each chunk reads all columns of positions, 50 MB a
 _MIDDLE = 128  # subtracted from uint8 pixels: centred numbers lose nothing in bfloat16
 
 
-class PatchGrid(NamedTuple):
-    """Numbers of patches along the height and the width of an image."""
-
-    height: int
-    width: int
-
-
-class _Projection(NamedTuple):
-    """tokens = weight (patches − shift) + bias + (rows @ columns, or columns where rows is None)."""
-
-    weight: Tensor  # (D, 3·P·P)
-    bias: Tensor
-    shift: int
-    rows: Tensor | None  # (h, G)
-    columns: Tensor  # (G, w·D) or (h, w·D)
-
-    def band(self, first: int, end: int) -> _Projection:
-        """The projection for rows of patches [first, end) alone."""
-        if self.rows is None:
-            return self._replace(columns=self.columns[first:end])
-        return self._replace(rows=self.rows[first:end])
+Projector = Callable[[Tensor, Positions, Tensor], None]
+"""Writes the tokens of images (B, 3, H, W), their positions added, to the third argument (B, h, w·D)."""
 
 
 class PatchEmbedding(nn.Module):
@@ -70,9 +49,12 @@ class PatchEmbedding(nn.Module):
     def __init__(self, dim: int, patch_px: int, grid: PatchGrid) -> None:
         super().__init__()
         self.patch_px, self.grid = patch_px, grid
-        self.proj = nn.Conv2d(3, dim, patch_px, patch_px)
+        self._make_projection(dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid.height * grid.width, dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02, a=-0.02, b=0.02)
+
+    def _make_projection(self, dim: int) -> None:
+        self.proj = nn.Conv2d(3, dim, self.patch_px, self.patch_px)
 
     def patches(self, images: Tensor) -> PatchGrid:
         """The patch grid of a batch of images; raises ValueError where the patch does not divide it."""
@@ -96,22 +78,30 @@ class PatchEmbedding(nn.Module):
 
         `first`, `rows`: the images are strips that begin at row `first` of the `rows` rows of patches of an image.
         """
-        target = self.patches(images)
-        weight = self.proj.weight
+        target, weight = self.patches(images), self.pos_embed
         dtype = compute_dtype(weight)  # before autocast is off
         with torch.autocast(weight.device.type, enabled=False):
-            p = self._projection(PatchGrid(rows or target.height, target.width), images.dtype, dtype)
-            p = p.band(first, first + target.height)
+            positions = positions_on(self.pos_embed, self.grid, PatchGrid(rows or target.height, target.width))
+            positions = positions.band(first, first + target.height)
             if images.requires_grad:  # saliency: the plain form gives the gradient of the (float) pixels too
-                kernel = p.weight.to(dtype).unflatten(1, weight.shape[1:])
-                tokens = F.conv2d(images.to(weight.device, dtype), kernel, p.bias.to(dtype), self.patch_px)
-                positions = p.columns if p.rows is None else p.rows @ p.columns
-                return tokens.flatten(2).transpose(1, 2) + positions.view(1, -1, tokens.shape[1])
-            return _Embed.apply(images, p.weight, p.bias, p.rows, p.columns, self.patch_px, p.shift, dtype)
+                tokens = self._plain(images.to(weight.device, dtype), dtype)
+                return tokens + positions.of(slice(None)).view(1, -1, tokens.shape[2])
+            return self._embed(images, positions, dtype)
+
+    def _plain(self, images: Tensor, dtype: torch.dtype) -> Tensor:
+        """Float images → tokens (B, h·w, D) without positions, by plain autograd."""
+        weight, bias = self.proj.weight.to(dtype), self._bias.to(dtype)
+        return F.conv2d(images, weight, bias, self.patch_px).flatten(2).transpose(1, 2)
+
+    def _embed(self, images: Tensor, positions: Positions, dtype: torch.dtype) -> Tensor:
+        """Images → tokens (B, h·w, D) with positions, with memory for a chunk of patches."""
+        weight, bias, shift = self._linear(images.dtype)
+        embedded: Tensor = _Embed.apply(images, weight, bias, *positions, self.patch_px, shift, dtype)
+        return embedded
 
     def strip_px(self, width: int) -> int:
         """Height in px of strips for which `from_strips` equals `forward`, for an image `width` px wide."""
-        return self.patch_px * _rows_at_once(1, width // self.patch_px, self.proj.weight.device)
+        return self.patch_px * _rows_at_once(1, width // self.patch_px, self.pos_embed.device)
 
     @torch.no_grad()
     def from_strips(
@@ -123,41 +113,38 @@ class PatchEmbedding(nn.Module):
         on arrival, so no more than a strip is held. With strips of `strip_px` rows the result is that of `forward` to
         the last bit (the products have the same sizes). Raises ValueError for too few or too many rows.
         """
-        weight, end = self.proj.weight, image.height if end is None else end
-        dtype, dim = compute_dtype(weight), len(weight)
+        weight, end = self.pos_embed, image.height if end is None else end
+        dtype, dim = compute_dtype(weight), weight.shape[-1]
         with torch.autocast(weight.device.type, enabled=False):
-            whole = self._projection(image, torch.uint8, dtype)
-            w, b = whole.weight.to(dtype), whole.bias.to(dtype)
-            tokens = weight.new_empty(1, end - first, image.width * dim, dtype=whole.columns.dtype)
+            positions, project = positions_on(self.pos_embed, self.grid, image), self._projector(dtype)
+            tokens = weight.new_empty(1, end - first, image.width * dim)
             at = first
             for strip in _on_device(strips, weight.device):
                 height, width = self.patches(strip)
                 if width != image.width or at + height > end:
                     raise ValueError(f"strips of {at + height} × {width} patches for {end} × {image.width}")
-                p = whole.band(at, at + height)
-                out = tokens[:, at - first : at - first + height]
-                _project(strip, w, b, p.rows, p.columns, self.patch_px, p.shift, out)
+                project(strip, positions.band(at, at + height), tokens[:, at - first : at - first + height])
                 at += height
         if at != end:
             raise ValueError(f"the strips end at row {at} of patches, not at {end}")
         return tokens.view(1, -1, dim)
 
-    def _projection(self, image: PatchGrid, pixels: torch.dtype, dtype: torch.dtype) -> _Projection:
-        """The factors and summands of the patches of an image."""
-        assert self.proj.bias is not None
-        weight, bias, shift = self.proj.weight, self.proj.bias, 0
+    def _projector(self, dtype: torch.dtype) -> Projector:
+        """The projection of uint8 images in `dtype`, without autograd."""
+        weight, bias, shift = self._linear(torch.uint8)
+        return partial(_project, weight.to(dtype), bias.to(dtype), self.patch_px, shift)
+
+    def _linear(self, pixels: torch.dtype) -> tuple[Tensor, Tensor, int]:
+        """weight (D, 3·P·P), bias and shift with tokens = weight (patches − shift) + bias."""
+        weight, bias, shift = self.proj.weight, self._bias, 0
         if pixels == torch.uint8:
             weight, bias, shift = *_folded(weight, bias), _MIDDLE
-        return _Projection(weight.flatten(1), bias, shift, *self._positions(image))
+        return weight.flatten(1), bias, shift
 
-    def _positions(self, target: PatchGrid) -> tuple[Tensor | None, Tensor]:
-        """(A_h (h, G_h), C (G_h, w·D)): the positions are A_h @ C; A_h None: C is (h, w·D) already."""
-        grid = self.pos_embed.view(self.grid.height, self.grid.width, -1)
-        if target == self.grid and (target.height == target.width or self.grid.height != self.grid.width):
-            return None, grid.flatten(1)
-        to_columns = interpolation(target.width, self.grid.width).to(grid)
-        to_rows = interpolation(target.height, self.grid.height).to(grid)
-        return to_rows, torch.einsum("gkd,xk->gxd", grid, to_columns).flatten(1)
+    @property
+    def _bias(self) -> Tensor:
+        assert self.proj.bias is not None
+        return self.proj.bias
 
 
 def _folded(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,19 +152,6 @@ def _folded(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = (weight.new_tensor(x) for x in (IMAGENET_MEAN, IMAGENET_STD))
     weight = weight / (255 * std).view(1, 3, 1, 1)
     return weight, bias + (weight.sum((2, 3)) * (_MIDDLE - 255 * mean)).sum(1)
-
-
-@lru_cache(maxsize=64)
-def interpolation(target: int, source: int) -> Tensor:
-    """(target, source) float64: bicubic weights along one axis, scale (target + 0.1) / source as in DINO.
-
-    Taken from PyTorch's own `interpolate` (a = −0.75, border repeated) with unit vectors.
-    """
-    with torch.inference_mode(False), torch.no_grad():  # the cached matrix must serve training too
-        eye = torch.eye(source, dtype=torch.float64).view(1, source, source, 1)
-        result = F.interpolate(eye, scale_factor=((target + 0.1) / source, 1.0), mode="bicubic")
-        assert result.shape[2] == target, (result.shape, target)
-        return result[0, :, :, 0].t().contiguous()
 
 
 class _Embed(torch.autograd.Function):
@@ -199,7 +173,7 @@ class _Embed(torch.autograd.Function):
         ctx.settings = patch_px, shift, dtype, weight.shape, weight.dtype, columns.shape, columns.dtype
         b, h, w, dim = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px, len(weight)
         y = weight.new_empty(b, h, w * dim, dtype=columns.dtype)
-        _project(images, weight.to(dtype), bias.to(dtype), rows, columns, patch_px, shift, y)
+        _project(weight.to(dtype), bias.to(dtype), patch_px, shift, images, Positions(rows, columns), y)
         return y.view(b, h * w, dim)
 
     @staticmethod
@@ -211,13 +185,10 @@ class _Embed(torch.autograd.Function):
         grad_weight = grad.new_zeros(shape, dtype=torch.promote_types(weight_dtype, torch.float32))
         grad_bias = torch.zeros_like(grad_weight[:, 0])
         grad_columns = grad.new_zeros(columns_shape, dtype=wide)
-        for r in _row_chunks(b, h, w, grad.device):
+        positions = Positions(rows, grad_columns)
+        for r in row_chunks(b, h, w, grad.device):
             part = grad[:, r]
-            over_batch = part.sum(0).to(wide)
-            if rows is None:
-                grad_columns[r] = over_batch
-            else:
-                grad_columns.addmm_(rows[r].t(), over_batch)
+            positions.add_gradient(grad_columns, r, part.sum(0).to(wide))
             g = part.reshape(-1, dim).to(dtype)
             grad_weight += g.t() @ _patches(images, r, patch_px, shift, g)
             grad_bias += g.sum(0)
@@ -225,40 +196,39 @@ class _Embed(torch.autograd.Function):
 
 
 def _project(
-    images: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    rows: Tensor | None,
-    columns: Tensor,
-    patch_px: int,
-    shift: int,
-    out: Tensor,
+    weight: Tensor, bias: Tensor, patch_px: int, shift: int, images: Tensor, positions: Positions, out: Tensor
 ) -> None:
     """Tokens and positions of images into `out` (B, h, w·D), a few rows of patches at a time; without autograd."""
     b, h, w = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px
-    for r in _row_chunks(b, h, w, weight.device):
+    for r in row_chunks(b, h, w, weight.device):
         x = _patches(images, r, patch_px, shift, weight)  # (b·r·w, 3·P·P)
         tokens = linear(x, weight, bias).view(b, -1, w * len(weight))
-        torch.add(tokens, columns[r] if rows is None else rows[r] @ columns, out=out[:, r])
+        torch.add(tokens, positions.of(r), out=out[:, r])
 
 
 def _rows_at_once(batch: int, width: int, device: torch.device) -> int:
     return max(1, (GPU_CHUNK_PATCHES if device.type == "cuda" else CPU_CHUNK_PATCHES) // (batch * width))
 
 
-def _row_chunks(batch: int, height: int, width: int, device: torch.device) -> list[slice]:
+def row_chunks(batch: int, height: int, width: int, device: torch.device) -> list[slice]:
+    """Slices of the rows of patches that are embedded at a time."""
     step = _rows_at_once(batch, width, device)
     return [slice(i, min(i + step, height)) for i in range(0, height, step)]
 
 
 def _patches(images: Tensor, rows: slice, patch_px: int, shift: int, like: Tensor) -> Tensor:
     """Rows of patches → (B · rows · w, 3 · P · P), minus `shift`, on the device and in the dtype of `like`."""
-    strip = _moved(images[:, :, rows.start * patch_px : rows.stop * patch_px], like.device)
+    strip = moved_rows(images, rows, patch_px, like.device)
     if strip.dtype == torch.uint8 and fused_norms.uses(like, like.dtype, patch_px):
         return fused_norms.patches(strip, patch_px, shift, like.dtype)
     x = strip.unflatten(3, (-1, patch_px)).unflatten(2, (-1, patch_px))  # B 3 r P w P
     x = x.permute(0, 2, 4, 1, 3, 5).reshape(-1, 3 * patch_px * patch_px).to(like.dtype)
     return x.sub_(shift) if shift else x
+
+
+def moved_rows(images: Tensor, rows: slice, patch_px: int, device: torch.device) -> Tensor:
+    """Rows of patches of images (B, 3, H, W), as (B, 3, rows · P, W) on `device`."""
+    return _moved(images[:, :, rows.start * patch_px : rows.stop * patch_px], device)
 
 
 def _moved(strip: Tensor, device: torch.device) -> Tensor:

@@ -5,6 +5,9 @@ A block (torchscale `architecture/encoder.py`, subln; MAGNETO, arXiv 2210.06423)
     x = x + drop_path(proj(norm(attention(qkv(norm1(x))))))       norm: over all heads together, before the projection
     x = x + drop_path(fc2(norm(gelu(fc1(norm2(x))))))             norm: over the hidden activations
 
+Without `sub_norm` the two norms inside the branches are left out: a plain pre-norm block, which learns faster from few
+slides.
+
 Differences from the authors' code: q, k and v are one product. Backward needs per layer only x, qkv, the attention's
 (out, lse), the middle x and the hidden activations; with recomputation only x and (out, lse) (`recomputation`).
 
@@ -22,11 +25,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from longvit.attention.pattern import DilatedPattern
-from longvit.model import fused_norms
 from longvit.model.feedforward import FeedForward
 from longvit.model.norm_linear import compute_dtype
 from longvit.model.offload import host_store
-from longvit.model.recomputation import Keeping, attend, finish
+from longvit.model.recomputation import Keeping, attend, finish, is_fused
 from longvit.model.self_attention import DilatedSelfAttention
 
 
@@ -52,11 +54,13 @@ the dtype of the products. None: 1."""
 class Block(nn.Module):
     """One LongNet layer."""
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, eps: float, drop_path_rate: float) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, ffn_dim: int, eps: float, drop_path_rate: float, *, sub_norm: bool = True
+    ) -> None:
         super().__init__()
         self.drop_path_rate = drop_path_rate
-        self.attn = DilatedSelfAttention(dim, num_heads, eps)
-        self.mlp = FeedForward(dim, ffn_dim, eps)
+        self.attn = DilatedSelfAttention(dim, num_heads, eps, sub_norm=sub_norm)
+        self.mlp = FeedForward(dim, ffn_dim, eps, sub_norm=sub_norm)
 
     def forward(
         self,
@@ -74,9 +78,9 @@ class Block(nn.Module):
         return x + self._dropped(self.mlp(x), scales, 1)
 
     def _is_fused(self, x: Tensor) -> bool:
-        """True if all norms of the second half run as fused kernels (`fused_norms`)."""
-        dtype, widths = compute_dtype(x), (x.shape[-1], self.mlp.fc1.out_features)
-        return all(fused_norms.uses(x, dtype, width) for width in widths)
+        """True if the second half runs as fused kernels (`recomputation.is_fused`)."""
+        widths = x.shape[-1], self.mlp.fc1.out_features
+        return is_fused(x, compute_dtype(x), widths, sub_norm=self.mlp.norm is not None)
 
     def _drawn(self, x: Tensor, scales: Scales | None) -> Scales:
         if scales is not None:
@@ -129,10 +133,18 @@ class Encoder(nn.ModuleList):
     """
 
     def __init__(
-        self, depth: int, dim: int, num_heads: int, ffn_dim: int, eps: float = 1e-5, drop_path_rate: float = 0.0
+        self,
+        depth: int,
+        dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        eps: float = 1e-5,
+        drop_path_rate: float = 0.0,
+        *,
+        sub_norm: bool = True,
     ) -> None:
         rates = torch.linspace(0, drop_path_rate, depth, dtype=torch.float64, device="cpu").tolist()
-        super().__init__(Block(dim, num_heads, ffn_dim, eps, rate) for rate in rates)
+        super().__init__(Block(dim, num_heads, ffn_dim, eps, rate, sub_norm=sub_norm) for rate in rates)
         self.recompute = self.offload = False
 
     def forward(

@@ -25,8 +25,8 @@ class _FeedForward(torch.autograd.Function):
         n1b: Tensor,
         w1: Tensor,
         b1: Tensor,
-        n2w: Tensor,
-        n2b: Tensor,
+        n2w: Tensor | None,
+        n2b: Tensor | None,
         w2: Tensor,
         b2: Tensor,
         eps: float,
@@ -67,15 +67,16 @@ class _FeedForward(torch.autograd.Function):
 class FeedForward(nn.Module):
     """(…, D) → (…, D) of the block's second half, its pre-norm included.
 
-    `norm_in` is the block's LayerNorm, `norm` the sub-LayerNorm on the hidden activations (eps 1e-5 both).
+    `norm_in` is the block's LayerNorm, `norm` the sub-LayerNorm on the hidden activations (eps 1e-5 both), None without
+    `sub_norm`.
     """
 
-    def __init__(self, dim: int, hidden: int, eps: float, keep_hidden: bool = True) -> None:
+    def __init__(self, dim: int, hidden: int, eps: float, keep_hidden: bool = True, *, sub_norm: bool = True) -> None:
         super().__init__()
         self.keep_hidden = keep_hidden
         self.norm_in = nn.LayerNorm(dim, eps=eps)
         self.fc1 = nn.Linear(dim, hidden)
-        self.norm = nn.LayerNorm(hidden, eps=eps)
+        self.norm = nn.LayerNorm(hidden, eps=eps) if sub_norm else None
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,11 +88,10 @@ class FeedForward(nn.Module):
                 self.norm_in.bias,
                 self.fc1.weight,
                 self.fc1.bias,
-                self.norm.weight,
-                self.norm.bias,
+                *nl.norm_parameters(self.norm),
                 self.fc2.weight,
                 self.fc2.bias,
-                self.norm.eps,
+                self.norm_in.eps,
                 self.keep_hidden and torch.is_grad_enabled(),
                 dtype,
             )

@@ -25,8 +25,10 @@ from longvit.attention.pattern import DilatedPattern
 from longvit.config import check_bounds
 from longvit.errors import InputError
 from longvit.model import cuda_graph
-from longvit.model.embedding import PatchEmbedding, PatchGrid
+from longvit.model.conv_stem import ConvPatchEmbedding, check_patch
+from longvit.model.embedding import PatchEmbedding
 from longvit.model.encoder import Encoder, init_weights
+from longvit.model.positions import PatchGrid
 
 DILATED_RATIOS = (1, 2, 4, 8, 16)
 BOUNDS = {  # far beyond every model that trains, and small enough that making one ends
@@ -68,6 +70,9 @@ class LongViTConfig:
         pool_norm: "fc_norm": mean over tokens, then LayerNorm, eps 1e-5 (fine-tuning). "token_norm": LayerNorm, eps
             1e-6, then mean (DINO).
         grid_patches: side of the pretraining grid in patches.
+        stem: embedding of a patch: "linear", the paper's projection, or "conv", convolutions inside the patch
+            (`longvit.model.conv_stem`).
+        sub_norm: the paper's sub-LayerNorm inside the two branches of a block; False: a plain pre-norm block.
 
     >>> import longvit
     >>> longvit.LongViTConfig(embed_dim=192, depth=6, num_heads=8, ffn_dim=768, image_px=4096).patch_px
@@ -92,6 +97,8 @@ class LongViTConfig:
     fit: Literal["stretch", "pad"] = "stretch"
     pool_norm: Literal["fc_norm", "token_norm"] = "fc_norm"
     grid_patches: int = 32
+    stem: Literal["linear", "conv"] = "linear"
+    sub_norm: bool = True
 
     def __post_init__(self) -> None:
         check_bounds(self, BOUNDS)
@@ -106,6 +113,8 @@ class LongViTConfig:
             raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
+        if self.stem == "conv":
+            check_patch(self.patch_px)
 
     @property
     def grid(self) -> PatchGrid:
@@ -114,16 +123,29 @@ class LongViTConfig:
         return PatchGrid(side, side)
 
 
+_TINY = LongViTConfig(embed_dim=192, depth=6, num_heads=8, ffn_dim=768)
+_SMALL = LongViTConfig()  # table 5: LongViT-S
+_BASE = LongViTConfig(embed_dim=768, depth=12, num_heads=16, ffn_dim=3072)
+
+
+def _with_stem(config: LongViTConfig) -> LongViTConfig:
+    """The size with a convolutional stem, plain pre-norm blocks and the norm before pooling: learns from few slides."""
+    return replace(config, stem="conv", sub_norm=False, pool_norm="token_norm")
+
+
 SIZES = {
-    "longvit_tiny_patch32": LongViTConfig(embed_dim=192, depth=6, num_heads=8, ffn_dim=768),
-    "longvit_small_patch32": LongViTConfig(),  # table 5: LongViT-S
-    "longvit_base_patch32": LongViTConfig(embed_dim=768, depth=12, num_heads=16, ffn_dim=3072),
+    "longvit_tiny_patch32": _TINY,
+    "longvit_small_patch32": _SMALL,
+    "longvit_base_patch32": _BASE,
+    "longvit_tiny_stem_patch32": _with_stem(_TINY),
+    "longvit_small_stem_patch32": _with_stem(_SMALL),
+    "longvit_base_stem_patch32": _with_stem(_BASE),
 }
 
 
 SHIPPED_WEIGHTS = {"longvit_tiny_patch32": "longvit-tiny-dino"}
 """Weights that ship with the package, by the name of the size."""
-_SIZE_FIELDS = ("embed_dim", "depth", "num_heads", "ffn_dim", "patch_px")
+_SIZE_FIELDS = ("embed_dim", "depth", "num_heads", "ffn_dim", "patch_px", "stem", "sub_norm")
 
 
 def segment_schedule(n_patches: int) -> tuple[int, ...]:
@@ -166,9 +188,15 @@ class LongViT(nn.Module):
     def __init__(self, config: LongViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = PatchEmbedding(config.embed_dim, config.patch_px, config.grid)
+        embedding = ConvPatchEmbedding if config.stem == "conv" else PatchEmbedding
+        self.patch_embed = embedding(config.embed_dim, config.patch_px, config.grid)
         self.blocks = Encoder(
-            config.depth, config.embed_dim, config.num_heads, config.ffn_dim, drop_path_rate=config.drop_path
+            config.depth,
+            config.embed_dim,
+            config.num_heads,
+            config.ffn_dim,
+            drop_path_rate=config.drop_path,
+            sub_norm=config.sub_norm,
         )
         self.fc_norm = nn.LayerNorm(config.embed_dim, eps=1e-5 if config.pool_norm == "fc_norm" else 1e-6)
         self.head: nn.Module = nn.Identity()

@@ -5,6 +5,8 @@ All four products of a block have this form:
 - the output projection after the sub-LayerNorm of the heads;
 - fc2 after GELU and the sub-LayerNorm of the hidden activations.
 
+In a block without sub-LayerNorm the last two have no norm: y = Linear(act(x)). `norm_w` and `norm_b` are None then.
+
 Plain autograd keeps the result of every step. Here only `x` is kept. The (cheap) activation and norm are recomputed in
 backward, chunk by chunk, while they are still in the cache. The results are those of the plain form to rounding.
 
@@ -55,8 +57,8 @@ class _NormLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        norm_w: Tensor,
-        norm_b: Tensor,
+        norm_w: Tensor | None,
+        norm_b: Tensor | None,
         w: Tensor,
         b: Tensor,
         eps: float,
@@ -79,12 +81,22 @@ class _NormLinear(torch.autograd.Function):
         return by_chunks(x, chunk), *sums.result(), None, None, None
 
 
-def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear | Projection, *, gelu: bool = False) -> Tensor:
+def norm_linear(x: Tensor, norm: nn.LayerNorm | None, linear: nn.Linear | Projection, *, gelu: bool = False) -> Tensor:
     """(…, I) → (…, O), in the dtype of autocast where it is on, else that of `x`."""
     dtype, flat = compute_dtype(x), x.reshape(-1, x.shape[-1])
     with torch.autocast(x.device.type, enabled=False):
-        y = _NormLinear.apply(flat, norm.weight, norm.bias, linear.weight, linear.bias, norm.eps, gelu, dtype)
+        y = _NormLinear.apply(flat, *norm_parameters(norm), linear.weight, linear.bias, eps_of(norm), gelu, dtype)
     return y.unflatten(0, x.shape[:-1])
+
+
+def norm_parameters(norm: nn.LayerNorm | None) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of a norm; None, None for no norm."""
+    return (None, None) if norm is None else (norm.weight, norm.bias)
+
+
+def eps_of(norm: nn.LayerNorm | None) -> float:
+    """Epsilon of a norm; 0 for no norm, which has no use for it."""
+    return 0.0 if norm is None else norm.eps
 
 
 def chunk_tokens(device: torch.device) -> int:
@@ -126,8 +138,8 @@ def _normalised(
 
 def forward_chunk(
     x: Tensor,
-    norm_w: Tensor,
-    norm_b: Tensor,
+    norm_w: Tensor | None,
+    norm_b: Tensor | None,
     w: Tensor,
     b: Tensor,
     eps: float,
@@ -135,7 +147,9 @@ def forward_chunk(
     out: Tensor | None = None,
 ) -> Tensor:
     """One chunk (T, I) → (T, O) in the dtype of w, into `out` where given; without autograd."""
-    if fused_norms.uses(x, w.dtype):
+    if norm_w is None or norm_b is None:
+        n = (F.gelu(x) if gelu else x).to(w.dtype)
+    elif fused_norms.uses(x, w.dtype):
         n = fused_norms.norm(x, norm_w, norm_b, eps, gelu, w.dtype)
     else:
         n, *_ = _normalised(x, norm_w, norm_b, eps, gelu, w.dtype)
@@ -143,10 +157,11 @@ def forward_chunk(
 
 
 class Grads:
-    """Gradients of one norm and one linear layer, summed over chunks in float32 or wider."""
+    """Gradients of one norm (None: of none) and one linear layer, summed over chunks in float32 or wider."""
 
-    def __init__(self, norm_w: Tensor, w: Tensor) -> None:
-        self.dtypes = norm_w.dtype, norm_w.dtype, w.dtype, w.dtype
+    def __init__(self, norm_w: Tensor | None, w: Tensor) -> None:
+        self.dtypes = (w if norm_w is None else norm_w).dtype, w.dtype
+        self.has_norm = norm_w is not None
         self.sums: list[Tensor] = []
         self.rows: fused_norms.RowSums | None = None  # from the fused kernels, instead of the norm's sums
 
@@ -179,22 +194,25 @@ class Grads:
         assert self.rows is not None
         return self.rows.result()[2]
 
-    def result(self, bias: Tensor | None = None) -> list[Tensor]:
+    def result(self, bias: Tensor | None = None) -> list[Tensor | None]:
         """→ norm weight, norm bias, weight, bias in the parameters' dtypes; `bias`: its gradient, if not added here."""
+        norm_dtype, dtype = self.dtypes
+        if not self.has_norm:
+            return [None, None, *(x.to(dtype) for x in self.sums)]
         w, *vectors = self.sums
         if self.rows is not None:
             vectors = [*self.rows.result()[:2], *vectors]
         if bias is not None:
             vectors.append(bias)
         norm_w, norm_b, b = vectors
-        return [x.to(dtype) for x, dtype in zip((norm_w, norm_b, w, b), self.dtypes, strict=True)]
+        return [norm_w.to(norm_dtype), norm_b.to(norm_dtype), w.to(dtype), b.to(dtype)]
 
 
 def backward_chunk(
     grad: Tensor,
     x: Tensor,
-    norm_w: Tensor,
-    norm_b: Tensor,
+    norm_w: Tensor | None,
+    norm_b: Tensor | None,
     w: Tensor,
     eps: float,
     gelu: bool,
@@ -202,6 +220,11 @@ def backward_chunk(
     grad_x: Tensor | None = None,
 ) -> Tensor:
     """Backward of one chunk: adds to `grads`, → gradient of x (written to `grad_x` where given)."""
+    if norm_w is None or norm_b is None:
+        grads.add(grad, (F.gelu(x) if gelu else x).to(w.dtype))
+        grad_a = linear(grad, w.t()).to(x.dtype)
+        result = aten.gelu_backward(grad_a, x) if gelu else grad_a
+        return result if grad_x is None else grad_x.copy_(result)
     if fused_norms.uses(x, w.dtype):
         n = torch.empty(x.shape, dtype=w.dtype, device=x.device)
         result = fused_norms.norm_backward(

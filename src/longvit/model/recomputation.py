@@ -45,7 +45,9 @@ class Keeping:
     is_offloaded: bool = False
     """False for the last layer, whose backward follows its forward: it stays on the device, and prefetches others."""
 
-    def keep(self, ctx: Any, tensors: Sequence[Tensor], parameters: Sequence[Tensor], *, again: bool = False) -> None:
+    def keep(
+        self, ctx: Any, tensors: Sequence[Tensor], parameters: Sequence[Tensor | None], *, again: bool = False
+    ) -> None:
         """Keeps `tensors` for backward; `again`: those of the layer's first function, already in the store."""
         ctx.keeping, ctx.parameters = self, len(parameters)
         ctx.save_for_backward(*parameters, *(() if self.is_offloaded else tensors))
@@ -54,7 +56,7 @@ class Keeping:
             self.store.put(self.index, tensors)
 
     @staticmethod
-    def kept(ctx: Any) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    def kept(ctx: Any) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
         """→ tensors, parameters."""
         keeping: Keeping = ctx.keeping
         saved = ctx.saved_tensors
@@ -66,14 +68,21 @@ class Keeping:
 
 
 class _Linear(NamedTuple):
-    """A norm and the linear layer after it, the latter in the compute dtype."""
+    """A norm (or None) and the linear layer after it, the latter in the compute dtype."""
 
-    norm_w: Tensor
-    norm_b: Tensor
+    norm_w: Tensor | None
+    norm_b: Tensor | None
     w: Tensor
     b: Tensor
     eps: float
     gelu: bool
+
+    @property
+    def norm(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a norm that there is."""
+        assert self.norm_w is not None
+        assert self.norm_b is not None
+        return self.norm_w, self.norm_b
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return nl.forward_chunk(x, *self, out)
@@ -82,17 +91,26 @@ class _Linear(NamedTuple):
         return nl.backward_chunk(grad, x, self.norm_w, self.norm_b, self.w, self.eps, self.gelu, sums, grad_x)
 
 
-def _linears(parameters: Sequence[Tensor], eps: Sequence[float], dtype: torch.dtype) -> list[_Linear]:
+def _linears(parameters: Sequence[Tensor | None], eps: Sequence[float], dtype: torch.dtype) -> list[_Linear]:
     """Layers of four parameters each; the third layer of a block's second half follows GELU."""
     linears = []
     for i, e in enumerate(eps):
         norm_w, norm_b, w, b = parameters[4 * i : 4 * i + 4]
+        assert w is not None
+        assert b is not None
         linears.append(_Linear(norm_w, norm_b, w.to(dtype), b.to(dtype), e, gelu=i == 2))
     return linears
 
 
-def _parameters(*pairs: tuple[nn.LayerNorm, nn.Linear | Projection]) -> list[Tensor]:
-    return [t for norm, linear in pairs for t in (norm.weight, norm.bias, linear.weight, linear.bias)]
+def _parameters(*pairs: tuple[nn.LayerNorm | None, nn.Linear | Projection]) -> list[Tensor | None]:
+    return [t for norm, linear in pairs for t in (*nl.norm_parameters(norm), linear.weight, linear.bias)]
+
+
+def _sums(parameters: Sequence[Tensor | None], index: int) -> nl.Grads:
+    """Empty sums for the gradients of layer `index`."""
+    norm_w, _, w, _ = parameters[4 * index : 4 * index + 4]
+    assert w is not None
+    return nl.Grads(norm_w, w)
 
 
 # --- first half -----------------------------------------------------------------------------------------------------
@@ -108,7 +126,7 @@ class _Attend(torch.autograd.Function):
         eps: float,
         dtype: torch.dtype,
         keeping: Keeping,
-        *parameters: Tensor,
+        *parameters: Tensor | None,
     ) -> Tensor:
         qkv = _projected(x, parameters, eps, dtype, heads)
         out, lse = forward_op([qkv], *settings)
@@ -124,7 +142,7 @@ class _Attend(torch.autograd.Function):
         qkv = _projected(x, parameters, ctx.eps, ctx.dtype, ctx.heads)
         (grad_qkv,) = backward_op(grad_out, [qkv], out, lse, *ctx.settings)
         del qkv, out, lse, grad_out
-        (linear,), sums = _linears(parameters, [ctx.eps], ctx.dtype), nl.Grads(parameters[0], parameters[2])
+        (linear,), sums = _linears(parameters, [ctx.eps], ctx.dtype), _sums(parameters, 0)
         flat, grad = x.flatten(0, 1), grad_qkv.flatten(0, 1).flatten(1)
         grad_x = torch.empty_like(flat)
         for c in nl.chunks(flat):
@@ -134,7 +152,7 @@ class _Attend(torch.autograd.Function):
         return grad_x.view(x.shape), None, None, None, None, None, *sums.result()
 
 
-def _projected(x: Tensor, parameters: Sequence[Tensor], eps: float, dtype: torch.dtype, heads: int) -> Tensor:
+def _projected(x: Tensor, parameters: Sequence[Tensor | None], eps: float, dtype: torch.dtype, heads: int) -> Tensor:
     """(B, N, D) → q, k, v (B, N, 3, H, D / H)."""
     (linear,) = _linears(parameters, [eps], dtype)
     flat = x.flatten(0, 1)
@@ -165,7 +183,7 @@ class _Finish(torch.autograd.Function):
         eps: Sequence[float],
         dtype: torch.dtype,
         keeping: Keeping,
-        *parameters: Tensor,
+        *parameters: Tensor | None,
     ) -> Tensor:
         flat, heads = x.flatten(0, 1), out.flatten(0, 1).flatten(1)
         proj, fc1, fc2 = _linears(parameters, eps, dtype)
@@ -187,7 +205,7 @@ class _Finish(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, out, *_), parameters = Keeping.kept(ctx)
         proj, fc1, fc2 = _linears(parameters, ctx.eps, ctx.dtype)
-        sums = [nl.Grads(parameters[i], parameters[i + 2]) for i in (0, 4, 8)]
+        sums = [_sums(parameters, i) for i in (0, 1, 2)]
         flat, heads, grad = x.flatten(0, 1), out.flatten(0, 1).flatten(1), grad.reshape(-1, x.shape[-1])
         grad_x, grad_out = torch.empty_like(flat), torch.empty_like(heads)
         bias_sums = None
@@ -216,12 +234,20 @@ def _middle(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """→ x + proj(norm(heads)) and the hidden activations of a chunk; the input of fc1, where kernels are fused."""
     branch, dtype = proj.forward(heads), fc1.w.dtype
-    if all(fused_norms.uses(x, dtype, width) for width in (x.shape[-1], len(fc1.w))):
+    if is_fused(x, dtype, (x.shape[-1], len(fc1.w)), sub_norm=proj.norm_w is not None):
         s = None if scale is None else scale[c]
-        mid, n = fused_norms.add_norm(x, branch, s, fc1.norm_w, fc1.norm_b, fc1.eps, dtype)
+        mid, n = fused_norms.add_norm(x, branch, s, *fc1.norm, fc1.eps, dtype)
         return mid, nl.linear(n, fc1.w, fc1.b), n
     mid = x + _scaled(branch, scale, c)
     return mid, fc1.forward(mid), None
+
+
+def is_fused(x: Tensor, dtype: torch.dtype, widths: Sequence[int], *, sub_norm: bool) -> bool:
+    """True if the second half runs as fused kernels (`fused_norms`): they take every norm of it.
+
+    A block without sub-LayerNorm runs in the plain form, with a fused kernel for its pre-norms alone.
+    """
+    return sub_norm and all(fused_norms.uses(x, dtype, width) for width in widths)
 
 
 def _fused_backward(
@@ -245,19 +271,19 @@ def _fused_backward(
     grad_branch = fused_norms.cast_and_sum(grad, scales[1], fc2.w.dtype, bias_sums)
     normed = torch.empty(hidden.shape, dtype=fc2.w.dtype, device=hidden.device)
     grad_hidden = fused_norms.norm_backward(
-        hidden, nl.linear(grad_branch, fc2.w.t()), fc2.norm_w, fc2.norm_b, fc2.eps, True, sums[2].rows_of(hidden),
+        hidden, nl.linear(grad_branch, fc2.w.t()), *fc2.norm, fc2.eps, True, sums[2].rows_of(hidden),
         n=normed, sum_out=True,
     )  # fmt: skip
     sums[2].add_product(grad_branch, normed)
     grad_proj = torch.empty(mid.shape, dtype=proj.w.dtype, device=mid.device)
     fused_norms.norm_backward(
-        mid, nl.linear(grad_hidden, fc1.w.t()), fc1.norm_w, fc1.norm_b, fc1.eps, False, sums[1].rows_of(mid),
+        mid, nl.linear(grad_hidden, fc1.w.t()), *fc1.norm, fc1.eps, False, sums[1].rows_of(mid),
         residual=grad, scale=scales[0], out=grad_x, narrow=grad_proj, sum_out=True,
     )  # fmt: skip
     sums[1].add_product(grad_hidden, n)
     normed = torch.empty(heads.shape, dtype=proj.w.dtype, device=heads.device)
     fused_norms.norm_backward(
-        heads, nl.linear(grad_proj, proj.w.t()), proj.norm_w, proj.norm_b, proj.eps, False, sums[0].rows_of(heads),
+        heads, nl.linear(grad_proj, proj.w.t()), *proj.norm, proj.eps, False, sums[0].rows_of(heads),
         out=grad_out, n=normed,
     )  # fmt: skip
     sums[0].add_product(grad_proj, normed)
@@ -281,6 +307,6 @@ def finish(
     """
     layers = (attn.norm, attn.proj), (mlp.norm_in, mlp.fc1), (mlp.norm, mlp.fc2)
     per_token = tuple(None if s is None else s.expand(*x.shape[:2], 1).reshape(-1, 1) for s in scales)
-    eps, dtype = [norm.eps for norm, _ in layers], nl.compute_dtype(x)
+    eps, dtype = [nl.eps_of(norm) for norm, _ in layers], nl.compute_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         return _Finish.apply(x.contiguous(), out, per_token, eps, dtype, keeping, *_parameters(*layers))

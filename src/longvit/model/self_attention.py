@@ -16,14 +16,14 @@ from longvit.model.query_scale import projection
 
 
 class DilatedSelfAttention(nn.Module):
-    """(B, N, D) → (B, N, D) of the block's first half, its pre-norm included."""
+    """(B, N, D) → (B, N, D) of the block's first half, its pre-norm included; `norm` is None without `sub_norm`."""
 
-    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+    def __init__(self, dim: int, num_heads: int, eps: float, *, sub_norm: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.norm_in = nn.LayerNorm(dim, eps=eps)
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.norm = nn.LayerNorm(dim, eps=eps) if sub_norm else None
         self.proj = nn.Linear(dim, dim)
 
     def attend(self, x: Tensor, pattern: DilatedPattern, lengths: Sequence[int] | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_evaluation_reads_every_tile_once_and_a_chunk_at_a_time() -> None:
     reads.calls.clear()
     parts = system("patch_sampling", chunk=8)(given)
     assert [len(call) for call in reads.calls] == [8, 8, 8, 6]
-    assert sorted(sum(reads.calls, [])) == [*range(30)]
+    assert sorted(chain.from_iterable(reads.calls)) == [*range(30)]
     assert (whole.logits - parts.logits).abs().max() < 1e-12
     assert whole.attention is not None
     assert whole.attention.shape == (30,)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
+from tests.conftest import shared
 
 import longvit
 from longvit.errors import InputError
@@ -24,7 +25,6 @@ from longvit.synthetic import (
     read_truth,
 )
 from longvit.synthetic.slides import make_groups
-from tests.conftest import shared
 
 SMALL = SyntheticSettings(task="border", side_px=192, cell_px=32, block_px=64, pairs=4, patients=1)
 
@@ -151,7 +151,7 @@ def test_unusable_fields_are_one_line(tmp_path: Path) -> None:
         make_slides(fields, tmp_path, replace(SMALL, patients=4))
     table = tmp_path / "fields.csv"
     table.write_text("case_id,label,path\nP1,tumour,missing.png\n")
-    with pytest.raises(InputError, match="missing.png"):
+    with pytest.raises(InputError, match=r"missing\.png"):
         read_fields(table, "tumour")
     with pytest.raises(InputError, match="no column magnification; it has case_id, label, path"):
         read_fields(table, "tumour", only={"magnification": "400"})

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 TilePixels = Callable[[np.ndarray, int], np.ndarray]
 """Numbers of tiles (n,) and the side P in px -> their pixels, uint8 (n, P, P, 3)."""
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -100,6 +101,6 @@ def tile_encoder(width: int) -> nn.Sequential:
     """Convolutional encoder: (n, 3, P, P) → (n, width), a sixteenth of the resolution, then the mean."""
     layers: list[nn.Module] = []
     channels = [3, *(width >> shift for shift in range(_STAGES - 1, -1, -1))]
-    for before, after in zip(channels[:-1], channels[1:], strict=True):
+    for before, after in pairwise(channels):
         layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(1, after), nn.GELU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())

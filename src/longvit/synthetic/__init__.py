@@ -1,4 +1,4 @@
-"""Synthetic slides with a known label: real or drawn fields of tissue, laid out so that only composition or place tells.
+"""Synthetic slides with a known label: fields of tissue, laid out so that only composition or place tells the class.
 
 fields = read_fields("fields/cohort.csv", tumour="adenocarcinoma")     # or drawn_fields()
 cohort_csv = make_slides(match_colours(fields), "slides", SyntheticSettings(task="border", side_px=4096))

@@ -60,7 +60,7 @@ class SyntheticSettings:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        bounds = {name: (1, 2**20) for name in ("side_px", "cell_px", "block_px", "pairs", "tumour_cells", "patients")}
+        bounds = dict.fromkeys(("side_px", "cell_px", "block_px", "pairs", "tumour_cells", "patients"), (1, 2**20))
         check_bounds(self, {**bounds, "folds": (2, 1000), "seed": (0, 2**31 - 1)})
         if self.cell_px % _TIFF_STEP_PX:
             raise InputError(f"cell_px {self.cell_px}: a multiple of {_TIFF_STEP_PX}, the step of a TIFF's tiles")

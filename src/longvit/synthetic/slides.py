@@ -81,7 +81,8 @@ def make_slides(fields: Sequence[Field], out_dir: str | Path, settings: Syntheti
         if min(field.pixels.shape[:2]) < settings.cell_px:
             height, width = field.pixels.shape[:2]
             raise InputError(
-                f"{field.name}: {width} × {height} px, smaller than a cell; give cell_px of at most {min(height, width)}"
+                f"{field.name}: {width} × {height} px, smaller than a cell; give a cell_px of at most "
+                f"{min(height, width)}"
             )
     groups = make_groups(fields, settings)
     folder = make_folder(out_dir)
@@ -220,7 +221,7 @@ def _open_folder(folder: Path, fields: Sequence[Field], settings: SyntheticSetti
         digest.update(
             f"{field.patient}\t{field.source}\t{field.fold}\t{field.is_tumour}\t{field.pixels.shape}".encode()
         )
-        digest.update(np.ascontiguousarray(field.pixels))
+        digest.update(np.ascontiguousarray(field.pixels).data)
     record = {**asdict(settings), "fields": digest.hexdigest()[:16]}
     path = folder / "synthetic.json"
     if not path.exists():

@@ -1,7 +1,7 @@
-"""Tasks that need the whole slide: synthetic slides whose class lies in composition or place, and who finds it.
+"""Tasks that need the whole slide: synthetic slides whose class is in composition or place alone, and systems on them.
 
     python benchmarks/whole_slide_task.py [--fields drawn oral-scc osteosarcoma colon] [--tasks share any border
-        arrangement] [--seeds 0 1 2] [--side-px 4096 --cell-px 256 --block-px 1024] [--out FOLDER] [--save]
+        arrangement] [--seeds 0 1 2] [--side-px 4096 --square-px 256 --block-px 1024] [--out FOLDER] [--save]
     python benchmarks/whole_slide_task.py --quick      # toy size, a minute
 
 The slides are those of `longvit.synthetic`: colours are matched, pairs have the same patients and source, folds are
@@ -10,12 +10,12 @@ disjoint by patient. On the same folds:
 - `longvit`: LongViT on the whole slide, and its branches alone: `longvit_local` (the shortest segment, undilated) and
   `longvit_global` (the whole sequence at the highest dilated ratio)
 - `longvit_regions`: the same network on regions of `--block-px` with the label of their slide; the mean of their logits
-- `mean_pooling`, `attention_mil`: on frozen features of the same network, at its random start, a tile per cell
+- `mean_pooling`, `attention_mil`: on frozen features of the same network, at its random start, a tile per square
 - `patch_sampling`: end to end on a random sample of the tiles
 - `mean_colour`, `colour_histogram`: the controls, which must be at .5
 
-A row per fields, task and system: AUC over all folds and seeds, LongViT's lead with its paired interval (cases
-resampled), and the AUC of the heat map (patch contributions) against the known truth. Colon has one tissue a source,
+A row per fields, task and system has the AUC over all folds and seeds, and LongViT's lead with its paired interval
+(cases resampled). For LongViT it also has the AUC of the heat map (patch contributions) against the truth. Colon has one tissue a source,
 so share and any are left out there. Every trial is resumed with the same --out.
 
 Real fields need ../shared/slides beside the project; drawn ones need nothing.
@@ -138,8 +138,8 @@ class Study:
         return folder
 
     def features(self) -> Path:
-        """Folder of the frozen features, a tile per cell."""
-        tiles = TileSettings(tile_px=self.slides.cell_px, mpp=self.slides.mpp, min_tissue=0)
+        """Folder of the frozen features, a tile per square."""
+        tiles = TileSettings(tile_px=self.slides.square_px, mpp=self.slides.mpp, min_tissue=0)
         encoder, folder = f"longvit:{self.start('longvit')}", self.folder / "tiles"
         slides = find_slides([self.cohort.source])
         feature_slides(slides, folder, encoder, tiles, run_settings=RunSettings(device=self.finetuning.device))
@@ -147,7 +147,7 @@ class Study:
 
     def sampling(self) -> tuple[str, ...]:
         """Settings of `patch_sampling`: tiles at the slides' resolution."""
-        given = {"tiles": self.tiles, "tile_px": self.slides.cell_px}
+        given = {"tiles": self.tiles, "tile_px": self.slides.square_px}
         return tuple(f"{ON_PIXELS}.{name}={value}" for name, value in given.items())
 
     def region_predictions(self) -> dict[str, Predictions]:
@@ -230,10 +230,10 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else round(float(value), 3)
 
 
-def fields_of(name: str, cell_px: int, patients: int) -> tuple[Field, ...]:
+def fields_of(name: str, square_px: int, patients: int) -> tuple[Field, ...]:
     """Matched fields of a set; SystemExit where the set is absent. `patients`: those of the drawn fields."""
     if name == "drawn":
-        return match_colours(drawn_fields(patients=patients, fields=1, side_px=max(96, cell_px)))
+        return match_colours(drawn_fields(patients=patients, fields=1, side_px=max(96, square_px)))
     if not (SLIDES / name).is_dir():
         raise SystemExit(f"needs the reference material: slides/{name} is not at ../shared")
     return match_colours(read_fields(SLIDES / name / "cohort.csv", **SOURCES[name]))
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=["share", "any", "border", "arrangement"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--side-px", type=int, default=4096)
-    parser.add_argument("--cell-px", type=int, default=128, help="at most the side of a field (oral-scc: 224)")
+    parser.add_argument("--square-px", type=int, default=128, help="at most the side of a field (oral-scc: 224)")
     parser.add_argument("--block-px", type=int, default=1024)
     parser.add_argument("--pairs", type=int, default=80)
     parser.add_argument("--epochs", type=int, default=20)
@@ -258,14 +258,21 @@ def main() -> None:
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     if args.quick:
-        quick = {"fields": ["drawn"], "tasks": ["border"], "seeds": [0], "side_px": 192, "cell_px": 32, "block_px": 64}
+        quick = {
+            "fields": ["drawn"],
+            "tasks": ["border"],
+            "seeds": [0],
+            "side_px": 192,
+            "square_px": 32,
+            "block_px": 64,
+        }
         for name, value in {**quick, "pairs": 4, "epochs": 1, "tiles": 4}.items():
             setattr(args, name, value)
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
         rows = []
         for name in args.fields:
-            fields = fields_of(name, args.cell_px, 8 if args.quick else 64)
+            fields = fields_of(name, args.square_px, 8 if args.quick else 64)
             for task in args.tasks:
                 if name == ONE_TISSUE_A_SOURCE and task in ("share", "any"):
                     continue
@@ -279,7 +286,7 @@ def make_study(fields: tuple[Field, ...], folder: Path, task: Any, seed: int, ar
     slides = SyntheticSettings(
         task=task,
         side_px=args.side_px,
-        cell_px=args.cell_px,
+        square_px=args.square_px,
         block_px=args.block_px,
         pairs=args.pairs,
         patients=2,

@@ -40,7 +40,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for kind in (False, True)
     ]
     settings = SyntheticSettings(
-        task="share", side_px=128, cell_px=TILE_PX, block_px=TILE_PX, pairs=6, patients=1, folds=2
+        task="share", side_px=128, square_px=TILE_PX, block_px=TILE_PX, pairs=6, patients=1, folds=2
     )
     make_slides(fields, folder, settings)
     for row in longvit.read_cohort(folder / "cohort.csv").rows:

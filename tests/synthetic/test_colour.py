@@ -10,7 +10,7 @@ import numpy as np
 
 from longvit.synthetic import Field, SyntheticSettings, colour_controls, drawn_fields, make_slides, match_colours
 
-SETTINGS = SyntheticSettings(task="share", side_px=128, cell_px=32, block_px=32, pairs=16, patients=1)
+SETTINGS = SyntheticSettings(task="share", side_px=128, square_px=32, block_px=32, pairs=16, patients=1)
 
 
 def coloured_fields() -> tuple[Field, ...]:

@@ -13,13 +13,13 @@ from longvit.synthetic.settings import SyntheticSettings
 
 
 def pairs(task: str, n: int = 20, **settings: int) -> list[tuple[Layout, Layout]]:
-    given = {"side_px": 512, "cell_px": 32, "block_px": 128} | settings
+    given = {"side_px": 512, "square_px": 32, "block_px": 128} | settings
     made = SyntheticSettings(task=task, **given)  # type: ignore[arg-type]
     return [draw_layouts(made, np.random.default_rng(seed)) for seed in range(n)]
 
 
 def blocks(layout: Layout, per_block: int = 4) -> Counter[bytes]:
-    """Multiset of the blocks of a slide: their cells and tissue."""
+    """Multiset of the blocks of a slide: their squares and tissue."""
     n = len(layout.draw)
     step = range(0, n, per_block)
     parts = [np.s_[row : row + per_block, column : column + per_block] for row in step for column in step]
@@ -56,19 +56,19 @@ def test_fractions_of_task_share_never_come_near_the_threshold() -> None:
     assert len(set(found)) > 20
 
 
-def test_task_any_has_its_number_of_tumour_cells_or_none() -> None:
-    found = [(none.is_tumour.sum(), some.is_tumour.sum()) for none, some in pairs("any", tumour_cells=3)]
+def test_task_any_has_its_number_of_tumour_squares_or_none() -> None:
+    found = [(none.is_tumour.sum(), some.is_tumour.sum()) for none, some in pairs("any", tumour_squares=3)]
     assert set(found) == {(0, 3)}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cell_px": 40}, "cell_px 40: a multiple of 16"),
-        ({"block_px": 48, "cell_px": 32, "side_px": 480}, "each must be a multiple of the next"),
-        ({"task": "border", "side_px": 256, "block_px": 128, "cell_px": 32}, "at least 3 × 3 blocks, not 2 × 2"),
-        ({"task": "arrangement", "side_px": 384, "block_px": 128, "cell_px": 32}, "an even number of blocks"),
-        ({"task": "any", "tumour_cells": 300}, "tumour_cells 300: the slide has 256 cells"),
+        ({"square_px": 40}, "square_px 40: a multiple of 16"),
+        ({"block_px": 48, "square_px": 32, "side_px": 480}, "each must be a multiple of the next"),
+        ({"task": "border", "side_px": 256, "block_px": 128, "square_px": 32}, "at least 3 × 3 blocks, not 2 × 2"),
+        ({"task": "arrangement", "side_px": 384, "block_px": 128, "square_px": 32}, "an even number of blocks"),
+        ({"task": "any", "tumour_squares": 300}, "tumour_squares 300: the slide has 256 squares"),
         ({"task": "place"}, "task 'place': choose share, any, border, arrangement"),
         ({"mpp": 0.0}, "mpp 0: more than 0"),
     ],

@@ -26,11 +26,11 @@ from longvit.synthetic import (
 )
 from longvit.synthetic.slides import make_groups
 
-SMALL = SyntheticSettings(task="border", side_px=192, cell_px=32, block_px=64, pairs=4, patients=1)
+SMALL = SyntheticSettings(task="border", side_px=192, square_px=32, block_px=64, pairs=4, patients=1)
 
 
 def plain_fields(patients: int = 4) -> tuple[Field, ...]:
-    """Dark tumour, light healthy tissue, so that a cell shows what it is."""
+    """Dark tumour, light healthy tissue, so that a square shows what it is."""
     return tuple(
         Field(f"f{i}{kind}", f"P{i}", f"S{i // 2}", None, kind, np.full((40, 40, 3), 60 if kind else 200, np.uint8))
         for i in range(patients)
@@ -53,10 +53,10 @@ def test_the_truth_is_what_is_in_the_slide(task: str, tmp_path: Path) -> None:
             assert slide.size_px == (256, 256)
             assert slide.require_mpp().mean == pytest.approx(0.75, rel=1e-3)
             pixels = slide.read_region(0, 0, 0, 256, 256)
-        cells = pixels.reshape(8, 32, 8, 32, 3).mean((1, 3, 4))
+        squares = pixels.reshape(8, 32, 8, 32, 3).mean((1, 3, 4))
         truth = read_truth(tmp_path / row.extra_columns["truth"])
         if truth.any():
-            assert cells[truth].max() < cells[~truth].min()
+            assert squares[truth].max() < squares[~truth].min()
         assert np.array_equal(read_truth(tmp_path / row.extra_columns["truth"], 4, 16), truth[1::2].repeat(2, axis=1))
 
 
@@ -141,8 +141,8 @@ def test_patches_that_count_depend_on_the_class() -> None:
 
 def test_unusable_fields_are_one_line(tmp_path: Path) -> None:
     fields = plain_fields()
-    with pytest.raises(InputError, match="40 × 40 px, smaller than a cell"):
-        make_slides(fields, tmp_path, replace(SMALL, cell_px=64, side_px=192))
+    with pytest.raises(InputError, match="40 × 40 px, smaller than a square"):
+        make_slides(fields, tmp_path, replace(SMALL, square_px=64, side_px=192))
     with pytest.raises(InputError, match="no field of tumour"):
         make_slides(fields[::2], tmp_path, SMALL)
     with pytest.raises(InputError, match="P0 has fields of two folds or sources"):

@@ -1,8 +1,8 @@
 """Colours that tell nothing: all fields get one distribution of colours; a control checks the finished slides.
 
-A field's pixels are moved so that their distribution in RGB is that of all fields together: the marginals along random
-axes are matched again and again (Pitié, Kokaram and Dahyot 2005, "N-dimensional probability density function
-transfer"). What remains is how the pixels lie side by side.
+A field's colours are changed so that their distribution in RGB is that of all fields together. The marginals along
+random axes are matched in turn (Pitié, Kokaram and Dahyot 2005, "N-dimensional probability density function
+transfer"). What remains is the arrangement of the pixels.
 """
 
 from __future__ import annotations

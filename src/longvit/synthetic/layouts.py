@@ -1,6 +1,6 @@
-"""Layouts of the two slides of a pair: which cells are tumour, and which cell of the first is where in the second.
+"""Layouts of the two slides of a pair: which squares are tumour, and which square of the first is where in the second.
 
-n cells a side, b blocks a side, True = tumour.
+n squares a side, b blocks a side, True = tumour.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Layout:
     is_tumour: NDArray[np.bool_]
     """(n, n)."""
     draw: NDArray[np.int64]
-    """(n, n): number of the draw that fills a cell. In both slides of a pair a number stands for the same pixels, if
+    """(n, n): number of the draw that fills a square. In both slides of a pair a number stands for the same pixels, if
     the tissue is the same."""
 
 
@@ -35,9 +35,9 @@ def draw_layouts(settings: SyntheticSettings, rng: np.random.Generator) -> tuple
 
 
 def _compositions(settings: SyntheticSettings, rng: np.random.Generator) -> tuple[Layout, Layout]:
-    """Layouts with few and with many tumour cells, at random places."""
-    n = settings.cells
-    counts = 0, settings.tumour_cells
+    """Layouts with few and with many tumour squares, at random places."""
+    n = settings.squares
+    counts = 0, settings.tumour_squares
     if settings.task == "share":
         distance = rng.uniform(*SHARES)
         counts = round((0.5 - distance) * n * n), round((0.5 + distance) * n * n)
@@ -60,9 +60,9 @@ def _places(settings: SyntheticSettings, rng: np.random.Generator) -> tuple[Layo
         block = np.empty((b, b), np.int64)  # tumour blocks are 0 … count − 1, the others follow
         block[mask] = rng.permutation(count)
         block[~mask] = count + rng.permutation(b * b - count)
-        per_block = settings.block_px // settings.cell_px
-        cells = np.arange(per_block**2).reshape(per_block, per_block)
-        draw = np.block([[cells + number * per_block**2 for number in row] for row in block.tolist()])
+        per_block = settings.block_px // settings.square_px
+        squares = np.arange(per_block**2).reshape(per_block, per_block)
+        draw = np.block([[squares + number * per_block**2 for number in row] for row in block.tolist()])
         layouts.append(Layout(np.kron(mask, np.ones((per_block, per_block), bool)), draw))
     return layouts[0], layouts[1]
 

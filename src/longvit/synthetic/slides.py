@@ -1,14 +1,14 @@
 """Making of synthetic slides: groups of patients, pairs of layouts, tiled TIFF files, masks and the cohort table.
 
     OUT/slides/<slide_id>.tif     tiled TIFF, JPEG, with its resolution
-    OUT/truth/<slide_id>.png      mask: a pixel per cell, 255 tumour
+    OUT/truth/<slide_id>.png      mask: a pixel per square, 255 tumour
     OUT/cohort.csv                case_id, slide_id, label, path, site, fold, truth, patients; written last
     OUT/synthetic.json            settings and a hash of the fields
 
 The two slides of a pair have the same patients, source, colours, fold and case_id. A patient is in one case only, so
-no split by case or fold has a patient on two sides. A cell is a random window of a field in one of the 8 orientations.
-Hue, saturation and density are drawn once per pair, and a little differently for every cell, so colour tells nothing
-of the class.
+no split by case or fold has a patient on two sides. A square is a random window of a field in one of the 8
+orientations. Hue, saturation and density are drawn once per pair, and a little differently for every square, so colour
+tells nothing of the class.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from longvit.synthetic.truth import write_truth
 
 COLUMNS = ("case_id", "slide_id", "label", "path", "site", "fold", "truth", "patients")
 _JPEG_QUALITY = 92
-_CELL_JITTER = np.array([0.15, 0.2, 0.15])  # largest difference of a cell from its slide: hue, saturation, density
+_SQUARE_JITTER = np.array([0.15, 0.2, 0.15])  # largest difference of a square from its slide: hue, saturation, density
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,22 @@ def make_slides(fields: Sequence[Field], out_dir: str | Path, settings: Syntheti
     """Writes the slides of `settings` to a folder and returns the path of its cohort table.
 
     Use `match_colours` on the fields first. A repeated call makes only what is missing. Raises `InputError`: fields of
-    one tissue or smaller than a cell, a task for which no source has both tissues, fewer than two folds, a folder that
-    holds other slides.
+    one tissue or smaller than a square, a task for which no source has both tissues, fewer than two folds, a folder
+    that holds other slides.
 
     >>> from longvit.synthetic import SyntheticSettings, drawn_fields, make_slides, match_colours
     >>> fields = match_colours(drawn_fields(patients=4, fields=1, side_px=64))
-    >>> settings = SyntheticSettings(task="border", side_px=192, cell_px=32, block_px=64, pairs=2, patients=1)
+    >>> settings = SyntheticSettings(task="border", side_px=192, square_px=32, block_px=64, pairs=2, patients=1)
     >>> make_slides(fields, "slides", settings).as_posix()
     'slides/cohort.csv'
     """
     settings = settings or SyntheticSettings()
     check_fields(fields, "the fields")
     for field in fields:
-        if min(field.pixels.shape[:2]) < settings.cell_px:
+        if min(field.pixels.shape[:2]) < settings.square_px:
             height, width = field.pixels.shape[:2]
             raise InputError(
-                f"{field.name}: {width} × {height} px, smaller than a cell; give a cell_px of at most "
+                f"{field.name}: {width} × {height} px, smaller than a square; give a square_px of at most "
                 f"{min(height, width)}"
             )
     groups = make_groups(fields, settings)
@@ -166,16 +166,16 @@ def _divide(fields: Sequence[Field], settings: SyntheticSettings) -> list[list[F
 def write_slide(
     path: Path, group: Group, layout: Layout, colours: Colours, pair: int, settings: SyntheticSettings
 ) -> None:
-    """Writes a slide as a tiled TIFF of JPEG tiles, one per cell; only one cell is in memory."""
+    """Writes a slide as a tiled TIFF of JPEG tiles, one per square; only one square is in memory."""
     import tifffile
 
     with atomic_path(path) as temporary:
         tifffile.imwrite(
             temporary,
-            _encoded_cells(group, layout, colours, pair, settings),
+            _encoded_squares(group, layout, colours, pair, settings),
             shape=(settings.side_px, settings.side_px, 3),
             dtype="uint8",
-            tile=(settings.cell_px, settings.cell_px),
+            tile=(settings.square_px, settings.square_px),
             photometric="ycbcr",
             compression="jpeg",
             subsampling=(1, 1),
@@ -185,27 +185,27 @@ def write_slide(
         )
 
 
-def _encoded_cells(
+def _encoded_squares(
     group: Group, layout: Layout, colours: Colours, pair: int, settings: SyntheticSettings
 ) -> Iterator[bytes]:
     import simplejpeg
 
     for is_tumour, draw in zip(layout.is_tumour.ravel().tolist(), layout.draw.ravel().tolist(), strict=True):
-        pixels = draw_cell(group, is_tumour, draw, colours, pair, settings)
+        pixels = draw_square(group, is_tumour, draw, colours, pair, settings)
         yield simplejpeg.encode_jpeg(pixels, quality=_JPEG_QUALITY, colorsubsampling="444")
 
 
-def draw_cell(
+def draw_square(
     group: Group, is_tumour: bool, draw: int, colours: Colours, pair: int, settings: SyntheticSettings
 ) -> NDArray[np.uint8]:
-    """Pixels of a cell, uint8 (cell, cell, 3): the same for the same arguments."""
+    """Pixels of a square, uint8 (square, square, 3): the same for the same arguments."""
     rng = np.random.default_rng([settings.seed, pair, draw, int(is_tumour)])
     fields = group.tumour if is_tumour else group.healthy
     pixels = fields[int(rng.integers(len(fields)))].pixels
-    side = settings.cell_px
+    side = settings.square_px
     y, x = (int(rng.integers(length - side + 1)) for length in pixels.shape[:2])
     turn = Orientation(int(rng.integers(4)), bool(rng.integers(2)))
-    hue, saturation, density = rng.uniform(-1, 1, 3) * _CELL_JITTER
+    hue, saturation, density = rng.uniform(-1, 1, 3) * _SQUARE_JITTER
     return recolour(
         np.ascontiguousarray(turn(pixels[y : y + side, x : x + side])),
         colours.hue + hue,

@@ -1,4 +1,4 @@
-"""Known truth of a synthetic slide: which cells are tumour, and how well a heat map finds the patches that count."""
+"""Known truth of a synthetic slide: which squares are tumour, and how well a heat map finds the patches that count."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from longvit.files import atomic_path
 from longvit.synthetic.settings import CLASSES
 
 _TUMOUR = 255
-_MAX_CELLS = 4096
+_MAX_SQUARES = 4096
 
 
 def write_truth(path: Path, is_tumour: NDArray[np.bool_]) -> None:
-    """Writes the mask as a grey PNG with a pixel per cell: 255 tumour, 0 healthy."""
+    """Writes the mask as a grey PNG with a pixel per square: 255 tumour, 0 healthy."""
     from PIL import Image
 
     with atomic_path(path) as temporary:
@@ -24,17 +24,17 @@ def write_truth(path: Path, is_tumour: NDArray[np.bool_]) -> None:
 
 
 def read_truth(path: str | Path, rows: int | None = None, columns: int | None = None) -> NDArray[np.bool_]:
-    """Mask of tumour, bool (rows, columns), from the PNG that `make_slides` writes; by default a value per cell.
+    """Mask of tumour, bool (rows, columns), from the PNG that `make_slides` writes; by default a value per square.
 
-    With `rows` and `columns` (those of a model's patches) a value is that of the cell at the patch's centre. Raises
+    With `rows` and `columns` (those of a model's patches) a value is that of the square at the patch's centre. Raises
     `InputError` for a file that is no such mask.
     """
     from PIL import Image
 
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            if image.mode != "L" or max(image.size) > _MAX_CELLS:
-                raise InputError(f"{path}: no mask of at most {_MAX_CELLS} × {_MAX_CELLS} cells in grey")
+            if image.mode != "L" or max(image.size) > _MAX_SQUARES:
+                raise InputError(f"{path}: no mask of at most {_MAX_SQUARES} × {_MAX_SQUARES} squares in grey")
             mask = np.asarray(image) == _TUMOUR
     except InputError:
         raise
@@ -49,8 +49,8 @@ def read_truth(path: str | Path, rows: int | None = None, columns: int | None = 
 def patch_truth(task: str, label: str, is_tumour: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
     """Patches that count for the label of a slide; None where no patch counts more than another.
 
-    Tumour counts for all labels with two exceptions: for "below" of task share it is the healthy tissue, for "none" of
-    task any and for task arrangement there is nothing to find.
+    For most labels it is the tumour, for "below" of task share the healthy tissue. For "none" of task any and for task
+    arrangement there is nothing to find.
     """
     if label not in CLASSES[task]:
         raise InputError(f"task {task}: no class {label!r}, choose {', '.join(CLASSES[task])}")

@@ -15,8 +15,8 @@ disjoint by patient. On the same folds:
 - `mean_colour`, `colour_histogram`: the controls, which must be at .5
 
 A row per fields, task and system has the AUC over all folds and seeds, and LongViT's lead with its paired interval
-(cases resampled). For LongViT it also has the AUC of the heat map (patch contributions) against the truth. Colon has one tissue a source,
-so share and any are left out there. Every trial is resumed with the same --out.
+(cases resampled). For LongViT it also has the AUC of the heat map (patch contributions) against the truth. Colon has
+one tissue a source, so share and any are left out there. Every trial is resumed with the same --out.
 
 Real fields need ../shared/slides beside the project; drawn ones need nothing.
 """

@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mcat": {},
     "snn": {"hidden": 8},
     "longnet": {"embed_dim": 16, "depth": 2, "num_heads": 4, "ffn_dim": 24},
+    "patch_sampling": {"tiles": 40, "tile_px": 16, "chunk": 8, "width": 16, "gate": 6},
 }
 OMICS: dict[str, Any] = {"mcat": SIGNATURES, "snn": 10}
 
@@ -42,8 +43,14 @@ def bag(name: str, tiles: int, *, seed: int = 0, genes: Any = None, dtype: torch
         torch.randn(tiles, WIDTH, generator=g, dtype=torch.float64).to(dtype),
         torch.stack([places % 20, places // 20], 1) * 256,
         vectors[0] if isinstance(genes, int) else vectors or None,
+        pixels=lambda numbers, side: np.stack([drawn_tile(seed, int(number), side) for number in numbers]),
         name=f"bag of {tiles}",
     )
+
+
+def drawn_tile(seed: int, number: int, side: int) -> np.ndarray:
+    """Random pixels uint8 (side, side, 3)."""
+    return np.random.default_rng([seed, number]).integers(0, 256, (side, side, 3), np.uint8)
 
 
 def system(name: str, *, outputs: int = OUTPUTS, seed: int = 0, **settings: Any) -> System:

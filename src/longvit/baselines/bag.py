@@ -9,8 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+TilePixels = Callable[[np.ndarray, int], np.ndarray]
+"""Numbers of tiles (n,) and the side P in px -> their pixels, uint8 (n, P, P, 3)."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Bag:
     """(N, k) int, neighbours of each tile, −1 for none, from `prepare` of GCN-MIL."""
     slide_tiles: tuple[int, ...] = ()
     """Number of tiles of each slide of a patient, in order; empty: all tiles are of one slide."""
+    pixels: TilePixels | None = None
+    """Reader of the tiles' pixels, for systems that need them."""
     name: str = "a bag"
     """Name of the slide or patient, for messages."""
 

@@ -15,4 +15,5 @@ SYSTEMS = {
     "mcat": "longvit.baselines.mcat:Mcat",
     "snn": "longvit.baselines.snn:Snn",
     "longnet": "longvit.baselines.longnet:LongNet",
+    "patch_sampling": "longvit.baselines.patch_sampling:PatchSampling",
 }

@@ -23,6 +23,7 @@ from longvit.data.bags import BagFiles, FeatureBag, find_bags, join_bags, read_b
 from longvit.data.cohort import Cohort, SlideRow
 from longvit.data.identity import first_places, refuse_other_spelling
 from longvit.data.problems import Problem
+from longvit.data.tile_pixels import SlideTiles, TilePixelSource
 from longvit.errors import InputError, one_line
 from longvit.progress import Progress
 from longvit.tasks.task import task_class
@@ -43,8 +44,13 @@ class Tiles:
     """Number of tiles of each slide."""
     slides: tuple[str, ...]
     """slide_id of each slide."""
-    tile_level0_px: float | None
-    """Side of a tile in level-0 px, where the file of the first slide states it."""
+    sides_level0_px: tuple[float | None, ...]
+    """Side of a tile of each slide in level-0 px, where its file states it."""
+
+    @property
+    def tile_level0_px(self) -> float | None:
+        """Side of a tile of the first slide."""
+        return self.sides_level0_px[0]
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,13 @@ class BagCohort:
 
         from longvit.baselines.bag import Bag
 
-        features, coords = torch.zeros(0, 0), None
+        features, coords, pixels = torch.zeros(0, 0), None, None
         slide_tiles: tuple[int, ...] = ()
         if spec.reads_tiles:
             tiles = self.tiles(row)
             features, slide_tiles = torch.from_numpy(tiles.features), tiles.slide_tiles
             coords = None if tiles.coords is None else torch.from_numpy(tiles.coords)
+            pixels = self._pixel_source(tiles, spec) if spec.reads_pixels else None
         omics: torch.Tensor | tuple[torch.Tensor, ...] | None = None
         if spec.reads_omics and self.omics is not None:
             if spec.system in OF_SIGNATURES:
@@ -103,7 +110,23 @@ class BagCohort:
             else:
                 omics = torch.from_numpy(self.omics.vector(row.case_id))
         name = f"patient {row.case_id}" if self.per_patient else f"slide {row.slide_id}"
-        return Bag(features, coords, omics, slide_tiles=slide_tiles, name=name)
+        return Bag(features, coords, omics, slide_tiles=slide_tiles, pixels=pixels, name=name)
+
+    def _pixel_source(self, tiles: Tiles, spec: SystemSpec) -> TilePixelSource:
+        """Source of the pixels of a bag; `InputError` for a slide without file, coordinates or size of its tiles."""
+        path_of = {row.slide_id: row.path for row in self.cohort.rows}
+        parts, first = [], 0
+        for slide, n, side in zip(tiles.slides, tiles.slide_tiles, tiles.sides_level0_px, strict=True):
+            if (path := path_of[slide]) is None:
+                raise InputError(f"slide {slide}: no file of it, which {spec.name} reads; give --slides-dir")
+            if tiles.coords is None or side is None:
+                raise InputError(
+                    f"{self.paths[slide]}: no coordinates or no size of the tiles, which {spec.name} needs; extract "
+                    f"this slide with `longvit features`"
+                )
+            parts.append(SlideTiles(path, tiles.coords[first : first + n], side))
+            first += n
+        return TilePixelSource(tuple(parts))
 
     def omic_shape(self, spec: SystemSpec) -> int | tuple[int, ...] | None:
         """Number of omic values of a system, or of each signature; `InputError` where omics are missing."""
@@ -143,6 +166,15 @@ class BagCohort:
             lines.append(",".join(self.omics.columns))
             lines += [hashlib.sha256(v.tobytes()).hexdigest() for _, v in sorted(self.omics.of_case.items())]
             lines += [f"{name}: {places.tolist()}" for name, places in self.omics.signatures.items()]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+    def slides_digest(self) -> str:
+        """Hash of the slide files: names and sizes."""
+        lines = [
+            f"{row.slide_id}\t{row.path.name}\t{row.path.stat().st_size}"
+            for row in sorted(self.cohort.rows, key=lambda row: row.slide_id)
+            if row.path is not None and row.path.exists()
+        ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
@@ -287,6 +319,6 @@ def _usual_width(widths: Sequence[int], first_of: Mapping[int, FeatureBag]) -> i
 
 
 def _tiles(bags: Sequence[FeatureBag], slides: Sequence[str]) -> Tiles:
-    sizes, side = tuple(len(bag) for bag in bags), bags[0].tile_level0_px
+    sizes, sides = tuple(len(bag) for bag in bags), tuple(bag.tile_level0_px for bag in bags)
     joined = bags[0] if len(bags) == 1 else join_bags(bags)
-    return Tiles(joined.features, joined.coords, sizes, tuple(slides), side)
+    return Tiles(joined.features, joined.coords, sizes, tuple(slides), sides)

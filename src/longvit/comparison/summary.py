@@ -32,6 +32,7 @@ _LABELS = {
     "mean_pooling": "mean pooling",
     "transmil": "TransMIL",
     "longnet": "LongNet on tiles",
+    "patch_sampling": "random patches, end to end",
     **SYSTEMS,
 }
 

@@ -3,6 +3,7 @@
 clam_sb               the tiles                          published tables call it "image"
 snn                   the omics                          "genomic"
 mcat                  the tiles and the six signatures   "image+genomic"
+patch_sampling        the pixels of the tiles            "image"
 deep_sets+concat      the tiles and one omic vector, late fusion (also +bilinear): "w/ genomic features"
 """
 
@@ -15,7 +16,7 @@ from longvit.baselines.catalogue import SYSTEMS
 from longvit.errors import InputError
 
 FUSED = ("concat", "bilinear")
-OF_OMICS_ALONE, OF_SIGNATURES = ("snn",), ("mcat",)
+OF_OMICS_ALONE, OF_SIGNATURES, OF_PIXELS = ("snn",), ("mcat",), ("patch_sampling",)
 _PUBLISHED_WITH_GENES = ("deep_sets", "attention_mil", "deep_attn_misl")
 
 
@@ -37,6 +38,11 @@ class SystemSpec:
     def reads_tiles(self) -> bool:
         """True where the system needs tile features."""
         return self.system not in OF_OMICS_ALONE
+
+    @property
+    def reads_pixels(self) -> bool:
+        """True where the system needs the slide files."""
+        return self.system in OF_PIXELS
 
     @property
     def reads_omics(self) -> bool:
@@ -64,11 +70,15 @@ def system_spec(text: str) -> SystemSpec:
 
 
 def all_system_specs(*, tiles: bool, omics: bool, signatures: bool) -> tuple[SystemSpec, ...]:
-    """Specs of all systems that can run on these inputs; fusions are those of the published rows."""
+    """Specs of all systems that can run on these inputs; fusions are those of the published rows.
+
+    Systems that read the slide files are left out, since features alone may be present; they are named explicitly.
+    """
     specs = [
         SystemSpec(name)
         for name in SYSTEMS
-        if (tiles or name in OF_OMICS_ALONE)
+        if name not in OF_PIXELS
+        and (tiles or name in OF_OMICS_ALONE)
         and (omics or name not in (*OF_OMICS_ALONE, *OF_SIGNATURES))
         and (signatures or name not in OF_SIGNATURES)
     ]

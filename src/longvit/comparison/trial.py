@@ -129,6 +129,7 @@ def resume_key(
         "cohort": fold_split.cohort.fingerprint(),
         "answers": labels_digest(fold_split.cohort, fold_split.task),
         "features": bag_cohort.digest(),
+        **({"slides": bag_cohort.slides_digest()} if spec.reads_pixels else {}),
     }
 
 

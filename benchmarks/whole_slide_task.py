@@ -1,0 +1,314 @@
+"""Tasks that need the whole slide: synthetic slides whose class is in composition or place alone, and systems on them.
+
+    python benchmarks/whole_slide_task.py [--fields drawn oral-scc osteosarcoma colon] [--tasks share any border
+        arrangement] [--seeds 0 1 2] [--side-px 4096 --square-px 256 --block-px 1024] [--out FOLDER] [--save]
+    python benchmarks/whole_slide_task.py --quick      # toy size, a minute
+
+The slides are those of `longvit.synthetic`: colours are matched, pairs have the same patients and source, folds are
+disjoint by patient. On the same folds:
+
+- `longvit`: LongViT on the whole slide, and its branches alone: `longvit_local` (the shortest segment, undilated) and
+  `longvit_global` (the whole sequence at the highest dilated ratio)
+- `longvit_regions`: the same network on regions of `--block-px` with the label of their slide; the mean of their logits
+- `mean_pooling`, `attention_mil`: on frozen features of the same network, at its random start, a tile per square
+- `patch_sampling`: end to end on a random sample of the tiles
+- `mean_colour`, `colour_histogram`: the controls, which must be at .5
+
+A row per fields, task and system has the AUC over all folds and seeds, and LongViT's lead with its paired interval
+(cases resampled). For LongViT it also has the AUC of the heat map (patch contributions) against the truth. Colon has
+one tissue a source, so share and any are left out there. Every trial is resumed with the same --out.
+
+Real fields need ../shared/slides beside the project; drawn ones need nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import longvit
+from longvit.comparison.compare import compare
+from longvit.comparison.intervals import Round, drawn_means, interval, mean_of_folds
+from longvit.comparison.settings import ComparisonSettings
+from longvit.data.cohort import Cohort, read_cohort
+from longvit.data.folds import assign, folds_of_column
+from longvit.data.slide_list import find_slides
+from longvit.demo import write_region
+from longvit.files import write_csv
+from longvit.finetuning.crossval import cross_validate, replace_splits
+from longvit.finetuning.results import read_logits
+from longvit.finetuning.settings import FinetuneSettings
+from longvit.interpret import class_contributions
+from longvit.slide_jobs.features import feature_folder, feature_slides
+from longvit.slide_jobs.run import RunSettings
+from longvit.slides.tiles import TileSettings
+from longvit.synthetic import (
+    Field,
+    SyntheticSettings,
+    colour_controls,
+    drawn_fields,
+    heat_map_auc,
+    make_slides,
+    match_colours,
+    patch_truth,
+    read_fields,
+    read_truth,
+)
+from longvit.tasks.task import Predictions, Task, task_class
+from side_by_side import HERE, report
+
+SLIDES = HERE.parents[1] / "shared" / "slides"
+SOURCES: dict[str, dict[str, Any]] = {
+    "oral-scc": {"tumour": "OSCC", "only": {"magnification": "400"}},
+    "osteosarcoma": {"tumour": "Viable", "healthy": "Non-Tumor", "reduced": 2},
+    "colon": {"tumour": "adenocarcinoma"},
+}
+ONE_TISSUE_A_SOURCE = "colon"
+VARIANTS = ("longvit", "longvit_local", "longvit_global")
+ON_FEATURES, ON_PIXELS = ("mean_pooling", "attention_mil"), "patch_sampling"
+SYSTEMS = (*VARIANTS, "longvit_regions", *ON_FEATURES, ON_PIXELS, "mean_colour")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One task on one set of fields with one seed."""
+
+    folder: Path
+    cohort: Cohort
+    slides: SyntheticSettings
+    finetuning: FinetuneSettings
+    comparison: ComparisonSettings
+    tiles: int
+
+    @property
+    def folds(self) -> tuple[Any, ...]:
+        """Folds of the column fold."""
+        return folds_of_column(self.cohort)
+
+    def systems(self) -> list[Round]:
+        """Trains every system that is not finished; a round per fold."""
+        runs: dict[str, Path] = {}
+        for name in VARIANTS:
+            settings = replace(self.finetuning, weights=self.start(name), controls=name == VARIANTS[0])
+            cross_validate(self.cohort, self.folder / name, self.folds, settings)
+            runs[name] = self.folder / name
+        features = self.features()
+        for name, systems, epochs, given in (
+            ("on_features", ON_FEATURES, 20, ()),
+            ("on_pixels", (ON_PIXELS,), self.finetuning.epochs, self.sampling()),
+        ):
+            settings = replace(self.comparison, systems=systems, epochs=epochs, set=given)
+            compare(self.cohort, self.folder / name, self.folds, settings, features=features)
+            runs |= {system: self.folder / name / system for system in systems}
+        regions = self.region_predictions()
+        rounds = []
+        for fold in self.folds:
+            predictions = {name: self.outputs(run / f"fold_{fold.name}" / "outputs.csv") for name, run in runs.items()}
+            control = read_logits(runs["longvit"] / f"fold_{fold.name}" / "controls.csv", self.cohort)
+            rounds.append(
+                {**predictions, "longvit_regions": regions[fold.name], "mean_colour": control["mean_colour"]["test"]}
+            )
+        return rounds
+
+    def outputs(self, path: Path) -> Predictions:
+        """Predictions of the test slides."""
+        return read_logits(path, self.cohort)["model"]["test"]
+
+    def start(self, variant: str) -> Path:
+        """Folder of the starting network, with random weights and the branches of the variant."""
+        folder = self.folder / "start" / variant
+        if not (folder / "config.json").exists():
+            n_patches = (self.slides.side_px // 32) ** 2
+            segments = longvit.segment_schedule(n_patches)
+            branches: dict[str, Any] = {
+                "longvit": {},
+                "longvit_local": {"segment_lengths": segments[:1], "dilated_ratios": (1,)},
+                "longvit_global": {"segment_lengths": segments[-1:], "dilated_ratios": (16,)},
+            }[variant]
+            import torch
+
+            torch.manual_seed(self.finetuning.seed)
+            longvit.create_model(self.finetuning.model, **branches).save_pretrained(folder)
+        return folder
+
+    def features(self) -> Path:
+        """Folder of the frozen features, a tile per square."""
+        tiles = TileSettings(tile_px=self.slides.square_px, mpp=self.slides.mpp, min_tissue=0)
+        encoder, folder = f"longvit:{self.start('longvit')}", self.folder / "tiles"
+        slides = find_slides([self.cohort.source])
+        feature_slides(slides, folder, encoder, tiles, run_settings=RunSettings(device=self.finetuning.device))
+        return feature_folder(folder, tiles, encoder)
+
+    def sampling(self) -> tuple[str, ...]:
+        """Settings of `patch_sampling`: tiles at the slides' resolution."""
+        given = {"tiles": self.tiles, "tile_px": self.slides.square_px}
+        return tuple(f"{ON_PIXELS}.{name}={value}" for name, value in given.items())
+
+    def region_predictions(self) -> dict[str, Predictions]:
+        """Fold -> mean logits over the regions of each test slide."""
+        folder = self.folder / "longvit_regions"
+        cohort = read_cohort(self.write_regions(folder))
+        settings = replace(self.finetuning, weights=self.start("longvit"), side_px=self.slides.block_px, controls=False)
+        cross_validate(cohort, folder, folds_of_column(cohort), settings)
+        row_of = {row.slide_id: row for row in self.cohort.rows}
+        result = {}
+        for fold in self.folds:
+            p = read_logits(folder / f"fold_{fold.name}" / "outputs.csv", cohort)["model"]["test"]
+            logits = defaultdict(list)
+            for name, z in zip(p.names, p.logits, strict=True):
+                logits[name.rsplit("-", 1)[0]].append(z)
+            rows = tuple(row_of[name] for name in logits)
+            result[fold.name] = Predictions(rows, np.array([np.mean(z, axis=0) for z in logits.values()]), float("nan"))
+        return result
+
+    def write_regions(self, folder: Path) -> Path:
+        """Cuts every slide into regions of block_px: files and a cohort table."""
+        path, side = folder / "cohort.csv", self.slides.block_px
+        rows = []
+        for row in self.cohort.rows:
+            with longvit.open_slide(row.path) as slide:
+                for number in range(self.slides.blocks**2):
+                    name = f"{row.slide_id}-{number}"
+                    file = folder / "regions" / f"{name}.tif"
+                    if not file.exists():
+                        y, x = (side * place for place in divmod(number, self.slides.blocks))
+                        write_region(slide.read_region(x, y, 0, side, side), (self.slides.mpp,) * 2, file)
+                    rows.append([row.case_id, name, row.label, f"regions/{name}.tif", row.fold])
+        if not path.exists():
+            write_csv(path, ["case_id", "slide_id", "label", "path", "fold"], rows)
+        return path
+
+    def heat_maps(self, variant: str) -> list[float]:
+        """AUC of the heat map of every test slide that has patches to find."""
+        values = []
+        for fold in self.folds:
+            model = longvit.load_model(self.folder / variant / f"fold_{fold.name}" / "model").eval()
+            for row in assign(replace_splits(self.cohort), fold).split("test"):
+                with longvit.open_slide(row.path) as slide:
+                    pixels = np.asarray(slide.canvas(self.slides.side_px))
+                heat = class_contributions(model, pixels, self.cohort.class_index(row)).per_patch
+                mask = read_truth(Path(self.cohort.source).parent / row.extra_columns["truth"], *heat.shape)
+                if (truth := patch_truth(self.slides.task, row.label, mask)) is not None:
+                    values.append(heat_map_auc(heat, truth))
+        return values
+
+
+def summary(studies: list[Study], **named: Any) -> list[dict[str, Any]]:
+    """Rows of one task on one set of fields, over all folds and seeds."""
+    rounds, tasks, heat = [], list[Task](), defaultdict(list)
+    for study in studies:
+        rounds += study.systems()
+        for fold in study.folds:
+            tasks.append(task_class("subtyping")(assign(replace_splits(study.cohort), fold), study.comparison))
+        for variant in VARIANTS:
+            heat[variant] += study.heat_maps(variant)
+    draws = drawn_means(rounds, tasks, resamples=1000, seed=0)
+    best = mean_of_folds(rounds, tasks, "longvit")
+    rows = []
+    for name in SYSTEMS:
+        mean = mean_of_folds(rounds, tasks, name)
+        own = interval(mean, draws[name])
+        lead = interval(None if best is None or mean is None else best - mean, draws["longvit"] - draws[name])
+        row = {**named, "system": name, "auc": _rounded(mean), "interval": [_rounded(own.low), _rounded(own.high)]}
+        if name != "longvit":
+            row |= {"longvit_lead": _rounded(lead.value), "lead_interval": [_rounded(lead.low), _rounded(lead.high)]}
+        if heat[name]:
+            row["heat_map_auc"] = _rounded(float(np.nanmean(heat[name])))
+        rows.append(row)
+    controls = [colour_controls(study.cohort.source)["colour_histogram"] for study in studies]
+    rows.append({**named, "system": "colour_histogram", "auc": _rounded(float(np.mean([c.auc for c in controls])))})
+    return rows
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else round(float(value), 3)
+
+
+def fields_of(name: str, square_px: int, patients: int) -> tuple[Field, ...]:
+    """Matched fields of a set; SystemExit where the set is absent. `patients`: those of the drawn fields."""
+    if name == "drawn":
+        return match_colours(drawn_fields(patients=patients, fields=1, side_px=max(96, square_px)))
+    if not (SLIDES / name).is_dir():
+        raise SystemExit(f"needs the reference material: slides/{name} is not at ../shared")
+    return match_colours(read_fields(SLIDES / name / "cohort.csv", **SOURCES[name]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fields", nargs="*", default=["drawn", *SOURCES], choices=["drawn", *SOURCES])
+    parser.add_argument("--tasks", nargs="*", default=["share", "any", "border", "arrangement"])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--side-px", type=int, default=4096)
+    parser.add_argument("--square-px", type=int, default=128, help="at most the side of a field (oral-scc: 224)")
+    parser.add_argument("--block-px", type=int, default=1024)
+    parser.add_argument("--pairs", type=int, default=80)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--tiles", type=int, default=64, help="tiles of a step of patch_sampling")
+    parser.add_argument("--model", default="longvit_tiny_stem_patch32")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, help="folder of the trials, to be resumed; default: a temporary one")
+    parser.add_argument("--quick", action="store_true", help="toy size: shows that everything runs")
+    parser.add_argument("--save", action="store_true")
+    args = parser.parse_args()
+    if args.quick:
+        quick = {
+            "fields": ["drawn"],
+            "tasks": ["border"],
+            "seeds": [0],
+            "side_px": 192,
+            "square_px": 32,
+            "block_px": 64,
+        }
+        for name, value in {**quick, "pairs": 4, "epochs": 1, "tiles": 4}.items():
+            setattr(args, name, value)
+    with tempfile.TemporaryDirectory() as temporary:
+        out = args.out or Path(temporary)
+        rows = []
+        for name in args.fields:
+            fields = fields_of(name, args.square_px, 8 if args.quick else 64)
+            for task in args.tasks:
+                if name == ONE_TISSUE_A_SOURCE and task in ("share", "any"):
+                    continue
+                studies = [make_study(fields, out / f"{name}_{task}_{seed}", task, seed, args) for seed in args.seeds]
+                rows += summary(studies, fields=name, task=task, side_px=args.side_px, seeds=len(args.seeds))
+        report("whole_slide_task", rows, args.save)
+
+
+def make_study(fields: tuple[Field, ...], folder: Path, task: Any, seed: int, args: argparse.Namespace) -> Study:
+    """Study of one seed, with its slides."""
+    slides = SyntheticSettings(
+        task=task,
+        side_px=args.side_px,
+        square_px=args.square_px,
+        block_px=args.block_px,
+        pairs=args.pairs,
+        patients=2,
+        folds=2 if args.quick else 4,
+        seed=seed,
+    )
+    cohort = read_cohort(make_slides(fields, folder / "slides", slides))
+    finetuning = FinetuneSettings(
+        model=args.model,
+        side_px=args.side_px,
+        epochs=args.epochs,
+        lr=args.lr,
+        clip_norm=1.0,
+        drop_path=0.0,
+        seed=seed,
+        bootstrap=0,
+        device=args.device,
+        cache_dir=folder / "canvases",
+    )
+    comparison = ComparisonSettings(seed=seed, bootstrap=0, device=args.device)
+    return Study(folder, cohort, slides, finetuning, comparison, args.tiles)
+
+
+if __name__ == "__main__":
+    main()

@@ -158,7 +158,16 @@ class ViewContent:
             return Reply(reason_image(_without_folder(str(error), item.path)), "image/jpeg")
 
     def heat_tile(
-        self, number: int, prediction: int, key: str, layer: int, colours: str, threshold: int, level: int, x: int, y: int
+        self,
+        number: int,
+        prediction: int,
+        key: str,
+        layer: int,
+        colours: str,
+        threshold: int,
+        level: int,
+        x: int,
+        y: int,
     ) -> Reply:
         """PNG tile of a heat map in the slide's own pyramid; `threshold` in percent of the limit."""
         heat = self._ready(number, prediction, key, layer)

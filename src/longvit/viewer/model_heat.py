@@ -88,7 +88,9 @@ def contributions_heat(model: LongViT, canvas: Canvas) -> PatchHeat:
         else:
             values = patch_contributions(model, canvas, k, tokens_1ND=tokens_1ND)
             is_bin = config.num_classes > 1
-            meaning = f"contribution to the log-odds of an event in {names[k]}" if is_bin else "contribution to the risk"
+            meaning = (
+                f"contribution to the log-odds of an event in {names[k]}" if is_bin else "contribution to the risk"
+            )
         maps.append(values)
         layers.append(Layer(names[k], meaning, True, colour_limit(values)))
     return PatchHeat(canvas.placement, np.stack(maps), tuple(layers))

@@ -84,7 +84,9 @@ def _row(path: Path, line: int, cells: dict[str, str], classes: Sequence[str]) -
     risk = number("risk") if cells.get("risk") else None
     if cells.get("survival_months") and "event" in cells:
         happened = cells["event"] in ("1", "1.0")
-        label = f"event after {cells['survival_months']} months" if happened else f"no event in {cells['survival_months']}"
+        label = (
+            f"event after {cells['survival_months']} months" if happened else f"no event in {cells['survival_months']}"
+        )
         label += "" if happened else " months"
     prediction = ViewPrediction(
         predicted=predicted,
@@ -112,7 +114,9 @@ def _with_survival_errors(rows: Sequence[PredictedRow], lines: Sequence[dict[str
     """Rows with the share of discordant pairs of their patient, within the split."""
     errors: dict[tuple[str, str], tuple[float, str]] = {}
     for split in dict.fromkeys(row.prediction.split for row in rows):
-        chosen = tuple({"fold": "", "case_id": line["slide_id"], **line} for line in lines if line.get("split", "") == split)
+        chosen = tuple(
+            {"fold": "", "case_id": line["slide_id"], **line} for line in lines if line.get("split", "") == split
+        )
         for worst in discordant_patients(PredictedSlides(chosen, ())):
             errors |= {(split, slide_id): (worst.error, worst.caption) for slide_id in worst.slide_ids}
     found = []

@@ -16,18 +16,15 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
 
 from longvit import __version__
 from longvit.errors import InputError
 from longvit.viewer.content import NotFoundError, Reply, ViewContent
-from longvit.viewer.heat_map import COLOURS
 from longvit.viewer.items import ViewItems
+from longvit.viewer.routes import NUMBER, Route, routes
 
 REQUEST_S = 10.0
 """Time in which a request must arrive whole."""
@@ -36,28 +33,12 @@ IDLE_S = 30.0
 MOST_CONNECTIONS = 64
 MOST_BODY = 16_384
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_STATIC = {
-    "viewer.js": "text/javascript; charset=utf-8",
-    "viewer.css": "text/css; charset=utf-8",
-    "openseadragon.min.js": "text/javascript; charset=utf-8",
-}
 # The hash is that of the one style sheet that OpenSeadragon adds; `data:` is the empty icon of the page.
 _CONTENT_SECURITY = (
     "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
     "style-src 'self' 'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
 )
-_NUMBER = "(0|[1-9][0-9]{0,6})"
-_TILE = rf"{_NUMBER}/{_NUMBER}_{_NUMBER}"
-_KEY = "([0-9a-f]{32})"
-_COLOURS = f"({'|'.join(COLOURS)})"
-
-
-@dataclass(frozen=True)
-class _Route:
-    """Form of a path, and the answer from the parts in its brackets."""
-
-    pattern: re.Pattern[str]
-    answer: Callable[..., Reply]
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?")
 
 
 class ViewServer(ThreadingHTTPServer):
@@ -76,7 +57,7 @@ class ViewServer(ThreadingHTTPServer):
         self.host, self.in_frame = host, in_frame
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._places = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        self.routes = _routes(self.content)
+        self.routes = routes(self.content)
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -96,10 +77,9 @@ class ViewServer(ThreadingHTTPServer):
 
     def accepts_host(self, header: str) -> bool:
         """True for a Host header that names this machine; a port may differ, as through `ssh -L`."""
-        try:
-            name = (urlsplit(f"//{header}").hostname or "").rstrip(".")
-        except ValueError:
+        if not (parts := _HOST.fullmatch(header)):
             return False
+        name = parts[1].lower().strip("[]")
         if name in _LOOPBACK:
             return True
         if self.is_loopback:
@@ -146,45 +126,6 @@ class ViewServer(ThreadingHTTPServer):
         """A client that left, or was too slow, is no error of the viewer."""
 
 
-def _routes(content: ViewContent) -> tuple[_Route, ...]:
-    def as_json(value: Any) -> Reply:
-        return Reply(json.dumps(value, ensure_ascii=False).encode(errors="replace"), "application/json")
-
-    def tile(number: str, digest: str, level: str, x: str, y: str) -> Reply:
-        return content.tile(int(number), digest, int(level), int(x), int(y))
-
-    def heat_tile(*parts: str) -> Reply:
-        number, prediction, key, layer, colours, threshold, level, x, y = parts
-        if int(threshold) > 100:
-            raise NotFoundError
-        places = int(level), int(x), int(y)
-        return content.heat_tile(int(number), int(prediction), key, int(layer), colours, int(threshold), *places)
-
-    def patch(number: str, prediction: str, key: str, layer: str, end: str, rank: str) -> Reply:
-        return content.patch(int(number), int(prediction), key, int(layer), end, int(rank))
-
-    def heat(number: str, prediction: str, verb: str) -> Reply:
-        return as_json(content.heat(int(number), int(prediction), start=verb == "start"))
-
-    table: dict[str, Callable[..., Reply]] = {
-        "": lambda: Reply(static_file("page.html"), "text/html; charset=utf-8"),
-        f"static/({'|'.join(map(re.escape, _STATIC))})": lambda name: Reply(static_file(name), _STATIC[name]),
-        "list": lambda: as_json(content.list()),
-        f"slide/{_NUMBER}": lambda number: as_json(content.slide(int(number))),
-        f"heat/{_NUMBER}/{_NUMBER}/(state|start)": heat,
-        rf"thumbnail/{_NUMBER}\.jpg": lambda number: content.thumbnail(int(number)),
-        rf"tile/{_NUMBER}/{_KEY}/{_TILE}\.jpg": tile,
-        rf"heat/{_NUMBER}/{_NUMBER}/{_KEY}/{_NUMBER}/{_COLOURS}/{_NUMBER}/{_TILE}\.png": heat_tile,
-        rf"patch/{_NUMBER}/{_NUMBER}/{_KEY}/{_NUMBER}/(top|bottom)/{_NUMBER}\.jpg": patch,
-    }
-    return tuple(_Route(re.compile(pattern), answer) for pattern, answer in table.items())
-
-
-def static_file(name: str) -> bytes:
-    """A file of the package's folder `viewer/static`."""
-    return (resources.files("longvit.viewer") / "static" / name).read_bytes()
-
-
 class _TimedSocket(io.RawIOBase):
     """Bytes of a socket that must arrive before a deadline, however slowly they come."""
 
@@ -211,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: ViewServer
     protocol_version = "HTTP/1.1"
-    server_version, sys_version = f"longvit/{__version__}", ""
+    server_version = f"longvit/{__version__}"
     disable_nagle_algorithm = True
 
     def setup(self) -> None:
@@ -236,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not super().parse_request():
             return False
         if self.request_version == "HTTP/0.9" or self.command not in ("GET", "POST"):
-            self._refuse(405 if self.request_version != "HTTP/0.9" else 400, {"Allow": "GET, POST"})
+            self._refuse(400 if self.request_version == "HTTP/0.9" else 405, {"Allow": "GET, POST"})
             return False
         has_body = self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers
         if self.command == "GET" and has_body:
@@ -259,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         path = self._inner_path()
-        match = None if path is None else re.fullmatch(f"review/{_NUMBER}", path)
+        match = None if path is None else re.fullmatch(f"review/{NUMBER}", path)
         if match is None:
             return self._refuse(404)
         origin, kind = self.headers.get("Origin"), self.headers.get("Content-Type", "")
@@ -294,13 +235,15 @@ class _Handler(BaseHTTPRequestHandler):
         is_ascii = token.isascii() and self.path.startswith("/") and self.path.count("/") > 1
         return path if is_ascii and hmac.compare_digest(token, self.server.token) else None
 
-    def _answer(self, route: _Route, parts: tuple[str, ...], name: str) -> None:
+    def _answer(self, route: Route, parts: tuple[str, ...], name: str) -> None:
         try:
             reply = route.answer(*parts)
         except NotFoundError:
             return self._refuse(404)
         except InputError as error:
-            return self._send(409, Reply(json.dumps({"error": str(error)}).encode(errors="replace"), "application/json"))
+            return self._send(
+                409, Reply(json.dumps({"error": str(error)}).encode(errors="replace"), "application/json")
+            )
         except Exception:  # one slide that fails in an unforeseen way does not end the viewer
             return self._refuse(500)
         tag = name if reply.is_lasting else None  # the path names its content
@@ -310,6 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, status: int, headers: dict[str, str] | None = None) -> None:
         self.close_connection = True  # a body may follow that was not read
+        self.request_version = "HTTP/1.1"  # an answer to HTTP/0.9 would have no status
         self._send(status, Reply(b"", "text/plain"), headers=headers)
 
     def _send(self, status: int, reply: Reply, tag: str | None = None, headers: dict[str, str] | None = None) -> None:
@@ -335,9 +279,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuses a malformed request without repeating any of it."""
-        if not hasattr(self, "request_version"):
-            self.request_version = "HTTP/1.1"
         self._refuse(code)
+
+    def version_string(self) -> str:
+        return self.server_version
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not logged: their paths hold the token."""

@@ -129,7 +129,5 @@ class Browser:
         image.save(path, **({"quality": 82} if path.suffix == ".jpg" else {}))
 
 
-SETTLED = """(() => { const v = longvit.viewer(); if (!v || !longvit.ready()) return false;
- for (let i = 0; i < v.world.getItemCount(); i++) if (!v.world.getItemAt(i).getFullyLoaded()) return false;
- return true; })()"""
-"""True when all tiles of the view are drawn."""
+SETTLED = "Boolean(window.longvit && longvit.isSettled())"
+"""True when the slide, its heat map and all tiles of the view are drawn."""

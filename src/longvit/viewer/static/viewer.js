@@ -49,7 +49,9 @@ function lazyImage(n) {
 function buildFilters() {
   for (const [name, values] of FILTERS) {
     const found = [...new Set(items.flatMap(values))].filter(Boolean).sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
-    if (found.length < (name === "note" ? 1 : 2) && !(found.length === 1 && items.some((i) => !values(i)[0]))) { if (name !== "note" || !hasReview) continue; }
+    if (found.length > Math.max(8, items.length / 2)) continue; // each slide its own value, as months in survival
+    const isUseful = found.length > 1 || (found.length === 1 && items.some((item) => !values(item)[0]));
+    if (name === "note" ? !hasReview : !isUseful) continue;
     const select = element("select", { id: `filter-${name}` }, [new Option("all", "")]);
     for (const value of name === "note" ? ["agree", "disagree", "comment"] : found) select.add(new Option(value, value));
     select.onchange = refreshList;
@@ -68,7 +70,8 @@ function refreshList() {
     words.every((word) => `${item.id} ${item.case} ${item.comment}`.toLowerCase().includes(word)) &&
     FILTERS.every(([name, values]) => { const s = $(`filter-${name}`); return !s || !s.value || values(item).includes(s.value); }));
   shown.sort(SORTS[$("sort").value] || (() => 0));
-  $("count").textContent = shown.length === items.length ? `${items.length} slides` : `${shown.length} of ${items.length} slides`;
+  const all = `${items.length.toLocaleString("en")} slide${items.length === 1 ? "" : "s"}`;
+  $("count").textContent = shown.length === items.length ? all : `${shown.length.toLocaleString("en")} of ${all}`;
   $("rows").replaceChildren();
   drawn = 0;
   drawRows();
@@ -76,9 +79,11 @@ function refreshList() {
 function rowText(item) {
   if (item.problem) return [item.problem, "bad"];
   const parts = [];
+  if (item.is_risk) parts.push(`risk ${number(item.value, 2)}`);
   if (item.label) parts.push(item.label);
-  if (item.is_risk) parts.push(`risk ${number(item.value)}`);
-  else if (item.predicted) parts.push(`→ ${item.predicted}${item.value === null ? "" : ` ${item.value.toFixed(2)}`}`);
+  if (item.is_risk) return [parts.join(", "), ""];
+  if (item.predicted) parts.push(`→ ${item.predicted}${item.value === null ? "" : ` ${item.value.toFixed(2)}`}`);
+  if (item.judged > 1 && item.wrong) parts.push(`(wrong in ${item.wrong} of ${item.judged})`);
   return [parts.join("  ") || item.case, item.wrong ? "bad" : ""];
 }
 function drawRows() {
@@ -121,7 +126,7 @@ async function open(n) {
   $("slide-id").textContent = item.id;
   $("thumbnail").src = `thumbnail/${n}.jpg`;
   $("thumbnail").alt = `Thumbnail of ${item.id}`;
-  $("labels").textContent = [item.label && `label ${item.label}`, item.case && item.case !== item.id && `patient ${item.case}`, item.site && `site ${item.site}`].filter(Boolean).join(" · ");
+  $("labels").textContent = [item.label && (item.is_risk ? item.label : `label ${item.label}`), item.case && item.case !== item.id && `patient ${item.case}`, item.site && `site ${item.site}`].filter(Boolean).join(" · ");
   showNote(item);
   $("busy").textContent = "opening …";
   $("busy").hidden = false;
@@ -395,5 +400,12 @@ async function start() {
   const first = location.hash && items[wanted] ? items[wanted] : shown[0];
   if (first) await open(first.number);
 }
-window.longvit = { ready: () => viewer && viewer.world.getItemCount() > 0 && (!heat || heatItem) ? true : false, viewer: () => viewer, heatItem: () => heatItem, open, jump };
+// For tests: true when the slide, its heat map and all tiles of the view are drawn.
+function isSettled() {
+  if (!info || !viewer || (!$("heat").hidden && !$("heat-state").hidden && $("heat-state").className !== "bad" && $("heat-start").hidden)) return false;
+  if (info.problem) return true;
+  const count = viewer.world.getItemCount();
+  return count === (heat ? 2 : 1) && [...Array(count).keys()].every((i) => viewer.world.getItemAt(i).getFullyLoaded());
+}
+window.longvit = { isSettled, viewer: () => viewer, open, jump };
 start().catch((error) => { $("reason").textContent = error.message; $("reason").hidden = false; });

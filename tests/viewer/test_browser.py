@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from tests.slides.slide_files import write_mrxs
+from tests.viewer.browser import CHROMIUM, SETTLED, Browser
+from tests.viewer.runs import finetuned
 
 from longvit.slides.placement import Box, Placement
 from longvit.slides.reader import open_slide
@@ -16,15 +19,14 @@ from longvit.viewer.heat_map import Layer, PatchHeat
 from longvit.viewer.items import HeatRequest, ViewItem, ViewItems, ViewPrediction
 from longvit.viewer.server import ViewServer
 from longvit.viewer.sources import load_items
-from tests.slides.slide_files import tissue, write_mrxs
-from tests.viewer.browser import CHROMIUM, SETTLED, Browser
-from tests.viewer.runs import finetuned
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)"),
 ]
 PATCHES = 6
+EDGE_PX = 1.0
+"""Distance from the edge of a patch, in screen px, within which a pixel may have either colour."""
 SIDE_PX = PATCHES * 32
 
 
@@ -73,9 +75,10 @@ def test_no_pixel_of_the_heat_map_is_misplaced(name: str, tmp_path: Path, browse
         browser.wait(SETTLED)
         for zoom, x, y in ((1.0, 0.5, 0.5), (5.0, 0.31, 0.42), (40.0, 0.52, 0.49)):
             browser.evaluate(
-                f"(() => {{ const v = longvit.viewer(), b = v.world.getItemAt(0).getBounds(); document.getElementById('opacity').value = 100;"
-                f"document.getElementById('opacity').oninput(); v.viewport.zoomTo(v.viewport.getHomeZoom() * {zoom}, null, true);"
-                f"v.viewport.panTo(new OpenSeadragon.Point(b.x + b.width * {x}, b.y + b.height * {y}), true); }})()"
+                "(() => { const v = longvit.viewer(), b = v.world.getItemAt(0).getBounds(), p = v.viewport;"
+                "const opacity = document.getElementById('opacity'); opacity.value = 100; opacity.oninput();"
+                f"p.zoomTo(p.getHomeZoom() * {zoom}, null, true);"
+                f"p.panTo(new OpenSeadragon.Point(b.x + b.width * {x}, b.y + b.height * {y}), true); }})()"
             )
             browser.evaluate("new Promise((done) => setTimeout(done, 400))")
             browser.wait(SETTLED)
@@ -91,7 +94,7 @@ def test_no_pixel_of_the_heat_map_is_misplaced(name: str, tmp_path: Path, browse
 def misplaced(browser: Browser, placement: Placement, checkers: np.ndarray) -> tuple[int, int]:
     """Pixels of the stage with another patch's colour, and the number of pixels checked.
 
-    A pixel is checked where all points within half a pixel are in one patch: its colour is then certain.
+    A pixel is checked where all points within `EDGE_PX` are in one patch: its colour is then certain.
     """
     left, top, width, height, x0, y0, scale = browser.evaluate(
         "(() => { const v = longvit.viewer(), r = v.container.getBoundingClientRect(), i = v.world.getItemAt(0),"
@@ -103,14 +106,15 @@ def misplaced(browser: Browser, placement: Placement, checkers: np.ndarray) -> t
     corners = []
     for dx in (-1, 1):
         for dy in (-1, 1):
-            x = x0 + (np.arange(shown.shape[1]) + 0.5 + 0.51 * dx) * scale
-            y = y0 + (np.arange(shown.shape[0]) + 0.5 + 0.51 * dy) * scale
+            x = x0 + (np.arange(shown.shape[1]) + int(left) - left + 0.5 + EDGE_PX * dx) * scale
+            y = y0 + (np.arange(shown.shape[0]) + int(top) - top + 0.5 + EDGE_PX * dy) * scale
             corners.append(values_at(placement, checkers, x + placement.bounds.x, y + placement.bounds.y))
     is_certain = np.isfinite(corners[0])
     for other in corners[1:]:
         is_certain &= other == corners[0]
     is_certain[:190, -60:] = False  # the buttons
     is_certain[-60:, :200] = False  # the scale bar
+    is_certain[-2:] = is_certain[:, -2:] = False  # the stage ends within a pixel
     redness = shown[..., 0] - shown[..., 2]
     return int((is_certain & (np.sign(redness) != corners[0])).sum()), int(is_certain.sum())
 
@@ -152,9 +156,8 @@ def test_a_reader_works_with_keys_alone_and_the_notes_are_in_the_runs_folder(tmp
         browser.key("k")
         browser.wait("document.getElementById('slide-id').textContent === 's2'")
         browser.wait(SETTLED)
-        zoom = browser.evaluate("longvit.viewer().viewport.getZoom()")
         browser.key("t")
-        browser.wait(f"longvit.viewer().viewport.getZoom() > 1.5 * {zoom}")
+        browser.wait("document.querySelector('.mark') !== null")
         browser.key("0")
         browser.key("h")
         browser.wait("longvit.viewer().world.getItemAt(1).opacity === 0")
@@ -202,26 +205,5 @@ def test_a_name_with_markup_is_text(tmp_path: Path, browser: Browser) -> None:
         browser.key("j")
         browser.wait("!document.getElementById('reason').hidden")
         assert not [text for text in browser.errors if "alert" in text]
-    finally:
-        server.close()
-
-
-def test_the_tissue_example_is_shown_with_its_colours(tmp_path: Path, browser: Browser) -> None:
-    path = tmp_path / "a.tif"
-    pixels = tissue(600, 400)
-    tifffile.imwrite(path, pixels, photometric="rgb", tile=(256, 256), metadata=None)
-    server = ViewServer(ViewItems("slides", "made", [ViewItem("a", path)]))
-    server.start()
-    try:
-        browser.open(server.url)
-        browser.wait(SETTLED)
-        stage = browser.evaluate(
-            "(() => { const r = longvit.viewer().container.getBoundingClientRect(); return [r.left, r.top, r.width, r.height]; })()"
-        )
-        left, top, width, height = map(int, stage)
-        shown = browser.image()[top : top + height, left : left + width]
-        high = round(width * pixels.shape[0] / pixels.shape[1])
-        inside = shown[(height - high) // 2 + 60 : (height + high) // 2 - 60, 5 : width - 65]
-        assert np.abs(inside.mean((0, 1)) - pixels.mean((0, 1))).max() < 25
     finally:
         server.close()

@@ -108,7 +108,7 @@ def test_a_cross_validation_has_the_model_of_the_fold_and_a_tab_for_each_fold_of
     content = ViewContent(items)
     maps = [content.heats.ready(0, i, heat(content, 0, i)["key"]) for i in range(2)]
     assert not np.array_equal(maps[0].per_patch, maps[1].per_patch)  # type: ignore[union-attr]
-    assert content.list()["items"][0]["wrong"] == 1
+    assert content.overview()["items"][0]["wrong"] == 1
     content.close()
 
 
@@ -128,7 +128,7 @@ def test_stored_runs_of_every_kind_load(tmp_path: Path) -> None:
         items = load_items([folder / path], slides_dir=slides, cohort=cohort, device="cpu")
         assert items.kind == kind
         content = ViewContent(items)
-        assert json.dumps(content.list())
+        assert json.dumps(content.overview())
         for number in range(len(items.items)):
             assert "problem" not in content.slide(number)
             assert content.thumbnail(number).body
@@ -203,7 +203,7 @@ def test_a_pretraining_run_shows_patches_as_colours_on_the_slides_that_are_named
 def test_plain_slides_have_no_notes_and_write_nothing(tmp_path: Path) -> None:
     write_slide(tmp_path / "a.tif")
     content = ViewContent(load_items([tmp_path / "a.tif"]))
-    assert not content.list()["has_review"]
+    assert not content.overview()["has_review"]
     assert content.slide(0)["mpp"] == [0.5, 0.5]
     with pytest.raises(InputError, match="folder of a run"):
         content.set_note(0, "agree", "")

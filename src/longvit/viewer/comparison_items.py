@@ -62,7 +62,7 @@ def load_comparison(folder: Path, places: SlidePlaces) -> ViewItems:
                 predictions=tuple(slide.predictions),
             )
         )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if any(item.path is None for item in items):
         notes = ("A comparison has no slide files: --cohort or --slides-dir names them.",)
     return ViewItems("comparison", folder.resolve().name, items, folder, notes)

@@ -57,7 +57,7 @@ class ViewContent:
         self.heats.close()
         self.slides.close()
 
-    def list(self) -> dict[str, Any]:
+    def overview(self) -> dict[str, Any]:
         """All slides in brief, with their notes."""
         notes: dict[str, Note] = {}
         problem = ""

@@ -175,10 +175,9 @@ class OpenSlides:
                     path, mpp = self._path_of(number)
                     entry.opened = OpenedSlide(open_slide(path, mpp=mpp))
                 except Exception as error:  # a damaged file fails in many ways; each is its reason
-                    is_one_line = isinstance(error, InputError)
-                    entry.error = error if is_one_line else InputError(describe_error(error))  # type: ignore[assignment]
-                    entry.failed_at = time.monotonic()
-                    raise entry.error from error
+                    failure = error if isinstance(error, InputError) else InputError(describe_error(error))
+                    entry.error, entry.failed_at = failure, time.monotonic()
+                    raise failure from error
             return entry.opened
 
     def _surplus(self) -> list[OpenedSlide]:

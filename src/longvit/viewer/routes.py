@@ -56,7 +56,7 @@ def routes(content: ViewContent) -> tuple[Route, ...]:
     table: dict[str, Callable[..., Reply]] = {
         "": lambda: Reply(static_file("page.html"), "text/html; charset=utf-8"),
         f"static/({'|'.join(map(re.escape, _STATIC))})": lambda name: Reply(static_file(name), _STATIC[name]),
-        "list": lambda: as_json(content.list()),
+        "list": lambda: as_json(content.overview()),
         f"slide/{NUMBER}": lambda number: as_json(content.slide(int(number))),
         f"heat/{NUMBER}/{NUMBER}/(state|start)": heat,
         rf"thumbnail/{NUMBER}\.jpg": lambda number: content.thumbnail(int(number)),

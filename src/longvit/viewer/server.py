@@ -160,12 +160,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(REQUEST_S)
         self.rfile.close()
         self._incoming = _TimedSocket(self.connection)
-        self.rfile = io.BufferedReader(self._incoming)
+        self.rfile = self._buffered = io.BufferedReader(self._incoming)
 
     def handle_one_request(self) -> None:
         self._incoming.deadline = time.monotonic() + IDLE_S
         try:
-            if not self.rfile.peek(1):
+            if not self._buffered.peek(1):
                 self.close_connection = True
                 return
             self._incoming.deadline = time.monotonic() + REQUEST_S

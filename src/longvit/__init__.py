@@ -3,7 +3,7 @@
 Slides and cohorts: `open_slide`, `find_slides`, `read_cohort`, `read_bag`.
 Models: `create_model`, `load_model`, `LongViT`, `dilated_attention`, `segment_schedule`.
 Many slides: `embed_slides`, `predict_slides`, `canvas_slides`, `tile_slides`, `feature_slides`.
-Training: `finetune`, `cross_validate`, `pretrain`, `compare`.
+Training: `finetune`, `cross_validate`, `pretrain`, `compare`. In the browser or a notebook: `view`.
 
 >>> import longvit
 >>> slide = longvit.open_slide("examples/CMU-1-Small-Region.svs")
@@ -47,6 +47,7 @@ _MODULES = {
     "pretrain": "longvit.pretraining.run",
     "PretrainSettings": "longvit.pretraining.settings",
     "compare": "longvit.comparison.compare",
+    "view": "longvit.viewer.notebook",
     "ComparisonSettings": "longvit.comparison.settings",
 }
 """Module of each public name, imported on first use."""
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from longvit.slides.reader import open_slide as open_slide
     from longvit.slides.tiles import TileSettings as TileSettings
     from longvit.slides.tissue import TissueSettings as TissueSettings
+    from longvit.viewer.notebook import view as view
 
 
 def __getattr__(name: str) -> Any:

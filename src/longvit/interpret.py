@@ -52,12 +52,18 @@ class Contributions:
     """Unit of the score: log-odds with two classes, else score."""
 
 
-def patch_contributions(model: LongViT, canvas_pixels: Any, class_index: int) -> np.ndarray:
+def patch_contributions(
+    model: LongViT, canvas_pixels: Any, class_index: int, *, tokens_1ND: Tensor | None = None
+) -> np.ndarray:
     """Contributions c_i of all patches to the logit of `class_index`, float32 (rows, columns).
 
-    `canvas_pixels`: uint8 (height, width, 3), or a canvas. Raises `InputError` for a model without that class.
+    `canvas_pixels`: uint8 (height, width, 3), or a canvas. `tokens_1ND`: its tokens, if already computed. Raises
+    `InputError` for a model without that class.
     """
-    tokens_1ND, rows = tokens_of(model, canvas_pixels)
+    if tokens_1ND is None:
+        tokens_1ND, rows = tokens_of(model, canvas_pixels)
+    else:
+        rows = np.shape(canvas_pixels)[0] // model.config.patch_px
     return _contributions(model, tokens_1ND, rows, class_index, against_others=False).per_patch
 
 

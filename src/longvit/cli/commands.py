@@ -23,6 +23,7 @@ from longvit.cli.status import status
 from longvit.cli.tables import tables
 from longvit.cli.tiles import tiles
 from longvit.cli.train import train
+from longvit.cli.view import view
 from longvit.config import recipe_config
 
 app = App(
@@ -39,6 +40,7 @@ app = App(
 app.command(demo, sort_key=0)
 app.command(doctor, sort_key=1)
 app.command(info, sort_key=2)
+app.command(view, sort_key=2)
 app.command(train, sort_key=3)
 app.command(pretrain, sort_key=3)
 app.command(predict, sort_key=4)

@@ -53,6 +53,11 @@ def worst_errors_section(predicted: PredictedSlides, images: Mapping[str, Path] 
     return [Section("Slides with the largest errors", text=(text,), tables=tables, gallery=gallery)]
 
 
+def discordant_patients(predicted: PredictedSlides) -> list[WorstError]:
+    """Survival: the patients with a discordant pair within their fold, the largest error first."""
+    return _misordered(predicted)[0]
+
+
 def _misclassified(predicted: PredictedSlides) -> tuple[list[WorstError], tuple[str, ...], str]:
     labels, probabilities = predicted.labels, predicted.probabilities
     right = probabilities[np.arange(len(labels)), labels]

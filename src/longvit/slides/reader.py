@@ -102,6 +102,12 @@ class Slide:
         width_px, height_px = self.size_px
         return f"Slide({str(self.path)!r}, {width_px} × {height_px} px, {len(self.levels)} levels, {self.reader})"
 
+    def _repr_html_(self) -> str:
+        """Thumbnail with name, size and resolution, for notebooks."""
+        from longvit.slides.slide_thumbnail import html
+
+        return html(self)
+
     @property
     def kind(self) -> Kind:
         """Family of the file."""

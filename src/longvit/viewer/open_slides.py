@@ -1,0 +1,191 @@
+"""Open slides of the viewer: at most eight at once, closed when others need the place and no request uses them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from longvit.errors import InputError, describe_error
+from longvit.processes.cpu_count import cpu_count
+from longvit.slides.pixel_reader import Block
+from longvit.slides.reader import Slide, open_slide
+from longvit.viewer.pyramid import TILE_PX, Pyramid, SlidePixels
+from longvit.viewer.tile_images import jpeg
+
+MOST_OPEN = 8
+_OVERVIEW_PX = 4096
+"""Longest side of the finest level of an overview."""
+_SLOW_RATIO = 4.0
+"""Stored pixels per pixel of a tile, along a side, from which a tile takes long enough to come from the overview."""
+_RETRY_S = 20.0
+"""Time after which a slide that could not be opened is tried again."""
+
+
+class OpenedSlide:
+    """A slide with its pyramid; its coarse tiles are kept as JPEG where the file has no coarse levels."""
+
+    def __init__(self, slide: Slide) -> None:
+        self.slide = slide
+        self.digest = slide.identity()
+        self.pyramid = Pyramid(slide.bounds)
+        self.pixels = SlidePixels(slide)
+        self._overview: dict[tuple[int, int, int], bytes] | None = None
+        self._overview_lock = threading.Lock()
+
+    def tile(self, level: int, x: int, y: int) -> bytes:
+        """JPEG of a tile that the pyramid has."""
+        if level <= self.overview_level:
+            return self._overview_tiles()[level, x, y]
+        return jpeg(self.tile_pixels(level, x, y))
+
+    def tile_pixels(self, level: int, x: int, y: int) -> Block:
+        """Pixels of a tile read from the file, uint8 RGBX."""
+        return self.pixels.area(self.pyramid.box(level, x, y), *self.pyramid.size(level, x, y))
+
+    @cached_property
+    def overview_level(self) -> int:
+        """Level of the overview, from which it and all coarser tiles are made; -1 where the file has coarse levels."""
+        pyramid = self.pyramid
+        slow = [
+            level
+            for level in range(pyramid.max_level + 1)
+            if max(pyramid.level_size(level)) <= _OVERVIEW_PX
+            and self.pixels.stored_ratio(2.0 ** (pyramid.max_level - level)) >= _SLOW_RATIO
+        ]
+        return max(slow, default=-1)
+
+    def thumbnail(self, side_px: int) -> Block:
+        """The whole slide, uint8 RGBX, with a longest side of `side_px`."""
+        bounds = self.pyramid.bounds
+        scale = side_px / max(bounds.width, bounds.height)
+        width, height = (max(1, round(side * scale)) for side in (bounds.width, bounds.height))
+        if self.overview_level < 0:
+            return self.pixels.area(bounds, width, height)
+        import simplejpeg
+
+        whole = simplejpeg.decode_jpeg(self._overview_tiles()[0, 0, 0])
+        image = Image.fromarray(whole).resize((width, height), Image.Resampling.BOX).convert("RGBX")
+        return np.asarray(image)
+
+    def _overview_tiles(self) -> dict[tuple[int, int, int], bytes]:
+        with self._overview_lock:
+            if self._overview is None:
+                self._overview = self._made_overview()
+            return self._overview
+
+    def _made_overview(self) -> dict[tuple[int, int, int], bytes]:
+        """All tiles of the overview's level, read once in threads, and those of the coarser levels, reduced from it."""
+        level, pyramid = self.overview_level, self.pyramid
+        tiles: dict[tuple[int, int, int], bytes] = {}
+        columns, rows = pyramid.tiles(level)
+        half = TILE_PX // 2
+        reduced = np.full((rows * half, columns * half, 3), 255, np.uint8)
+
+        def read(place: tuple[int, int]) -> None:
+            pixels = self.tile_pixels(level, *place)
+            tiles[level, *place] = jpeg(pixels)
+            small = np.asarray(Image.fromarray(pixels[..., :3]).reduce(2))
+            x, y = place[0] * half, place[1] * half
+            reduced[y : y + small.shape[0], x : x + small.shape[1]] = small
+
+        with ThreadPoolExecutor(cpu_count(), thread_name_prefix="overview") as pool:
+            list(pool.map(read, [(x, y) for y in range(rows) for x in range(columns)]))
+        image = Image.fromarray(reduced)
+        for n in range(level - 1, -1, -1):
+            width, height = pyramid.level_size(n)
+            pixels = np.asarray(image.crop((0, 0, width, height)).convert("RGBX"))
+            for x, y in np.ndindex(*pyramid.tiles(n)):
+                part = pixels[y * TILE_PX : (y + 1) * TILE_PX, x * TILE_PX : (x + 1) * TILE_PX]
+                tiles[n, x, y] = jpeg(part)
+            image = Image.fromarray(pixels[..., :3]).reduce(2)
+        return tiles
+
+
+@dataclass
+class _Entry:
+    """A slide that is open, or the reason why it is not."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    opened: OpenedSlide | None = None
+    error: InputError | None = None
+    failed_at: float = 0.0
+    users: int = 0
+
+
+class OpenSlides:
+    """Slides by number, opened on first use. Threads may share it.
+
+    `path_of(number)` gives the path and the resolution stated for it; it raises `InputError` for a slide without a
+    file.
+    """
+
+    def __init__(self, path_of: Callable[[int], tuple[Path, float | None]], most_open: int = MOST_OPEN) -> None:
+        self._path_of = path_of
+        self._most_open = most_open
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def open_count(self) -> int:
+        """Number of slides that are open."""
+        with self._lock:
+            return sum(entry.opened is not None for entry in self._entries.values())
+
+    @contextmanager
+    def use(self, number: int) -> Iterator[OpenedSlide]:
+        """The open slide, which stays open meanwhile; raises `InputError` in one line where it cannot be opened."""
+        with self._lock:
+            entry = self._entries.setdefault(number, _Entry())
+            self._entries.move_to_end(number)
+            entry.users += 1
+        try:
+            yield self._opened(number, entry)
+        finally:
+            with self._lock:
+                entry.users -= 1
+                surplus = self._surplus()
+            for other in surplus:
+                other.slide.close()
+
+    def close(self) -> None:
+        """Closes all slides."""
+        with self._lock:
+            entries, self._entries = list(self._entries.values()), OrderedDict()
+        for entry in entries:
+            if entry.opened is not None:
+                entry.opened.slide.close()
+
+    def _opened(self, number: int, entry: _Entry) -> OpenedSlide:
+        with entry.lock:
+            if entry.error is not None and time.monotonic() - entry.failed_at < _RETRY_S:
+                raise entry.error
+            if entry.opened is None:
+                entry.error = None
+                try:
+                    path, mpp = self._path_of(number)
+                    entry.opened = OpenedSlide(open_slide(path, mpp=mpp))
+                except Exception as error:  # a damaged file fails in many ways; each is its reason
+                    failure = error if isinstance(error, InputError) else InputError(describe_error(error))
+                    entry.error, entry.failed_at = failure, time.monotonic()
+                    raise failure from error
+            return entry.opened
+
+    def _surplus(self) -> list[OpenedSlide]:
+        """Takes the slides above the limit that no request uses out of the list, the longest unused first."""
+        idle = [number for number, entry in self._entries.items() if not entry.users]
+        taken = []
+        for number in idle[: max(0, len(self._entries) - self._most_open)]:
+            entry = self._entries.pop(number)
+            if entry.opened is not None:
+                taken.append(entry.opened)
+        return taken

@@ -51,7 +51,9 @@ def read_qc(path: str | Path) -> dict[str, SlideQuality]:
     path = Path(path)
     columns, table = read_table(path)
     if missing := [name for name in ("slide_id", "qc") if name not in columns]:
-        raise InputError(f"{path}: no column {missing[0]} (it has {', '.join(columns)}); longvit doctor SLIDES writes it")
+        raise InputError(
+            f"{path}: no column {missing[0]} (it has {', '.join(columns)}); longvit doctor SLIDES writes it"
+        )
     found: dict[str, SlideQuality] = {}
     for line, cells in table:
         slide_id, grade = slide_stem(canonical(cells["slide_id"])), cells["qc"].lower()
@@ -63,7 +65,9 @@ def read_qc(path: str | Path) -> dict[str, SlideQuality]:
     return found
 
 
-def without_failed(slides: Iterable[S], qc: Mapping[str, SlideQuality]) -> tuple[tuple[S, ...], tuple[SlideQuality, ...]]:
+def without_failed(
+    slides: Iterable[S], qc: Mapping[str, SlideQuality]
+) -> tuple[tuple[S, ...], tuple[SlideQuality, ...]]:
     """Slides that stay, and the quality of those that failed. A slide that `qc` does not have stays.
 
     >>> import longvit
@@ -82,6 +86,14 @@ def without_failed(slides: Iterable[S], qc: Mapping[str, SlideQuality]) -> tuple
         else:
             kept.append(slide)
     return tuple(kept), tuple(excluded)
+
+
+@dataclass(frozen=True)
+class QualityCheck:
+    """Quality table that a run was given, and the slides that it left out because of it."""
+
+    qc: Mapping[str, SlideQuality]
+    excluded: tuple[SlideQuality, ...]
 
 
 def write_excluded(path: str | Path, excluded: Sequence[SlideQuality]) -> None:

@@ -21,12 +21,12 @@ _LEAST_UM2 = 5_000.0
 _LEAST_FILL = 0.5
 """Smallest area as a fraction of the bounding box; a disc has 0.79."""
 _TEXTURE = 0.7
-"""Largest median texture inside, as a fraction of the tissue's mean (`benchmarks/quality.py`)."""
+"""Largest mean texture inside, as a fraction of the tissue's (`benchmarks/quality.py`)."""
 
 
 def find_bubbles(overview: Overview) -> Artefact:
     """Bubbles of a slide, each with its rim. The score is the area of the largest, in units of the smallest counted."""
-    from scipy.ndimage import binary_closing, binary_fill_holes, find_objects, label
+    from scipy.ndimage import binary_closing, binary_erosion, binary_fill_holes, find_objects, label
 
     density = overview.optical_density
     low, high = density.min(0), density.max(0)
@@ -43,7 +43,8 @@ def find_bubbles(overview: Overview) -> Artefact:
             area = float(inside.sum()) * overview.px_um2
             if area < _LEAST_UM2 or inside.mean() < _LEAST_FILL:
                 continue
-            if float(np.median(texture[box][inside])) > _TEXTURE * usual:
+            core = binary_erosion(inside, iterations=2)  # the rim itself has texture
+            if texture[box][core if core.any() else inside].mean() > _TEXTURE * usual:
                 continue
             found[box] |= inside
             largest = max(largest, area / _LEAST_UM2)

@@ -58,8 +58,7 @@ def probe_focus(pixels: NDArray[np.uint8], glass: tuple[float, float, float] = (
     if tissue.sum() < _LEAST_PX:
         return None
     energies = [
-        float(np.mean(np.square(a[tissue] - b[tissue])))
-        for a, b in ((luma, fine), (fine, middle), (middle, coarse))
+        float(np.mean(np.square(a[tissue] - b[tissue]))) for a, b in ((luma, fine), (fine, middle), (middle, coarse))
     ]
     e0, e1, e2 = (max(energy, 1e-6) for energy in energies)
     return float(min(np.log2(e0 / e1), np.log2(e1 / e2) + _COARSE_OCTAVE))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from longvit.report.labels import counted
 from longvit.report.page import MetricCard, Report, ReportImage, Row, Section, Table, number, write_report
 
 if TYPE_CHECKING:
-    from longvit.data.qc_table import SlideQuality
+    from longvit.data.qc_table import NamedSlide, QualityCheck
 
 WORST = 20
 MAX_ROWS = 500
@@ -50,11 +50,11 @@ def quality_report(rows: Sequence[Mapping[str, Any]], thumbnails: Mapping[str, P
     return write_report(report, Path(out_dir) / QC_HTML)
 
 
-def run_section(qc: Mapping[str, SlideQuality], used: Collection[str], excluded: Sequence[SlideQuality]) -> Section:
-    """Section of a run's report: quality of the slides that it used, and those that it left out.
-
-    `used`: slide ids of the run.
-    """
+def run_sections(check: QualityCheck | None, slides: Iterable[NamedSlide]) -> list[Section]:
+    """Section of a run's report: quality of its `slides`, and those that it left out; none without a qc.csv."""
+    if check is None:
+        return []
+    qc, excluded, used = check.qc, check.excluded, {slide.slide_id for slide in slides}
     warned = [qc[name] for name in sorted(used) if name in qc and qc[name].grade != "pass"]
     unknown = sum(name not in qc for name in used)
     text = (
@@ -68,7 +68,7 @@ def run_section(qc: Mapping[str, SlideQuality], used: Collection[str], excluded:
         for quality, use in listed[:MAX_ROWS]
     ]
     tables = (Table(("slide", "", "qc", "reason"), rows, first_stays=True),) if rows else ()
-    return Section("Quality of the slides", text=(text,), tables=tables)
+    return [Section("Quality of the slides", text=(text,), tables=tables)]
 
 
 def _unread_section(rows: Sequence[Mapping[str, Any]]) -> Section:

@@ -80,9 +80,7 @@ def check_slides(
         return [folder / record["thumbnail"]]
 
     try:
-        result = run(
-            build, JobSpec(QualityJob.verb, folder, {}, files), slides, out_dir, read_settings, run_settings
-        )
+        result = run(build, JobSpec(QualityJob.verb, folder, {}, files), slides, out_dir, read_settings, run_settings)
     finally:
         reader.stop()
     rows = _rows(slides, result)

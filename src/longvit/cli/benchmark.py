@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from longvit.cli.options import SETTINGS, CohortOptions, FoldOptions, Recipe, echo
+from longvit.cli.options import SETTINGS, CohortOptions, ExcludeQc, FoldOptions, Recipe, echo, exclude_failed_rows
 from longvit.comparison.settings import ComparisonSettings
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def benchmark(
     recipe: Recipe = None,
     fold_options: Annotated[ComparisonFolds, Parameter(name="*")] = ComparisonFolds(),
     cohort_options: Annotated[CohortOptions, Parameter(name="*")] = CohortOptions(),
+    exclude_qc: ExcludeQc = None,
     omics: Annotated[
         Path | None,
         Parameter(
@@ -95,16 +96,19 @@ def benchmark(
     longvit benchmark cohort.csv --features job --folds runs/cv/folds --longvit-run runs/cv --pictures 2 --jobs 8
     longvit benchmark tcga_ucec.csv.zip --task survival --folds splits/tcga_ucec --omics tcga_ucec.csv.zip --systems snn
     longvit benchmark cohort.csv --features job --folds column --systems clam_sb transmil --epochs 5
+    longvit benchmark cohort.csv --features job --folds 5 --exclude-qc qc/qc.csv
     ```
     """
     from longvit.comparison.compare import compare, print_table
     from longvit.comparison.omics import read_omics
     from longvit.errors import InputError
     from longvit.report.comparison import comparison_report
+    from longvit.report.quality import run_sections
 
     if signatures is not None and omics is None:
         raise InputError("--signatures needs --omics, the table with the genes")
     manifest = cohort_options.read(cohort, settings.task, need_files=False, allow_leak=settings.allow_leak)
+    manifest, check = exclude_failed_rows(manifest, exclude_qc, out)
     for line in (manifest.summary(), *manifest.notes):
         echo(line)
     result = compare(
@@ -120,7 +124,8 @@ def benchmark(
     )
     drawn = _draw_tile_scores(result, pictures) if pictures else 0
     print_table(result.summary)
-    print(f"report: {comparison_report(result.summary, out)}")
+    more = run_sections(check, manifest.rows)
+    print(f"report: {comparison_report(result.summary, out, more=more)}")
     if drawn:
         echo(f"{drawn} slides drawn with their tile scores: fold_…/attention/ of each system, PNG and GeoJSON")
     problems = result.summary["problems"] + len(result.failed)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Group, Parameter
 
+from longvit.data.qc_table import NamedSlide
 from longvit.slide_jobs.reading import ReadSettings
 from longvit.slide_jobs.run import RunSettings
 from longvit.slides.tiles import TileSettings
@@ -19,11 +20,13 @@ from longvit.slides.tissue import TissueSettings
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
     from longvit.data.folds import Fold
+    from longvit.data.qc_table import QualityCheck
     from longvit.data.slide_list import ListedSlide
     from longvit.model.longvit import LongViT
     from longvit.slide_jobs.run import SlideJobsResult
     from longvit.tasks.settings import TaskSettings
 
+S = TypeVar("S", bound=NamedSlide)
 SETTINGS = Group("Settings (also keys of a recipe)", sort_key=3)
 _READING = Group("Reading slides", sort_key=2)
 _RUNNING = Group("Workers", sort_key=3)
@@ -54,6 +57,13 @@ SlidesDir = Annotated[
 ]
 Out = Annotated[Path, Parameter(help="Folder for the results.")]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda (or cuda:1) or mps. auto uses a GPU if there is one.")]
+ExcludeQc = Annotated[
+    Path | None,
+    Parameter(
+        help="qc.csv of `longvit doctor SLIDES`: leave out slides that fail; `OUT/excluded.csv` lists them.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 
 
@@ -160,6 +170,44 @@ def listed_slides(slides: Sequence[Path], slides_dir: Path | None, out: Path) ->
 
     is_first = os.environ.get("RANK", "0") == "0"
     return find_slides(slides, slides_dir=slides_dir, leave_out=out, note=echo if is_first else lambda _: None)
+
+
+def exclude_failed_rows(
+    cohort: Cohort, exclude_qc: Path | None, out: Path, *, is_first: bool = True
+) -> tuple[Cohort, QualityCheck | None]:
+    """The cohort without the slides that fail in a qc.csv; None without such a file."""
+    rows, check = _exclude_failed(cohort.rows, exclude_qc, out, is_first=is_first)
+    return replace(cohort, rows=rows), check
+
+
+def exclude_failed_slides(
+    slides: tuple[ListedSlide, ...], exclude_qc: Path | None, out: Path
+) -> tuple[ListedSlide, ...]:
+    """Listed slides without those that fail in a qc.csv."""
+    return _exclude_failed(slides, exclude_qc, out)[0]
+
+
+def _exclude_failed(
+    slides: tuple[S, ...], exclude_qc: Path | None, out: Path, *, is_first: bool = True
+) -> tuple[tuple[S, ...], QualityCheck | None]:
+    """Writes excluded.csv and prints one line, in the first rank. Raises `InputError` where no slide stays."""
+    from longvit.data.qc_table import EXCLUDED_CSV, QualityCheck, read_qc, without_failed, write_excluded
+    from longvit.errors import InputError
+    from longvit.files import make_folder
+
+    if exclude_qc is None:
+        return slides, None
+    qc = read_qc(exclude_qc)
+    kept, excluded = without_failed(slides, qc)
+    if not kept:
+        raise InputError(f"{exclude_qc}: all {len(slides)} slides fail; edit its column qc, or leave out --exclude-qc")
+    if is_first:
+        write_excluded(make_folder(out) / EXCLUDED_CSV, excluded)
+        unknown = sum(slide.slide_id not in qc for slide in slides)
+        text = f"--exclude-qc: {len(excluded)} of {len(slides)} slides left out"
+        text += f", see {out / EXCLUDED_CSV}" if excluded else ""
+        echo(text + (f"; {unknown} are not in {exclude_qc} and stay" if unknown else ""))
+    return kept, QualityCheck(qc, excluded)
 
 
 def echo(text: Any) -> None:

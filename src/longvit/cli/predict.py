@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from longvit.cli.options import (
+    ExcludeQc,
     Model,
     Out,
     Reading,
@@ -15,6 +16,7 @@ from longvit.cli.options import (
     SlidesDir,
     Workers,
     WorkerSettings,
+    exclude_failed_slides,
     listed_slides,
     model_or_folder,
     print_outcome,
@@ -32,6 +34,7 @@ def predict(
         bool, Parameter(negative="", help="Also plot the contribution of each patch, `OUT/slides/<slide_id>.png`.")
     ] = False,
     slides_dir: SlidesDir = None,
+    exclude_qc: ExcludeQc = None,
     reading: Reading = ReadSettings(),
     workers: Workers = WorkerSettings(),
 ) -> int:
@@ -50,12 +53,13 @@ def predict(
     longvit predict run/model slides/ --workers 4
     longvit predict run/model slides/ --cluster tcp://scheduler:8786
     longvit predict run/model cohort.csv --slides-dir /data/slides
+    longvit predict run/model slides/ --exclude-qc qc/qc.csv
     ```
     """
     from longvit.files import make_folder
     from longvit.slide_jobs.predict import predict_slides
 
     make_folder(out)
-    listed = listed_slides(slides, slides_dir, out)
+    listed = exclude_failed_slides(listed_slides(slides, slides_dir, out), exclude_qc, out)
     result = predict_slides(listed, out, model_or_folder(model, workers), reading, workers, pictures=pictures)
     return print_outcome(result, out, f"Predictions: {out / 'predictions.csv'}")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from longvit.cli.options import SETTINGS, CohortOptions, FoldOptions, Recipe, echo
+from longvit.cli.options import SETTINGS, CohortOptions, ExcludeQc, FoldOptions, Recipe, echo, exclude_failed_rows
 from longvit.finetuning.settings import FinetuneSettings
 
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
+    from longvit.data.qc_table import QualityCheck
     from longvit.parallel.ranks import Ranks
 
 
@@ -36,6 +37,7 @@ def train(
             negative="", help="Leave out slides without a file (a row of problems.csv each) instead of refusing."
         ),
     ] = False,
+    exclude_qc: ExcludeQc = None,
     fold_options: Annotated[FoldOptions, Parameter(name="*")] = FoldOptions(),
     jobs: Annotated[int, Parameter(help="Folds trained in parallel, each in its own process.")] = 1,
     settings: Annotated[FinetuneSettings, Parameter(name="*", group=SETTINGS)] = FinetuneSettings(),
@@ -56,6 +58,7 @@ def train(
     longvit train cohort.csv --folds 5 --jobs 2 --out runs/cv
     longvit train tcga_ucec.csv --task survival --folds splits/tcga_ucec --slides-dir /data/slides
     longvit train labels.csv --label-column subtype --slides-dir /data/slides --weights longvit-s
+    longvit train cohort.csv --exclude-qc qc/qc.csv
     torchrun --nproc-per-node 8 -m longvit train cohort.csv --side-px 32768 --sequence-ranks 4
     ```
 
@@ -74,12 +77,13 @@ def train(
         manifest = cohort_options.read(
             cohort, settings.task, need_files=not allow_missing, allow_leak=settings.allow_leak
         )
+        manifest, check = exclude_failed_rows(manifest, exclude_qc, out, is_first=is_first)
         for line in (manifest.summary(), *manifest.notes) if is_first else ():
             echo(line)
         if fold_options.folds is None:
-            return _finetune(manifest, settings, out, ranks)
-        command = _fold_command(cohort, out, cohort_options, allow_missing)
-        return _cross_validate(manifest, settings, out, fold_options, jobs, command, ranks)
+            return _finetune(manifest, settings, out, ranks, check)
+        command = _fold_command(cohort, out, cohort_options, allow_missing, exclude_qc)
+        return _cross_validate(manifest, settings, out, fold_options, jobs, command, ranks, check)
 
 
 def ranks_or_none(sequence_ranks: int, device: str) -> AbstractContextManager[Ranks | None]:
@@ -91,16 +95,19 @@ def ranks_or_none(sequence_ranks: int, device: str) -> AbstractContextManager[Ra
     return all_ranks(sequence_ranks, device=device)
 
 
-def _finetune(manifest: Cohort, settings: FinetuneSettings, out: Path, ranks: Ranks | None) -> int:
+def _finetune(
+    manifest: Cohort, settings: FinetuneSettings, out: Path, ranks: Ranks | None, check: QualityCheck | None
+) -> int:
     from longvit.finetuning.run import finetune
     from longvit.report import finetune_report
+    from longvit.report.quality import run_sections
 
     result = finetune(manifest, out, settings, ranks=ranks)
     if ranks is not None and not ranks.is_first:
         return 0
     if result.was_finished:
         echo(f"{out}: finished before with these settings; nothing was computed")
-    report = finetune_report(result, manifest, settings)
+    report = finetune_report(result, manifest, settings, more=run_sections(check, manifest.rows))
     print(result.summary())
     print(f"report: {report}")
     if left_out := [problem for problem in result.problems if problem.is_left_out]:
@@ -109,12 +116,15 @@ def _finetune(manifest: Cohort, settings: FinetuneSettings, out: Path, ranks: Ra
     return 0
 
 
-def _fold_command(cohort: Path, out: Path, options: CohortOptions, allow_missing: bool) -> list[str]:
+def _fold_command(
+    cohort: Path, out: Path, options: CohortOptions, allow_missing: bool, exclude_qc: Path | None
+) -> list[str]:
     """Arguments that train one fold, with the settings and folds that the cross-validation has stored."""
     command = ["train", str(cohort), "--out", str(out), "--recipe", str(out / "settings.yaml")]
     command += ["--folds", str(out / "folds"), "--label-column", options.label_column]
     command += ["--keep", *options.keep] if options.keep else []
     command += ["--allow-missing"] if allow_missing else []
+    command += ["--exclude-qc", str(exclude_qc)] if exclude_qc is not None else []
     return command + (["--slides-dir", str(options.slides_dir)] if options.slides_dir is not None else [])
 
 
@@ -126,12 +136,14 @@ def _cross_validate(
     jobs: int,
     command: list[str],
     ranks: Ranks | None,
+    check: QualityCheck | None,
 ) -> int:
     from dataclasses import replace
 
     from longvit.finetuning.crossval import cross_validate
     from longvit.processes.cpu_count import cpu_count
     from longvit.report import crossval_report
+    from longvit.report.quality import run_sections
 
     folds, only = fold_options.make(manifest, settings, settings.seed), fold_options.fold
     if jobs > 1 and settings.threads is None:  # each process would start a thread per core
@@ -146,7 +158,8 @@ def _cross_validate(
             return 1
     else:
         images = {row.slide_id: row.path for row in manifest.rows}
-        print(f"report: {crossval_report(result.summary, out, images=images)}")
+        more = run_sections(check, manifest.rows)
+        print(f"report: {crossval_report(result.summary, out, images=images, more=more)}")
     if result.left_out:
         echo(f"{len(result.left_out)} slides were left out, see problems.csv of each fold")
         return 1

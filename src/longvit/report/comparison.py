@@ -5,7 +5,7 @@ It reads the content of benchmark.json only, so it can be rebuilt anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,13 @@ from longvit.report.versions import versions_line
 _ERROR_CHARS = 300
 
 
-def comparison_report(summary: Mapping[str, Any], folder: str | Path) -> Path:
-    """Writes `folder`/index.html and `folder`/pictures/systems.*, costs.*; `summary`: content of benchmark.json."""
+def comparison_report(summary: Mapping[str, Any], folder: str | Path, *, more: Sequence[Section] = ()) -> Path:
+    """Writes `folder`/index.html and `folder`/pictures/systems.*, costs.*; `summary`: content of benchmark.json.
+
+    `more`: sections at the end.
+    """
     folder = Path(folder)
-    return write_report(comparison_content(summary, folder / "pictures"), folder / "index.html")
+    return write_report(comparison_content(summary, folder / "pictures"), folder / "index.html", more)
 
 
 def comparison_content(summary: Mapping[str, Any], plots: Path) -> Report:

@@ -23,7 +23,11 @@ from longvit.report.worst_errors import worst_errors_section
 
 
 def crossval_report(
-    summary: Mapping[str, Any], folder: str | Path, *, images: Mapping[str, Path] | None = None
+    summary: Mapping[str, Any],
+    folder: str | Path,
+    *,
+    images: Mapping[str, Path] | None = None,
+    more: Sequence[Section] = (),
 ) -> Path:
     """Writes `folder`/index.html and `folder`/pictures/*.png, *.svg; returns the path of index.html.
 
@@ -42,12 +46,13 @@ def crossval_report(
     - settings, notes, commit, and the versions longvit, torch, python, where known
 
     `folder`/predictions.csv: see `PredictedSlides`. `folder`/fold_<name>/history.csv: losses, optional.
-    `images`: slide_id -> a canvas or slide, for the largest errors.
+    `images`: slide_id -> a canvas or slide, for the largest errors. `more`: sections at the end.
     `InputError` for a table that cannot be read.
     """
     folder = Path(folder)
     predicted = read_predicted(folder / "predictions.csv", summary["classes"], _evaluated(summary))
-    return write_report(crossval_content(summary, predicted, folder / "pictures", images), folder / "index.html")
+    content = crossval_content(summary, predicted, folder / "pictures", images)
+    return write_report(content, folder / "index.html", more)
 
 
 def crossval_content(

@@ -38,9 +38,11 @@ MAX_ROWS = 500
 MAX_HEATMAP_SIDE_PX = 4096  # patch contributions take one forward pass: seconds up to this size, on a CPU too
 
 
-def finetune_report(result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings) -> Path:
-    """Writes `index.html` into the run folder, with patch contributions of one or two slides."""
-    return write_report(finetune_content(result, cohort, settings), result.folder / "index.html")
+def finetune_report(
+    result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings, *, more: Sequence[Section] = ()
+) -> Path:
+    """Writes `index.html` into the run folder, with patch contributions of one or two slides and `more` sections."""
+    return write_report(finetune_content(result, cohort, settings), result.folder / "index.html", more)
 
 
 def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings) -> Report:

@@ -101,8 +101,8 @@ class Report:
     sections: Sequence[Section]
 
 
-def write_report(report: Report, path: str | Path) -> Path:
-    """Writes the HTML file atomically; all text from a user is escaped."""
+def write_report(report: Report, path: str | Path, more: Sequence[Section] = ()) -> Path:
+    """Writes the HTML file atomically, with `more` sections at its end; all text from a user is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -112,7 +112,7 @@ def write_report(report: Report, path: str | Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = environment.get_template("report.html").render(report=report, version=__version__)
+    html = environment.get_template("report.html").render(report=report, more=more, version=__version__)
     write_text(path, html)
     return Path(path)
 

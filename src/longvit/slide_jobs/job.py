@@ -43,6 +43,8 @@ class SlideJob(ABC):
         self.settings = settings or ReadSettings()
         self.digest_inputs: dict[str, Any] = {}
         """Inputs of the digest besides the slide and its read settings."""
+        self.read_s = 0.0
+        """Seconds that the canvas of the current slide took to read."""
 
     @abstractmethod
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def _finish(job: SlideJob, queue: SlideQueue, slide: _ReadSlide, log: WorkerLog)
             queue.ended(taken, "done" if taken.was_in_model else "skipped")
             return
         log.write("model", slide_id)
-        begun = time.monotonic()
+        begun, job.read_s = time.monotonic(), slide.read_s
         job.finish(taken.listed, slide.digest, slide.canvas)
         model_s = time.monotonic() - begun
         queue.ended(taken, "done", read_s=round(slide.read_s, 4), model_s=round(model_s, 4))

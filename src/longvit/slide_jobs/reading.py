@@ -60,6 +60,8 @@ class ReadRequest:
     settings: ReadSettings
     coarsest_mpp: float | None = None
     """Upper limit of µm per canvas pixel: the side grows beyond `side_px` to meet it. Needs a slide with resolution."""
+    most_px: int | None = None
+    """Upper limit of that side."""
 
 
 class SlideFailedError(Exception):
@@ -142,7 +144,8 @@ def _side_px(slide: Slide, request: ReadRequest) -> int:
         return request.side_px
     mpp, bounds = slide.require_mpp(), slide.bounds
     longest_um = max(bounds.width * mpp.x, bounds.height * mpp.y)
-    return max(request.side_px, math.ceil(longest_um / request.coarsest_mpp))
+    wanted_px = math.ceil(longest_um / request.coarsest_mpp)
+    return max(request.side_px, wanted_px if request.most_px is None else min(wanted_px, request.most_px))
 
 
 def with_mpp(settings: ReadSettings, mpp: float | None) -> ReadSettings:

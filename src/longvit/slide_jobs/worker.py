@@ -42,6 +42,11 @@ def build_job(settings: Mapping[str, Any], index: int) -> SlideJob:
         from longvit.slide_jobs.tiles import TilesJob
 
         return TilesJob.from_parameters(folder, job, read)
+    if kind == "qc":
+        from longvit.slide_jobs.quality import QualityJob, probe_timeout
+        from longvit.slide_jobs.tile_process import TileProcess
+
+        return QualityJob(folder, read, TileProcess(probe_timeout(settings["timeout_s"]), settings["threads"]))
     from longvit.device import pick_device, set_threads
 
     set_threads(settings["threads"])

@@ -40,7 +40,7 @@ _GLASS_LUMA, _GLASS_SATURATION = 0.8, 0.1
 _INK_RED_OVER_GREEN, _INK_RED_OD = 1.3, 0.4
 _RED_INK_OD, _RED_INK_RED_OD = 1.0, 0.2
 _CLOSE_UM = 32.0
-_INK_UM2, _INK_MARGIN_UM = 20_000.0, 60.0
+INK_UM2, _INK_MARGIN_UM = 20_000.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -160,15 +160,15 @@ def find_tissue(
     rgb = gaussian_filter(np.minimum(rgb / glass[:, None, None], 1), sigma, mode="nearest")
     luma, low, high = _luma(rgb), rgb.min(0), rgb.max(0)
     saturation = (high - low) / np.maximum(high, 1e-3)
-    black = (luma < _BLACK_LUMA) & (high - low < _BLACK_CHROMA)
-    ink = _grown(_large(black | _is_ink(rgb), _INK_UM2, per_px), _INK_MARGIN_UM, per_px)
+    black = is_black(rgb)
+    ink = _grown(large_pieces(black | is_ink(rgb), INK_UM2, per_px), _INK_MARGIN_UM, per_px)
 
     countable = ~(black | ink)
     threshold = float(np.clip(otsu(saturation[countable]), *_SATURATION)) if countable.any() else _SATURATION[1]
     mask = (saturation > threshold) & (luma < _BRIGHTEST) & ~black
     mask = _closed(mask, _CLOSE_UM, per_px)
     mask = _filled(mask, settings.max_hole_um2, per_px) & ~ink
-    mask = _large(mask, settings.min_piece_um2, per_px)
+    mask = large_pieces(mask, settings.min_piece_um2, per_px)
     r, g, b = (float(c) for c in glass)
     return Tissue(mask, bounds, px_um, threshold, (r, g, b), float(ink.sum()) * px_um[0] * px_um[1] * 1e-6)
 
@@ -201,14 +201,19 @@ def _luma(rgb: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2], np.float32)
 
 
-def _is_ink(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Mask of blue, green and (where unmistakable) red pen."""
+def is_black(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Mask of black pen and of the scanner's black, of planes (3, height, width) relative to the glass."""
+    return np.asarray((_luma(rgb) < _BLACK_LUMA) & (rgb.max(0) - rgb.min(0) < _BLACK_CHROMA))
+
+
+def is_ink(rgb: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Mask of blue, green and (where unmistakable) red pen, of planes (3, height, width) relative to the glass."""
     red, green, blue = -np.log10(np.maximum(rgb, 1 / 255))
     blue_or_green = (red > _INK_RED_OVER_GREEN * green) & (red > _INK_RED_OD)
     return np.asarray(blue_or_green | ((np.minimum(green, blue) > _RED_INK_OD) & (red < _RED_INK_RED_OD)))
 
 
-def _large(mask: NDArray[np.bool_], least_um2: float, px_um: tuple[float, float]) -> NDArray[np.bool_]:
+def large_pieces(mask: NDArray[np.bool_], least_um2: float, px_um: tuple[float, float]) -> NDArray[np.bool_]:
     """Mask without pieces (8-connected) below an area."""
     from scipy.ndimage import label
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from longvit.data.canvas_cache import CanvasSettings, cache_canvases
+from longvit.data.canvas_cache import cache_canvases
 from longvit.data.cohort import Cohort, read_cohort
 from longvit.data.datasets import CanvasDataset
 from longvit.finetuning.controls import colour_histogram, pixel_features
@@ -49,7 +49,7 @@ METRICS = ("auc", "balanced_accuracy")
 def histogram_control(cohort: Cohort, settings: FinetuneSettings) -> dict[str, float]:
     """Metrics of logistic regression on the colour histogram of the same canvases."""
     assert settings.cache_dir is not None
-    paths = cache_canvases(cohort.rows, CanvasSettings(settings.side_px, settings.fit), settings.cache_dir).paths
+    paths = cache_canvases(cohort.rows, settings.canvas(), settings.cache_dir).paths
     rows = {split: cohort.split(split) for split in ("train", "test")}
     labels = {split: np.array([cohort.class_index(row) for row in chosen]) for split, chosen in rows.items()}
     features = {s: pixel_features(CanvasDataset(chosen, {}, paths), colour_histogram) for s, chosen in rows.items()}

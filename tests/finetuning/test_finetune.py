@@ -125,6 +125,8 @@ def test_other_settings_or_another_cohort_show_the_difference(finished: Finetune
     cohort = read_cohort(slides / "cohort.csv")
     with pytest.raises(InputError, match=r"run: started with other settings \(lr 0.001 -> 0.002\); give the same"):
         finetune(cohort, finished.folder, replace(SETTINGS, lr=2e-3))
+    with pytest.raises(InputError, match=r"other settings \(decode exact -> reduced\)"):
+        finetune(cohort, finished.folder, replace(SETTINGS, decode="reduced"))
     moved = cohort.with_splits([{"val": "test", "test": "val"}.get(str(r.split), "train") for r in cohort.rows])
     with pytest.raises(InputError, match=r"other settings \(cohort \w+ -> \w+\)"):
         finetune(moved, finished.folder, SETTINGS)

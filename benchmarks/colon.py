@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from longvit.data.canvas_cache import cache_canvases
-from longvit.data.cohort import Cohort, read_cohort
+from longvit.data.cohort import Cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.datasets import CanvasDataset
 from longvit.finetuning.controls import colour_histogram, pixel_features
 from longvit.finetuning.run import FinetuneSettings, finetune

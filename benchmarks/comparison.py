@@ -46,7 +46,7 @@ from longvit.comparison.compare import compare, print_table
 from longvit.comparison.longvit_run import NAME as LONGVIT
 from longvit.comparison.omics import read_omics
 from longvit.comparison.settings import ComparisonSettings
-from longvit.data.cohort import read_cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.folds import assign, folds_of_column, read_folds
 from longvit.data.slide_list import find_slides
 from longvit.finetuning.evaluate import spread

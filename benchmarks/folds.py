@@ -28,7 +28,7 @@ from scipy.ndimage import uniform_filter
 from scipy.stats import norm, rankdata
 
 import longvit
-from longvit.data.cohort import read_cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.new_folds import make_folds
 from longvit.demo import haematoxylin
 from longvit.finetuning.crossval import cross_validate

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from folds import FOLDS, SETTINGS, write_cohort
-from longvit.data.cohort import Cohort, read_cohort
+from longvit.data.cohort import Cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.folds import Fold, assign
 from longvit.data.new_folds import make_folds
 from longvit.finetuning.crossval import cross_validate, replace_splits

@@ -22,7 +22,7 @@ from tests.finetuning.study import SETTINGS, study, write_study
 import longvit
 from longvit.comparison.settings import ComparisonSettings
 from longvit.config import load_settings
-from longvit.data.cohort import read_cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.errors import InputError
 from longvit.finetuning.run import FinetuneResult, FinetuneSettings, finetune
 from longvit.finetuning.starting_model import starting_model

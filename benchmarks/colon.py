@@ -1,6 +1,6 @@
 """Fine-tuning on real labels: 338 H&E fields of colon, adenocarcinoma or healthy, five folds disjoint by site.
 
-    python benchmarks/colon.py [--save] [--folds 0 1 2 3 4] [--out FOLDER]
+    python benchmarks/colon.py [--save] [--quick] [--folds 0 1 2 3 4] [--out FOLDER]
 
 LongViT-tiny at 448 px **from random weights**, trained on four folds and tested on the fifth after the last epoch.
 Beside it, on the same split: logistic regression on mean colour, on a colour histogram (8 × 8 × 8 cells of RGB), and on
@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("--folds", nargs="*", default=list("01234"))
     parser.add_argument("--out", type=Path, help="folder of the runs, to be resumed; default: a temporary one")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="64 px, one epoch, one fold: does it run")
     args = parser.parse_args()
     if not COLON.is_dir():
         raise SystemExit("needs the reference material: slides/colon is not at ../shared")
@@ -98,8 +99,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
         settings = replace(SETTINGS, cache_dir=out / "canvases")
-        rows = [run_fold(cohort, fold, settings, out) for fold in args.folds]
-        report("colon", [*rows, mean_and_sd(rows)], args.save)
+        if args.quick:
+            settings = replace(settings, side_px=64, epochs=1, warmup_epochs=0.5)
+        rows = [run_fold(cohort, fold, settings, out) for fold in (args.folds[:1] if args.quick else args.folds)]
+        report("colon", [*rows, mean_and_sd(rows)], args.save and not args.quick)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Comparison of all systems on real labels, and on omics of real patients without slides.
 
-    python benchmarks/comparison.py [--save] [--systems clam_sb …] [--folds 0 …] [--epochs 4] [--out DIR]
+    python benchmarks/comparison.py [--save] [--quick] [--systems clam_sb …] [--folds 0 …] [--epochs 4] [--out DIR]
                                     [--encoder longvit:longvit-tiny-dino]
-    python benchmarks/comparison.py --omics [--save] [--epochs 20] [--out FOLDER]
+    python benchmarks/comparison.py --omics [--save] [--quick] [--epochs 20] [--out FOLDER]
 
 **Fields**: 338 H&E fields of colon (448 px), adenocarcinoma or healthy, five folds disjoint by site. Features of all 16
 tiles of 112 px at the files' resolution, by `--encoder`: `stain-texture` needs no download, others are those of
@@ -119,7 +119,7 @@ def fields(
     return list(rows_of(result.summary, cohort="colon", figure="auc", **of_tiles))
 
 
-def survival_of_omics(out: Path, settings: ComparisonSettings) -> Iterator[dict[str, Any]]:
+def survival_of_omics(out: Path, settings: ComparisonSettings, only: list[str]) -> Iterator[dict[str, Any]]:
     """Results on omics: SNN, SNN with less L1, its two-block form, and ridge Cox."""
     for name in ("ucec", "luad"):
         table = MCAT / "clinical" / f"tcga_{name}_all_clean.csv.zip"
@@ -131,6 +131,7 @@ def survival_of_omics(out: Path, settings: ComparisonSettings) -> Iterator[dict[
                 read_folds(MCAT / "splits" / f"tcga_{name}"),
                 replace(settings, task="survival", systems=("snn",), set=given, bins="cohort"),
                 omics=read_omics(table),
+                only=only,
             )
             yield from rows_of(result.summary, cohort=name, what=what, figure="c_index")
         values = [c_index(fold.months_val, fold.event_val, ridge_cox(fold)) for fold in folds_of(name)]
@@ -171,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--omics", action="store_true")
     parser.add_argument("--systems", nargs="*", default=[])
-    parser.add_argument("--folds", nargs="*", default=[], help="of the fields; default: all five")
+    parser.add_argument("--folds", nargs="*", default=[], help="default: all five")
     parser.add_argument("--epochs", type=int, help="default: 4, with --omics 20 as published")
     parser.add_argument("--encoder", default=ENCODER, help=f"of the fields; default: {ENCODER}")
     parser.add_argument("--set", nargs="*", default=["transmil.landmarks=16"], help="settings of systems")
@@ -179,7 +180,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the runs, to be resumed; default: a temporary one")
     parser.add_argument("--longvit-run", type=Path, help="of `longvit train --folds column` on the same fields")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="one system, one epoch, one fold: does it run")
     args = parser.parse_args()
+    if args.quick:
+        args.systems, args.folds, args.epochs, args.save = ["clam_sb"], ["0"], 1, False
     if not (COLON.is_dir() and MCAT.is_dir() and HIPT.is_dir()):
         raise SystemExit("needs the reference material: slides/colon, data/mcat and data/hipt are not at ../shared")
     settings = ComparisonSettings(
@@ -192,7 +196,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
         if args.omics:
-            rows = [*subtyping_of_mutations(), *survival_of_omics(out, settings)]
+            rows = [*subtyping_of_mutations(), *survival_of_omics(out, settings, args.folds)]
             report("comparison_omics", rows, args.save)
         else:
             rows = fields(out, settings, args.folds, args.longvit_run, args.encoder)

@@ -42,7 +42,7 @@ from longvit.attention import padded_branch, padded_kernels, triton_branch  # no
 from longvit.attention.dilated import dilated_attention  # noqa: E402
 from longvit.attention.operators import forward_op  # noqa: E402
 from longvit.model import norm_linear  # noqa: E402
-from longvit.model.longvit import DILATED_RATIOS, create_model, segment_schedule  # noqa: E402
+from longvit.model.longvit import DILATED_RATIOS, segment_schedule  # noqa: E402
 
 HEADS = 2 if SMOKE else HEADS
 FOLDED = math.log(2)  # a scale that is part of the queries: exp2 of the product itself
@@ -590,7 +590,7 @@ def models(b: Bench) -> Iterator[dict[str, Any]]:
 
     use_fastest(b)
     torch.manual_seed(0)
-    model = create_model(b.model_name, num_classes=2).to(b.device)
+    model = b.model(2)
     label = torch.tensor([1], device=b.device)
     small = noise_image(128 if SMOKE else 4096).to(b.device)
     first: list[torch.Tensor] = []
@@ -683,7 +683,7 @@ def profile(b: Bench) -> Iterator[dict[str, Any]]:
 
     use_fastest(b)
     image = 128 if SMOKE else 16_384
-    model = create_model(b.model_name, num_classes=2).to(b.device)
+    model = b.model(2)
     model.set_recompute(True, offload=b.cuda)
     host, label = noise_image(image), torch.tensor([1], device=b.device)
     large = noise_image(128 if SMOKE else 32_768).to(b.device)

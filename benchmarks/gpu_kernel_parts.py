@@ -592,7 +592,7 @@ def models(b: Bench) -> Iterator[dict[str, Any]]:
     torch.manual_seed(0)
     model = b.model(2)
     label = torch.tensor([1], device=b.device)
-    small = noise_image(128 if SMOKE else 4096).to(b.device)
+    small = noise_image(64 if SMOKE else 4096).to(b.device)
     first: list[torch.Tensor] = []
     fine = []
     for name, values in contenders():
@@ -608,7 +608,7 @@ def models(b: Bench) -> Iterator[dict[str, Any]]:
         fine += [(name, values)] if min(cosines) > 0.98 else []
     clocks = Clocks()
     optimizer = adamw(model, lr=1e-4, weight_decay=0.05, betas=(0.9, 0.999))
-    for image in [128] if SMOKE else [32768, 16384, 4096]:
+    for image in [64] if SMOKE else [32768, 16384, 4096]:
         n = (image // 32) ** 2
         host = noise_image(image)
         host = host.pin_memory() if b.cuda else host
@@ -682,11 +682,11 @@ def profile(b: Bench) -> Iterator[dict[str, Any]]:
     from torch.profiler import profile as profiler
 
     use_fastest(b)
-    image = 128 if SMOKE else 16_384
+    image = 64 if SMOKE else 16_384
     model = b.model(2)
     model.set_recompute(True, offload=b.cuda)
     host, label = noise_image(image), torch.tensor([1], device=b.device)
-    large = noise_image(128 if SMOKE else 32_768).to(b.device)
+    large = noise_image(64 if SMOKE else 32_768).to(b.device)
     jobs = [("forward", large.shape[-1], contenders()[2], partial(logits_alone, b, model, large))]
     jobs += [("step", image, c, partial(gradients_in_strips, b, model, host, label)) for c in contenders()[1:3]]
     for what, side, (name, values), step in jobs:

@@ -286,7 +286,7 @@ CASES = ("random", "ragged", "large logits", "one large key", "zeros", "one bloc
 
 def case(b: Bench, name: str) -> Layer:
     """Inputs that are numerically difficult for kernels."""
-    n = 48 if SMOKE else 16_384
+    n = 32 if SMOKE else 16_384
     n = (37 if SMOKE else 5003) if name == "ragged" else n
     generator = torch.Generator().manual_seed(len(name))
     qkv = torch.randn(1, n, 3, HEADS, DIM, generator=generator)
@@ -400,7 +400,7 @@ def whole(
 
 def time_(b: Bench) -> Iterator[dict[str, Any]]:
     """Right variants of each kernel in turn on the segments of 16,384² px."""
-    n = 48 if SMOKE else 262_144
+    n = 32 if SMOKE else 262_144
     layer, clocks = Layer(b, n), Clocks()
     pairs = pairs_of(n, segment_schedule(n))
     for kernel in ("forward", "keys", "queries"):
@@ -461,7 +461,7 @@ CUTS = {  # what is left out of a padded kernel, by replacing text of its source
 def knockouts(b: Bench) -> Iterator[dict[str, Any]]:
     """The fastest padded kernels with a part left out: what the time goes into. Their results are wrong by design."""
     use_fastest(b)
-    n = 48 if SMOKE else 262_144
+    n = 32 if SMOKE else 262_144
     layer = Layer(b, n)
     source = Path(padded_kernels.__file__).read_text()
     for kernel, cuts in CUTS.items():
@@ -507,7 +507,7 @@ def milliseconds(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def branches(b: Bench) -> Iterator[dict[str, Any]]:
     """Each branch alone at 1,048,576 patches: today's kernels and the fastest; then what surrounds the kernels."""
     use_fastest(b)
-    n = 48 if SMOKE else 1 << 20
+    n = 32 if SMOKE else 1 << 20
     layer = Layer(b, n)
     chosen = {k: Variant(v) for k, v in json.loads(b.args.fastest or "{}").items()}
     old = {"forward": "128x64x8x3", "keys": "64x128x4x2", "queries": "64x64x4x3"}

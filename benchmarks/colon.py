@@ -1,6 +1,6 @@
 """Fine-tuning on real labels: 338 H&E fields of colon, adenocarcinoma or healthy, five folds disjoint by site.
 
-    python benchmarks/colon.py [--save] [--folds 0 1 2 3 4] [--out FOLDER]
+    python benchmarks/colon.py [--save] [--quick] [--folds 0 1 2 3 4] [--out FOLDER]
 
 LongViT-tiny at 448 px **from random weights**, trained on four folds and tested on the fifth after the last epoch.
 Beside it, on the same split: logistic regression on mean colour, on a colour histogram (8 × 8 × 8 cells of RGB), and on
@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from longvit.data.canvas_cache import CanvasSettings, cache_canvases
-from longvit.data.cohort import Cohort, read_cohort
+from longvit.data.canvas_cache import cache_canvases
+from longvit.data.cohort import Cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.datasets import CanvasDataset
 from longvit.finetuning.controls import colour_histogram, pixel_features
 from longvit.finetuning.run import FinetuneSettings, finetune
@@ -49,7 +50,7 @@ METRICS = ("auc", "balanced_accuracy")
 def histogram_control(cohort: Cohort, settings: FinetuneSettings) -> dict[str, float]:
     """Metrics of logistic regression on the colour histogram of the same canvases."""
     assert settings.cache_dir is not None
-    paths = cache_canvases(cohort.rows, CanvasSettings(settings.side_px, settings.fit), settings.cache_dir).paths
+    paths = cache_canvases(cohort.rows, settings.canvas(), settings.cache_dir).paths
     rows = {split: cohort.split(split) for split in ("train", "test")}
     labels = {split: np.array([cohort.class_index(row) for row in chosen]) for split, chosen in rows.items()}
     features = {s: pixel_features(CanvasDataset(chosen, {}, paths), colour_histogram) for s, chosen in rows.items()}
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--folds", nargs="*", default=list("01234"))
     parser.add_argument("--out", type=Path, help="folder of the runs, to be resumed; default: a temporary one")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="64 px, one epoch, one fold: does it run")
     args = parser.parse_args()
     if not COLON.is_dir():
         raise SystemExit("needs the reference material: slides/colon is not at ../shared")
@@ -97,8 +99,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
         settings = replace(SETTINGS, cache_dir=out / "canvases")
-        rows = [run_fold(cohort, fold, settings, out) for fold in args.folds]
-        report("colon", [*rows, mean_and_sd(rows)], args.save)
+        if args.quick:
+            settings = replace(settings, side_px=64, epochs=1, warmup_epochs=0.5)
+        rows = [run_fold(cohort, fold, settings, out) for fold in (args.folds[:1] if args.quick else args.folds)]
+        report("colon", [*rows, mean_and_sd(rows)], args.save and not args.quick)
 
 
 if __name__ == "__main__":

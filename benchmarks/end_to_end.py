@@ -7,10 +7,10 @@ one with the full level alone, as many scanners and converters leave it. The mod
 random weights, float32. Each way runs in a process of its own, in turn (A B A B …).
 
 `exact`: the canvas is filtered from the level's own pixels. `reduced`: the JPEG decoder reduces the tiles, where a
-level has at least twice the pixels that the canvas asks for. `warm`: the canvas is read from its file. The model takes
-the same time for all ways, so its parts are timed once a round (`model`); `total_s` is the sum of both.
+level has at least four times the canvas's pixels along a side. `warm`: the canvas is read from its file. The model
+takes the same time for all ways, so its parts are timed once a round (`model`); `total_s` is the sum of both.
 
-`codecs`: seconds to write and read that canvas as a tiled TIFF, and its size, per codec and tile size.
+The last rows: that canvas as a tiled TIFF by codec and tile size (`canvas_codecs.py`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from canvas_codecs import codec_rows
 from side_by_side import measure, report
 from tiled_slide import make_slide
 
 MODEL = "longvit_small_patch32"
 WAYS = ("exact", "reduced", "warm")
 MODEL_WAY = "model"
-CODECS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("deflate 1, 256 px (default)", {"compression": "adobe_deflate", "compressionargs": {"level": 1}, "tile": 256}),
-    ("deflate 1, 1024 px", {"compression": "adobe_deflate", "compressionargs": {"level": 1}, "tile": 1024}),
-    ("zstd 1, 256 px", {"compression": "zstd", "compressionargs": {"level": 1}, "tile": 256}),
-    ("zstd 1, 1024 px", {"compression": "zstd", "compressionargs": {"level": 1}, "tile": 1024}),
-    ("lzw, 256 px", {"compression": "lzw", "tile": 256}),
-    ("none, 256 px", {"compression": None, "tile": 256}),
-)
 
 
 class Clock:
@@ -88,43 +81,6 @@ def run_model(pixels: Any, side_px: int) -> dict[str, float]:
         model.forward_head(tokens)
         clock.lap("head_s")
     return clock.parts
-
-
-def codec_rows(canvas_pixels: Any, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Size, seconds to write and seconds to read a canvas per codec; reading uses tifffile's threads."""
-    import numpy as np
-    import tifffile
-
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in CODECS}
-    sizes = {}
-    for _ in range(rounds):
-        for name, how in CODECS:
-            path = folder / "codec.tif"
-            tile = how["tile"]
-            rest = {key: value for key, value in how.items() if key != "tile"}
-            start = time.perf_counter()
-            tifffile.imwrite(
-                path,
-                canvas_pixels,
-                photometric="rgb",
-                tile=(tile, tile),
-                predictor=how["compression"] is not None,
-                **rest,
-            )
-            middle = time.perf_counter()
-            again = tifffile.imread(path)
-            found[name].append((middle - start, time.perf_counter() - middle))
-            assert np.array_equal(again, canvas_pixels)
-            sizes[name] = path.stat().st_size
-    return [
-        {
-            "what": f"canvas of {len(canvas_pixels)}² as {name}",
-            "write_s": round(statistics.median(write for write, _ in times), 2),
-            "read_s": round(statistics.median(read for _, read in times), 2),
-            "share_of_raw": round(sizes[name] / canvas_pixels.nbytes, 3),
-        }
-        for name, times in found.items()
-    ]
 
 
 def rows_of(

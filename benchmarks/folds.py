@@ -1,6 +1,6 @@
 """Cross-validation on redistributable pixels: subtyping and survival of small regions of the example slide.
 
-    python benchmarks/folds.py [--save] [--task subtyping survival] [--epochs 32] [--out FOLDER]
+    python benchmarks/folds.py [--save] [--quick] [--task subtyping survival] [--epochs 32] [--out FOLDER]
 
 The example slide is cut into squares of 64 px (32 µm); those with tissue are the "slides". The 4 × 4 neighbours of a
 block are in one split of every fold. There are no annotations, so the labels are proxies computed from the pixels,
@@ -28,7 +28,7 @@ from scipy.ndimage import uniform_filter
 from scipy.stats import norm, rankdata
 
 import longvit
-from longvit.data.cohort import read_cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.new_folds import make_folds
 from longvit.demo import haematoxylin
 from longvit.finetuning.crossval import cross_validate
@@ -49,10 +49,11 @@ SETTINGS: dict[str, Any] = {
     "drop_path": 0.0,
     "bootstrap": 500,
 }
+QUICK_STEP = 8  # --quick takes every eighth square
 
 
-def write_cohort(folder: Path) -> Path:
-    """Cuts the slide and writes cohort.csv beside the squares; deterministic."""
+def write_cohort(folder: Path, step: int = 1) -> Path:
+    """Cuts the slide and writes cohort.csv beside the squares, every `step`-th of them; deterministic."""
     squares, names, blocks = [], [], []
     with longvit.open_slide(SLIDE) as slide:
         width_px, height_px = slide.size_px
@@ -63,6 +64,7 @@ def write_cohort(folder: Path) -> Path:
                     squares.append(pixels)
                     names.append(f"r{row:02d}_c{column:02d}")
                     blocks.append(f"block_{row // BLOCK}_{column // BLOCK}")
+    squares, names, blocks = squares[::step], names[::step], blocks[::step]
     score = norm.ppf((rankdata(graininess(squares)) - 0.5) / len(squares))
     rng = np.random.default_rng(0)
     event = rng.exponential(24 / np.exp(score))
@@ -88,12 +90,14 @@ def graininess(squares: list[np.ndarray]) -> np.ndarray:
     return fine - colour @ np.linalg.lstsq(colour, fine, rcond=None)[0]
 
 
-def run(task: str, epochs: int, out: Path) -> dict[str, Any]:
+def run(task: str, epochs: int, out: Path, quick: bool) -> dict[str, Any]:
     """Cross-validates one task: mean ± SD, the controls, and the model's lead over them."""
     kind = task_class(task)
-    cohort = read_cohort(write_cohort(out / "squares"), label_column="label" if kind.has_classes else None)
-    settings = FinetuneSettings(task=task, epochs=epochs, cache_dir=out / "canvases", **SETTINGS)
-    folds = make_folds(cohort, FOLDS, strata=kind.strata(cohort, settings), by_site=True)
+    cohort = read_cohort(
+        write_cohort(out / "squares", QUICK_STEP if quick else 1), label_column="label" if kind.has_classes else None
+    )
+    settings = FinetuneSettings(task=task, epochs=1 if quick else epochs, cache_dir=out / "canvases", **SETTINGS)
+    folds = make_folds(cohort, 2 if quick else FOLDS, strata=kind.strata(cohort, settings), by_site=True)
     result = cross_validate(cohort, out / task, folds, settings)
     crossval_report(result.summary, result.folder, images={row.slide_id: row.path for row in cohort.rows})
     s = result.summary
@@ -118,10 +122,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=32)
     parser.add_argument("--out", type=Path, help="folder of the runs, to be resumed; default: a temporary one")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument(
+        "--quick", action="store_true", help="an eighth of the squares, one epoch, two folds: does it run"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
-        report("folds", [run(task, args.epochs, out) for task in args.task], args.save)
+        report("folds", [run(task, args.epochs, out, args.quick) for task in args.task], args.save and not args.quick)
 
 
 if __name__ == "__main__":

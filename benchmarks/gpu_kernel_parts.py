@@ -42,7 +42,7 @@ from longvit.attention import padded_branch, padded_kernels, triton_branch  # no
 from longvit.attention.dilated import dilated_attention  # noqa: E402
 from longvit.attention.operators import forward_op  # noqa: E402
 from longvit.model import norm_linear  # noqa: E402
-from longvit.model.longvit import DILATED_RATIOS, create_model, segment_schedule  # noqa: E402
+from longvit.model.longvit import DILATED_RATIOS, segment_schedule  # noqa: E402
 
 HEADS = 2 if SMOKE else HEADS
 FOLDED = math.log(2)  # a scale that is part of the queries: exp2 of the product itself
@@ -286,7 +286,7 @@ CASES = ("random", "ragged", "large logits", "one large key", "zeros", "one bloc
 
 def case(b: Bench, name: str) -> Layer:
     """Inputs that are numerically difficult for kernels."""
-    n = 48 if SMOKE else 16_384
+    n = 32 if SMOKE else 16_384
     n = (37 if SMOKE else 5003) if name == "ragged" else n
     generator = torch.Generator().manual_seed(len(name))
     qkv = torch.randn(1, n, 3, HEADS, DIM, generator=generator)
@@ -400,7 +400,7 @@ def whole(
 
 def time_(b: Bench) -> Iterator[dict[str, Any]]:
     """Right variants of each kernel in turn on the segments of 16,384² px."""
-    n = 48 if SMOKE else 262_144
+    n = 32 if SMOKE else 262_144
     layer, clocks = Layer(b, n), Clocks()
     pairs = pairs_of(n, segment_schedule(n))
     for kernel in ("forward", "keys", "queries"):
@@ -461,7 +461,7 @@ CUTS = {  # what is left out of a padded kernel, by replacing text of its source
 def knockouts(b: Bench) -> Iterator[dict[str, Any]]:
     """The fastest padded kernels with a part left out: what the time goes into. Their results are wrong by design."""
     use_fastest(b)
-    n = 48 if SMOKE else 262_144
+    n = 32 if SMOKE else 262_144
     layer = Layer(b, n)
     source = Path(padded_kernels.__file__).read_text()
     for kernel, cuts in CUTS.items():
@@ -507,7 +507,7 @@ def milliseconds(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def branches(b: Bench) -> Iterator[dict[str, Any]]:
     """Each branch alone at 1,048,576 patches: today's kernels and the fastest; then what surrounds the kernels."""
     use_fastest(b)
-    n = 48 if SMOKE else 1 << 20
+    n = 32 if SMOKE else 1 << 20
     layer = Layer(b, n)
     chosen = {k: Variant(v) for k, v in json.loads(b.args.fastest or "{}").items()}
     old = {"forward": "128x64x8x3", "keys": "64x128x4x2", "queries": "64x64x4x3"}
@@ -590,9 +590,9 @@ def models(b: Bench) -> Iterator[dict[str, Any]]:
 
     use_fastest(b)
     torch.manual_seed(0)
-    model = create_model(b.model_name, num_classes=2).to(b.device)
+    model = b.model(2)
     label = torch.tensor([1], device=b.device)
-    small = noise_image(128 if SMOKE else 4096).to(b.device)
+    small = noise_image(64 if SMOKE else 4096).to(b.device)
     first: list[torch.Tensor] = []
     fine = []
     for name, values in contenders():
@@ -608,7 +608,7 @@ def models(b: Bench) -> Iterator[dict[str, Any]]:
         fine += [(name, values)] if min(cosines) > 0.98 else []
     clocks = Clocks()
     optimizer = adamw(model, lr=1e-4, weight_decay=0.05, betas=(0.9, 0.999))
-    for image in [128] if SMOKE else [32768, 16384, 4096]:
+    for image in [64] if SMOKE else [32768, 16384, 4096]:
         n = (image // 32) ** 2
         host = noise_image(image)
         host = host.pin_memory() if b.cuda else host
@@ -682,11 +682,11 @@ def profile(b: Bench) -> Iterator[dict[str, Any]]:
     from torch.profiler import profile as profiler
 
     use_fastest(b)
-    image = 128 if SMOKE else 16_384
-    model = create_model(b.model_name, num_classes=2).to(b.device)
+    image = 64 if SMOKE else 16_384
+    model = b.model(2)
     model.set_recompute(True, offload=b.cuda)
     host, label = noise_image(image), torch.tensor([1], device=b.device)
-    large = noise_image(128 if SMOKE else 32_768).to(b.device)
+    large = noise_image(64 if SMOKE else 32_768).to(b.device)
     jobs = [("forward", large.shape[-1], contenders()[2], partial(logits_alone, b, model, large))]
     jobs += [("step", image, c, partial(gradients_in_strips, b, model, host, label)) for c in contenders()[1:3]]
     for what, side, (name, values), step in jobs:

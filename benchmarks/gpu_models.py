@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from gpu_parts import Bench, alternate, attention_by, noise_image, one_line, pairs_of, with_floors
 from longvit.model import norm_linear
-from longvit.model.longvit import LongViT, create_model, segment_schedule
+from longvit.model.longvit import LongViT, segment_schedule
 from longvit.training.optim import adamw
 
 OTHER_CHUNK = 16_384
@@ -58,7 +58,7 @@ def measured(
 
 def forward(b: Bench) -> Iterator[dict[str, Any]]:
     """Image (uint8, on the device) → logits."""
-    model = create_model(b.model_name, num_classes=2).eval().to(b.device)
+    model = b.model(2).eval()
     for image in b.images:
         if b.left() < 8 and not b.args.cpu_smoke:
             yield {"image_px": image, "skipped": "no time left"}
@@ -77,7 +77,7 @@ def forward(b: Bench) -> Iterator[dict[str, Any]]:
 
 def training(b: Bench) -> Iterator[dict[str, Any]]:
     """Forward, backward and AdamW with recomputation; `offload`: what is kept waits on the host, as the image does."""
-    model = create_model(b.model_name, num_classes=2).to(b.device)
+    model = b.model(2)
     optimizer = adamw(model, lr=1e-4, weight_decay=0.05, betas=(0.9, 0.999))
     label = torch.tensor([1], device=b.device)
 
@@ -128,7 +128,7 @@ def published(b: Bench) -> Iterator[dict[str, Any]]:
 def graphs(b: Bench) -> Iterator[dict[str, Any]]:
     """Savings of `torch.compile` and CUDA graphs on the encoder's forward, which may be bound by launches."""
     for image in [128] if b.args.cpu_smoke else [1024, 4096]:
-        model = create_model(b.model_name).eval().to(b.device)
+        model = b.model().eval()
         n = (image // 32) ** 2
         x, pattern = torch.randn(1, n, model.config.embed_dim, device=b.device), model.pattern(n)
         compiled = torch.compile(copy.deepcopy(model.blocks), backend="inductor" if b.cuda else "aot_eager")

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from longvit.attention import attention_pairs, dilated_attention, dilated_attention_packed  # noqa: E402
-from longvit.model.longvit import DILATED_RATIOS, create_model, segment_schedule  # noqa: E402
+from longvit.model.longvit import DILATED_RATIOS, LongViT, create_model, segment_schedule  # noqa: E402
 
 HEADS, DIM = 16, 24
 aten = torch.ops.aten
@@ -44,13 +44,17 @@ class Bench:
         self.cuda = self.device.type == "cuda"
         self.deadline = time.monotonic() + args.seconds
         self.images = [128] if args.cpu_smoke else args.images or [32768, 4096, 8192, 16384]
-        self.model_name = "longvit_tiny_patch32" if args.cpu_smoke else "longvit_small_patch32"
         self.backends = args.backends or (["cuda_flash", "triton"] if self.cuda else ["cpu_flash"])
         self.half = torch.bfloat16
         if args.tiles and "triton" in self.backends:
             from longvit.attention import triton_branch
 
             triton_branch.TILES |= {k: triton_branch.Tile(*v) for k, v in json.loads(args.tiles).items()}
+
+    def model(self, num_classes: int | None = None) -> LongViT:
+        """LongViT-S on the device, with random weights; --cpu-smoke: two layers with two heads of 24."""
+        toy = {"embed_dim": 48, "depth": 2, "num_heads": 2, "ffn_dim": 96} if self.args.cpu_smoke else {}
+        return create_model("longvit_small_patch32", num_classes=num_classes, **toy).to(self.device)
 
     def left(self) -> float:
         return self.deadline - time.monotonic()
@@ -229,7 +233,7 @@ def check_model(b: Bench) -> Iterator[dict[str, Any]]:
     image = 128 if b.args.cpu_smoke else 4096
     pixels = noise_image(image)
     torch.manual_seed(0)
-    model = create_model(b.model_name, num_classes=2)
+    model = b.model(2)
     model.set_recompute(True)
     want, want_grads = logits_and_gradient(model, pixels, torch.device("cpu"), None)
     for name in b.backends:

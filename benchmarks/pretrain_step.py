@@ -1,6 +1,6 @@
 """Benchmark of a whole DINO step beside forward and backward of its crops, and beside the authors' published model.
 
-    python benchmarks/pretrain_step.py [--save] [--rounds 2] [--case small tiny]
+    python benchmarks/pretrain_step.py [--save] [--quick] [--rounds 2] [--case small tiny]
 
 `small`: LongViT-S, one region, 2 crops of 1,024² and 8 of 512² px, 65,536 prototypes (the paper's crops and head).
 `tiny`: LongViT-tiny, 8 regions, crops of 256² and 128² px, the same head. Random pixels, float32, one process each, in
@@ -164,11 +164,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--measure", choices=WHAT, help=argparse.SUPPRESS)  # in a separate process
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="the tiny case, one round: does it run")
     args = parser.parse_args()
     if args.measure is not None:
         print(json.dumps(one_measurement(CASES[args.case[0]], args.measure)))
         return
-    report("pretrain_step", [row for name in args.case for row in rows(name, args.rounds)], args.save)
+    cases, rounds = (["tiny"], 1) if args.quick else (args.case, args.rounds)
+    report("pretrain_step", [row for name in cases for row in rows(name, rounds)], args.save and not args.quick)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Benchmark of the shipped pretrained weights against random weights and mean colour, on unseen labels.
 
-    python benchmarks/pretrained.py [--save] [--data squares colon] [--weights longvit-tiny-dino] [--out FOLDER]
+    python benchmarks/pretrained.py [--save] [--quick] [--data squares colon] [--weights NAME] [--out FOLDER]
 
 Two sets of labelled fields, none of which the weights were pretrained on:
 
@@ -24,8 +24,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from folds import FOLDS, SETTINGS, write_cohort
-from longvit.data.cohort import Cohort, read_cohort
+from folds import FOLDS, QUICK_STEP, SETTINGS, write_cohort
+from longvit.data.cohort import Cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.folds import Fold, assign
 from longvit.data.new_folds import make_folds
 from longvit.finetuning.crossval import cross_validate, replace_splits
@@ -45,15 +46,15 @@ PAIRS = (
 )
 
 
-def squares(out: Path) -> tuple[Cohort, tuple[Fold, ...], FinetuneSettings]:
+def squares(out: Path, quick: bool) -> tuple[Cohort, tuple[Fold, ...], FinetuneSettings]:
     """Cohort, folds and settings of the squares; fewer epochs than `folds.py`, as pretrained weights need fewer."""
-    cohort = read_cohort(write_cohort(out / "squares"))
+    cohort = read_cohort(write_cohort(out / "squares", QUICK_STEP if quick else 1))
     settings = FinetuneSettings(epochs=6, **SETTINGS)
     strata = task_class("subtyping").strata(cohort, settings)
-    return cohort, make_folds(cohort, FOLDS, strata=strata, by_site=True), settings
+    return cohort, make_folds(cohort, 2 if quick else FOLDS, strata=strata, by_site=True), settings
 
 
-def colon(out: Path) -> tuple[Cohort, tuple[Fold, ...], FinetuneSettings]:
+def colon(out: Path, quick: bool) -> tuple[Cohort, tuple[Fold, ...], FinetuneSettings]:
     """Cohort, one fold with sites unseen by pretraining, and settings (of `colon.py`) of the colon fields."""
     from colon import SETTINGS as COLON_SETTINGS
 
@@ -79,9 +80,11 @@ def rounds_of(cohort: Cohort, folds: tuple[Fold, ...], settings: FinetuneSetting
     return rounds
 
 
-def compare(name: str, weights: str, out: Path) -> dict[str, Any]:
+def compare(name: str, weights: str, out: Path, quick: bool) -> dict[str, Any]:
     """Results of one set of fields."""
-    cohort, folds, settings = DATA[name](out)
+    cohort, folds, settings = DATA[name](out, quick)
+    if quick:
+        settings = replace(settings, side_px=64, epochs=1, warmup_epochs=0.5)
     settings = replace(settings, cache_dir=out / f"{name}_canvases")
     scratch = rounds_of(cohort, folds, settings, out / f"{name}_random")
     pretrained = rounds_of(cohort, folds, replace(settings, weights=Path(weights)), out / f"{name}_pretrained")
@@ -118,6 +121,7 @@ def main() -> None:
     parser.add_argument("--weights", default="longvit-tiny-dino")
     parser.add_argument("--out", type=Path, help="folder of the runs, to be resumed; default: a temporary one")
     parser.add_argument("--save", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="64 px, one epoch, fewer squares and folds: does it run")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
@@ -126,8 +130,8 @@ def main() -> None:
             if name == "colon" and not COLON.is_dir():
                 print("colon: left out, the reference material is not at ../shared")
                 continue
-            rows.append(compare(name, args.weights, out))
-        report("pretrained", rows, args.save)
+            rows.append(compare(name, args.weights, out, args.quick))
+        report("pretrained", rows, args.save and not args.quick)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ _MODULES = {
     "InputError": "longvit.errors",
     "open_slide": "longvit.slides.reader",
     "find_slides": "longvit.data.slide_list",
-    "read_cohort": "longvit.data.cohort",
+    "read_cohort": "longvit.data.cohort_table",
     "read_bag": "longvit.data.bags",
     "LongViT": "longvit.model.longvit",
     "LongViTConfig": "longvit.model.longvit",
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from longvit.comparison.compare import compare as compare
     from longvit.comparison.settings import ComparisonSettings as ComparisonSettings
     from longvit.data.bags import read_bag as read_bag
-    from longvit.data.cohort import read_cohort as read_cohort
+    from longvit.data.cohort_table import read_cohort as read_cohort
     from longvit.data.new_folds import make_folds as make_folds
     from longvit.data.slide_list import find_slides as find_slides
     from longvit.errors import InputError as InputError

@@ -142,7 +142,7 @@ def run_demo(
     slide, or one that cannot be written to.
     """
     from longvit.config import load_settings
-    from longvit.data.cohort import read_cohort
+    from longvit.data.cohort_table import read_cohort
     from longvit.device import pick_device
     from longvit.finetuning.run import FinetuneSettings, finetune
     from longvit.slides.reader import open_slide

@@ -13,7 +13,7 @@ from tests.comparison.made import TILE_PX, WIDTH, write_features
 from longvit.comparison.bag_cohort import make_bag_cohort
 from longvit.comparison.tile_score_plots import draw_trials, score_map
 from longvit.comparison.tile_scores import TileScores, read_attention, write_attention, write_geojson
-from longvit.data.cohort import read_cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.errors import InputError
 from longvit.progress import Progress
 from longvit.slides.canvas import canvas

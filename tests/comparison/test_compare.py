@@ -18,7 +18,7 @@ from longvit.comparison import trial as cell_module
 from longvit.comparison.compare import Comparison, compare
 from longvit.comparison.omics import read_omics
 from longvit.comparison.settings import ComparisonSettings
-from longvit.data.cohort import read_cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.folds import folds_of_column
 from longvit.errors import InputError
 

@@ -13,7 +13,8 @@ from tests.comparison.made import QUICK, write_study
 
 from longvit.comparison.compare import compare
 from longvit.comparison.summary_table import table
-from longvit.data.cohort import Cohort, read_cohort
+from longvit.data.cohort import Cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.folds import folds_of_column, write_folds
 from longvit.errors import InputError
 from longvit.finetuning.results import write_logits

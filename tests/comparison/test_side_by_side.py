@@ -16,7 +16,7 @@ from tests.comparison.made import QUICK, write_study
 
 from longvit.comparison.compare import Comparison, compare
 from longvit.comparison.trial_process import Trial, TrialProcess
-from longvit.data.cohort import read_cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.folds import folds_of_column
 from longvit.errors import InputError
 

@@ -21,7 +21,8 @@ from longvit.comparison.omics import OmicTable, read_omics
 from longvit.comparison.settings import ComparisonSettings
 from longvit.comparison.system_spec import system_spec
 from longvit.comparison.trial import bags_of_fold, make_system
-from longvit.data.cohort import Cohort, read_cohort
+from longvit.data.cohort import Cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.folds import folds_of_column
 from longvit.errors import InputError
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from longvit.data.cohort import Cohort, SlideRow, read_cohort
+from longvit.data.cohort import Cohort, SlideRow
+from longvit.data.cohort_table import read_cohort
 from longvit.data.splits import split_by_patient
 from longvit.errors import InputError
 

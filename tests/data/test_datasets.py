@@ -12,6 +12,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from tests.conftest import EXAMPLE_SLIDE
 
 from longvit.data.augmentation import augment, recolour, restain
 from longvit.data.canvas_cache import CanvasSettings, cache_canvases, canvas_name, read_pixels
@@ -65,6 +66,26 @@ def test_a_changed_slide_another_side_and_another_fit_are_made_anew(tmp_path: Pa
     assert not read_pixels(second.paths["s0"]).any()
     assert cache_canvases(rows, CanvasSettings(32), tmp_path / "cache").made == 5
     assert cache_canvases(rows, CanvasSettings(64, "pad"), tmp_path / "cache").made == 5
+
+
+def test_reduced_canvases_are_never_mixed_with_exact_ones_in_a_folder(tmp_path: Path) -> None:
+    row, folder = SlideRow("p", "s", "x", EXAMPLE_SLIDE), tmp_path / "cache"
+    reduced = CanvasSettings(256, decode="reduced")
+    found = {
+        decode: read_pixels(cache_canvases([row], settings, folder).paths["s"])
+        for decode, settings in (("exact", CanvasSettings(256)), ("reduced", reduced))
+    }
+    assert len(list(folder.glob("*.tif"))) == 2
+    assert not np.array_equal(found["exact"], found["reduced"])
+    with open_slide(EXAMPLE_SLIDE) as slide:
+        for decode, pixels in found.items():
+            assert np.array_equal(pixels, slide.canvas(256, decode=decode).pixels)  # type: ignore[arg-type]
+    assert cache_canvases([row], reduced, folder).made == cache_canvases([row], CanvasSettings(256), folder).made == 0
+
+
+def test_a_cache_from_before_reduced_decoding_is_still_used() -> None:
+    name = canvas_name("s", "0" * 32, CanvasSettings(1024, decode="exact"))
+    assert name == "s_1024px_stretch_6d833afa1ce405e5.tif"
 
 
 def test_a_slide_with_an_awkward_name_has_a_file_of_its_own() -> None:

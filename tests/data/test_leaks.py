@@ -13,7 +13,8 @@ from PIL import Image
 from tests.conftest import shared
 
 from longvit.cli import main
-from longvit.data.cohort import SPLITS, Cohort, read_cohort
+from longvit.data.cohort import SPLITS, Cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.folds import Fold, assign, match, read_folds
 from longvit.data.leakage import CohortReport, check
 from longvit.data.new_folds import make_folds, patient_disjoint

@@ -98,7 +98,7 @@ def read(one: Case, path: Path) -> str:
                 wrong.append(error)
         return repr(load_settings(FinetuneSettings, path).epochs)
     if kind == "table":
-        from longvit.data.cohort import read_cohort
+        from longvit.data.cohort_table import read_cohort
 
         return f"{len(read_cohort(path, need_files=False).rows)} rows"
     return str(_READERS[kind.removeprefix("left by a run: ")](path))
@@ -285,7 +285,7 @@ def main() -> int:
     torch.set_num_threads(1)
     import longvit.comparison.settings
     import longvit.data.bags
-    import longvit.data.cohort
+    import longvit.data.cohort_table
     import longvit.finetuning.settings
     import longvit.model.pretrained
     import longvit.pretraining.settings

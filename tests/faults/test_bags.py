@@ -16,7 +16,7 @@ from tests.faults import hostile_bags, hostile_files
 from longvit.comparison.compare import compare
 from longvit.comparison.settings import ComparisonSettings
 from longvit.data.bags import read_bag
-from longvit.data.cohort import read_cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.folds import fold_of_splits
 from longvit.errors import InputError
 

@@ -51,7 +51,7 @@ def test_any_table_is_read_or_refused_in_one_line(tmp_path: Path, data: bytes) -
 
 @given(data=csv_files(("slide_id", "case_id", "path", "label", "mpp", "split", "fold")))
 def test_any_manifest_is_a_cohort_or_refused_in_one_line(tmp_path: Path, data: bytes) -> None:
-    from longvit.data.cohort import read_cohort
+    from longvit.data.cohort_table import read_cohort
     from longvit.data.splits import split_by_patient
 
     path = _write(tmp_path, data)

@@ -13,7 +13,7 @@ from tests.conftest import shared
 from longvit.cli import main
 from longvit.comparison.omics import OmicTable, read_omics
 from longvit.data.bags import find_bags
-from longvit.data.cohort import read_cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.folds import match, read_folds
 from longvit.data.identity import canonical, clashes, folded, read_classes
 from longvit.errors import InputError

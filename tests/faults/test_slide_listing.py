@@ -15,7 +15,7 @@ from tests.slides.slide_files import dicom_series, halved, tissue, write_dicom, 
 from tests.small_slides import write_slide
 
 from longvit.cli import main
-from longvit.data.cohort import read_cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.slide_files import SlideFinder
 from longvit.data.slide_list import ListedSlide, find_slides
 from longvit.errors import InputError

@@ -16,7 +16,7 @@ import pytest
 from longvit.cli import main
 from longvit.comparison.omics import read_omics
 from longvit.data import table as tables
-from longvit.data.cohort import read_cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.folds import read_folds
 from longvit.data.slide_list import find_slides
 from longvit.data.table import number, read_table, records
@@ -129,7 +129,7 @@ def test_a_large_table_takes_less_than_a_gigabyte(name: str, words: str, tmp_pat
         zipped(path, chunk[kind], 60, TEXT.encode() + b'"' * (kind == "quote"))
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9))\n"
-        "from longvit.data.cohort import read_cohort\n"
+        "from longvit.data.cohort_table import read_cohort\n"
         "from longvit.errors import InputError\n"
         "try: read_cohort(sys.argv[1], need_files=False)\n"
         "except InputError as error: print(error)\n"

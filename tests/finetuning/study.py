@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from longvit.data.cohort import Cohort, read_cohort
+from longvit.data.cohort import Cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.finetuning.run import FinetuneSettings, finetune
 
 SETTINGS = FinetuneSettings(

@@ -17,7 +17,8 @@ import pytest
 from tests.finetuning.study import SETTINGS, write_study
 
 from longvit.cli import main
-from longvit.data.cohort import Cohort, read_cohort
+from longvit.data.cohort import Cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.folds import Fold
 from longvit.data.new_folds import make_folds
 from longvit.errors import InputError

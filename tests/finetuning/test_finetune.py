@@ -24,7 +24,7 @@ from tests.finetuning.study import SETTINGS, study, write_study
 import longvit
 from longvit.comparison.settings import ComparisonSettings
 from longvit.config import load_settings
-from longvit.data.cohort import read_cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.errors import InputError
 from longvit.finetuning.run import FinetuneResult, FinetuneSettings, finetune
 from longvit.finetuning.starting_model import starting_model
@@ -127,6 +127,8 @@ def test_other_settings_or_another_cohort_show_the_difference(finished: Finetune
     cohort = read_cohort(slides / "cohort.csv")
     with pytest.raises(InputError, match=r"run: started with other settings \(lr 0.001 -> 0.002\); give the same"):
         finetune(cohort, finished.folder, replace(SETTINGS, lr=2e-3))
+    with pytest.raises(InputError, match=r"other settings \(decode exact -> reduced\)"):
+        finetune(cohort, finished.folder, replace(SETTINGS, decode="reduced"))
     moved = cohort.with_splits([{"val": "test", "test": "val"}.get(str(r.split), "train") for r in cohort.rows])
     with pytest.raises(InputError, match=r"other settings \(cohort \w+ -> \w+\)"):
         finetune(moved, finished.folder, SETTINGS)

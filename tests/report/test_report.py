@@ -13,7 +13,7 @@ import pytest
 from tests.finetuning.study import SETTINGS, study
 from tests.report.report_folders import survival_folder
 
-from longvit.data.cohort import read_cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.finetuning.run import FinetuneResult, finetune
 from longvit.report import MetricCard, Report, ReportImage, Row, Section, Table, finetune_report, write_report
 from longvit.report.finetuning import warnings_of

@@ -12,7 +12,8 @@ from PIL import Image
 from tests.finetuning.study import SETTINGS as QUICK
 
 import longvit
-from longvit.data.cohort import Cohort, SlideRow, read_cohort
+from longvit.data.cohort import Cohort, SlideRow
+from longvit.data.cohort_table import read_cohort
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
 from longvit.finetuning.run import finetune

@@ -19,6 +19,13 @@ def test_a_run_keeps_its_samples_per_pass_and_refuses_other_settings(tmp_path: P
         RunFolder(tmp_path / "run").open({"lr": 0.2, "split": [0.5, 0.5]}, 8)
 
 
+def test_a_run_from_before_reduced_decoding_resumes_exact_alone(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run").open({"lr": 0.1}, 8)
+    assert RunFolder(tmp_path / "run").open({"lr": 0.1, "decode": "exact"}, 8) == 8
+    with pytest.raises(InputError, match=r"other settings \(decode exact -> reduced\)"):
+        RunFolder(tmp_path / "run").open({"lr": 0.1, "decode": "reduced"}, 8)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"slides_per_forward": 0}', '{"slides_per_forward": "8"}'])
 def test_a_damaged_run_json_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)

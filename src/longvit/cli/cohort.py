@@ -44,7 +44,7 @@ class LabelOptions:
 
     def read(self, manifest: Path, slides_dir: Path | None = None) -> Cohort:
         """Reads all readable rows; rows of a survival cohort get the labels censored and event."""
-        from longvit.data.cohort import read_cohort
+        from longvit.data.cohort_table import read_cohort
 
         is_survival = self.task == "survival"
         cohort = read_cohort(

@@ -108,7 +108,7 @@ class CohortOptions:
 
     def read(self, cohort: Path, task: str, *, need_files: bool, allow_leak: bool) -> Cohort:
         """Reads the cohort of a table for a task."""
-        from longvit.data.cohort import read_cohort
+        from longvit.data.cohort_table import read_cohort
         from longvit.tasks.task import task_class
 
         return read_cohort(

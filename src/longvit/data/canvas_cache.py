@@ -47,6 +47,8 @@ class CanvasSettings:
     max_bad_tiles: int | None = None
     """A slide with more unreadable tiles is left out; None: unreadable tiles are filled with background and
     reported."""
+    decode: Literal["exact", "reduced"] = "exact"
+    """`reduced` lets the JPEG decoder reduce the tiles (`Slide.canvas`)."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def _make(
                     record = _record(path)  # another process may have finished it meanwhile
                     if record is None:
                         stage, is_new = "read", True
-                        canvas = slide.canvas(settings.side_px, settings.fit, progress=stop)
+                        canvas = slide.canvas(settings.side_px, settings.fit, decode=settings.decode, progress=stop)
                         record = canvas.provenance()
                         stage = "write"
                         write_canvas(canvas, path)
@@ -208,6 +210,8 @@ def canvas_name(slide_id: str, identity: str, settings: CanvasSettings) -> str:
     from longvit.slides.resampling import FILTER_NAME
 
     key_parts = [FILTER_NAME, identity, settings.side_px, settings.fit, settings.reader]
+    if settings.decode != "exact":  # names of exact canvases are those from before this setting
+        key_parts.append(settings.decode)
     key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in slide_id)[:120]
     return f"{safe}_{settings.side_px}px_{settings.fit}_{key}.tif"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from longvit.model.longvit import LongViT
     from longvit.training.loop import TrainResult
 
+_REDUCED = "the JPEG decoder reduced the tiles of the canvases (decode reduced): not exact"
 _ROW_COLUMNS = ("system", "split", "slide_id")
 _KINDS = {
     **dict.fromkeys(("task", "figure", "training.device"), str),
@@ -176,7 +177,7 @@ def write_results(
                 "starts_from": "random weights" if settings.weights is None else str(settings.weights),
             },
             "left_out": list(left_out),
-            "notes": list(cohort.notes),
+            "notes": [*cohort.notes, *([_REDUCED] if settings.decode == "reduced" else [])],
         }
     )
 

@@ -193,7 +193,7 @@ class _Finetuning:
 
     def read_slides(self) -> CachedCanvases:
         """Makes the canvases, and one dataset of them per split."""
-        from longvit.data.canvas_cache import CanvasSettings, cache_canvases
+        from longvit.data.canvas_cache import cache_canvases
         from longvit.data.datasets import CanvasDataset
 
         s = self.settings
@@ -201,7 +201,7 @@ class _Finetuning:
         with self.ranks.busy("makes canvases"):  # leases divide them among the ranks
             canvases = cache_canvases(
                 rows,
-                CanvasSettings(s.side_px, s.fit, s.reader, s.max_bad_tiles),
+                s.canvas(),
                 s.cache_dir or self.folder / "canvases",
                 workers=s.num_workers,
             )

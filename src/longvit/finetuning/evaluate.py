@@ -317,9 +317,9 @@ def _name_patients(path: Path, table: DataFrame) -> list[str]:
                 refuse_clashes(column, {name: f"line {line}" for line, name in first.items()}, str(path))
     empty = [""] * len(table)
     cases, slides = (table[c] if c in table.columns else empty for c in ("case_id", "slide_id"))
-    # no field has a NUL, so none of these names is a case_id
+    # the prefixes tell the kinds apart; NUL would not: pandas 2 compares texts up to the first one
     table["_patient"] = [
-        case or (f"\0slide {slide}" if slide else f"\0line {line}")
+        f"case {case}" if case else f"a slide {slide}" if slide else f"a line {line}"
         for line, case, slide in zip(table.index, cases, slides, strict=True)
     ]
     notes = []

@@ -128,7 +128,7 @@ def test_a_strip_gives_its_rows_of_the_tokens_and_its_part_of_the_gradients(monk
 def test_only_the_pixels_are_kept_for_backward_and_a_chunk_is_convolved_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All layers of the stem of a whole slide at once are 190 GB in float32."""
+    """All layers of the stem of LongViT-tiny for a whole slide at once are 145 GB in float32."""
     small_chunks(monkeypatch)
     embed, images, kept, sizes = stem_embedding(), pixels(1, 6, 4), [], []
     own = {p.untyped_storage().data_ptr() for p in embed.parameters()}

@@ -253,6 +253,16 @@ def test_a_stream_gives_the_bits_of_the_canvas(monkeypatch: pytest.MonkeyPatch) 
         assert np.array_equal(model.embed(slide), model.embed(slide.canvas(16 * 26, "stretch")))
 
 
+def test_results_of_older_versions_stay_those_of_the_model() -> None:
+    from longvit.slide_jobs.job import model_digest, weights_digest
+
+    paper = LongViT(LongViTConfig(**SMALL))  # type: ignore[arg-type]
+    older = {name: value for name, value in vars(paper.config).items() if name not in ("stem", "sub_norm")}
+    assert model_digest(paper) == weights_digest(paper, json.dumps(older, sort_keys=True, default=str))
+    stem = stem_model()
+    assert model_digest(stem) != weights_digest(stem, json.dumps(older, sort_keys=True, default=str))
+
+
 def test_weight_decay_and_layer_decay_treat_the_stem_as_the_embedding() -> None:
     from longvit.training.optim import parameter_groups
 

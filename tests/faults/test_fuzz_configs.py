@@ -16,7 +16,7 @@ from tests.small_slides import write_model
 KEYS = ("model", "format", "embed_dim", "depth", "num_heads", "ffn_dim", "patch_px", "grid_patches", "image_px",
     "fit", "num_classes",
         "class_names", "segment_lengths", "dilated_ratios", "drop_path", "positions", "pool_norm", "longvit_version",
-        "weights_dtype",
+        "weights_dtype", "stem", "sub_norm",
         "nothing", "")  # fmt: skip
 
 

@@ -128,7 +128,7 @@ def test_a_strip_gives_its_rows_of_the_tokens_and_its_part_of_the_gradients(monk
 def test_only_the_pixels_are_kept_for_backward_and_a_chunk_is_convolved_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All layers of the stem of a whole slide at once are 190 GB in float32."""
+    """All layers of the stem of LongViT-tiny for a whole slide at once are 145 GB in float32."""
     small_chunks(monkeypatch)
     embed, images, kept, sizes = stem_embedding(), pixels(1, 6, 4), [], []
     own = {p.untyped_storage().data_ptr() for p in embed.parameters()}
@@ -251,6 +251,16 @@ def test_a_stream_gives_the_bits_of_the_canvas(monkeypatch: pytest.MonkeyPatch) 
     model = stem_model(patch_px=16, image_px=16 * 26)
     with longvit.open_slide(EXAMPLE_SLIDE) as slide:
         assert np.array_equal(model.embed(slide), model.embed(slide.canvas(16 * 26, "stretch")))
+
+
+def test_results_of_older_versions_stay_those_of_the_model() -> None:
+    from longvit.slide_jobs.job import model_digest, weights_digest
+
+    paper = LongViT(LongViTConfig(**SMALL))  # type: ignore[arg-type]
+    older = {name: value for name, value in vars(paper.config).items() if name not in ("stem", "sub_norm")}
+    assert model_digest(paper) == weights_digest(paper, json.dumps(older, sort_keys=True, default=str))
+    stem = stem_model()
+    assert model_digest(stem) != weights_digest(stem, json.dumps(older, sort_keys=True, default=str))
 
 
 def test_weight_decay_and_layer_decay_treat_the_stem_as_the_embedding() -> None:

@@ -173,9 +173,18 @@ def digest_of(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+_LATER_SETTINGS = {"stem": "linear", "sub_norm": True}
+"""Settings that older versions lack, with the value that the hash leaves out, so that their results stay valid."""
+
+
 def model_digest(model: LongViT) -> str:
     """Hash of a model's config and weights, independent of its folder."""
-    return weights_digest(model, json.dumps(asdict(model.config), sort_keys=True, default=str))
+    settings = {
+        name: value
+        for name, value in asdict(model.config).items()
+        if name not in _LATER_SETTINGS or value != _LATER_SETTINGS[name]
+    }
+    return weights_digest(model, json.dumps(settings, sort_keys=True, default=str))
 
 
 def weights_digest(module: nn.Module, settings: str) -> str:

@@ -203,7 +203,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     for budget, marker in (("steps", "o"), ("time", "D")):
         summary = cells([row for row in rows if budget == "steps" or row["variant"] != REFERENCE], budget)
         for i, variant in enumerate(VARIANTS):
-            points = [(tasks.index(task) + 0.12 * (i - 2.5), c) for (task, v), c in summary.items() if v == variant]
+            points = [(tasks.index(task) + 0.12 * (i - 3), c) for (task, v), c in summary.items() if v == variant]
             if points:
                 x, found = zip(*points, strict=True)
                 axes.errorbar(

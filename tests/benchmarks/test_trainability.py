@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +109,42 @@ def test_equal_time_gives_a_slower_variant_fewer_steps() -> None:
     ]
     assert equal_time(trial, rows) == replace(trial, budget="time of 100 steps", steps=50, rates=(1e-4,))
     assert equal_time(trial, rows[1:]) is None
+
+
+def test_the_table_counts_trials_and_never_mixes_settings(tmp_path: Path) -> None:
+    from paired import scored
+    from trainability import Trial, of_protocol, plot, stored_settings, table
+
+    def row(variant: str, separation: float, **changed: Any) -> dict[str, Any]:
+        labels, noise = np.arange(400) % 2, np.random.default_rng(0).standard_normal(400)
+        trial = replace(Trial("shape", variant, 0, rates=(3e-4,)), **changed)
+        columns = {**vars(trial), "rates": list(trial.rates), "cpu_seconds": 9.0}
+        return columns | scored("shape", labels, separation * labels + noise)
+
+    rows = [
+        row("plain_stem", 2.0),
+        row("longvit", 1.0),
+        row("longvit", 1.5, budget="time of 220 steps", steps=300),
+        row("longvit", 9.0, steps=500),
+        row("longvit", 9.0, budget="time of 500 steps", steps=700),
+    ]
+    settings, others = stored_settings(rows)
+    assert (settings["steps"], others["steps"]) == (220, 500)
+    asked = [Trial("shape", variant, seed, **settings) for variant in ("plain_stem", "longvit") for seed in (0, 1)]
+    chosen = of_protocol(rows, asked[0])
+    assert chosen == rows[:3]
+    text = table([*chosen, {**rows[1], "seed": 1, "failed": "no memory"}], asked)
+    assert "2 of 4 trials at equal steps" in text
+    assert "failed: shape longvit seed 1: no memory" in text
+    gaps = [
+        float(line.split(")")[1].split("[")[0])
+        for line in text.splitlines()
+        if line.startswith("shape  ") and "[" in line
+    ]
+    aucs = [r["auc"] for r in rows]
+    assert gaps == pytest.approx([aucs[1] - aucs[0], aucs[2] - aucs[0]], abs=1e-3)
+    plot(chosen, tmp_path / "r.png")
+    assert (tmp_path / "r.png").stat().st_size > 1000
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """Deep-zoom pyramid of a slide: tiles of 512 px, each level half of the next, over the slide's bounds.
 
 Level `max_level` has the pixels of level 0 of the slide; level 0 of the pyramid is a single tile. Tile (x, y) of a
-level covers its pixels [512 x, 512 (x + 1)), and pixel i of a level that is reduced by 2^k covers [2^k i, 2^k (i + 1))
-of the bounds. So a position is the same on every level, for the slide and for what lies over it.
+level covers its pixels from `512 x` to `512 (x + 1)`. Pixel i of a level that is reduced by 2^k covers level-0 pixels
+`2^k i` to `2^k (i + 1)` of the bounds. So a position is the same on every level, for the slide and for its heat map.
 
 A tile is read from the file's level, with the decoder's own reduction, that has the fewest pixels above those needed.
 """

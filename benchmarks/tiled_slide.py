@@ -62,11 +62,9 @@ def _reduced(pixels, tile_px: int, down: int) -> tuple[list[bytes], int, int]:
     import simplejpeg
     from PIL import Image
 
-    height, width = pixels.shape[:2]
-    step = tile_px * down
-    repeats = [step // int(np.gcd(n, step)) for n in (height, width)]
-    tiled = Image.fromarray(np.tile(pixels, (*repeats, 1))).reduce(down)
-    small = np.ascontiguousarray(tiled)
+    once = np.asarray(Image.fromarray(pixels).reduce(down))
+    repeats = [tile_px // int(np.gcd(n, tile_px)) for n in once.shape[:2]]
+    small = np.tile(once, (*repeats, 1))
     rows, columns = small.shape[0] // tile_px, small.shape[1] // tile_px
     tiles = [
         simplejpeg.encode_jpeg(

@@ -98,7 +98,11 @@ class SlidePixels:
 
     def source_for(self, downsample: float) -> _Source:
         """The source with the fewest pixels that has at least one per pixel needed, else the finest."""
-        enough = [s for s in self._sources if min(s.scale_x, s.scale_y) * downsample >= 1 - _HALF_PX]
+        # A level may lack a pixel of its exact size: 312 of 312.5.
+        slack_x, slack_y = (1 / side for side in self.slide.size_px)
+        enough = [
+            s for s in self._sources if min(s.scale_x + slack_x, s.scale_y + slack_y) * downsample >= 1 - _HALF_PX
+        ]
         if not enough:
             return self._sources[0]
         # Of equal ones (1/4 halved, or the whole at an eighth) the one of which the decoder drops the least.

@@ -13,8 +13,8 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "CMU-1-Small-Region
 _DOWN = 4
 
 
-def make_slide(path: Path, size_px: int, *, pyramid: bool) -> None:
-    """Writes an SVS of size_px², with one level or two."""
+def make_slide(path: Path, size_px: int, *, pyramid: bool, downsamples: tuple[int, ...] = (_DOWN,)) -> None:
+    """Writes an SVS of size_px², with one level, or with `pyramid` the smaller ones of `downsamples` too."""
     import tifffile
 
     with tifffile.TiffFile(EXAMPLE) as tiff:
@@ -27,13 +27,11 @@ def make_slide(path: Path, size_px: int, *, pyramid: bool) -> None:
         at = [row * across + column for row in range(rows) for column in range(columns)]
         tiles = [data[page.dataoffsets[i] : page.dataoffsets[i] + page.databytecounts[i]] for i in at]
         pixels = page.asarray()[: rows * tile_px, : columns * tile_px]
-    small, small_columns, small_rows = _reduced(pixels, tile_px)
     with tifffile.TiffWriter(path, bigtiff=size_px > 20_000) as writer:
-        levels = [
-            (size_px, tiles, columns, rows, tables),
-            (size_px // _DOWN, small, small_columns, small_rows, None),
-        ]
-        for level_px, pattern, wide, high, jpegtables in levels[: 1 + pyramid]:
+        levels: list[tuple[int, list[bytes], int, int, bytes | None]] = [(size_px, tiles, columns, rows, tables)]
+        for down in downsamples if pyramid else ():
+            levels.append((size_px // down, *_reduced(pixels, tile_px, down), None))
+        for level_px, pattern, wide, high, jpegtables in levels:
             writer.write(
                 _laid(pattern, wide, high, -(-level_px // tile_px)),
                 shape=(level_px, level_px, 3),
@@ -58,17 +56,15 @@ def _laid(pattern: list[bytes], columns: int, rows: int, n: int) -> Iterator[byt
             yield pattern[row % rows * columns + column % columns]
 
 
-def _reduced(pixels, tile_px: int) -> tuple[list[bytes], int, int]:
-    """Pattern of the second level: as many repeats of `pixels` as give whole tiles, reduced and encoded."""
+def _reduced(pixels, tile_px: int, down: int) -> tuple[list[bytes], int, int]:
+    """Pattern of a smaller level: as many repeats of `pixels` as give whole tiles, reduced and encoded."""
     import numpy as np
     import simplejpeg
     from PIL import Image
 
-    height, width = pixels.shape[:2]
-    step = tile_px * _DOWN
-    repeats = [step // int(np.gcd(n, step)) for n in (height, width)]
-    tiled = Image.fromarray(np.tile(pixels, (*repeats, 1))).reduce(_DOWN)
-    small = np.ascontiguousarray(tiled)
+    once = np.asarray(Image.fromarray(pixels).reduce(down))
+    repeats = [tile_px // int(np.gcd(n, tile_px)) for n in once.shape[:2]]
+    small = np.tile(once, (*repeats, 1))
     rows, columns = small.shape[0] // tile_px, small.shape[1] // tile_px
     tiles = [
         simplejpeg.encode_jpeg(

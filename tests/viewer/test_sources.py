@@ -226,12 +226,25 @@ def test_a_table_of_predictions_from_elsewhere_keeps_the_spelling_of_its_classes
         ("slide_id,prob_a\ns,nan\n", "line 2"),
         ("name,prob_a\ns,1\n", "slide_id"),
         ("slide_id,prob_a,prob_b\ns,0.1\n", "line 2"),
+        ("slide_id,risk,survival_months,event\ns,1,x,1\n", "line 2: survival_months"),
     ],
 )
 def test_a_broken_table_is_one_line_with_its_place(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(InputError, match=words):
         load_items([tmp_path / "p.csv"])
+
+
+def test_a_slide_without_an_outcome_has_no_error(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("slide_id,risk,survival_months,event\na,1,9,1\nb,2,30,0\nc,3,,\n")
+    items = load_items([tmp_path / "p.csv"])
+    assert [item.error for item in items.items] == pytest.approx([1, 1, 0])
+
+
+def test_values_that_are_not_finite_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "embeddings.csv").write_text("slide_id,path,f0\na,,nan\nb,,1\n")
+    with pytest.raises(InputError, match="not finite"):
+        load_items([tmp_path])
 
 
 def test_an_unfinished_run_two_runs_and_nothing_are_one_line(tmp_path: Path) -> None:

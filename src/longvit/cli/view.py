@@ -69,7 +69,8 @@ def view(
             f"--host {host}: every machine that reaches this port can connect, over unencrypted HTTP. Only addresses "
             "with the token get an answer; give it to those who may see the slides."
         )
-    echo(f"{items.kind} {items.title}: {len(items.items):,} slides. Ctrl-C ends the viewer.")
+    count = f"{len(items.items):,} slide{'s' * (len(items.items) != 1)}"
+    echo(f"{items.kind} {items.title}: {count}. Ctrl-C ends the viewer.")
     print(server.url, flush=True)
     if not no_browser:
         import webbrowser

@@ -33,4 +33,4 @@ def html(slide: Slide) -> str:
     image.save(data, "JPEG", quality=85)
     source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
     text = html_text.escape(caption)
-    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+    return f'<div><img src="{source}" alt="{text}"><br><small>{text}</small></div>'

@@ -117,10 +117,13 @@ def _outputs(path: Path, split: str) -> list[tuple[str, np.ndarray]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = [line for line in csv.DictReader(file) if line["split"] == split and line["system"] == "model"]
-        return [
+        outputs = [
             (line["slide_id"], np.array([float(v) for k, v in line.items() if k.startswith("output_") and v]))
             for line in lines
         ]
+        if not all(len(logits) and np.isfinite(logits).all() for _, logits in outputs):
+            raise ValueError("a value is not finite")
+        return outputs
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: damaged ({error}); run the comparison again") from error
 
@@ -132,6 +135,8 @@ def _request(attention: Path, slide_id: str, system: str) -> HeatRequest:
         scores = read_attention(attention)[slide_id]
         side = tile_side_px(scores)
         assert scores.coords is not None
+        if not np.isfinite(scores.scores).all():
+            raise InputError(f"{attention.name}: a score of {slide_id} is not finite")
         meaning = f"attention of {system}: scores of a bag sum to 1"
         layer = Layer(system, meaning, False, colour_limit(scores.scores))
         return TileHeat(scores.coords, side, scores.scores, layer)

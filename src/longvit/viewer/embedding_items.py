@@ -27,6 +27,8 @@ def load_embeddings(folder: Path, places: SlidePlaces) -> ViewItems:
         vectors = np.array([[float(cells[name]) for name in names] for _, cells in table])
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: a value is missing or not a number ({error})") from error
+    if not np.isfinite(vectors).all():
+        raise InputError(f"{path}: a value is not finite; embed the slides again")
     nearest = nearest_neighbours(vectors, NEIGHBOURS)
     problem_of = {p.slide: f"{p.stage}: {p.error}" for p in read_problems(folder / PROBLEMS_CSV)}
     items = []

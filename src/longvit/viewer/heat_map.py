@@ -58,19 +58,35 @@ class HeatMap(ABC):
 
     layers: tuple[Layer, ...]
 
+    def __init__(self) -> None:
+        self._extremes: dict[tuple[int, int], tuple[list[Patch], list[Patch]]] = {}
+
     @abstractmethod
     def values(self, layer: int, box: Box, width: int, height: int) -> NDArray[np.float32]:
         """Values (height, width) at the centres of the pixels of an area (level-0 px); NaN where there is none."""
 
     @abstractmethod
-    def patches(self, layer: int) -> list[Patch]:
-        """All patches whose centre is on the slide, in the order of reading."""
+    def ranked(self, layer: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """Numbers of the patches whose centre is on the slide, from the lowest to the highest, and their values."""
+
+    @abstractmethod
+    def patch_box(self, number: int) -> Box:
+        """Area of a patch in level-0 px."""
 
     def extremes(self, layer: int, count: int) -> tuple[list[Patch], list[Patch]]:
-        """Patches with the highest values, the highest first, and those with the lowest, the lowest first."""
-        ordered = sorted(self.patches(layer), key=lambda patch: patch.value)
-        count = min(count, len(ordered) // 2) if len(ordered) > 1 else len(ordered)
-        return ordered[::-1][:count], ordered[:count]
+        """Patches with the highest values, the highest first, and those with the lowest, the lowest first.
+
+        No patch is in both; there are at most `count` in each.
+        """
+        if (layer, count) not in self._extremes:
+            numbers, values = self.ranked(layer)
+            count_here = min(count, len(numbers) // 2) if len(numbers) > 1 else len(numbers)
+            patches = [
+                [Patch(self.patch_box(int(numbers[i])), float(values[i])) for i in places]
+                for places in (range(len(numbers) - 1, len(numbers) - 1 - count_here, -1), range(count_here))
+            ]
+            self._extremes[layer, count] = patches[0], patches[1]
+        return self._extremes[layer, count]
 
     def png(self, layer: int, box: Box, width: int, height: int, colours: str, threshold: float) -> bytes:
         """PNG of an area. Values whose share of the limit is below `threshold` are transparent."""
@@ -91,6 +107,7 @@ class PatchHeat(HeatMap):
     """Values of the patches of a canvas, float32 (K, R, C)."""
 
     def __init__(self, placement: Placement, values: NDArray[np.float32], layers: tuple[Layer, ...]) -> None:
+        super().__init__()
         assert len(layers) == len(values)
         self.placement, self.per_patch, self.layers = placement, values, layers
 
@@ -100,22 +117,39 @@ class PatchHeat(HeatMap):
         inside = (rows >= 0)[:, None] & (columns >= 0)[None]
         return np.where(inside, grid[np.maximum(rows, 0)[:, None], np.maximum(columns, 0)[None]], np.float32(np.nan))
 
-    def patches(self, layer: int) -> list[Patch]:
-        boxes = patch_boxes(self.placement, self.per_patch.shape[1:])
-        return [Patch(box, float(self.per_patch[layer, row, column])) for (row, column), box in boxes.items()]
+    def ranked(self, layer: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        image, (rows, columns) = self.placement.image_box, self.per_patch.shape[1:]
+        y = (np.arange(rows) + 0.5) * (self.placement.side_px / rows)
+        x = (np.arange(columns) + 0.5) * (self.placement.side_px / columns)
+        inside = ((y >= image.y) & (y < image.bottom))[:, None] & ((x >= image.x) & (x < image.right))[None]
+        numbers, values = np.flatnonzero(inside), self.per_patch[layer][inside]
+        order = np.argsort(values, kind="stable")
+        return numbers[order], values[order]
+
+    def patch_box(self, number: int) -> Box:
+        rows, columns = self.per_patch.shape[1:]
+        row, column = divmod(number, columns)
+        high, wide = self.placement.side_px / rows, self.placement.side_px / columns
+        left, top = self.placement.to_level0(column * wide, row * high)
+        down_x, down_y = self.placement.downsample
+        return Box(left, top, wide * down_x, high * down_y)
 
 
 class PatchColours(HeatMap):
     """Colours of the patches of a canvas, uint8 (R, C, 3)."""
 
     def __init__(self, placement: Placement, colours: NDArray[np.uint8], layer: Layer) -> None:
+        super().__init__()
         self.placement, self.colours, self.layers = placement, colours, (layer,)
 
     def values(self, layer: int, box: Box, width: int, height: int) -> NDArray[np.float32]:
         raise NotImplementedError("colours have no values")
 
-    def patches(self, layer: int) -> list[Patch]:
-        return []
+    def ranked(self, layer: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        return np.empty(0, np.intp), np.empty(0, np.float32)
+
+    def patch_box(self, number: int) -> Box:
+        raise NotImplementedError("colours have no order")
 
     def png(self, layer: int, box: Box, width: int, height: int, colours: str, threshold: float) -> bytes:
         rows, columns = patch_of_pixels(self.placement, self.colours.shape[:2], box, width, height)
@@ -132,6 +166,7 @@ class TileHeat(HeatMap):
     def __init__(
         self, corners: NDArray[np.int64], side_level0_px: float, scores: NDArray[np.float32], layer: Layer
     ) -> None:
+        super().__init__()
         order = np.argsort(scores, kind="stable")
         self.corners, self.side, self.scores = corners[order].astype(np.float64), side_level0_px, scores[order]
         self.layers = (layer,)
@@ -148,11 +183,12 @@ class TileHeat(HeatMap):
             painted[y:y_end, x:x_end] = self.scores[i]
         return painted
 
-    def patches(self, layer: int) -> list[Patch]:
-        return [
-            Patch(Box(x, y, self.side, self.side), float(score))
-            for (x, y), score in zip(self.corners.tolist(), self.scores.tolist(), strict=True)
-        ]
+    def ranked(self, layer: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        return np.arange(len(self.scores)), self.scores
+
+    def patch_box(self, number: int) -> Box:
+        x, y = self.corners[number].tolist()
+        return Box(x, y, self.side, self.side)
 
 
 def patch_of_pixels(
@@ -168,20 +204,6 @@ def patch_of_pixels(
     rows = np.where((y >= bounds.y) & (y < bounds.bottom), rows.clip(0, shape[0] - 1), -1)
     columns = np.where((x >= bounds.x) & (x < bounds.right), columns.clip(0, shape[1] - 1), -1)
     return rows, columns
-
-
-def patch_boxes(placement: Placement, shape: tuple[int, ...]) -> dict[tuple[int, int], Box]:
-    """(row, column) -> area in level-0 px of every patch whose centre is on the slide."""
-    high, wide = placement.side_px / shape[0], placement.side_px / shape[1]
-    down_x, down_y = placement.downsample
-    image = placement.image_box
-    boxes = {}
-    for row, column in np.ndindex(*shape):
-        x, y = column * wide, row * high
-        if image.x <= x + wide / 2 < image.right and image.y <= y + high / 2 < image.bottom:
-            left, top = placement.to_level0(x, y)
-            boxes[row, column] = Box(left, top, wide * down_x, high * down_y)
-    return boxes
 
 
 def colour_limit(values: NDArray[np.float32]) -> float:

@@ -74,7 +74,7 @@ class HeatStore:
             return state
 
     def ready(self, number: int, prediction: int, key: str) -> HeatMap | None:
-        """The heat map of this key, if it is ready; it is loaded again where it was dropped from memory."""
+        """The heat map of this key, if it is ready; None where it is not, or others took its place in memory."""
         with self._lock:
             state = self._states.get((number, prediction))
         if state is not None and state.state == "ready" and state.key == key:

@@ -132,7 +132,7 @@ def token_colours(model: LongViT, canvas: Canvas) -> PatchColours:
 
 
 def canvas_of(opened: OpenedSlide, side_px: int, fit: Any, stored: Path | None) -> Canvas:
-    """Canvas of the open slide: the stored one where it is of the same content, side and fit, else read anew."""
+    """Canvas of the open slide: the stored one where it is of the same content, side and fit, else a new one."""
     if stored is not None:
         try:
             canvas = read_canvas(stored)

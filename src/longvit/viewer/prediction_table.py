@@ -82,7 +82,9 @@ def _row(path: Path, line: int, cells: dict[str, str], classes: Sequence[str]) -
         (float(match[1]), number(name)) for name in cells if (match := _SURVIVAL.fullmatch(name)) and cells[name]
     )
     risk = number("risk") if cells.get("risk") else None
-    if cells.get("survival_months") and "event" in cells:
+    if cells.get("survival_months") and cells.get("event"):
+        for name in ("survival_months", "event"):
+            number(name)
         happened = cells["event"] in ("1", "1.0")
         label = (
             f"event after {cells['survival_months']} months" if happened else f"no event in {cells['survival_months']}"
@@ -115,7 +117,9 @@ def _with_survival_errors(rows: Sequence[PredictedRow], lines: Sequence[dict[str
     errors: dict[tuple[str, str], tuple[float, str]] = {}
     for split in dict.fromkeys(row.prediction.split for row in rows):
         chosen = tuple(
-            {"fold": "", "case_id": line["slide_id"], **line} for line in lines if line.get("split", "") == split
+            {"fold": "", "case_id": line["slide_id"], **line}
+            for line in lines
+            if line.get("split", "") == split and all(line.get(name) for name in ("risk", "survival_months", "event"))
         )
         for worst in discordant_patients(PredictedSlides(chosen, ())):
             errors |= {(split, slide_id): (worst.error, worst.caption) for slide_id in worst.slide_ids}

@@ -1,8 +1,8 @@
 """Deep-zoom pyramid of a slide: tiles of 512 px, each level half of the next, over the slide's bounds.
 
 Level `max_level` has the pixels of level 0 of the slide; level 0 of the pyramid is a single tile. Tile (x, y) of a
-level covers its pixels [512 x, 512 (x + 1)), and pixel i of a level that is reduced by 2^k covers [2^k i, 2^k (i + 1))
-of the bounds. So a position is the same on every level, for the slide and for what lies over it.
+level covers its pixels from `512 x` to `512 (x + 1)`. Pixel i of a level that is reduced by 2^k covers level-0 pixels
+`2^k i` to `2^k (i + 1)` of the bounds. So a position is the same on every level, for the slide and for its heat map.
 
 A tile is read from the file's level, with the decoder's own reduction, that has the fewest pixels above those needed.
 """
@@ -98,7 +98,11 @@ class SlidePixels:
 
     def source_for(self, downsample: float) -> _Source:
         """The source with the fewest pixels that has at least one per pixel needed, else the finest."""
-        enough = [s for s in self._sources if min(s.scale_x, s.scale_y) * downsample >= 1 - _HALF_PX]
+        # A level may lack a pixel of its exact size: 312 of 312.5.
+        slack_x, slack_y = (1 / side for side in self.slide.size_px)
+        enough = [
+            s for s in self._sources if min(s.scale_x + slack_x, s.scale_y + slack_y) * downsample >= 1 - _HALF_PX
+        ]
         if not enough:
             return self._sources[0]
         # Of equal ones (1/4 halved, or the whole at an eighth) the one of which the decoder drops the least.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from longvit.json_file import without_nan
 from longvit.viewer.content import NotFoundError, Reply, ViewContent
 from longvit.viewer.heat_map import COLOURS
 
@@ -35,7 +36,7 @@ def routes(content: ViewContent) -> tuple[Route, ...]:
     """All routes to the content of a viewer."""
 
     def as_json(value: Any) -> Reply:
-        return Reply(json.dumps(value, ensure_ascii=False).encode(errors="replace"), "application/json")
+        return Reply(json.dumps(without_nan(value), ensure_ascii=False).encode(errors="replace"), "application/json")
 
     def tile(number: str, digest: str, level: str, x: str, y: str) -> Reply:
         return content.tile(int(number), digest, int(level), int(x), int(y))

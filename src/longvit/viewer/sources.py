@@ -35,6 +35,8 @@ def load_items(
         raise InputError("name a run's folder, a predictions.csv, or slides")
     first, *others = (Path(source) for source in sources)
     models = Models(device)
+    if model is not None and not (model / "config.json").is_file():
+        raise InputError(f"--model {model}: no model folder; `longvit train` writes one to RUN/model")
     kind = kind_of_folder(first) if is_folder(first) else ""
     if kind == "demo":
         cohort, first, kind = cohort or first / "cohort.csv", first / "run", "fine-tuning"

@@ -130,12 +130,12 @@ def write_csv(path: str | Path, header: Iterable[object], rows: Iterable[Iterabl
     write_text(path, text.getvalue())
 
 
-def file_stem(name: str, most_bytes: int = _MAX_STEM_BYTES) -> str:
-    """File stem for a slide, a patient or a class, at most `most_bytes` long. It is the name itself if a file system
-    accepts it, else a readable prefix and a digest of the name."""
+def file_stem(name: str) -> str:
+    """File stem for a slide, a patient or a class. It is the name itself if a file system accepts it, else a readable
+    prefix and a digest of the name."""
     try:
         size = len(os.fsencode(name))
-        if size <= most_bytes and name not in ("", ".", "..") and not {"/", "\0", os.sep} & set(name):
+        if size <= _MAX_STEM_BYTES and name not in ("", ".", "..") and not {"/", "\0", os.sep} & set(name):
             return name
     except UnicodeEncodeError:  # the locale has no such letter
         pass

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from longvit.files import file_stem, make_folder, write_bytes, write_csv
-from longvit.heatmaps.formats import stem_of
 from longvit.heatmaps.patches import contact_sheet, remove_others
 
 TABLE = "patches.csv"
@@ -50,7 +49,7 @@ def write_cohort_patches(
         entry = record.get("heatmaps") or {}
         for patch in entry.get("patches", ()):
             name = str(entry["facts"]["class"])
-            folder = Path(heat_map_folder) / f"{stem_of(str(record['slide_id']))}.patches"
+            folder = Path(heat_map_folder) / f"{file_stem(str(record['slide_id']))}.patches"
             source = {"slide_id": record["slide_id"], "class": name, "source": folder / patch["file"]}
             by_class.setdefault(name, []).append({**patch, **source})
     for name, patches in sorted(by_class.items()):
@@ -67,7 +66,7 @@ def _write_kind(ranked: Sequence[dict[str, Any]], folder: Path, name: str) -> li
 
     place, rows, images, captions = make_folder(folder / file_stem(name)), [], [], []
     for rank, patch in enumerate(ranked, 1):
-        file = f"{rank:02d}_{stem_of(str(patch['slide_id']))}.jpg"
+        file = f"{rank:02d}_{file_stem(str(patch['slide_id']))}.jpg"
         write_bytes(place / file, patch["source"].read_bytes())
         with Image.open(patch["source"]) as image:
             images.append(np.asarray(image.convert("RGB")))

@@ -27,7 +27,6 @@ FOLDER = "heatmaps"
 STAGE = "heatmap"
 """Stage of a problem: only a heat map of the slide is missing."""
 MOST_TOP_K = 99
-_MOST_STEM_BYTES = 180
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def write_heat_maps(
 
     `open_slide` opens the slide, for `patches` alone.
     """
-    folder, stem = Path(folder), stem_of(heat_map.slide_id)
+    folder, stem = Path(folder), file_stem(heat_map.slide_id)
     written = WrittenHeatMaps({}, [], [])
 
     def write(name: str) -> None:
@@ -105,11 +104,6 @@ def write_heat_maps(
             images = written.patches if name == "patches" else []
             written.files[name] = [*files_of(name, stem), *(f"{stem}.patches/{patch['file']}" for patch in images)]
     return written
-
-
-def stem_of(slide_id: str) -> str:
-    """File stem of a slide's heat maps, short enough for their suffixes."""
-    return file_stem(slide_id, _MOST_STEM_BYTES)
 
 
 def files_of(name: str, stem: str) -> list[str]:

@@ -3,7 +3,7 @@
     python benchmarks/deletion.py [--save] [--models demo colon] [--slides 40] [--out FOLDER]
 
 - demo: the model of `longvit demo` (a region rich in haematoxylin or not), on all test regions
-- colon: LongViT-tiny at 320 px from random weights, adenocarcinoma or healthy, trained on folds 0 to 3 of the colon
+- colon: LongViT-tiny at 224 px from random weights, adenocarcinoma or healthy, trained on folds 0 to 3 of the colon
   fields and tested on fold 4, whose sites it has not seen (needs ../shared); `--slides` fields, evenly spaced
 
 For each slide, patches are replaced by background: highest contributions first, lowest first, and in 5 random orders.
@@ -37,8 +37,8 @@ COLON = HERE.parents[1] / "shared" / "slides" / "colon"
 ORDERS = 5
 SETTINGS = FinetuneSettings(
     model="longvit_tiny_patch32",
-    side_px=320,
-    epochs=6,
+    side_px=224,
+    epochs=4,
     warmup_epochs=1,
     lr=3e-4,
     clip_norm=1.0,

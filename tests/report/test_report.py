@@ -165,6 +165,8 @@ def test_the_report_of_a_run_holds_what_a_reader_looks_for(finished: tuple[Finet
         "Calibration",
         "Loss",
         "Patch contributions",
+        "Deletion test",
+        "highest first, below random",
         "Predictions",
         "Settings and versions",
         "batch_size",
@@ -172,6 +174,21 @@ def test_the_report_of_a_run_holds_what_a_reader_looks_for(finished: tuple[Finet
     ):
         assert words in text, words
     assert f"{result.metrics['splits']['test']['auc']:.2f}" in text
+
+
+def test_the_deletion_test_can_be_switched_off_and_is_not_run_where_it_takes_long(
+    finished: tuple[FinetuneResult, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, _ = finished
+    cohort = read_cohort(result.folder.parent / "data" / "cohort.csv")
+    settings = replace(SETTINGS, epochs=2)
+    none = finetune_report(result, cohort, replace(settings, deletion_slides=0)).read_text(encoding="utf-8")
+    assert "Deletion test" not in none
+    monkeypatch.setattr("longvit.report.deletion.MOST_MULTIPLICATIONS", 1.0)
+    text = finetune_report(result, cohort, settings).read_text(encoding="utf-8")
+    assert "--deletion-slides 8 runs it" in text
+    asked = finetune_report(result, cohort, replace(settings, deletion_slides=2)).read_text(encoding="utf-8")
+    assert "Mean over 2 held-out slides" in asked
 
 
 def test_every_evaluated_slide_stands_in_the_table_with_its_thumbnail(finished: tuple[FinetuneResult, str]) -> None:

@@ -22,7 +22,7 @@ SLIDES = {"num_workers", "cache_dir", "sequence_ranks"}
     ("kind", "runtime"),
     [
         (TrainSettings, LOOP | {"keep_checkpoints"}),
-        (FinetuneSettings, LOOP | DEVICE | SLIDES | {"cell", "memory_mb", "offload"}),
+        (FinetuneSettings, LOOP | DEVICE | SLIDES | {"cell", "memory_mb", "offload", "deletion_slides"}),
         (PretrainSettings, LOOP | DEVICE | SLIDES | {"report_minutes"}),
         (ComparisonSettings, DEVICE | {"checkpoint_minutes", "systems", "set", "cell", "bootstrap", "memory_mb"}),
     ],

@@ -8,13 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from longvit.cli.options import SETTINGS, CohortOptions, ExcludeQc, FoldOptions, Recipe, echo, exclude_failed_rows
+from longvit.cli.options import (
+    SETTINGS,
+    CohortOptions,
+    ExcludeQc,
+    FoldOptions,
+    HeatMaps,
+    Recipe,
+    TopK,
+    echo,
+    exclude_failed_rows,
+)
 from longvit.comparison.settings import ComparisonSettings
 
 if TYPE_CHECKING:
     from longvit.comparison.compare import Comparison
     from longvit.data.cohort import Cohort
     from longvit.data.folds import Fold
+    from longvit.heatmaps.formats import HeatMapSettings
 
 
 @dataclass(frozen=True)
@@ -78,15 +89,17 @@ def benchmark(
         int,
         Parameter(help="Slides per fold whose tile scores are drawn on the slide and written as GeoJSON for QuPath."),
     ] = 0,
+    heatmaps: HeatMaps = (),
+    top_k: TopK = 10,
     settings: Annotated[ComparisonSettings, Parameter(name="*", group=SETTINGS)] = ComparisonSettings(),
 ) -> int:
     """Compare the paper's baseline systems on the same folds, seeds and metrics, in one table.
 
     Trains each system on the bags of each fold as HIPT (subtyping) and MCAT (survival) did. Writes `OUT/index.html`
     (open it in a browser), `benchmark.csv` and `benchmark.json`. Each trial writes logits, metrics and tile scores in
-    `OUT/<system>/fold_<name>`. Run the same command again to resume an interrupted run; systems can be added later. A
-    slide whose features cannot be used, or a trial that fails, becomes a row of `problems.csv` and exit code 1; the run
-    continues.
+    `OUT/<system>/fold_<name>`. With `--heatmaps`, heat maps of all slides with scores are in its folder `attention`.
+    Run the same command again to resume an interrupted run; systems can be added later. A slide whose features cannot
+    be used, or a trial that fails, becomes a row of `problems.csv` and exit code 1; the run continues.
 
     **Examples**
 
@@ -94,6 +107,7 @@ def benchmark(
     longvit features slides/ --out job
     longvit benchmark cohort.csv --features job --folds 5 --out comparison
     longvit benchmark cohort.csv --features job --folds runs/cv/folds --longvit-run runs/cv --pictures 2 --jobs 8
+    longvit benchmark cohort.csv --features job --folds 5 --slides-dir slides/ --heatmaps geojson,ome-tiff
     longvit benchmark tcga_ucec.csv.zip --task survival --folds splits/tcga_ucec --omics tcga_ucec.csv.zip --systems snn
     longvit benchmark cohort.csv --features job --folds column --systems clam_sb transmil --epochs 5
     longvit benchmark cohort.csv --features job --folds 5 --exclude-qc qc/qc.csv
@@ -102,9 +116,11 @@ def benchmark(
     from longvit.comparison.compare import compare, print_table
     from longvit.comparison.omics import read_omics
     from longvit.errors import InputError
+    from longvit.heatmaps.formats import HeatMapSettings
     from longvit.report.comparison import comparison_report
     from longvit.report.quality import run_sections
 
+    heat_map_settings = HeatMapSettings.parsed(heatmaps, top_k)
     if signatures is not None and omics is None:
         raise InputError("--signatures needs --omics, the table with the genes")
     manifest = cohort_options.read(cohort, settings.task, need_files=False, allow_leak=settings.allow_leak)
@@ -128,7 +144,8 @@ def benchmark(
     print(f"report: {comparison_report(result.summary, out, more=more)}")
     if drawn:
         echo(f"{drawn} slides drawn with their tile scores: fold_…/attention/ of each system, PNG and GeoJSON")
-    problems = result.summary["problems"] + len(result.failed)
+    unwritten = _write_heat_maps(result, heat_map_settings) if heat_map_settings.formats else 0
+    problems = result.summary["problems"] + len(result.failed) + unwritten
     if problems:
         echo(f"{problems} problems, see {out / 'problems.csv'}")
     return 1 if problems else 0
@@ -149,12 +166,36 @@ def _draw_tile_scores(result: Comparison, slides: int) -> int:
     from longvit.comparison.tile_score_plots import draw_trials
     from longvit.progress import Progress
 
-    trials = [
+    trials, paths = _trials(result), _slide_paths(result)
+    with Progress("plots", len(trials), unit="trials", brief=True) as progress:
+        return draw_trials(trials, paths, slides, progress)
+
+
+def _write_heat_maps(result: Comparison, settings: HeatMapSettings) -> int:
+    """Writes the heat maps of all trials, adds their problems to problems.csv, and returns the number of problems."""
+    from longvit.comparison.tile_heat_maps import write_trials
+    from longvit.data.problems import PROBLEMS_CSV, read_problems, write_problems
+    from longvit.progress import Progress
+
+    trials = _trials(result)
+    with Progress("heat maps", len(trials), unit="trials", brief=True) as progress:
+        maps, problems = write_trials(trials, _slide_paths(result), settings, progress)
+    if problems:
+        path = result.folder / PROBLEMS_CSV
+        write_problems(path, [*read_problems(path), *problems])
+    echo(f"{maps} heat maps: fold_…/attention/ of each system")
+    return len(problems)
+
+
+def _trials(result: Comparison) -> list[Path]:
+    """Folders of the trials that were finished."""
+    return [
         result.folder / row["system"] / f"fold_{trial['fold']}"
         for row in result.summary["systems"]
         for trial in row["cells"]
         if trial["error"] is None
     ]
-    paths = {row.slide_id: row.path for row in result.bag_cohort.cohort.rows}
-    with Progress("plots", len(trials), unit="trials", brief=True) as progress:
-        return draw_trials(trials, paths, slides, progress)
+
+
+def _slide_paths(result: Comparison) -> dict[str, Path]:
+    return {row.slide_id: row.path for row in result.bag_cohort.cohort.rows}

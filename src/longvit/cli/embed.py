@@ -22,7 +22,7 @@ from longvit.cli.options import (
 )
 from longvit.errors import InputError
 from longvit.slide_jobs.reading import ReadSettings
-from longvit.slide_jobs.run import RunSettings
+from longvit.slide_jobs.run import RunSettings, SlideJobsResult
 
 
 def embed(
@@ -32,6 +32,10 @@ def embed(
     *,
     out: Out = Path("embeddings"),
     slides_dir: SlidesDir = None,
+    anndata: Annotated[
+        bool,
+        Parameter(negative="", help="Also write `OUT/embeddings.h5ad` with the columns of the CSV (longvit[anndata])."),
+    ] = False,
     sequence_ranks: Annotated[
         int,
         Parameter(help="Under torchrun: ranks that share the patches of one slide; the other ranks take other slides."),
@@ -51,6 +55,7 @@ def embed(
     ```
     longvit embed run/model slides/
     longvit embed run/model a.svs b.ndpi --out embeddings
+    longvit embed run/model cohort.csv --anndata
     longvit embed run/model slides/ --workers 4
     longvit embed run/model slides/ --cluster tcp://scheduler:8786
     longvit embed run/model cohort.csv --slides-dir /data/slides --max-bad-tiles 0
@@ -60,14 +65,27 @@ def embed(
     from longvit.files import make_folder
     from longvit.slide_jobs.embed import embed_slides
 
+    if anndata:
+        from longvit.slide_jobs.anndata_file import require_anndata
+
+        require_anndata()
     if "RANK" in os.environ or sequence_ranks > 1:
         if not workers.is_here:
             raise InputError("--workers and --cluster are not for torchrun, whose ranks process the slides")
-        return _embed_over_ranks(model, slides, out, slides_dir, sequence_ranks, reading, workers)
+        return _embed_over_ranks(model, slides, out, slides_dir, sequence_ranks, reading, workers, anndata)
     make_folder(out)
     listed = listed_slides(slides, slides_dir, out)
     result = embed_slides(listed, out, model_or_folder(model, workers), reading, workers)
+    if anndata:
+        _write_anndata(model, slides, out, result)
     return print_outcome(result, out, f"Vectors: {out / 'embeddings.csv'}")
+
+
+def _write_anndata(model: Path, slides: tuple[Path, ...], out: Path, result: SlideJobsResult) -> None:
+    from longvit.slide_jobs.anndata_file import write_anndata
+    from longvit.slide_jobs.job import config_of
+
+    write_anndata(out, result.records, slides, config_of(model).embed_dim)
 
 
 def _embed_over_ranks(
@@ -78,6 +96,7 @@ def _embed_over_ranks(
     sequence_ranks: int,
     reading: ReadSettings,
     run: RunSettings,
+    anndata: bool,
 ) -> int:
     from longvit.device import pick_device, set_threads
     from longvit.parallel import all_ranks
@@ -89,4 +108,6 @@ def _embed_over_ranks(
         listed = listed_slides(slides, slides_dir, out)
         longvit = load_longvit(model).to(pick_device(run.device).device)
         result = embed_over_ranks(longvit, listed, out, ranks, reading)
+        if anndata and ranks.is_first:
+            _write_anndata(model, slides, out, result)
     return print_outcome(result, out, f"Vectors: {out / 'embeddings.csv'}") if ranks.is_first else 0

@@ -64,6 +64,18 @@ ExcludeQc = Annotated[
         show_default=False,
     ),
 ]
+HeatMaps = Annotated[
+    tuple[str, ...],
+    Parameter(
+        negative="",
+        show_default=False,
+        help="Heat maps for other programs, separated by commas: geojson (QuPath), ome-tiff (scores, and a copy in "
+        "colours), png (with a script that lays it over the slide in QuPath), patches (top and bottom ones as images).",
+    ),
+]
+TopK = Annotated[
+    int, Parameter(help="Number of patches at each end that are marked in the GeoJSON and written by patches.")
+]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 
 
@@ -216,7 +228,7 @@ def echo(text: Any) -> None:
 
 
 def print_outcome(result: SlideJobsResult, out: Path, results: str) -> int:
-    """Prints the outcome of a run over many slides; returns 1 if a slide has no result, or not its plot."""
+    """Prints the outcome of a run over many slides; returns 1 if a slide lacks its result, plot or heat map."""
     parts = [f"{len(result.done)} done"]
     if result.skipped:
         parts.append(f"{len(result.skipped)} finished before")
@@ -224,9 +236,11 @@ def print_outcome(result: SlideJobsResult, out: Path, results: str) -> int:
         parts.append(f"{len(result.left_out)} without a result")
     if undrawn := sum(problem.stage == "picture" for problem in result.problems):
         parts.append(f"{undrawn} without a plot")
-    if filled := len(result.problems) - len(result.left_out) - undrawn:
+    if unwritten := sum(problem.stage == "heatmap" for problem in result.problems):
+        parts.append(f"{unwritten} without a heat map")
+    if filled := len(result.problems) - len(result.left_out) - undrawn - unwritten:
         parts.append(f"{filled} with unreadable tiles filled")
     if result.problems:
         parts[-1] += f", see {out / 'problems.csv'}"
     echo(f"{', '.join(parts)}. {results}")
-    return 1 if result.left_out or undrawn else 0
+    return 1 if result.left_out or undrawn or unwritten else 0

@@ -9,11 +9,13 @@ from cyclopts import Parameter
 
 from longvit.cli.options import (
     ExcludeQc,
+    HeatMaps,
     Model,
     Out,
     Reading,
     Slides,
     SlidesDir,
+    TopK,
     Workers,
     WorkerSettings,
     exclude_failed_slides,
@@ -33,6 +35,8 @@ def predict(
     pictures: Annotated[
         bool, Parameter(negative="", help="Also plot the contribution of each patch, `OUT/slides/<slide_id>.png`.")
     ] = False,
+    heatmaps: HeatMaps = (),
+    top_k: TopK = 10,
     slides_dir: SlidesDir = None,
     exclude_qc: ExcludeQc = None,
     reading: Reading = ReadSettings(),
@@ -41,15 +45,18 @@ def predict(
     """Predict classes, or risk and survival, of slides with a fine-tuned model.
 
     Writes `OUT/predictions.csv` with the predictions of every slide: `prob_<class>` and prediction, or risk and
-    `survival_<time>_months`. Their provenance is in `OUT/slides/<slide_id>.json`. Finished slides are skipped when the
-    command is run again. Run `longvit status OUT` in another terminal to see progress. A slide that cannot be read
-    becomes a row of `OUT/problems.csv` and exit code 1; the run continues.
+    `survival_<time>_months`. Their provenance is in `OUT/slides/<slide_id>.json`. Heat maps are in `OUT/heatmaps`, the
+    top and bottom patches over all slides in `OUT/top` and `OUT/bottom`. Finished slides are skipped when the command
+    is run again. Run `longvit status OUT` in another terminal to see progress. A slide that cannot be read becomes a
+    row of `OUT/problems.csv` and exit code 1; the run continues.
 
     **Examples**
 
     ```
     longvit predict run/model slides/
     longvit predict run/model "scans/*.svs" --pictures --device cuda
+    longvit predict run/model slides/ --heatmaps geojson,ome-tiff,png
+    longvit predict run/model slides/ --heatmaps geojson --heatmaps patches --top-k 20
     longvit predict run/model slides/ --workers 4
     longvit predict run/model slides/ --cluster tcp://scheduler:8786
     longvit predict run/model cohort.csv --slides-dir /data/slides
@@ -57,9 +64,20 @@ def predict(
     ```
     """
     from longvit.files import make_folder
+    from longvit.heatmaps.formats import HeatMapSettings
     from longvit.slide_jobs.predict import predict_slides
 
+    settings = HeatMapSettings.parsed(heatmaps, top_k)
     make_folder(out)
     listed = exclude_failed_slides(listed_slides(slides, slides_dir, out), exclude_qc, out)
-    result = predict_slides(listed, out, model_or_folder(model, workers), reading, workers, pictures=pictures)
+    result = predict_slides(
+        listed,
+        out,
+        model_or_folder(model, workers),
+        reading,
+        workers,
+        pictures=pictures,
+        heatmaps=settings.formats,
+        top_k=settings.top_k,
+    )
     return print_outcome(result, out, f"Predictions: {out / 'predictions.csv'}")

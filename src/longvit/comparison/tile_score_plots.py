@@ -40,10 +40,13 @@ def draw_trials(trials: Iterable[Path], slides: Mapping[str, Path], number: int,
             continue
         for slide_scores in [scored for name, scored in scores.items() if name in slides][:number]:
             name = slide_scores.slide_id
+            geojson = trial / "attention" / f"{name}.geojson"
             try:
-                write_geojson(trial / "attention" / f"{name}.geojson", slide_scores)
                 if name not in canvases:
+                    write_geojson(geojson, slide_scores)
                     canvases[name] = canvas(open_slide(slides[name]), _SIDE_PX, "pad")
+                bounds = canvases[name].placement.bounds
+                write_geojson(geojson, slide_scores, origin=(bounds.x, bounds.y))
                 title = f"{trial.parent.name}, {trial.name.replace('_', ' ')}: {name}"
                 with not_drawn() as problems:
                     draw_scores(canvases[name], slide_scores, trial / "attention" / f"{name}.png", title=title)

@@ -94,8 +94,12 @@ def tile_side_px(scores: TileScores) -> float:
     return float(steps.min()) if len(steps) else 256.0
 
 
-def write_geojson(path: str | Path, scores: TileScores, name: str = "attention") -> None:
+def write_geojson(
+    path: str | Path, scores: TileScores, name: str = "attention", *, origin: tuple[float, float] = (0, 0)
+) -> None:
     """Writes a GeoJSON polygon per tile in level-0 px with its score as a measurement, for QuPath. Atomic.
+
+    `origin`: corner of the slide's bounds, from which QuPath counts.
 
     `share of the highest` is the score relative to the maximum, since attention over many tiles is small.
     """
@@ -103,7 +107,7 @@ def write_geojson(path: str | Path, scores: TileScores, name: str = "attention")
     assert coords is not None
     highest = float(scores.scores.max()) or 1.0
     features = []
-    for (x, y), score in zip(coords.tolist(), scores.scores.tolist(), strict=True):
+    for (x, y), score in zip((coords - np.asarray(origin, int)).tolist(), scores.scores.tolist(), strict=True):
         right, bottom = x + side, y + side
         features.append(
             {

@@ -22,14 +22,15 @@ class Problem:
     """slide_id."""
     stage: str
     """Stage of the failure. `open` the file, `read` its pixels, the `model`, the `end` of the run: the slide is left
-    out. `tiles`: it is used, with unreadable tiles filled. `picture`: only its plot is missing."""
+    out. `tiles`: it is used, with unreadable tiles filled. `picture`, `heatmap`: only its plot or a heat map file is
+    missing."""
     error: str
     """One line."""
 
     @property
     def is_left_out(self) -> bool:
         """True if the slide is missing from the results."""
-        return self.stage not in ("tiles", "picture")
+        return self.stage not in ("tiles", "picture", "heatmap")
 
 
 def write_problems(path: str | Path, problems: Sequence[Problem]) -> None:

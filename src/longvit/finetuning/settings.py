@@ -109,6 +109,9 @@ class FinetuneSettings(TrainingRuntime, FinetuneRecipe):
     """Threads that make canvases and read them ahead; 0 reads in the training thread."""
     memory_mb: int = 512
     """Canvases kept in memory, in MB; the others are read from the cache every epoch."""
+    deletion_slides: int | None = None
+    """Held-out slides of the report's deletion test, which checks the patch contributions; 0: no test. Left out: as
+    many, up to 8, as take a few seconds on a CPU."""
     cache_dir: Path | None = None
     """Folder of the canvases, which runs may share; default: canvases/ in the output folder."""
 
@@ -122,6 +125,8 @@ class FinetuneSettings(TrainingRuntime, FinetuneRecipe):
             raise InputError(f"forward_batch {self.forward_batch}: it must divide batch_size {self.batch_size}")
         if not 0 <= self.drop_path < 1:
             raise InputError(f"drop_path {self.drop_path}: at least 0, below 1")
+        if self.deletion_slides is not None and self.deletion_slides < 0:
+            raise InputError(f"deletion_slides {self.deletion_slides}: at least 0")
         super().__post_init__()
         if self.compares_slides() and self.slides_per_forward() < 2:
             raise InputError("survival_loss cox compares the slides of a forward pass: forward_batch must be above 1")

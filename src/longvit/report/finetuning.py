@@ -23,7 +23,7 @@ from longvit.report.page import (
     thumbnail_of,
     write_report,
 )
-from longvit.report.predictions import read_predicted
+from longvit.report.predictions import PredictedSlides, read_predicted
 from longvit.report.sections import interval_label, interval_range, problems_table, saved_plot, sections_of
 from longvit.report.versions import versions_line
 from longvit.report.worst_errors import worst_errors_section
@@ -78,6 +78,7 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
             *sections_of(predicted, result.folder / "pictures", _interval(metrics, main)),
             Section("Training", plots=(loss,)),
             *_contributions_section(result, lines, examples, canvases),
+            *(_deletion_sections(result, cohort, settings, predicted) if predicted.is_classified else []),
             *([] if predicted.is_classified else worst_errors_section(predicted, canvases)),
             _predictions_section(metrics["classes"] if predicted.is_classified else (), lines, thumbnails),
             *_problems_section(result),
@@ -261,6 +262,30 @@ def _contributions_section(
     return [Section("Patch contributions", text=CONTRIBUTIONS_TEXT, plots=images)]
 
 
+def _deletion_sections(
+    result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings, predicted: PredictedSlides
+) -> list[Section]:
+    """Deletion test of some held-out slides, or one sentence where it would take long."""
+    from longvit.model.pretrained import load_model
+    from longvit.report.deletion import deletion_section, slides_to_test
+
+    if settings.deletion_slides == 0 or settings.side_px > MAX_HEATMAP_SIDE_PX:
+        return []
+    model = load_model(result.model_dir)
+    names = slides_to_test(
+        [line["slide_id"] for line in predicted.lines],
+        settings.deletion_slides,
+        parameters=result.metrics["training"]["parameters"],
+        patches=(settings.side_px // model.config.patch_px) ** 2,
+    )
+    if not names:
+        text = "Not run, since it would take more than a few seconds: longvit train … --deletion-slides 8 runs it."
+        return [Section("Deletion test", text=(text,))]
+    canvases = _canvases(names, result, cohort, settings)
+    patients = {line["slide_id"]: line["case_id"] for line in predicted.lines}
+    return deletion_section(model, canvases, patients, result.folder / "pictures")
+
+
 def _predictions_section(classes: Sequence[str], lines: Sequence[dict[str, str]], canvases: dict[str, Path]) -> Section:
     """Section with all predictions; with classes, errors are shaded and the most confident ones come first."""
     names = {"slide_id": "slide", "case_id": "patient", "split": "split"}
@@ -298,7 +323,7 @@ def _rounded(text: str) -> str:
 CONTRIBUTIONS_TEXT = (
     "The model's score is an exact sum over the patches, plus a constant: red patches raise it, blue patches lower it. "
     "Each patch token has attended to the others. Its contribution is its term of the sum, not the change of the score "
-    "if the patch were removed.",
+    "if the patch were removed; the deletion test measures that change.",
 )
 """Explanation of a plot of patch contributions."""
 

@@ -3,6 +3,8 @@
 OUT/predictions.csv         slide_id, path, the columns of the model's task (prob_<class> …, prediction; or risk,
                             survival_<time>_months …), n_bad_tiles, mpp, mpp_source
 OUT/slides/<slide_id>.json  the same with its provenance: slide, canvas, weights
+OUT/heatmaps/<slide_id>.*   heat maps of the patch contributions, in the wanted formats (`longvit.heatmaps.formats`)
+OUT/top, bottom, patches.csv  top and bottom patches over all slides, with the format `patches`
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.figure import not_drawn
 from longvit.files import file_stem, printable
+from longvit.heatmaps import formats as heatmap_files
+from longvit.heatmaps.formats import HeatMapSettings
 from longvit.slide_jobs.job import ModelJob, config_of, read_record, write_table
 from longvit.slide_jobs.reading import ReadSettings
 from longvit.slide_jobs.run import JobSpec, RunSettings, SlideJobsResult, model_folder, model_for, run
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from longvit.interpret import Contributions
     from longvit.model.longvit import LongViT, LongViTConfig
     from longvit.slides.canvas import Canvas
 
@@ -38,6 +43,8 @@ def predict_slides(
     run_settings: RunSettings | None = None,
     *,
     pictures: bool = False,
+    heatmaps: Sequence[str] = (),
+    top_k: int = 10,
 ) -> SlideJobsResult:
     """Predicts slides with a fine-tuned model and writes `predictions.csv`.
 
@@ -45,10 +52,12 @@ def predict_slides(
     and the probability of no event up to each inner edge of the bins.
 
     `model` is a LongViT or its folder. `pictures`: also writes a PNG per slide with the contribution of each patch to
-    the highest output.
+    the highest output. `heatmaps`: names of `longvit.heatmaps.formats.FORMATS`, files of the same contributions for
+    other programs. `top_k`: number of patches at each end that are marked and shown.
 
-    A slide that fails becomes a row of `problems.csv`, as does a plot that cannot be drawn (stage `picture`). Raises
-    `InputError` for a model without a head, or if `out_dir` cannot be written to.
+    A slide that fails becomes a row of `problems.csv`, as does a plot that cannot be drawn (stage `picture`) or a heat
+    map that cannot be written (stage `heatmap`). Raises `InputError` for a model without a head, for an unknown format,
+    or if `out_dir` cannot be written to.
 
     >>> import longvit
     >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
@@ -59,15 +68,23 @@ def predict_slides(
     """
     from longvit.tasks.task import task_class
 
+    heat_maps = HeatMapSettings.parsed(heatmaps, top_k)
     config = config_of(model)
     if config.num_classes < 1:
         raise InputError("this model has no classes; fine-tune it with `longvit train`, or use `longvit embed`")
     out_dir = Path(out_dir)
     read_settings, run_settings = read_settings or ReadSettings(), run_settings or RunSettings()
-    parameters = {"model": model_folder(model, out_dir, run_settings), "pictures": pictures}
+    parameters = {
+        "model": model_folder(model, out_dir, run_settings),
+        "pictures": pictures,
+        "heatmaps": list(heat_maps.formats),
+        "top_k": heat_maps.top_k,
+    }
 
     def build() -> PredictJob:
-        return PredictJob(model_for(model, run_settings), out_dir / FOLDER, read_settings, pictures=pictures)
+        return PredictJob(
+            model_for(model, run_settings), out_dir / FOLDER, read_settings, pictures=pictures, heat_maps=heat_maps
+        )
 
     job = JobSpec(PredictJob.verb, out_dir / FOLDER, parameters)
     result = run(build, job, slides, out_dir, read_settings, run_settings)
@@ -85,6 +102,10 @@ def predict_slides(
         for record in result.records
     ]
     write_table(out_dir / TABLE, columns, rows)
+    if "patches" in heat_maps.formats:
+        from longvit.heatmaps.cohort_patches import write_cohort_patches
+
+        write_cohort_patches(result.records, out_dir / heatmap_files.FOLDER, out_dir, heat_maps.top_k)
     return result
 
 
@@ -99,22 +120,30 @@ class PredictJob(ModelJob):
     verb = "predict"
 
     def __init__(
-        self, model: LongViT, folder: str | Path, settings: ReadSettings | None = None, *, pictures: bool = False
+        self,
+        model: LongViT,
+        folder: str | Path,
+        settings: ReadSettings | None = None,
+        *,
+        pictures: bool = False,
+        heat_maps: HeatMapSettings = HeatMapSettings(),
     ) -> None:
         super().__init__(model, folder, settings)
-        self.pictures = pictures
+        self.pictures, self.heat_maps = pictures, heat_maps
+        self.heat_map_folder = self.folder.parent / heatmap_files.FOLDER
 
     def plot_path(self, slide_id: str) -> Path:
         """Path of the slide's contributions plot."""
         return self.folder / f"{file_stem(slide_id)}.png"
 
     def is_finished(self, slide_id: str, digest: str) -> bool:
-        """True if the record has this digest and, with `pictures`, the plot was drawn."""
+        """True if the record has this digest, and the wanted plot and heat maps were written."""
         if not super().is_finished(slide_id, digest):
             return False
-        return not self.pictures or (
-            self.plot_path(slide_id).exists() and bool(read_record(self.record_path(slide_id)).get("picture"))
-        )
+        record = read_record(self.record_path(slide_id))
+        if self.pictures and not (self.plot_path(slide_id).exists() and record.get("picture")):
+            return False
+        return heatmap_files.are_written(record, self.heat_map_folder, self.heat_maps)
 
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
         from longvit.interpret import class_contributions, draw, tokens_of
@@ -125,17 +154,38 @@ class PredictJob(ModelJob):
         logits = logits_of(self.model, tokens_1ND)
         highest = int(logits.argmax())
         plot_problems: list[str] = []
-        if self.pictures:
+        heat_maps: dict[str, Any] = {}
+        if self.pictures or self.heat_maps.formats:
             contributions = class_contributions(self.model, canvas, highest, tokens_1ND=tokens_1ND)
+        if self.pictures:
             title = f"{printable(listed.slide_id)}: {'predicted' if task.has_classes else 'highest'} {names[highest]}"
             with not_drawn() as plot_problems:
                 draw(canvas, contributions, self.plot_path(listed.slide_id), title=title)
+        if self.heat_maps.formats:
+            heat_maps = self.write_heat_maps(listed, canvas, contributions)
         return {
             "task": task.name,
             "prediction": dict(zip(task.prediction_columns(names), task.prediction_cells(logits, names), strict=True)),
             "picture": self.plot_path(listed.slide_id).name if self.pictures and not plot_problems else None,
             **({"picture_problem": plot_problems[0]} if plot_problems else {}),
+            **heat_maps,
         }
+
+    def write_heat_maps(self, listed: ListedSlide, canvas: Canvas, contributions: Contributions) -> dict[str, Any]:
+        """Writes the slide's heat maps and returns their entries in the record."""
+        from longvit.heatmaps.heat_map import of_contributions
+        from longvit.slides.reader import open_slide
+
+        settings = self.request(listed).settings
+        heat_map = of_contributions(listed.slide_id, canvas, contributions)
+        written = heatmap_files.write_heat_maps(
+            heat_map,
+            self.heat_map_folder,
+            self.heat_maps,
+            lambda: open_slide(listed.path, mpp=settings.mpp, reader=settings.reader),
+        )
+        entry = {"heatmaps": heatmap_files.record_entry(heat_map, written, self.heat_maps)}
+        return entry | ({"heatmap_problem": "; ".join(written.problems)} if written.problems else {})
 
 
 def logits_of(model: LongViT, tokens_1ND: Tensor) -> np.ndarray:

@@ -109,7 +109,7 @@ class JobSpec:
     folder: Path
     """Folder of the records."""
     arguments: dict[str, Any]
-    """Arguments of the job: model and `pictures`; side_px and fit; encoder, settings of tiles and tissue."""
+    """Arguments of the job: model, `pictures`, `heatmaps`; side_px and fit; encoder, settings of tiles and tissue."""
     files: Callable[[Mapping[str, Any]], Sequence[Path]] = lambda _: ()
     """Files of a slide's result, beside its record, which names them."""
 
@@ -241,7 +241,7 @@ class _Report:
         self._slides = {slide.slide_id: slide for slide in slides}
         self._ends: dict[str, str] = {}
         self._records: dict[str, dict[str, Any]] = {}
-        self._problems: dict[str, Problem] = {}
+        self._problems: dict[str, list[Problem]] = {}
         self.progress: Progress
         write_problems(self._problems_csv, ())
 
@@ -277,6 +277,8 @@ class _Report:
                 self._add_problem(slide_id, "tiles", f"{record['path']}: {text}")
             elif problem := record.get("picture_problem"):
                 self._add_problem(slide_id, "picture", str(problem))
+            if problem := record.get("heatmap_problem"):
+                self._add_problem(slide_id, "heatmap", str(problem))
         self.progress.advance(note=slide_id)
 
     def handle_ends(self, work_list: WorkList) -> None:
@@ -298,9 +300,10 @@ class _Report:
                 reason = f"its result in {self._folder} was removed during the run; rerun the command"
             self._ends[slide_id] = "failed"
             self._records.pop(slide_id, None)
+            self._problems.pop(slide_id, None)
             self._add_problem(slide_id, "end", f"{listed.path}: {reason}")
         order = [slide_id for slide_id in self._slides if slide_id in self._ends]
-        problems = [self._problems[slide_id] for slide_id in order if slide_id in self._problems]
+        problems = [problem for slide_id in order for problem in self._problems.get(slide_id, ())]
         write_problems(self._problems_csv, problems)
         return SlideJobsResult(
             done=tuple(slide_id for slide_id in order if self._ends[slide_id] == "done"),
@@ -319,6 +322,6 @@ class _Report:
         return all(path.exists() for path in files(record))
 
     def _add_problem(self, slide_id: str, stage: str, error: str) -> None:
-        self._problems[slide_id] = Problem(slide_id, stage, error)
+        self._problems.setdefault(slide_id, []).append(Problem(slide_id, stage, error))
         self.log(f"problem: {slide_id}: {stage}: {error}")
-        write_problems(self._problems_csv, list(self._problems.values()))
+        write_problems(self._problems_csv, [problem for problems in self._problems.values() for problem in problems])

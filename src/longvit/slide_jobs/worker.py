@@ -61,13 +61,15 @@ def build_job(settings: Mapping[str, Any], index: int) -> SlideJob:
 
         reader = TileProcess(silence_timeout(settings["timeout_s"]), settings["threads"])
         return FeaturesJob.from_parameters(folder, job, read, device, reader)
+    from longvit.heatmaps.formats import HeatMapSettings
     from longvit.slide_jobs.embed import EmbedJob
     from longvit.slide_jobs.predict import PredictJob
 
     model = load_longvit(job["model"]).to(device)
     if kind == "embed":
         return EmbedJob(model, folder, read)
-    return PredictJob(model, folder, read, pictures=job["pictures"])
+    heat_maps = HeatMapSettings(tuple(job["heatmaps"]), job["top_k"])
+    return PredictJob(model, folder, read, pictures=job["pictures"], heat_maps=heat_maps)
 
 
 def main(folder: Path, name: str, index: int) -> int:

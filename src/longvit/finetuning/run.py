@@ -26,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longvit.annotations.area_file import annotations_fingerprint, check_annotations
 from longvit.data.cohort import Cohort, SlideRow
 from longvit.data.problems import PROBLEMS_CSV, problem_rows, problems_of_rows, write_problems
 from longvit.errors import InputError
@@ -75,10 +76,12 @@ def finetune(
 
     ranks = ranks or ALONE
     cohort, task = prepare_cohort(cohort, settings)
+    check_annotations(settings, [row.slide_id for row in cohort.rows])
     provenance = {
         "cohort": cohort.fingerprint(),
         "answers": labels_digest(cohort, task),
         "classes": list(task.output_names),
+        **annotations_fingerprint(settings, [row.slide_id for row in cohort.rows]),
     }
     folder = RunFolder(out_dir, ranks)
     per_forward = folder.open(
@@ -193,7 +196,7 @@ class _Finetuning:
 
     def read_slides(self) -> CachedCanvases:
         """Makes the canvases, and one dataset of them per split."""
-        from longvit.data.canvas_cache import CanvasSettings, cache_canvases
+        from longvit.data.canvas_cache import cache_canvases
         from longvit.data.datasets import CanvasDataset
 
         s = self.settings
@@ -201,7 +204,7 @@ class _Finetuning:
         with self.ranks.busy("makes canvases"):  # leases divide them among the ranks
             canvases = cache_canvases(
                 rows,
-                CanvasSettings(s.side_px, s.fit, s.reader, s.max_bad_tiles),
+                s.canvas(),
                 s.cache_dir or self.folder / "canvases",
                 workers=s.num_workers,
             )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from longvit.annotations.settings import AnnotationSettings
 from longvit.config import check_choices, check_values
 from longvit.errors import InputError
 from longvit.tasks.settings import TaskSettings
 from longvit.training.settings import TrainingRuntime, TrainSettings
+
+if TYPE_CHECKING:
+    from longvit.data.canvas_cache import CanvasSettings
 
 # Patches in one forward pass where `forward_batch` is left open: those of one 4,096 × 4,096 px canvas.
 _PATCHES_PER_FORWARD = 16_384
@@ -85,7 +89,7 @@ class FinetuneRecipe(TaskSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(TrainingRuntime, FinetuneRecipe):
+class FinetuneSettings(TrainingRuntime, AnnotationSettings, FinetuneRecipe):
     """Fine-tuning of LongViT on a cohort of labelled slides; the defaults are those of the paper's table 6.
 
     >>> import longvit
@@ -130,6 +134,13 @@ class FinetuneSettings(TrainingRuntime, FinetuneRecipe):
         check_choices(self)
         check_values(self, n_bins=1000, side_px=2**20, threads=4096, num_workers=1024, bootstrap=10**6)
         self.training()  # checks the remaining settings
+
+    def canvas(self) -> CanvasSettings:
+        """Settings of the canvases."""
+        from longvit.data.canvas_cache import CanvasSettings
+
+        annotations = AnnotationSettings(**{f.name: getattr(self, f.name) for f in fields(AnnotationSettings)})
+        return CanvasSettings(self.side_px, self.fit, self.reader, self.max_bad_tiles, annotations)
 
     def slides_per_forward(self, data_ranks: int = 1) -> int:
         """`forward_batch`, or its default: the largest divisor of batch_size within the limit that the help states.

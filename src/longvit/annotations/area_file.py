@@ -151,8 +151,8 @@ def _nearest(name: str, counts: Counter[str]) -> str:
     near = difflib.get_close_matches(name, list(counts), n=1, cutoff=0.5)
     known = [f"{one or '(none)'} ({n})" for one, n in sorted(counts.items())]
     more = f" and {len(known) - _MOST_NAMES} more" if len(known) > _MOST_NAMES else ""
-    question = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{question}; classes there: {', '.join(known[:_MOST_NAMES])}{more}"
+    question = f"; did you mean {near[0]!r}? " if near else "; "
+    return f"{question}classes there: {', '.join(known[:_MOST_NAMES])}{more}"
 
 
 def _paths(settings: AnnotationSettings, slide_id: str) -> list[Path]:

@@ -50,6 +50,7 @@ def predict(
     longvit predict run/model slides/ --workers 4
     longvit predict run/model slides/ --cluster tcp://scheduler:8786
     longvit predict run/model cohort.csv --slides-dir /data/slides
+    longvit predict run/model slides/ --regions annotations/ --region-class Tumor
     ```
     """
     from longvit.files import make_folder

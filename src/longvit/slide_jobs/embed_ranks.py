@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from longvit.annotations.area_file import check_annotations
 from longvit.data.problems import PROBLEMS_CSV, Problem, problem_rows, problems_of_rows, write_problems
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
@@ -45,6 +46,7 @@ def embed_over_ranks(
     rows = model.config.image_px // model.config.patch_px
     if rows < ranks.sequence_ranks:
         raise InputError(f"--sequence-ranks {ranks.sequence_ranks}: a canvas has only {rows} rows of patches to share")
+    check_annotations(settings or ReadSettings(), [slide.slide_id for slide in slides])
     if ranks.is_first:
         make_folder(out_dir / FOLDER)
         write_problems(out_dir / PROBLEMS_CSV, ())

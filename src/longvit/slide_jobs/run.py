@@ -147,7 +147,7 @@ def run(
         run_json = {
             "job": {"kind": job.kind, **job.arguments},
             "folder": str(job.folder.absolute()),
-            "read": asdict(read) | {"regions": None if read.regions is None else str(read.regions.absolute())},
+            "read": asdict(read) | {"regions": None if read.regions is None else str(Path(read.regions).absolute())},
             "threads": settings.threads or max(1, cpu_count() // settings.workers),
             "device": settings.device,
             "timeout_s": settings.timeout_s,

@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,8 +142,8 @@ class RegionSource:
     """Smallest and largest side of its regions: those of the settings, or smaller ones that fit."""
     tissue: CentreCells | None = None
     """Cells in which region centres are drawn; None: anywhere."""
-    annotations: dict[str, Any] | None = None
-    """Everything that the annotated area depends on (`AreaFile.key`); None: the whole slide."""
+    annotations: str = ""
+    """Everything that the annotated area depends on (`AreaFile.key`, as JSON); "": the whole slide."""
 
     def region(self, number: int, seed: int, draw: int = 0) -> Region:
         """Region `number`; another `draw` (an epoch) gives another region."""
@@ -193,7 +193,7 @@ class Regions:
     def fingerprint(self) -> str:
         """16 hex digits that identify the regions: the slides' content, the settings, the seed."""
         slides = [[s.slide_id, s.identity, s.level, s.scale, s.sides_px] for s in self.sources]
-        annotated = [source.annotations for source in self.sources if source.annotations is not None]
+        annotated = [source.annotations for source in self.sources if source.annotations]
         key = json.dumps([asdict(self.settings), self.seed, slides, *([annotated] if annotated else [])])
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 
@@ -305,7 +305,7 @@ def _inspect(listed: ListedSlide, settings: RegionSettings, annotations: Annotat
             if area_file is None or area is None:
                 return inspected
             cells = _annotated_cells(inspected.source.tissue, area, slide)
-            source = replace(inspected.source, tissue=cells, annotations=area_file.key())
+            source = replace(inspected.source, tissue=cells, annotations=json.dumps(area_file.key()))
             return replace(inspected, source=source)
     except InputError as error:
         return Problem(listed.slide_id, stage, str(error))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.annotations.made import feature, random_polygon, write_geojson
 from tests.parallel.ranks import on_mesh
 
 from longvit.data.problems import read_problems
@@ -61,6 +62,33 @@ def test_vectors_and_records_are_those_of_one_process(tmp_path: Path, slides: An
     assert sorted(again[0].skipped) == ["s0", "s1", "s2", "s4"]
 
 
+def test_annotations_limit_the_strip_of_every_rank(tmp_path: Path, slides: Any) -> None:
+    rng = np.random.default_rng(0)
+    for listed in slides[:2]:
+        write_geojson(tmp_path / "r" / f"{listed.slide_id}.geojson", [feature(random_polygon(rng, 110, 150), "Tumor")])
+    settings = ReadSettings(regions=tmp_path / "r", region_class=("Tumor",))
+    alone = embed_slides(slides[:3], tmp_path / "alone", model(), settings)
+    results = on_mesh(1, 2, _embed, slides[:3], tmp_path / "ranks", settings)
+    plain = embed_slides(slides[:2], tmp_path / "plain", model())
+    for result in results:
+        assert result.done == alone.done == plain.done == ("s0", "s1")
+        assert [(p.slide, p.stage, p.error) for p in result.left_out] == [
+            (
+                "s2",
+                "open",
+                f"{tmp_path / 'r' / 's2.geojson'}: no such file, nor .geojson.gz or .png: the slide has no annotations",
+            )
+        ]
+    for name in ("s0", "s1"):
+        ours, theirs, whole = (
+            read_features(tmp_path / run / FOLDER / f"{name}.h5") for run in ("ranks", "alone", "plain")
+        )
+        assert np.abs(ours - theirs).max() < 1e-5 < np.abs(theirs - whole).max()
+        records = [read_record(tmp_path / run / FOLDER / f"{name}.json") for run in ("ranks", "alone")]
+        assert records[0] == records[1]
+        assert records[0]["canvas"]["regions"]["classes"] == ["Tumor"]
+
+
 def test_a_slide_that_one_rank_alone_cannot_read_is_left_out_by_all(tmp_path: Path, slides: Any) -> None:
     results = on_mesh(1, 2, _embed_with_a_bad_rank, slides[:2], tmp_path / "ranks")
     for result in results:
@@ -76,8 +104,8 @@ def test_more_ranks_than_rows_of_patches_are_refused(tmp_path: Path, slides: Any
     )
 
 
-def _embed(ranks: Ranks, slides: Any, folder: Path) -> Any:
-    return embed_over_ranks(model(), slides, folder, ranks, ReadSettings())
+def _embed(ranks: Ranks, slides: Any, folder: Path, settings: ReadSettings | None = None) -> Any:
+    return embed_over_ranks(model(), slides, folder, ranks, settings or ReadSettings())
 
 
 def _embed_with_a_bad_rank(ranks: Ranks, slides: Any, folder: Path) -> Any:

@@ -46,6 +46,7 @@ def canvas(
     longvit canvas slides/ --side-px 4096
     longvit canvas a.svs b.ndpi --fit pad --out canvases
     longvit canvas cohort.csv --slides-dir /data/slides --workers 4
+    longvit canvas slides/ --regions annotations/ --region-class Tumor
     ```
     """
     from longvit.files import make_folder

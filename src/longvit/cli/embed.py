@@ -59,6 +59,7 @@ def embed(
     longvit embed run/model slides/ --workers 4
     longvit embed run/model slides/ --cluster tcp://scheduler:8786
     longvit embed run/model cohort.csv --slides-dir /data/slides --max-bad-tiles 0
+    longvit embed run/model slides/ --regions annotations/ --region-class Tumor Stroma
     torchrun --nproc-per-node 8 -m longvit embed run/model slides/ --sequence-ranks 8
     ```
     """

@@ -74,6 +74,7 @@ def features(
     longvit features slides/ --out job --encoder longvit:run/model --workers 4
     longvit features slides/ --out job --encoder timm:resnet50.a1_in1k --layout clam
     longvit features cohort.csv --slides-dir /data/slides --out job --encoder hipt:vit256_small_dino.pth
+    longvit features slides/ --out job --regions annotations/ --exclude-class Artefact
     ```
     """
     from longvit.files import make_folder

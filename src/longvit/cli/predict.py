@@ -61,6 +61,7 @@ def predict(
     longvit predict run/model slides/ --cluster tcp://scheduler:8786
     longvit predict run/model cohort.csv --slides-dir /data/slides
     longvit predict run/model slides/ --exclude-qc qc/qc.csv
+    longvit predict run/model slides/ --regions annotations/ --region-class Tumor
     ```
     """
     from longvit.files import make_folder

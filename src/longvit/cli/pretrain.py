@@ -41,6 +41,7 @@ def pretrain(
     longvit pretrain slides/ --recipe dino-longvit-s-1024 --out runs/dino
     longvit pretrain slides/ --recipe dino-tiny --probe labelled.csv --out runs/try
     longvit pretrain tiles/ --ignore-mpp --recipe dino-tiny
+    longvit pretrain slides/ --recipe dino-tiny --regions annotations/ --exclude-class Artefact
     torchrun --nproc-per-node 8 -m longvit pretrain slides/ --recipe dino-longvit-s-1024 --dtype bfloat16
     ```
     """

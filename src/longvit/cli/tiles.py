@@ -42,8 +42,9 @@ def tiles(
     """Find tissue and cut it into tiles: tile coordinates, and an overview image of each slide.
 
     Writes, in `OUT/20x_256px_0px_overlap` (named after the settings), `patches/<slide_id>_patches.h5` in TRIDENT's
-    layout with a `.json` of its provenance, `visualization/<slide_id>.jpg`, and `tiles.csv`. Coordinates are top-left
-    corners in pixels of the largest level. A slide without tissue has no tiles, which is no problem. Finished slides
+    layout with a `.json` of its provenance, `visualization/<slide_id>.jpg`, `tissue/<slide_id>.geojson` (the outline of
+    the tissue for QuPath; edit it and pass the folder as --regions), and `tiles.csv`. Coordinates are top-left corners
+    in pixels of the largest level. A slide without tissue has no tiles, which is no problem. Finished slides
     are skipped when the command is run again. A slide that cannot be read, has no resolution or is smaller than a tile
     becomes a row of `OUT/problems.csv` and exit code 1; the run continues.
 
@@ -53,6 +54,7 @@ def tiles(
     longvit tiles slides/ --out job
     longvit tiles slides/ --out job --tile-px 512 --tile-mpp 0.25 --overlap-px 64
     longvit tiles cohort.csv --slides-dir /data/slides --out job --min-tissue 0.5 --workers 4
+    longvit tiles slides/ --out job --regions annotations/ --region-class Tumor
     ```
     """
     from longvit.files import make_folder

@@ -59,6 +59,7 @@ def train(
     longvit train tcga_ucec.csv --task survival --folds splits/tcga_ucec --slides-dir /data/slides
     longvit train labels.csv --label-column subtype --slides-dir /data/slides --weights longvit-s
     longvit train cohort.csv --exclude-qc qc/qc.csv
+    longvit train cohort.csv --regions annotations/ --region-class Tumor
     torchrun --nproc-per-node 8 -m longvit train cohort.csv --side-px 32768 --sequence-ranks 4
     ```
 

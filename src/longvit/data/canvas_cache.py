@@ -1,9 +1,9 @@
 """Canvas cache: a slide's raster of side_px × side_px as an ordinary tiled TIFF in a folder, made once.
 
-A file's name holds a hash of the slide's content and of every setting that affects the pixels. A changed slide, another
-side or another fit is therefore another file, and cohorts may share the folder. Files are written atomically. Processes
-may share the folder at the same time, also from several machines. Each makes only canvases that no other process has
-leased (`leases`), and waits for the rest.
+A file's name holds a hash of the slide's content, of its annotations, and of every setting that affects the pixels. A
+changed slide, another side or another fit is therefore another file, and cohorts may share the folder. Files are
+written atomically. Processes may share the folder at the same time, also from several machines. Each makes only
+canvases that no other process has leased (`leases`), and waits for the rest.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from longvit.annotations.area_file import AreaFile, find_area_file
+from longvit.annotations.settings import AnnotationSettings
 from longvit.data.cohort import SlideRow
 from longvit.data.problems import Problem
 from longvit.errors import InputError, describe_error
@@ -49,6 +51,8 @@ class CanvasSettings:
     reported."""
     decode: Literal["exact", "reduced"] = "exact"
     """`reduced` lets the JPEG decoder reduce the tiles (`Slide.canvas`)."""
+    annotations: AnnotationSettings = field(default_factory=AnnotationSettings)
+    """Annotations outside of which a canvas is background."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,8 @@ def _make(
     try:
         with open_slide(row.path, mpp=row.mpp, reader=settings.reader) as slide:
             identity = slide.identity()
-            path = folder / canvas_name(row.slide_id, identity, settings)
+            area_file = find_area_file(settings.annotations, row.slide_id)
+            path = folder / canvas_name(row.slide_id, identity, settings, area_file)
             record = _record(path)
             if record is None:
                 with leases.take(path) as is_ours:
@@ -176,7 +181,10 @@ def _make(
                     record = _record(path)  # another process may have finished it meanwhile
                     if record is None:
                         stage, is_new = "read", True
-                        canvas = slide.canvas(settings.side_px, settings.fit, decode=settings.decode, progress=stop)
+                        area = None if area_file is None else area_file.read(slide.bounds)
+                        canvas = slide.canvas(
+                            settings.side_px, settings.fit, decode=settings.decode, progress=stop, area=area
+                        )
                         record = canvas.provenance()
                         stage = "write"
                         write_canvas(canvas, path)
@@ -205,13 +213,15 @@ def _record(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def canvas_name(slide_id: str, identity: str, settings: CanvasSettings) -> str:
+def canvas_name(slide_id: str, identity: str, settings: CanvasSettings, area_file: AreaFile | None = None) -> str:
     """File name of a canvas: `P01_1024px_stretch_0123456789abcdef.tif`."""
     from longvit.slides.resampling import FILTER_NAME
 
-    key_parts = [FILTER_NAME, identity, settings.side_px, settings.fit, settings.reader]
+    key_parts: list[Any] = [FILTER_NAME, identity, settings.side_px, settings.fit, settings.reader]
     if settings.decode != "exact":  # names of exact canvases are those from before this setting
         key_parts.append(settings.decode)
+    if area_file is not None:
+        key_parts.append(area_file.key())
     key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:16]
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in slide_id)[:120]
     return f"{safe}_{settings.side_px}px_{settings.fit}_{key}.tif"

@@ -26,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longvit.annotations.area_file import annotations_fingerprint, check_annotations
 from longvit.data.cohort import Cohort, SlideRow
 from longvit.data.problems import PROBLEMS_CSV, problem_rows, problems_of_rows, write_problems
 from longvit.errors import InputError
@@ -75,10 +76,12 @@ def finetune(
 
     ranks = ranks or ALONE
     cohort, task = prepare_cohort(cohort, settings)
+    check_annotations(settings, [row.slide_id for row in cohort.rows])
     provenance = {
         "cohort": cohort.fingerprint(),
         "answers": labels_digest(cohort, task),
         "classes": list(task.output_names),
+        **annotations_fingerprint(settings, [row.slide_id for row in cohort.rows]),
     }
     folder = RunFolder(out_dir, ranks)
     per_forward = folder.open(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from longvit.annotations.settings import AnnotationSettings
 from longvit.config import check_choices, check_values, convert_paths
 from longvit.errors import InputError
 from longvit.tasks.settings import TaskSettings
@@ -92,7 +93,7 @@ class FinetuneRecipe(TaskSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(TrainingRuntime, FinetuneRecipe):
+class FinetuneSettings(TrainingRuntime, AnnotationSettings, FinetuneRecipe):
     """Fine-tuning of LongViT on a cohort of labelled slides; the defaults are those of the paper's table 6.
 
     >>> import longvit
@@ -148,7 +149,8 @@ class FinetuneSettings(TrainingRuntime, FinetuneRecipe):
         """Settings of the cached canvases."""
         from longvit.data.canvas_cache import CanvasSettings
 
-        return CanvasSettings(self.side_px, self.fit, self.reader, self.max_bad_tiles, self.decode)
+        annotations = AnnotationSettings(**{f.name: getattr(self, f.name) for f in fields(AnnotationSettings)})
+        return CanvasSettings(self.side_px, self.fit, self.reader, self.max_bad_tiles, self.decode, annotations)
 
     def slides_per_forward(self, data_ranks: int = 1) -> int:
         """`forward_batch`, or its default: the largest divisor of batch_size within the limit that the help states.

@@ -84,7 +84,7 @@ def pretrain(
     config = backbone_config(settings)
     folder = RunFolder(out_dir, ranks)
     with ranks.busy("inspects the slides"):
-        regions = find_regions(slides, settings, settings.seed, progress=ranks.is_first)
+        regions = find_regions(slides, settings, settings.seed, annotations=settings, progress=ranks.is_first)
     labelled = None if probe is None else read_probe(probe, settings.global_px)
     per_forward = folder.open(
         {**settings.result_settings(), "regions": regions.fingerprint},

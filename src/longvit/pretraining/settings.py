@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from longvit.annotations.settings import AnnotationSettings
 from longvit.config import check_choices, check_values, convert_paths
 from longvit.dino.settings import DinoSettings
 from longvit.errors import InputError
@@ -51,7 +52,7 @@ class PretrainRecipe(DinoSettings, RegionSettings, CropSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainSettings(TrainingRuntime, PretrainRecipe):
+class PretrainSettings(TrainingRuntime, AnnotationSettings, PretrainRecipe):
     """DINO pretraining of a LongViT on regions of slides; the defaults are those of the paper's table 5.
 
     >>> import longvit

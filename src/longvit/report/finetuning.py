@@ -225,17 +225,20 @@ def _canvases(
     slide_ids: Collection[str], result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings
 ) -> dict[str, Path]:
     """slide_id -> canvas file; empty where canvases are too large to be shown."""
+    from longvit.annotations.area_file import find_area_file
     from longvit.data.canvas_cache import canvas_name
     from longvit.slides.reader import open_slide
 
     if settings.side_px > MAX_HEATMAP_SIDE_PX:
         return {}
     folder = settings.cache_dir or result.folder / "canvases"
+    canvas_settings = settings.canvas()
     paths = {}
     for row in cohort.rows:
         if row.slide_id in slide_ids:
             with suppress(InputError), open_slide(row.path) as slide:  # the file may have been removed since
-                paths[row.slide_id] = folder / canvas_name(row.slide_id, slide.identity(), settings.canvas())
+                area_file = find_area_file(settings, row.slide_id)
+                paths[row.slide_id] = folder / canvas_name(row.slide_id, slide.identity(), canvas_settings, area_file)
     return {slide_id: path for slide_id, path in paths.items() if path.exists()}
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from longvit.annotations.area_file import check_annotations
 from longvit.data.problems import PROBLEMS_CSV, Problem, problem_rows, problems_of_rows, write_problems
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
@@ -25,6 +26,7 @@ from longvit.slide_jobs.run import SlideJobsResult
 from longvit.slides.pixel_reader import BadTile
 
 if TYPE_CHECKING:
+    from longvit.annotations.slide_area import SlideArea
     from longvit.model.longvit import LongViT
     from longvit.parallel import Ranks, ShardedLongViT
     from longvit.slides.canvas import Canvas
@@ -44,6 +46,7 @@ def embed_over_ranks(
     rows = model.config.image_px // model.config.patch_px
     if rows < ranks.sequence_ranks:
         raise InputError(f"--sequence-ranks {ranks.sequence_ranks}: a canvas has only {rows} rows of patches to share")
+    check_annotations(settings or ReadSettings(), [slide.slide_id for slide in slides])
     if ranks.is_first:
         make_folder(out_dir / FOLDER)
         write_problems(out_dir / PROBLEMS_CSV, ())
@@ -96,10 +99,10 @@ def _embed(job: EmbedJob, model: ShardedLongViT, listed: ListedSlide, ranks: Ran
 
     if listed.fault is not None:
         raise SlideFailedError("open", listed.fault)
-    request = job.request(listed)
-    reader = _StripReader(request, model.rows_px(request.side_px))
+    reader = _StripReader(job, listed, model.rows_px(job.side_px))
     try:
         identities = _on_all(ranks, reader.identity)
+        request = reader.request
         digest = job.digest(identities[0], request)
         if ranks.from_all(job.is_finished(listed.slide_id, digest), "sequence")[0]:
             return "skipped"
@@ -138,15 +141,19 @@ def _on_all(ranks: Ranks, step: Callable[[], Any]) -> list[Any]:
 class _StripReader:
     """A slide and the rows of its canvas that this rank reads."""
 
-    def __init__(self, request: ReadRequest, rows: tuple[int, int]) -> None:
-        self.request, self.rows = request, rows
+    request: ReadRequest
+
+    def __init__(self, job: EmbedJob, listed: ListedSlide, rows: tuple[int, int]) -> None:
+        self._job, self._listed, self.rows = job, listed, rows
         self._slide: Slide | None = None
         self._strip: Strip | None = None
+        self._area: SlideArea | None = None
 
     def identity(self) -> str:
         """Opens the slide; returns its content hash."""
         from longvit.slides.reader import open_slide
 
+        self.request = self._job.request(self._listed)
         try:
             settings = self.request.settings
             self._slide = open_slide(self.request.path, mpp=settings.mpp, reader=settings.reader)
@@ -157,9 +164,12 @@ class _StripReader:
     def read(self) -> list[dict[str, Any]]:
         """Reads the strip; returns its unreadable tiles."""
         assert self._slide is not None
+        request = self.request
         try:
+            if request.area is not None:
+                self._area = request.area.read(self._slide.bounds)
             (self._strip,) = self._slide.strips(
-                self.request.side_px, self.request.fit, decode=self.request.settings.decode, rows=self.rows
+                request.side_px, request.fit, decode=request.settings.decode, rows=self.rows, area=self._area
             )
         except Exception as error:
             raise SlideFailedError.from_error("read", error) from error
@@ -173,8 +183,8 @@ class _StripReader:
         assert self._slide is not None
         assert self._strip is not None
         plan = plan_canvas(self._slide, self.request.side_px, self.request.fit)
-        source = source_of(self._slide)
-        return Canvas(self._strip.pixels, plan.placement, plan.level.index, tiles_of(plan), (), source)
+        source, record = source_of(self._slide), None if self._area is None else self._area.record
+        return Canvas(self._strip.pixels, plan.placement, plan.level.index, tiles_of(plan), (), source, record)
 
     def close(self) -> None:
         if self._slide is not None:

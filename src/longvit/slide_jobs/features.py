@@ -25,7 +25,7 @@ from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.progress import Progress
 from longvit.slide_jobs.job import read_record, write_table
-from longvit.slide_jobs.reading import ReadSettings, SlideFailedError
+from longvit.slide_jobs.reading import ReadSettings, SlideFailedError, with_mpp
 from longvit.slide_jobs.run import JobSpec, RunSettings, SlideJobsResult, run
 from longvit.slide_jobs.tile_encoders import TileEncoder, absolute, encoder_name, open_encoder
 from longvit.slide_jobs.tile_process import SILENCE_S, TileProcess
@@ -197,8 +197,8 @@ class FeaturesJob(TiledJob):
         return record.get("digest") == digest and bool(paths) and has_sizes(paths, bag.get("bytes"))
 
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
-        tissue, grid = self.tissue_and_grid(listed, canvas)
-        settings = self.request(listed).settings
+        tiles = self.slide_tiles(listed, canvas)
+        grid, settings = tiles.grid, with_mpp(self.settings, listed.mpp)
         features = self.encode_tiles(TilesRequest(listed.path, grid, settings), listed.slide_id)
         n_bad, n_tiles, most = self.reader.bad_tiles, self.reader.file_tiles, settings.max_bad_tiles
         if most is not None and n_bad > most:
@@ -219,7 +219,7 @@ class FeaturesJob(TiledJob):
         )
         files = [str(path.relative_to(self.folder)) for path in paths]
         return {
-            **self.tiling_record(tissue, grid),
+            **self.tiling_record(tiles),
             "encoder": {"name": self.encoder.name, "digest": self.encoder.digest},
             "features": {
                 "files": files,

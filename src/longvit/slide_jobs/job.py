@@ -11,11 +11,12 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from longvit import __version__
+from longvit.annotations.settings import AnnotationSettings
 from longvit.config import typed
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
@@ -26,6 +27,7 @@ from longvit.slide_jobs.reading import ReadRequest, ReadSettings, SlideFailedErr
 if TYPE_CHECKING:
     from torch import nn
 
+    from longvit.annotations.area_file import AreaFile
     from longvit.model.longvit import LongViT
     from longvit.slides.canvas import Canvas
 
@@ -64,16 +66,28 @@ class SlideJob(ABC):
 
     def request(self, listed: ListedSlide) -> ReadRequest:
         """Read request for the canvas that the slide's result is computed from."""
-        return ReadRequest(listed.path, self.side_px, self.fit, with_mpp(self.settings, listed.mpp))
+        settings = with_mpp(self.settings, listed.mpp)
+        return ReadRequest(listed.path, self.side_px, self.fit, settings, self.area_file(listed))
+
+    def area_file(self, listed: ListedSlide) -> AreaFile | None:
+        """Annotation file of the slide; None without annotations. Raises `SlideFailedError` where it is missing."""
+        from longvit.annotations.area_file import find_area_file
+
+        try:
+            return find_area_file(self.settings, listed.slide_id)
+        except Exception as error:
+            raise SlideFailedError.from_error("open", error) from error
 
     def digest(self, identity: str, request: ReadRequest) -> str:
         """Hash of everything that the result of a slide with this content hash depends on."""
         read = asdict(request.settings)
         if read["decode"] == "exact":  # digests of runs before this setting stay valid
             del read["decode"]
-        return digest_of(
-            verb=self.verb, slide=identity, side_px=request.side_px, fit=request.fit, **read, **self.digest_inputs
-        )
+        for field in fields(AnnotationSettings):  # the content of the annotations decides, not the folder
+            del read[field.name]
+        area = {} if request.area is None else request.area.key()
+        parts = {**read, **area, **self.digest_inputs}
+        return digest_of(verb=self.verb, slide=identity, side_px=request.side_px, fit=request.fit, **parts)
 
     def finish(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
         """Computes the result, writes it, and returns its record.

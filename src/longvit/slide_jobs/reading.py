@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from longvit.annotations.settings import AnnotationSettings
 from longvit.errors import describe_error, is_out_of_memory
 
 if TYPE_CHECKING:
+    from longvit.annotations.area_file import AreaFile
     from longvit.slides.canvas import Canvas
     from longvit.slides.reader import Slide
 
@@ -30,8 +32,8 @@ OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class ReadSettings:
-    """Settings for reading slides.
+class ReadSettings(AnnotationSettings):
+    """Settings for reading slides, and the annotations that limit them.
 
     >>> import longvit
     >>> longvit.ReadSettings(mpp=0.25, max_bad_tiles=0).reader
@@ -58,6 +60,10 @@ class ReadRequest:
     side_px: int
     fit: Literal["stretch", "pad"]
     settings: ReadSettings
+    area: AreaFile | None = None
+    """Annotations of the slide; None: the whole slide."""
+    is_blanked: bool = True
+    """The canvas is background outside the annotated area. False: it shows the whole slide, and tiles are left out."""
     coarsest_mpp: float | None = None
     """Upper limit of µm per canvas pixel: the side grows beyond `side_px` to meet it. Needs a slide with resolution."""
     most_px: int | None = None
@@ -127,6 +133,9 @@ def read(
         if not is_wanted(identity):
             return None
         try:
+            area = None
+            if request.area is not None and request.is_blanked:
+                area = request.area.read(slide.bounds)
             return slide.canvas(
                 side_px,
                 request.fit,
@@ -134,6 +143,7 @@ def read(
                 progress=on_progress,
                 max_bad_tiles=settings.max_bad_tiles,
                 threads=threads,
+                area=area,
             )
         except Exception as error:
             raise SlideFailedError.from_error("read", error) from error

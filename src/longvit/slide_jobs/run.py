@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longvit.annotations.area_file import check_annotations
 from longvit.data.problems import PROBLEMS_CSV, Problem, write_problems
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
@@ -128,6 +129,7 @@ def run(
     disk, no permission), and where another run is active in `out_dir`.
     """
     out_dir, read, settings = make_folder(out_dir), read or ReadSettings(), settings or RunSettings()
+    check_annotations(read, [slide.slide_id for slide in slides])
     make_folder(job.folder)
     with Leases() as leases:
         lease_path = make_folder(out_dir / "work") / f"{job.kind}.claim"
@@ -145,7 +147,7 @@ def run(
         run_json = {
             "job": {"kind": job.kind, **job.arguments},
             "folder": str(job.folder.absolute()),
-            "read": asdict(read),
+            "read": asdict(read) | {"regions": None if read.regions is None else str(Path(read.regions).absolute())},
             "threads": settings.threads or max(1, cpu_count() // settings.workers),
             "device": settings.device,
             "timeout_s": settings.timeout_s,

@@ -3,15 +3,17 @@
     OUT/20x_256px_0px_overlap/patches/<slide_id>_patches.h5   coords int64 (N, 2), with TRIDENT's attributes
     OUT/20x_256px_0px_overlap/patches/<slide_id>.json         provenance: slide, mpp and its source, settings
     OUT/20x_256px_0px_overlap/visualization/<slide_id>.jpg    the slide with outlined tissue and tiles
+    OUT/20x_256px_0px_overlap/tissue/<slide_id>.geojson       the tissue's outline, to be edited in QuPath
     OUT/20x_256px_0px_overlap/tiles.csv                       slide_id, path, coordinates, tiles, tissue_mm2, …
 
-A slide is read once, as a thumbnail. A slide without tissue gets a file with no tiles; this is no problem.
+A slide is read once, as a thumbnail. A slide without tissue gets a file with no tiles; this is no problem. The rules
+for annotations are in `longvit.annotations.slide_area`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from longvit.errors import InputError
 from longvit.figure import not_drawn
 from longvit.files import file_stem, printable
 from longvit.slide_jobs.job import SlideJob, read_record, write_table
-from longvit.slide_jobs.reading import ReadRequest, ReadSettings, SlideFailedError, with_mpp
+from longvit.slide_jobs.reading import ReadRequest, ReadSettings, SlideFailedError
 from longvit.slide_jobs.run import JobSpec, RunSettings, SlideJobsResult, run
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from longvit.slides.tiles import TileGrid, TileSettings
     from longvit.slides.tissue import Tissue, TissueSettings
 
-PATCHES, OVERVIEWS = "patches", "visualization"
+PATCHES, OVERVIEWS, TISSUE = "patches", "visualization", "tissue"
 TABLE = "tiles.csv"
 COLUMNS = ("slide_id", "path", "coordinates", "tiles", "tissue_mm2", "ink_mm2", "n_bad_tiles", "mpp", "mpp_source")
 _THUMBNAIL_PX = 1024
@@ -62,13 +64,14 @@ def tile_slides(
     folder = tile_folder(out_dir, tiles)
     parameters = {"tiles": asdict(tiles), "tissue": asdict(tissue)}
 
-    def coordinates(record: Mapping[str, Any]) -> list[Path]:
-        return [folder / PATCHES / record["coordinates"]]
+    def files(record: Mapping[str, Any]) -> list[Path]:
+        outline = record.get("tissue_outline")  # runs of before have none
+        return [folder / PATCHES / record["coordinates"], *([folder / TISSUE / outline] if outline else [])]
 
     def build() -> TilesJob:
         return TilesJob(folder / PATCHES, tiles, tissue, read_settings)
 
-    job = JobSpec(TilesJob.verb, folder / PATCHES, parameters, coordinates)
+    job = JobSpec(TilesJob.verb, folder / PATCHES, parameters, files)
     result = run(build, job, slides, out_dir, read_settings, run_settings)
     rows = [{name: _column_value(record, name) for name in COLUMNS} for record in result.records]
     write_table(folder / TABLE, COLUMNS, rows)
@@ -86,6 +89,16 @@ def _column_value(record: Mapping[str, Any], name: str) -> Any:
     return record[name]
 
 
+@dataclass(frozen=True)
+class SlideTiles:
+    """Tissue and tiles of one slide."""
+
+    tissue: Tissue
+    grid: TileGrid
+    annotations: Mapping[str, Any] | None
+    """Provenance of the annotations that limited them."""
+
+
 class TiledJob(SlideJob):
     """Slide job on tiles: thumbnail -> tissue -> grid."""
 
@@ -97,24 +110,33 @@ class TiledJob(SlideJob):
         self.digest_inputs = {"tiles": asdict(tiles), "tissue": asdict(tissue)}
 
     def request(self, listed: ListedSlide) -> ReadRequest:
-        """Read request for a thumbnail at least as fine as the tissue mask."""
-        settings = with_mpp(self.settings, listed.mpp)
-        return ReadRequest(listed.path, self.side_px, self.fit, settings, coarsest_mpp=self.tissue.mpp)
+        """Read request for a thumbnail of the whole slide, at least as fine as the tissue mask."""
+        return replace(super().request(listed), is_blanked=False, coarsest_mpp=self.tissue.mpp)
 
-    def tissue_and_grid(self, listed: ListedSlide, canvas: Canvas) -> tuple[Tissue, TileGrid]:
-        """Tissue and tile grid of a slide. Raises `SlideFailedError` for a slide smaller than a tile."""
+    def slide_tiles(self, listed: ListedSlide, canvas: Canvas) -> SlideTiles:
+        """Tissue and tiles of a slide. Raises `SlideFailedError` for a slide smaller than a tile and for damaged
+        annotations."""
         from longvit.slides.tiles import tile_grid
         from longvit.slides.tissue import tissue_of_canvas
 
         assert canvas.source.mpp is not None  # the read request requires it
-        tissue = tissue_of_canvas(canvas, self.tissue)
+        file = self.area_file(listed)
         try:
-            return tissue, tile_grid(tissue, canvas.source.mpp, self.tiles)
+            area = None if file is None else file.read(canvas.placement.bounds)
+        except InputError as error:
+            raise SlideFailedError.from_error("read", error) from error
+        tissue = tissue_of_canvas(canvas, self.tissue)
+        if area is not None and area.tissue is not None:
+            tissue = replace(tissue, mask=area.tissue.inside(*tissue.centres()), ink_mm2=0.0)
+        try:
+            grid = tile_grid(tissue, canvas.source.mpp, self.tiles, None if area is None else area.for_tiles)
         except InputError as error:
             raise SlideFailedError("read", f"{listed.path}: {error}") from error
+        return SlideTiles(tissue, grid, None if area is None else area.record)
 
-    def tiling_record(self, tissue: Tissue, grid: TileGrid) -> dict[str, Any]:
+    def tiling_record(self, tiles: SlideTiles) -> dict[str, Any]:
         """Entries of a record on tissue and tiles."""
+        tissue, grid = tiles.tissue, tiles.grid
         return {
             "tiles": len(grid),
             "places": grid.places,
@@ -125,6 +147,7 @@ class TiledJob(SlideJob):
             "ink_mm2": round(tissue.ink_mm2, 6),
             "glass": tissue.glass,
             "saturation_threshold": tissue.threshold,
+            **({} if tiles.annotations is None else {"regions": dict(tiles.annotations)}),
         }
 
     def attributes(self, canvas: Canvas) -> dict[str, Any]:
@@ -162,24 +185,34 @@ class TilesJob(TiledJob):
         """Path of the slide's overview image."""
         return self.folder.parent / OVERVIEWS / f"{file_stem(slide_id)}.jpg"
 
+    def outline_path(self, slide_id: str) -> Path:
+        """Path of the outline of the slide's tissue."""
+        return self.folder.parent / TISSUE / f"{file_stem(slide_id)}.geojson"
+
     def is_finished(self, slide_id: str, digest: str) -> bool:
-        """True if the record has this digest and both files have the recorded sizes."""
+        """True if the record has this digest and its files have the recorded sizes."""
         record = read_record(self.record_path(slide_id))
-        paths = (self.coordinates_path(slide_id), self.overview_path(slide_id))
+        paths = [self.coordinates_path(slide_id), self.overview_path(slide_id)]
+        if "tissue_outline" in record:
+            paths.append(self.outline_path(slide_id))
         return record.get("digest") == digest and has_sizes(paths, record.get("bytes"))
 
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
+        from longvit.annotations.tissue_outline import write_tissue_outline
         from longvit.slides.tile_overview import draw_tiles
 
-        tissue, grid = self.tissue_and_grid(listed, canvas)
+        tiles = self.slide_tiles(listed, canvas)
+        tissue, grid = tiles.tissue, tiles.grid
         attributes = self.attributes(canvas)
         path = write_coordinates(self.coordinates_path(listed.slide_id), listed.slide_id, grid.coords, attributes)
         title = printable(listed.slide_id)
         with not_drawn() as plot_problems:
             overview = draw_tiles(canvas, tissue, grid, self.overview_path(listed.slide_id), title=title)
-        sizes = [path.stat().st_size, overview.stat().st_size]
+        outline = write_tissue_outline(self.outline_path(listed.slide_id), tissue, listed.slide_id)
+        sizes = [file.stat().st_size for file in (path, overview, outline)]
+        files = {"coordinates": path.name, "tissue_outline": outline.name, "bytes": sizes}
         problem = {"picture_problem": plot_problems[0]} if plot_problems else {}
-        return {**self.tiling_record(tissue, grid), "coordinates": path.name, "bytes": sizes, **problem}
+        return {**self.tiling_record(tiles), **files, **problem}
 
 
 def has_sizes(paths: Sequence[Path], sizes: Any) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from longvit import __version__
 from longvit.errors import InputError, one_line
 from longvit.files import atomic_path, write_text
+from longvit.slides.kept_area import KeptArea
 from longvit.slides.mpp import Mpp
 from longvit.slides.pixel_reader import BadTile, Rgb
 from longvit.slides.placement import Box, Fit, Placement, check_side_and_fit
@@ -75,6 +76,8 @@ class Canvas:
     bad_tiles: tuple[BadTile, ...]
     """Tiles that could not be decoded; they are filled with background."""
     source: CanvasSource
+    area: Mapping[str, Any] | None = None
+    """Provenance of the kept area, outside of which pixels are background; None: the whole slide."""
 
     @property
     def side_px(self) -> int:
@@ -93,6 +96,7 @@ class Canvas:
 
     def provenance(self) -> dict[str, Any]:
         """Everything but the pixels, ready for JSON."""
+        area = {} if self.area is None else {"regions": dict(self.area)}
         return {
             "format": _FORMAT,
             "format_version": _FORMAT_VERSION,
@@ -104,6 +108,7 @@ class Canvas:
             "level": self.level,
             "tiles": self.tiles,
             "bad_tiles": [asdict(tile) for tile in self.bad_tiles],
+            **area,
         }
 
 
@@ -116,6 +121,7 @@ def canvas(
     progress: Callable[[int, int], None] | bool | None = None,
     max_bad_tiles: int | None = None,
     threads: int | None = None,
+    area: KeptArea | None = None,
 ) -> Canvas:
     """The whole slide (its bounds) as a uint8 RGB raster of side_px × side_px, streamed from the best level.
 
@@ -125,6 +131,7 @@ def canvas(
     - `decode`: "exact", or "reduced" (faster for JPEG tiles, a few grey levels off; see `plan_canvas`).
     - `progress`: True for a bar (log lines without a terminal), or a function of (tiles done, total tiles).
     - `max_bad_tiles`: more unreadable tiles than this raise an error; by default they are filled and counted.
+    - `area`: pixels outside it are background.
 
     Raises `InputError` for a slide with a side under 32 px, an unknown fit, a side that is not a positive whole number,
     and a slide without a readable tile.
@@ -133,10 +140,11 @@ def canvas(
     plan = plan_canvas(slide, side_px, fit, decode)
     bar = _Bar(f"read {slide.path.name}", tiles_of(plan)) if progress is True else nullcontext(progress or None)
     with bar as call:
-        strips = planned_strips(slide, plan, threads=threads, progress=call or None, max_bad_tiles=max_bad_tiles)
-        (whole,) = strips
-    source = source_of(slide, plan.level.reduction)
-    return Canvas(whole.pixels, plan.placement, plan.level.index, tiles_of(plan), whole.bad_tiles, source)
+        (whole,) = planned_strips(
+            slide, plan, threads=threads, progress=call or None, max_bad_tiles=max_bad_tiles, area=area
+        )
+    source, record = source_of(slide, plan.level.reduction), None if area is None else area.record
+    return Canvas(whole.pixels, plan.placement, plan.level.index, tiles_of(plan), whole.bad_tiles, source, record)
 
 
 def source_of(slide: Slide, reduction: int = 1) -> CanvasSource:
@@ -213,7 +221,8 @@ def _canvas_of(pixels: NDArray[np.uint8], record: dict[str, Any]) -> Canvas:
     if pixels.shape != (placement.side_px, placement.side_px, 3):
         raise ValueError(f"its pixels have shape {pixels.shape}, its record says {placement.side_px} px a side")
     bad = tuple(BadTile(**tile) for tile in record["bad_tiles"])
-    return Canvas(pixels, placement, record["level"], record["tiles"], bad, CanvasSource(**slide))
+    area = record.get("regions")
+    return Canvas(pixels, placement, record["level"], record["tiles"], bad, CanvasSource(**slide), area)
 
 
 def tiles_of(plan: CanvasPlan) -> int:

@@ -27,6 +27,7 @@ from longvit.slides.reader_selection import Opened, ReaderName, open_with_best_r
 
 if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
+    from longvit.slides.kept_area import KeptArea
     from longvit.slides.strips import Decode, Strip
 
 
@@ -246,6 +247,7 @@ class Slide:
         progress: Callable[[int, int], None] | bool | None = None,
         max_bad_tiles: int | None = None,
         threads: int | None = None,
+        area: KeptArea | None = None,
     ) -> Canvas:
         """The whole slide as a square raster; see `longvit.slides.canvas.canvas`.
 
@@ -257,7 +259,14 @@ class Slide:
         from longvit.slides.canvas import canvas
 
         return canvas(
-            self, side_px, fit, decode=decode, progress=progress, max_bad_tiles=max_bad_tiles, threads=threads
+            self,
+            side_px,
+            fit,
+            decode=decode,
+            progress=progress,
+            max_bad_tiles=max_bad_tiles,
+            threads=threads,
+            area=area,
         )
 
     def strips(
@@ -269,6 +278,7 @@ class Slide:
         rows: tuple[int, int] | None = None,
         strip_px: int | None = None,
         threads: int | None = None,
+        area: KeptArea | None = None,
     ) -> Iterator[Strip]:
         """The canvas, or its rows [first, end), top to bottom; see `longvit.slides.strips.canvas_strips`.
 
@@ -279,7 +289,9 @@ class Slide:
         """
         from longvit.slides.strips import canvas_strips
 
-        return canvas_strips(self, side_px, fit, decode=decode, rows=rows, strip_px=strip_px, threads=threads)
+        return canvas_strips(
+            self, side_px, fit, decode=decode, rows=rows, strip_px=strip_px, threads=threads, area=area
+        )
 
 
 def _closed_slide(path: str, mpp: float | None, reader: ReaderName) -> Slide:

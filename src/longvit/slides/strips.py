@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from longvit.errors import InputError
 from longvit.processes.cpu_count import cpu_count
+from longvit.slides.kept_area import KeptArea, blank_outside
 from longvit.slides.pixel_reader import BadTile, Block, Level, fill
 from longvit.slides.placement import Fit, Placement
 from longvit.slides.resampling import CHUNK_PX, Axis, reduce_block, reduce_rows
@@ -133,14 +134,15 @@ def canvas_strips(
     memory_bytes: int = MEMORY_BYTES,
     progress: ProgressCall | None = None,
     max_bad_tiles: int | None = None,
+    area: KeptArea | None = None,
 ) -> Iterator[Strip]:
     """Yields the canvas, or its rows [first, end), as strips of `strip_px` rows (default: all at once).
 
     The last strip may be lower. `decode`: see `plan_canvas`. `threads`: decoding threads (default: the CPUs of this
     process; 1: no extra thread).
     `progress(done, total)` is called with counts of tiles from the caller's thread. More than `max_bad_tiles`
-    unreadable tiles raise an `InputError` at once; a whole canvas without a readable tile raises it at its end. Closing
-    the generator early stops its threads.
+    unreadable tiles raise an `InputError` at once; a whole canvas without a readable tile raises it at its end. Pixels
+    outside `area` are background. Closing the generator early stops its threads.
     """
     yield from planned_strips(
         slide,
@@ -151,6 +153,7 @@ def canvas_strips(
         memory_bytes=memory_bytes,
         progress=progress,
         max_bad_tiles=max_bad_tiles,
+        area=area,
     )
 
 
@@ -164,13 +167,14 @@ def planned_strips(
     memory_bytes: int = MEMORY_BYTES,
     progress: ProgressCall | None = None,
     max_bad_tiles: int | None = None,
+    area: KeptArea | None = None,
 ) -> Iterator[Strip]:
     """The strips of a canvas with a known plan; arguments as in `canvas_strips`."""
     side_px = plan.placement.side_px
     first, end = rows or (0, side_px)
     if not 0 <= first < end <= side_px:
         raise InputError(f"rows {first} to {end} are outside a canvas of {side_px} rows")
-    builder = _StripBuilder(slide, plan, first, end, strip_px or end - first)
+    builder = _StripBuilder(slide, plan, first, end, strip_px or end - first, area)
     narrow = _narrow_rows(slide, plan, builder.image_rows, threads or cpu_count(), memory_bytes)
     done, total = 0, sum(plan.tiles_in(*tile_row) for tile_row in builder.tile_rows)
     n_bad = bad_px = 0
@@ -198,7 +202,9 @@ def planned_strips(
 class _StripBuilder:
     """Converts narrow rows of the level into canvas rows and cuts them into strips."""
 
-    def __init__(self, slide: Slide, plan: CanvasPlan, first: int, end: int, strip_px: int) -> None:
+    def __init__(
+        self, slide: Slide, plan: CanvasPlan, first: int, end: int, strip_px: int, area: KeptArea | None
+    ) -> None:
         self.plan, self.side_px, self.background = plan, plan.placement.side_px, slide.background
         box = plan.placement.image_box
         self.left, self.top = int(box.x), int(box.y)
@@ -207,7 +213,7 @@ class _StripBuilder:
         self.image_rows = (low, high)
         """Requested rows of the image box (0 at its top)."""
         self.tile_rows = plan.tile_rows(low, high) if high > low else []
-        self.first, self.end, self.strip_px = first, end, strip_px
+        self.first, self.end, self.strip_px, self.area = first, end, strip_px, area
         self.y = first
         """Next canvas row."""
         self.made = low
@@ -265,6 +271,8 @@ class _StripBuilder:
             if at + count == len(self.strip):
                 strip, self.strip = self.strip, None
                 bad, self.bad = tuple(self.bad), []
+                if self.area is not None:
+                    blank_outside(strip, self.strip_from, self.plan.placement, self.area, self.background)
                 yield Strip(self.strip_from, strip, bad)
 
 

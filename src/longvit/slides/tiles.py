@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvit.errors import InputError
+from longvit.slides.kept_area import KeptPoints
 from longvit.slides.mpp import Mpp
 from longvit.slides.tissue import Tissue
 
@@ -77,8 +78,10 @@ class TileGrid:
         return len(self.coords)
 
 
-def tile_grid(tissue: Tissue, mpp: Mpp, settings: TileSettings | None = None) -> TileGrid:
-    """Tiles within `tissue.bounds` that have enough tissue; there may be none.
+def tile_grid(
+    tissue: Tissue, mpp: Mpp, settings: TileSettings | None = None, area: KeptPoints | None = None
+) -> TileGrid:
+    """Tiles within `tissue.bounds` that have enough tissue, and their centre in `area`; there may be none.
 
     `mpp`: µm per level-0 px of the slide. A remainder of the slide to the right of and below the last whole tile is not
     covered. Raises `InputError` for a slide that is smaller than one tile, or much coarser than the tiles.
@@ -102,10 +105,11 @@ def tile_grid(tissue: Tissue, mpp: Mpp, settings: TileSettings | None = None) ->
         )
     x = bounds.x + np.arange(columns) * (step_um / mpp.x)
     y = bounds.y + np.arange(rows) * (step_um / mpp.y)
+    is_inside = True if area is None else area.inside(x + width / 2, y + height / 2).ravel()
     x, y = (axis.ravel() for axis in np.meshgrid(x, y))
     fraction = tissue.share(x, y, width, height)
     # A tile that is all tissue has a fraction of 1 up to rounding.
-    kept = fraction >= settings.min_tissue - 1e-9
+    kept = (fraction >= settings.min_tissue - 1e-9) & is_inside
     coords = np.stack([np.rint(x[kept]), np.rint(y[kept])], axis=1).astype(np.int64)
     return TileGrid(coords, fraction[kept].astype(np.float32), width, height, columns * rows, settings, mpp)
 

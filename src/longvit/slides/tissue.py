@@ -90,6 +90,12 @@ class Tissue:
     def area_mm2(self) -> float:
         return float(self.mask.sum()) * self.px_um[0] * self.px_um[1] * 1e-6
 
+    def centres(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Centres of the mask's columns (x) and rows (y), in level-0 px."""
+        height, width = self.mask.shape
+        x = self.bounds.x + (np.arange(width) + 0.5) * (self.bounds.width / width)
+        return x, self.bounds.y + (np.arange(height) + 0.5) * (self.bounds.height / height)
+
     def share(self, x_level0_px: Any, y_level0_px: Any, width_px: float, height_px: float) -> NDArray[np.float64]:
         """Tissue fraction (0 … 1) in rectangles with these corners (arrays) and this size, in level-0 px.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from longvit.annotations.settings import AnnotationSettings
 from longvit.errors import InputError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -27,8 +28,12 @@ class RuntimeSettings:
     """Minutes between checkpoints within an epoch; one more is written after every epoch."""
 
     def result_settings(self) -> dict[str, Any]:
-        """Settings that decide the result, as JSON values: every field that no class of runtime settings declares."""
-        kinds = [kind for kind in type(self).__mro__ if is_dataclass(kind) and not issubclass(kind, RuntimeSettings)]
+        """Settings that decide the result, as JSON values: every field that no class of runtime settings declares.
+
+        Annotations are not among them: their content decides, which a run stores as a hash.
+        """
+        others = (RuntimeSettings, AnnotationSettings)
+        kinds = [kind for kind in type(self).__mro__ if is_dataclass(kind) and not issubclass(kind, others)]
         names = {field.name for kind in kinds for field in fields(kind)}
         return {field.name: _json_value(getattr(self, field.name)) for field in fields(self) if field.name in names}
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from tests.slides.slide_files import pyramid, tissue, write_jpeg, write_svs
+from tests.annotations.made import feature, rectangle, write_geojson
+from tests.slides.slide_files import pyramid, tissue, write_jpeg, write_scn, write_svs
 from tests.small_slides import write_slide
 
+from longvit.annotations.settings import AnnotationSettings
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.pretraining.regions.region_reader import RegionReader, read_region
@@ -260,3 +262,28 @@ def test_a_small_field_that_is_all_tissue_is_taken_whole(tmp_path: Path) -> None
 def test_settings_that_make_no_sense_are_named(settings: dict[str, object], text: str) -> None:
     with pytest.raises(InputError, match=text):
         RegionSettings(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tissue_only", [False, True])
+def test_centres_of_regions_are_inside_the_annotations(tmp_path: Path, tissue_only: bool) -> None:
+    """A hole, an offset of the scanned area, and an area of 0.1 % of the slide, which a coarse grid would miss."""
+    pixels = tissue(1200, 900, 600, 900)
+    path = write_scn(tmp_path / "a.scn", pyramid(pixels, 2), 104, 52, (1400, 1000))
+    settings = RegionSettings(region_px=(40, 60), per_slide=200, mpp=0.5, tissue=tissue_only)
+    bounds = Box(104, 52, 1200, 900)
+    for outer, hole in [((300, 200, 800, 700), (400, 300, 700, 600)), ((500, 400, 530, 430), None)]:
+        rings = [*rectangle(*outer), *([] if hole is None else rectangle(*hole))]
+        write_geojson(tmp_path / "r" / "a.geojson", [feature(rings, "Tumor"), feature(rectangle(0, 0, 9, 9), "Other")])
+        annotations = AnnotationSettings(regions=tmp_path / "r", region_class=("Tumor",))
+        regions = find_regions(listed(path), settings, annotations=annotations, progress=False)
+        centres = np.array([(x + w / 2, y + h / 2) for _, x, y, w, h in boxes(regions)]) - (bounds.x, bounds.y)
+        margin = max(outer[2] - outer[0], 60) / 512 + 1  # a cell, and whole pixels
+        low, high = np.array(outer[:2]) - margin, np.array(outer[2:]) + margin
+        assert ((centres >= low) & (centres <= high)).all()
+        if hole is not None:
+            inner, outside = np.array(hole[:2]) + margin, np.array(hole[2:]) - margin
+            assert not ((centres > inner) & (centres < outside)).all(1).any()
+            assert len(np.unique((centres // 100).astype(int), axis=0)) > 12  # all around
+        assert regions.fingerprint != find_regions(listed(path), settings, progress=False).fingerprint
+    with pytest.raises(InputError, match=r"b.geojson: no such file|--regions .*: no file of any slide"):
+        find_regions([ListedSlide("b", path)], settings, annotations=annotations, progress=False)

@@ -24,12 +24,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from longvit.annotations.area_file import check_annotations, find_area_file
+from longvit.annotations.settings import AnnotationSettings
 from longvit.data.problems import Problem
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError, describe_error
 from longvit.progress import Progress
 
 if TYPE_CHECKING:
+    from longvit.annotations.slide_area import SlideArea
     from longvit.slides.mpp import Mpp
     from longvit.slides.reader import Slide
 
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 _TOLERANCE = 0.05
 # Side of the thumbnail for tissue detection: one pixel of it is some 50 µm of a large slide, a region 512.
 _THUMBNAIL_PX = 512
+# Cells along each side of the extent of an annotated area.
+_CELLS = 512
 # A slide is checked for being blank where that costs no more than decoding this many pixels.
 _BLANK_CHECK_PX = 2**22
 _THREADS = 4
@@ -102,15 +107,17 @@ class Region:
 
 
 @dataclass(frozen=True)
-class TissueCells:
-    """Tissue mask over the scanned area of a slide, one bit for each of rows × columns cells."""
+class CentreCells:
+    """Cells of a slide in which centres of regions are drawn, one bit for each of rows × columns cells."""
 
     rows: int
     columns: int
     bits: bytes
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    """Area of the cells: left, top, width, height, as fractions of the scanned area."""
 
     def cells(self) -> NDArray[np.int64]:
-        """Numbers of the cells with tissue, row by row."""
+        """Numbers of the cells that are used, row by row."""
         return np.flatnonzero(np.unpackbits(np.frombuffer(self.bits, np.uint8)))
 
 
@@ -133,8 +140,10 @@ class RegionSource:
     """Pixels of `level` per pixel of a region, along x and y; below 1 the slide is enlarged."""
     sides_px: tuple[int, int]
     """Smallest and largest side of its regions: those of the settings, or smaller ones that fit."""
-    tissue: TissueCells | None = None
+    tissue: CentreCells | None = None
     """Cells in which region centres are drawn; None: anywhere."""
+    annotations: str = ""
+    """Everything that the annotated area depends on (`AreaFile.key`, as JSON); "": the whole slide."""
 
     def region(self, number: int, seed: int, draw: int = 0) -> Region:
         """Region `number`; another `draw` (an epoch) gives another region."""
@@ -150,7 +159,11 @@ class RegionSource:
         else:
             cells = self.tissue.cells()
             row, column = divmod(int(cells[rng.integers(len(cells))]), self.tissue.columns)
-            relative = (column + offset[0]) / self.tissue.columns, (row + offset[1]) / self.tissue.rows
+            left, top, width, height = self.tissue.box
+            relative = (
+                left + width * ((column + offset[0]) / self.tissue.columns),
+                top + height * ((row + offset[1]) / self.tissue.rows),
+            )
             centre = [r * size for r, size in zip(relative, self.size_px, strict=True)]
             corner = [
                 min(max(0, round(c - box / 2)), size - box)
@@ -180,7 +193,8 @@ class Regions:
     def fingerprint(self) -> str:
         """16 hex digits that identify the regions: the slides' content, the settings, the seed."""
         slides = [[s.slide_id, s.identity, s.level, s.scale, s.sides_px] for s in self.sources]
-        key = json.dumps([asdict(self.settings), self.seed, slides])
+        annotated = [source.annotations for source in self.sources if source.annotations]
+        key = json.dumps([asdict(self.settings), self.seed, slides, *([annotated] if annotated else [])])
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 
     def region(self, index: int, epoch: int = 0) -> Region:
@@ -198,9 +212,17 @@ class Regions:
 
 
 def find_regions(
-    slides: Sequence[ListedSlide], settings: RegionSettings, seed: int = 0, *, progress: bool = True
+    slides: Sequence[ListedSlide],
+    settings: RegionSettings,
+    seed: int = 0,
+    *,
+    annotations: AnnotationSettings | None = None,
+    progress: bool = True,
 ) -> Regions:
     """Opens every slide and determines the area of its regions; with `settings.tissue` each slide is read once.
+
+    With `annotations`, the centre of a region is in a cell whose centre is in the annotated area. There are 512 × 512
+    cells over its extent. A region at the border of the slide is moved inwards.
 
     A slide is left out with a `Problem` where it cannot be opened, has no resolution, is too small, or shows no tissue
     where tissue is required. A slide smaller than the largest region gives smaller regions, as long as half the
@@ -208,6 +230,8 @@ def find_regions(
     """
     # Without the further fields of a run's settings: these are sent to other processes and enter a fingerprint.
     settings = RegionSettings(**{field.name: getattr(settings, field.name) for field in fields(RegionSettings)})
+    annotations = annotations or AnnotationSettings()
+    check_annotations(annotations, [slide.slide_id for slide in slides])
     sources: list[RegionSource] = []
     problems: list[Problem] = []
     problem_lines: list[tuple[Path, str]] = []
@@ -217,7 +241,7 @@ def find_regions(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="slides") as pool,
     ):
         try:
-            outcomes = pool.map(lambda listed: _inspect(listed, settings), slides)
+            outcomes = pool.map(lambda listed: _inspect(listed, settings, annotations), slides)
             for listed, outcome in zip(slides, outcomes, strict=True):
                 if isinstance(outcome, Problem):
                     problems.append(outcome)
@@ -260,7 +284,7 @@ class _Inspected:
     notes: tuple[str, ...]
 
 
-def _inspect(listed: ListedSlide, settings: RegionSettings) -> _Inspected | Problem:
+def _inspect(listed: ListedSlide, settings: RegionSettings, annotations: AnnotationSettings) -> _Inspected | Problem:
     """Opens a slide of the list. Any error, of whatever type a decoder raises, leaves this slide out."""
     from longvit.slides.reader import open_slide
 
@@ -268,6 +292,7 @@ def _inspect(listed: ListedSlide, settings: RegionSettings) -> _Inspected | Prob
     try:
         if listed.fault is not None:
             raise InputError(listed.fault)
+        area_file = find_area_file(annotations, listed.slide_id)
         known_mpp = settings.mpp if listed.mpp is None else listed.mpp
         with open_slide(listed.path, mpp=known_mpp, reader=settings.reader) as slide:
             identity = slide.identity()
@@ -275,7 +300,13 @@ def _inspect(listed: ListedSlide, settings: RegionSettings) -> _Inspected | Prob
             mpp = _mpp(slide, settings)
             source, notes = _place(listed, slide, identity, mpp, settings)
             stage = "read"
-            return _check_tissue(source, notes, slide, mpp, settings)
+            area = None if area_file is None else area_file.read(slide.bounds)
+            inspected = _check_tissue(source, notes, slide, mpp, settings)
+            if area_file is None or area is None:
+                return inspected
+            cells = _annotated_cells(inspected.source.tissue, area, slide)
+            source = replace(inspected.source, tissue=cells, annotations=json.dumps(area_file.key()))
+            return replace(inspected, source=source)
     except InputError as error:
         return Problem(listed.slide_id, stage, str(error))
     except Exception as error:
@@ -342,8 +373,7 @@ def _check_tissue(
         mask = _tissue(slide.canvas(_THUMBNAIL_PX, threads=1).pixels, slide, mpp)
         if not mask.any():
             raise InputError(f"{slide.path}: no tissue found; leave the slide out, or do not require tissue")
-        cells = TissueCells(mask.shape[0], mask.shape[1], np.packbits(mask).tobytes())
-        return _Inspected(replace(source, tissue=cells), notes)
+        return _Inspected(replace(source, tissue=_cells(mask)), notes)
     level, bounds = slide.levels[-1], slide.bounds
     if slide.reader != "image" and level.size_px[0] * level.size_px[1] <= _BLANK_CHECK_PX:
         size_px = (max(1, int(side / level.downsample)) for side in (bounds.width, bounds.height))
@@ -351,6 +381,39 @@ def _check_tissue(
         if not _tissue(pixels, slide, mpp).any():
             notes = (*notes, f"{slide.path}: no tissue found, so its regions are empty")
     return _Inspected(source, notes)
+
+
+def _cells(mask: NDArray[np.bool_], box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)) -> CentreCells:
+    return CentreCells(mask.shape[0], mask.shape[1], np.packbits(mask).tobytes(), box)
+
+
+def _annotated_cells(tissue: CentreCells | None, area: SlideArea, slide: Slide) -> CentreCells:
+    """Cells over the extent of the annotated area whose centres are in it, and on tissue where that is required."""
+    bounds, n = slide.bounds, _CELLS
+    middles = (np.arange(n) + 0.5) / n
+    left, top, right, bottom = area.extent(bounds)
+    width, height = right - left, bottom - top
+    x, y = left + middles * width, top + middles * height
+    inside = area.inside(x, y)
+    u, v = (x - bounds.x) / bounds.width, (y - bounds.y) / bounds.height
+    if tissue is not None:
+        mask = np.zeros(tissue.rows * tissue.columns, bool)
+        mask[tissue.cells()] = True
+        row = (v * tissue.rows).astype(int).clip(0, tissue.rows - 1)
+        column = (u * tissue.columns).astype(int).clip(0, tissue.columns - 1)
+        inside &= mask.reshape(tissue.rows, tissue.columns)[np.ix_(row, column)]
+    if not inside.any():
+        on_tissue = " with tissue" if tissue is not None else ""
+        raise InputError(f"{slide.path}: its annotations have no area{on_tissue} in which a region could be centred")
+    return _cells(
+        inside,
+        (
+            (left - bounds.x) / bounds.width,
+            (top - bounds.y) / bounds.height,
+            width / bounds.width,
+            height / bounds.height,
+        ),
+    )
 
 
 def _tissue(pixels: NDArray[np.uint8], slide: Slide, mpp: Mpp) -> NDArray[np.bool_]:

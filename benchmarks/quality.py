@@ -2,18 +2,19 @@
 
     python benchmarks/quality.py [--every N] [--save]      (ten minutes; --every 4: a quarter of the fields)
 
-Each field is measured as it is and with one synthetic damage (`slide_damage.py`). The AUC compares the measure's score
-on damaged fields with that on undamaged ones, over all fields of all sources. `found` and `false`: fractions of damaged
+Each field is measured as it is and with one synthetic damage (`slide_damage.py`). `auc` compares the
+scores of damaged and undamaged fields, over all fields of all sources. `found` and `false` are the fractions of damaged
 and undamaged fields beyond the measure's limit. Folds need tissue: fields with less than half are left out there.
 Folds, bubbles and pen are drawn on fields with half the pixels a side, which saves time.
 
 - `example`: 740 px fields of examples/CMU-1-Small-Region.svs, 0.499 µm/px
-- `colon`: 40 fields of 448 px, about 1.1 µm/px; `osteosarcoma`: 60 of 1,024 px, about 1 µm/px; `breast`: 12 of 1,024 px,
-  about 0.7 µm/px. Their resolutions are estimates. They lie in ../shared/slides; without it, the example alone is used.
+- `colon`: 40 fields of 448 px, about 1.1 µm/px; `osteosarcoma`: 60 of 1,024 px, about 1 µm/px; `breast`: 12 of
+  1,024 px, about 0.7 µm/px. Their resolutions are estimates. The files are below ../shared/slides; without
+  it, the example alone is used.
 
-The limits of the measures were chosen with these fields, so the numbers are not those of an independent test. Seconds
-are CPU seconds of one process for the measures of a slide, without reading: on the example, and on an overview of 2,048
-px a side, the largest there is.
+The limits of the measures were chosen with these fields, so the numbers are not those of an independent test. The
+last rows are CPU seconds of the measures of a slide, without reading: the example, and an overview of 2,048 px a side,
+the largest there is.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from side_by_side import HERE, report
 from sklearn.metrics import roc_auc_score
-from slide_damage import INKS, blur, bubble, fold, pen
 
 from longvit.quality.bubbles import find_bubbles
 from longvit.quality.focus import SHARP, probe_focus
@@ -41,6 +40,8 @@ from longvit.quality.pen import find_pen
 from longvit.slides.mpp import Mpp
 from longvit.slides.placement import Box
 from longvit.slides.reader import open_slide
+from side_by_side import HERE, report
+from slide_damage import INKS, blur, bubble, fold, pen
 
 EXAMPLE = HERE.parent / "examples" / "CMU-1-Small-Region.svs"
 SHARED = HERE.parents[1] / "shared" / "slides"
@@ -177,7 +178,8 @@ def table(fields: list[Field], only: str = "") -> dict[str, Any]:
         rows[name] = compare(used, clean[score], score, damage)
         row = rows[name]
         print(
-            f"{name:12} AUC {row['auc']:.3f}  found {row['found']:.2f}  false {row['false']:.2f}  {row['auc_by_source']}",
+            f"{name:12} AUC {row['auc']:.3f}  found {row['found']:.2f}  false {row['false']:.2f}",
+            row["auc_by_source"],
             flush=True,
         )
     return rows

@@ -1,4 +1,4 @@
-"""The measures of quality: damage of a real slide is told from the slide, and each kind from the others."""
+"""The measures of quality: damage of a real slide is found, and each kind is distinguished from the others."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def damage() -> ModuleType:
 
 @cache
 def field() -> np.ndarray:
-    """Tissue of the example slide without the follicle, whose keratin lies in bands: 1,000 × 980 px."""
+    """Tissue of the example slide without the follicle, whose keratin has bands: 1,000 × 980 px."""
     with open_slide(EXAMPLE_SLIDE) as slide:
         return slide.read_region(640, 1980, 0, 1000, 980)
 

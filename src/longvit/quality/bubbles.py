@@ -1,8 +1,8 @@
 """Air bubbles under the cover slip: smooth areas inside a closed grey rim.
 
-The rim refracts light of every colour, so it absorbs all channels about equally, which no stain does: haematoxylin
-absorbs blue 0.4 times as much as green, and eosin absorbs hardly any red (Ruifrok and Johnston 2001). Inside, the
-tissue is out of focus and has little texture.
+The rim refracts light of every colour, so it darkens all channels about equally. No stain does: haematoxylin absorbs
+blue 0.4 times as much as green, eosin hardly any red (Ruifrok and Johnston 2001). Inside, the tissue is out of focus
+and has little texture.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Folds of the tissue: long bands that are denser than the tissue on both sides.
 
-Where tissue lies in two or three layers, its optical densities add up, in every channel. Earlier rules threshold the
+Where tissue has two or three layers, its optical densities add up, in every channel. Earlier rules threshold the
 difference of saturation and intensity of single pixels (Bautista and Yagi 2009; Kothari et al. 2013); dense glands and
 bone pass those too. Here the second derivative of the mean optical density across a band is averaged along 320 µm, in
 twelve directions. It is divided by the median density of the slide's tissue, so pale and dark stains are alike.

@@ -2,15 +2,17 @@
 
     python benchmarks/quality.py [--every N] [--save]      (ten minutes; --every 4: a quarter of the fields)
 
-Each field is measured as it is and with one synthetic damage (`slide_damage.py`). `auc` compares the
+Each field is measured as it is and with one synthetic damage (see slide_damage). `auc` compares the
 scores of damaged and undamaged fields, over all fields of all sources. `found` and `false` are the fractions of damaged
 and undamaged fields beyond the measure's limit. Folds need tissue: fields with less than half are left out there.
-Folds, bubbles and pen are drawn on fields with half the pixels a side, which saves time.
+Folds, bubbles and pen are drawn on fields reduced to about 4 µm/px, which saves time.
 
 - `example`: 740 px fields of examples/CMU-1-Small-Region.svs, 0.499 µm/px
-- `colon`: 40 fields of 448 px, about 1.1 µm/px; `osteosarcoma`: 60 of 1,024 px, about 1 µm/px; `breast`: 12 of
-  1,024 px, about 0.7 µm/px. Their resolutions are estimates. The files are below ../shared/slides; without
-  it, the example alone is used.
+- `colon`: 40 fields of 448 px, about 1.1 µm/px
+- `osteosarcoma`: 60 fields of 1,024 px, about 1 µm/px
+- `breast`: 12 fields of 1,024 px, about 0.7 µm/px
+
+Their resolutions are estimates. The files are below ../shared/slides; without it, the example alone is used.
 
 The limits of the measures were chosen with these fields, so the numbers are not those of an independent test. The
 last rows are CPU seconds of the measures of a slide, without reading: the example, and an overview of 2,048 px a side,
@@ -58,9 +60,10 @@ class Field:
     um_per_px: float
     pixels: NDArray[np.uint8]
 
-    def halved(self) -> Field:
-        """The field with half the pixels a side, still much finer than an overview."""
-        return Field(self.source, 2 * self.um_per_px, np.asarray(Image.fromarray(self.pixels).reduce(2)))
+    def coarse(self) -> Field:
+        """The field at about 4 µm/px, half that of an overview."""
+        step = max(1, round(4 / self.um_per_px))
+        return Field(self.source, step * self.um_per_px, np.asarray(Image.fromarray(self.pixels).reduce(step)))
 
 
 def example_fields() -> list[Field]:
@@ -155,7 +158,7 @@ def compare(
 
 def table(fields: list[Field], only: str = "") -> dict[str, Any]:
     """A row per damage whose name contains `only`; printed as it is measured."""
-    coarse = [field.halved() for field in fields]
+    coarse = [field.coarse() for field in fields]
     damages: dict[str, tuple[Score, Callable[[Field, np.random.Generator], Any]]] = {
         f"blur {sigma:g} px": (blur_score, lambda field, _, sigma=sigma: blur(field.pixels, sigma))
         for sigma in SIGMAS_PX

@@ -90,6 +90,7 @@ def test_a_fold_is_found_and_is_no_bubble(seed: int) -> None:
     assert find_folds(overview).score > 1
     assert find_folds(overview).share > 0.02
     assert find_bubbles(overview).share == 0
+    assert find_folds(overview, apart=find_folds(overview).mask).share == 0  # under pen it is no fold
 
 
 @pytest.mark.parametrize("seed", TRIALS)

@@ -24,5 +24,5 @@ def test_limits_of_warning_and_failure_are_inclusive() -> None:
 
 def test_the_worst_reason_comes_first_and_a_worse_slide_sorts_first() -> None:
     both = verdict_of(5.0, Focus(-1.0, 0.9, 10), {"folds": 0.05, "pen": 0.4}, 0)
-    assert both.reasons == ("90 % of 10 probes out of focus", "pen on 40 % of the tissue", "folds on 5 % of the tissue")
+    assert both.reasons == ("9 of 10 probes out of focus", "pen on 40 % of the tissue", "folds on 5 % of the tissue")
     assert both.badness > verdict_of(5.0, SHARP, {"pen": 0.4}, 0).badness

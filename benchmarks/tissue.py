@@ -2,9 +2,9 @@
 
     python benchmarks/tissue.py [--save] [--draw FOLDER]      (half a minute)
 
-The outlines are in tests/quality/tissue_polygons.json, with the convention that they follow: 6 fields of the example
-slide, 15 of osteosarcoma with glass or loose tissue, and two whole sections (breast, CPTAC) in ../shared/slides. The
-resolutions of all but the example are estimates.
+The outlines are in tests/quality/tissue_polygons.json, with the convention that they follow. There are 6 fields of the
+example slide, 15 of osteosarcoma with glass or loose tissue, and two whole sections (breast, CPTAC). All but the
+example are below ../shared/slides, and their resolutions are estimates.
 
 - `rule`: `find_tissue` with its defaults
 - `otsu_grey`: Otsu's threshold on the luma; `otsu_saturation`: on the HSV saturation, as CLAM does

@@ -20,7 +20,7 @@ RUNNING, STOPPED = 3, 4
 
 
 def status(
-    out: Annotated[Path, Parameter(help="Folder given as --out to embed, predict, canvas, tiles or features.")],
+    out: Annotated[Path, Parameter(help="Folder given as --out to embed, predict, canvas, tiles, features or doctor.")],
     /,
     *,
     watch: Annotated[bool, Parameter(negative="", help="Refresh every two seconds until the run ends.")] = False,

@@ -1,8 +1,8 @@
 """Air bubbles under the cover slip: smooth areas inside a closed grey rim.
 
-The rim refracts light of every colour, so it absorbs all channels about equally, which no stain does: haematoxylin
-absorbs blue 0.4 times as much as green, and eosin absorbs hardly any red (Ruifrok and Johnston 2001). Inside, the
-tissue is out of focus and has little texture.
+The rim refracts light of every colour, so it darkens all channels about equally. No stain does: haematoxylin absorbs
+blue 0.4 times as much as green, eosin hardly any red (Ruifrok and Johnston 2001). Inside, the tissue is out of focus
+and has little texture.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _GAP_UM = 12.0
 """Gaps of the rim up to twice this are closed."""
 _LEAST_UM2 = 5_000.0
 """Smallest bubble: 80 µm across."""
-_LEAST_FILL = 0.5
-"""Smallest area as a fraction of the bounding box; a disc has 0.79."""
+_LEAST_OVAL = 0.9
+"""Smallest area as a fraction of the ellipse with the same second moments; an oval has 1, a hole in keratin 0.84."""
 _TEXTURE = 0.7
-"""Largest mean texture inside, as a fraction of the tissue's (`benchmarks/quality.py`)."""
+"""Largest mean texture inside, and largest spread of the density, as fractions of the tissue's (`benchmarks/quality.py`)."""
 
 
 def find_bubbles(overview: Overview) -> Artefact:
@@ -35,22 +35,29 @@ def find_bubbles(overview: Overview) -> Artefact:
     enclosed, n = label(np.asarray(binary_fill_holes(rim)) & ~rim)
     found, largest = np.zeros_like(rim), 0.0
     if n:
-        texture = _texture(density[1])
-        tissue = overview.tissue.mask
+        texture, tissue = _texture(density[1]), overview.tissue.mask
         usual = float(texture[tissue].mean()) if tissue.any() else 0.0
+        usual_spread = float(density[1][tissue].std()) if tissue.any() else 0.0
         for number, box in enumerate(find_objects(enclosed), 1):
             inside = enclosed[box] == number
             area = float(inside.sum()) * overview.px_um2
-            if area < _LEAST_UM2 or inside.mean() < _LEAST_FILL:
+            if area < _LEAST_UM2 or _ovalness(inside) < _LEAST_OVAL:
                 continue
             core = binary_erosion(inside, iterations=2)  # the rim itself has texture
-            if texture[box][core if core.any() else inside].mean() > _TEXTURE * usual:
+            core = core if core.any() else inside
+            if texture[box][core].mean() > _TEXTURE * usual or density[1][box][core].std() > _TEXTURE * usual_spread:
                 continue
             found[box] |= inside
             largest = max(largest, area / _LEAST_UM2)
     if found.any():
         found = _with_rim(found, rim, overview.px_um)
     return artefact_of(overview, found, largest)
+
+
+def _ovalness(mask: NDArray[np.bool_]) -> float:
+    """Area of the mask as a fraction of the ellipse with the same second moments, 0 … 1."""
+    moments = np.cov(np.argwhere(mask).T.astype(float))
+    return float(mask.sum() / (4 * np.pi * np.sqrt(max(float(np.linalg.det(moments)), 1e-9))))
 
 
 def _texture(plane: NDArray[np.float32]) -> NDArray[np.float32]:

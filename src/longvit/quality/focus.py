@@ -1,10 +1,11 @@
 """Focus of a slide, from full-resolution probes: energy of fine detail relative to coarser detail of the same tissue.
 
 Variance of the Laplacian (Pech-Pacheco et al. 2000) measures fine detail, and depends on the tissue as much as on the
-focus. Here the energy of a band is divided by that of the band one octave coarser: in sharp tissue the two are alike,
-and blur removes the finer one first. E0 is the variance of Y - G1 Y, E1 of G1 Y - G2 Y and E2 of G2 Y - G4 Y, where Y
-is the luma and Gs a Gaussian filter of s px. The focus is the smaller of log2(E0 / E1) and log2(E1 / E2) + 0.5, in
-octaves.
+focus. Here the energy of a band is divided by that of the band one octave coarser. In sharp tissue the two are alike,
+and blur removes the finer one first.
+
+Y is the luma and Gs a Gaussian filter of s px. E0 is the variance of Y - G1 Y, E1 of G1 Y - G2 Y, E2 of G2 Y - G4 Y.
+The focus is the smaller of log2(E0 / E1) and log2(E1 / E2) + 0.5, in octaves.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ MPP = 0.5
 PROBE_PX, PROBES = 256, 16
 """Side of a probe, and the largest number of probes of a slide."""
 SHARP = -0.7
-"""Focus below which a probe is blurred: the lowest of 117 real fields from four sources is -0.65 and the highest of
-the same fields after a blur of 1.5 px -1.1 (`benchmarks/quality.py`)."""
+"""Focus below which a probe is blurred. One in 50 real fields of four sources is below it, and all after a blur of
+1.5 px (`benchmarks/quality.py`)."""
 _GLASS = 0.85
 _LEAST_PX = 2000
 _COARSE_OCTAVE = 0.5

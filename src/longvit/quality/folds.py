@@ -1,6 +1,6 @@
 """Folds of the tissue: long bands that are denser than the tissue on both sides.
 
-Where tissue lies in two or three layers, its optical densities add up, in every channel. Earlier rules threshold the
+Where tissue has two or three layers, its optical densities add up, in every channel. Earlier rules threshold the
 difference of saturation and intensity of single pixels (Bautista and Yagi 2009; Kothari et al. 2013); dense glands and
 bone pass those too. Here the second derivative of the mean optical density across a band is averaged along 320 µm, in
 twelve directions. It is divided by the median density of the slide's tissue, so pale and dark stains are alike.
@@ -27,8 +27,11 @@ BAND = 0.35
 """Mean second derivative, in units of the tissue's density, from which a band is a fold (`benchmarks/quality.py`)."""
 
 
-def find_folds(overview: Overview) -> Artefact:
-    """Folds of a slide. The score is the 98 % quantile over the tissue, in units of `BAND`."""
+def find_folds(overview: Overview, apart: NDArray[np.bool_] | None = None) -> Artefact:
+    """Folds of a slide, without those on `apart` (pen and bubbles, which are dark bands too).
+
+    The score is the 98 % quantile over the tissue, in units of `BAND`.
+    """
     tissue = overview.tissue.mask
     if not tissue.any():
         return artefact_of(overview, np.zeros_like(tissue), 0.0)
@@ -40,7 +43,8 @@ def find_folds(overview: Overview) -> Artefact:
     inside = _shrunk(tissue.astype(np.float32), step) > 0.5
     score = float(np.quantile(strength[inside], 0.98)) if inside.any() else 0.0
     found = np.repeat(np.repeat(strength > BAND, step[0], 0), step[1], 1)[: tissue.shape[0], : tissue.shape[1]]
-    return artefact_of(overview, found & (density > reference), score / BAND)
+    found &= density > reference
+    return artefact_of(overview, found if apart is None else found & ~apart, score / BAND)
 
 
 def _bands(density: NDArray[np.float32], px_um: tuple[float, ...], reference: float) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ COLOURS = ("blue", "green", "red", "black")
 _SMOOTH_UM = 12.0
 _DARK_RED_OD, _RED_OVER_GREEN = 0.75, 1.08
 """On tissue, blue and green ink absorb more red than any nucleus at this scale, and still more red than green."""
-_RED_OD, _RED_OF_GREEN, _BLUE_OF_GREEN = 0.9, 0.4, 0.75
+_RED_OD, _RED_OF_GREEN, _BLUE_OF_GREEN = 0.7, 0.4, 0.75
 """Red ink absorbs this much green and blue, at most this fraction in red, and blue almost as much as green. Blood and
 bone are paler, eosin absorbs less blue."""
 _NEUTRAL = 0.75

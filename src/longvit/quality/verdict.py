@@ -44,7 +44,7 @@ def verdict_of(tissue_mm2: float, focus: Focus, shares: Mapping[str, float], n_b
     if tissue_mm2 < LEAST_TISSUE_MM2:
         found.append((2.0, True, f"tissue {tissue_mm2:.2g} mm², less than {LEAST_TISSUE_MM2:g}"))
     if focus.blurred_share >= WARN_BLURRED:
-        text = f"{focus.blurred_share:.0%} of {focus.probes} probes out of focus".replace("%", " %")
+        text = f"{round(focus.blurred_share * focus.probes)} of {focus.probes} probes out of focus"
         found.append((focus.blurred_share / FAIL_BLURRED, focus.blurred_share >= FAIL_BLURRED, text))
     for name, share in shares.items():
         if share >= WARN_SHARE:

@@ -97,7 +97,7 @@ def _table_section(rows: Sequence[Mapping[str, Any]]) -> Section:
             [
                 row["slide_id"],
                 row["qc"],
-                row["reason"],
+                row["reason"].replace(" ", "\u00a0").replace(";\u00a0", "; "),  # a line per reason
                 f"{row['width_px']:,} × {row['height_px']:,}",
                 f"{row['mpp']:.3g} ({row['mpp_source']})",
                 f"{row['tissue_mm2']:.2f}",

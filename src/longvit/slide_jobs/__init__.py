@@ -1,1 +1,1 @@
-"""Jobs on many slides: embeddings, predictions, canvases, tiles, features; resumable, with one or many workers."""
+"""Jobs on many slides: embeddings, predictions, canvases, tiles, features, quality; resumable, with any workers."""

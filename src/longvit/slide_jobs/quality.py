@@ -122,8 +122,9 @@ class QualityJob(SlideJob):
         begun = time.monotonic()
         overview = _overview(canvas)
         tissue = overview.tissue
-        folds, bubbles, pen = find_folds(overview), find_bubbles(overview), find_pen(overview)
+        bubbles, pen = find_bubbles(overview), find_pen(overview)
         inked = np.logical_or.reduce([mark.mask for mark in pen.values()])
+        folds = find_folds(overview, apart=inked | bubbles.mask)
         pen_share = float(inked.sum()) / max(1, int((tissue.mask | inked).sum()))
         sharpness = self._focus(listed, canvas, tissue)
         n_bad = len(canvas.bad_tiles) + self.reader.bad_tiles

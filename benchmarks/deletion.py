@@ -28,7 +28,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from longvit.data.canvas_cache import CanvasSettings, cache_canvases
-from longvit.data.cohort import SlideRow, read_cohort
+from longvit.data.cohort import SlideRow
+from longvit.data.cohort_table import read_cohort
 from longvit.errors import InputError
 from longvit.heatmaps.deletion import FRACTIONS, DeletionCurves, deletion, deletion_of, scorer, summarise
 from longvit.interpret import class_contributions

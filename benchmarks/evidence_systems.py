@@ -30,7 +30,8 @@ from PIL import Image
 from longvit.comparison.compare import compare, trial_folder
 from longvit.comparison.settings import ComparisonSettings
 from longvit.data.canvas_cache import CanvasSettings, cache_canvases
-from longvit.data.cohort import Cohort, SlideRow, read_cohort
+from longvit.data.cohort import Cohort, SlideRow
+from longvit.data.cohort_table import read_cohort
 from longvit.data.datasets import CanvasDataset
 from longvit.data.folds import Fold
 from longvit.data.slide_list import find_slides

@@ -36,7 +36,8 @@ import longvit
 from longvit.comparison.compare import compare
 from longvit.comparison.intervals import Round, drawn_means, interval, mean_of_folds
 from longvit.comparison.settings import ComparisonSettings
-from longvit.data.cohort import Cohort, read_cohort
+from longvit.data.cohort import Cohort
+from longvit.data.cohort_table import read_cohort
 from longvit.data.folds import assign, folds_of_column
 from longvit.data.slide_list import find_slides
 from longvit.demo import write_region

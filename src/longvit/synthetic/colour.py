@@ -103,7 +103,7 @@ def colour_controls(cohort_csv: str | Path) -> dict[str, ColourControl]:
     Each fold of the cohort is tested once, after a fit on the others. Slides in which colour tells nothing give
     intervals around 0.5. Raises `InputError` for a cohort without folds.
     """
-    from longvit.data.cohort import read_cohort
+    from longvit.data.cohort_table import read_cohort
     from longvit.finetuning.controls import colour_histogram
     from longvit.metrics.classification import auc, bootstrap_auc
     from longvit.slides.canvas import canvas

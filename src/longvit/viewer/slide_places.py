@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from longvit.data.cohort import SlideRow, read_cohort
+from longvit.data.cohort import SlideRow
+from longvit.data.cohort_table import read_cohort
 from longvit.data.slide_files import SlideFinder
 from longvit.errors import InputError
 from longvit.files import is_folder

@@ -76,10 +76,10 @@ def view(
         import webbrowser
 
         webbrowser.open(server.url)
+    # In another thread: an interrupt among the objects of a request that this thread frees could be swallowed.
+    serving = server.start()
     try:
-        server.serve_forever()
+        serving.join()
     except KeyboardInterrupt:
-        pass
-    finally:
-        server.server_close()
+        server.close()
     return 0

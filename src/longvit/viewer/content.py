@@ -6,6 +6,7 @@ the heat map, so a browser may keep what it got.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class ViewContent:
         self.heats = HeatStore(self.slides, list(items.items), items.folder)
         self.review = None if items.folder is None else Review(items.folder)
         self.cache = ByteCache(CACHE_BYTES)
+        self._thumbnail_lock = threading.Lock()  # thumbnails of a list wait for each other, not tiles for them
 
     def close(self) -> None:
         """Closes all slides and ends the thread of the heat maps."""
@@ -212,6 +214,10 @@ class ViewContent:
         return {"verdict": note.verdict, "comment": note.comment}
 
     def _thumbnail(self, number: int, item: ViewItem) -> bytes:
+        with self._thumbnail_lock:
+            return self._made_thumbnail(number, item)
+
+    def _made_thumbnail(self, number: int, item: ViewItem) -> bytes:
         if item.canvas is not None and not item.is_canvas:
             from longvit.slides.canvas import read_canvas
 

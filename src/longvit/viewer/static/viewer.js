@@ -83,14 +83,14 @@ function rowText(item) {
   if (item.label) parts.push(item.label);
   if (item.is_risk) return [parts.join(", "), ""];
   if (item.predicted) parts.push(`→ ${item.predicted}${item.value === null ? "" : ` ${item.value.toFixed(2)}`}`);
-  if (item.judged > 1 && item.wrong) parts.push(`(wrong in ${item.wrong} of ${item.judged})`);
   return [parts.join("  ") || item.case, item.wrong ? "bad" : ""];
 }
 function drawRows() {
   const rows = shown.slice(drawn, drawn + CHUNK).map((item) => {
     const [text, kind] = rowText(item);
     const mark = item.verdict === "agree" ? " ✓" : item.verdict === "disagree" ? " ✗" : item.comment ? " ✎" : "";
-    const more = [item.case && item.case !== item.id ? item.case : "", item.folds.length ? `fold ${item.folds.join(", ")}` : "", item.split].filter(Boolean).join(" · ");
+    const several = item.judged > 1 && item.wrong ? `wrong in ${item.wrong} of ${item.judged}` : "";
+    const more = [several, item.case && item.case !== item.id ? item.case : "", item.folds.length ? `fold ${item.folds.join(", ")}` : "", item.split].filter(Boolean).join(" · ");
     const button = element("button", { onclick: () => { open(item.number); closeList(); }, title: item.note || item.problem || item.id }, [
       lazyImage(item.number), element("span", {}, [element("b", { textContent: item.id + mark }), element("small", { textContent: text, className: kind }), element("small", { textContent: more })]),
     ]);
@@ -173,6 +173,15 @@ function showMetadata() {
   add("problem", items[current].problem, "bad");
   $("metadata").replaceChildren(...rows);
   $("notes").replaceChildren(...[...(info.notes || []), ...runNotes].map((textContent) => element("li", { textContent })));
+}
+// Tiles that could not be decoded are known after they were read.
+async function refreshBadTiles() {
+  const turn = opening;
+  if (!info || info.problem) return;
+  const now = await json(`slide/${current}`).catch(() => null);
+  if (turn !== opening || !now || now.problem || now.bad_tile_count === info.bad_tile_count) return;
+  info = { ...info, bad_tiles: now.bad_tiles, bad_tile_count: now.bad_tile_count };
+  showMetadata();
 }
 function showNeighbours() {
   $("neighbours").hidden = !info.neighbours.length;
@@ -373,6 +382,7 @@ async function start() {
   viewer.addHandler("tile-load-failed", () => { $("busy").hidden = true; });
   // Patches of a heat map keep their edges, the slide is smoothed.
   viewer.addHandler("tile-drawing", ({ tiledImage, context }) => { if (context) context.imageSmoothingEnabled = tiledImage !== heatItem; });
+  viewer.addHandler("animation-finish", refreshBadTiles);
   for (const event of ["animation", "resize", "update-viewport"]) viewer.addHandler(event, drawScale);
   const clicks = { "zoom-in": "+", "zoom-out": "-", "zoom-home": "0", agree: "a", disagree: "d", "open-help": "?" };
   for (const [id, key] of Object.entries(clicks)) $(id).onclick = ACTIONS[key];

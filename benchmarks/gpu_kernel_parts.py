@@ -690,7 +690,8 @@ def profile(b: Bench) -> Iterator[dict[str, Any]]:
     jobs = [("forward", large.shape[-1], contenders()[2], partial(logits_alone, b, model, large))]
     jobs += [("step", image, c, partial(gradients_in_strips, b, model, host, label)) for c in contenders()[1:3]]
     for what, side, (name, values), step in jobs:
-        with_environment(values, step)
+        if b.cuda:  # compiles, outside the profile
+            with_environment(values, step)
         kind = ProfilerActivity.CUDA if b.cuda else ProfilerActivity.CPU
         with profiler(activities=[kind]) as seen:
             with_environment(values, step)

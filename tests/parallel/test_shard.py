@@ -105,7 +105,7 @@ def test_loss_and_every_gradient_on_a_2_by_2_mesh_are_those_of_one_process() -> 
         ((2, 2), {"pool_norm": "token_norm"}, True),
         ((1, 3), {"gradient": "detached", "segment_lengths": "auto", "dilated_ratios": (1, 2, 4, 8, 16)}, True),
         ((1, 8), {}, False),
-        ((2, 2), {"stem": "conv", "sub_norm": False, "pool_norm": "token_norm", "drop_path": 0.5}, True),
+        ((2, 2), {"stem": "conv", "sub_norm": False, "pool_norm": "token_norm"}, True),
     ],
 )
 def test_every_mesh_and_setting_gives_the_gradients_of_one_process(shape, more, recompute) -> None:

@@ -8,9 +8,9 @@
   nor the pretraining has seen (needs ../shared); `--slides` fields, evenly spaced
 
 For each slide, patches are replaced by background: highest contributions first, lowest first, and in 5 random orders.
-A row has the areas between curves (see `longvit.heatmaps.deletion`) with 95 % intervals by patient, the mean curves,
-and the same areas with two other orders in place of the contributions: the distance of a patch from the background
-colour (dark patches first), and contributions that are shuffled over the patches (expected: 0).
+A row has the areas between curves (see `longvit.heatmaps.deletion`) with 95 % intervals by patient, and the mean
+curves. Two further rows have other orders in place of the contributions. `darkness` is the distance of a patch from
+the background colour. `shuffled` are the contributions shuffled over the patches (expected: 0).
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def record(slide_id: str, name: str, scores: dict[str, float], folder: Path) -> 
         kind, rank = file.split("_")
         place_px = {f"{side}_level0_px": 1.0 for side in ("x", "y", "width", "height")}
         found.append({"kind": kind, "rank": int(rank), "score": score, "file": f"{file}.jpg", **place_px})
-    return {"slide_id": slide_id, "heatmaps": {"facts": {"class": name}, "patches": found}}
+    return {"slide_id": slide_id, "heatmaps": {"meaning": {"class": name}, "patches": found}}
 
 
 def test_the_cohort_is_ranked_within_each_class(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_every_format_is_written_and_agrees_with_the_contributions(made: Path) -
         "b.patches",
     }
     record = json.loads((made / "out" / "slides" / "a.json").read_text())
-    highest = record["heatmaps"]["facts"]["class"]
+    highest = record["heatmaps"]["meaning"]["class"]
     assert highest == record["prediction"]["prediction"]
     model = load_model(made / "model")
     with open_slide(made / "slides" / "a.tif") as slide:

@@ -94,7 +94,7 @@ def _write(
         side_px,
         *places[slide_id],
         measurement=f"attention of {system}",
-        facts={"system": system, "trial": trial.name, "case_id": scores.case_id, "tile_level0_px": side_px},
+        meaning={"system": system, "trial": trial.name, "case_id": scores.case_id, "tile_level0_px": side_px},
     )
     written = write_heat_maps(heat_map, folder, settings, lambda: open_slide(path))
     record = {"slide_id": slide_id, "digest": digest, "heatmaps": record_entry(heat_map, written, settings)}

@@ -48,7 +48,7 @@ def write_cohort_patches(
     for record in records:
         entry = record.get("heatmaps") or {}
         for patch in entry.get("patches", ()):
-            name = str(entry["facts"]["class"])
+            name = str(entry["meaning"]["class"])
             folder = Path(heat_map_folder) / f"{file_stem(str(record['slide_id']))}.patches"
             source = {"slide_id": record["slide_id"], "class": name, "source": folder / patch["file"]}
             by_class.setdefault(name, []).append({**patch, **source})

@@ -136,6 +136,6 @@ def record_entry(heat_map: HeatMap, written: WrittenHeatMaps, settings: HeatMapS
         "files": written.files,
         "top_k": settings.top_k,
         "measurement": heat_map.measurement,
-        "facts": dict(heat_map.facts),
+        "meaning": dict(heat_map.meaning),
         "patches": written.patches,
     }

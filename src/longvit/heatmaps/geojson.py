@@ -4,7 +4,7 @@
 
 Coordinates are level-0 px as QuPath counts them: from the corner of the bounds that some scanners state
 (`openslide.bounds-x`). Add `origin_level0_px` of the member `longvit` to get those of the whole file. Tiles have no
-colour of their own: QuPath colours them by measurement (Measure > Show measurement maps).
+colour: QuPath colours them by measurement (Measure > Show measurement maps).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def geojson_text(heat_map: HeatMap, top_k: int = 10) -> str:
         "mpp": None if heat_map.mpp is None else [heat_map.mpp.x, heat_map.mpp.y],
         "mpp_source": None if heat_map.mpp is None else heat_map.mpp.source,
         "rectangles_per_tile": block**2,
-        **heat_map.facts,
+        **heat_map.meaning,
     }
     parts = [
         f'{{"type":"FeatureCollection","longvit":{json.dumps(_finite(provenance))},"features":[',
@@ -155,8 +155,9 @@ def _ids(heat_map: HeatMap, kind: str) -> Iterator[str]:
         number += 1
 
 
-def _finite(facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts with null in place of NaN and infinity, which JSON lacks."""
+def _finite(meaning: dict[str, Any]) -> dict[str, Any]:
+    """Values with null in place of NaN and infinity, which JSON lacks."""
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in facts.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in meaning.items()
     }

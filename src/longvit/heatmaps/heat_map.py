@@ -47,8 +47,8 @@ class HeatMap:
     """(H, W): the score at each pixel; NaN where there is none. Row 0 is at the top of the bounds."""
     is_signed: bool
     """True where scores below 0 are evidence against the class."""
-    facts: Mapping[str, Any]
-    """What the scores mean, ready for JSON: class, unit, sum and constant."""
+    meaning: Mapping[str, Any]
+    """Meaning of the scores, ready for JSON: class, unit, score and constant."""
 
     @property
     def raster_mpp(self) -> tuple[float, float] | None:
@@ -92,7 +92,7 @@ def of_contributions(slide_id: str, canvas: Canvas, contributions: Contributions
         scores=shown.ravel().astype(np.float32),
         raster=_raster_of_patches(values, box, int(patch_px)),
         is_signed=True,
-        facts={
+        meaning={
             "class": contributions.class_name,
             "against": contributions.others,
             "unit": contributions.unit,
@@ -113,7 +113,7 @@ def of_tiles(
     mpp: Mpp | None,
     *,
     measurement: str = "attention",
-    facts: Mapping[str, Any] | None = None,
+    meaning: Mapping[str, Any] | None = None,
 ) -> HeatMap:
     """Heat map of tile scores. `coords`: (N, 2) top-left corners, `tile_px`: side of a tile, both in level-0 px.
 
@@ -140,7 +140,7 @@ def of_tiles(
         scores=np.asarray(scores, np.float32),
         raster=raster,
         is_signed=False,
-        facts=dict(facts or {}),
+        meaning=dict(meaning or {}),
     )
 
 

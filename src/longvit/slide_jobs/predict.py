@@ -51,9 +51,10 @@ def predict_slides(
     Subtyping: a probability per class (they sum to 1) and the most probable class. Survival: the risk (higher: earlier)
     and the probability of no event up to each inner edge of the bins.
 
-    `model` is a LongViT or its folder. `pictures`: also writes a PNG per slide with the contribution of each patch to
-    the highest output. `heatmaps`: names of `longvit.heatmaps.formats.FORMATS`, files of the same contributions for
-    other programs. `top_k`: number of patches at each end that are marked and shown.
+    - `model`: a LongViT or its folder.
+    - `pictures`: also writes a PNG per slide with the contribution of each patch to the highest output.
+    - `heatmaps`: names of `longvit.heatmaps.formats.FORMATS`; files of the same contributions for other programs.
+    - `top_k`: number of patches at each end that are marked in the GeoJSON and written as images.
 
     A slide that fails becomes a row of `problems.csv`, as does a plot that cannot be drawn (stage `picture`) or a heat
     map that cannot be written (stage `heatmap`). Raises `InputError` for a model without a head, for an unknown format,

@@ -227,6 +227,17 @@ def summary(studies: list[Study], **named: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Prints the rows as a table."""
+    print(f"{'fields':13}{'task':12}{'system':17}{'AUC (95 %)':21}{'lead of LongViT (95 %)':25}heat map")
+    for row in rows:
+        auc, lead = (
+            "" if row.get(value) is None else f"{row[value]:.3f} {row.get(spread, '')}"
+            for value, spread in (("auc", "interval"), ("longvit_lead", "lead_interval"))
+        )
+        print(f"{row['fields']:13}{row['task']:12}{row['system']:17}{auc:21}{lead:25}{row.get('heat_map_auc', '')}")
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else round(float(value), 3)
 
@@ -279,6 +290,7 @@ def main() -> None:
                     continue
                 studies = [make_study(fields, out / f"{name}_{task}_{seed}", task, seed, args) for seed in args.seeds]
                 rows += summary(studies, fields=name, task=task, side_px=args.side_px, seeds=len(args.seeds))
+        print_rows(rows)
         report("whole_slide_task", rows, args.save)
 
 

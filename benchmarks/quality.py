@@ -2,8 +2,8 @@
 
     python benchmarks/quality.py [--every N] [--save]      (ten minutes; --every 4: a quarter of the fields)
 
-Each field is measured as it is and with one synthetic damage (see slide_damage). `auc` compares the
-scores of damaged and undamaged fields, over all fields of all sources. `found` and `false` are the fractions of damaged
+Each field is measured as it is and with one synthetic damage, see slide_damage. The column `auc` compares the scores of
+damaged and undamaged fields, over all fields of all sources. `found` and `false` are the fractions of damaged
 and undamaged fields beyond the measure's limit. Folds need tissue: fields with less than half are left out there.
 Folds, bubbles and pen are drawn on fields reduced to about 4 µm/px, which saves time.
 

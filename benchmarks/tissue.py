@@ -60,9 +60,11 @@ class OutlinedField:
         return np.asarray(image.resize(shape[::-1], Image.Resampling.BOX)) >= 128
 
 
-def outlined_fields() -> Iterator[OutlinedField]:
-    """Fields that are present; without ../shared those of the example slide."""
+def outlined_fields(only: str = "") -> Iterator[OutlinedField]:
+    """Fields that are present, of files whose name contains `only`; without ../shared those of the example slide."""
     for field in json.loads(POLYGONS.read_text(encoding="utf-8"))["fields"]:
+        if only not in field["file"]:
+            continue
         example = ROOT / "examples" / field["file"]
         path = example if example.exists() else SHARED / field["file"]
         if not path.exists():

@@ -21,7 +21,7 @@ _LEAST_UM2 = 5_000.0
 _LEAST_OVAL = 0.9
 """Smallest area as a fraction of the ellipse with the same second moments; an oval has 1, a hole in keratin 0.84."""
 _TEXTURE = 0.7
-"""Largest mean texture inside, and largest spread of the density, as fractions of the tissue's (`benchmarks/quality.py`)."""
+"""Largest mean texture inside, and largest spread of the density, as fractions of the tissue's."""
 
 
 def find_bubbles(overview: Overview) -> Artefact:

@@ -4,7 +4,7 @@
     OUT/slides/<slide_id>.jpg    thumbnail with what was found
     OUT/qc.csv                   a row per slide; one that cannot be checked has its reason
 
-A slide is read once as a thumbnail of 8 µm/px (at most 2,048 px a side), and at up to 16 places at 0.5 µm/px for the
+A slide is read once as a thumbnail of 8 µm/px (at most 1,024 px a side), and at up to 16 places at 0.5 µm/px for the
 focus.
 """
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from longvit.slides.tissue import Tissue
 
 SLIDES = "slides"
-_LEAST_PX, _MOST_PX = 256, 2048
+_LEAST_PX, _MOST_PX = 256, 1024
 _MEASURES = 1
 """Version of the measures; a change makes a rerun check all slides again."""
 

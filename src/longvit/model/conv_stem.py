@@ -1,4 +1,4 @@
-"""Convolutional stem: each patch is a small image of its own, and 3 × 3 convolutions of stride 2 make its token.
+"""Convolutional stem: each patch is a separate small image, and 3 × 3 convolutions of stride 2 make its token.
 
 A linear projection of 32 × 32 pixels learns a texture only from very many images. A stem of convolutions shares its
 small filters over all places, and learns it from few (Xiao et al. 2021, arXiv 2106.14881). For a patch of P = 2^n px:
@@ -141,7 +141,7 @@ def _project(parameters: Sequence[Tensor], patch_px: int, images: Tensor, positi
     """Tokens and positions of images into `out` (B, h, w·D); without autograd. `parameters` in the compute dtype."""
     b, h, w, dim = len(images), images.shape[2] // patch_px, images.shape[3] // patch_px, len(parameters[-1])
     for r in row_chunks(b, h, w, parameters[0].device):
-        at = positions.of(r)
+        at = positions.in_rows(r)
         tokens = torch.cat([convolved(x, parameters) for _, x in _chunks(images, r, patch_px, parameters[0])])
         torch.add(tokens.view(b, -1, w * dim), at, out=out[:, r])
 

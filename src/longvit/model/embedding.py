@@ -85,7 +85,7 @@ class PatchEmbedding(nn.Module):
             positions = positions.band(first, first + target.height)
             if images.requires_grad:  # saliency: the plain form gives the gradient of the (float) pixels too
                 tokens = self._plain(images.to(weight.device, dtype), dtype)
-                return tokens + positions.of(slice(None)).view(1, -1, tokens.shape[2])
+                return tokens + positions.in_rows(slice(None)).view(1, -1, tokens.shape[2])
             return self._embed(images, positions, dtype)
 
     def _plain(self, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -203,7 +203,7 @@ def _project(
     for r in row_chunks(b, h, w, weight.device):
         x = _patches(images, r, patch_px, shift, weight)  # (b·r·w, 3·P·P)
         tokens = linear(x, weight, bias).view(b, -1, w * len(weight))
-        torch.add(tokens, positions.of(r), out=out[:, r])
+        torch.add(tokens, positions.in_rows(r), out=out[:, r])
 
 
 def _rows_at_once(batch: int, width: int, device: torch.device) -> int:

@@ -38,8 +38,8 @@ class Positions(NamedTuple):
             return Positions(None, self.columns[first:end])
         return Positions(self.rows[first:end], self.columns)
 
-    def of(self, rows: slice) -> Tensor:
-        """(number of rows, w·D)."""
+    def in_rows(self, rows: slice) -> Tensor:
+        """The positions of some rows of patches, (number of rows, w·D)."""
         return self.columns[rows] if self.rows is None else self.rows[rows] @ self.columns
 
     def add_gradient(self, total: Tensor, rows: slice, grad: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Arithmetic and communication of one step: FLOPs, exponentials, bytes between devices, and a lower bound of time.
 
-Per token and layer the linear layers take 2 (4 D² + 2 D F) FLOPs. The embedding takes 2 · 3 P² D once; a convolutional
-stem takes 2 · 9 C C' per pixel of each result, from C to C' channels, and its backward runs it again. Attention takes
+Per token and layer the linear layers take 2 (4 D² + 2 D F) FLOPs. The embedding takes 2 · 3 P² D once. A convolution
+of the stem takes 2 · 9 C C' per pixel of its result, from C to C' channels; backward runs it again. Attention takes
 4 D/H FLOPs and one exponential per (query, key) pair and head (`attention.operators.attention_pairs`). Backward takes
 twice the linear layers' forward, and 5/2 of attention's with its exponentials again. Recomputation adds the layers'
 linear products once, except the FFN's second (attention's result is kept, the layer's is not needed).

@@ -217,6 +217,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
                 )
     axes.axhline(0.5, color="#777777", linewidth=0.8)
     axes.set_xticks(range(len(tasks)), tasks)
+    axes.set_xlim(-0.5, len(tasks) - 0.5)
     axes.set_ylabel("AUC on unseen images")
     figure.legend(fontsize=7, loc="outside right upper")
     write_figure(figure, path, dpi=120)

@@ -16,14 +16,16 @@ from longvit.training.settings import TrainSettings
 LOOP = {"checkpoint_minutes", "max_bad_steps", "tensorboard"}
 DEVICE = {"device", "threads"}
 SLIDES = {"num_workers", "cache_dir", "sequence_ranks"}
+ANNOTATIONS = {"regions", "region_class", "exclude_class"}
+"""Neither: a run stores the hash of their content (`tests/cli/test_regions.py` resumes one)."""
 
 
 @pytest.mark.parametrize(
     ("kind", "runtime"),
     [
         (TrainSettings, LOOP | {"keep_checkpoints"}),
-        (FinetuneSettings, LOOP | DEVICE | SLIDES | {"cell", "memory_mb", "offload", "deletion_slides"}),
-        (PretrainSettings, LOOP | DEVICE | SLIDES | {"report_minutes"}),
+        (FinetuneSettings, LOOP | DEVICE | SLIDES | ANNOTATIONS | {"cell", "memory_mb", "offload", "deletion_slides"}),
+        (PretrainSettings, LOOP | DEVICE | SLIDES | ANNOTATIONS | {"report_minutes"}),
         (ComparisonSettings, DEVICE | {"checkpoint_minutes", "systems", "set", "cell", "bootstrap", "memory_mb"}),
     ],
 )

@@ -156,10 +156,10 @@ def test_a_reader_works_with_keys_alone_and_the_notes_are_in_the_runs_folder(tmp
         browser.key("k")
         browser.wait("document.getElementById('slide-id').textContent === 's2'")
         browser.wait(SETTLED)
+        browser.wait("longvit.viewer().world.getItemCount() === 2")  # the heat map, and with it the patches
         browser.key("t")
         browser.wait("document.querySelector('.mark') !== null")
         browser.key("0")
-        browser.wait("longvit.viewer().world.getItemCount() === 2")
         browser.key("h")
         browser.wait("longvit.viewer().world.getItemAt(1).opacity === 0")
         browser.key(".")

@@ -31,7 +31,7 @@ SHA256 = {
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[ViewServer]:
-    """A run of two slides, of which the second is damaged; a secret file lies beside them."""
+    """A run with an intact and a damaged slide, and a secret file in the same folder."""
     (tmp_path / "secret.txt").write_bytes(SECRET)
     bad = tmp_path / "bad.svs"
     bad.write_bytes(b"II*\0 not a slide")

@@ -11,7 +11,7 @@ from longvit.errors import InputError
 from longvit.slides.mpp import Mpp
 from longvit.slides.placement import Box
 from longvit.slides.reader import open_slide
-from longvit.slides.tissue import Tissue, TissueSettings, find_tissue, otsu, tissue_of_canvas
+from longvit.slides.tissue import Tissue, TissueSettings, _grown, find_tissue, otsu, tissue_of_canvas
 
 GLASS, PINK, PURPLE = (241, 239, 243), (226, 164, 196), (120, 84, 160)
 UM_PER_PX = 8.0
@@ -164,3 +164,16 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         TissueSettings(mpp=0)
     with pytest.raises(InputError, match="at least 0"):
         TissueSettings(max_hole_um2=-1)
+
+
+@pytest.mark.parametrize("by_um", [0.0, 3.9, 8.0, 32.0, 60.0, 500.0])
+@pytest.mark.parametrize("px_um", [(8.0, 8.0), (7.3, 11.9), (40.0, 2.5)])
+def test_a_mask_grows_by_the_distance_in_um_and_not_by_a_square(by_um: float, px_um: tuple[float, float]) -> None:
+    from scipy.ndimage import distance_transform_edt
+
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (1, 50), (37, 1), (61, 47)):
+        for fraction in (0.0, 0.003, 0.05, 1.0):
+            mask = rng.random(shape) < fraction
+            expected = distance_transform_edt(~mask, sampling=px_um) <= by_um if mask.any() else mask
+            np.testing.assert_array_equal(_grown(mask, by_um, px_um), expected)

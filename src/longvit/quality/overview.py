@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from longvit.slides.tissue import Tissue, find_tissue
+from longvit.slides.tissue import Tissue, TissueSettings, tissue_image, tissue_in
 
 if TYPE_CHECKING:
     from longvit.slides.mpp import Mpp
@@ -27,6 +27,8 @@ class Overview:
 
     rgb: NDArray[np.float32]
     """Planes (3, height, width), 0 … 1, relative to the glass."""
+    smooth: NDArray[np.float32]
+    """The planes after the Gaussian filter of the tissue mask, whose width is about that of a cell."""
     tissue: Tissue
 
     @property
@@ -44,13 +46,6 @@ class Overview:
     def optical_density(self) -> NDArray[np.float32]:
         """Optical density -log10(I / I_glass) of each plane, (3, height, width)."""
         return np.asarray(-np.log10(np.maximum(self.rgb, np.float32(1 / 255))), np.float32)
-
-    def smoothed(self, sigma_um: float) -> NDArray[np.float32]:
-        """The planes after a Gaussian filter."""
-        from scipy.ndimage import gaussian_filter
-
-        sigma = (0.0, sigma_um / self.px_um[0], sigma_um / self.px_um[1])
-        return np.asarray(gaussian_filter(self.rgb, sigma, mode="nearest"), np.float32)
 
 
 @dataclass(frozen=True)
@@ -70,14 +65,9 @@ def overview_of(pixels: NDArray[np.uint8], bounds: Box, mpp: Mpp, background: tu
 
     `mpp`: µm per level-0 px. `background`: fill colour of areas that were not scanned.
     """
-    from PIL import Image
-
-    tissue = find_tissue(pixels, bounds, mpp, background)
-    height, width = tissue.mask.shape
-    image = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BOX)
-    rgb = np.moveaxis(np.asarray(image, np.float32), 2, 0) / np.float32(255)
-    glass = np.array(tissue.glass, np.float32)[:, None, None]
-    return Overview(np.ascontiguousarray(np.minimum(rgb / glass, 1)), tissue)
+    settings = TissueSettings(mpp=MPP)
+    image = tissue_image(pixels, bounds, mpp, background, settings)
+    return Overview(image.rgb, image.smooth, tissue_in(image, bounds, settings))
 
 
 def artefact_of(overview: Overview, mask: NDArray[np.bool_], score: float) -> Artefact:

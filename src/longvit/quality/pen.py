@@ -14,7 +14,6 @@ from longvit.quality.overview import Artefact, Overview, artefact_of
 from longvit.slides.tissue import INK_UM2, is_black, is_ink, large_pieces
 
 COLOURS = ("blue", "green", "red", "black")
-_SMOOTH_UM = 12.0
 _DARK_RED_OD, _RED_OVER_GREEN = 0.75, 1.08
 """On tissue, blue and green ink absorb more red than any nucleus at this scale, and still more red than green."""
 _RED_OD, _RED_OF_GREEN, _BLUE_OF_GREEN = 0.7, 0.4, 0.75
@@ -26,9 +25,8 @@ _NEUTRAL = 0.75
 
 def find_pen(overview: Overview) -> dict[str, Artefact]:
     """Pen marks by colour. The score is the area, in units of the smallest mark that counts (`INK_UM2`)."""
-    rgb = overview.smoothed(_SMOOTH_UM)
     pieces = {}
-    for colour, mask in _masks(rgb).items():
+    for colour, mask in _masks(overview.smooth).items():
         mask = large_pieces(mask, INK_UM2, overview.px_um)
         pieces[colour] = artefact_of(overview, mask, float(mask.sum()) * overview.px_um2 / INK_UM2)
     return pieces

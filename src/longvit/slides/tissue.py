@@ -138,6 +138,20 @@ def tissue_of_canvas(canvas: Canvas, settings: TissueSettings | None = None) -> 
     )
 
 
+@dataclass(frozen=True)
+class TissueImage:
+    """Image of a slide at the resolution of its tissue mask, relative to the colour of its glass."""
+
+    rgb: NDArray[np.float32]
+    """Planes (3, height, width), 0 … 1."""
+    smooth: NDArray[np.float32]
+    """`rgb` after the Gaussian filter of `smooth_um`."""
+    glass: tuple[float, float, float]
+    """Colour of the glass, 0 … 1."""
+    px_um: tuple[float, float]
+    """Width and height of a pixel in µm."""
+
+
 def find_tissue(
     pixels: NDArray[np.uint8],
     bounds: Box,
@@ -149,10 +163,17 @@ def find_tissue(
 
     `mpp`: µm per level-0 px. `background`: fill colour of areas that were not scanned; it is not a sample of the glass.
     """
+    settings = settings or TissueSettings()
+    return tissue_in(tissue_image(pixels, bounds, mpp, background, settings), bounds, settings)
+
+
+def tissue_image(
+    pixels: NDArray[np.uint8], bounds: Box, mpp: Mpp, background: tuple[int, int, int], settings: TissueSettings
+) -> TissueImage:
+    """Image in which `tissue_in` finds the tissue. The arguments are those of `find_tissue`."""
     from PIL import Image
     from scipy.ndimage import gaussian_filter
 
-    settings = settings or TissueSettings()
     width_um, height_um = bounds.width * mpp.x, bounds.height * mpp.y
     width = min(pixels.shape[1], max(1, round(width_um / settings.mpp)))
     height = min(pixels.shape[0], max(1, round(height_um / settings.mpp)))
@@ -160,10 +181,16 @@ def find_tissue(
     rgb = np.ascontiguousarray(np.moveaxis(np.asarray(image, np.float32), 2, 0)) / np.float32(255)
     glass = _glass_of(rgb, background)
     px_um = (width_um / width, height_um / height)
-    per_px = (px_um[1], px_um[0])  # as arrays count: rows first
-
+    rgb = np.minimum(rgb / glass[:, None, None], 1)
     sigma = (0, settings.smooth_um / px_um[1], settings.smooth_um / px_um[0])
-    rgb = gaussian_filter(np.minimum(rgb / glass[:, None, None], 1), sigma, mode="nearest")
+    r, g, b = (float(c) for c in glass)
+    return TissueImage(rgb, gaussian_filter(rgb, sigma, mode="nearest"), (r, g, b), px_um)
+
+
+def tissue_in(image: TissueImage, bounds: Box, settings: TissueSettings) -> Tissue:
+    """Tissue of an image that `tissue_image` made with the same `bounds` and `settings`."""
+    px_um, rgb = image.px_um, image.smooth
+    per_px = (px_um[1], px_um[0])  # as arrays count: rows first
     luma, low, high = _luma(rgb), rgb.min(0), rgb.max(0)
     saturation = (high - low) / np.maximum(high, 1e-3)
     black = is_black(rgb)
@@ -175,8 +202,7 @@ def find_tissue(
     mask = _closed(mask, _CLOSE_UM, per_px)
     mask = _filled(mask, settings.max_hole_um2, per_px) & ~ink
     mask = large_pieces(mask, settings.min_piece_um2, per_px)
-    r, g, b = (float(c) for c in glass)
-    return Tissue(mask, bounds, px_um, threshold, (r, g, b), float(ink.sum()) * px_um[0] * px_um[1] * 1e-6)
+    return Tissue(mask, bounds, px_um, threshold, image.glass, float(ink.sum()) * px_um[0] * px_um[1] * 1e-6)
 
 
 def otsu(values: NDArray[Any], bins: int = 256) -> float:
@@ -223,6 +249,8 @@ def large_pieces(mask: NDArray[np.bool_], least_um2: float, px_um: tuple[float, 
     """Mask without pieces (8-connected) below an area."""
     from scipy.ndimage import label
 
+    if not mask.any():
+        return mask
     pieces, _ = label(mask, np.ones((3, 3)))
     keep = np.bincount(pieces.ravel()) * (px_um[0] * px_um[1]) >= least_um2
     keep[0] = False
@@ -241,10 +269,26 @@ def _filled(mask: NDArray[np.bool_], most_um2: float, px_um: tuple[float, float]
 
 
 def _grown(mask: NDArray[np.bool_], by_um: float, px_um: tuple[float, float]) -> NDArray[np.bool_]:
-    from scipy.ndimage import distance_transform_edt
+    """Mask of the pixels whose centre is at most `by_um` from that of a pixel of `mask`.
 
-    # An empty mask has no distances.
-    return distance_transform_edt(~mask, sampling=px_um) <= by_um if mask.any() else mask
+    It is the union of the mask shifted over an ellipse, whose rows are taken from the narrow top to the wide middle.
+    """
+    if not mask.any():
+        return mask
+    height, width = mask.shape
+    grown, run, reach = np.zeros_like(mask), mask.copy(), 0
+    for row in range(min(int(by_um / px_um[0]) + 1, height - 1), -1, -1):
+        columns = np.arange(min(int(by_um / px_um[1]) + 2, width))
+        inside = np.count_nonzero(np.sqrt((row * px_um[0]) ** 2 + (columns * px_um[1]) ** 2) <= by_um)
+        if not inside:
+            continue
+        for shift in range(reach + 1, inside):
+            run[:, shift:] |= mask[:, :-shift]
+            run[:, :-shift] |= mask[:, shift:]
+        reach = inside - 1
+        grown[row:] |= run[: height - row]
+        grown[: height - row] |= run[row:]
+    return grown
 
 
 def _closed(mask: NDArray[np.bool_], by_um: float, px_um: tuple[float, float]) -> NDArray[np.bool_]:

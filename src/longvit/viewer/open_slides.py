@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from PIL import Image
 from longvit.errors import InputError, describe_error
 from longvit.processes.cpu_count import cpu_count
 from longvit.slides.pixel_reader import Block
+from longvit.slides.placement import Box
 from longvit.slides.reader import Slide, open_slide
 from longvit.viewer.pyramid import TILE_PX, Pyramid, SlidePixels
 from longvit.viewer.tile_images import jpeg
@@ -85,30 +88,42 @@ class OpenedSlide:
 
     def _made_overview(self) -> dict[tuple[int, int, int], bytes]:
         """All tiles of the overview's level, read once in threads, and those of the coarser levels, reduced from it."""
-        level, pyramid = self.overview_level, self.pyramid
+        pyramid = self.pyramid
         tiles: dict[tuple[int, int, int], bytes] = {}
-        columns, rows = pyramid.tiles(level)
-        half = TILE_PX // 2
-        reduced = np.full((rows * half, columns * half, 3), 255, np.uint8)
-
-        def read(place: tuple[int, int]) -> None:
-            pixels = self.tile_pixels(level, *place)
-            tiles[level, *place] = jpeg(pixels)
-            small = np.asarray(Image.fromarray(pixels[..., :3]).reduce(2))
-            x, y = place[0] * half, place[1] * half
-            reduced[y : y + small.shape[0], x : x + small.shape[1]] = small
-
         with ThreadPoolExecutor(cpu_count(), thread_name_prefix="overview") as pool:
-            list(pool.map(read, [(x, y) for y in range(rows) for x in range(columns)]))
-        image = Image.fromarray(reduced)
-        for n in range(level - 1, -1, -1):
-            width, height = pyramid.level_size(n)
-            pixels = np.asarray(image.crop((0, 0, width, height)).convert("RGBX"))
-            for x, y in np.ndindex(*pyramid.tiles(n)):
-                part = pixels[y * TILE_PX : (y + 1) * TILE_PX, x * TILE_PX : (x + 1) * TILE_PX]
-                tiles[n, x, y] = jpeg(part)
-            image = Image.fromarray(pixels[..., :3]).reduce(2)
+            pixels = self._overview_pixels(pool)
+            for level in range(self.overview_level, -1, -1):
+                places = list(np.ndindex(*pyramid.tiles(level)))
+                parts = (pixels[y * TILE_PX : (y + 1) * TILE_PX, x * TILE_PX : (x + 1) * TILE_PX] for x, y in places)
+                tiles |= {(level, x, y): data for (x, y), data in zip(places, pool.map(jpeg, parts), strict=True)}
+                image = Image.frombuffer("RGBX", (pixels.shape[1], pixels.shape[0]), pixels, "raw", "RGBX", 0, 1)
+                pixels = np.asarray(image.reduce(2))
         return tiles
+
+    def _overview_pixels(self, pool: ThreadPoolExecutor) -> Block:
+        """Pixels of the overview's level, uint8 RGBX. Blocks end at borders of the file's tiles: none is decoded twice
+        where the slide has no offset."""
+        pyramid, step = self.pyramid, 2 ** (self.pyramid.max_level - self.overview_level)
+        width, height = pyramid.level_size(self.overview_level)
+        pixels = np.empty((height, width, 4), np.uint8)
+
+        def read(block: tuple[int, int, int, int]) -> None:
+            x, y, x_end, y_end = block
+            box = Box(
+                pyramid.bounds.x + x * step, pyramid.bounds.y + y * step, (x_end - x) * step, (y_end - y) * step
+            )
+            pixels[y:y_end, x:x_end] = self.pixels.area(box, x_end - x, y_end - y)
+
+        tile_width, tile_height = self.pixels.tile_size(step)
+        columns, rows = pairwise(_edges(width, tile_width)), list(pairwise(_edges(height, tile_height)))
+        list(pool.map(read, [(x, y, x_end, y_end) for x, x_end in columns for y, y_end in rows]))
+        return pixels
+
+
+def _edges(length: int, tile: float) -> list[int]:
+    """Borders of blocks of at most `TILE_PX` that hold whole tiles, from 0 to `length`."""
+    side = TILE_PX // tile * tile if tile <= TILE_PX else TILE_PX
+    return [*(round(n * side) for n in range(math.ceil(length / side))), length]
 
 
 @dataclass

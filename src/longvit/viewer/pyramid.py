@@ -113,6 +113,13 @@ class SlidePixels:
         source = self.source_for(downsample)
         return source.scale_x * source.reduction * downsample
 
+    def tile_size(self, downsample: float) -> tuple[float, float]:
+        """Width and height of a stored tile in pixels of this scale."""
+        source = self.source_for(downsample)
+        width, height = self.slide.levels[source.level].tile_px
+        scale = source.reduction * downsample
+        return width / (source.scale_x * scale), height / (source.scale_y * scale)
+
     def area(self, box: Box, width: int, height: int) -> Block:
         """Area `box` (level-0 px) as uint8 RGBX (height, width, 4); background outside the slide.
 

@@ -127,7 +127,7 @@ def hostile_paths(token: str, digest: str) -> list[str]:
 
 def test_no_hostile_path_is_answered(served: ViewServer) -> None:
     paths = hostile_paths(served.token, digest(served))
-    assert len(paths) > 200
+    assert len(set(paths)) > 200
     for path in paths:
         sent = "".join(c if 32 < ord(c) < 127 else "".join(f"%{b:02x}" for b in c.encode()) for c in path)
         status, body, _ = ask(served, sent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import tifffile
 from tests.slides.slide_files import write_mrxs
 from tests.viewer.browser import CHROMIUM, SETTLED, Browser
 from tests.viewer.runs import finetuned
+from tests.viewer.test_preview import gradient
 
 from longvit.slides.placement import Box, Placement
 from longvit.slides.reader import open_slide
 from longvit.viewer.heat_map import Layer, PatchHeat
 from longvit.viewer.items import HeatRequest, ViewItem, ViewItems, ViewPrediction
+from longvit.viewer.open_slides import OpenedSlide
 from longvit.viewer.server import ViewServer
 from longvit.viewer.sources import load_items
 
@@ -88,6 +91,46 @@ def test_no_pixel_of_the_heat_map_is_misplaced(name: str, tmp_path: Path, browse
         assert not browser.errors
         assert all(url.startswith(("http://127.0.0.1", "data:")) for url in browser.requests)
     finally:
+        server.close()
+
+
+def test_a_blurred_preview_lies_on_the_slide_until_the_overview_is_read(
+    tmp_path: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = gradient(tmp_path / "a.tif", 4500, 2400)
+    may_read, read = threading.Event(), OpenedSlide._made_overview
+
+    def waiting(self: OpenedSlide) -> dict[tuple[int, int, int], bytes]:
+        may_read.wait(60)
+        return read(self)
+
+    monkeypatch.setattr(OpenedSlide, "_made_overview", waiting)
+    server = ViewServer(ViewItems("slides", "made", [ViewItem("a", path)]))
+    server.start()
+    try:
+        browser.open(server.url)
+        browser.wait("Boolean(document.querySelector('.preview')?.naturalWidth)")
+        browser.evaluate("new Promise((done) => setTimeout(done, 900))")  # the first zoom
+        shown, expected = browser.evaluate(
+            "(() => { const v = longvit.viewer(), i = v.world.getItemAt(0), r = v.container.getBoundingClientRect(),"
+            "p = document.querySelector('.preview').getBoundingClientRect(),"
+            "at = (x, y) => i.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, y)),"
+            "a = at(0, 0), b = at(4500, 2400);"
+            "return [[p.left, p.top, p.right, p.bottom], [r.left + a.x, r.top + a.y, r.left + b.x, r.top + b.y]]; })()"
+        )
+        np.testing.assert_allclose(shown, expected, atol=1)
+        left, top, right, bottom = (int(side) for side in shown)
+        blurred = browser.image()[top:bottom, left:right].astype(float)
+        assert not browser.evaluate(SETTLED)
+        may_read.set()
+        browser.wait(SETTLED)
+        browser.wait("!document.querySelector('.preview')")
+        sharp = browser.image()[top:bottom, left:right].astype(float)
+        assert np.ptp(sharp[..., 0]) > 200
+        assert np.abs(blurred - sharp)[8:-8, 8:-8].mean() < 6
+        assert not browser.errors
+    finally:
+        may_read.set()
         server.close()
 
 

@@ -110,6 +110,7 @@ def hostile_paths(token: str, digest: str) -> list[str]:
     numbers = ["-1", "2", "00", "01", "1e3", "0x1", "9" * 7, "9" * 400, "٣", "½", "NaN", "0.0", "+0", "%30", ""]
     slides = [f"/{token}/slide/{n}" for n in numbers]
     thumbnails = [f"/{token}/thumbnail/{n}.jpg" for n in numbers]
+    previews = [f"/{token}/preview/{n}/{digest}.jpg" for n in (*numbers, "0")]  # that slide has none
     tile = f"/{token}/tile"
     tiles = [f"{tile}/{n}/{digest}/0/0_0.jpg" for n in numbers]
     tiles += [f"{tile}/0/{digest}/{n}/0_0.jpg" for n in numbers if n != "2"]
@@ -122,7 +123,7 @@ def hostile_paths(token: str, digest: str) -> list[str]:
     heat = f"/{token}/heat/0/0"
     heats = [f"{heat}/state", f"{heat}/{'a' * 32}/0/viridis/0/0/0_0.png", f"{heat}/{'a' * 32}/0/jet/0/0/0_0.png"]
     heats += [f"/{token}/heat/0/{n}/state" for n in numbers] + [f"{heat}/start"]
-    return [*files, *tokens, *slides, *thumbnails, *tiles, *heats]
+    return [*files, *tokens, *slides, *thumbnails, *previews, *tiles, *heats]
 
 
 def test_no_hostile_path_is_answered(served: ViewServer) -> None:

@@ -279,7 +279,7 @@ def _grown(mask: NDArray[np.bool_], by_um: float, px_um: tuple[float, float]) ->
     grown, run, reach = np.zeros_like(mask), mask.copy(), 0
     for row in range(min(int(by_um / px_um[0]) + 1, height - 1), -1, -1):
         columns = np.arange(min(int(by_um / px_um[1]) + 2, width))
-        inside = np.count_nonzero(np.sqrt((row * px_um[0]) ** 2 + (columns * px_um[1]) ** 2) <= by_um)
+        inside = int((np.sqrt((row * px_um[0]) ** 2 + (columns * px_um[1]) ** 2) <= by_um).sum())
         if not inside:
             continue
         for shift in range(reach + 1, inside):

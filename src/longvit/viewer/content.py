@@ -18,7 +18,8 @@ from longvit.errors import InputError, describe_error
 from longvit.viewer.byte_cache import ByteCache
 from longvit.viewer.heat_map import HeatMap, Patch, PatchColours
 from longvit.viewer.heat_store import HeatState, HeatStore
-from longvit.viewer.items import ViewItem, ViewItems, ViewPrediction
+from longvit.viewer.item_json import brief, patch_json, prediction_json, without_folder
+from longvit.viewer.items import ViewItem, ViewItems
 from longvit.viewer.open_slides import OpenSlides
 from longvit.viewer.pyramid import TILE_PX
 from longvit.viewer.review import Note, Review
@@ -73,7 +74,7 @@ class ViewContent:
             "title": self.items.title,
             "notes": [*self.items.notes, *([problem] if problem else [])],
             "has_review": self.review is not None,
-            "items": [_brief(item, notes.get(item.slide_id, Note())) for item in self.items.items],
+            "items": [brief(item, notes.get(item.slide_id, Note())) for item in self.items.items],
         }
 
     def slide(self, number: int) -> dict[str, Any]:
@@ -84,7 +85,7 @@ class ViewContent:
             "id": item.slide_id,
             "is_canvas": item.is_canvas,
             "recorded_bad_tiles": item.bad_tiles,
-            "predictions": [_prediction(prediction) for prediction in item.predictions],
+            "predictions": [prediction_json(prediction) for prediction in item.predictions],
             "neighbours": [[n, round(similarity, 4)] for n, similarity in item.neighbours],
         }
         try:
@@ -97,6 +98,7 @@ class ViewContent:
                     "max_level": opened.pyramid.max_level,
                     "tile_px": TILE_PX,
                     "overview_level": opened.overview_level,
+                    "has_preview": opened.sample_grid is not None,
                     "file": slide.path.name,
                     "size_px": list(slide.size_px),
                     "corner": [int(bounds.x), int(bounds.y)],
@@ -110,7 +112,7 @@ class ViewContent:
                     "bad_tile_count": len(slide.bad_tiles),
                 }
         except InputError as error:
-            properties["problem"] = _without_folder(str(error), item.path)
+            properties["problem"] = without_folder(str(error), item.path)
         return properties
 
     def heat(self, number: int, prediction: int, *, start: bool) -> dict[str, Any]:
@@ -126,7 +128,7 @@ class ViewContent:
         state = self.heats.request(number, prediction)
         assert state is not None
         if state.state != "ready" or state.heat is None:
-            return {"state": state.state, "reason": _without_folder(state.reason, item.path)}
+            return {"state": state.state, "reason": without_folder(state.reason, item.path)}
         return {"state": "ready", "key": state.key, "layers": self._layers(state)}
 
     def _layers(self, state: HeatState) -> list[dict[str, Any]]:
@@ -141,8 +143,8 @@ class ViewContent:
                     "is_signed": layer.is_signed,
                     "is_colours": isinstance(state.heat, PatchColours),
                     "limit": layer.limit,
-                    "top": [_patch(patch) for patch in top],
-                    "bottom": [_patch(patch) for patch in bottom],
+                    "top": [patch_json(patch) for patch in top],
+                    "bottom": [patch_json(patch) for patch in bottom],
                 }
             )
         return layers
@@ -157,7 +159,16 @@ class ViewContent:
                 body = self.cache.get(("tile", digest, level, x, y), lambda: opened.tile(level, x, y))
                 return Reply(body, "image/jpeg", is_lasting=True)
         except InputError as error:
-            return Reply(reason_image(_without_folder(str(error), item.path)), "image/jpeg")
+            return Reply(reason_image(without_folder(str(error), item.path)), "image/jpeg")
+
+    def preview(self, number: int, digest: str) -> Reply:
+        """JPEG of the whole slide, blurred, to be shown until the overview is read."""
+        self._item(number)
+        with self.slides.use(number) as opened:
+            if opened.digest != digest or opened.sample_grid is None:
+                raise NotFoundError
+            body = self.cache.get(("preview", digest), lambda: jpeg(opened.preview()))
+            return Reply(body, "image/jpeg", is_lasting=True)
 
     def heat_tile(
         self,
@@ -201,7 +212,7 @@ class ViewContent:
         try:
             return Reply(self.cache.get(("thumbnail", number), lambda: self._thumbnail(number, item)), "image/jpeg")
         except Exception as error:  # a damaged file fails in many ways
-            reason = _without_folder(describe_error(error, 200), item.path)
+            reason = without_folder(describe_error(error, 200), item.path)
             return Reply(reason_image(reason, _THUMBNAIL_PX, _THUMBNAIL_PX * 3 // 4), "image/jpeg")
 
     def set_note(self, number: int, verdict: str, comment: str) -> dict[str, Any]:
@@ -248,52 +259,3 @@ class ViewContent:
         if item.path is None:
             raise InputError(item.problem or f"{item.slide_id}: no file of this slide; give --slides-dir or --cohort")
         return item.path, item.mpp
-
-
-def _brief(item: ViewItem, note: Note) -> dict[str, Any]:
-    first = item.predictions[0] if item.predictions else ViewPrediction()
-    wrong = [p.is_wrong for p in item.predictions if p.is_wrong is not None]
-    main = first.risk if first.risk is not None else first.probabilities.get(first.predicted)
-    return {
-        "id": item.slide_id,
-        "case": item.case_id,
-        "label": item.label,
-        "site": item.site,
-        "predicted": first.predicted,
-        "value": main,
-        "is_risk": first.risk is not None,
-        "folds": list(dict.fromkeys(p.fold for p in item.predictions if p.fold)),
-        "split": first.split,
-        "wrong": sum(wrong) if wrong else None,
-        "judged": len(wrong),
-        "error": item.error,
-        "note": next((p.note for p in item.predictions if p.note), ""),
-        "problem": _without_folder(item.problem, item.path),
-        "verdict": note.verdict,
-        "comment": note.comment,
-    }
-
-
-def _prediction(prediction: ViewPrediction) -> dict[str, Any]:
-    return {
-        "tab": prediction.tab,
-        "predicted": prediction.predicted,
-        "probabilities": list(prediction.probabilities.items()),
-        "risk": prediction.risk,
-        "curve": list(prediction.curve),
-        "fold": prediction.fold,
-        "split": prediction.split,
-        "wrong": prediction.is_wrong,
-        "note": prediction.note,
-        "has_heat": prediction.heat is not None,
-    }
-
-
-def _patch(patch: Patch) -> list[float]:
-    box = patch.box
-    return [round(box.x, 2), round(box.y, 2), round(box.width, 2), round(box.height, 2), float(f"{patch.value:.4g}")]
-
-
-def _without_folder(text: str, path: Path | None) -> str:
-    """A message with the name of the slide's file in place of its path."""
-    return text if path is None else text.replace(str(path), path.name)

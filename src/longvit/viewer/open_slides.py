@@ -22,6 +22,7 @@ from longvit.processes.cpu_count import cpu_count
 from longvit.slides.pixel_reader import Block
 from longvit.slides.placement import Box
 from longvit.slides.reader import Slide, open_slide
+from longvit.viewer.preview import preview, sample_grid
 from longvit.viewer.pyramid import TILE_PX, Pyramid, SlidePixels
 from longvit.viewer.tile_images import jpeg
 
@@ -67,6 +68,16 @@ class OpenedSlide:
         ]
         return max(slow, default=-1)
 
+    @cached_property
+    def sample_grid(self) -> tuple[int, int] | None:
+        """Grid of the preview; None where the slide has none."""
+        return None if self.overview_level < 0 else sample_grid(self.pixels, self.pyramid, self.overview_level)
+
+    def preview(self) -> Block:
+        """Blurred image of the whole slide, uint8 RGBX; the slide must have a `sample_grid`."""
+        assert self.sample_grid is not None
+        return preview(self.pixels, self.pyramid, self.overview_level, self.sample_grid)
+
     def thumbnail(self, side_px: int) -> Block:
         """The whole slide, uint8 RGBX, with a longest side of `side_px`."""
         bounds = self.pyramid.bounds
@@ -109,9 +120,7 @@ class OpenedSlide:
 
         def read(block: tuple[int, int, int, int]) -> None:
             x, y, x_end, y_end = block
-            box = Box(
-                pyramid.bounds.x + x * step, pyramid.bounds.y + y * step, (x_end - x) * step, (y_end - y) * step
-            )
+            box = Box(pyramid.bounds.x + x * step, pyramid.bounds.y + y * step, (x_end - x) * step, (y_end - y) * step)
             pixels[y:y_end, x:x_end] = self.pixels.area(box, x_end - x, y_end - y)
 
         tile_width, tile_height = self.pixels.tile_size(step)

@@ -61,6 +61,7 @@ def routes(content: ViewContent) -> tuple[Route, ...]:
         f"slide/{NUMBER}": lambda number: as_json(content.slide(int(number))),
         f"heat/{NUMBER}/{NUMBER}/(state|start)": heat,
         rf"thumbnail/{NUMBER}\.jpg": lambda number: content.thumbnail(int(number)),
+        rf"preview/{NUMBER}/{_KEY}\.jpg": lambda number, digest: content.preview(int(number), digest),
         rf"tile/{NUMBER}/{_KEY}/{_TILE}\.jpg": tile,
         rf"heat/{NUMBER}/{NUMBER}/{_KEY}/{NUMBER}/{_COLOURS}/{NUMBER}/{_TILE}\.png": heat_tile,
         rf"patch/{NUMBER}/{NUMBER}/{_KEY}/{NUMBER}/(top|bottom)/{NUMBER}\.jpg": patch,

@@ -18,7 +18,7 @@ const SORTS = {
 };
 const CHUNK = 120;
 let items = [], shown = [], info = null, current = -1, tab = 0, heat = null, heatItem = null, heatOn = true;
-let viewer, drawn = 0, opening = 0, heatTurn = 0, hasReview = false, mark = null;
+let viewer, drawn = 0, opening = 0, heatTurn = 0, hasReview = false, mark = null, preview = null;
 const ranks = { top: -1, bottom: -1 };
 
 function element(tag, properties = {}, children = []) {
@@ -143,7 +143,8 @@ async function open(n) {
   $("busy").hidden = true;
   $("scale").hidden = true;
   if (!info.problem) {
-    if (info.overview_level >= 0) { $("busy").textContent = "reading the overview: this file has no small levels …"; $("busy").hidden = false; }
+    preview = info.has_preview ? element("img", { className: "preview", alt: "", src: `preview/${n}/${info.digest}.jpg` }) : null;
+    if (info.overview_level >= 0) { $("busy").textContent = `reading the overview: this file has no small levels${preview ? "; blurred until then" : ""} …`; $("busy").hidden = false; }
     viewer.open(source((l, x, y) => `tile/${n}/${info.digest}/${l}/${x}_${y}.jpg`));
   }
   showMetadata();
@@ -298,6 +299,9 @@ function setOpacity() {
   $("opacity").nextElementSibling.textContent = `${$("opacity").value} %`;
   if (heatItem) heatItem.setOpacity(heatOn ? $("opacity").value / 100 : 0);
 }
+// A blurred image over the slide until its first tile is there.
+function showPreview() { if (preview) viewer.addOverlay({ element: preview, location: viewer.world.getItemAt(0).getBounds() }); }
+function removePreview() { if (preview) viewer.removeOverlay(preview); preview = null; }
 function clearMark() { if (mark) viewer.removeOverlay(mark); mark = null; }
 function jump(end, rank) {
   const patch = heat && heat.layers[$("layer").value][end][rank];
@@ -377,9 +381,8 @@ async function start() {
     crossOriginPolicy: false, timeout: 180000, visibilityRatio: 0.3, gestureSettingsMouse: { clickToZoom: false }, keyboardNavEnabled: false,
   });
   viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
-  viewer.addHandler("open", () => { drawHeat(); drawScale(); });
-  viewer.addHandler("tile-loaded", () => { $("busy").hidden = true; });
-  viewer.addHandler("tile-load-failed", () => { $("busy").hidden = true; });
+  viewer.addHandler("open", () => { showPreview(); drawHeat(); drawScale(); });
+  for (const event of ["tile-loaded", "tile-load-failed"]) viewer.addHandler(event, ({ tiledImage }) => { $("busy").hidden = true; if (tiledImage !== heatItem) removePreview(); });
   // Patches of a heat map keep their edges, the slide is smoothed.
   viewer.addHandler("tile-drawing", ({ tiledImage, context }) => { if (context) context.imageSmoothingEnabled = tiledImage !== heatItem; });
   viewer.addHandler("animation-finish", refreshBadTiles);

@@ -69,7 +69,7 @@ def status(out_dir: str | Path) -> tuple[RunStatus, ...]:
     folders = sorted(path.parent for path in work.glob(f"*/{RUN_JSON}"))
     if not folders:
         raise InputError(
-            f"{out_dir}: no run in it; name the folder that was --out of embed, predict, canvas, tiles or features"
+            f"{out_dir}: no run in it; name the folder that was --out of a command over many slides or of a training"
         )
     return tuple(_status(WorkList.read(folder)) for folder in folders)
 

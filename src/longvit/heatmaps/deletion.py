@@ -1,12 +1,12 @@
-"""Deletion test of patch contributions: how far the score of a class falls when patches are replaced by background.
+"""Deletion test of patch contributions: how far a prediction's score falls when patches are replaced by background.
 
 Patches are replaced in three orders: the highest contributions first, the lowest first, and random orders. A faithful
 map makes the score fall early in the first order and late in the second. The test is that of Samek et al. 2017
 ("Evaluating the visualization of what a deep neural network has learned"), with whole patches.
 
 Blank patches (glass) stay as they are in every order, since replacing them changes nothing: the random orders would
-fall more slowly for that reason alone. The score is that of `interpret.class_contributions`: the logit of the class
-minus the mean logit of the others.
+fall more slowly for that reason alone. The score is that of `interpret.predicted_contributions`: the logit of the class
+minus the mean logit of the others, or the risk of survival.
 
 An image with patches replaced is one that the model was not trained on. The test therefore judges the map and the
 model's answer to holes together.
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from longvit.errors import InputError
 
 if TYPE_CHECKING:
+    from longvit.interpret import Contributions
     from longvit.model.longvit import LongViT
     from longvit.slides.canvas import Canvas
 
@@ -82,8 +83,9 @@ def deletion(
     orders: int = 2,
     seed: int = 0,
 ) -> DeletionCurves:
-    """Deletion test of the contributions to a class on one canvas; by default the class with the highest output.
+    """Deletion test of the contributions to a class on one canvas; by default to the class with the highest output.
 
+    A survival model without `class_index` is tested on its risk.
     Takes 2 + (F − 2)(2 + R) forward passes. Patches become the background of the canvas. `orders`: R. Raises
     `InputError` for a canvas without tissue, a class that the model has not, and fractions that do not ascend from 0 to
     1.
@@ -95,13 +97,11 @@ def deletion(
     >>> deletion(model, canvas, 1, fractions=(0, 0.5, 1), orders=1).most.shape
     (3,)
     """
-    from longvit.interpret import class_contributions
-
-    score_of, class_index, per_call = scorer(model, canvas, class_index)
+    score_of, contributions, per_call = scorer(model, canvas, class_index)
     return deletion_of(
         score_of,
         np.asarray(canvas),
-        class_contributions(model, canvas, class_index).per_patch,
+        contributions.per_patch,
         canvas.source.background,
         fractions=fractions,
         orders=orders,
@@ -112,19 +112,25 @@ def deletion(
 
 def scorer(
     model: LongViT, canvas: Canvas, class_index: int | None = None
-) -> tuple[Callable[[NDArray[np.uint8]], Floats], int, int]:
-    """Function that scores images for `deletion_of`, the class that it scores, and its number of images per call."""
-    pixels = np.asarray(canvas)
+) -> tuple[Callable[[NDArray[np.uint8]], Floats], Contributions, int]:
+    """Function that scores images for `deletion_of`, the contributions to that score, and its images per call."""
+    from longvit.interpret import class_contributions, predicted_contributions
+    from longvit.tasks.survival import risk_of
+
     if class_index is None:
-        class_index = int(_logits(model, pixels[None])[0].argmax())
-    patches = pixels.shape[0] * pixels.shape[1] // model.config.patch_px**2
+        contributions = predicted_contributions(model, canvas)
+    else:
+        contributions = class_contributions(model, canvas, class_index)
+    tested = contributions.class_index
 
     def score_of(images: NDArray[np.uint8]) -> Floats:
         logits = _logits(model, images)
-        others = np.delete(logits, class_index, axis=1)
-        return logits[:, class_index] - (others.mean(1) if others.shape[1] else 0.0)
+        if tested is None:
+            return risk_of(logits)
+        others = np.delete(logits, tested, axis=1)
+        return logits[:, tested] - (others.mean(1) if others.shape[1] else 0.0)
 
-    return score_of, class_index, max(1, _PATCHES_PER_CALL // patches)
+    return score_of, contributions, max(1, _PATCHES_PER_CALL // contributions.per_patch.size)
 
 
 def deletion_of(

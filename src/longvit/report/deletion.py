@@ -14,6 +14,7 @@ from longvit.plots.deletion import deletion_plot
 from longvit.report.labels import counted
 from longvit.report.page import Row, Section, Table
 from longvit.report.sections import interval_range, saved_plot
+from longvit.tasks.survival import Survival
 
 if TYPE_CHECKING:
     from longvit.model.longvit import LongViT
@@ -28,6 +29,7 @@ MEANING = (
     "area between two curves measures this; 0 is no better than random. An image with holes is unlike the training "
     "slides, so a small area may also mean that the model reacts to the holes.",
 )
+RISK_MEANING = "The score is the risk; a high contribution raises it."
 
 
 def slides_to_test(names: Sequence[str], wanted: int | None, *, parameters: int, patches: int) -> list[str]:
@@ -62,7 +64,8 @@ def deletion_section(
             continue
     if not curves:
         return []
-    unit = "log-odds" if model.config.num_classes == 2 else "score"
+    is_risk = model.config.task == Survival.name
+    unit = "risk" if is_risk else "log-odds" if model.config.num_classes == 2 else "score"
     first = np.stack([curve.most[0] for curve in curves])[:, None]
     falls = {
         "highest contributions first": first - np.stack([curve.most for curve in curves]),
@@ -78,7 +81,8 @@ def deletion_section(
     caption = f"Mean over {counted(len(curves), 'held-out slide')}, in {unit}; intervals resample the patients."
     table = Table(("area between curves", "mean", "95 % interval", "reading"), rows, frozenset({1, 2}), caption)
     plot = saved_plot("Fall of the score", folder / "deletion.png", "Bands: 95 % bootstrap over slides.", max_px=640)
-    return [Section("Deletion test", text=MEANING, tables=(table,), plots=(plot,))]
+    text = MEANING + ((RISK_MEANING,) if is_risk else ())
+    return [Section("Deletion test", text=text, tables=(table,), plots=(plot,))]
 
 
 def _cells(summary: DeletionSummary) -> list[str]:

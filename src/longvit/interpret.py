@@ -223,9 +223,9 @@ def draw(
 ) -> None:
     """Writes a plot of the contributions as PNG: the slide, and beside it the slide in grey with the contributions.
 
-    Red is for the class (survival: raises the risk), blue against it; the colour scale ends at the 99th percentile of |contribution|. Both panels
-    have the proportions of the slide, whatever the fit of the canvas, and a scale bar in µm. Where the resolution of
-    the slide is unknown, the title states so.
+    Red is for the class (survival: raises the risk), blue against it; the colour scale ends at the 99th percentile of
+    |contribution|. Both panels have the proportions of the slide, whatever the fit of the canvas, and a scale bar in
+    µm. Where the resolution of the slide is unknown, the title states so.
     """
     mpp = canvas.source.mpp
     scale = (mpp.x, mpp.y) if mpp else (1.0, 1.0)

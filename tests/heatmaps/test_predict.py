@@ -149,7 +149,10 @@ def test_a_slide_that_was_removed_since_it_was_read_has_no_patches_but_a_predict
     ("more", "words"),
     [
         (["--heatmaps", "geojsn"], "--heatmaps geojsn: no such format; did you mean geojson?"),
-        (["--heatmaps", "png,zarr"], "--heatmaps zarr: no such format; choose from geojson, ome-tiff, png, patches"),
+        (
+            ["--heatmaps", "png,zarr"],
+            "--heatmaps zarr: no such format; choose from geojson, ome-tiff, png, patches, dicom",
+        ),
         (["--heatmaps", "png", "--top-k", "0"], "--top-k 0: from 1 to 99"),
     ],
 )

@@ -115,7 +115,6 @@ def scorer(
 ) -> tuple[Callable[[NDArray[np.uint8]], Floats], Contributions, int]:
     """Function that scores images for `deletion_of`, the contributions to that score, and its images per call."""
     from longvit.interpret import class_contributions, predicted_contributions
-    from longvit.tasks.survival import risk_of
 
     if class_index is None:
         contributions = predicted_contributions(model, canvas)
@@ -124,13 +123,20 @@ def scorer(
     tested = contributions.class_index
 
     def score_of(images: NDArray[np.uint8]) -> Floats:
-        logits = _logits(model, images)
-        if tested is None:
-            return risk_of(logits)
-        others = np.delete(logits, tested, axis=1)
-        return logits[:, tested] - (others.mean(1) if others.shape[1] else 0.0)
+        return scores_of_logits(_logits(model, images), tested)
 
     return score_of, contributions, max(1, _PATCHES_PER_CALL // contributions.per_patch.size)
+
+
+def scores_of_logits(logits: Floats, class_index: int | None) -> Floats:
+    """Scores (B,) of logits (B, K): of a class the logit minus the mean of the others; of None the risk."""
+    from longvit.tasks.survival import risk_of
+
+    if class_index is None:
+        return risk_of(logits)
+    others = np.delete(logits, class_index, axis=1)
+    scores: Floats = logits[:, class_index] - (others.mean(1) if others.shape[1] else 0.0)
+    return scores
 
 
 def deletion_of(
@@ -149,11 +155,9 @@ def deletion_of(
     `score_of`: images (B, height, width, 3) -> scores (B,), for at most `per_call` images. A patch is the rectangle of
     one score. Raises `InputError` as `deletion` does.
     """
-    at = np.asarray(fractions, np.float64)
-    if len(at) < 2 or at[0] != 0 or at[-1] != 1 or (np.diff(at) <= 0).any():
+    at = _checked(fractions, orders)
+    if at[-1] != 1:
         raise InputError(f"fractions {tuple(fractions)}: they must ascend from 0 to 1")
-    if orders < 1:
-        raise InputError(f"orders {orders}: at least 1")
     rows, columns = per_patch.shape
     height, width = pixels.shape[0] // rows, pixels.shape[1] // columns
     filled = np.asarray(background, np.uint8)
@@ -162,10 +166,6 @@ def deletion_of(
     tissue = np.flatnonzero(distance.ravel() >= BLANK_GREY_LEVELS)
     if not len(tissue):
         raise InputError("no patch differs from the background: there is nothing to replace")
-    ascending = tissue[np.argsort(per_patch.ravel()[tissue], kind="stable")]
-    rng = np.random.default_rng(seed)
-    sequences = [ascending[::-1], ascending, *(rng.permutation(tissue) for _ in range(orders))]
-    counts = np.rint(at * len(tissue)).astype(np.int64)
 
     def replaced(indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The image with these patches filled."""
@@ -173,18 +173,48 @@ def deletion_of(
         image[indices // columns, :, indices % columns] = filled
         return image.reshape(pixels.shape)
 
-    # The first and the last image are the same in every order.
-    chosen = [tissue[:0], tissue, *(sequence[:n] for sequence in sequences for n in counts[1:-1])]
-    scores = np.concatenate(
-        [
-            score_of(np.stack([replaced(indices) for indices in chosen[i : i + per_call]]))
-            for i in range(0, len(chosen), per_call)
-        ]
-    )
+    def scores_without(chosen: Sequence[NDArray[np.int64]]) -> Floats:
+        parts = [chosen[i : i + per_call] for i in range(0, len(chosen), per_call)]
+        return np.concatenate([score_of(np.stack([replaced(tissue[part]) for part in some])) for some in parts])
+
+    return curves_without(scores_without, per_patch.ravel()[tissue], fractions=fractions, orders=orders, seed=seed)
+
+
+def curves_without(
+    scores_without: Callable[[Sequence[NDArray[np.int64]]], Floats],
+    values: NDArray[Any],
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    orders: int = 2,
+    seed: int = 0,
+) -> DeletionCurves:
+    """Curves of a deletion test over P parts with these values (P,), whatever a part is.
+
+    `scores_without`: sets of parts (their numbers) -> the score (one a set) where the parts of a set are absent. The
+    last fraction may be below 1 for a score that needs some part.
+    """
+    at = _checked(fractions, orders)
+    ascending = np.argsort(values, kind="stable")
+    rng = np.random.default_rng(seed)
+    sequences = [ascending[::-1], ascending, *(rng.permutation(len(values)) for _ in range(orders))]
+    counts = np.rint(at * len(values)).astype(np.int64)
+    # Nothing and everything are the same in every order.
+    same = [ascending[:0], ascending] if at[-1] == 1 else [ascending[:0]]
+    inner = counts[1:-1] if at[-1] == 1 else counts[1:]
+    scores = scores_without([*same, *(sequence[:n] for sequence in sequences for n in inner)])
     curves = np.empty((len(sequences), len(at)))
-    curves[:, 0], curves[:, -1] = scores[:2]
-    curves[:, 1:-1] = scores[2:].reshape(len(sequences), len(at) - 2)
-    return DeletionCurves(at, curves[0], curves[1], curves[2:], len(tissue))
+    curves[:, 0], curves[:, -1] = scores[0], scores[len(same) - 1]
+    curves[:, 1 : 1 + len(inner)] = scores[len(same) :].reshape(len(sequences), len(inner))
+    return DeletionCurves(at, curves[0], curves[1], curves[2:], len(values))
+
+
+def _checked(fractions: Sequence[float], orders: int) -> Floats:
+    at = np.asarray(fractions, np.float64)
+    if len(at) < 2 or at[0] != 0 or at[-1] > 1 or (np.diff(at) <= 0).any():
+        raise InputError(f"fractions {tuple(fractions)}: they must ascend from 0 to 1")
+    if orders < 1:
+        raise InputError(f"orders {orders}: at least 1")
+    return at
 
 
 def summarise(

@@ -90,7 +90,7 @@ def test_a_bag_of_one_tile_and_a_system_without_scores_have_no_test() -> None:
 @pytest.mark.parametrize("task", ["subtyping", "survival"])
 def test_the_weights_are_those_of_the_trial(tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The score of the whole bag is that of the logits which the trial wrote."""
-    settings = replace(QUICK, task=task, n_bins=2, systems=("attention_mil",))
+    settings = replace(QUICK, task=task, n_bins=2, bags_per_step=4, systems=("attention_mil",))
     write_study(tmp_path, 24, slides_of_a_patient=1 if task == "subtyping" else 2)
     result = run(tmp_path, settings)
     starts: list[float] = []

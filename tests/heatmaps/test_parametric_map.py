@@ -180,7 +180,7 @@ def test_predict_writes_it_beside_the_other_formats(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out" / "heatmaps").iterdir()] == ["a.scores.dcm"]
     with (tmp_path / "out" / "problems.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert (row["slide_id"], row["stage"]) == ("b", "heatmap")
+    assert (row["slide"], row["stage"]) == ("b", "heatmap")
 
 
 def test_without_highdicom_one_line_names_the_extra_before_any_slide(

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from longvit.comparison.bags import Bags
 from longvit.comparison.system_spec import SystemSpec, system_spec
 from longvit.comparison.trial import FoldSplit, load_trial
+from longvit.device import pick_device
 from longvit.errors import InputError
 from longvit.files import write_csv
 from longvit.heatmaps.deletion import DeletionCurves, DeletionSummary, curves_without, scores_of_logits, summarise
@@ -105,9 +106,10 @@ def _trial(
     rows = split.cohort.split(split.evaluated)
     chosen = np.linspace(0, len(rows) - 1, min(bags, len(rows))).round().astype(int)
     rows = tuple(rows[i] for i in chosen)
-    system = load_trial(result.bag_cohort, split, spec, result.settings, folder)
+    device = pick_device(result.settings.device).device
+    system = load_trial(result.bag_cohort, split, spec, result.settings, folder).to(device)
     curves, patients = [], []
-    for row, bag in zip(rows, Bags(result.bag_cohort, rows, spec, torch.device("cpu")), strict=True):
+    for row, bag in zip(rows, Bags(result.bag_cohort, rows, spec, device), strict=True):
         found = bag_deletion(system, bag, is_risk=split.task.name == Survival.name)
         if found is not None:
             curves.append(found)
@@ -135,10 +137,10 @@ def bag_deletion(
         class_index = None if is_risk else int(whole.logits.argmax())
 
         def scores_without(removed: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-            logits = [system(without(bag, tiles)).logits.double().numpy() for tiles in removed]
+            logits = [system(without(bag, tiles)).logits.double().cpu().numpy() for tiles in removed]
             return scores_of_logits(np.stack(logits), class_index)
 
-        values = whole.attention.float().numpy()
+        values = whole.attention.float().cpu().numpy()
         return curves_without(scores_without, values, fractions=fractions, orders=orders, seed=seed)
 
 

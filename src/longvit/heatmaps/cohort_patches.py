@@ -6,7 +6,7 @@
     OUT/patches.csv                        class,kind,rank,slide_id,score,x_level0_px,…,file
 
 Contributions can be ranked over slides because all canvases of a model have the same number of patches. A slide counts
-for the class whose contributions its map shows: its highest output.
+for the class whose contributions its map shows: its highest output, or `risk` with a survival model.
 """
 
 from __future__ import annotations

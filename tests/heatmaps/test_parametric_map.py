@@ -34,7 +34,7 @@ def highdicom() -> None:
 
 
 def dicom_folder(folder: Path, orientation: tuple[int, ...] = (0, -1, 0, -1, 0, 0), **changed: Any) -> Path:
-    """A slide of two levels that lies at `ORIGIN_MM` of the glass; as most scanners, rows run along −y."""
+    """A slide of two levels whose corner is `ORIGIN_MM`; as most scanners, rows run along −y."""
     from pydicom.dataset import Dataset
 
     folder.mkdir(parents=True, exist_ok=True)

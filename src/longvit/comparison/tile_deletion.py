@@ -3,8 +3,8 @@
     OUT/deletion.csv    a row per system with tile scores: areas between curves with 95 % intervals by patient
 
 Tiles are removed and not replaced by background. A system accepts any number of tiles, so a smaller bag is an input of
-the kind it was trained on. Background is cut away before features are extracted: the features of a white tile are in
-no training bag, and the encoder that would make them is not part of a comparison. At least one tile in ten stays, since
+the kind it was trained on. Background is left out before features are extracted, so the features of a white tile are
+in no training bag. The encoder that would make them is not part of a comparison. At least one tile in ten stays, since
 an empty bag has no prediction. The score is that of `heatmaps.deletion`, the order that of the scores of the whole bag.
 
 Systems without tile scores, on regions or on pixels have no test.

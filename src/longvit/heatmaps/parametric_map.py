@@ -3,7 +3,7 @@
     <slide>.scores.dcm    the raster as a tiled matrix; NaN where there is no score
 
 The map spans the slide's bounds exactly: columns × spacing is the width of the slide in mm. It is in the slide's study,
-in a series of its own, and refers to every file of the slide's series. Spacing and orientation are those that level 0
+in a separate series, and refers to every file of the slide's series. Spacing and orientation are those that level 0
 of the slide states, whatever resolution a command was given.
 
 The position is the corner of the matrix, on which all levels of a DICOM pyramid lie: for a map over the whole slide it

@@ -32,7 +32,6 @@ from longvit.data.cohort import SlideRow
 from longvit.data.cohort_table import read_cohort
 from longvit.errors import InputError
 from longvit.heatmaps.deletion import FRACTIONS, DeletionCurves, deletion, deletion_of, scorer, summarise
-from longvit.interpret import class_contributions
 from longvit.model.longvit import LongViT
 from longvit.model.pretrained import load_model
 from longvit.slides.canvas import read_canvas
@@ -53,14 +52,14 @@ def test_rows(model: LongViT, rows: Sequence[SlideRow], cache: Path, name: str) 
     for i, row in enumerate(rows):
         canvas = read_canvas(paths[row.slide_id])
         pixels, background = np.asarray(canvas), canvas.source.background
-        score_of, class_index, per_call = scorer(model, canvas)
-        values = class_contributions(model, canvas, class_index).per_patch
+        score_of, contributions, per_call = scorer(model, canvas)
+        values = contributions.per_patch
         side, patch_px = len(values), config.patch_px
         distance = np.abs(pixels.astype(np.float32) - np.asarray(background)).mean(2)
         dark = distance.reshape(side, patch_px, side, patch_px).mean((1, 3))
         shuffled = np.random.default_rng(i).permutation(values.ravel()).reshape(values.shape)
         try:
-            first = deletion(model, canvas, class_index, orders=ORDERS, seed=i)
+            first = deletion(model, canvas, orders=ORDERS, seed=i)
         except InputError:
             blank += 1
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from longvit.interpret import (
     contributions_of_tokens,
     draw,
     patch_contributions,
+    predicted_contributions,
+    risk_contributions,
     round_length,
 )
 from longvit.model.longvit import LongViT, LongViTConfig
@@ -78,6 +81,50 @@ def test_the_score_is_the_class_against_the_mean_of_the_others(classes: int) -> 
             assert got.probability == pytest.approx(1 / (1 + np.exp(-got.score)), abs=1e-5)
 
 
+@pytest.mark.parametrize("bins", [1, 4])
+def test_the_contributions_to_a_risk_are_its_derivative_along_the_tokens(bins: int) -> None:
+    """Independent of the closed form: autograd from -Σ S_k, with the hazards' products written out."""
+    model = strange_model(bins, "token_norm", task="survival")
+    image = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        tokens = model.forward_features(image)
+    part_NK = model.fc_norm(tokens[0]) @ model.head.weight.detach().T / tokens.shape[1]
+    part_NK = (part_NK - model.fc_norm.bias.detach() @ model.head.weight.detach().T / tokens.shape[1]).detach()
+    scale_N = torch.ones(len(part_NK), dtype=torch.float64, requires_grad=True)
+    constant_K = (model.head.weight @ model.fc_norm.bias + model.head.bias).detach()
+    hazard_K = torch.sigmoid((scale_N[:, None] * part_NK).sum(0) + constant_K)
+    logit = (scale_N[:, None] * part_NK).sum(0)[0] + constant_K[0]
+    risk = logit if bins == 1 else -sum((1 - hazard_K[: k + 1]).prod() for k in range(bins))
+    (slopes_N,) = torch.autograd.grad(risk, scale_N)
+    got = risk_contributions(model, np.zeros((64, 96, 3), np.uint8), tokens_1ND=tokens)
+    assert got.per_patch.ravel() == pytest.approx(slopes_N.numpy(), rel=1e-4, abs=1e-6)
+    assert got.score == pytest.approx(float(risk.detach()))
+    assert got.per_patch.sum() + got.constant == pytest.approx(got.score, abs=1e-5)
+    assert (got.class_name, got.unit, got.probability) == ("risk", "risk", None)
+    if bins == 1:
+        assert got.constant == pytest.approx(float(constant_K[0]), abs=1e-5)
+
+
+def test_only_a_survival_model_has_a_risk_and_only_a_class_a_probability() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    model = strange_model(3, "fc_norm").float()
+    with pytest.raises(InputError, match="task subtyping predicts no risk"):
+        risk_contributions(model, pixels)
+    with torch.no_grad():
+        highest = int(model(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0].argmax())
+    assert predicted_contributions(model, pixels).class_index == highest
+    survival = strange_model(4, "fc_norm", task="survival").float()
+    assert predicted_contributions(survival, pixels).unit == "risk"
+
+
+def test_the_plot_of_a_risk_names_no_class_and_no_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = " ".join(texts_of(tmp_path / "a.png", monkeypatch, task="survival"))
+    assert "Raises the risk (red) or lowers it (blue)" in texts
+    assert "risk " in texts
+    for words in ("probability", "against", "log-odds", "“"):
+        assert words not in texts
+
+
 def test_contributions_stand_where_their_patches_are() -> None:
     """A model without attention between patches: only the changed patch's share changes, but for σ."""
     model = strange_model(2, "token_norm")
@@ -108,7 +155,7 @@ def test_the_models_mode_is_left_as_it_was() -> None:
     assert model.training
 
 
-def texts_of(path: Path, monkeypatch: pytest.MonkeyPatch, **kind: object) -> list[str]:
+def texts_of(path: Path, monkeypatch: pytest.MonkeyPatch, task: str = "subtyping", **kind: object) -> list[str]:
     """Draws a slide and returns every text on the picture."""
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -122,9 +169,11 @@ def texts_of(path: Path, monkeypatch: pytest.MonkeyPatch, **kind: object) -> lis
 
     monkeypatch.setattr(Figure, "savefig", listening)
     model = load_model(write_model(path.parent / "model"))
+    model.config = replace(model.config, task=task)
     slide = open_slide(write_slide(path.parent / "slide.tif", **kind))  # type: ignore[arg-type]
     canvas = slide.canvas(64)
-    draw(canvas, class_contributions(model, canvas, 1), path, title="slide 1")
+    found = class_contributions(model, canvas, 1) if task == "subtyping" else predicted_contributions(model, canvas)
+    draw(canvas, found, path, title="slide 1")
     return texts
 
 

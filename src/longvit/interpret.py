@@ -9,7 +9,12 @@ and b the head's row of the class:
 There is no approximation and no gradient. Tokens have attended to other patches, so c_i is the term of the patch
 *position* in the sum, not the change of the logit if the patch were removed.
 
-N patches, D width, K classes.
+Survival: the score is the risk R (tasks/survival.py). With Cox's loss R is the one logit, and the sum is exact. With
+time bins R is a curved function of the bins' logits z_k, and its contributions are of first order at the slide:
+
+    c_i = Σ_k ∂R/∂z_k c_ik,   ∂R/∂z_k = h_k (S_k + … + S_{K - 1}),   constant = R − Σ_i c_i
+
+N patches, D width, K classes or time bins.
 """
 
 from __future__ import annotations
@@ -42,14 +47,17 @@ class Contributions:
     constant: float
     """Part that does not depend on the patches: w · β + b."""
     score: float
-    """per_patch.sum() + constant: logit of the class minus the mean logit of the others."""
-    probability: float
-    """Softmax probability of the class."""
+    """per_patch.sum() + constant: logit of the class minus the mean logit of the others, or the risk."""
+    probability: float | None
+    """Softmax probability of the class; None for a risk."""
     class_name: str
+    """The class, or `risk`."""
     others: str
-    """Name of the other class, or a description of the others."""
+    """Name of the other class, or a description of the others; empty for a risk."""
     unit: str = "log-odds"
-    """Unit of the score: log-odds with two classes, else score."""
+    """Unit of the score: log-odds with two classes, else score; risk."""
+    class_index: int | None = None
+    """Number of the class; None for a risk."""
 
 
 def patch_contributions(
@@ -80,6 +88,58 @@ def class_contributions(
     else:
         rows = np.shape(canvas_pixels)[0] // model.config.patch_px
     return _contributions(model, tokens_1ND, rows, class_index, against_others=True)
+
+
+def risk_contributions(model: LongViT, canvas_pixels: Any, *, tokens_1ND: Tensor | None = None) -> Contributions:
+    """Contributions of all patches to the risk of a survival model; positive ones raise the risk.
+
+    Exact with Cox's loss. Of first order with time bins (see the top of this file). `tokens_1ND`: tokens of the canvas,
+    if already computed. Raises `InputError` for a model of another task.
+
+    >>> import longvit, numpy as np
+    >>> from longvit.interpret import risk_contributions
+    >>> config = longvit.LongViTConfig(embed_dim=32, depth=1, num_heads=4, ffn_dim=48, num_classes=4, task="survival")
+    >>> risk_contributions(longvit.LongViT(config), np.zeros((64, 64, 3), np.uint8)).per_patch.shape
+    (2, 2)
+    """
+    from longvit.tasks.survival import Survival, risk_of, risk_slopes
+
+    if model.config.task != Survival.name:
+        raise InputError(f"a model of the task {model.config.task} predicts no risk")
+    if tokens_1ND is None:
+        tokens_1ND, rows = tokens_of(model, canvas_pixels)
+    else:
+        rows = np.shape(canvas_pixels)[0] // model.config.patch_px
+    outputs = [
+        _contributions(model, tokens_1ND, rows, k, against_others=False) for k in range(model.config.num_classes)
+    ]
+    logits = np.array([[output.score for output in outputs]])
+    slopes, risk = risk_slopes(logits)[0], float(risk_of(logits)[0])
+    per_patch = sum(slope * output.per_patch.astype(np.float64) for slope, output in zip(slopes, outputs, strict=True))
+    return Contributions(
+        per_patch=np.asarray(per_patch, np.float32),
+        constant=risk - float(np.sum(per_patch)),
+        score=risk,
+        probability=None,
+        class_name="risk",
+        others="",
+        unit="risk",
+    )
+
+
+def predicted_contributions(model: LongViT, canvas_pixels: Any, *, tokens_1ND: Tensor | None = None) -> Contributions:
+    """Contributions to the prediction of a model: to the class with the highest output, or to the risk of survival."""
+    import torch
+
+    from longvit.tasks.survival import Survival
+
+    if model.config.task == Survival.name:
+        return risk_contributions(model, canvas_pixels, tokens_1ND=tokens_1ND)
+    if tokens_1ND is None:
+        tokens_1ND, _ = tokens_of(model, canvas_pixels)
+    with torch.inference_mode():
+        highest = int(model.forward_head(tokens_1ND)[0].argmax())
+    return class_contributions(model, canvas_pixels, highest, tokens_1ND=tokens_1ND)
 
 
 def tokens_of(model: LongViT, canvas_pixels: Any) -> tuple[Tensor, int]:
@@ -149,6 +209,7 @@ def _contributions(
         class_name=names[class_index],
         others=names[others[0]] if len(others) == 1 else "the mean of the other classes",
         unit="log-odds" if len(others) == 1 else "score",
+        class_index=class_index,
     )
 
 
@@ -162,9 +223,9 @@ def draw(
 ) -> None:
     """Writes a plot of the contributions as PNG: the slide, and beside it the slide in grey with the contributions.
 
-    Red is for the class, blue against it; the colour scale ends at the 99th percentile of |contribution|. Both panels
-    have the proportions of the slide, whatever the fit of the canvas, and a scale bar in µm. Where the resolution of
-    the slide is unknown, the title states so.
+    Red is for the class (survival: raises the risk), blue against it; the colour scale ends at the 99th percentile of
+    |contribution|. Both panels have the proportions of the slide, whatever the fit of the canvas, and a scale bar in
+    µm. Where the resolution of the slide is unknown, the title states so.
     """
     mpp = canvas.source.mpp
     scale = (mpp.x, mpp.y) if mpp else (1.0, 1.0)
@@ -197,19 +258,22 @@ def draw(
         if mpp:
             _scale_bar(axes, width)
     slide_axes.set_title("The slide" if mpp else "The slide (µm per pixel not known)", fontsize=11)
-    map_axes.set_title(f"For “{name}” (red) or against it (blue)", fontsize=11)
+    is_risk = contributions.probability is None
+    for_against = "Raises the risk (red) or lowers it (blue)" if is_risk else f"For “{name}” (red) or against it (blue)"
+    map_axes.set_title(for_against, fontsize=11)
     bar = figure.colorbar(shown, ax=map_axes, extend="both", fraction=0.05, pad=0.03)
     bar.set_label(
-        f"contribution of a patch to the {contributions.unit} of “{name}” "
-        f"against “{others}”\n"
-        f"(colour scale ends at the {PERCENTILE:g}th percentile of the absolute value)",
+        f"contribution of a patch to the {contributions.unit}"
+        + ("\n" if is_risk else f" of “{name}” against “{others}”\n")
+        + f"(colour scale ends at the {PERCENTILE:g}th percentile of the absolute value)",
         fontsize=8.5,
     )
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(short_name(title, 100) or "Patch contributions", fontsize=13)
     figure.supxlabel(
         f"Sum over {values.size:,} patches {values.sum():+.2f}, constant {contributions.constant:+.2f}: "
-        f"{contributions.unit} {contributions.score:+.2f}, probability of “{name}” {contributions.probability:.3f}",
+        f"{contributions.unit} {contributions.score:+.2f}"
+        + ("" if is_risk else f", probability of “{name}” {contributions.probability:.3f}"),
         fontsize=9.5,
     )
     write_figure(figure, path, dpi=130)

@@ -11,7 +11,7 @@ from tests.heatmaps.made import made_canvas
 
 from longvit.errors import InputError
 from longvit.heatmaps.deletion import deletion, deletion_of, forward_passes, summarise
-from longvit.interpret import class_contributions
+from longvit.interpret import class_contributions, patch_contributions, risk_contributions
 from longvit.model.longvit import LongViT, LongViTConfig
 from longvit.report.deletion import slides_to_test
 
@@ -79,6 +79,40 @@ def test_a_longvit_without_attention_falls_by_its_contributions(classes: int) ->
     assert curves.most == pytest.approx(expected, abs=2e-4)
     assert curves.patches == 64
     assert not model.training
+
+
+@pytest.mark.parametrize("bins", [1, 4])
+def test_a_survival_model_is_tested_on_its_risk(bins: int) -> None:
+    """Without attention the logits of every image are known, and the risk is written out from the hazards."""
+    torch.manual_seed(0)
+    config = LongViTConfig(
+        embed_dim=32, depth=1, num_heads=4, ffn_dim=48, num_classes=bins, pool_norm="token_norm", image_px=256,
+        task="survival",
+    )  # fmt: skip
+    model = LongViT(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    for block in model.blocks:
+        torch.nn.init.zeros_(block.attn.proj.weight)
+    canvas = made_canvas("stretch")
+    empty = replace(canvas, pixels=np.full_like(canvas.pixels, 255))
+    part_KN, empty_KN = (
+        np.stack([patch_contributions(model, image, k).ravel().astype(np.float64) for k in range(bins)])
+        for image in (canvas, empty)
+    )
+    with torch.no_grad():
+        logits_K = model(torch.from_numpy(canvas.pixels).permute(2, 0, 1)[None])[0].double().numpy()
+
+    def risk(replaced: np.ndarray) -> float:
+        z_K = logits_K - (part_KN - empty_KN)[:, replaced].sum(1)
+        hazard_K = 1 / (1 + np.exp(-z_K))
+        return z_K[0] if bins == 1 else -sum(np.prod(1 - hazard_K[: k + 1]) for k in range(bins))
+
+    order = np.argsort(risk_contributions(model, canvas).per_patch.ravel(), kind="stable")[::-1]
+    curves = deletion(model, canvas, fractions=(0, 0.25, 0.5, 1), orders=1)
+    assert curves.most == pytest.approx([risk(order[:n]) for n in (0, 16, 32, 64)], abs=2e-4)
+    assert curves.least == pytest.approx([risk(order[::-1][:n]) for n in (0, 16, 32, 64)], abs=2e-4)
+    assert curves.most[1] < curves.least[1]
 
 
 def test_blank_patches_are_never_replaced() -> None:

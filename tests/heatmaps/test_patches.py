@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,17 @@ def test_the_cohort_is_ranked_within_each_class(tmp_path: Path) -> None:
         assert value == pytest.approx(round(100 * float(row["score"])) + 100, abs=2)
     assert (tmp_path / "top" / "tumour.jpg").exists()
     assert {path.name for path in (tmp_path / "top" / "tumour").iterdir()} == {"01_b.jpg", "02_a.jpg"}
+
+
+def test_the_lowest_patches_begin_a_row_of_the_contact_sheet() -> None:
+    """Beside the highest, in the same row, they were taken for some of them."""
+    dark, light = np.full((8, 8, 3), 0, np.uint8), np.full((8, 8, 3), 200, np.uint8)
+    sheet = np.asarray(Image.open(io.BytesIO(contact_sheet([dark] * 7 + [light] * 2, [""] * 9, 7))).convert("L"))
+    middle = sheet[104::232, 104::200]  # of each thumbnail
+    assert middle.shape == (3, 6)
+    assert middle[0] == pytest.approx([0] * 6, abs=5)
+    assert middle[1] == pytest.approx([0, *[255] * 5], abs=5)
+    assert middle[2] == pytest.approx([200, 200, *[255] * 4], abs=5)
 
 
 def test_a_contact_sheet_holds_any_number_of_images_of_any_shape(tmp_path: Path) -> None:

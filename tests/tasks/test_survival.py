@@ -17,6 +17,7 @@ from longvit.data.cohort_table import read_cohort
 from longvit.data.slide_list import find_slides
 from longvit.errors import InputError
 from longvit.finetuning.run import finetune
+from longvit.report.finetuning import finetune_report
 from longvit.slide_jobs.predict import predict_slides
 from longvit.tasks.survival import Survival, risk_of
 from longvit.tasks.task import Predictions
@@ -133,8 +134,15 @@ def test_it_learns_and_predicts_from_end_to_end(tmp_path: Path, loss: str) -> No
         lines = list(csv.DictReader(file))
     model = longvit.load_model(result.model_dir)
     assert model.config.task == "survival"
-    predict_slides(find_slides([tmp_path / "s00.png"]), tmp_path / "predicted", model)
+    slides = find_slides([tmp_path / "s00.png"])
+    predicted = predict_slides(slides, tmp_path / "predicted", model, pictures=True, heatmaps=("png",))
     with (tmp_path / "predicted" / "predictions.csv").open() as file:
         (line,) = csv.DictReader(file)
     assert set(line) >= {"risk"} | {c for c in lines[0] if c.startswith("survival_") and c != "survival_months"}
     assert (tmp_path / "run" / "kaplan_meier_test.png").exists()
+    (record,) = predicted.records
+    assert record["heatmaps"]["measurement"] == "contribution to risk"
+    assert record["heatmaps"]["meaning"]["score"] == pytest.approx(float(line["risk"]), abs=1e-5)
+    assert record["picture"] == "s00.png"
+    text = finetune_report(result, cohort, settings).read_text(encoding="utf-8")
+    assert "Mean over 8 held-out slides, in risk;" in text

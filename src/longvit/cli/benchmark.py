@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
     from longvit.data.folds import Fold
     from longvit.heatmaps.formats import HeatMapSettings
+    from longvit.report.page import Section
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,13 @@ def benchmark(
         int,
         Parameter(help="Slides per fold whose tile scores are drawn on the slide and written as GeoJSON for QuPath."),
     ] = 0,
+    deletion_slides: Annotated[
+        int,
+        Parameter(
+            help="Evaluated bags per fold of a deletion test: tiles with the highest scores are removed, and the score "
+            "of the prediction compared with that without random tiles. In the report and OUT/deletion.csv. 0: none."
+        ),
+    ] = 0,
     heatmaps: HeatMaps = (),
     top_k: TopK = 10,
     settings: Annotated[ComparisonSettings, Parameter(name="*", group=SETTINGS)] = ComparisonSettings(),
@@ -121,6 +129,8 @@ def benchmark(
     from longvit.report.quality import run_sections
 
     heat_map_settings = HeatMapSettings.parsed(heatmaps, top_k)
+    if deletion_slides < 0:
+        raise InputError(f"--deletion-slides {deletion_slides}: at least 0")
     if signatures is not None and omics is None:
         raise InputError("--signatures needs --omics, the table with the genes")
     manifest = cohort_options.read(cohort, settings.task, need_files=False, allow_leak=settings.allow_leak)
@@ -141,6 +151,8 @@ def benchmark(
     drawn = _draw_tile_scores(result, pictures) if pictures else 0
     print_table(result.summary)
     more = run_sections(check, manifest.rows)
+    if deletion_slides:
+        more = [*_deletion_sections(result, deletion_slides), *more]
     print(f"report: {comparison_report(result.summary, out, more=more)}")
     if drawn:
         echo(f"{drawn} slides drawn with their tile scores: fold_…/attention/ of each system, PNG and GeoJSON")
@@ -185,6 +197,17 @@ def _write_heat_maps(result: Comparison, settings: HeatMapSettings) -> int:
         write_problems(path, [*read_problems(path), *problems])
     echo(f"{maps} heat maps: fold_…/attention/ of each system")
     return len(problems)
+
+
+def _deletion_sections(result: Comparison, bags: int) -> list[Section]:
+    from longvit.comparison.tile_deletion import deletion_tests, write_table
+    from longvit.progress import Progress
+    from longvit.report.deletion import systems_section
+
+    with Progress("deletion test", len(_trials(result)), unit="trials", brief=True) as progress:
+        tests = deletion_tests(result, bags, progress)
+    write_table(result.folder, tests)
+    return systems_section(tests)
 
 
 def _trials(result: Comparison) -> list[Path]:

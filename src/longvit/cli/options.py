@@ -70,7 +70,8 @@ HeatMaps = Annotated[
         negative="",
         show_default=False,
         help="Heat maps for other programs, separated by commas: geojson (QuPath), ome-tiff (scores, and a copy in "
-        "colours), png (with a script that lays it over the slide in QuPath), patches (top and bottom ones as images).",
+        "colours), png (with a script that lays it over the slide in QuPath), patches (top and bottom ones as images), "
+        "dicom (a parametric map beside a DICOM slide; longvit[dicom]).",
     ),
 ]
 TopK = Annotated[

@@ -27,6 +27,7 @@ from longvit.comparison.summary import published_column, summarise
 from longvit.comparison.summary_table import write_summary
 from longvit.comparison.system_spec import SystemSpec, all_system_specs
 from longvit.comparison.trial import (
+    FoldSplit,
     bags_of_fold,
     load_what_all_need,
     read_trial,
@@ -52,6 +53,9 @@ class Comparison:
     summary: dict[str, Any]
     """Content of benchmark.json, see `summary.ComparisonSummary`."""
     bag_cohort: BagCohort
+    fold_splits: tuple[FoldSplit, ...]
+    """Folds of the comparison, with their bags."""
+    settings: ComparisonSettings
     failed: tuple[Problem, ...]
     """Failed trials, without metrics; `slide` is `mcat, fold 3`."""
 
@@ -140,7 +144,7 @@ def compare(
         reasons = {key: problem.error for key, problem in failed.items()}
         summary = summarise(bag_cohort, fold_splits, specs, settings, folder, done, reasons, longvit).to_json()
         write_summary(folder, summary)
-        return Comparison(folder, summary, bag_cohort, tuple(failed.values()))
+        return Comparison(folder, summary, bag_cohort, tuple(fold_splits), settings, tuple(failed.values()))
 
 
 def trial_folder(folder: Path, spec: SystemSpec, fold: Fold) -> Path:

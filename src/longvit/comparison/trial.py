@@ -30,7 +30,7 @@ from longvit.comparison.system_spec import SystemSpec
 from longvit.comparison.tile_scores import write_attention
 from longvit.data.cohort import Cohort
 from longvit.data.folds import Fold, assign
-from longvit.errors import InputError
+from longvit.errors import InputError, one_line
 from longvit.files import write_bytes
 from longvit.finetuning.crossval import replace_splits
 from longvit.finetuning.prepare_cohort import EVALUATED, labels_digest
@@ -288,6 +288,21 @@ def load_what_all_need(device: torch.device) -> None:
     optimizer = torch.optim.Adam(layer.parameters())
     layer(torch.ones(1, 2, device=device)).sum().backward()
     optimizer.step()
+
+
+def load_trial(
+    bag_cohort: BagCohort, fold_split: FoldSplit, spec: SystemSpec, settings: ComparisonSettings, folder: Path
+) -> System:
+    """System of a finished trial, on the CPU in eval mode; `InputError` where its weights are absent or damaged."""
+    from safetensors.torch import load_file
+
+    path = folder / "model.safetensors"
+    model = make_system(spec, bag_cohort, fold_split.task, settings)
+    try:
+        model.load_state_dict(load_file(path))
+    except Exception as error:  # a removed or damaged file, or weights of other settings
+        raise InputError(f"{path}: {one_line(error, 200)}") from error
+    return model.eval()
 
 
 def _write_weights(model: System, path: Path) -> None:

@@ -6,7 +6,7 @@
     OUT/patches.csv                        class,kind,rank,slide_id,score,x_level0_px,…,file
 
 Contributions can be ranked over slides because all canvases of a model have the same number of patches. A slide counts
-for the class whose contributions its map shows: its highest output.
+for the class whose contributions its map shows: its highest output, or `risk` with a survival model.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _write_kind(ranked: Sequence[dict[str, Any]], folder: Path, name: str) -> li
         write_bytes(place / file, patch["source"].read_bytes())
         with Image.open(patch["source"]) as image:
             images.append(np.asarray(image.convert("RGB")))
-        captions.append(f"{rank}: {patch['slide_id']}\n{patch['score']:+.3g}")
+        captions.append(f"{rank}: {patch['slide_id']}\n{patch['score']:+#.3g}")
         rows.append({**patch, "rank": rank, "file": (place / file).relative_to(folder.parent).as_posix()})
     write_bytes(folder / f"{file_stem(name)}.jpg", contact_sheet(images, captions))
     remove_others(place, {Path(row["file"]).name for row in rows})

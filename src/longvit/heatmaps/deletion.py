@@ -1,12 +1,12 @@
-"""Deletion test of patch contributions: how far the score of a class falls when patches are replaced by background.
+"""Deletion test of patch contributions: how far a prediction's score falls when patches are replaced by background.
 
 Patches are replaced in three orders: the highest contributions first, the lowest first, and random orders. A faithful
 map makes the score fall early in the first order and late in the second. The test is that of Samek et al. 2017
 ("Evaluating the visualization of what a deep neural network has learned"), with whole patches.
 
 Blank patches (glass) stay as they are in every order, since replacing them changes nothing: the random orders would
-fall more slowly for that reason alone. The score is that of `interpret.class_contributions`: the logit of the class
-minus the mean logit of the others.
+fall more slowly for that reason alone. The score is that of `interpret.predicted_contributions`: the logit of the class
+minus the mean logit of the others, or the risk of survival.
 
 An image with patches replaced is one that the model was not trained on. The test therefore judges the map and the
 model's answer to holes together.
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from longvit.errors import InputError
 
 if TYPE_CHECKING:
+    from longvit.interpret import Contributions
     from longvit.model.longvit import LongViT
     from longvit.slides.canvas import Canvas
 
@@ -82,8 +83,9 @@ def deletion(
     orders: int = 2,
     seed: int = 0,
 ) -> DeletionCurves:
-    """Deletion test of the contributions to a class on one canvas; by default the class with the highest output.
+    """Deletion test of the contributions to a class on one canvas; by default to the class with the highest output.
 
+    A survival model without `class_index` is tested on its risk.
     Takes 2 + (F − 2)(2 + R) forward passes. Patches become the background of the canvas. `orders`: R. Raises
     `InputError` for a canvas without tissue, a class that the model has not, and fractions that do not ascend from 0 to
     1.
@@ -95,13 +97,11 @@ def deletion(
     >>> deletion(model, canvas, 1, fractions=(0, 0.5, 1), orders=1).most.shape
     (3,)
     """
-    from longvit.interpret import class_contributions
-
-    score_of, class_index, per_call = scorer(model, canvas, class_index)
+    score_of, contributions, per_call = scorer(model, canvas, class_index)
     return deletion_of(
         score_of,
         np.asarray(canvas),
-        class_contributions(model, canvas, class_index).per_patch,
+        contributions.per_patch,
         canvas.source.background,
         fractions=fractions,
         orders=orders,
@@ -112,19 +112,31 @@ def deletion(
 
 def scorer(
     model: LongViT, canvas: Canvas, class_index: int | None = None
-) -> tuple[Callable[[NDArray[np.uint8]], Floats], int, int]:
-    """Function that scores images for `deletion_of`, the class that it scores, and its number of images per call."""
-    pixels = np.asarray(canvas)
+) -> tuple[Callable[[NDArray[np.uint8]], Floats], Contributions, int]:
+    """Function that scores images for `deletion_of`, the contributions to that score, and its images per call."""
+    from longvit.interpret import class_contributions, predicted_contributions
+
     if class_index is None:
-        class_index = int(_logits(model, pixels[None])[0].argmax())
-    patches = pixels.shape[0] * pixels.shape[1] // model.config.patch_px**2
+        contributions = predicted_contributions(model, canvas)
+    else:
+        contributions = class_contributions(model, canvas, class_index)
+    tested = contributions.class_index
 
     def score_of(images: NDArray[np.uint8]) -> Floats:
-        logits = _logits(model, images)
-        others = np.delete(logits, class_index, axis=1)
-        return logits[:, class_index] - (others.mean(1) if others.shape[1] else 0.0)
+        return scores_of_logits(_logits(model, images), tested)
 
-    return score_of, class_index, max(1, _PATCHES_PER_CALL // patches)
+    return score_of, contributions, max(1, _PATCHES_PER_CALL // contributions.per_patch.size)
+
+
+def scores_of_logits(logits: Floats, class_index: int | None) -> Floats:
+    """Scores (B,) of logits (B, K): of a class the logit minus the mean of the others; of None the risk."""
+    from longvit.tasks.survival import risk_of
+
+    if class_index is None:
+        return risk_of(logits)
+    others = np.delete(logits, class_index, axis=1)
+    scores: Floats = logits[:, class_index] - (others.mean(1) if others.shape[1] else 0.0)
+    return scores
 
 
 def deletion_of(
@@ -143,11 +155,9 @@ def deletion_of(
     `score_of`: images (B, height, width, 3) -> scores (B,), for at most `per_call` images. A patch is the rectangle of
     one score. Raises `InputError` as `deletion` does.
     """
-    at = np.asarray(fractions, np.float64)
-    if len(at) < 2 or at[0] != 0 or at[-1] != 1 or (np.diff(at) <= 0).any():
+    at = _checked(fractions, orders)
+    if at[-1] != 1:
         raise InputError(f"fractions {tuple(fractions)}: they must ascend from 0 to 1")
-    if orders < 1:
-        raise InputError(f"orders {orders}: at least 1")
     rows, columns = per_patch.shape
     height, width = pixels.shape[0] // rows, pixels.shape[1] // columns
     filled = np.asarray(background, np.uint8)
@@ -156,10 +166,6 @@ def deletion_of(
     tissue = np.flatnonzero(distance.ravel() >= BLANK_GREY_LEVELS)
     if not len(tissue):
         raise InputError("no patch differs from the background: there is nothing to replace")
-    ascending = tissue[np.argsort(per_patch.ravel()[tissue], kind="stable")]
-    rng = np.random.default_rng(seed)
-    sequences = [ascending[::-1], ascending, *(rng.permutation(tissue) for _ in range(orders))]
-    counts = np.rint(at * len(tissue)).astype(np.int64)
 
     def replaced(indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The image with these patches filled."""
@@ -167,18 +173,48 @@ def deletion_of(
         image[indices // columns, :, indices % columns] = filled
         return image.reshape(pixels.shape)
 
-    # The first and the last image are the same in every order.
-    chosen = [tissue[:0], tissue, *(sequence[:n] for sequence in sequences for n in counts[1:-1])]
-    scores = np.concatenate(
-        [
-            score_of(np.stack([replaced(indices) for indices in chosen[i : i + per_call]]))
-            for i in range(0, len(chosen), per_call)
-        ]
-    )
+    def scores_without(chosen: Sequence[NDArray[np.int64]]) -> Floats:
+        parts = [chosen[i : i + per_call] for i in range(0, len(chosen), per_call)]
+        return np.concatenate([score_of(np.stack([replaced(tissue[part]) for part in some])) for some in parts])
+
+    return curves_without(scores_without, per_patch.ravel()[tissue], fractions=fractions, orders=orders, seed=seed)
+
+
+def curves_without(
+    scores_without: Callable[[Sequence[NDArray[np.int64]]], Floats],
+    values: NDArray[Any],
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    orders: int = 2,
+    seed: int = 0,
+) -> DeletionCurves:
+    """Curves of a deletion test over P parts with these values (P,), whatever a part is.
+
+    `scores_without`: sets of parts (their numbers) -> the score (one a set) where the parts of a set are absent. The
+    last fraction may be below 1 for a score that needs some part.
+    """
+    at = _checked(fractions, orders)
+    ascending = np.argsort(values, kind="stable")
+    rng = np.random.default_rng(seed)
+    sequences = [ascending[::-1], ascending, *(rng.permutation(len(values)) for _ in range(orders))]
+    counts = np.rint(at * len(values)).astype(np.int64)
+    # Nothing and everything are the same in every order.
+    same = [ascending[:0], ascending] if at[-1] == 1 else [ascending[:0]]
+    inner = counts[1:-1] if at[-1] == 1 else counts[1:]
+    scores = scores_without([*same, *(sequence[:n] for sequence in sequences for n in inner)])
     curves = np.empty((len(sequences), len(at)))
-    curves[:, 0], curves[:, -1] = scores[:2]
-    curves[:, 1:-1] = scores[2:].reshape(len(sequences), len(at) - 2)
-    return DeletionCurves(at, curves[0], curves[1], curves[2:], len(tissue))
+    curves[:, 0], curves[:, -1] = scores[0], scores[len(same) - 1]
+    curves[:, 1 : 1 + len(inner)] = scores[len(same) :].reshape(len(sequences), len(inner))
+    return DeletionCurves(at, curves[0], curves[1], curves[2:], len(values))
+
+
+def _checked(fractions: Sequence[float], orders: int) -> Floats:
+    at = np.asarray(fractions, np.float64)
+    if len(at) < 2 or at[0] != 0 or at[-1] > 1 or (np.diff(at) <= 0).any():
+        raise InputError(f"fractions {tuple(fractions)}: they must ascend from 0 to 1")
+    if orders < 1:
+        raise InputError(f"orders {orders}: at least 1")
+    return at
 
 
 def summarise(

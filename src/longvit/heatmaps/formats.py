@@ -16,13 +16,14 @@ from longvit.files import file_stem
 from longvit.heatmaps.geojson import write_geojson
 from longvit.heatmaps.heat_map import HeatMap
 from longvit.heatmaps.ome_tiff import write_colours, write_scores
+from longvit.heatmaps.parametric_map import require_highdicom, write_parametric_map
 from longvit.heatmaps.patches import CONTACT_SHEET, write_patches
 from longvit.heatmaps.png import write_groovy, write_png
 
 if TYPE_CHECKING:
     from longvit.slides.reader import Slide
 
-FORMATS = ("geojson", "ome-tiff", "png", "patches")
+FORMATS = ("geojson", "ome-tiff", "png", "patches", "dicom")
 FOLDER = "heatmaps"
 STAGE = "heatmap"
 """Stage of a problem: only a heat map of the slide is missing."""
@@ -49,6 +50,8 @@ class HeatMapSettings:
                 near = difflib.get_close_matches(name, FORMATS, 1)
                 hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(FORMATS)}"
                 raise InputError(f"--heatmaps {name}: no such format; {hint}")
+        if "dicom" in self.formats:
+            require_highdicom()
         if not 1 <= self.top_k <= MOST_TOP_K:
             raise InputError(f"--top-k {self.top_k}: from 1 to {MOST_TOP_K}")
 
@@ -76,7 +79,7 @@ def write_heat_maps(
 ) -> WrittenHeatMaps:
     """Writes the formats of `settings` to `folder`, each file atomically.
 
-    `open_slide` opens the slide, for `patches` alone.
+    `open_slide` opens the slide, for `patches` and `dicom` alone.
     """
     folder, stem = Path(folder), file_stem(heat_map.slide_id)
     written = WrittenHeatMaps({}, [], [])
@@ -90,6 +93,9 @@ def write_heat_maps(
         elif name == "png":
             write_png(heat_map, folder / f"{stem}.heat.png")
             write_groovy(heat_map, folder / f"{stem}.heat.groovy", folder / f"{stem}.heat.png")
+        elif name == "dicom":
+            with open_slide() as slide:
+                write_parametric_map(heat_map, slide, folder / f"{stem}.scores.dcm")
         else:
             with open_slide() as slide:
                 patches = write_patches(heat_map, slide, folder / f"{stem}.patches", settings.top_k)
@@ -112,6 +118,7 @@ def files_of(name: str, stem: str) -> list[str]:
         "geojson": (".geojson.gz",),
         "ome-tiff": (".scores.ome.tif", ".colour.ome.tif"),
         "png": (".heat.png", ".heat.groovy"),
+        "dicom": (".scores.dcm",),
         "patches": (f".patches/{CONTACT_SHEET}",),
     }
     return [stem + suffix for suffix in suffixes[name]]

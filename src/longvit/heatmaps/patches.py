@@ -75,9 +75,10 @@ def write_patches(heat_map: HeatMap, slide: Slide, folder: str | Path, k: int) -
     for patch in patches:
         pixels = patch_pixels(slide, patch)
         write_jpeg(pixels, folder / patch.file)
-        captions.append(f"{patch.kind} {patch.rank}: {patch.score:+.3g}")
+        captions.append(f"{patch.kind} {patch.rank}: {patch.score:+#.3g}")
         images.append(pixels)
-    write_bytes(folder / CONTACT_SHEET, contact_sheet(images, captions))
+    tops = sum(patch.kind == "top" for patch in patches)
+    write_bytes(folder / CONTACT_SHEET, contact_sheet(images, captions, tops))
     remove_others(folder, {CONTACT_SHEET, *(patch.file for patch in patches)})
     return patches
 
@@ -117,19 +118,23 @@ def write_jpeg(pixels: NDArray[np.uint8], path: Path) -> None:
     write_bytes(path, content.getbuffer())
 
 
-def contact_sheet(images: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> bytes:
-    """JPEG with a thumbnail of every image, six in a row, each above its caption."""
+def contact_sheet(images: Sequence[NDArray[np.uint8]], captions: Sequence[str], first: int = 0) -> bytes:
+    """JPEG with a thumbnail of every image, six in a row, each above its caption.
+
+    `first`: number of images after which a row ends, so that the others begin a new one.
+    """
     from PIL import Image, ImageDraw
 
     cell_px = _THUMBNAIL_PX + _MARGIN_PX
     columns = max(1, min(_COLUMNS, len(images)))
-    rows = max(1, -(-len(images) // columns))
+    rows_of_first = -(-first // columns)
+    rows = max(1, rows_of_first - (-(len(images) - first) // columns))
     size = (columns * cell_px + _MARGIN_PX, rows * (cell_px + _CAPTION_PX) + _MARGIN_PX)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for i, (pixels, caption) in enumerate(zip(images, captions, strict=True)):
-        x = _MARGIN_PX + i % columns * cell_px
-        y = _MARGIN_PX + i // columns * (cell_px + _CAPTION_PX)
+        row, column = divmod(i, columns) if i < first else divmod(i - first + rows_of_first * columns, columns)
+        x, y = _MARGIN_PX + column * cell_px, _MARGIN_PX + row * (cell_px + _CAPTION_PX)
         sheet.paste(_thumbnail(pixels), (x, y))
         for line, text in enumerate(caption.split("\n")[:2]):
             draw.text((x, y + _THUMBNAIL_PX + 2 + 12 * line), text[:32].encode("ascii", "replace").decode(), "black")

@@ -14,8 +14,10 @@ from longvit.plots.deletion import deletion_plot
 from longvit.report.labels import counted
 from longvit.report.page import Row, Section, Table
 from longvit.report.sections import interval_range, saved_plot
+from longvit.tasks.survival import Survival
 
 if TYPE_CHECKING:
+    from longvit.comparison.tile_deletion import SystemDeletion
     from longvit.model.longvit import LongViT
 
 MOST_SLIDES = 8
@@ -28,6 +30,14 @@ MEANING = (
     "area between two curves measures this; 0 is no better than random. An image with holes is unlike the training "
     "slides, so a small area may also mean that the model reacts to the holes.",
 )
+TILES_MEANING = (
+    "Test of the tile scores: tiles are removed from evaluated bags, the ones with the highest scores first, the "
+    "lowest first, or in random order, up to nine in ten. If the scores show what a system uses, its score falls "
+    "further than in random order in the first case, and less in the second. The area between two curves measures "
+    "this; 0 is no better than random. Tile scores have no sign: a tile with a high score may be evidence against the "
+    "prediction. Areas of two systems are not comparable, since their logits have no common scale.",
+)
+RISK_MEANING = "The score is the risk; a high contribution raises it."
 
 
 def slides_to_test(names: Sequence[str], wanted: int | None, *, parameters: int, patches: int) -> list[str]:
@@ -62,7 +72,8 @@ def deletion_section(
             continue
     if not curves:
         return []
-    unit = "log-odds" if model.config.num_classes == 2 else "score"
+    is_risk = model.config.task == Survival.name
+    unit = "risk" if is_risk else "log-odds" if model.config.num_classes == 2 else "score"
     first = np.stack([curve.most[0] for curve in curves])[:, None]
     falls = {
         "highest contributions first": first - np.stack([curve.most for curve in curves]),
@@ -78,7 +89,26 @@ def deletion_section(
     caption = f"Mean over {counted(len(curves), 'held-out slide')}, in {unit}; intervals resample the patients."
     table = Table(("area between curves", "mean", "95 % interval", "reading"), rows, frozenset({1, 2}), caption)
     plot = saved_plot("Fall of the score", folder / "deletion.png", "Bands: 95 % bootstrap over slides.", max_px=640)
-    return [Section("Deletion test", text=MEANING, tables=(table,), plots=(plot,))]
+    text = MEANING + ((RISK_MEANING,) if is_risk else ())
+    return [Section("Deletion test", text=text, tables=(table,), plots=(plot,))]
+
+
+def systems_section(tests: Sequence[SystemDeletion]) -> list[Section]:
+    """Section with the areas of all systems that have tile scores; empty without any."""
+    if not tests:
+        return []
+    rows = [
+        Row([test.system, str(test.most.slides), *_cells(test.most)[:2], *_cells(test.least)[:2], _cells(test.most)[2]])
+        for test in tests
+    ]
+    unit = "risk" if tests[0].is_risk else "logit of the predicted class minus the mean of the others"
+    caption = f"Area between curves, mean over the bags, in units of the score ({unit}); intervals resample patients."
+    columns = (
+        "system", "bags", "highest first, below random", "95 % interval", "lowest first, above random",
+        "95 % interval", "reading of highest first",
+    )  # fmt: skip
+    table = Table(columns, rows, frozenset(range(1, 6)), caption)
+    return [Section("Deletion test", text=TILES_MEANING, tables=(table,))]
 
 
 def _cells(summary: DeletionSummary) -> list[str]:

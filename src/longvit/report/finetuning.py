@@ -78,7 +78,7 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
             *sections_of(predicted, result.folder / "pictures", _interval(metrics, main)),
             Section("Training", plots=(loss,)),
             *_contributions_section(result, lines, examples, canvases),
-            *(_deletion_sections(result, cohort, settings, predicted) if predicted.is_classified else []),
+            *_deletion_sections(result, cohort, settings, predicted),
             *([] if predicted.is_classified else worst_errors_section(predicted, canvases)),
             _predictions_section(metrics["classes"] if predicted.is_classified else (), lines, thumbnails),
             *_problems_section(result),
@@ -272,6 +272,8 @@ def _deletion_sections(
     from longvit.model.pretrained import load_model
     from longvit.report.deletion import deletion_section, slides_to_test
 
+    if not (predicted.is_classified or predicted.is_followed):
+        return []
     if settings.deletion_slides == 0 or settings.side_px > MAX_HEATMAP_SIDE_PX:
         return []
     model = load_model(result.model_dir)

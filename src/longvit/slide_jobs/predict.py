@@ -52,7 +52,7 @@ def predict_slides(
     and the probability of no event up to each inner edge of the bins.
 
     - `model`: a LongViT or its folder.
-    - `pictures`: also writes a PNG per slide with the contribution of each patch to the highest output.
+    - `pictures`: also writes a PNG per slide with the contribution of each patch to the highest output, or to the risk.
     - `heatmaps`: names of `longvit.heatmaps.formats.FORMATS`; files of the same contributions for other programs.
     - `top_k`: number of patches at each end that are marked in the GeoJSON and written as images.
 
@@ -147,19 +147,19 @@ class PredictJob(ModelJob):
         return heatmap_files.are_written(record, self.heat_map_folder, self.heat_maps)
 
     def compute(self, listed: ListedSlide, digest: str, canvas: Canvas) -> dict[str, Any]:
-        from longvit.interpret import class_contributions, draw, tokens_of
+        from longvit.interpret import draw, predicted_contributions, tokens_of
         from longvit.tasks.task import task_class
 
         names, task = class_names(self.model.config), task_class(self.model.config.task)
         tokens_1ND, _ = tokens_of(self.model, canvas)
         logits = logits_of(self.model, tokens_1ND)
-        highest = int(logits.argmax())
         plot_problems: list[str] = []
         heat_maps: dict[str, Any] = {}
         if self.pictures or self.heat_maps.formats:
-            contributions = class_contributions(self.model, canvas, highest, tokens_1ND=tokens_1ND)
+            contributions = predicted_contributions(self.model, canvas, tokens_1ND=tokens_1ND)
         if self.pictures:
-            title = f"{printable(listed.slide_id)}: {'predicted' if task.has_classes else 'highest'} {names[highest]}"
+            shown = "risk" if contributions.probability is None else f"predicted {contributions.class_name}"
+            title = f"{printable(listed.slide_id)}: {shown}"
             with not_drawn() as plot_problems:
                 draw(canvas, contributions, self.plot_path(listed.slide_id), title=title)
         if self.heat_maps.formats:

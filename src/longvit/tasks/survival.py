@@ -304,6 +304,15 @@ def survival_of(logits: np.ndarray) -> np.ndarray:
     return survival_curve(torch.from_numpy(logits)).numpy()
 
 
+def risk_slopes(logits: np.ndarray) -> np.ndarray:
+    """Derivatives of the risk with respect to each logit, float64 (N, n_bins), at least 0; 1 for Cox's logit."""
+    if logits.shape[1] == 1:
+        return np.ones_like(logits, np.float64)
+    later = np.cumsum(survival_of(logits)[:, ::-1], 1)[:, ::-1]  # S_k + … + S_{n_bins - 1}
+    slopes: np.ndarray = later / (1 + np.exp(-logits))
+    return slopes
+
+
 def risk_of(logits: np.ndarray) -> np.ndarray:
     """Risks float64 (N,), higher for an earlier event: -Σ S, or Cox's log hazard ratio."""
     return logits[:, 0] if logits.shape[1] == 1 else -survival_of(logits).sum(1)

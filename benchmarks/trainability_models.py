@@ -22,6 +22,7 @@ from trainability_tasks import PATCH_PX
 
 TINY = "longvit_tiny_patch32"
 REFERENCE = "plain_stem"
+NAMED = "longvit_tiny_stem_patch32"
 _NO_SUB_NORM = {"stem": "conv", "sub_norm": False}
 
 
@@ -88,5 +89,6 @@ VARIANTS: dict[str, Callable[[int], nn.Module]] = {
     "longvit_stem_nosub": longvit(**_NO_SUB_NORM),
     "longvit_stem_nosub_token_norm": longvit(**_NO_SUB_NORM, pool_norm="token_norm"),
     "longvit_token_norm": longvit(pool_norm="token_norm"),
+    NAMED: lambda image_px: create_model("longvit_tiny_stem_patch32", num_classes=2, image_px=image_px),
 }
 """Name -> maker of a model for images of a side in px. The first is the reference."""

@@ -180,10 +180,10 @@ def stem_model(**more: object) -> LongViT:
 
 
 @pytest.mark.parametrize(("name", "millions"), [("tiny", 3.2), ("small", 23.2), ("base", 91.7)])
-def test_named_models_with_a_stem_differ_from_their_size_in_three_settings(name: str, millions: float) -> None:
+def test_named_models_with_a_stem_differ_from_their_size_in_four_settings(name: str, millions: float) -> None:
     stem, plain = SIZES[f"longvit_{name}_stem_patch32"], SIZES[f"longvit_{name}_patch32"]
     differing = {key for key, value in vars(plain).items() if vars(stem)[key] != value}
-    assert differing == {"stem", "sub_norm", "pool_norm"}
+    assert differing == {"stem", "sub_norm", "pool_norm", "init"}
     with torch.device("meta"):
         parameters = sum(p.numel() for p in LongViT(stem).parameters())
     assert round(parameters / 1e6, 1) == millions

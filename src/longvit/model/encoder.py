@@ -187,3 +187,18 @@ def init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02, a=-0.02, b=0.02)
         nn.init.zeros_(module.bias)
+
+
+def init_xavier(module: nn.Module) -> None:
+    """Xavier-uniform linear layers with bias 0, the default of transformers elsewhere; norms keep 1 and 0.
+
+    Without sub-LayerNorm, small weights make the first updates of a block small: `benchmarks/trainability.py` has the
+    numbers.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+INITIALISERS = {"published": init_weights, "xavier": init_xavier}
+"""Initial weights by the name in `LongViTConfig.init`."""

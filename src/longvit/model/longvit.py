@@ -29,8 +29,8 @@ from longvit.errors import InputError
 from longvit.model import cuda_graph
 from longvit.model.conv_stem import ConvPatchEmbedding, check_patch
 from longvit.model.embedding import PatchEmbedding
-from longvit.model.encoder import Encoder, init_weights
-from longvit.model.positions import PatchGrid
+from longvit.model.encoder import INITIALISERS, Encoder
+from longvit.model.positions import PatchGrid, sine_positions
 
 DILATED_RATIOS = (1, 2, 4, 8, 16)
 BOUNDS = {  # far beyond every model that trains, and small enough that making one ends
@@ -75,6 +75,8 @@ class LongViTConfig:
         stem: embedding of a patch: "linear", the paper's projection, or "conv", convolutions inside the patch
             (`longvit.model.conv_stem`).
         sub_norm: the paper's sub-LayerNorm inside the two branches of a block; False: a plain pre-norm block.
+        init: initial weights: "published", small normal numbers as in the published code, or "xavier":
+            Xavier-uniform matrices, and positions of sines (`longvit.model.positions.sine_positions`).
 
     >>> import longvit
     >>> longvit.LongViTConfig(embed_dim=192, depth=6, num_heads=8, ffn_dim=768, image_px=4096).patch_px
@@ -101,6 +103,7 @@ class LongViTConfig:
     grid_patches: int = 32
     stem: Literal["linear", "conv"] = "linear"
     sub_norm: bool = True
+    init: Literal["published", "xavier"] = "published"
 
     def __post_init__(self) -> None:
         check_bounds(self, BOUNDS)
@@ -115,6 +118,8 @@ class LongViTConfig:
             raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
+        if self.init == "xavier" and self.embed_dim % 4:
+            raise ValueError(f"init 'xavier' needs an embed_dim that is a multiple of 4, got {self.embed_dim}")
         if self.stem == "conv":
             check_patch(self.patch_px)
 
@@ -131,8 +136,8 @@ _BASE = LongViTConfig(embed_dim=768, depth=12, num_heads=16, ffn_dim=3072)
 
 
 def _with_stem(config: LongViTConfig) -> LongViTConfig:
-    """The size with a convolutional stem, plain pre-norm blocks and the norm before pooling: learns from few slides."""
-    return replace(config, stem="conv", sub_norm=False, pool_norm="token_norm")
+    """The size that learns from few slides: convolutional stem, plain pre-norm blocks, norm before pooling, Xavier."""
+    return replace(config, stem="conv", sub_norm=False, pool_norm="token_norm", init="xavier")
 
 
 SIZES = {
@@ -193,6 +198,9 @@ class LongViT(nn.Module):
         self.config = config
         embedding = ConvPatchEmbedding if config.stem == "conv" else PatchEmbedding
         self.patch_embed = embedding(config.embed_dim, config.patch_px, config.grid)
+        if config.init == "xavier":
+            with torch.no_grad():
+                self.patch_embed.pos_embed.copy_(sine_positions(config.grid, config.embed_dim))
         self.blocks = Encoder(
             config.depth,
             config.embed_dim,
@@ -203,7 +211,7 @@ class LongViT(nn.Module):
         )
         self.fc_norm = nn.LayerNorm(config.embed_dim, eps=1e-5 if config.pool_norm == "fc_norm" else 1e-6)
         self.head: nn.Module = nn.Identity()
-        self.blocks.apply(init_weights)
+        self.blocks.apply(INITIALISERS[config.init])
         self.reset_classifier(config.num_classes, config.class_names)
 
     @property
@@ -228,7 +236,7 @@ class LongViT(nn.Module):
         self.config = replace(self.config, num_classes=num_classes, class_names=tuple(class_names))
         device = self.fc_norm.weight.device
         self.head = nn.Linear(self.num_features, num_classes, device=device) if num_classes else nn.Identity()
-        self.head.apply(init_weights)
+        self.head.apply(INITIALISERS[self.config.init])
 
     def set_recompute(self, enable: bool = True, *, offload: bool = False) -> None:
         """Recompute each layer in backward: about a third of the memory for two thirds of a forward without attention.

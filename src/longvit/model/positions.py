@@ -50,6 +50,30 @@ class Positions(NamedTuple):
             total.addmm_(self.rows[rows].t(), grad)
 
 
+SINE_AMPLITUDE = 0.2
+"""Of the sine positions. At 0.5 textures are learned later, at 0.1 places are (`benchmarks/trainability.py`)."""
+_CYCLES = (0.125, 4.0)
+"""Of the slowest and the fastest sine, over the side of an image."""
+
+
+def sine_positions(grid: PatchGrid, dim: int) -> Tensor:
+    """Initial positions (1, G_h · G_w, D) of sines and cosines of the place; D is a multiple of 4.
+
+    A quarter of the channels each are the sine and cosine of the row and of the column, as in MAE (He et al. 2022,
+    arXiv 2111.06377), with frequencies in a geometric series. Neighbours are similar from the start, so that a model
+    can use places after few steps; independent random vectors have to be learned one by one.
+    """
+    slow, fast = _CYCLES
+    cycles = slow * (fast / slow) ** torch.linspace(0, 1, dim // 4)
+    waves = []
+    for side in grid:
+        angles = 2 * torch.pi * ((torch.arange(side) + 0.5) / side)[:, None] * cycles
+        waves.append(torch.cat([angles.sin(), angles.cos()], 1))
+    rows, columns = waves[0][:, None], waves[1][None]
+    shape = (grid.height, grid.width, -1)
+    return SINE_AMPLITUDE * torch.cat([rows.expand(shape), columns.expand(shape)], 2).reshape(1, -1, dim)
+
+
 def positions_on(pos_embed: Tensor, grid: PatchGrid, target: PatchGrid) -> Positions:
     """The positions `pos_embed` (1, G_h · G_w, D) of `grid`, for an image of `target` patches; differentiable."""
     on_grid = pos_embed.view(grid.height, grid.width, -1)

@@ -14,7 +14,7 @@ N patches, D width, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ _PANEL_PX = 1600  # longest side of a panel: enough for a screen and a page
 
 @dataclass(frozen=True)
 class Contributions:
-    """Score of a class as a sum over patches."""
+    """Score of a class, or of an output of another task, as a sum over patches."""
 
     per_patch: np.ndarray
     """float32 (rows, columns): c_i at the position of each patch on the canvas."""
@@ -43,13 +43,13 @@ class Contributions:
     """Part that does not depend on the patches: w · β + b."""
     score: float
     """per_patch.sum() + constant: logit of the class minus the mean logit of the others."""
-    probability: float
-    """Softmax probability of the class."""
+    probability: float | None
+    """Softmax probability of the class; None where the output is not one of classes."""
     class_name: str
     others: str
-    """Name of the other class, or a description of the others."""
+    """Name of the other class, or a description of the others; "" where the output is not one of classes."""
     unit: str = "log-odds"
-    """Unit of the score: log-odds with two classes, else score."""
+    """Unit of the score: log-odds with two classes, else score; of another task the meaning of the output."""
 
 
 def patch_contributions(
@@ -80,6 +80,27 @@ def class_contributions(
     else:
         rows = np.shape(canvas_pixels)[0] // model.config.patch_px
     return _contributions(model, tokens_1ND, rows, class_index, against_others=True)
+
+
+def output_contributions(
+    model: LongViT, canvas_pixels: Any, index: int, *, tokens_1ND: Tensor | None = None
+) -> Contributions:
+    """Contributions to output `index` of a model of any task: of a class against the others, else to the output itself.
+
+    `tokens_1ND`: tokens of the canvas, if already computed. Raises `InputError` for a model without that output.
+    """
+    from longvit.tasks.task import task_class
+
+    task = task_class(model.config.task)
+    if task.outputs_are_classes:
+        return class_contributions(model, canvas_pixels, index, tokens_1ND=tokens_1ND)
+    meaning = task.meanings(model.config.class_names)[index]
+    if tokens_1ND is None:
+        tokens_1ND, rows = tokens_of(model, canvas_pixels)
+    else:
+        rows = np.shape(canvas_pixels)[0] // model.config.patch_px
+    alone = _contributions(model, tokens_1ND, rows, index, against_others=False)
+    return replace(alone, class_name=meaning.title, others="", unit=meaning.unit, probability=None)
 
 
 def tokens_of(model: LongViT, canvas_pixels: Any) -> tuple[Tensor, int]:
@@ -199,17 +220,20 @@ def draw(
     slide_axes.set_title("The slide" if mpp else "The slide (µm per pixel not known)", fontsize=11)
     map_axes.set_title(f"For “{name}” (red) or against it (blue)", fontsize=11)
     bar = figure.colorbar(shown, ax=map_axes, extend="both", fraction=0.05, pad=0.03)
+    against = f" of “{name}” against “{others}”" if others else ""
     bar.set_label(
-        f"contribution of a patch to the {contributions.unit} of “{name}” "
-        f"against “{others}”\n"
+        f"contribution of a patch to the {short_name(contributions.unit, 60)}{against}\n"
         f"(colour scale ends at the {PERCENTILE:g}th percentile of the absolute value)",
         fontsize=8.5,
     )
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(short_name(title, 100) or "Patch contributions", fontsize=13)
+    score = f"output {contributions.score:+.2f}"
+    if contributions.probability is not None:
+        score = f"{contributions.unit} {contributions.score:+.2f}, probability of “{name}” "
+        score += f"{contributions.probability:.3f}"
     figure.supxlabel(
-        f"Sum over {values.size:,} patches {values.sum():+.2f}, constant {contributions.constant:+.2f}: "
-        f"{contributions.unit} {contributions.score:+.2f}, probability of “{name}” {contributions.probability:.3f}",
+        f"Sum over {values.size:,} patches {values.sum():+.2f}, constant {contributions.constant:+.2f}: {score}",
         fontsize=9.5,
     )
     write_figure(figure, path, dpi=130)

@@ -34,7 +34,8 @@ class Shape:
     """Input and output sizes of a system.
 
     - `in_dim`: D.
-    - `outputs`: C, classes or time bins.
+    - `outputs`: C, classes, time bins, or the outputs of another task.
+    - `task`: subtyping where the outputs are those of a softmax over classes, else survival.
     - `omics`: G of the one vector, of each signature, or None where there is none.
     - `fusion`: fusion of the omics with the tiles.
     """

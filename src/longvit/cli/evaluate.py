@@ -37,9 +37,10 @@ def evaluate(
     """Compute the metrics of a predictions file: AUC and others, or the c-index; per fold and as mean ± SD.
 
     The columns of the file decide the task. Subtyping: label and `prob_<class>`. Survival: risk, survival_months, and
-    event (1 if it happened) or censorship (1 if it did not). Metrics per fold: test_auc and fold. The table has a row
-    per system, cohort and split, if these are columns. Reads the `predictions.csv` of a run and the files of published
-    baselines.
+    event (1 if it happened) or censorship (1 if it did not). Ordinal: label, `prob_<grade>` and expected_rank.
+    Regression: value and predicted_value. Multilabel: `label_<column>` and `probability_<column>`. Metrics per fold:
+    test_auc and fold. The table has a row per system, cohort and split, if these are columns. Reads the
+    `predictions.csv` of a run and the files of published baselines.
 
     **Examples**
 

@@ -121,11 +121,18 @@ class CohortOptions:
     def read(self, cohort: Path, task: str, *, need_files: bool, allow_leak: bool) -> Cohort:
         """Reads the cohort of a table for a task."""
         from longvit.data.cohort_table import read_cohort
+        from longvit.errors import InputError
         from longvit.tasks.task import task_class
 
+        has_classes = task_class(task).has_classes
+        if not has_classes and self.label_column != "label":
+            raise InputError(
+                f"--label-column {self.label_column}: --task {task} reads no class; "
+                + ("name --time-column and --event-column" if task == "survival" else "name it with --label-columns")
+            )
         return read_cohort(
             cohort,
-            label_column=self.label_column if task_class(task).has_classes else None,
+            label_column=self.label_column if has_classes else None,
             keep=self.keep or None,
             slides_dir=self.slides_dir,
             need_files=need_files,

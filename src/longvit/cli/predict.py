@@ -37,18 +37,26 @@ def predict(
     ] = False,
     heatmaps: HeatMaps = (),
     top_k: TopK = 10,
+    heatmap_of: Annotated[
+        str | None,
+        Parameter(
+            help="Class, label column or cut (`above 2`) of plots and heat maps. Default: the highest output.",
+            show_default=False,
+        ),
+    ] = None,
     slides_dir: SlidesDir = None,
     exclude_qc: ExcludeQc = None,
     reading: Reading = ReadSettings(),
     workers: Workers = WorkerSettings(),
 ) -> int:
-    """Predict classes, or risk and survival, of slides with a fine-tuned model.
+    """Predict slides with a fine-tuned model: classes, grades, numbers, several labels, or risk and survival.
 
-    Writes `OUT/predictions.csv` with the predictions of every slide: `prob_<class>` and prediction, or risk and
-    `survival_<time>_months`. Their provenance is in `OUT/slides/<slide_id>.json`. Heat maps are in `OUT/heatmaps`, the
-    top and bottom patches over all slides in `OUT/top` and `OUT/bottom`. Finished slides are skipped when the command
-    is run again. Run `longvit status OUT` in another terminal to see progress. A slide that cannot be read becomes a
-    row of `OUT/problems.csv` and exit code 1; the run continues.
+    Writes `OUT/predictions.csv` with the predictions of every slide, in the columns of the model's task: `prob_<class>`
+    and prediction; predicted_value; `probability_<column>`; or risk and `survival_<time>_months`. Their provenance is
+    in `OUT/slides/<slide_id>.json`. Heat maps are in `OUT/heatmaps`, the top and bottom patches over all slides in
+    `OUT/top` and `OUT/bottom`. Finished slides are skipped when the command is run again. Run `longvit status OUT` in
+    another terminal to see progress. A slide that cannot be read becomes a row of `OUT/problems.csv` and exit code 1;
+    the run continues.
 
     **Examples**
 
@@ -80,5 +88,6 @@ def predict(
         pictures=pictures,
         heatmaps=settings.formats,
         top_k=settings.top_k,
+        heatmap_of=heatmap_of,
     )
     return print_outcome(result, out, f"Predictions: {out / 'predictions.csv'}")

@@ -1,9 +1,9 @@
 """Bag cohort: the slides or patients of a cohort that have features and omics, and their bags.
 
-A bag is a slide where the task has classes, else a patient: the tiles of all slides concatenated, under the patient's
-first row. Every bag is read once before training, so that damaged files become rows of problems.csv instead of failed
-trials. Bags stay in memory up to `memory_mb`. All systems get the same bags: a slide without tiles (or without omics,
-where a table is given) is left out for all of them.
+A bag is a slide, or where the task has one label per patient (survival) a patient: the tiles of all slides
+concatenated, under the patient's first row. Every bag is read once before training, so that damaged files become rows
+of problems.csv instead of failed trials. Bags stay in memory up to `memory_mb`. All systems get the same bags: a slide
+without tiles (or without omics, where a table is given) is left out for all of them.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def _make_bag_cohort(
     memory_mb: int,
     problems: list[Problem],
 ) -> BagCohort:
-    per_patient = not task_class(task).has_classes
+    per_patient = task_class(task).per_patient
     rows = list(cohort.rows)
     if omics is not None:
         patients = first_places((row.case_id, row.where()) for row in rows)

@@ -77,7 +77,7 @@ def bags_of_fold(bag_cohort: BagCohort, fold: Fold, settings: ComparisonSettings
 
 def published_training(spec: SystemSpec, settings: ComparisonSettings) -> PublishedTraining:
     """Published training of the system for the task, with the changes of `settings`."""
-    if task_class(settings.task).has_classes:
+    if not task_class(settings.task).per_patient:
         published = SUBTYPING_CLAM if spec.system == "clam_sb" else SUBTYPING
     else:
         published = SURVIVAL
@@ -110,7 +110,7 @@ def make_system(spec: SystemSpec, bag_cohort: BagCohort, task: Task, settings: C
         spec.system,
         in_dim=bag_cohort.width,
         outputs=len(task.output_names),
-        task="subtyping" if task.has_classes else "survival",
+        task="subtyping" if task.outputs_are_classes else "survival",
         omics=bag_cohort.omic_shape(spec),
         fusion=spec.fusion,  # type: ignore[arg-type]
         **system_settings(spec, bag_cohort, settings),
@@ -183,7 +183,7 @@ def run_trial(
     prepared_s = costs.seconds
 
     def step(model: torch.nn.Module, batch: BagBatch) -> dict[str, torch.Tensor]:
-        label = batch.targets["label"][0] if task.has_classes else None
+        label = batch.targets["label"][0] if task.outputs_are_classes else None
         prediction = model(batch.bag, label)
         loss = prediction.total(task.losses(prediction.logits[None], batch.targets)[0])
         return {"loss": loss, "losses": loss[None]}

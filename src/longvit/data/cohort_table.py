@@ -98,7 +98,7 @@ def read_cohort(
         refuse_leak(cohort_table.rows, "fold", str(path))
     notes += cohort_table.notes("case_id" in columns)
     classes = () if label_key is None else class_order(labels) if keep is None else tuple(keep)
-    return Cohort(tuple(cohort_table.rows), classes, str(path), tuple(notes))
+    return Cohort(tuple(cohort_table.rows), classes, str(path), tuple(notes), is_ordered=keep is not None)
 
 
 def _column_notes(path: Path, columns: list[str]) -> list[str]:

@@ -188,7 +188,7 @@ def summarise(cohorts: Mapping[str, Cohort], settings: FinetuneSettings, folder:
             "best_val": _spread(best_values, ddof) if best_values else None,
             "controls": {c: _spread([f["controls"][c][main] for f in folds], ddof) for c in first["controls"]},
             "gap": gaps(rounds, settings.bootstrap, settings.seed) if first["controls"] else {},
-            "pooled": pooled(rounds, settings) if task_class(first["task"]).has_classes else {},
+            "pooled": pooled(rounds, settings) if task_class(first["task"]).pools_folds else {},
             "published": _published(settings.cell),
             "folds": folds,
             "settings": json.loads(json.dumps(asdict(settings), default=str)),

@@ -20,6 +20,7 @@ from longvit.report.predictions import PredictedSlides, read_predicted
 from longvit.report.sections import interval_label, interval_range, saved_plot, sections_of
 from longvit.report.versions import versions_line
 from longvit.report.worst_errors import worst_errors_section
+from longvit.tasks.task import task_class
 
 
 def crossval_report(
@@ -50,7 +51,8 @@ def crossval_report(
     `InputError` for a table that cannot be read.
     """
     folder = Path(folder)
-    predicted = read_predicted(folder / "predictions.csv", summary["classes"], _evaluated(summary))
+    classes = task_class(summary["task"]).classes_of(summary["classes"])
+    predicted = read_predicted(folder / "predictions.csv", classes, _evaluated(summary))
     content = crossval_content(summary, predicted, folder / "pictures", images)
     return write_report(content, folder / "index.html", more)
 
@@ -62,7 +64,7 @@ def crossval_content(
     n = len(summary["folds"])
     slides, patients = (len(set(predicted.column(name))) for name in ("slide_id", "case_id"))
     cell = f" on {summary['cell']}" if summary.get("cell") else ""
-    question = f" {listed(summary['classes'], 'or')}?" if predicted.is_classified else ""
+    question = f" {listed(predicted.classes, 'or')}?" if predicted.is_classified else ""
     lead = (
         f"{counted(n, 'fold')}: {len(predicted):,} predictions of {counted(slides, 'slide')} of "
         f"{counted(patients, 'patient')}, each by a model trained on other slides. Metrics of the last epoch."

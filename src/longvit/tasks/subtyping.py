@@ -24,6 +24,12 @@ class Subtyping(Task):
     metric_label: ClassVar[str] = "AUC"
     loss_label: ClassVar[str] = "cross-entropy"
     has_classes: ClassVar[bool] = True
+    outputs_are_classes: ClassVar[bool] = True
+    pools_folds: ClassVar[bool] = True
+
+    @classmethod
+    def classes_of(cls, output_names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(output_names)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -57,8 +63,7 @@ class Subtyping(Task):
     def prediction_cells(cls, logits: np.ndarray, output_names: Sequence[str]) -> tuple[str, ...]:
         return (*(f"{p:.9g}" for p in softmax(logits)), output_names[int(logits.argmax())])
 
-    @classmethod
-    def label_columns(cls) -> tuple[str, ...]:
+    def label_columns(self) -> tuple[str, ...]:
         return ("label",)
 
     def label_cells(self, row: SlideRow) -> tuple[str, ...]:

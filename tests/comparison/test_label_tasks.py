@@ -1,4 +1,4 @@
-"""Systems of the comparison on numbers, grades and several labels: bags are slides, every metric is that of the files."""
+"""Systems of the comparison on numbers, grades and several labels: every metric is that of the files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from longvit.data.folds import folds_of_column
 from longvit.viewer.comparison_items import load_comparison
 from longvit.viewer.slide_places import SlidePlaces
 
-SYSTEMS = ("mean_pooling", "clam_sb", "dsmil")
+SYSTEMS = ("mean_pooling", "clam_sb", "ds_mil")
 COLUMNS = {"regression": ("age",), "multilabel": ("MSI", "KRAS"), "ordinal": ("label",)}
 
 
@@ -59,9 +59,7 @@ def reference(folder: Path, task: str, system: str, fold: str) -> float:
 @pytest.mark.parametrize("task", COLUMNS)
 def test_systems_train_on_the_task_and_the_table_has_the_metric_of_scikit_learn(task: str, tmp_path: Path) -> None:
     write_study(tmp_path)
-    cohort = read_cohort(
-        tmp_path / "cohort.csv", label_column="label" if task == "ordinal" else None, need_files=False
-    )
+    cohort = read_cohort(tmp_path / "cohort.csv", label_column="label" if task == "ordinal" else None, need_files=False)
     settings = replace(QUICK, task=task, label_columns=COLUMNS[task], systems=SYSTEMS, set=(), epochs=4)
     summary = compare(
         cohort, tmp_path / "out", folds_of_column(cohort),

@@ -26,10 +26,9 @@ COLUMNS = {
     "multilabel": ["label_MSI", "label_KRAS", "probability_MSI", "probability_KRAS"],
 }
 MAIN = {"regression": "r2", "ordinal": "quadratic_kappa", "multilabel": "auc"}
-QUICK = (
-    "--model longvit_tiny_patch32 --side-px 64 --epochs 2 --lr 1e-3 --batch-size 4 --bootstrap 20 "
-    "--checkpoint-minutes 0 --device cpu --threads 1 --num-workers 0"
-).split()
+_MODEL = "--model longvit_tiny_patch32 --side-px 64 --epochs 2 --lr 1e-3 --batch-size 4 --bootstrap 20"
+_QUIET = "--checkpoint-minutes 0 --device cpu --threads 1 --num-workers 0"
+QUICK = f"{_MODEL} {_QUIET}".split()
 
 
 def write_cohort(folder: Path, n: int = 24) -> Path:
@@ -129,7 +128,9 @@ def test_a_label_column_that_the_task_does_not_read_is_refused(
     cohort = write_cohort(tmp_path / "slides", n=2)
     command = ["train", str(cohort), "--task", "regression", "--label-column", "age", "--out", str(tmp_path / "run")]
     assert main(command) == 2
-    assert "--label-column age: --task regression reads no class; name it with --label-columns" in capsys.readouterr().err
+    assert (
+        "--label-column age: --task regression reads no class; name it with --label-columns" in capsys.readouterr().err
+    )
 
 
 def test_cohort_split_makes_folds_of_numbers_and_of_several_labels(

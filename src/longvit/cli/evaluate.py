@@ -32,6 +32,9 @@ def evaluate(
     bootstrap: Annotated[
         int, Parameter(help="Bootstrap resamples of the patients for the 95 % interval, without folds; 0: none.")
     ] = 1000,
+    aggregate: Annotated[
+        Literal["mean", "max"], Parameter(help="Prediction of a patient from those of its slides (column case_id).")
+    ] = "mean",
     as_json: AsJson = False,
 ) -> int:
     """Compute the metrics of a predictions file: AUC and others, or the c-index; per fold and as mean ± SD.
@@ -55,7 +58,7 @@ def evaluate(
 
     if bootstrap < 0:
         raise InputError(f"bootstrap {bootstrap}: at least 0")
-    evaluation = evaluate_file(predictions, ddof=ddof, resamples=bootstrap)
+    evaluation = evaluate_file(predictions, ddof=ddof, resamples=bootstrap, aggregate=aggregate)
     if as_json:
         print(json.dumps(evaluation.as_json(), indent=1, ensure_ascii=False, allow_nan=False))
         return 0
@@ -89,12 +92,16 @@ def metric_table(evaluation: Evaluation) -> Table:
     main = next(iter(first.metrics))
     for fold in folds:
         table.add_column(f"fold {fold}", justify="right")
-    for group in evaluation.groups:
+    by_patient = [group.by_patient for group in evaluation.groups if group.by_patient is not None]
+    if by_patient:
+        table.add_column("of", justify="left")
+    for group, what in [*((g, "slides") for g in evaluation.groups), *((g, "patients") for g in by_patient)]:
         table.add_row(
             *group.key.values(),
             *(str(getattr(group, name)) for name in counts),
             *(metric_text(metric) for metric in group.metrics.values()),
             *(three_decimals(group.metrics[main].folds.get(fold, math.nan)) for fold in folds),
+            *([what] if by_patient else []),
         )
     return table
 

@@ -28,7 +28,7 @@ from longvit.comparison.reference_methods import ReferenceMethod
 from longvit.comparison.settings import ComparisonSettings
 from longvit.comparison.system_spec import SystemSpec
 from longvit.comparison.tile_scores import write_attention
-from longvit.data.cohort import Cohort
+from longvit.data.cohort import Cohort, SlideRow
 from longvit.data.folds import Fold, assign
 from longvit.errors import InputError
 from longvit.files import write_bytes
@@ -67,12 +67,26 @@ def bags_of_fold(bag_cohort: BagCohort, fold: Fold, settings: ComparisonSettings
     bag has.
     """
     cohort = assign(replace_splits(bag_cohort.cohort), fold, allow_leak=settings.allow_leak)
+    if bag_cohort.per_patient:
+        refuse_several_labels(task_class(settings.task)(cohort, settings), cohort)
     cohort = replace(cohort, rows=bag_cohort.unit_rows(cohort.rows))
     if not any(cohort.split(split) for split in EVALUATED):
         raise InputError(f"{fold.where()}: no bag of val or test; nothing could be evaluated")
     task = task_class(settings.task)(cohort, settings)
     task.check_training(cohort.split("train"), f" of {fold.where()}")
     return FoldSplit(fold, cohort, task)
+
+
+def refuse_several_labels(task: Task, cohort: Cohort) -> None:
+    """Raises `InputError` for a patient whose slides have different labels: its bag would have no label."""
+    first: dict[str, SlideRow] = {}
+    for row in cohort.rows:
+        other = first.setdefault(row.case_id, row)
+        if task.label_cells(other) != task.label_cells(row):
+            raise InputError(
+                f"{cohort.source}: slides {other.slide_id} and {row.slide_id} of patient {row.case_id} have different "
+                f"labels; a bag of a patient has one: give --bags slide"
+            )
 
 
 def published_training(spec: SystemSpec, settings: ComparisonSettings) -> PublishedTraining:

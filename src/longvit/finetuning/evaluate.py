@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +38,13 @@ from longvit.finetuning.evaluate_layouts import (
     label_probabilities,
     line_of,
     numbers,
+    patients_of,
 )
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from longvit.tasks.task import Aggregate
 
 KEYS = ("system", "inputs", "cohort", "split")
 _LAYOUTS = (
@@ -76,6 +79,8 @@ class Group:
     metrics: dict[str, MetricSummary]
     events: int | None = None
     """Number of patients with the event; survival only."""
+    by_patient: Group | None = None
+    """The same per patient, where patients have several slides; None in survival, whose metrics are per patient."""
 
 
 @dataclass(frozen=True)
@@ -102,15 +107,8 @@ class Evaluation:
                     "rows": group.rows,
                     "patients": group.patients,
                     **({} if group.events is None else {"events": group.events}),
-                    "figures": {
-                        name: {
-                            "mean": _plain(m.mean),
-                            "sd": _plain(m.sd),
-                            "folds": {fold: _plain(value) for fold, value in m.folds.items()},
-                            "interval": None if m.interval is None else [_plain(bound) for bound in m.interval],
-                        }
-                        for name, m in group.metrics.items()
-                    },
+                    "figures": _figures(group),
+                    **({} if group.by_patient is None else {"patient_figures": _figures(group.by_patient)}),
                 }
                 for group in self.groups
             ],
@@ -118,10 +116,32 @@ class Evaluation:
         }
 
 
-def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000, seed: int = 0) -> Evaluation:
+def _figures(group: Group) -> dict[str, Any]:
+    return {
+        name: {
+            "mean": _plain(m.mean),
+            "sd": _plain(m.sd),
+            "folds": {fold: _plain(value) for fold, value in m.folds.items()},
+            "interval": None if m.interval is None else [_plain(bound) for bound in m.interval],
+        }
+        for name, m in group.metrics.items()
+    }
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    ddof: int | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    aggregate: Aggregate = "mean",
+) -> Evaluation:
     """Metrics of a file of predictions; see the top of this file. `ddof` None: 1 for AUCs, 0 for the c-index.
 
     Without a column fold each metric has the interval of `resamples` bootstrap samples of the patients (0: none).
+
+    Where patients have several slides, a group also has the metrics of the patients, whose predictions are the
+    `aggregate` of those of their slides.
 
     Raises `InputError` in one line:
 
@@ -155,15 +175,42 @@ def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000
     ddof = default if ddof is None else ddof
     keys = [key for key in KEYS if key in columns]
     groups = []
+    left_out = 0
     for values, part in table.groupby(keys, sort=False) if keys else [((), table)]:
         key = dict(zip(keys, map(str, values), strict=True))
         if metrics_of is None:
             groups.append(_fold_aucs(path, key, part, ddof))
         else:
-            groups.append(_group(key, part, metrics_of, ddof, resamples, seed))
+            group = _group(key, part, metrics_of, ddof, resamples, seed)
+            if layout != "survival" and _has_several_slides(part):
+                patients, without = _patients_of_folds(metrics_of, part, aggregate)
+                left_out += without
+                group = replace(group, by_patient=_group(key, patients, metrics_of, ddof, resamples, seed))
+            groups.append(group)
+    if any(group.by_patient is not None for group in groups):
+        patient_notes.append(f"per patient: the {aggregate} of the predictions of its slides")
+    if left_out:
+        patient_notes.append(
+            f"{left_out} patients whose slides have different labels are left out of the metrics per patient"
+        )
     return Evaluation(
         path, layout, ddof, tuple(groups), (*patient_notes, *_notes(layout, ddof, "fold" in columns, groups))
     )
+
+
+def _has_several_slides(part: DataFrame) -> bool:
+    """True where a patient has several rows in one fold."""
+    keys = ["_patient", *(["fold"] if "fold" in part.columns else [])]
+    return bool(part.duplicated(keys).any())
+
+
+def _patients_of_folds(layout: Layout, part: DataFrame, how: Aggregate) -> tuple[DataFrame, int]:
+    """Rows of the patients, fold by fold, and the number of patients that are left out."""
+    import pandas as pd
+
+    parts = [rows for _, rows in part.groupby("fold", sort=False)] if "fold" in part.columns else [part]
+    found = [patients_of(layout, rows, how) for rows in parts]
+    return pd.concat([rows for rows, _ in found]), sum(n for _, n in found)
 
 
 def spread(values: Sequence[float], ddof: int) -> tuple[float, float]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from longvit.data.identity import class_name, refuse_clashes, spelled_like
 from longvit.errors import InputError
+from longvit.tasks.patient_table import aggregated_cells, is_predicted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from longvit.metrics.classification import Interval
+    from longvit.tasks.task import Aggregate
 
 
 class Layout(Protocol):
@@ -30,6 +32,37 @@ class Layout(Protocol):
 
     def intervals(self, part: DataFrame, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
         """Metric -> bounds of its 95 % interval, resampled by patient."""
+
+    def label_columns(self) -> list[str]:
+        """Columns of the label: slides of one patient must agree in them."""
+
+
+def patients_of(layout: Layout, part: DataFrame, how: Aggregate) -> tuple[DataFrame, int]:
+    """A row per patient with the aggregated predictions of its slides, and the number of patients that are left out.
+
+    Left out is a patient whose slides have different labels.
+    """
+    predicted = [name for name in part.columns if is_predicted(name) and part[name].dtype.kind == "f"]
+    labels = layout.label_columns()
+    lines: list[Any] = []
+    known: list[list[float]] = []
+    rows: list[dict[str, float]] = []
+    left_out = 0
+    for _, slides in part.groupby("_patient", sort=False):
+        if (slides[labels].nunique() > 1).any():  # a missing label differs from none
+            left_out += 1
+            continue
+        lines.append(slides.index[0])
+        known.append(slides[labels].bfill().iloc[0].tolist())
+        rows.append(
+            aggregated_cells([{name: float(slides.at[i, name]) for name in predicted} for i in slides.index], how)
+        )
+    patients = part.loc[lines].copy()
+    for c, name in enumerate(labels):
+        patients[name] = np.array([row[c] for row in known]).astype(part[name].dtype)
+    for name in predicted:
+        patients[name] = np.array([row[name] for row in rows], dtype=np.float64)
+    return patients, left_out
 
 
 class SurvivalLayout:
@@ -51,6 +84,9 @@ class SurvivalLayout:
         if len(events) == 2 and (bad := np.flatnonzero(events[0] != events[1])).size:
             raise InputError(f"{path}, line {line_of(table, bad[0])}: event and censorship contradict each other")
         table["_event"] = events[0]
+
+    def label_columns(self) -> list[str]:
+        return ["_months", "_event"]
 
     def _patients(self, part: DataFrame) -> DataFrame:
         """Table with a row per patient: the mean risk of its slides."""
@@ -114,6 +150,9 @@ class SubtypingLayout:
                 )
         table["_label"] = [index[label] for label in labels]
 
+    def label_columns(self) -> list[str]:
+        return ["_label"]
+
     def events(self, part: DataFrame) -> None:
         return None
 
@@ -135,6 +174,7 @@ class OrdinalLayout(SubtypingLayout):
 
     def __init__(self, path: Path, table: DataFrame) -> None:
         super().__init__(path, table)
+        table["expected_rank"] = numbers(path, table, "expected_rank")
         self.grades = tuple(column.removeprefix("prob_") for column in self.columns)
 
     def metrics(self, part: DataFrame) -> dict[str, float]:
@@ -157,6 +197,9 @@ class RegressionLayout:
     def __init__(self, path: Path, table: DataFrame) -> None:
         for column in ("value", "predicted_value"):
             table[column] = numbers(path, table, column)
+
+    def label_columns(self) -> list[str]:
+        return ["value"]
 
     def events(self, part: DataFrame) -> None:
         return None
@@ -188,6 +231,9 @@ class MultilabelLayout:
                 where = f"{path}, line {line_of(table, bad[0])}"
                 raise InputError(f"{where}: {column} is {values[bad[0]]:g}; it must be 0 or 1")
             table[column] = values
+
+    def label_columns(self) -> list[str]:
+        return [f"label_{name}" for name in self.names]
 
     def events(self, part: DataFrame) -> None:
         return None

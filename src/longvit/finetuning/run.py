@@ -9,6 +9,7 @@ OUT/controls.csv      the same for the controls
 OUT/checkpoints/      checkpoints from which an interrupted run resumes
 OUT/predictions.csv   val and test, last epoch: case_id, slide_id, split, then the label and the prediction, in the
                       columns of the task (docs/tasks.md)
+OUT/patients.csv      the same per patient, with the number of its slides
 OUT/costs.json        seconds, cpu_seconds (both null where the run was interrupted) and peak_memory_mib of the training
                       and its evaluations, in the first process
 OUT/metrics.json      see `FinetuneResult`; written last, so it marks a finished run

@@ -260,6 +260,9 @@ def _fold_table(summary: Mapping[str, Any]) -> Table:
     controls = _controls(summary)
     columns = {metric_label(main): [_value(fold["last"], main) for fold in folds]}
     columns |= {display_name(c): [_value((fold["controls"] or {}).get(c), main) for fold in folds] for c in controls}
+    if summary.get("patients") and any(fold["patients"].get(main) != fold["last"].get(main) for fold in folds):
+        name = f"{metric_label(main)} of patients ({summary['patients']['aggregate']} of their slides)"
+        columns[name] = [_value(fold["patients"], main) for fold in folds]
     if any(fold.get("best_val") for fold in folds):
         best = "best epoch on val" + (" (optimistic)" if summary.get("optimistic_best_val") else "")
         columns[best] = [_value(fold.get("best_val"), main) for fold in folds]

@@ -181,7 +181,7 @@ def _metric_names(metrics: dict[str, Any]) -> list[str]:
 
 def _metrics_table(metrics: dict[str, Any]) -> Table:
     main, *others = _metric_names(metrics)
-    columns = ("", "slides", metric_label(main), "95 % interval", *(metric_label(name) for name in others))
+    columns = ("", "slides or patients", metric_label(main), "95 % interval", *(metric_label(name) for name in others))
     rows = []
     for split, held_out in metrics["splits"].items():
         interval = _interval(metrics, split)
@@ -192,6 +192,12 @@ def _metrics_table(metrics: dict[str, Any]) -> Table:
             *(number(held_out.get(name)) for name in others),
         ]
         rows.append(Row([f"LongViT, {display_name(split)}", *cells], "strong"))
+        if (patients := metrics.get("patients", {}).get(split)) and patients["patients"] < held_out["slides"]:
+            low, high = patients[f"{main}_interval"]
+            cells = [str(patients["patients"]), number(patients[main]), interval_range(low, high)]
+            cells += [number(patients.get(name)) for name in others]
+            name = f"LongViT, {display_name(split)}, patients ({patients['aggregate']} of their slides)"
+            rows.append(Row([name, *cells], "strong"))
         for name, splits in metrics["controls"].items():
             if split in splits:
                 control = splits[split]

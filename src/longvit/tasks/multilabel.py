@@ -20,7 +20,7 @@ from longvit.metrics.classification import Interval
 from longvit.tasks.label_cells import merged_strata, read_yes_or_no
 from longvit.tasks.ordinal import binary_logits
 from longvit.tasks.settings import TaskSettings
-from longvit.tasks.task import OutputMeaning, Predictions, Task
+from longvit.tasks.task import Aggregate, OutputMeaning, Predictions, Task
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +71,29 @@ class Multilabel(Task):
     @classmethod
     def meanings(cls, output_names: Sequence[str]) -> tuple[OutputMeaning, ...]:
         return tuple(OutputMeaning(name, f"log-odds of {name}") for name in output_names)
+
+    @classmethod
+    def aggregated(cls, logits: np.ndarray, how: Aggregate) -> np.ndarray:
+        """Mean of the slides' probabilities of each label, or the highest one."""
+        if how == "max":
+            return np.asarray(logits.max(0))
+        return np.log(np.maximum(sigmoid(logits).mean(0), 1e-300)) - np.log(
+            np.maximum(sigmoid(-logits).mean(0), 1e-300)
+        )
+
+    def patient_row(self, rows: Sequence[SlideRow]) -> SlideRow | None:
+        """Row with all labels of a patient: a label that one slide lacks is that of another; None where two differ."""
+        labels = self.labels(rows)
+        is_there = np.isfinite(labels)
+        known = np.where(is_there, labels, 0).max(0)
+        if (is_there & (labels != known)).any():
+            return None
+        merged = tuple(np.where(is_there.any(0), known, np.nan).tolist())
+        if np.array_equal(merged, self._labels_of[rows[0].slide_id], equal_nan=True):
+            return rows[0]
+        row = replace(rows[0], slide_id=f"{rows[0].slide_id} and {len(rows) - 1} more of {rows[0].case_id}")
+        self._labels_of[row.slide_id] = merged
+        return row
 
     def labels(self, rows: Sequence[SlideRow]) -> np.ndarray:
         """Labels of rows, float64 (N, C): 1, 0, or NaN where there is none."""

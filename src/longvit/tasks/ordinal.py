@@ -27,7 +27,7 @@ from longvit.metrics.classification import Interval
 from longvit.tasks.label_cells import merged_strata
 from longvit.tasks.settings import TaskSettings
 from longvit.tasks.subtyping import logistic_probabilities
-from longvit.tasks.task import OutputMeaning, Predictions, Task
+from longvit.tasks.task import Aggregate, OutputMeaning, Predictions, Task
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +79,16 @@ class Ordinal(Task):
     def shown_output(cls, logits: np.ndarray) -> int:
         """The cut whose probability is nearest to one half: it decides between the two likeliest grades."""
         return int(np.abs(probabilities_above(logits[None])[0] - 0.5).argmin())
+
+    @classmethod
+    def aggregated(cls, logits: np.ndarray, how: Aggregate) -> np.ndarray:
+        """Mean of the slides' probabilities of each grade. Maximum: the slide with the highest expected rank."""
+        p = grade_probabilities(logits)
+        if how == "max":
+            return np.asarray(logits[(p @ np.arange(p.shape[1])).argmax()])
+        mean = np.maximum(p.mean(0), 1e-300)
+        above = mean[::-1].cumsum()[::-1]  # P(y ≥ k)
+        return np.log(above[1:]) - np.log(mean[:-1])
 
     def targets(self, rows: Sequence[SlideRow]) -> dict[str, np.ndarray]:
         """`label`: number of the grade from 0, int64 (N,)."""

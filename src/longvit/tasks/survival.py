@@ -20,7 +20,7 @@ from longvit.data.identity import is_missing_number
 from longvit.data.table import column_name, number
 from longvit.errors import InputError
 from longvit.tasks.settings import TaskSettings
-from longvit.tasks.task import OutputMeaning, Predictions, Task
+from longvit.tasks.task import Aggregate, OutputMeaning, Predictions, Task
 
 if TYPE_CHECKING:
     import torch
@@ -104,6 +104,18 @@ class Survival(Task):
         if len(output_names) == 1:
             return (OutputMeaning(output_names[0], "risk"),)
         return tuple(OutputMeaning(name, f"log-odds of an event in {name}") for name in output_names)
+
+    @classmethod
+    def aggregated(cls, logits: np.ndarray, how: Aggregate) -> np.ndarray:
+        """Mean of the slides' survival curves, and so of their risks; of Cox's, of the log hazard ratios. Maximum: the
+        slide with the highest risk."""
+        if how == "max":
+            return np.asarray(logits[risk_of(logits).argmax()])
+        if logits.shape[1] == 1:
+            return np.asarray(logits.mean(0))
+        curve = survival_of(logits).mean(0)
+        before = np.concatenate([[1.0], curve[:-1]])
+        return np.log(np.maximum(before - curve, 1e-300)) - np.log(np.maximum(curve, 1e-300))
 
     def times(self, rows: Sequence[SlideRow]) -> Times:
         """Outcomes of rows, in their order."""

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     import torch
 
     from longvit.metrics.classification import Interval
+
+
+Aggregate = Literal["mean", "max"]
+"""Aggregation of the slides of a patient."""
 
 
 def task_class(name: str) -> type[Task]:
@@ -118,6 +122,18 @@ class Task(ABC):
     def shown_output(cls, logits: np.ndarray) -> int:
         """Output of which a heat map is made unless another is chosen; `logits` float64 (W,)."""
         return int(logits.argmax())
+
+    @classmethod
+    def aggregated(cls, logits: np.ndarray, how: Aggregate) -> np.ndarray:
+        """Logits (W,) of a patient from those of its slides, float64 (n, W): their mean, or the highest of each output.
+
+        A task whose predictions are probabilities aggregates these.
+        """
+        return np.asarray(logits.mean(0) if how == "mean" else logits.max(0))
+
+    def patient_row(self, rows: Sequence[SlideRow]) -> SlideRow | None:
+        """Row with the label of a patient, from the rows of its slides: the first; None where their labels differ."""
+        return rows[0] if len({self.label_cells(row) for row in rows}) == 1 else None
 
     def rescaled(self, logits: np.ndarray, other: Task) -> np.ndarray:
         """Logits (N, W) of another fold's task on the scale of this one."""

@@ -41,6 +41,8 @@ class LabelOptions:
     """Survival: column with the time."""
     event_column: str | None = None
     """Survival: column that is 1 if the event happened. Default: event."""
+    clini: Annotated[Path | None, Parameter(show_default=False)] = None
+    """Table with a row per patient (PATIENT or case_id, and labels), joined to the CSV by patient, as in STAMP."""
     censorship_column: str | None = None
     """Survival: column that is 1 if follow-up ended before the event. Default: censorship."""
 
@@ -58,6 +60,7 @@ class LabelOptions:
             need_files=False,
             need_labels=False,
             allow_leak=True,
+            clini=self.clini,
         )
         if has_classes:
             return cohort
@@ -173,7 +176,7 @@ def check(
     ```
     """
     from longvit.data import leakage
-    from longvit.data.folds import fold_of_splits, folds_of_column, read_folds
+    from longvit.data.folds import fold_of_splits, folds_of_column, has_fold_column, read_folds
 
     cohort = labels.read(manifest, slides_dir)
     if other is not None:
@@ -184,7 +187,7 @@ def check(
         checked = read_folds(folds)
     elif any(row.split for row in cohort.rows):
         checked = (fold_of_splits(cohort),)
-    elif any(row.fold for row in cohort.rows):
+    elif has_fold_column(cohort):
         checked = folds_of_column(cohort)
     report = leakage.check(cohort, checked, contents=contents)
     print(json.dumps(report.as_json(), indent=1, ensure_ascii=False) if as_json else "\n".join(report_lines(report)))

@@ -117,6 +117,8 @@ class CohortOptions:
     """Use only these classes, in this order; rows of other classes are left out and counted."""
     slides_dir: SlidesDir = None
     """Folder of the slides of a CSV (searched to any depth), if they are not beside it."""
+    clini: Annotated[Path | None, Parameter(show_default=False)] = None
+    """Table with a row per patient (PATIENT or case_id, and labels), joined to the CSV by patient, as in STAMP."""
 
     def read(self, cohort: Path, task: str, *, need_files: bool, allow_leak: bool) -> Cohort:
         """Reads the cohort of a table for a task."""
@@ -137,6 +139,7 @@ class CohortOptions:
             slides_dir=self.slides_dir,
             need_files=need_files,
             allow_leak=allow_leak,
+            clini=self.clini,
         )
 
 

@@ -125,6 +125,7 @@ def _fold_command(
     command += ["--folds", str(out / "folds"), "--label-column", options.label_column]
     command += ["--keep", *options.keep] if options.keep else []
     command += ["--allow-missing"] if allow_missing else []
+    command += ["--clini", str(options.clini)] if options.clini is not None else []
     command += ["--exclude-qc", str(exclude_qc)] if exclude_qc is not None else []
     return command + (["--slides-dir", str(options.slides_dir)] if options.slides_dir is not None else [])
 

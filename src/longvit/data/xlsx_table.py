@@ -17,8 +17,9 @@ def xlsx_records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(row number, cells) of every row of the only sheet with content that is not blank, the header's first.
 
     Whole numbers are written without `.0`, dates as 2026-01-31. Formulas count with the value that Excel stored.
-    `InputError`: openpyxl is not installed, a file that is no workbook, is encrypted or unpacks to gigabytes, several
-    sheets with content, a row longer than the header.
+
+    Raises `InputError` without openpyxl, and for a file that is no workbook, is encrypted or unpacks to gigabytes. It
+    refuses several sheets with content, and a row longer than the header.
     """
     try:
         import openpyxl

@@ -130,7 +130,10 @@ def read_result(folder: Path) -> FinetuneResult | None:
     """
     if (metrics := read_metrics(folder, _KINDS)) is None:
         return None
-    for split, split_metrics in (*metrics["splits"].items(), *metrics["controls"].items()):
+    patients = metrics.setdefault("patients", {})  # runs of older versions have none
+    if not isinstance(patients, dict):
+        raise damaged_metrics(folder, "'patients'")
+    for split, split_metrics in (*metrics["splits"].items(), *metrics["controls"].items(), *patients.items()):
         if not isinstance(split_metrics, dict):
             raise damaged_metrics(folder, f"{split!r} is a {type(split_metrics).__name__}")
     return FinetuneResult(folder, metrics, read_problems(folder / PROBLEMS_CSV), was_finished=True)

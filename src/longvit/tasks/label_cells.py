@@ -44,8 +44,8 @@ def read_number(row: SlideRow, column: str, source: str) -> float:
 def read_yes_or_no(row: SlideRow, column: str, positive: str, source: str) -> float:
     """Label 1.0 or 0.0, NaN where the cell is missing.
 
-    `positive`: class that is 1, where every other one is 0; "" where the cells are 0 and 1, or words for them (true,
-    yes, positive, mut and their opposites). `InputError` with the line for any other text.
+    `positive`: class that is 1, where every other one is 0. With "" the cells are 0 and 1, or words for them: true,
+    yes, positive, mut and their opposites. Raises `InputError` with the line for any other text.
     """
     text = cell_of(row, column, source)
     if is_missing_number(text):

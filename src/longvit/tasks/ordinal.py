@@ -5,10 +5,10 @@ Cut k lies between grade k and grade k + 1. Its output z_k is the logit of P(y >
     P(y > k) = sigmoid(z_0) … sigmoid(z_k)                       never increases with k
     loss = -log P(y) = Σ_{k ≤ y} BCE(z_k, y > k)                 over the C - 1 cuts
 
-Shi, Cao and Raschka 2021, "Deep neural networks for rank-consistent ordinal regression based on conditional
-probabilities" (arXiv 2111.08851), with the sum divided by the number of slides, as in a likelihood. The predicted grade
-is the most probable one. Grades are numbers, names with a number (G1, G2), or named in rising order by `--keep low
-intermediate high`.
+The conditional cuts are those of Shi, Cao and Raschka 2021 (arXiv 2111.08851, "Deep neural networks for
+rank-consistent ordinal regression"). Their sum is divided by the number of slides, as in a likelihood. The predicted
+grade is the most probable one. Grades are numbers, names with a number (G1, G2), or named in rising order by
+`--keep low intermediate high`.
 """
 
 from __future__ import annotations

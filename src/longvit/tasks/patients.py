@@ -20,7 +20,7 @@ class PatientPredictions:
     slides: tuple[int, ...]
     """Number of slides of each patient."""
     left_out: tuple[str, ...]
-    """Patients whose slides have different labels: they have no label of their own."""
+    """Patients whose slides have different labels."""
 
 
 def by_patient(task: Task, predictions: Predictions, how: Aggregate) -> PatientPredictions:

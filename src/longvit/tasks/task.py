@@ -67,7 +67,7 @@ class OutputMeaning:
 
     title: str
     unit: str
-    """What a patch contributes to: `log-odds of KRAS`."""
+    """Quantity that a patch contributes to: `log-odds of KRAS`."""
 
 
 class Task(ABC):

@@ -104,7 +104,7 @@ def test_cohort_check_prints_the_leak_of_a_task_of_patho_bench(
     assert main(["cohort", "check", str(tmp_path)]) == 1
     out = capsys.readouterr()
     assert "patients in train+test: P1" in out.out
-    assert "1 of 2 folds leak" in out.err
+    assert "2 of 2 folds leak" in out.err
 
 
 def test_a_list_of_slides_is_a_row_for_each_and_days_become_months(tmp_path: Path) -> None:

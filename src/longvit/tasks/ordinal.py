@@ -24,7 +24,6 @@ from longvit.data.cohort import Cohort, SlideRow
 from longvit.data.table import number
 from longvit.errors import InputError
 from longvit.metrics.classification import Interval
-from longvit.tasks.label_cells import merged_strata
 from longvit.tasks.settings import TaskSettings
 from longvit.tasks.subtyping import logistic_probabilities
 from longvit.tasks.task import Aggregate, OutputMeaning, Predictions, Task
@@ -52,10 +51,6 @@ class Ordinal(Task):
         super().__init__(cohort, settings)
         self.grades = checked_grades(cohort)
         self._grade_of = {name: k for k, name in enumerate(self.grades)}
-
-    @classmethod
-    def strata(cls, cohort: Cohort, settings: TaskSettings) -> list[str]:
-        return merged_strata([row.label for row in cohort.rows], [row.case_id for row in cohort.rows])
 
     @property
     def output_names(self) -> tuple[str, ...]:

@@ -55,11 +55,17 @@ def patients_of(layout: Layout, part: DataFrame, how: Aggregate) -> tuple[DataFr
         lines.append(slides.index[0])
         known.append(slides[labels].bfill().iloc[0].tolist())
         rows.append(
-            aggregated_cells([{name: float(slides.at[i, name]) for name in predicted} for i in slides.index], how)
+            aggregated_cells(
+                [
+                    dict(zip(predicted, values, strict=True))
+                    for values in slides[predicted].to_numpy(np.float64).tolist()
+                ],
+                how,
+            )
         )
     patients = part.loc[lines].copy()
     for c, name in enumerate(labels):
-        patients[name] = np.array([row[c] for row in known]).astype(part[name].dtype)
+        patients[name] = np.array([row[c] for row in known]).astype(part[name].to_numpy().dtype)
     for name in predicted:
         patients[name] = np.array([row[name] for row in rows], dtype=np.float64)
     return patients, left_out

@@ -20,6 +20,7 @@ from longvit.report.predictions import PredictedSlides, read_predicted
 from longvit.report.sections import interval_label, interval_range, saved_plot, sections_of
 from longvit.report.versions import versions_line
 from longvit.report.worst_errors import worst_errors_section
+from longvit.tasks.catalogue import TASKS
 from longvit.tasks.task import task_class
 
 
@@ -51,7 +52,9 @@ def crossval_report(
     `InputError` for a table that cannot be read.
     """
     folder = Path(folder)
-    classes = task_class(summary["task"]).classes_of(summary["classes"])
+    classes = tuple(summary["classes"])
+    if summary["task"] in TASKS:
+        classes = task_class(summary["task"]).classes_of(classes)
     predicted = read_predicted(folder / "predictions.csv", classes, _evaluated(summary))
     content = crossval_content(summary, predicted, folder / "pictures", images)
     return write_report(content, folder / "index.html", more)

@@ -16,8 +16,8 @@ class TaskSettings:
     """Settings of a task; those of a fine-tuning and of a comparison inherit them."""
 
     task: str = "subtyping"
-    """Task: subtyping (one of two or more classes per slide), survival (time to an event), regression (a number),
-    ordinal (one of classes with an order) or multilabel (several labels, some missing)."""
+    """Task: subtyping (one of two or more classes), survival (time to an event), regression (a number), ordinal (one of
+    classes with an order) or multilabel (several labels, some missing)."""
     label_columns: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("label",)
     """Regression: column of the CSV with the number. Multilabel: columns of the labels, 0 or 1, e.g. MSI BRAF KRAS;
     with MSI=MSI-H the label is 1 where the column has the text MSI-H."""

@@ -58,12 +58,26 @@ def test_a_task_trains_resumes_to_the_same_bits_predicts_and_is_shown(task: str,
     cohort, run = write_cohort(tmp_path / "slides"), tmp_path / "run"
     command = ["train", str(cohort), "--task", task, *TASKS[task], "--out", str(run), *QUICK]
     assert main(command) == 0
-    names = ("predictions.csv", "outputs.csv", "controls.csv", "model/model.safetensors", "model/config.json")
+    names = (
+        "predictions.csv",
+        "patients.csv",
+        "outputs.csv",
+        "controls.csv",
+        "model/model.safetensors",
+        "model/config.json",
+    )
     whole = [(run / name).read_bytes() for name in names]
     rows = rows_of(run / "predictions.csv")
     assert list(rows[0]) == ["case_id", "slide_id", "split", *COLUMNS[task]]
     metrics = json.loads((run / "metrics.json").read_text())["splits"]["test"]
     assert f"{MAIN[task]}_interval" in metrics
+
+    patients = rows_of(run / "patients.csv")
+    assert list(patients[0]) == ["case_id", "split", "slides", *COLUMNS[task]]
+    assert {row["slides"] for row in patients} == {"2"}
+    by_patient = json.loads((run / "metrics.json").read_text())["patients"]["test"]
+    assert by_patient["aggregate"] == "mean"
+    assert by_patient["patients"] == len(patients) == 4
 
     # an interrupted run ends with the same bits
     steps = sorted((run / "checkpoints").glob("*.json"))

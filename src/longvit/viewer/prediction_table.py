@@ -57,7 +57,8 @@ def read_predictions(path: Path) -> list[PredictedRow]:
             f"{path}: a table of predictions has columns slide_id, and prob_<class>, risk, predicted_value or "
             f"probability_<label>"
         )
-    rows = [predicted_row(f"{path}, line {line}", cells) for line, cells in table]
+    empty = dict.fromkeys(columns, "")  # a short line lacks its last cells
+    rows = [predicted_row(f"{path}, line {line}", {**empty, **cells}) for line, cells in table]
     if {"risk", "survival_months", "event"} <= set(columns):
         return _with_survival_errors(rows, [cells for _, cells in table])
     return rows

@@ -17,7 +17,7 @@ from longvit.data.folds import folds_of_column
 from longvit.viewer.comparison_items import load_comparison
 from longvit.viewer.slide_places import SlidePlaces
 
-SYSTEMS = ("mean_pooling", "clam_sb", "ds_mil")
+SYSTEMS = ("mean_pooling", "mil", "clam_sb", "ds_mil")
 COLUMNS = {"regression": ("age",), "multilabel": ("MSI", "KRAS"), "ordinal": ("label",)}
 
 

@@ -124,7 +124,7 @@ def make_system(spec: SystemSpec, bag_cohort: BagCohort, task: Task, settings: C
         spec.system,
         in_dim=bag_cohort.width,
         outputs=len(task.output_names),
-        task="subtyping" if task.outputs_are_classes else "survival",
+        task="subtyping" if task.outputs_are_classes else "survival" if task.name == "survival" else "other",
         omics=bag_cohort.omic_shape(spec),
         fusion=spec.fusion,  # type: ignore[arg-type]
         **system_settings(spec, bag_cohort, settings),

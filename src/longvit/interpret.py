@@ -19,7 +19,7 @@ N patches, D width, K classes or time bins.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,24 +40,24 @@ _PANEL_PX = 1600  # longest side of a panel: enough for a screen and a page
 
 @dataclass(frozen=True)
 class Contributions:
-    """Score of a class as a sum over patches."""
+    """Score of a class, or of an output of another task, as a sum over patches."""
 
     per_patch: np.ndarray
     """float32 (rows, columns): c_i at the position of each patch on the canvas."""
     constant: float
     """Part that does not depend on the patches: w · β + b."""
     score: float
-    """per_patch.sum() + constant: logit of the class minus the mean logit of the others, or the risk."""
+    """per_patch.sum() + constant: logit of the class minus the mean logit of the others, the output itself, or the risk."""
     probability: float | None
-    """Softmax probability of the class; None for a risk."""
+    """Softmax probability of the class; None where the output is not one of classes."""
     class_name: str
     """The class, or `risk`."""
     others: str
-    """Name of the other class, or a description of the others; empty for a risk."""
+    """Name of the other class, or a description of the others; "" where the output is not one of classes."""
     unit: str = "log-odds"
-    """Unit of the score: log-odds with two classes, else score; risk."""
+    """Unit of the score: log-odds with two classes, else score; risk; of another task the meaning of the output."""
     class_index: int | None = None
-    """Number of the class; None for a risk."""
+    """Number of the class; None where the output is not one of classes."""
 
 
 def patch_contributions(
@@ -127,19 +127,49 @@ def risk_contributions(model: LongViT, canvas_pixels: Any, *, tokens_1ND: Tensor
     )
 
 
-def predicted_contributions(model: LongViT, canvas_pixels: Any, *, tokens_1ND: Tensor | None = None) -> Contributions:
-    """Contributions to the prediction of a model: to the class with the highest output, or to the risk of survival."""
+def output_contributions(
+    model: LongViT, canvas_pixels: Any, index: int, *, tokens_1ND: Tensor | None = None
+) -> Contributions:
+    """Contributions to output `index` of a model of any task: of a class against the others, else to the output itself.
+
+    `tokens_1ND`: tokens of the canvas, if already computed. Raises `InputError` for a model without that output.
+    """
+    from longvit.tasks.task import task_class
+
+    task = task_class(model.config.task)
+    if task.outputs_are_classes:
+        return class_contributions(model, canvas_pixels, index, tokens_1ND=tokens_1ND)
+    meaning = task.meanings(model.config.class_names)[index]
+    if tokens_1ND is None:
+        tokens_1ND, rows = tokens_of(model, canvas_pixels)
+    else:
+        rows = np.shape(canvas_pixels)[0] // model.config.patch_px
+    alone = _contributions(model, tokens_1ND, rows, index, against_others=False)
+    return replace(alone, class_name=meaning.title, others="", unit=meaning.unit, probability=None, class_index=None)
+
+
+def predicted_contributions(
+    model: LongViT, canvas_pixels: Any, index: int | None = None, *, tokens_1ND: Tensor | None = None
+) -> Contributions:
+    """Contributions to the prediction of a model: to the risk of survival, else to the output that the task shows.
+
+    With classes that output is the highest. `index`: number of another output. `tokens_1ND`: tokens of the canvas, if
+    already computed.
+    """
     import torch
 
     from longvit.tasks.survival import Survival
+    from longvit.tasks.task import task_class
 
-    if model.config.task == Survival.name:
+    if index is None and model.config.task == Survival.name:
         return risk_contributions(model, canvas_pixels, tokens_1ND=tokens_1ND)
     if tokens_1ND is None:
         tokens_1ND, _ = tokens_of(model, canvas_pixels)
-    with torch.inference_mode():
-        highest = int(model.forward_head(tokens_1ND)[0].argmax())
-    return class_contributions(model, canvas_pixels, highest, tokens_1ND=tokens_1ND)
+    if index is None:
+        with torch.inference_mode():
+            logits = model.forward_head(tokens_1ND)[0].float().cpu().double().numpy()
+        index = task_class(model.config.task).shown_output(logits)
+    return output_contributions(model, canvas_pixels, index, tokens_1ND=tokens_1ND)
 
 
 def tokens_of(model: LongViT, canvas_pixels: Any) -> tuple[Tensor, int]:
@@ -258,22 +288,24 @@ def draw(
         if mpp:
             _scale_bar(axes, width)
     slide_axes.set_title("The slide" if mpp else "The slide (µm per pixel not known)", fontsize=11)
-    is_risk = contributions.probability is None
+    is_risk = contributions.unit == "risk"
     for_against = "Raises the risk (red) or lowers it (blue)" if is_risk else f"For “{name}” (red) or against it (blue)"
     map_axes.set_title(for_against, fontsize=11)
     bar = figure.colorbar(shown, ax=map_axes, extend="both", fraction=0.05, pad=0.03)
+    against = f" of “{name}” against “{others}”" if others else ""
     bar.set_label(
-        f"contribution of a patch to the {contributions.unit}"
-        + ("\n" if is_risk else f" of “{name}” against “{others}”\n")
-        + f"(colour scale ends at the {PERCENTILE:g}th percentile of the absolute value)",
+        f"contribution of a patch to the {short_name(contributions.unit, 60)}{against}\n"
+        f"(colour scale ends at the {PERCENTILE:g}th percentile of the absolute value)",
         fontsize=8.5,
     )
     bar.ax.tick_params(labelsize=8)
     figure.suptitle(short_name(title, 100) or "Patch contributions", fontsize=13)
+    score = f"{'risk' if is_risk else 'output'} {contributions.score:+.2f}"
+    if contributions.probability is not None:
+        score = f"{contributions.unit} {contributions.score:+.2f}, probability of “{name}” "
+        score += f"{contributions.probability:.3f}"
     figure.supxlabel(
-        f"Sum over {values.size:,} patches {values.sum():+.2f}, constant {contributions.constant:+.2f}: "
-        f"{contributions.unit} {contributions.score:+.2f}"
-        + ("" if is_risk else f", probability of “{name}” {contributions.probability:.3f}"),
+        f"Sum over {values.size:,} patches {values.sum():+.2f}, constant {contributions.constant:+.2f}: {score}",
         fontsize=9.5,
     )
     write_figure(figure, path, dpi=130)

@@ -6,7 +6,8 @@
     Attention MIL   logits = W ρ(Σ_i a_i h_i) + b, a gated         (Ilse, Tomczak and Welling 2018, equations 7, 9)
 
 ρ is again dropout(relu(W · + b)). With two classes the critical tile of MIL has the largest probability of class 1.
-With more outputs it has the largest probability of any (Campanella et al. 2019 and CLAM's MIL_fc_mc).
+With more outputs it has the largest probability of any (Campanella et al. 2019 and CLAM's MIL_fc_mc). Numbers, cuts
+between grades and several labels have a critical tile per output, the one of the highest logit.
 
 Sizes, initialisation and dropout are those of HIPT's and MCAT's baselines. Deep Sets' *sum* over thousands of tiles
 saturates the hazards: risks tie in float32 and the c-index is .5, as published (0.500 ± 0 in three of five cohorts).
@@ -88,10 +89,15 @@ class MaxPoolingMil(System):
 
     def pool(self, encoded: Tensor, bag: Bag, label: Tensor | None) -> Prediction:
         logits = self.instances(encoded)  # (N, C)
-        p = logits.detach().softmax(1)
-        selection_score = p[:, 1] if p.shape[1] == 2 else p.amax(1)
-        critical = selection_score.argmax()
-        bag_logits = logits[critical]
+        if self.shape.task == "other":  # outputs that do not exclude each other: the highest of each
+            selection_score = logits.detach().sigmoid().amax(1)
+            critical = selection_score.argmax()
+            bag_logits = logits.amax(0)
+        else:
+            p = logits.detach().softmax(1)
+            selection_score = p[:, 1] if p.shape[1] == 2 else p.amax(1)
+            critical = selection_score.argmax()
+            bag_logits = logits[critical]
         if self.fused is not None:
             bag_logits = (bag_logits + self.fused(encoded[critical], self.omics(bag))) / 2
         return Prediction(bag_logits, selection_score / selection_score.sum())

@@ -27,6 +27,8 @@ from longvit.config import check_keys
 from longvit.errors import InputError
 
 Fusion = Literal["concat", "bilinear"]
+OutputTask = Literal["subtyping", "survival", "other"]
+"""Kind of outputs: those of a softmax over classes, time bins, or other ones (numbers, cuts, labels)."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,15 @@ class Shape:
     """Input and output sizes of a system.
 
     - `in_dim`: D.
-    - `outputs`: C, classes or time bins.
+    - `outputs`: C, classes, time bins, or the outputs of another task.
+    - `task`: kind of the outputs.
     - `omics`: G of the one vector, of each signature, or None where there is none.
     - `fusion`: fusion of the omics with the tiles.
     """
 
     in_dim: int
     outputs: int
-    task: Literal["subtyping", "survival"] = "subtyping"
+    task: OutputTask = "subtyping"
     omics: int | tuple[int, ...] | None = None
     fusion: Fusion | None = None
 
@@ -155,7 +158,7 @@ def create_system(
     *,
     in_dim: int,
     outputs: int,
-    task: Literal["subtyping", "survival"] = "subtyping",
+    task: OutputTask = "subtyping",
     omics: int | tuple[int, ...] | None = None,
     fusion: Fusion | None = None,
     **settings: Any,

@@ -29,34 +29,57 @@ Manifest = Annotated[
 class LabelOptions:
     """Options of the labels of a cohort table: task, label column, classes, columns of survival times and events."""
 
-    task: Literal["subtyping", "survival"] = "subtyping"
-    """Content of the table: classes, or times and events."""
+    task: Literal["subtyping", "survival", "regression", "ordinal", "multilabel"] = "subtyping"
+    """Content of the table: classes, times and events, numbers, grades, or several labels."""
     label_column: str = "label"
     """Column with the class."""
     keep: Annotated[tuple[str, ...], Parameter(consume_multiple=True, show_default=False)] = ()
     """Use only rows of these classes, in this order. Default: all."""
+    label_columns: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("label",)
+    """Regression: column with the number. Multilabel: columns with the labels."""
     time_column: str = "survival_months"
     """Survival: column with the time."""
     event_column: str | None = None
     """Survival: column that is 1 if the event happened. Default: event."""
+    clini: Annotated[Path | None, Parameter(show_default=False)] = None
+    """Table with a row per patient (PATIENT or case_id, and labels), joined to the CSV by patient, as in STAMP."""
     censorship_column: str | None = None
     """Survival: column that is 1 if follow-up ended before the event. Default: censorship."""
 
     def read(self, manifest: Path, slides_dir: Path | None = None) -> Cohort:
-        """Reads all readable rows; rows of a survival cohort get the labels censored and event."""
+        """Reads all readable rows. Where the task has no classes, the label of a row is censored or event, or its
+        stratum."""
         from longvit.data.cohort_table import read_cohort
 
-        is_survival = self.task == "survival"
+        has_classes = self.task in ("subtyping", "ordinal")
         cohort = read_cohort(
             manifest,
-            label_column=None if is_survival else self.label_column,
+            label_column=self.label_column if has_classes else None,
             keep=self.keep or None,
             slides_dir=slides_dir,
             need_files=False,
             need_labels=False,
             allow_leak=True,
+            clini=self.clini,
         )
-        return self._with_outcome_labels(cohort) if is_survival else cohort
+        if has_classes:
+            return cohort
+        return self._with_outcome_labels(cohort) if self.task == "survival" else self._with_strata(cohort)
+
+    def _with_strata(self, cohort: Cohort) -> Cohort:
+        """Cohort with the strata of regression or multilabel as labels; rows without a label are left out."""
+        from longvit.tasks.multilabel import Multilabel
+        from longvit.tasks.regression import Regression, without_numbers
+
+        settings = self._settings()
+        if self.task == "regression":
+            cohort = without_numbers(cohort, settings)
+            strata = Regression.strata(cohort, settings)
+        else:
+            cohort = Multilabel.select(cohort, settings)
+            strata = Multilabel.strata(cohort, settings)
+        rows = tuple(replace(row, label=name) for row, name in zip(cohort.rows, strata, strict=True))
+        return replace(cohort, rows=rows)
 
     def _with_outcome_labels(self, cohort: Cohort) -> Cohort:
         from longvit.tasks.survival import lacks_outcome
@@ -95,7 +118,8 @@ class LabelOptions:
         from longvit.tasks.settings import TaskSettings
 
         return TaskSettings(
-            task="survival",
+            task=self.task,
+            label_columns=self.label_columns,
             time_column=self.time_column,
             event_column=self.event_column,
             censorship_column=self.censorship_column,
@@ -152,7 +176,7 @@ def check(
     ```
     """
     from longvit.data import leakage
-    from longvit.data.folds import fold_of_splits, folds_of_column, read_folds
+    from longvit.data.folds import fold_of_splits, folds_of_column, has_fold_column, read_folds
 
     cohort = labels.read(manifest, slides_dir)
     if other is not None:
@@ -163,7 +187,7 @@ def check(
         checked = read_folds(folds)
     elif any(row.split for row in cohort.rows):
         checked = (fold_of_splits(cohort),)
-    elif any(row.fold for row in cohort.rows):
+    elif has_fold_column(cohort):
         checked = folds_of_column(cohort)
     report = leakage.check(cohort, checked, contents=contents)
     print(json.dumps(report.as_json(), indent=1, ensure_ascii=False) if as_json else "\n".join(report_lines(report)))

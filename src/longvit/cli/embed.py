@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -31,6 +31,13 @@ def embed(
     /,
     *,
     out: Out = Path("embeddings"),
+    by: Annotated[
+        Literal["slide", "patient"],
+        Parameter(
+            help="patient: also write `OUT/patient_embeddings.csv`, the mean of the vectors of each patient's slides "
+            "(column case_id of the CSV)."
+        ),
+    ] = "slide",
     slides_dir: SlidesDir = None,
     anndata: Annotated[
         bool,
@@ -56,6 +63,7 @@ def embed(
     longvit embed run/model slides/
     longvit embed run/model a.svs b.ndpi --out embeddings
     longvit embed run/model cohort.csv --anndata
+    longvit embed run/model cohort.csv --by patient
     longvit embed run/model slides/ --workers 4
     longvit embed run/model slides/ --cluster tcp://scheduler:8786
     longvit embed run/model cohort.csv --slides-dir /data/slides --max-bad-tiles 0
@@ -73,13 +81,31 @@ def embed(
     if "RANK" in os.environ or sequence_ranks > 1:
         if not workers.is_here:
             raise InputError("--workers and --cluster are not for torchrun, whose ranks process the slides")
-        return _embed_over_ranks(model, slides, out, slides_dir, sequence_ranks, reading, workers, anndata)
+        return _embed_over_ranks(model, slides, out, slides_dir, sequence_ranks, reading, workers, anndata, by)
     make_folder(out)
+    case_of = _patients(slides) if by == "patient" else {}
     listed = listed_slides(slides, slides_dir, out)
     result = embed_slides(listed, out, model_or_folder(model, workers), reading, workers)
     if anndata:
         _write_anndata(model, slides, out, result)
+    if by == "patient":
+        _write_patients(model, out, result, case_of)
     return print_outcome(result, out, f"Vectors: {out / 'embeddings.csv'}")
+
+
+def _patients(slides: tuple[Path, ...]) -> dict[str, str]:
+    from longvit.slide_jobs.patients import patients_of_sources
+
+    if not (case_of := patients_of_sources(slides)):
+        raise InputError("--by patient: give a CSV with the columns slide_id (or path) and case_id")
+    return case_of
+
+
+def _write_patients(model: Path, out: Path, result: SlideJobsResult, case_of: dict[str, str]) -> None:
+    from longvit.slide_jobs.job import config_of
+    from longvit.slide_jobs.patients import write_patient_embeddings
+
+    write_patient_embeddings(out, result.records, case_of, config_of(model).embed_dim)
 
 
 def _write_anndata(model: Path, slides: tuple[Path, ...], out: Path, result: SlideJobsResult) -> None:
@@ -98,12 +124,14 @@ def _embed_over_ranks(
     reading: ReadSettings,
     run: RunSettings,
     anndata: bool,
+    by: str,
 ) -> int:
     from longvit.device import pick_device, set_threads
     from longvit.parallel import all_ranks
     from longvit.slide_jobs.embed_ranks import embed_over_ranks
     from longvit.slide_jobs.job import load_longvit
 
+    case_of = _patients(slides) if by == "patient" else {}
     with all_ranks(sequence_ranks, device=run.device) as ranks:
         set_threads(run.threads)
         listed = listed_slides(slides, slides_dir, out)
@@ -111,4 +139,6 @@ def _embed_over_ranks(
         result = embed_over_ranks(longvit, listed, out, ranks, reading)
         if anndata and ranks.is_first:
             _write_anndata(model, slides, out, result)
+        if by == "patient" and ranks.is_first:
+            _write_patients(model, out, result, case_of)
     return print_outcome(result, out, f"Vectors: {out / 'embeddings.csv'}") if ranks.is_first else 0

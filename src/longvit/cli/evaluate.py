@@ -32,14 +32,18 @@ def evaluate(
     bootstrap: Annotated[
         int, Parameter(help="Bootstrap resamples of the patients for the 95 % interval, without folds; 0: none.")
     ] = 1000,
+    aggregate: Annotated[
+        Literal["mean", "max"], Parameter(help="Prediction of a patient from those of its slides (column case_id).")
+    ] = "mean",
     as_json: AsJson = False,
 ) -> int:
     """Compute the metrics of a predictions file: AUC and others, or the c-index; per fold and as mean ± SD.
 
     The columns of the file decide the task. Subtyping: label and `prob_<class>`. Survival: risk, survival_months, and
-    event (1 if it happened) or censorship (1 if it did not). Metrics per fold: test_auc and fold. The table has a row
-    per system, cohort and split, if these are columns. Reads the `predictions.csv` of a run and the files of published
-    baselines.
+    event (1 if it happened) or censorship (1 if it did not). Ordinal: label, `prob_<grade>` and expected_rank.
+    Regression: value and predicted_value. Multilabel: `label_<column>` and `probability_<column>`. Metrics per fold:
+    test_auc and fold. The table has a row per system, cohort and split, if these are columns. Reads the
+    `predictions.csv` of a run and the files of published baselines.
 
     **Examples**
 
@@ -54,7 +58,7 @@ def evaluate(
 
     if bootstrap < 0:
         raise InputError(f"bootstrap {bootstrap}: at least 0")
-    evaluation = evaluate_file(predictions, ddof=ddof, resamples=bootstrap)
+    evaluation = evaluate_file(predictions, ddof=ddof, resamples=bootstrap, aggregate=aggregate)
     if as_json:
         print(json.dumps(evaluation.as_json(), indent=1, ensure_ascii=False, allow_nan=False))
         return 0
@@ -88,12 +92,16 @@ def metric_table(evaluation: Evaluation) -> Table:
     main = next(iter(first.metrics))
     for fold in folds:
         table.add_column(f"fold {fold}", justify="right")
-    for group in evaluation.groups:
+    by_patient = [group.by_patient for group in evaluation.groups if group.by_patient is not None]
+    if by_patient:
+        table.add_column("of", justify="left")
+    for group, what in [*((g, "slides") for g in evaluation.groups), *((g, "patients") for g in by_patient)]:
         table.add_row(
             *group.key.values(),
             *(str(getattr(group, name)) for name in counts),
             *(metric_text(metric) for metric in group.metrics.values()),
             *(three_decimals(group.metrics[main].folds.get(fold, math.nan)) for fold in folds),
+            *([what] if by_patient else []),
         )
     return table
 

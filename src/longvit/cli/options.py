@@ -118,19 +118,29 @@ class CohortOptions:
     """Use only these classes, in this order; rows of other classes are left out and counted."""
     slides_dir: SlidesDir = None
     """Folder of the slides of a CSV (searched to any depth), if they are not beside it."""
+    clini: Annotated[Path | None, Parameter(show_default=False)] = None
+    """Table with a row per patient (PATIENT or case_id, and labels), joined to the CSV by patient, as in STAMP."""
 
     def read(self, cohort: Path, task: str, *, need_files: bool, allow_leak: bool) -> Cohort:
         """Reads the cohort of a table for a task."""
         from longvit.data.cohort_table import read_cohort
+        from longvit.errors import InputError
         from longvit.tasks.task import task_class
 
+        has_classes = task_class(task).has_classes
+        if not has_classes and self.label_column != "label":
+            raise InputError(
+                f"--label-column {self.label_column}: --task {task} reads no class; "
+                + ("name --time-column and --event-column" if task == "survival" else "name it with --label-columns")
+            )
         return read_cohort(
             cohort,
-            label_column=self.label_column if task_class(task).has_classes else None,
+            label_column=self.label_column if has_classes else None,
             keep=self.keep or None,
             slides_dir=self.slides_dir,
             need_files=need_files,
             allow_leak=allow_leak,
+            clini=self.clini,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -37,18 +37,30 @@ def predict(
     ] = False,
     heatmaps: HeatMaps = (),
     top_k: TopK = 10,
+    heatmap_of: Annotated[
+        str | None,
+        Parameter(
+            help="Class, label column or cut (`above 2`) of plots and heat maps. Default: the highest output.",
+            show_default=False,
+        ),
+    ] = None,
+    aggregate: Annotated[
+        Literal["mean", "max"],
+        Parameter(help="Prediction of a patient from those of its slides, where the CSV has a column case_id."),
+    ] = "mean",
     slides_dir: SlidesDir = None,
     exclude_qc: ExcludeQc = None,
     reading: Reading = ReadSettings(),
     workers: Workers = WorkerSettings(),
 ) -> int:
-    """Predict classes, or risk and survival, of slides with a fine-tuned model.
+    """Predict slides with a fine-tuned model: classes, grades, numbers, several labels, or risk and survival.
 
-    Writes `OUT/predictions.csv` with the predictions of every slide: `prob_<class>` and prediction, or risk and
-    `survival_<time>_months`. Their provenance is in `OUT/slides/<slide_id>.json`. Heat maps are in `OUT/heatmaps`, the
-    top and bottom patches over all slides in `OUT/top` and `OUT/bottom`. Finished slides are skipped when the command
-    is run again. Run `longvit status OUT` in another terminal to see progress. A slide that cannot be read becomes a
-    row of `OUT/problems.csv` and exit code 1; the run continues.
+    Writes `OUT/predictions.csv` with the predictions of every slide, in the columns of the model's task: `prob_<class>`
+    and prediction; predicted_value; `probability_<column>`; or risk and `survival_<time>_months`. Their provenance is
+    in `OUT/slides/<slide_id>.json`. Heat maps are in `OUT/heatmaps`, the top and bottom patches over all slides in
+    `OUT/top` and `OUT/bottom`. Slides of a CSV with a column case_id are also aggregated in `OUT/patients.csv`.
+    Finished slides are skipped when the command is run again. Run `longvit status OUT` in another terminal to see
+    progress. A slide that cannot be read becomes a row of `OUT/problems.csv` and exit code 1; the run continues.
 
     **Examples**
 
@@ -66,10 +78,12 @@ def predict(
     """
     from longvit.files import make_folder
     from longvit.heatmaps.formats import HeatMapSettings
+    from longvit.slide_jobs.patients import patients_of_sources, write_patient_predictions
     from longvit.slide_jobs.predict import predict_slides
 
     settings = HeatMapSettings.parsed(heatmaps, top_k)
     make_folder(out)
+    case_of = patients_of_sources(slides)
     listed = exclude_failed_slides(listed_slides(slides, slides_dir, out), exclude_qc, out)
     result = predict_slides(
         listed,
@@ -80,5 +94,7 @@ def predict(
         pictures=pictures,
         heatmaps=settings.formats,
         top_k=settings.top_k,
+        heatmap_of=heatmap_of,
     )
+    write_patient_predictions(out, result.records, case_of, aggregate)
     return print_outcome(result, out, f"Predictions: {out / 'predictions.csv'}")

@@ -42,7 +42,7 @@ def train(
     jobs: Annotated[int, Parameter(help="Folds trained in parallel, each in its own process.")] = 1,
     settings: Annotated[FinetuneSettings, Parameter(name="*", group=SETTINGS)] = FinetuneSettings(),
 ) -> int:
-    """Fine-tune on slides and a CSV of labels or survival times; with --folds, a cross-validation.
+    """Fine-tune on slides and a CSV of labels, numbers or survival times; with --folds, a cross-validation.
 
     Writes `OUT/index.html` (open it in a browser), predictions, metrics, plots, and the model in `OUT/model`. With
     --folds, it writes all of that per fold in `OUT/fold_0` …, and one table and report over the folds. Settings come
@@ -57,6 +57,8 @@ def train(
     longvit train cohort.csv --recipe subtyping --side-px 4096 --lr 1e-4
     longvit train cohort.csv --folds 5 --jobs 2 --out runs/cv
     longvit train tcga_ucec.csv --task survival --folds splits/tcga_ucec --slides-dir /data/slides
+    longvit train cohort.csv --task multilabel --label-columns MSI=MSI-H BRAF KRAS
+    longvit train pathobench/bcnb/her2 --folds column --slides-dir /data/BCNB
     longvit train labels.csv --label-column subtype --slides-dir /data/slides --weights longvit-s
     longvit train cohort.csv --exclude-qc qc/qc.csv
     longvit train cohort.csv --regions annotations/ --region-class Tumor
@@ -125,6 +127,7 @@ def _fold_command(
     command += ["--folds", str(out / "folds"), "--label-column", options.label_column]
     command += ["--keep", *options.keep] if options.keep else []
     command += ["--allow-missing"] if allow_missing else []
+    command += ["--clini", str(options.clini)] if options.clini is not None else []
     command += ["--exclude-qc", str(exclude_qc)] if exclude_qc is not None else []
     return command + (["--slides-dir", str(options.slides_dir)] if options.slides_dir is not None else [])
 

@@ -1,9 +1,9 @@
 """Bag cohort: the slides or patients of a cohort that have features and omics, and their bags.
 
-A bag is a slide where the task has classes, else a patient: the tiles of all slides concatenated, under the patient's
-first row. Every bag is read once before training, so that damaged files become rows of problems.csv instead of failed
-trials. Bags stay in memory up to `memory_mb`. All systems get the same bags: a slide without tiles (or without omics,
-where a table is given) is left out for all of them.
+A bag is a slide, or where the task has one label per patient (survival) a patient: the tiles of all slides
+concatenated, under the patient's first row. Every bag is read once before training, so that damaged files become rows
+of problems.csv instead of failed trials. Bags stay in memory up to `memory_mb`. All systems get the same bags: a slide
+without tiles (or without omics, where a table is given) is left out for all of them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -88,7 +89,14 @@ class BagCohort:
         if (tiles := self.kept.get(row.slide_id)) is not None:
             return tiles
         slides = self.slides_of[row.slide_id]
-        return _tiles([read_bag(self.paths[slide]) for slide in slides], slides)
+        return _tiles([self._read(slide) for slide in slides], slides)
+
+    def _read(self, slide: str) -> FeatureBag:
+        return read_bag(self.paths[slide], mpp=self._mpp_of[slide])
+
+    @cached_property
+    def _mpp_of(self) -> dict[str, float | None]:
+        return {row.slide_id: row.mpp for row in self.cohort.rows}
 
     def bag(self, row: SlideRow, spec: SystemSpec) -> Bag:
         """Bag of a row with the inputs of a system; on the CPU."""
@@ -148,7 +156,7 @@ class BagCohort:
             if not self.paths or free_bytes <= 0:
                 break
             try:
-                tiles = _tiles([read_bag(self.paths[s]) for s in slides], slides)
+                tiles = _tiles([self._read(s) for s in slides], slides)
             except InputError:  # it was readable before; the trial that needs it reports the error
                 continue
             free_bytes -= tiles.features.nbytes
@@ -185,9 +193,11 @@ def make_bag_cohort(
     omics: OmicTable | None,
     memory_mb: int,
     *,
+    bags: Literal["slide", "patient"] | None = None,
     left_out: Callable[[Sequence[Problem]], object] = lambda _: None,
 ) -> BagCohort:
-    """Reads the features and omics of a cohort. `left_out` receives the slides that are left out, also on error.
+    """Reads the features and omics of a cohort. `bags`: None for those of the task (see the top). `left_out` receives
+    the slides that are left out, also on error.
 
     Raises `InputError`: neither features nor omics, no slide with all inputs, a patient whose spelling differs from the
     omics table, features of different widths without a dominant one.
@@ -196,20 +206,20 @@ def make_bag_cohort(
         raise InputError("nothing to compare on: give --features FOLDER, or --omics TABLE")
     problems: list[Problem] = []
     try:
-        return _make_bag_cohort(cohort, task, features, omics, memory_mb, problems)
+        per_patient = task_class(task).per_patient if bags is None else bags == "patient"
+        return _make_bag_cohort(cohort, per_patient, features, omics, memory_mb, problems)
     finally:
         left_out(problems)
 
 
 def _make_bag_cohort(
     cohort: Cohort,
-    task: str,
+    per_patient: bool,
     features: str | Path | None,
     omics: OmicTable | None,
     memory_mb: int,
     problems: list[Problem],
 ) -> BagCohort:
-    per_patient = not task_class(task).has_classes
     rows = list(cohort.rows)
     if omics is not None:
         patients = first_places((row.case_id, row.where()) for row in rows)
@@ -286,7 +296,7 @@ def _read_all(rows: Sequence[SlideRow], paths: Mapping[str, Path], memory_mb: in
         for row in rows:
             progress.advance()
             try:
-                bag = read_bag(paths[row.slide_id])
+                bag = read_bag(paths[row.slide_id], mpp=row.mpp)
             except Exception as error:  # any failure: the other bags are still read
                 text = str(error) if isinstance(error, InputError) else f"{paths[row.slide_id]}: {one_line(error, 300)}"
                 problems.append(Problem(row.slide_id, "read", text))

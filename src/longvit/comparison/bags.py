@@ -82,7 +82,7 @@ class TrainingBags:
     def order(self, epoch: int) -> np.ndarray:
         """Order of the bags in an epoch, as indices; a function of (seed, epoch)."""
         rng = np.random.default_rng([self.seed, epoch, _ORDER])
-        if not self.balanced:
+        if not self.balanced or len(set(self.strata)) == 1:
             return rng.permutation(self.samples)
         _, stratum, count = np.unique(np.asarray(self.strata, str), return_inverse=True, return_counts=True)
         weight = 1 / count[stratum]

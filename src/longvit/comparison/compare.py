@@ -109,6 +109,7 @@ def compare(
             features,
             omics,
             0 if jobs > 1 else settings.memory_mb,
+            bags=settings.bags,
             left_out=lambda problems: write_problems(folder / PROBLEMS_CSV, problems),
         )
         specs = settings.system_specs() or all_system_specs(

@@ -13,6 +13,7 @@ from longvit.errors import InputError
 from longvit.finetuning.crossval import replace_splits
 from longvit.finetuning.results import read_logits
 from longvit.json_file import read_json_object
+from longvit.tasks.patients import by_patient
 from longvit.tasks.task import Predictions, Task, task_class
 from longvit.training.resource_usage import Cost, read_cost
 
@@ -25,7 +26,7 @@ class LongvitRun:
 
     folder: Path
     predictions: Mapping[str, Predictions]
-    """Fold -> predictions of its evaluated slides, last epoch."""
+    """Fold -> predictions of its evaluated slides, last epoch; of patients where bags are those of patients."""
     best_val: Mapping[str, float | None]
     """Fold -> main metric at the epoch selected on val."""
     parameters: int | None
@@ -68,7 +69,10 @@ def read_longvit_run(
         tasks[fold.name] = kind(assigned, settings)
         fold_folder = folder / f"fold_{fold.name}"
         try:
-            predictions[fold.name] = read_logits(fold_folder / "outputs.csv", cohort)["model"][evaluated]
+            predicted = read_logits(fold_folder / "outputs.csv", cohort)["model"][evaluated]
+            if settings.bags == "patient" and not kind.per_patient:
+                predicted = by_patient(tasks[fold.name], predicted, "mean").predictions
+            predictions[fold.name] = predicted
             metrics = read_json_object(fold_folder / "metrics.json")
             parameters = metrics["training"].get("parameters")
             if not isinstance(parameters, int | None):

@@ -25,6 +25,9 @@ class ComparisonRecipe(TaskSettings):
     """Learning rate of Adam."""
     weight_decay: float = 1e-5
     """Weight decay of Adam, added to the gradient."""
+    bags: Literal["slide", "patient"] | None = None
+    """A bag: the tiles of a slide, or of all slides of a patient together. Left out: a patient in survival, else a
+    slide."""
     bags_per_step: int | None = None
     """Bags per optimiser step. Left out: as published, 1 for subtyping, 32 for survival."""
     rest: Literal["carried", "stepped", "dropped"] | None = None
@@ -43,7 +46,7 @@ class ComparisonRecipe(TaskSettings):
 class ComparisonSettings(DeviceRuntime, ComparisonRecipe):
     """Baselines on bags of tile features; the defaults are those of HIPT's and MCAT's trainings.
 
-    A bag is a slide (subtyping), or a patient with all slides concatenated (survival).
+    A bag is a slide, or (survival, or with `bags="patient"`) a patient with all slides concatenated.
 
     >>> import longvit
     >>> longvit.ComparisonSettings(systems=("clam_sb", "transmil"), epochs=5).task

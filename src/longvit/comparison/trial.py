@@ -28,7 +28,7 @@ from longvit.comparison.reference_methods import ReferenceMethod
 from longvit.comparison.settings import ComparisonSettings
 from longvit.comparison.system_spec import SystemSpec
 from longvit.comparison.tile_scores import write_attention
-from longvit.data.cohort import Cohort
+from longvit.data.cohort import Cohort, SlideRow
 from longvit.data.folds import Fold, assign
 from longvit.errors import InputError, one_line
 from longvit.files import write_bytes
@@ -67,6 +67,8 @@ def bags_of_fold(bag_cohort: BagCohort, fold: Fold, settings: ComparisonSettings
     bag has.
     """
     cohort = assign(replace_splits(bag_cohort.cohort), fold, allow_leak=settings.allow_leak)
+    if bag_cohort.per_patient:
+        refuse_several_labels(task_class(settings.task)(cohort, settings), cohort)
     cohort = replace(cohort, rows=bag_cohort.unit_rows(cohort.rows))
     if not any(cohort.split(split) for split in EVALUATED):
         raise InputError(f"{fold.where()}: no bag of val or test; nothing could be evaluated")
@@ -75,9 +77,21 @@ def bags_of_fold(bag_cohort: BagCohort, fold: Fold, settings: ComparisonSettings
     return FoldSplit(fold, cohort, task)
 
 
+def refuse_several_labels(task: Task, cohort: Cohort) -> None:
+    """Raises `InputError` for a patient whose slides have different labels: its bag would have no label."""
+    first: dict[str, SlideRow] = {}
+    for row in cohort.rows:
+        other = first.setdefault(row.case_id, row)
+        if task.label_cells(other) != task.label_cells(row):
+            raise InputError(
+                f"{cohort.source}: slides {other.slide_id} and {row.slide_id} of patient {row.case_id} have different "
+                f"labels; a bag of a patient has one: give --bags slide"
+            )
+
+
 def published_training(spec: SystemSpec, settings: ComparisonSettings) -> PublishedTraining:
     """Published training of the system for the task, with the changes of `settings`."""
-    if task_class(settings.task).has_classes:
+    if not task_class(settings.task).per_patient:
         published = SUBTYPING_CLAM if spec.system == "clam_sb" else SUBTYPING
     else:
         published = SURVIVAL
@@ -110,7 +124,7 @@ def make_system(spec: SystemSpec, bag_cohort: BagCohort, task: Task, settings: C
         spec.system,
         in_dim=bag_cohort.width,
         outputs=len(task.output_names),
-        task="subtyping" if task.has_classes else "survival",
+        task="subtyping" if task.outputs_are_classes else "survival" if task.name == "survival" else "other",
         omics=bag_cohort.omic_shape(spec),
         fusion=spec.fusion,  # type: ignore[arg-type]
         **system_settings(spec, bag_cohort, settings),
@@ -183,7 +197,7 @@ def run_trial(
     prepared_s = costs.seconds
 
     def step(model: torch.nn.Module, batch: BagBatch) -> dict[str, torch.Tensor]:
-        label = batch.targets["label"][0] if task.has_classes else None
+        label = batch.targets["label"][0] if task.outputs_are_classes else None
         prediction = model(batch.bag, label)
         loss = prediction.total(task.losses(prediction.logits[None], batch.targets)[0])
         return {"loss": loss, "losses": loss[None]}

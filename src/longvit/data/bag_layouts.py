@@ -97,18 +97,18 @@ def tile_level0_px(attributes: Mapping[str, Any]) -> float | None:
 
 
 def _stated_side(attributes: Mapping[str, Any]) -> float | None:
-    if (side := _number(attributes.get("patch_size_level0"))) is not None:
+    if (side := number_of(attributes.get("patch_size_level0"))) is not None:
         return side
-    patch = _number(attributes.get("patch_size"))
+    patch = number_of(attributes.get("patch_size"))
     if patch is None:
         return None
-    source, target = (_number(attributes.get(f"{name}_magnification")) for name in ("level0", "target"))
+    source, target = (number_of(attributes.get(f"{name}_magnification")) for name in ("level0", "target"))
     if source is not None and target:
         return patch * source // target
     if "patch_level" not in attributes:
         return None
-    downsample = 1.0 if _number(attributes["patch_level"]) == 0 else _number(attributes.get("downsample"))
-    return None if downsample is None else patch * downsample * (_number(attributes.get("custom_downsample")) or 1)
+    downsample = 1.0 if number_of(attributes["patch_level"]) == 0 else number_of(attributes.get("downsample"))
+    return None if downsample is None else patch * downsample * (number_of(attributes.get("custom_downsample")) or 1)
 
 
 def magnification(mpp: float) -> int:
@@ -117,7 +117,7 @@ def magnification(mpp: float) -> int:
     return next((magnification for limit, magnification in bins if mpp < limit), 2)
 
 
-def _number(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
     """A number, the first of several, or None. TRIDENT writes 'None' for unknown values."""
     try:
         number = float(np.asarray(value).ravel()[0])

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longvit.data.bag_layouts import H5_FILES, PT_FILES, tile_level0_px
+from longvit.data.bag_layouts import H5_FILES, PT_FILES, number_of, tile_level0_px
 from longvit.data.identity import canonical
 from longvit.errors import InputError, one_line
 from longvit.files import file_stem, require_regular_file
@@ -32,7 +32,8 @@ from longvit.slides.spelling import folded
 _SUFFIXES = (".h5", ".pt")  # .h5 first, since it has coordinates
 _LFS_HEAD = b"version https://git-lfs"
 _MAX_PX = 2**31 - 1
-_LENGTH_UNITS = ("um", "µm", "μm", "mm")
+_LENGTH_UNITS = {"um": 1.0, "µm": 1.0, "μm": 1.0, "mm": 1000.0}
+"""Unit of coordinates -> its length in µm."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,11 @@ class BagFiles:
     """slide_id of a missing slide -> name of a file that differs in spelling only."""
 
 
-def read_bag(path: str | Path) -> FeatureBag:
-    """Reads a bag in the layout of TRIDENT or CLAM; features become float32, coords int64.
+def read_bag(path: str | Path, *, mpp: float | None = None) -> FeatureBag:
+    """Reads a bag in the layout of TRIDENT, CLAM or STAMP; features become float32, coords int64.
+
+    STAMP's coords are in µm: they become level-0 px with `mpp`, the µm per level-0 px of the slide, and are left out
+    where it is not given.
 
     Raises `InputError` in one line for an unusable bag, including an empty one.
 
@@ -97,7 +101,7 @@ def read_bag(path: str | Path) -> FeatureBag:
     path = Path(path)
     _check_exists(path)
     try:
-        bag = _read_pt(path) if path.suffix.lower() == ".pt" else _read_h5(path)
+        bag = _read_pt(path) if path.suffix.lower() == ".pt" else _read_h5(path, mpp)
     except InputError:
         raise
     except MemoryError as error:
@@ -172,7 +176,7 @@ def _has_bags(folder: Path) -> bool:
     return any(next(subfolder.glob(f"[!.]*{suffix}"), None) for subfolder in folders for suffix in _SUFFIXES)
 
 
-def _read_h5(path: Path) -> FeatureBag:
+def _read_h5(path: Path, mpp: float | None) -> FeatureBag:
     with open_h5(path, "extract this slide again") as file:
         named_datasets = [(name, find_dataset(file, name, path)) for name in ("features", "feats", "coords")]
         data = {name: dataset for name, dataset in named_datasets if dataset is not None}
@@ -186,9 +190,15 @@ def _read_h5(path: Path) -> FeatureBag:
         if "coords" in data:
             attributes |= read_attributes(data["coords"], path)
             unit = attributes.get("unit", file.attrs.get("unit", "px"))
+            values = _of_one_slide(read_numbers(data["coords"], path))
             if str(unit) in _LENGTH_UNITS:  # STAMP: coordinates in µm, not in pixels of a level
-                return FeatureBag(path, features, None, MappingProxyType(attributes))
-            coords = _checked_coords(path, _of_one_slide(read_numbers(data["coords"], path)), len(features))
+                if mpp is None:
+                    return FeatureBag(path, features, None, MappingProxyType(attributes))
+                per_px = mpp / _LENGTH_UNITS[str(unit)]
+                side = number_of(attributes.get("tile_size_um", file.attrs.get("tile_size_um")))
+                attributes |= {} if side is None else {"patch_size_level0": side / mpp}
+                values = values / per_px if values.dtype.kind in "iuf" else values
+            coords = _checked_coords(path, values, len(features))
         return FeatureBag(path, features, coords, MappingProxyType(attributes))
 
 

@@ -60,6 +60,8 @@ class Cohort:
     """Origin of the cohort, for messages."""
     notes: tuple[str, ...] = ()
     """Assumptions where the CSV is silent, one sentence each; print them."""
+    is_ordered: bool = False
+    """True where the user gave the classes and their order (`keep`)."""
 
     def split(self, name: str) -> tuple[SlideRow, ...]:
         """Rows of `train`, `val` or `test`."""

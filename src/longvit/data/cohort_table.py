@@ -32,8 +32,9 @@ from longvit.data.identity import (
     refuse_clashes,
 )
 from longvit.data.label_column import Table, class_order, column_list, find_label_column, labelled_rows
+from longvit.data.published_tables import read_cohort_table, tcga_patient
 from longvit.data.slide_files import SlideFinder, dicom_keys, existing_path, last_part
-from longvit.data.table import read_mpp, read_table
+from longvit.data.table import read_mpp
 from longvit.errors import InputError
 from longvit.slides.file_kind import near_name, slide_stem
 from longvit.slides.slide_name import fault_of_name, printable
@@ -48,8 +49,12 @@ def read_cohort(
     need_files: bool = True,
     need_labels: bool = True,
     allow_leak: bool = False,
+    clini: str | Path | None = None,
 ) -> Cohort:
-    """Reads a cohort table, .csv or .csv.zip, and finds every slide's file.
+    """Reads a cohort table, .csv, .csv.zip or .xlsx, and finds every slide's file.
+
+    Tables of Patho-Bench, MOOZY, STAMP, CLAM and TRIDENT are read too (`published_tables.py`), the first two as
+    folders.
 
     - `label_column`: column of the class; None where the task has none (every label is then "").
     - `keep`: classes to use, in order; rows of other classes or without one are left out, which a note counts.
@@ -59,6 +64,7 @@ def read_cohort(
       exist.
     - `need_labels=False`: a row without a label is left out, and a note counts and names it.
     - `allow_leak`: a patient may be in two splits or folds.
+    - `clini`: a table with a row per patient (STAMP's clini table), whose columns are joined by patient.
 
     Raises `InputError` in one line (file, row, way out) for:
 
@@ -76,9 +82,12 @@ def read_cohort(
     path = Path(csv_path)
     if slides_dir is not None and not Path(slides_dir).is_dir():
         raise InputError(f"--slides-dir {slides_dir}: no such folder")
-    columns, table = read_table(path)
+    published = read_cohort_table(path, None if clini is None else Path(clini))
+    path, columns, table = published.path, published.columns, published.rows
+    if label_column == "label":
+        label_column = published.label_column
     label_key = None if label_column is None else find_label_column(path, columns, label_column)
-    notes = _column_notes(path, columns)
+    notes = [*published.notes, *_column_notes(path, columns)]
     if label_key is not None and keep is not None:
         keep = [class_name(label) for label in keep]
     labels = [""] * len(table)
@@ -96,9 +105,11 @@ def read_cohort(
     if not allow_leak:
         refuse_leak(cohort_table.rows, "split", str(path))
         refuse_leak(cohort_table.rows, "fold", str(path))
+    if cohort_table.n_barcodes and not cohort_table.without_case:
+        notes = [note for note in notes if "no column 'case_id'" not in note]
     notes += cohort_table.notes("case_id" in columns)
     classes = () if label_key is None else class_order(labels) if keep is None else tuple(keep)
-    return Cohort(tuple(cohort_table.rows), classes, str(path), tuple(notes))
+    return Cohort(tuple(cohort_table.rows), classes, str(path), tuple(notes), is_ordered=keep is not None)
 
 
 def _column_notes(path: Path, columns: list[str]) -> list[str]:
@@ -125,6 +136,8 @@ class _CohortTable:
         self.misspelt: list[str] = []
         """A clause for each slide without a file of that name, but with one of a similar name."""
         self.without_case: list[SlideRow] = []
+        self.n_barcodes = 0
+        """Slides without a case_id whose name is a TCGA barcode."""
         self.line_of_id: dict[str, int] = {}
         self.line_of_case: dict[str, int] = {}
         self.line_of_path: dict[str, int] = {}
@@ -147,6 +160,10 @@ class _CohortTable:
         if (real := os.path.realpath(file)) in self.line_of_path:
             raise InputError(f"{where}: {file} is already the file of line {self.line_of_path[real]}; keep one row")
         self.line_of_path[real] = line
+        barcode = None if case_id else tcga_patient(slide_id)
+        if barcode is not None:
+            self.n_barcodes += 1
+            case_id = barcode
         row = SlideRow(
             case_id=case_id or slide_id,
             slide_id=slide_id,
@@ -207,6 +224,10 @@ class _CohortTable:
         if self.misspelt:
             more = f" (and {len(self.misspelt) - 1} more)" if self.misspelt[1:] else ""
             notes.append(f"{self.path}: no file for {self.misspelt[0]}{more}: write the slide_id like the file name")
+        if self.n_barcodes:
+            notes.append(
+                f"{self.path}: {self.n_barcodes} rows without case_id: the patient is that of the TCGA barcode"
+            )
         if has_case_column and self.without_case:
             notes.append(
                 f"{self.path}: {len(self.without_case)} rows without case_id: each counts as a separate patient"

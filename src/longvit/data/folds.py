@@ -319,11 +319,44 @@ def require_split(cohort: Cohort, split: str, purpose: str) -> tuple[SlideRow, .
     return rows
 
 
+def has_fold_column(cohort: Cohort) -> bool:
+    """True where the table has a column fold, or fold_0, fold_1 …"""
+    return any(row.fold for row in cohort.rows) or bool(_fold_columns(cohort))
+
+
+def _fold_columns(cohort: Cohort) -> list[str]:
+    """Columns fold_0, fold_1 …, in the order of their numbers."""
+    names = {name for row in cohort.rows for name in row.extra_columns if re.fullmatch(r"fold_[0-9]{1,4}", name)}
+    return sorted(names, key=lambda name: int(name.removeprefix("fold_")))
+
+
+def _fold_of_column(cohort: Cohort, column: str) -> Fold:
+    """Fold of a column with train, val and test; a row with an empty cell is in none. `InputError`: another word."""
+    ids: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for row in cohort.rows:
+        text = row.extra_columns.get(column, "")
+        if is_missing(text):
+            continue
+        if (split := SPLIT_NAMES.get(text.strip().lower())) is None:
+            place = f", {row.where()}" if row.where() else ""
+            raise InputError(f"{cohort.source}{place}: {column} is {text!r}; it must be train, val or test")
+        ids[split].append(row.slide_id)
+    if not ids["train"] or not (ids["val"] or ids["test"]):
+        raise InputError(f"{cohort.source}: {column} has no slide in train, or none in val and test")
+    name = column.removeprefix("fold_")
+    train, val, test = (tuple(ids[split]) for split in ("train", "val", "test"))
+    return Fold(name, train, val, test, f"{cohort.source}, {column}")
+
+
 def folds_of_column(cohort: Cohort) -> tuple[Fold, ...]:
     """Folds from the column `fold` of the CSV: each value is the test set once, all others train; there is no val.
 
+    Columns fold_0, fold_1 … with train, val and test in their cells (Patho-Bench) are a fold each.
+
     Raises `InputError` where there is no such column or only one value in it.
     """
+    if all(row.fold is None for row in cohort.rows) and (columns := _fold_columns(cohort)):
+        return tuple(_fold_of_column(cohort, column) for column in columns)
     values = {row.fold for row in cohort.rows if row.fold is not None}
     if len(values) < 2:
         raise InputError(f"{cohort.source}: column fold has {len(values)} values; at least two folds are needed")

@@ -4,6 +4,7 @@ stratified by class."""
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def split_by_patient(cohort: Cohort, fractions: tuple[float, float, float] = SPL
     parts = " / ".join(f"{SPLITS[i]} {fractions[i]:g}" for i in range(3))
     notes.append(f"{cohort.source}: split by patient with seed {seed} ({parts} of each class)")
     split = cohort.with_splits([split_of[row.case_id] for row in cohort.rows])
-    return Cohort(split.rows, split.classes, split.source, (*cohort.notes, *notes))
+    return replace(split, notes=(*cohort.notes, *notes))
 
 
 def _sizes(n: int, wanted: list[str], fraction: dict[str, float]) -> dict[str, int]:

@@ -61,9 +61,10 @@ def read_table(
 ) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Column names (normalised by `naming`) and (line number, {column: cell}) of every row that is not blank.
 
-    `path` is a CSV, or a .zip or .gz with one CSV in it. Cells are stripped; a row shorter than the header lacks the
-    last columns. Raises `InputError` for no such file, no text, no rows, two columns of one name, and a row longer than
-    the header. More than `MAX_ROWS` rows or `MAX_CELLS` cells are refused too, and the same as in `records`.
+    `path` is a CSV, a .zip or .gz with one CSV in it, or an Excel sheet (.xlsx). Cells are stripped; a row shorter than
+    the header lacks the last columns. Raises `InputError` for no such file, no text, no rows, two columns of one name,
+    and a row longer than the header. More than `MAX_ROWS` rows or `MAX_CELLS` cells are refused too, and the same as in
+    `records`.
     """
     columns: list[str] = []
     table: list[tuple[int, dict[str, str]]] = []
@@ -99,6 +100,11 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
     line with more cells than the header, a quote that is not closed, and a line of more than `MAX_LINE` characters are
     refused. So are more than `MAX_LINES` lines or `MAX_CELLS_READ` cells, and an archive above `MAX_UNPACKED_BYTES`.
     """
+    if path.suffix.lower() == ".xlsx":
+        from longvit.data.xlsx_table import xlsx_records
+
+        yield from xlsx_records(path)
+        return
     with _text_of(path) as text:
         lines = _Lines(path, text)
         first = next((line for line in lines if line.strip()), "")

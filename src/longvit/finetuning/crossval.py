@@ -6,6 +6,7 @@ OUT/canvases/               shared by the folds, unless --cache-dir names anothe
 OUT/fold_<name>/            a fine-tuning (run.py); fold_<name>.log where folds run in parallel
 OUT/pictures/               every plot of the report, as PNG and SVG
 OUT/predictions.csv         fold, then the columns of the folds' predictions
+OUT/patients.csv            the same per patient
 OUT/crossval.json           `CrossValidation.summary`; written last
 
 The metric of a fold is that of its test slides after the last epoch. Where the folds have no test (survival as in
@@ -31,6 +32,7 @@ from longvit.data.folds import Fold, assign, write_folds
 from longvit.errors import InputError
 from longvit.files import write_csv, write_text
 from longvit.finetuning.fold_metrics import Round, gaps, pooled
+from longvit.finetuning.patient_results import PATIENTS_CSV
 from longvit.finetuning.prepare_cohort import prepare_cohort
 from longvit.finetuning.run import FinetuneResult, finetune
 from longvit.finetuning.settings import FinetuneSettings
@@ -58,7 +60,8 @@ class CrossValidation:
 
     - `task`, `classes`, `cell`, `figure` (the main metric), `mean`, `sd`, `ddof`, `evaluated` (test or val),
       `optimistic_best_val`
-    - `folds`: fold, slides, last, best_val, controls (metrics each), leaks, left_out
+    - `folds`: fold, slides, last, best_val, controls, patients (metrics each), leaks, left_out
+    - `patients`: mean and sd of the main metric per patient, and `aggregate`; None for folds of older versions
     - `best_val`: mean and sd of the main metric at the best epoch; `controls`: name -> mean, sd
     - `gap`: control -> mean over the folds of (model - control), 95 % interval, resampled by patient in every fold
     - `published`: the best published baseline of `cell` (row, mean, sd), or None
@@ -75,6 +78,8 @@ class CrossValidation:
         name = f"{task_class(s['task']).metric_label} on {s['evaluated']}"
         lines = [f"{name}: {_mean_sd(s)} over {len(s['folds'])} folds (SD with ddof {s['ddof']}), last epoch"]
         lines += [f"  fold {f['fold']}: {_text(f['last'][s['figure']])}" for f in s["folds"]]
+        if (patients := s.get("patients")) is not None:
+            lines.append(f"per patient ({patients['aggregate']} of the slides): {_mean_sd(patients)}")
         if s["best_val"] is not None:
             mark = " (optimistic: chosen on the evaluated slides)" if s["optimistic_best_val"] else ""
             lines.append(f"best val epoch: {_mean_sd(s['best_val'])}{mark}")
@@ -186,9 +191,10 @@ def summarise(cohorts: Mapping[str, Cohort], settings: FinetuneSettings, folder:
             "evaluated": evaluated,
             "optimistic_best_val": evaluated == "val",
             "best_val": _spread(best_values, ddof) if best_values else None,
+            "patients": _patients(folds, main, settings, ddof),
             "controls": {c: _spread([f["controls"][c][main] for f in folds], ddof) for c in first["controls"]},
             "gap": gaps(rounds, settings.bootstrap, settings.seed) if first["controls"] else {},
-            "pooled": pooled(rounds, settings) if task_class(first["task"]).has_classes else {},
+            "pooled": pooled(rounds, settings) if task_class(first["task"]).pools_folds else {},
             "published": _published(settings.cell),
             "folds": folds,
             "settings": json.loads(json.dumps(asdict(settings), default=str)),
@@ -198,7 +204,9 @@ def summarise(cohorts: Mapping[str, Cohort], settings: FinetuneSettings, folder:
     )
     left_out = tuple(dict.fromkeys(slide for f in folds for slide in f["left_out"]))
     if not missing:
-        _join_predictions(results, folder / "predictions.csv")
+        _join_predictions(results, "predictions.csv", folder)
+        if all((result.folder / PATIENTS_CSV).exists() for result in results.values()):
+            _join_predictions(results, PATIENTS_CSV, folder)
         text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
         write_text(folder / "crossval.json", text + "\n")
     return CrossValidation(folder, summary, missing, left_out)
@@ -212,10 +220,20 @@ def _fold_summary(name: str, metrics: Mapping[str, Any], evaluated: str) -> dict
         "slides": {"train": metrics["training"]["slides"], **{s: m["slides"] for s, m in metrics["splits"].items()}},
         "last": _metrics(metrics["splits"][evaluated]),
         "best_val": None if best is None else {"epoch": best["epoch"], **_metrics(best.get(evaluated, {}))},
+        "patients": _metrics(metrics.get("patients", {}).get(evaluated, {})),
         "controls": {control: by_split[evaluated] for control, by_split in metrics["controls"].items()},
         "leaks": metrics["leaks"],
         "left_out": metrics["left_out"],
     }
+
+
+def _patients(
+    folds: Sequence[Mapping[str, Any]], main: str, settings: FinetuneSettings, ddof: int
+) -> dict[str, Any] | None:
+    """Mean and SD over the folds of the main metric per patient; None where a fold has none."""
+    if any(main not in fold["patients"] for fold in folds):
+        return None
+    return {"aggregate": settings.aggregate, **_spread([fold["patients"][main] for fold in folds], ddof)}
 
 
 def _run_in_parallel(names: Sequence[str], folder: Path, command: Sequence[str], jobs: int) -> None:
@@ -265,21 +283,21 @@ def _run_in_parallel(names: Sequence[str], folder: Path, command: Sequence[str],
         )
 
 
-def _join_predictions(results: Mapping[str, FinetuneResult], path: Path) -> None:
+def _join_predictions(results: Mapping[str, FinetuneResult], name: str, folder: Path) -> None:
     """Joins the folds' tables, with the columns that all have (time bins differ from fold to fold)."""
     tables = {}
-    for name, result in results.items():
-        with result.predictions_csv.open(newline="", encoding="utf-8") as file:
-            tables[name] = list(csv.DictReader(file))
+    for fold, result in results.items():
+        with (result.folder / name).open(newline="", encoding="utf-8") as file:
+            tables[fold] = list(csv.DictReader(file))
     headers = [list(table[0]) for table in tables.values() if table]
     header = [column for column in headers[0] if all(column in other for other in headers)]
-    rows = ([name, *(line[column] for column in header)] for name, table in tables.items() for line in table)
-    write_csv(path, ["fold", *header], rows)
+    rows = ([fold, *(line[column] for column in header)] for fold, table in tables.items() for line in table)
+    write_csv(folder / name, ["fold", *header], rows)
 
 
 def _metrics(split_metrics: Mapping[str, Any]) -> dict[str, float | None]:
     """Metrics of a split, without counts, intervals and loss."""
-    others = ("slides", "patients", "loss")
+    others = ("slides", "patients", "loss", "aggregate", "left_out")
     return {k: v for k, v in split_metrics.items() if k not in others and not k.endswith("_interval")}
 
 

@@ -1,14 +1,17 @@
 """Evaluation of a CSV of predictions: metrics per fold and as mean ± SD, for each system and cohort separately.
 
-Three layouts, recognised by their columns (`.csv` or `.csv.gz`; column names in any case; more columns do no harm):
+Six layouts, recognised by their columns (`.csv` or `.csv.gz`; column names in any case; more columns do no harm):
 
     fold AUCs   system, cohort, fold, test_auc [, val_auc]
     survival    risk, survival_months (or months), event or censorship
     subtyping   label, prob_<class> …
+    ordinal     label, prob_<grade> … in rising order, expected_rank
+    regression  value, predicted_value
+    multilabel  label_<column> (may be empty), probability_<column> …
 
-The last two take case_id (the patient), slide_id, and may be divided by any of system, inputs, cohort, split and fold.
-The risks of a patient's slides are averaged (survival); each slide counts by itself (subtyping). A row without case_id
-counts as a patient. Identity of patients and slides follows `data/identity.py`, as for a cohort.
+All but the first take case_id (the patient), slide_id, and may be divided by any of system, inputs, cohort, split and
+fold. The risks of a patient's slides are averaged (survival); each slide counts by itself (other tasks). A row without
+case_id counts as a patient. Identity of patients and slides follows `data/identity.py`, as for a cohort.
 SD: the sample's (ddof 1) for AUCs, as in the paper's table 1; the population's (ddof 0) for the c-index, as in table 2.
 """
 
@@ -16,22 +19,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longvit.data.identity import class_name, first_places, is_missing, read_id, refuse_clashes, spelled_like
+from longvit.data.identity import class_name, first_places, is_missing, read_id, refuse_clashes
 from longvit.data.table import column_name, read_table
 from longvit.errors import InputError
+from longvit.finetuning.evaluate_layouts import (
+    Layout,
+    MultilabelLayout,
+    OrdinalLayout,
+    RegressionLayout,
+    SubtypingLayout,
+    SurvivalLayout,
+    label_probabilities,
+    line_of,
+    numbers,
+    patients_of,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from longvit.tasks.task import Aggregate
+
 KEYS = ("system", "inputs", "cohort", "split")
 _LAYOUTS = (
-    "system, cohort, fold, test_auc; or risk, survival_months and event (or censorship); or label and prob_<class> …"
+    "system, cohort, fold, test_auc; or risk, survival_months and event (or censorship); or label and prob_<class> …; "
+    "or value and predicted_value; or label_<column> and probability_<column> …"
 )
 
 
@@ -61,6 +79,8 @@ class Group:
     metrics: dict[str, MetricSummary]
     events: int | None = None
     """Number of patients with the event; survival only."""
+    by_patient: Group | None = None
+    """The same per patient, where patients have several slides; None in survival, whose metrics are per patient."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +89,7 @@ class Evaluation:
 
     path: Path
     layout: str
-    """fold AUCs, survival or subtyping."""
+    """fold AUCs, survival, subtyping, ordinal, regression or multilabel."""
     ddof: int
     groups: tuple[Group, ...]
     notes: tuple[str, ...]
@@ -87,15 +107,8 @@ class Evaluation:
                     "rows": group.rows,
                     "patients": group.patients,
                     **({} if group.events is None else {"events": group.events}),
-                    "figures": {
-                        name: {
-                            "mean": _plain(m.mean),
-                            "sd": _plain(m.sd),
-                            "folds": {fold: _plain(value) for fold, value in m.folds.items()},
-                            "interval": None if m.interval is None else [_plain(bound) for bound in m.interval],
-                        }
-                        for name, m in group.metrics.items()
-                    },
+                    "figures": _figures(group),
+                    **({} if group.by_patient is None else {"patient_figures": _figures(group.by_patient)}),
                 }
                 for group in self.groups
             ],
@@ -103,10 +116,32 @@ class Evaluation:
         }
 
 
-def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000, seed: int = 0) -> Evaluation:
+def _figures(group: Group) -> dict[str, Any]:
+    return {
+        name: {
+            "mean": _plain(m.mean),
+            "sd": _plain(m.sd),
+            "folds": {fold: _plain(value) for fold, value in m.folds.items()},
+            "interval": None if m.interval is None else [_plain(bound) for bound in m.interval],
+        }
+        for name, m in group.metrics.items()
+    }
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    ddof: int | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+    aggregate: Aggregate = "mean",
+) -> Evaluation:
     """Metrics of a file of predictions; see the top of this file. `ddof` None: 1 for AUCs, 0 for the c-index.
 
     Without a column fold each metric has the interval of `resamples` bootstrap samples of the patients (0: none).
+
+    Where patients have several slides, a group also has the metrics of the patients, whose predictions are the
+    `aggregate` of those of their slides.
 
     Raises `InputError` in one line:
 
@@ -119,14 +154,20 @@ def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000
     path = Path(path)
     table = _read(path)
     columns = set(table.columns)
-    metrics_of: _Survival | _Subtyping | None = None
+    metrics_of: Layout | None = None
     has_probabilities = any(c.startswith("prob_") for c in columns)
     if {"fold", "test_auc"} <= columns:
         layout, default = "fold AUCs", 1
     elif "risk" in columns and columns & {"survival_months", "months"} and columns & {"event", "censorship"}:
-        layout, metrics_of, default = "survival", _Survival(path, table), 0
+        layout, metrics_of, default = "survival", SurvivalLayout(path, table), 0
+    elif "label" in columns and has_probabilities and "expected_rank" in columns:
+        layout, metrics_of, default = "ordinal", OrdinalLayout(path, table), 1
     elif "label" in columns and has_probabilities:
-        layout, metrics_of, default = "subtyping", _Subtyping(path, table), 1
+        layout, metrics_of, default = "subtyping", SubtypingLayout(path, table), 1
+    elif {"value", "predicted_value"} <= columns:
+        layout, metrics_of, default = "regression", RegressionLayout(path, table), 1
+    elif label_probabilities(table):
+        layout, metrics_of, default = "multilabel", MultilabelLayout(path, table), 1
     else:
         names = ", ".join(str(c) for c in table.columns)
         raise InputError(f"{path}: columns {names}; needed: {_LAYOUTS}")
@@ -134,15 +175,42 @@ def evaluate(path: str | Path, *, ddof: int | None = None, resamples: int = 1000
     ddof = default if ddof is None else ddof
     keys = [key for key in KEYS if key in columns]
     groups = []
+    left_out = 0
     for values, part in table.groupby(keys, sort=False) if keys else [((), table)]:
         key = dict(zip(keys, map(str, values), strict=True))
         if metrics_of is None:
             groups.append(_fold_aucs(path, key, part, ddof))
         else:
-            groups.append(_group(key, part, metrics_of, ddof, resamples, seed))
+            group = _group(key, part, metrics_of, ddof, resamples, seed)
+            if layout != "survival" and _has_several_slides(part):
+                patients, without = _patients_of_folds(metrics_of, part, aggregate)
+                left_out += without
+                group = replace(group, by_patient=_group(key, patients, metrics_of, ddof, resamples, seed))
+            groups.append(group)
+    if any(group.by_patient is not None for group in groups):
+        patient_notes.append(f"per patient: the {aggregate} of the predictions of its slides")
+    if left_out:
+        patient_notes.append(
+            f"{left_out} patients whose slides have different labels are left out of the metrics per patient"
+        )
     return Evaluation(
         path, layout, ddof, tuple(groups), (*patient_notes, *_notes(layout, ddof, "fold" in columns, groups))
     )
+
+
+def _has_several_slides(part: DataFrame) -> bool:
+    """True where a patient has several rows in one fold."""
+    keys = ["_patient", *(["fold"] if "fold" in part.columns else [])]
+    return bool(part.duplicated(keys).any())
+
+
+def _patients_of_folds(layout: Layout, part: DataFrame, how: Aggregate) -> tuple[DataFrame, int]:
+    """Rows of the patients, fold by fold, and the number of patients that are left out."""
+    import pandas as pd
+
+    parts = [rows for _, rows in part.groupby("fold", sort=False)] if "fold" in part.columns else [part]
+    found = [patients_of(layout, rows, how) for rows in parts]
+    return pd.concat([rows for rows, _ in found]), sum(n for _, n in found)
 
 
 def spread(values: Sequence[float], ddof: int) -> tuple[float, float]:
@@ -159,15 +227,13 @@ def _fold_aucs(path: Path, key: dict[str, str], part: DataFrame, ddof: int) -> G
     metrics = {}
     for column in ("test_auc", "val_auc"):
         if column in part.columns:
-            values = _numbers(path, part, column, low=0, high=1, empty=True)
+            values = numbers(path, part, column, low=0, high=1, empty=True)
             mean, sd = spread(values.tolist(), ddof)
             metrics[column] = MetricSummary(mean, sd, dict(zip(part["fold"].astype(str), values.tolist(), strict=True)))
     return Group(key, len(part), None, metrics)
 
 
-def _group(
-    key: dict[str, str], part: DataFrame, metrics_of: _Survival | _Subtyping, ddof: int, resamples: int, seed: int
-) -> Group:
+def _group(key: dict[str, str], part: DataFrame, metrics_of: Layout, ddof: int, resamples: int, seed: int) -> Group:
     patients = None if "case_id" not in part.columns else int(part["_patient"].nunique())
     events = metrics_of.events(part)
     if "fold" not in part.columns:
@@ -186,108 +252,11 @@ def _group(
     return Group(key, len(part), patients, metrics, events)
 
 
-class _Survival:
-    """Times, events and risks of a table; c-index of a part of its rows."""
-
-    def __init__(self, path: Path, table: DataFrame) -> None:
-        column = "survival_months" if "survival_months" in table.columns else "months"
-        self.path = path
-        table["_months"] = _numbers(path, table, column, low=0)
-        table["_risk"] = _numbers(path, table, "risk")
-        named = [name for name in ("event", "censorship") if name in table.columns]
-        events = []
-        for name in named:
-            value = _numbers(path, table, name)
-            if (bad := np.flatnonzero(~np.isin(value, (0, 1)))).size:
-                raise InputError(f"{path}, line {_line(table, bad[0])}: {name} is {value[bad[0]]:g}; it must be 0 or 1")
-            events.append(value == 1 if name == "event" else value == 0)
-        if len(events) == 2 and (bad := np.flatnonzero(events[0] != events[1])).size:
-            raise InputError(f"{path}, line {_line(table, bad[0])}: event and censorship contradict each other")
-        table["_event"] = events[0]
-
-    def _patients(self, part: DataFrame) -> DataFrame:
-        """Table with a row per patient: the mean risk of its slides."""
-        if "case_id" not in part.columns:
-            return part
-        by_case = part.groupby("_patient", sort=False)
-        if (several := by_case[["_months", "_event"]].nunique().max(axis=1) > 1).any():
-            self._refuse_two_outcomes(part[part["_patient"] == several[several].index[0]])
-        return by_case.agg(_months=("_months", "first"), _event=("_event", "first"), _risk=("_risk", "mean"))
-
-    def _refuse_two_outcomes(self, rows: DataFrame) -> None:
-        first = rows.iloc[0]
-        other = rows[(rows["_months"] != first["_months"]) | (rows["_event"] != first["_event"])].iloc[0]
-        name = f"patient {first['case_id']}" if first["case_id"] else f"slide {first['slide_id']}"
-        lines = [f"line {row.name}: {row['_months']:g}, event {int(row['_event'])}" for row in (first, other)]
-        raise InputError(f"{self.path}: {name} has rows with different times or events ({'; '.join(lines)})")
-
-    def events(self, part: DataFrame) -> int:
-        return int((part.drop_duplicates("_patient") if "case_id" in part.columns else part)["_event"].sum())
-
-    def metrics(self, part: DataFrame) -> dict[str, float]:
-        from longvit.metrics.survival import c_index
-
-        rows = self._patients(part)
-        return {"c_index": c_index(rows["_months"], rows["_event"], rows["_risk"])}
-
-    def intervals(self, part: DataFrame, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
-        from longvit.metrics.survival import bootstrap_c_index
-
-        rows = self._patients(part)
-        names = [str(name) for name in rows.index]
-        months, events, risks = rows["_months"], rows["_event"], rows["_risk"]
-        interval = bootstrap_c_index(months, events, risks, names, resamples=resamples, seed=seed)
-        return {"c_index": (interval.low, interval.high)}
-
-
-class _Subtyping:
-    """Labels and probabilities of a table; metrics of a part of its rows."""
-
-    def __init__(self, path: Path, table: DataFrame) -> None:
-        self.columns = [c for c in table.columns if c.startswith("prob_")]
-        classes = [c.removeprefix("prob_") for c in self.columns]
-        if len(classes) < 2:
-            raise InputError(f"{path}: one column of probabilities, {self.columns[0]}; two or more classes are needed")
-        for column in self.columns:
-            table[column] = _numbers(path, table, column, low=0, high=1)
-        index = {class_name(name): k for k, name in enumerate(classes)}
-        if len(index) < len(classes):
-            raise InputError(f"{path}: two columns of one class among {', '.join(self.columns)}; remove one")
-        refuse_clashes("columns", {f"prob_{name}": "" for name in index}, str(path))
-        labels = [class_name(label) for label in table["label"]]
-        for i, label in enumerate(labels):
-            if label not in index:
-                near = spelled_like(label, index)
-                hint = "" if near is None else f"; {near!r} differs from it in spelling only: write one"
-                raise InputError(
-                    f"{path}, line {_line(table, i)}: label {label!r}, but there is no column prob_{label}; "
-                    f"classes: {', '.join(classes)}{hint}"
-                    if label
-                    else f"{path}, line {_line(table, i)}: no label; fill it in or remove the row"
-                )
-        table["_label"] = [index[label] for label in labels]
-
-    def events(self, part: DataFrame) -> None:
-        return None
-
-    def metrics(self, part: DataFrame) -> dict[str, float]:
-        from longvit.metrics.classification import classification_metrics
-
-        return classification_metrics(part["_label"], part[self.columns])
-
-    def intervals(self, part: DataFrame, resamples: int, seed: int) -> dict[str, tuple[float, float]]:
-        from longvit.metrics.classification import bootstrap
-
-        patients = [str(p) for p in part["_patient"]]
-        intervals = bootstrap(part["_label"], part[self.columns], patients, resamples=resamples, seed=seed)
-        return {metric: (interval.low, interval.high) for metric, interval in intervals.items()}
-
-
 def _read(path: Path) -> DataFrame:
     """Table of stripped texts, by line number; column names as in `column_name`, classes as written."""
     import pandas as pd
 
-    columns, rows = read_table(path, lambda c: f"prob_{c[5:]}" if c.lower().startswith("prob_") else column_name(c))
+    columns, rows = read_table(path, _column)
     cells = {name: [row.get(name, "") for _, row in rows] for name in columns}
     table = pd.DataFrame(cells, index=[line for line, _ in rows], dtype=str)
     if "fold" in table.columns:
@@ -296,10 +265,18 @@ def _read(path: Path) -> DataFrame:
         if all(without):
             return table.drop(columns="fold")
         if any(without):
-            raise InputError(f"{path}, line {_line(table, without.index(True))}: no fold, while other rows have one")
+            raise InputError(f"{path}, line {line_of(table, without.index(True))}: no fold, while other rows have one")
         refuse_clashes("folds", dict.fromkeys(folds, ""), str(path))
         table["fold"] = folds
     return table
+
+
+def _column(text: str) -> str:
+    """Name of a column; that of a probability or of one of several labels keeps the spelling of its class."""
+    for prefix in ("prob_", "probability_", "label_"):
+        if text.strip().lower().startswith(prefix):
+            return prefix + text.strip()[len(prefix) :]
+    return column_name(text)
 
 
 def _name_patients(path: Path, table: DataFrame) -> list[str]:
@@ -340,30 +317,6 @@ def _ids(path: Path, table: DataFrame, column: str) -> list[str]:
         if text not in read:
             read[text] = read_id(text, column, f"{path}, line {line}")
     return [read[text] for text in table[column]]
-
-
-def _numbers(
-    path: Path, table: DataFrame, column: str, *, low: float = -math.inf, high: float = math.inf, empty: bool = False
-) -> np.ndarray:
-    """Column as float64; `InputError` with the line of a field that is not a finite number in low … high."""
-    import pandas as pd
-
-    values = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64)
-    wrong = ~(np.isfinite(values) & (values >= low) & (values <= high))
-    if empty:
-        wrong &= (table[column] != "").to_numpy()
-    if (bad := np.flatnonzero(wrong)).size:
-        within = "" if math.isinf(low) else f", at least {low:g}" if math.isinf(high) else f" in {low:g} … {high:g}"
-        raise InputError(
-            f"{path}, line {_line(table, bad[0])}: {column} is {table[column].iloc[bad[0]]!r}; "
-            f"it must be a number{within}"
-        )
-    return values
-
-
-def _line(table: DataFrame, i: Any) -> int:
-    """Line of the file for a row of the table."""
-    return int(table.index[int(i)])
 
 
 def _notes(layout: str, ddof: int, by_fold: bool, groups: Sequence[Group]) -> tuple[str, ...]:

@@ -82,7 +82,9 @@ def pooled(rounds: Sequence[Round], settings: FinetuneSettings) -> dict[str, dic
     """Metric -> value, low, high over the slides of all folds pooled (a slide tested twice counts twice)."""
     task = rounds[0].task
     together = Predictions(
-        tuple(row for r in rounds for row in r.model.rows), np.concatenate([r.model.logits for r in rounds]), math.nan
+        tuple(row for r in rounds for row in r.model.rows),
+        np.concatenate([task.rescaled(r.model.logits, r.task) for r in rounds]),
+        math.nan,
     )
     intervals = task.intervals(together, resamples=settings.bootstrap, seed=settings.seed)
     values = task.metrics(together)

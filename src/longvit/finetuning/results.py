@@ -19,6 +19,7 @@ from longvit.data.cohort import Cohort, SlideRow
 from longvit.data.problems import PROBLEMS_CSV, read_problems
 from longvit.errors import InputError
 from longvit.files import write_csv
+from longvit.finetuning.patient_results import PATIENTS_CSV, patient_metrics, patients_of_splits, write_patients
 from longvit.finetuning.settings import FinetuneSettings
 from longvit.metrics.classification import Interval
 from longvit.tasks.task import Predictions, Task, task_class
@@ -48,6 +49,8 @@ class FinetuneResult(RunResult):
     - `classes`: names of the head's outputs: the classes (of two, the second is the positive one), or time bins
     - `splits`: val, test -> slides, patients, the task's metrics (auc, balanced_accuracy, accuracy, f1; c_index, …),
       <metric>_interval [low, high] and loss, all of the last epoch. A split without slides is absent.
+    - `patients`: val, test -> the same metrics and intervals of the patients (patients.csv), `aggregate`, and
+      `left_out`, patients whose slides have different labels; absent in runs of older versions
     - `best_val`: epoch (1 …) with the highest main metric on val (the first, if several) and val, test -> metrics of
       that epoch; None where it is not defined. The model in `model/` is that of the last epoch.
     - `controls`: mean_colour, random_encoder and, where the run starts from weights, frozen_weights (a linear probe)
@@ -109,6 +112,14 @@ class FinetuneResult(RunResult):
                 + f"{split_metrics['slides']} slides"
                 + (f"; controls: {', '.join(controls)}" if controls else "")
             )
+            patients = self.metrics.get("patients", {}).get(split)
+            if patients is not None and patients["patients"] < split_metrics["slides"]:
+                low, high = patients[f"{main}_interval"]
+                interval = "" if low is None else f" (95 % interval {low:.2f}-{high:.2f})"
+                lines.append(
+                    f"{split}, per patient ({patients['aggregate']} of the slides): {label} {_text(patients[main])}"
+                    f"{interval}, {patients['patients']} patients"
+                )
         return "\n".join(lines)
 
 
@@ -119,7 +130,10 @@ def read_result(folder: Path) -> FinetuneResult | None:
     """
     if (metrics := read_metrics(folder, _KINDS)) is None:
         return None
-    for split, split_metrics in (*metrics["splits"].items(), *metrics["controls"].items()):
+    patients = metrics.setdefault("patients", {})  # runs of older versions have none
+    if not isinstance(patients, dict):
+        raise damaged_metrics(folder, "'patients'")
+    for split, split_metrics in (*metrics["splits"].items(), *metrics["controls"].items(), *patients.items()):
         if not isinstance(split_metrics, dict):
             raise damaged_metrics(folder, f"{split!r} is a {type(split_metrics).__name__}")
     return FinetuneResult(folder, metrics, read_problems(folder / PROBLEMS_CSV), was_finished=True)
@@ -150,7 +164,9 @@ def write_results(
     control_metrics = {
         name: {split: task.metrics(p) for split, p in by_split.items()} for name, by_split in controls.items()
     }
+    patients = patients_of_splits(task, predictions, settings.aggregate)
     write_predictions(path / "predictions.csv", task, predictions)
+    write_patients(path / PATIENTS_CSV, task, patients)
     write_logits(path / "outputs.csv", {"model": predictions})
     write_history(path / "history.csv", trained.epochs)
     loss_plot(trained.history, trained.epochs, path / "loss.png", loss_name=task.loss_label)
@@ -162,6 +178,9 @@ def write_results(
             "figure": task.metric,
             "classes": list(task.output_names),
             "splits": {split: _split_metrics(task, p, intervals[split]) for split, p in predictions.items()},
+            "patients": patient_metrics(
+                task, patients, settings.aggregate, resamples=settings.bootstrap, seed=settings.seed
+            ),
             "best_val": best_val(trained.epochs, list(predictions), task.metric),
             "controls": control_metrics,
             "leaks": leaks(cohort.rows),

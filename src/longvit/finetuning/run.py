@@ -7,13 +7,14 @@ OUT/problems.csv      slide, stage, error: slides that were left out or have hol
 OUT/outputs.csv       system, split, slide_id, output_0 …: the logits behind predictions.csv
 OUT/controls.csv      the same for the controls
 OUT/checkpoints/      checkpoints from which an interrupted run resumes
-OUT/predictions.csv   val and test, last epoch: case_id, slide_id, split, then label, prob_<class> …, prediction, or
-                      survival_months, event, risk, survival_<end of bin>_months …
+OUT/predictions.csv   val and test, last epoch: case_id, slide_id, split, then the label and the prediction, in the
+                      columns of the task (docs/tasks.md)
+OUT/patients.csv      the same per patient, with the number of its slides
 OUT/costs.json        seconds, cpu_seconds (both null where the run was interrupted) and peak_memory_mib of the training
                       and its evaluations, in the first process
 OUT/metrics.json      see `FinetuneResult`; written last, so it marks a finished run
 OUT/history.csv       a row per epoch: epoch, step, train_loss, val_loss, val_auc, …, test_auc, …
-OUT/loss.png          and the task's curves: roc.png, kaplan_meier_<split>.png
+OUT/loss.png          and the task's plots: roc.png, kaplan_meier_<split>.png, confusion_<split>.png, scatter.png
 OUT/model/            config.json, model.safetensors: `longvit.load_model(OUT/model)`
 """
 

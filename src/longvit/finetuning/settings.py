@@ -28,6 +28,9 @@ class FinetuneRecipe(TaskSettings):
     """Survival: nll, the discrete-time likelihood of MCAT, or cox, the partial likelihood within each forward pass."""
     slides: Literal["all", "first"] = "all"
     """Survival: all slides of a patient, whose risks are averaged, or its first one, as published."""
+    aggregate: Literal["mean", "max"] = "mean"
+    """Prediction of a patient from those of its slides, in patients.csv and the metrics per patient: their mean, or
+    their maximum (two classes: of the second one)."""
     model: str = "longvit_small_patch32"
     """Name of a model that starts from random weights: longvit_tiny_patch32, longvit_small_patch32 (the paper's) or
     longvit_base_patch32; for few slides longvit_tiny_stem_patch32, longvit_small_stem_patch32 or

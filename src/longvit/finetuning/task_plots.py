@@ -1,4 +1,4 @@
-"""Plots of a finished run, by task: ROC curves (subtyping), Kaplan-Meier curves (survival)."""
+"""Plots of a finished run, by task: ROC curves, Kaplan-Meier curves, confusion of grades, scatter of numbers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longvit.tasks.multilabel import Multilabel, sigmoid
+from longvit.tasks.ordinal import Ordinal, grade_probabilities
+from longvit.tasks.regression import Regression
 from longvit.tasks.subtyping import Subtyping, softmax
 from longvit.tasks.survival import Survival
 from longvit.tasks.task import Predictions, Task
@@ -34,7 +37,9 @@ def draw_task_plots(
     intervals: Mapping[str, Mapping[str, Interval]],
     controls: Mapping[str, Mapping[str, Mapping[str, float]]],
 ) -> None:
-    """Draws the task's curves into `folder`: roc.png, or kaplan_meier_<split>.png; none for other tasks.
+    """Draws the task's plots into `folder`: roc.png, kaplan_meier_<split>.png, confusion_<split>.png or scatter.png.
+
+    A task of another kind has none.
 
     `intervals`: split -> metric -> interval. `controls`: control -> split -> metric -> value.
     """
@@ -42,6 +47,22 @@ def draw_task_plots(
         _draw_roc(folder, task, predictions, intervals, controls)
     elif isinstance(task, Survival):
         _draw_kaplan_meier(folder, task, predictions)
+    elif isinstance(task, Regression):
+        from longvit.plots.regression import scatter_plot
+
+        parts = {split: (task.values(p.rows), task.predicted(p.logits)) for split, p in predictions.items()}
+        scatter_plot(parts, folder / "scatter.png", unit=task.column)
+    elif isinstance(task, Ordinal):
+        from longvit.plots.classification import confusion_plot
+
+        for split, p in predictions.items():
+            labels = task.targets(p.rows)["label"]
+            confusion_plot(labels, grade_probabilities(p.logits), task.grades, folder / f"confusion_{split}.png")
+    elif isinstance(task, Multilabel):
+        from longvit.plots.multilabel import label_roc_plot
+
+        split, p = list(predictions.items())[-1]
+        label_roc_plot({split: (task.labels(p.rows), sigmoid(p.logits))}, task.columns, folder / "roc.png")
 
 
 def _draw_roc(

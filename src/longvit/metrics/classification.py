@@ -12,7 +12,7 @@ well under a second per class. The tests compare with scikit-learn.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,18 +122,35 @@ def bootstrap(
     """
     y, p = _checked(labels, probabilities)
     assert len(patients) == len(y)
+    return bootstrap_weighted(
+        lambda weights: weighted_metrics(y, p, weights, metrics), patients, resamples=resamples, level=level, seed=seed
+    )
+
+
+def bootstrap_weighted(
+    weighted: Callable[[NDArray[np.float64]], Mapping[str, NDArray[np.float64]]],
+    patients: Sequence[str],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Percentile interval of each metric of `weighted`: weights (B, N) on the slides -> metric -> values (B,).
+
+    A weight is the number of times that the patient of a slide is drawn. All metrics use the same resamples.
+    """
     names, patient_of = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True)
     rng = np.random.default_rng(seed)
-    values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in metrics}
+    values: dict[str, list[NDArray[np.float64]]] = {name: [] for name in weighted(np.ones((0, len(patients))))}
     left = resamples if len(names) else 0
     while left:
-        rows = min(left, max(1, _WEIGHTS_AT_ONCE // len(y)))
+        rows = min(left, max(1, _WEIGHTS_AT_ONCE // len(patients)))
         left -= rows
         times_drawn = [
             np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(rows)
         ]
         weights = np.stack(times_drawn)[:, patient_of].astype(np.float64)  # (rows, N)
-        for name, resampled in _weighted(y, p, weights, metrics).items():
+        for name, resampled in weighted(weights).items():
             values[name].append(resampled)
     return {name: _interval(np.concatenate([np.zeros(0), *chunks]), level) for name, chunks in values.items()}
 
@@ -162,16 +179,16 @@ def _interval(values: NDArray[np.float64], level: float) -> Interval:
 
 
 def _of_sample(y: NDArray[np.int64], p: NDArray[np.float64], metrics: Sequence[str]) -> dict[str, float]:
-    return {name: float(values[0]) for name, values in _weighted(y, p, np.ones((1, len(y))), metrics).items()}
+    return {name: float(values[0]) for name, values in weighted_metrics(y, p, np.ones((1, len(y))), metrics).items()}
 
 
 # Legend for what follows: B resamples, N slides, C classes, K distinct scores; y (N,), p (N, C), weights (B, N).
 
 
-def _weighted(
+def weighted_metrics(
     y: NDArray[np.int64], p: NDArray[np.float64], weights: NDArray[np.float64], metrics: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
-    """Metric -> values (B,), NaN where not defined."""
+    """Metrics under weights: metric -> values (B,), NaN where not defined."""
     unknown = set(metrics) - set(METRICS)
     assert not unknown, f"unknown metric: {sorted(unknown)}"
     if not len(y):
@@ -207,7 +224,7 @@ def _ranking(
             precisions.append((hits * precision).sum(1) / all_hits)
         for values in (areas[-1], precisions[-1]):
             values[(all_hits == 0) | (all_misses == 0)] = math.nan
-    return _mean_of_defined(np.stack(areas, 1)), _mean_of_defined(np.stack(precisions, 1))
+    return mean_of_defined(np.stack(areas, 1)), mean_of_defined(np.stack(precisions, 1))
 
 
 def _decisions(
@@ -224,9 +241,9 @@ def _decisions(
         f1 = 2 * right / (true + predicted)
     f1[true == 0] = math.nan if classes > 2 else 0.0
     return {
-        "balanced_accuracy": _mean_of_defined(recall),
+        "balanced_accuracy": mean_of_defined(recall),
         "accuracy": right.sum(1) / true.sum(1),
-        "f1": f1[:, 1] if classes == 2 else _mean_of_defined(f1),
+        "f1": f1[:, 1] if classes == 2 else mean_of_defined(f1),
     }
 
 
@@ -244,8 +261,8 @@ def _bin_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
     return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
 
 
-def _mean_of_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the columns that are not NaN; NaN where all are."""
+def mean_of_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean (B,) over the columns that are not NaN; NaN where all are."""
     defined = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.where(defined, values, 0.0).sum(1) / defined.sum(1)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Fold = tuple[np.ndarray, np.ndarray]
 """Labels of a fold, int (N,), and its class probabilities, (N, C)."""
 
-_GRID = np.linspace(0, 1, 501)
+ROC_GRID = np.linspace(0, 1, 501)
 
 
 @safe_plot
@@ -70,7 +70,7 @@ def roc_heights(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
     from sklearn.metrics import roc_curve
 
     false_positive, true_positive, _ = roc_curve(positive, score, drop_intermediate=False)
-    heights = np.interp(_GRID, false_positive, true_positive)
+    heights = np.interp(ROC_GRID, false_positive, true_positive)
     heights[0] = 0.0
     return heights
 
@@ -81,7 +81,7 @@ def pr_heights(positive: np.ndarray, score: np.ndarray) -> np.ndarray:
 
     precision, recall, _ = precision_recall_curve(positive, score)
     precision, recall = precision[:-1][::-1], recall[:-1][::-1]  # best score first, without the artificial last point
-    first = np.searchsorted(recall, _GRID - 1e-12, side="left")
+    first = np.searchsorted(recall, ROC_GRID - 1e-12, side="left")
     first[0] = 0
     return precision[first]
 
@@ -108,16 +108,16 @@ def _curves(
             continue
         drawn = True
         for fold in heights if len(heights) > 1 else []:
-            axes.plot(_GRID, fold, color=colour(i), linewidth=0.6, alpha=0.35 if len(classes) == 2 else 0.18)
+            axes.plot(ROC_GRID, fold, color=colour(i), linewidth=0.6, alpha=0.35 if len(classes) == 2 else 0.18)
         mean, spread = np.mean(heights, 0), np.std(heights, 0, ddof=len(heights) > 1)
         label = f"{legend_name(classes[c])}: {area} {np.mean(areas):.2f}"
         if len(heights) > 1:
             label += f" ± {np.std(areas, ddof=1):.2f} ({len(heights)} folds)"
             low, high = np.clip(mean - spread, 0, 1), np.clip(mean + spread, 0, 1)
-            axes.fill_between(_GRID, low, high, color=colour(i), alpha=0.15, linewidth=0)
+            axes.fill_between(ROC_GRID, low, high, color=colour(i), alpha=0.15, linewidth=0)
         if interval is not None and len(classes) == 2 and np.isfinite(interval.low):
             label += f"\n(95 % interval {interval.low:.2f}–{interval.high:.2f})"
-        axes.plot(_GRID, mean, color=colour(i), linewidth=1.8, label=label, clip_on=False)
+        axes.plot(ROC_GRID, mean, color=colour(i), linewidth=1.8, label=label, clip_on=False)
     if drawn:
         axes.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     else:

@@ -20,6 +20,8 @@ from longvit.report.predictions import PredictedSlides, read_predicted
 from longvit.report.sections import interval_label, interval_range, saved_plot, sections_of
 from longvit.report.versions import versions_line
 from longvit.report.worst_errors import worst_errors_section
+from longvit.tasks.catalogue import TASKS
+from longvit.tasks.task import task_class
 
 
 def crossval_report(
@@ -50,7 +52,10 @@ def crossval_report(
     `InputError` for a table that cannot be read.
     """
     folder = Path(folder)
-    predicted = read_predicted(folder / "predictions.csv", summary["classes"], _evaluated(summary))
+    classes = tuple(summary["classes"])
+    if summary["task"] in TASKS:
+        classes = task_class(summary["task"]).classes_of(classes)
+    predicted = read_predicted(folder / "predictions.csv", classes, _evaluated(summary))
     content = crossval_content(summary, predicted, folder / "pictures", images)
     return write_report(content, folder / "index.html", more)
 
@@ -62,7 +67,7 @@ def crossval_content(
     n = len(summary["folds"])
     slides, patients = (len(set(predicted.column(name))) for name in ("slide_id", "case_id"))
     cell = f" on {summary['cell']}" if summary.get("cell") else ""
-    question = f" {listed(summary['classes'], 'or')}?" if predicted.is_classified else ""
+    question = f" {listed(predicted.classes, 'or')}?" if predicted.is_classified else ""
     lead = (
         f"{counted(n, 'fold')}: {len(predicted):,} predictions of {counted(slides, 'slide')} of "
         f"{counted(patients, 'patient')}, each by a model trained on other slides. Metrics of the last epoch."
@@ -258,6 +263,9 @@ def _fold_table(summary: Mapping[str, Any]) -> Table:
     controls = _controls(summary)
     columns = {metric_label(main): [_value(fold["last"], main) for fold in folds]}
     columns |= {display_name(c): [_value((fold["controls"] or {}).get(c), main) for fold in folds] for c in controls}
+    if summary.get("patients") and any(fold["patients"].get(main) != fold["last"].get(main) for fold in folds):
+        name = f"{metric_label(main)} of patients ({summary['patients']['aggregate']} of their slides)"
+        columns[name] = [_value(fold["patients"], main) for fold in folds]
     if any(fold.get("best_val") for fold in folds):
         best = "best epoch on val" + (" (optimistic)" if summary.get("optimistic_best_val") else "")
         columns[best] = [_value(fold.get("best_val"), main) for fold in folds]

@@ -27,6 +27,7 @@ from longvit.report.predictions import PredictedSlides, read_predicted
 from longvit.report.sections import interval_label, interval_range, problems_table, saved_plot, sections_of
 from longvit.report.versions import versions_line
 from longvit.report.worst_errors import worst_errors_section
+from longvit.tasks.task import task_class
 
 if TYPE_CHECKING:
     from longvit.data.cohort import Cohort
@@ -52,7 +53,8 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
     splits = list(metrics["splits"])
     main = "test" if "test" in splits else splits[-1]
     held_out = metrics["splits"][main]
-    predicted = read_predicted(result.predictions_csv, metrics["classes"], main)
+    task = task_class(metrics["task"])
+    predicted = read_predicted(result.predictions_csv, task.classes_of(metrics["classes"]), main)
     lines = _predictions(result)
     if predicted.is_classified:
         lines = sorted(lines, key=_confident_errors_first)
@@ -65,9 +67,10 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
         f"Metrics are computed on {held_out['slides']} slides of {held_out['patients']} other patients "
         f"({display_name(main)}).",
     )
-    question = f"{listed(metrics['classes'], 'or')}?" if predicted.is_classified else f"{metrics['task'].capitalize()}:"
+    question = f"{listed(predicted.classes, 'or')}?" if predicted.is_classified else f"{metrics['task'].capitalize()}:"
     loss = saved_plot("Loss", result.loss_png, "Loss after each step and each epoch.", max_px=640)
     thumbnails = canvases if len(lines) <= MAX_THUMBNAILS else {}
+    is_explained = task.outputs_are_classes or predicted.is_followed  # a class, or the risk
     return Report(
         title=f"{question} A LongViT fine-tuned on {Path(cohort.source).name}",
         lead=lead,
@@ -77,10 +80,10 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
             Section("Metrics", tables=(_metrics_table(metrics),), points=_metric_points(metrics)),
             *sections_of(predicted, result.folder / "pictures", _interval(metrics, main)),
             Section("Training", plots=(loss,)),
-            *_contributions_section(result, lines, examples, canvases),
-            *_deletion_sections(result, cohort, settings, predicted),
+            *(_contributions_section(result, lines, examples, canvases) if is_explained else []),
+            *(_deletion_sections(result, cohort, settings, predicted) if is_explained else []),
             *([] if predicted.is_classified else worst_errors_section(predicted, canvases)),
-            _predictions_section(metrics["classes"] if predicted.is_classified else (), lines, thumbnails),
+            _predictions_section(predicted.classes if predicted.is_classified else (), lines, thumbnails),
             *_problems_section(result),
             settings_section(settings, metrics["notes"], training["device"]),
         ),
@@ -119,11 +122,14 @@ def warnings_of(metrics: dict[str, Any], main: str) -> list[str]:
             f"the metrics overestimate the performance on new patients by an unknown amount."
         )
     if held_out[name] is None:
-        why = "all of one class" if name == "auc" else "too few, or all without an event"
+        reasons = {"auc": "all of one class", "c_index": "too few, or all without an event"}
+        why = reasons.get(name, "too few, or all alike")
         return [*notes, f"The {display_name(main)} slides are {why}: the {label} is not defined."]
     interval = _interval(metrics, main)
     if name in CHANCE and interval is not None and interval.low <= CHANCE[name] <= interval.high:
-        notes.append(f"The interval of the {label} contains 0.5: with so few slides, guessing is not ruled out.")
+        notes.append(
+            f"The interval of the {label} contains {CHANCE[name]}: with so few slides, guessing is not ruled out."
+        )
     as_good = {control: splits[main][name] for control, splits in metrics["controls"].items() if main in splits}
     as_good = {control: value for control, value in as_good.items() if value is not None and value >= held_out[name]}
     if as_good:
@@ -158,7 +164,8 @@ def _cards(metrics: dict[str, Any], main: str) -> list[MetricCard]:
         for control, splits in metrics["controls"].items()
         if main in splits
     ]
-    second = next((other for other in _metric_names(metrics) if other in ("balanced_accuracy", "uno_c_index")), None)
+    others = ("balanced_accuracy", "uno_c_index", "mae")
+    second = next((other for other in _metric_names(metrics) if other in others), None)
     return [
         *cards,
         *([MetricCard(metric_label(second), number(held_out[second]), display_name(main))] if second else []),
@@ -175,7 +182,7 @@ def _metric_names(metrics: dict[str, Any]) -> list[str]:
 
 def _metrics_table(metrics: dict[str, Any]) -> Table:
     main, *others = _metric_names(metrics)
-    columns = ("", "slides", metric_label(main), "95 % interval", *(metric_label(name) for name in others))
+    columns = ("", "slides or patients", metric_label(main), "95 % interval", *(metric_label(name) for name in others))
     rows = []
     for split, held_out in metrics["splits"].items():
         interval = _interval(metrics, split)
@@ -186,6 +193,12 @@ def _metrics_table(metrics: dict[str, Any]) -> Table:
             *(number(held_out.get(name)) for name in others),
         ]
         rows.append(Row([f"LongViT, {display_name(split)}", *cells], "strong"))
+        if (patients := metrics.get("patients", {}).get(split)) and patients["patients"] < held_out["slides"]:
+            low, high = patients[f"{main}_interval"]
+            cells = [str(patients["patients"]), number(patients[main]), interval_range(low, high)]
+            cells += [number(patients.get(name)) for name in others]
+            name = f"LongViT, {display_name(split)}, patients ({patients['aggregate']} of their slides)"
+            rows.append(Row([name, *cells], "strong"))
         for name, splits in metrics["controls"].items():
             if split in splits:
                 control = splits[split]

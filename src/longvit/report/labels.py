@@ -13,6 +13,12 @@ _METRICS = {
     "uno_c_index": "Uno's c-index",
     "integrated_brier": "integrated Brier score",
     "time_auc": "AUC over time",
+    "r2": "R²",
+    "mae": "mean absolute error",
+    "rmse": "root mean squared error",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "quadratic_kappa": "quadratic-weighted kappa",
 }
 _CONTROLS_AND_SPLITS = {
     "mean_colour": "control: mean colour",
@@ -21,12 +27,18 @@ _CONTROLS_AND_SPLITS = {
     "val": "validation",
 }
 
-CHANCE = {"auc": 0.5, "c_index": 0.5}
+CHANCE = {"auc": 0.5, "c_index": 0.5, "r2": 0.0, "quadratic_kappa": 0.0}
 """Value of each metric under random guessing, where it is one number."""
 
 MEANINGS = {
     "auc": "AUC: probability that a slide of the second class scores higher than one of the first. With more classes: "
     "the mean over classes, each against the rest. 0.5 is random guessing.",
+    "r2": "R²: 1 minus the squared error relative to that of the mean label. 1 is best, 0 is the mean for all slides, "
+    "and below 0 is worse than it.",
+    "mae": "Mean absolute error: mean distance between prediction and label, in the unit of the label; for grades, the "
+    "number of grades between them.",
+    "quadratic_kappa": "Quadratic-weighted kappa: agreement of the predicted grade with the label, where an error of "
+    "two grades counts four times one of one grade. 1 is agreement, 0 is chance.",
     "c_index": "c-index: over pairs of patients whose order of events is known, the fraction in which the earlier "
     "event has the higher predicted risk. Ties count half. 0.5 is random guessing.",
     "average_precision": "Average precision: area under the precision-recall curve. Random guessing gives the "

@@ -42,6 +42,24 @@ class PredictedSlides:
         return bool(self.lines) and {"survival_months", "event", "risk"} <= self.lines[0].keys()
 
     @property
+    def is_measured(self) -> bool:
+        """True where the table has numbers and predicted numbers."""
+        return bool(self.lines) and {"value", "predicted_value"} <= self.lines[0].keys()
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Columns with several labels, each with its probability; empty in tables of other tasks."""
+        names = self.lines[0].keys() if self.lines else ()
+        found = [name.removeprefix("probability_") for name in names if name.startswith("probability_")]
+        return tuple(name for name in found if f"label_{name}" in names)
+
+    def label_table(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels (N, C): 1, 0, or NaN where there is none, and probabilities (N, C) of the label columns."""
+        columns = self.label_columns
+        labels = [[float(line[f"label_{name}"] or "nan") for name in columns] for line in self.lines]
+        return np.array(labels), np.stack([self.numbers(f"probability_{name}") for name in columns], 1)
+
+    @property
     def labels(self) -> np.ndarray:
         """Labels, int64 (N,), as index into `classes`."""
         index = {name: i for i, name in enumerate(self.classes)}
@@ -85,6 +103,8 @@ def _check(path: Path, predicted: PredictedSlides) -> None:
     """Checks the values that the report computes with."""
     names = [f"prob_{c}" for c in predicted.classes] if predicted.is_classified else []
     names += ["survival_months", "event", "risk"] if predicted.is_followed else []
+    names += ["value", "predicted_value"] if predicted.is_measured else []
+    names += [f"probability_{name}" for name in predicted.label_columns]
     for i, line in enumerate(predicted.lines):
         if predicted.is_classified and line["label"] not in predicted.classes:
             raise InputError(f"{path}: slide {line['slide_id']}: label {line['label']!r} is not one of the classes")
@@ -95,3 +115,8 @@ def _check(path: Path, predicted: PredictedSlides) -> None:
                 finite = False
             if not finite:
                 raise InputError(f"{path}: evaluated row {i + 1}, {name}: {line[name]!r} is not a finite number")
+        for name in predicted.label_columns:
+            if line[f"label_{name}"] not in ("", "0", "1"):
+                raise InputError(
+                    f"{path}: evaluated row {i + 1}, label_{name}: {line[f'label_{name}']!r} is not 0, 1 or empty"
+                )

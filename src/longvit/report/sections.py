@@ -1,10 +1,11 @@
-"""Report sections drawn from predictions: ROC, precision-recall, confusion, calibration, Kaplan-Meier.
+"""Report sections drawn from predictions: ROC, precision-recall, confusion, calibration, Kaplan-Meier, scatter.
 
 Used for a single run and for a cross-validation. Every plot is also written to a folder, as PNG and SVG.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from longvit.data.problems import Problem
 from longvit.metrics.classification import BINS, Interval
-from longvit.report.page import ReportImage, Row, Section, Table
+from longvit.report.page import ReportImage, Row, Section, Table, number
 from longvit.report.predictions import PredictedSlides
 
 
@@ -86,6 +87,51 @@ def survival_sections(predicted: PredictedSlides, folder: Path) -> list[Section]
     return [Section("Survival by predicted risk", plots=(plot,))]
 
 
+def regression_sections(predicted: PredictedSlides, folder: Path) -> list[Section]:
+    """Section with the scatter of predicted numbers against labels, a colour per fold."""
+    from longvit.plots.regression import scatter_plot
+
+    truth, guess, fold = predicted.numbers("value"), predicted.numbers("predicted_value"), predicted.column("fold")
+    parts = {
+        f"fold {name}" if name else "slides": (truth[fold == name], guess[fold == name]) for name in predicted.folds
+    }
+    scatter_plot(parts, folder / "scatter.png")
+    plot = saved_plot("Scatter", folder / "scatter.png", "Prediction against label. Dotted: equal.", max_px=640)
+    return [Section("Predictions and labels", plots=(plot,))]
+
+
+def multilabel_sections(predicted: PredictedSlides, folder: Path) -> list[Section]:
+    """Section with a row and a ROC curve for each label column, over the slides that have its label."""
+    from longvit.metrics.multilabel import bootstrap_multilabel, multilabel_metrics
+    from longvit.plots.multilabel import label_roc_plot
+
+    columns, fold = predicted.label_columns, predicted.column("fold")
+    labels, p = predicted.label_table()
+    folds = {name: (labels[fold == name], p[fold == name]) for name in predicted.folds}
+    label_roc_plot(folds, columns, folder / "roc.png")
+    metrics = multilabel_metrics(labels, p, columns)
+    intervals = bootstrap_multilabel(labels, p, columns, predicted.column("case_id").tolist())
+    rows = [
+        Row(
+            [
+                column,
+                str(int(np.isfinite(labels[:, c]).sum())),
+                str(int((labels[:, c] == 1).sum())),
+                number(metrics[f"auc_{column}"]),
+                interval_range(intervals[f"auc_{column}"].low, intervals[f"auc_{column}"].high),
+                number(metrics[f"average_precision_{column}"]),
+            ]
+        )
+        for c, column in enumerate(columns)
+    ]
+    pooled = " Predictions of all folds together." if len(folds) > 1 else ""
+    caption = f"Over the slides that have the label. Intervals: bootstrap, resampled by patient.{pooled}"
+    header = ("label", "slides", "of them 1", "AUC", "95 % interval", "average precision")
+    table = Table(header, rows, frozenset(range(1, len(header))), caption, first_stays=True)
+    plot = saved_plot("ROC", folder / "roc.png", "Sensitivity against 1 − specificity. Dotted: chance.", max_px=640)
+    return [Section("Labels", tables=(table,), plots=(plot,))]
+
+
 def problems_table(problems: Sequence[Problem], first: str = "slide") -> Table:
     """Table of problems; `first`: name of its first column."""
     return Table((first, "stage", "problem"), [Row([p.slide, p.stage, p.error]) for p in problems])
@@ -99,7 +145,7 @@ def saved_plot(title: str, png: Path, caption: str = "", max_px: int = 0) -> Rep
 
 def interval_range(low: float | None, high: float | None, decimals: int = 2) -> str:
     """Interval as text, `0.85–0.91`; empty where it is not defined."""
-    return "" if low is None or high is None else f"{low:.{decimals}f}–{high:.{decimals}f}"
+    return "" if low is None or high is None or math.isnan(low) else f"{low:.{decimals}f}–{high:.{decimals}f}"
 
 
 def interval_label(low: float | None, high: float | None) -> str:
@@ -109,7 +155,11 @@ def interval_label(low: float | None, high: float | None) -> str:
 
 
 def sections_of(predicted: PredictedSlides, folder: Path, interval: Interval | None = None) -> Sequence[Section]:
-    """Sections that the columns of the predictions allow; none without labels or survival times."""
+    """Sections that the columns of the predictions allow; none without labels."""
     if predicted.is_classified:
         return classification_sections(predicted, folder, interval)
+    if predicted.is_measured:
+        return regression_sections(predicted, folder)
+    if predicted.label_columns:
+        return multilabel_sections(predicted, folder)
     return survival_sections(predicted, folder) if predicted.is_followed else []

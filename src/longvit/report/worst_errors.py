@@ -35,12 +35,15 @@ def worst_errors_section(predicted: PredictedSlides, images: Mapping[str, Path] 
     """Section with the worst slides as a table, and a thumbnail of each slide that `images` has.
 
     `images`: slide_id -> canvas or slide file. Classes: wrong predictions, the most confident first. Survival: the
-    patients with the most discordant pairs within their fold.
+    patients with the most discordant pairs within their fold. Numbers, and several labels: the predictions that are
+    farthest from their label.
     """
     if predicted.is_classified:
         errors, columns, text = _misclassified(predicted)
     elif predicted.is_followed:
         errors, columns, text = _misordered(predicted)
+    elif predicted.is_measured or predicted.label_columns:
+        errors, columns, text = _farthest(predicted)
     else:
         return []
     gallery = [image for error in errors[:GALLERY] if (image := _thumbnail(error, images or {})) is not None]
@@ -48,7 +51,8 @@ def worst_errors_section(predicted: PredictedSlides, images: Mapping[str, Path] 
     if len(errors) > ROWS:
         text += f" The first {ROWS} of {len(errors)} are listed."
     header = ("slide", "patient", *columns)
-    first_number = len(header) - len(columns) + (2 if predicted.is_classified else 0)
+    words = 2 if predicted.is_classified else 1 if predicted.label_columns else 0
+    first_number = len(header) - len(columns) + words
     tables = (Table(header, rows, frozenset(range(first_number, len(header))), first_stays=True),) if rows else ()
     return [Section("Slides with the largest errors", text=(text,), tables=tables, gallery=gallery)]
 
@@ -87,6 +91,34 @@ def _misclassified(predicted: PredictedSlides) -> tuple[list[WorstError], tuple[
     )
     if not errors:
         text = "No slide is misclassified."
+    return sorted(errors, key=lambda error: (-error.error, error.slide_ids)), columns, text
+
+
+def _farthest(predicted: PredictedSlides) -> tuple[list[WorstError], tuple[str, ...], str]:
+    """Numbers: every slide by its distance from the label. Several labels: the slides with a wrong label."""
+    errors = []
+    if predicted.is_measured:
+        for line in predicted.lines:
+            truth, guess = float(line["value"]), float(line["predicted_value"])
+            cells = (f"{truth:.4g}", f"{guess:.4g}", f"{abs(guess - truth):.4g}")
+            caption = f"label {truth:.4g}, predicted {guess:.4g}"
+            errors.append(WorstError((line["slide_id"],), line["case_id"], abs(guess - truth), cells, caption))
+        columns: tuple[str, ...] = ("label", "predicted", "distance")
+        text = "Slides by the distance of the prediction from the label, the farthest first."
+    else:
+        labels, p = predicted.label_table()
+        for line, truths, guesses in zip(predicted.lines, labels, p, strict=True):
+            distance = np.nan_to_num(np.abs(truths - guesses), nan=-1.0)
+            c = int(distance.argmax())
+            if distance[c] > 0.5:
+                name = predicted.label_columns[c]
+                cells = (name, f"{truths[c]:g}", f"{guesses[c]:.3f}")
+                caption = f"{name}: label {truths[c]:g}, predicted {guesses[c]:.2f}"
+                errors.append(WorstError((line["slide_id"],), line["case_id"], float(distance[c]), cells, caption))
+        columns = ("label column", "label", "probability of 1")
+        text = "Slides with a wrong label, each with its worst one; the most confident errors first."
+        if not errors:
+            text = "No label is predicted wrongly."
     return sorted(errors, key=lambda error: (-error.error, error.slide_ids)), columns, text
 
 

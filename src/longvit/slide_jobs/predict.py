@@ -1,7 +1,7 @@
-"""Slide predictions of a fine-tuned model: class probabilities, or risk and survival.
+"""Slide predictions of a fine-tuned model, in the columns of its task.
 
-OUT/predictions.csv         slide_id, path, the columns of the model's task (prob_<class> …, prediction; or risk,
-                            survival_<time>_months …), n_bad_tiles, mpp, mpp_source
+OUT/predictions.csv         slide_id, path, the columns of the model's task (`Task.prediction_columns`), n_bad_tiles,
+                            mpp, mpp_source
 OUT/slides/<slide_id>.json  the same with its provenance: slide, canvas, weights
 OUT/heatmaps/<slide_id>.*   heat maps of the patch contributions, in the wanted formats (`longvit.heatmaps.formats`)
 OUT/top, bottom, patches.csv  top and bottom patches over all slides, with the format `patches`
@@ -45,15 +45,18 @@ def predict_slides(
     pictures: bool = False,
     heatmaps: Sequence[str] = (),
     top_k: int = 10,
+    heatmap_of: str | None = None,
 ) -> SlideJobsResult:
     """Predicts slides with a fine-tuned model and writes `predictions.csv`.
 
     Subtyping: a probability per class (they sum to 1) and the most probable class. Survival: the risk (higher: earlier)
-    and the probability of no event up to each inner edge of the bins.
+    and the probability of no event up to each inner edge of the bins. docs/tasks.md has the columns of every task.
 
     - `model`: a LongViT or its folder.
-    - `pictures`: also writes a PNG per slide with the contribution of each patch to the highest output, or to the risk.
+    - `pictures`: also writes a PNG per slide with the contribution of each patch to the highest output, or to the risk
+      (ordinal: to the cut that decides).
     - `heatmaps`: names of `longvit.heatmaps.formats.FORMATS`; files of the same contributions for other programs.
+    - `heatmap_of`: class, label column or cut (`above 2`) of plots and heat maps, in place of the highest one.
     - `top_k`: number of patches at each end that are marked in the GeoJSON and written as images.
 
     A slide that fails becomes a row of `problems.csv`, as does a plot that cannot be drawn (stage `picture`) or a heat
@@ -73,6 +76,7 @@ def predict_slides(
     config = config_of(model)
     if config.num_classes < 1:
         raise InputError("this model has no classes; fine-tune it with `longvit train`, or use `longvit embed`")
+    output = None if heatmap_of is None else output_index(config, heatmap_of)
     out_dir = Path(out_dir)
     read_settings, run_settings = read_settings or ReadSettings(), run_settings or RunSettings()
     parameters = {
@@ -80,11 +84,17 @@ def predict_slides(
         "pictures": pictures,
         "heatmaps": list(heat_maps.formats),
         "top_k": heat_maps.top_k,
+        **({} if output is None else {"output": output}),
     }
 
     def build() -> PredictJob:
         return PredictJob(
-            model_for(model, run_settings), out_dir / FOLDER, read_settings, pictures=pictures, heat_maps=heat_maps
+            model_for(model, run_settings),
+            out_dir / FOLDER,
+            read_settings,
+            pictures=pictures,
+            heat_maps=heat_maps,
+            output=output,
         )
 
     job = JobSpec(PredictJob.verb, out_dir / FOLDER, parameters)
@@ -110,6 +120,16 @@ def predict_slides(
     return result
 
 
+def output_index(config: LongViTConfig, name: str) -> int:
+    """Index of the output with a title. `InputError` lists the titles."""
+    from longvit.tasks.task import task_class
+
+    titles = [meaning.title for meaning in task_class(config.task).meanings(class_names(config))]
+    if name not in titles:
+        raise InputError(f"heat map of {name!r}: this model has {', '.join(titles)}")
+    return titles.index(name)
+
+
 def class_names(config: LongViTConfig) -> tuple[str, ...]:
     """Class names; the class numbers if the config holds no names."""
     return config.class_names or tuple(str(i) for i in range(config.num_classes))
@@ -128,9 +148,12 @@ class PredictJob(ModelJob):
         *,
         pictures: bool = False,
         heat_maps: HeatMapSettings = HeatMapSettings(),
+        output: int | None = None,
     ) -> None:
         super().__init__(model, folder, settings)
-        self.pictures, self.heat_maps = pictures, heat_maps
+        self.pictures, self.heat_maps, self.output = pictures, heat_maps, output
+        if output is not None:
+            self.digest_inputs = {**self.digest_inputs, "output": output}
         self.heat_map_folder = self.folder.parent / heatmap_files.FOLDER
 
     def plot_path(self, slide_id: str) -> Path:
@@ -156,10 +179,10 @@ class PredictJob(ModelJob):
         plot_problems: list[str] = []
         heat_maps: dict[str, Any] = {}
         if self.pictures or self.heat_maps.formats:
-            contributions = predicted_contributions(self.model, canvas, tokens_1ND=tokens_1ND)
+            contributions = predicted_contributions(self.model, canvas, self.output, tokens_1ND=tokens_1ND)
         if self.pictures:
-            shown = "risk" if contributions.probability is None else f"predicted {contributions.class_name}"
-            title = f"{printable(listed.slide_id)}: {shown}"
+            what = "predicted " if task.outputs_are_classes and self.output is None else ""
+            title = f"{printable(listed.slide_id)}: {what}{contributions.class_name}"
             with not_drawn() as plot_problems:
                 draw(canvas, contributions, self.plot_path(listed.slide_id), title=title)
         if self.heat_maps.formats:

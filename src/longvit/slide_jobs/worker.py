@@ -69,7 +69,7 @@ def build_job(settings: Mapping[str, Any], index: int) -> SlideJob:
     if kind == "embed":
         return EmbedJob(model, folder, read)
     heat_maps = HeatMapSettings(tuple(job["heatmaps"]), job["top_k"])
-    return PredictJob(model, folder, read, pictures=job["pictures"], heat_maps=heat_maps)
+    return PredictJob(model, folder, read, pictures=job["pictures"], heat_maps=heat_maps, output=job.get("output"))
 
 
 def main(folder: Path, name: str, index: int) -> int:

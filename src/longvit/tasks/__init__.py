@@ -1,1 +1,1 @@
-"""Tasks: labels, losses, metrics and columns; `subtyping` and `survival`."""
+"""Tasks: labels, losses, metrics and columns; a file each, listed in `catalogue`."""

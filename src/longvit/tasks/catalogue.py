@@ -4,4 +4,7 @@
 TASKS = {
     "subtyping": "longvit.tasks.subtyping:Subtyping",
     "survival": "longvit.tasks.survival:Survival",
+    "regression": "longvit.tasks.regression:Regression",
+    "ordinal": "longvit.tasks.ordinal:Ordinal",
+    "multilabel": "longvit.tasks.multilabel:Multilabel",
 }

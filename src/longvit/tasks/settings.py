@@ -1,9 +1,11 @@
 """Settings that a task reads. Light to import: the command line reads them."""
 
-from __future__ import annotations
+# No lazy annotations: cyclopts resolves those of an inherited field in the module of the subclass.
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from longvit.errors import InputError
 from longvit.tasks.catalogue import TASKS
@@ -14,7 +16,11 @@ class TaskSettings:
     """Settings of a task; those of a fine-tuning and of a comparison inherit them."""
 
     task: str = "subtyping"
-    """Task: subtyping (one of two or more classes per slide) or survival (time to an event)."""
+    """Task: subtyping (one of two or more classes), survival (time to an event), regression (a number), ordinal (one of
+    classes with an order) or multilabel (several labels, some missing)."""
+    label_columns: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = ("label",)
+    """Regression: column of the CSV with the number. Multilabel: columns of the labels, 0 or 1, e.g. MSI BRAF KRAS;
+    with MSI=MSI-H the label is 1 where the column has the text MSI-H."""
     n_bins: int = 4
     """Survival, nll: number of time bins, with equally many events in each."""
     bins: Literal["fold", "cohort"] = "fold"
@@ -32,6 +38,8 @@ class TaskSettings:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise InputError(f"task {self.task!r}: choose {', '.join(TASKS)}")
+        if not all(name.strip() for name in self.label_columns) or not self.label_columns:
+            raise InputError("label_columns: name at least one column")
         if self.n_bins < 2:
             raise InputError(f"n_bins {self.n_bins}: at least 2")
         if not 0 <= self.alpha <= 1:

@@ -10,7 +10,7 @@ import numpy as np
 from longvit.data.cohort import SlideRow
 from longvit.errors import InputError
 from longvit.metrics.classification import Interval, auc, bootstrap, classification_metrics
-from longvit.tasks.task import Predictions, Task
+from longvit.tasks.task import Aggregate, Predictions, Task
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,22 @@ class Subtyping(Task):
     metric_label: ClassVar[str] = "AUC"
     loss_label: ClassVar[str] = "cross-entropy"
     has_classes: ClassVar[bool] = True
+    outputs_are_classes: ClassVar[bool] = True
+    pools_folds: ClassVar[bool] = True
+
+    @classmethod
+    def classes_of(cls, output_names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(output_names)
+
+    @classmethod
+    def aggregated(cls, logits: np.ndarray, how: Aggregate) -> np.ndarray:
+        """Mean of the slides' probabilities. Maximum: the slide with the highest probability of the second of two
+        classes; of more classes, the highest probability of each, divided by their sum."""
+        p = softmax(logits)
+        if how == "max" and p.shape[1] == 2:
+            return np.asarray(logits[p[:, 1].argmax()])
+        together = p.mean(0) if how == "mean" else p.max(0)
+        return np.log(np.maximum(together / together.sum(), 1e-300))
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -57,8 +73,7 @@ class Subtyping(Task):
     def prediction_cells(cls, logits: np.ndarray, output_names: Sequence[str]) -> tuple[str, ...]:
         return (*(f"{p:.9g}" for p in softmax(logits)), output_names[int(logits.argmax())])
 
-    @classmethod
-    def label_columns(cls) -> tuple[str, ...]:
+    def label_columns(self) -> tuple[str, ...]:
         return ("label",)
 
     def label_cells(self, row: SlideRow) -> tuple[str, ...]:

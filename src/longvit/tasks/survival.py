@@ -20,7 +20,7 @@ from longvit.data.identity import is_missing_number
 from longvit.data.table import column_name, number
 from longvit.errors import InputError
 from longvit.tasks.settings import TaskSettings
-from longvit.tasks.task import Predictions, Task
+from longvit.tasks.task import Aggregate, OutputMeaning, Predictions, Task
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,7 @@ class Survival(Task):
     metric: ClassVar[str] = "c_index"
     metric_label: ClassVar[str] = "c-index"
     loss_label: ClassVar[str] = "negative log likelihood"
+    per_patient: ClassVar[bool] = True
 
     def __init__(self, cohort: Cohort, settings: TaskSettings) -> None:
         super().__init__(cohort, settings)
@@ -97,6 +98,24 @@ class Survival(Task):
             return ("log hazard ratio",)
         inner = [f"{edge:.6g}" for edge in self.edges[1:-1]]
         return tuple(f"{low}-{high} months" for low, high in zip(["0", *inner], [*inner, "end"], strict=True))
+
+    @classmethod
+    def meanings(cls, output_names: Sequence[str]) -> tuple[OutputMeaning, ...]:
+        if len(output_names) == 1:
+            return (OutputMeaning(output_names[0], "risk"),)
+        return tuple(OutputMeaning(name, f"log-odds of an event in {name}") for name in output_names)
+
+    @classmethod
+    def aggregated(cls, logits: np.ndarray, how: Aggregate) -> np.ndarray:
+        """Mean of the slides' survival curves, and so of their risks; of Cox's, of the log hazard ratios. Maximum: the
+        slide with the highest risk."""
+        if how == "max":
+            return np.asarray(logits[risk_of(logits).argmax()])
+        if logits.shape[1] == 1:
+            return np.asarray(logits.mean(0))
+        curve = survival_of(logits).mean(0)
+        before = np.concatenate([[1.0], curve[:-1]])
+        return np.log(np.maximum(before - curve, 1e-300)) - np.log(np.maximum(curve, 1e-300))
 
     def times(self, rows: Sequence[SlideRow]) -> Times:
         """Outcomes of rows, in their order."""
@@ -186,8 +205,7 @@ class Survival(Task):
         curve = survival_of(logits[None])[0, :-1] if len(logits) > 1 else ()
         return (f"{risk_of(logits[None])[0]:.9g}", *(f"{s:.9g}" for s in curve))
 
-    @classmethod
-    def label_columns(cls) -> tuple[str, ...]:
+    def label_columns(self) -> tuple[str, ...]:
         return ("survival_months", "event")
 
     def label_cells(self, row: SlideRow) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     import torch
 
     from longvit.metrics.classification import Interval
+
+
+Aggregate = Literal["mean", "max"]
+"""Aggregation of the slides of a patient."""
 
 
 def task_class(name: str) -> type[Task]:
@@ -57,6 +61,15 @@ class Predictions:
         return tuple(row.case_id for row in self.rows)
 
 
+@dataclass(frozen=True)
+class OutputMeaning:
+    """Meaning of one output for the reader of a heat map."""
+
+    title: str
+    unit: str
+    """Quantity that a patch contributes to: `log-odds of KRAS`."""
+
+
 class Task(ABC):
     """A task for a cohort with splits; what it fits to slides (time bins), it fits to `train`."""
 
@@ -69,6 +82,12 @@ class Task(ABC):
     loss_label: ClassVar[str] = "loss"
     has_classes: ClassVar[bool] = False
     """True where the cohort's label column holds the label (a class); else the task reads other columns."""
+    outputs_are_classes: ClassVar[bool] = False
+    """True where the outputs are those of a softmax over the classes."""
+    per_patient: ClassVar[bool] = False
+    """True where a patient, not a slide, has the label: a bag is then a patient's."""
+    pools_folds: ClassVar[bool] = False
+    """True where predictions of the models of different folds can be compared."""
 
     def __init__(self, cohort: Cohort, settings: TaskSettings) -> None:
         """Checks every row's label: `InputError` in one line, with the slide and the way out."""
@@ -89,9 +108,40 @@ class Task(ABC):
     def output_names(self) -> tuple[str, ...]:
         """Names of the head's W outputs, stored with the model."""
 
+    @classmethod
+    def classes_of(cls, output_names: Sequence[str]) -> tuple[str, ...]:
+        """Classes with a column `prob_<class>` in a table of predictions; none where the task has no such columns."""
+        return ()
+
+    @classmethod
+    def meanings(cls, output_names: Sequence[str]) -> tuple[OutputMeaning, ...]:
+        """Title of each output, and what a patch contributes to."""
+        return tuple(OutputMeaning(name, name) for name in output_names)
+
+    @classmethod
+    def shown_output(cls, logits: np.ndarray) -> int:
+        """Output of which a heat map is made unless another is chosen; `logits` float64 (W,)."""
+        return int(logits.argmax())
+
+    @classmethod
+    def aggregated(cls, logits: np.ndarray, how: Aggregate) -> np.ndarray:
+        """Logits (W,) of a patient from those of its slides, float64 (n, W): their mean, or the highest of each output.
+
+        A task whose predictions are probabilities aggregates these.
+        """
+        return np.asarray(logits.mean(0) if how == "mean" else logits.max(0))
+
+    def patient_row(self, rows: Sequence[SlideRow]) -> SlideRow | None:
+        """Row with the label of a patient, from the rows of its slides: the first; None where their labels differ."""
+        return rows[0] if len({self.label_cells(row) for row in rows}) == 1 else None
+
+    def rescaled(self, logits: np.ndarray, other: Task) -> np.ndarray:
+        """Logits (N, W) of another fold's task on the scale of this one."""
+        return logits
+
     @abstractmethod
     def targets(self, rows: Sequence[SlideRow]) -> dict[str, np.ndarray]:
-        """Targets of the loss: name -> (N,) int64 or float32."""
+        """Targets of the loss: name -> (N,) int64 or float32 (NaN where a label is missing)."""
 
     @abstractmethod
     def losses(self, logits: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -119,9 +169,8 @@ class Task(ABC):
     def prediction_cells(cls, logits: np.ndarray, output_names: Sequence[str]) -> tuple[str, ...]:
         """One slide's prediction as text under `prediction_columns`, from its logits float64 (W,)."""
 
-    @classmethod
     @abstractmethod
-    def label_columns(cls) -> tuple[str, ...]:
+    def label_columns(self) -> tuple[str, ...]:
         """Columns of the label in a table of predictions."""
 
     @abstractmethod

@@ -112,9 +112,14 @@ def settings_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     ]
 
 
+_ADDED_SETTINGS = {"decode": "exact", "label_columns": ["label"], "aggregate": "mean", "bags": None}
+"""Settings that a stored run may lack, with the value that it had."""
+
+
 def refuse_other_settings(saved: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Raises `InputError` with the difference where a run was started with other settings."""
-    if difference := settings_difference(saved, now):
+    added = {name: value for name, value in _ADDED_SETTINGS.items() if name in now}
+    if difference := settings_difference({**added, **saved}, now):
         raise InputError(
             f"{folder}: started with other settings ({', '.join(difference)}); "
             f"give the same settings to resume, or another folder to start a new run"

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from longvit.parallel.ranks import Ranks
 
 METRICS_JSON = "metrics.json"
-_ADDED_SETTINGS = {"decode": "exact"}
-"""Settings that a stored run.json may lack, with the value that its run had."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +150,5 @@ def _stored(folder: Path, result_settings: Mapping[str, Any], per_forward: int) 
     per_forward = saved.pop("slides_per_forward", per_forward)
     if not isinstance(per_forward, int) or per_forward < 1:
         raise InputError(f"{path}: damaged (slides_per_forward); remove the folder to start again")
-    added = {name: value for name, value in _ADDED_SETTINGS.items() if name in result_settings}
-    refuse_other_settings({**added, **saved}, result_settings, folder)
+    refuse_other_settings(saved, result_settings, folder)
     return per_forward

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,10 @@ from longvit.comparison.tile_scores import read_attention, tile_side_px
 from longvit.errors import InputError
 from longvit.json_file import read_made
 from longvit.slide_jobs.job import digest_of
+from longvit.tasks.task import task_class
 from longvit.viewer.heat_map import HeatMap, Layer, TileHeat, colour_limit
 from longvit.viewer.items import HeatRequest, ViewItem, ViewItems, ViewPrediction
+from longvit.viewer.prediction_table import predicted_row
 from longvit.viewer.slide_places import SlidePlaces
 
 if TYPE_CHECKING:
@@ -96,6 +98,11 @@ def _prediction(
         curve = zip(ends, survival_of(logits[None])[0, :-1].tolist(), strict=True) if len(logits) > 1 else ()
         risk = float(risk_of(logits[None])[0])
         return ViewPrediction(system, risk=risk, curve=tuple(curve), fold=fold, heat=heat)
+    if made["task"] != "subtyping":
+        task = task_class(str(made["task"]))
+        cells = dict(zip(task.prediction_columns(names), task.prediction_cells(logits, names), strict=True))
+        row = predicted_row(system, {**cells, "label": label if label in task.classes_of(names) else ""})
+        return replace(row.prediction, tab=system, fold=fold, heat=heat)
     shares = np.exp(logits - logits.max())
     probabilities = dict(zip(names, (shares / shares.sum()).tolist(), strict=True))
     predicted = max(probabilities, key=lambda name: probabilities[name])

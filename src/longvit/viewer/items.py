@@ -33,9 +33,9 @@ class ViewPrediction:
     tab: str = ""
     """Name of the model where a slide has several predictions: fold, or system."""
     predicted: str = ""
-    """Class with the highest probability; "" in survival."""
+    """Class with the highest probability, or the predicted number; "" in survival and with several labels."""
     probabilities: Mapping[str, float] = field(default_factory=dict)
-    """Class -> probability."""
+    """Class, or label column -> probability."""
     risk: float | None = None
     """Risk of survival; higher: earlier."""
     curve: tuple[tuple[float, float], ...] = ()

@@ -79,20 +79,19 @@ def contributions_heat(model: LongViT, canvas: Canvas) -> PatchHeat:
     config = model.config
     tokens_1ND, _ = tokens_of(model, canvas)
     names = config.class_names or tuple(f"class {k}" for k in range(config.num_classes))
+    meanings = task_class(config.task).meanings(names)
     maps, layers = [], []
     for k in range(min(config.num_classes, _MOST_LAYERS)):
-        if task_class(config.task).has_classes:
+        if task_class(config.task).outputs_are_classes:
             contributions = class_contributions(model, canvas, k, tokens_1ND=tokens_1ND)
             values = contributions.per_patch
-            meaning = f"contribution to the {contributions.unit} of {names[k]} against {contributions.others}"
+            title = names[k]
+            meaning = f"contribution to the {contributions.unit} of {title} against {contributions.others}"
         else:
             values = patch_contributions(model, canvas, k, tokens_1ND=tokens_1ND)
-            is_bin = config.num_classes > 1
-            meaning = (
-                f"contribution to the log-odds of an event in {names[k]}" if is_bin else "contribution to the risk"
-            )
+            title, meaning = meanings[k].title, f"contribution to the {meanings[k].unit}"
         maps.append(values)
-        layers.append(Layer(names[k], meaning, True, colour_limit(values)))
+        layers.append(Layer(title, meaning, True, colour_limit(values)))
     return PatchHeat(canvas.placement, np.stack(maps), tuple(layers))
 
 

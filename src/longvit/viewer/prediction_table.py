@@ -1,10 +1,10 @@
-"""Table of predictions as the viewer shows it: probabilities or risk, the label, and the error of every row."""
+"""Table of predictions as the viewer shows it: the prediction of any task, the label, and the error of every row."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from longvit.report.worst_errors import discordant_patients
 from longvit.viewer.items import ViewPrediction
 
 _PROBABILITY = "prob_"
+_OF_LABEL, _LABEL = "probability_", "label_"
 _SURVIVAL = re.compile(r"survival_([0-9.eE+-]+)_months")
 _PLAIN = ("slide_id", "case_id", "label", "split", "fold", "site", "path", "risk", "survival_months", "event")
 
@@ -34,7 +35,10 @@ class PredictedRow:
 
 def is_prediction_table(columns: Sequence[str]) -> bool:
     """True for columns that hold predictions."""
-    return any(name.startswith(_PROBABILITY) or name in ("risk", "prediction") for name in columns)
+    return any(
+        name.startswith((_PROBABILITY, _OF_LABEL)) or name in ("risk", "prediction", "predicted_value")
+        for name in columns
+    )
 
 
 def read_columns(path: Path) -> list[str]:
@@ -43,31 +47,40 @@ def read_columns(path: Path) -> list[str]:
 
 
 def read_predictions(path: Path) -> list[PredictedRow]:
-    """Rows of a table with `slide_id` and `prob_<class>` per class, or `risk`; labels and folds are optional.
+    """Rows of a table with `slide_id` and the columns of a task's predictions; labels and folds are optional.
 
     Raises `InputError` for a table without them, and for a cell that is not a finite number, with its line.
     """
     columns, table = read_table(path, _name)
     if "slide_id" not in columns or not is_prediction_table(columns):
-        raise InputError(f"{path}: a table of predictions has columns slide_id, and prob_<class> or risk")
-    classes = [name.removeprefix(_PROBABILITY) for name in columns if name.startswith(_PROBABILITY)]
-    rows = [_row(path, line, cells, classes) for line, cells in table]
+        raise InputError(
+            f"{path}: a table of predictions has columns slide_id, and prob_<class>, risk, predicted_value or "
+            f"probability_<label>"
+        )
+    empty = dict.fromkeys(columns, "")  # a short line lacks its last cells
+    rows = [predicted_row(f"{path}, line {line}", {**empty, **cells}) for line, cells in table]
     if {"risk", "survival_months", "event"} <= set(columns):
         return _with_survival_errors(rows, [cells for _, cells in table])
     return rows
 
 
-def _row(path: Path, line: int, cells: dict[str, str], classes: Sequence[str]) -> PredictedRow:
+def predicted_row(where: str, cells: Mapping[str, str]) -> PredictedRow:
+    """Row of a table of predictions; `where`: its place, for messages. `InputError`: a cell that is not a number."""
+
     def number(name: str) -> float:
         try:
             value = float(cells[name])
         except (KeyError, ValueError):
             value = math.nan
         if not math.isfinite(value):
-            raise InputError(f"{path}, line {line}: {name} is {cells.get(name, '')!r}, not a finite number")
+            raise InputError(f"{where}: {name} is {cells.get(name, '')!r}, not a finite number")
         return value
 
-    probabilities = {name: number(_PROBABILITY + name) for name in classes}
+    if "predicted_value" in cells:
+        return _row_of(cells, *_regression(cells, number))
+    if any(name.startswith(_OF_LABEL) for name in cells):
+        return _row_of(cells, *_multilabel(cells, number))
+    probabilities = {name.removeprefix(_PROBABILITY): number(name) for name in cells if name.startswith(_PROBABILITY)}
     label = cells.get("label", "")
     predicted = cells.get("prediction", "")
     if not predicted and probabilities:
@@ -101,6 +114,43 @@ def _row(path: Path, line: int, cells: dict[str, str], classes: Sequence[str]) -
         error=error,
         note=note,
     )
+    return _row_of(cells, prediction, label)
+
+
+def _regression(cells: Mapping[str, str], number: Callable[[str], float]) -> tuple[ViewPrediction, str]:
+    """Prediction and label of a number; the error is its distance from the label."""
+    predicted = number("predicted_value")
+    shown = f"{predicted:.4g}"
+    error, note, label = None, "", ""
+    if cells.get("value"):
+        truth = number("value")
+        label, error = f"{truth:.4g}", abs(predicted - truth)
+        note = f"predicted {shown}, label {label}"
+    prediction = ViewPrediction(
+        predicted=shown, fold=cells.get("fold", ""), split=cells.get("split", ""), error=error, note=note
+    )
+    return prediction, label
+
+
+def _multilabel(cells: Mapping[str, str], number: Callable[[str], float]) -> tuple[ViewPrediction, str]:
+    """Prediction and labels of several columns; the error is that of the worst column that has a label."""
+    names = [name.removeprefix(_OF_LABEL) for name in cells if name.startswith(_OF_LABEL)]
+    probabilities = {name: number(_OF_LABEL + name) for name in names}
+    labels = {name: number(_LABEL + name) for name in names if cells.get(_LABEL + name)}
+    errors = {name: abs(labels[name] - probabilities[name]) for name in labels}
+    wrong = sorted((name for name in errors if errors[name] > 0.5), key=lambda name: -errors[name])
+    prediction = ViewPrediction(
+        probabilities=probabilities,
+        fold=cells.get("fold", ""),
+        split=cells.get("split", ""),
+        is_wrong=bool(wrong) if labels else None,
+        error=max(errors.values(), default=None),
+        note=", ".join(f"{name}: label {labels[name]:g}, predicted {probabilities[name]:.2f}" for name in wrong),
+    )
+    return prediction, ", ".join(f"{name} {value:g}" for name, value in labels.items())
+
+
+def _row_of(cells: Mapping[str, str], prediction: ViewPrediction, label: str) -> PredictedRow:
     return PredictedRow(
         cells.get("slide_id", ""),
         prediction,
@@ -134,4 +184,5 @@ def _name(text: str) -> str:
     """Column name; that of a probability keeps the spelling of its class."""
     stripped = text.strip()
     name = column_name(stripped)
-    return name if name in _PLAIN or not name.startswith(_PROBABILITY) else _PROBABILITY + stripped[len(_PROBABILITY) :]
+    prefix = next((p for p in (_PROBABILITY, _OF_LABEL, _LABEL) if name.startswith(p)), "")
+    return name if name in _PLAIN or not prefix else prefix + stripped[len(prefix) :]

@@ -5,7 +5,8 @@ OUT/run.json          settings that decide the result; the same command resumes,
 OUT/canvases/         the slides as canvases (TIFF), unless --cache-dir names another folder
 OUT/problems.csv      slide, stage, error: slides that were left out or have holes; absent if there are none
 OUT/outputs.csv       system, split, slide_id, output_0 …: the logits behind predictions.csv
-OUT/controls.csv      the same for the controls
+OUT/controls.csv      the same for the controls; control_features.safetensors has their features of the training slides
+OUT/slides.csv        case_id, slide_id, split, site, label, mpp, path and content hash of every slide that was used
 OUT/checkpoints/      checkpoints from which an interrupted run resumes
 OUT/predictions.csv   val and test, last epoch: case_id, slide_id, split, then label, prob_<class> …, prediction, or
                       survival_months, event, risk, survival_<end of bin>_months …
@@ -32,6 +33,7 @@ from longvit.data.problems import PROBLEMS_CSV, problem_rows, problems_of_rows, 
 from longvit.errors import InputError
 from longvit.finetuning.prepare_cohort import EVALUATED, labels_digest, prepare_cohort
 from longvit.finetuning.results import FinetuneResult, read_result
+from longvit.finetuning.run_slides import SLIDES_CSV, write_run_slides
 from longvit.finetuning.settings import FinetuneSettings
 from longvit.finetuning.starting_model import starting_model
 from longvit.progress import Progress
@@ -159,6 +161,8 @@ class _Finetuning:
         with ranks.busy("writes the results"):
             if ranks.is_first:
                 write_cost(self.folder, cost)
+                used = [row for dataset in self.datasets.values() for row in dataset.rows]
+                write_run_slides(self.folder / SLIDES_CSV, self.task, used, canvases.identities)
                 metrics = write_results(
                     self.run_folder,
                     self.cohort,
@@ -302,7 +306,7 @@ class _Finetuning:
 
     def controls(self) -> dict[str, dict[str, Predictions]]:
         """Predictions of the controls; computed once and kept in controls.csv for a run that resumes."""
-        from longvit.finetuning.controls import run_controls
+        from longvit.finetuning.controls import frozen_encoders, run_controls, write_training_features
         from longvit.finetuning.results import read_logits, write_logits
         from longvit.training.loop import autocast
 
@@ -310,19 +314,18 @@ class _Finetuning:
         if self.ranks.from_first(path.exists()):
             return read_logits(path, self.cohort) if self.ranks.is_first else {}
         device = self.device.device
-        encoders = {"random_encoder": starting_model(self.settings, self.task.output_names, random=True)}
-        if self.settings.weights is not None:
-            encoders["frozen_weights"] = starting_model(self.settings, self.task.output_names)
+        encoders = frozen_encoders(self.settings, self.task.output_names)
         encoders = {name: self.sharded(encoder.to(device)) for name, encoder in encoders.items()}
         slides = sum(len(dataset) for dataset in self.datasets.values())
         with (
             autocast(device, self.settings.dtype),
             Progress("controls", slides, unit="slides", brief=True) as progress,
         ):
-            results = run_controls(
+            results, features = run_controls(
                 self.task, self.batches("train"), self.evaluated(), encoders, progress=progress, ranks=self.ranks
             )
         if self.ranks.is_first:
+            write_training_features(self.folder, features)
             write_logits(path, results)
         return results
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-
-from longvit.metrics.classification import Interval
 
 Indices = NDArray[np.int64]
 
@@ -34,13 +31,3 @@ def bootstrap_values(
         for name, value in statistic(rows).items():
             values.setdefault(name, []).append(value)
     return {name: np.array(drawn, dtype=np.float64) for name, drawn in values.items()}
-
-
-def percentile_interval(values: NDArray[np.float64], level: float = 0.95) -> Interval:
-    """Percentile interval of the values that are defined; NaN bounds without one."""
-    defined = values[np.isfinite(values)]
-    if not len(defined):
-        return Interval(math.nan, math.nan, 0)
-    tail = (1 - level) / 2
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return Interval(float(low), float(high), len(defined))

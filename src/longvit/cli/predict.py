@@ -48,7 +48,7 @@ def predict(
     workers: Workers = WorkerSettings(),
     external: Annotated[ExternalSettings, Parameter(name="*", group=_EXTERNAL)] = ExternalSettings(),
 ) -> int:
-    """Predict classes, or risk and survival, of slides with a fine-tuned model; with labels, an external validation.
+    """Predict slides with a fine-tuned model: classes, or risk and survival; with labels, validate it externally.
 
     Writes `OUT/predictions.csv` with the predictions of every slide: `prob_<class>` and prediction, or risk and
     `survival_<time>_months`. Their provenance is in `OUT/slides/<slide_id>.json`. Heat maps are in `OUT/heatmaps`, the

@@ -10,6 +10,7 @@ OUT/slides.csv        case_id, slide_id, split, site, label, mpp, path and conte
 OUT/checkpoints/      checkpoints from which an interrupted run resumes
 OUT/predictions.csv   val and test, last epoch: case_id, slide_id, split, then label, prob_<class> …, prediction, or
                       survival_months, event, risk, survival_<end of bin>_months …
+OUT/MODEL_CARD.md     what the model is, its data, metrics, limits and provenance
 OUT/costs.json        seconds, cpu_seconds (both null where the run was interrupted) and peak_memory_mib of the training
                       and its evaluations, in the first process
 OUT/metrics.json      see `FinetuneResult`; written last, so it marks a finished run
@@ -172,7 +173,7 @@ class _Finetuning:
                     trained=trained,
                     predictions=self.last,
                     controls=controls,
-                    train_rows=self.datasets["train"].rows,
+                    rows=used,
                     left_out=[problem.slide for problem in canvases.problems if problem.is_left_out],
                     device=self.device.name if ranks.world == 1 else f"{ranks.world} × {self.device.name}",
                 )

@@ -1,7 +1,8 @@
-"""Slides, patients and files that are in both cohorts are found whatever their spelling; other cohorts raise no alarm."""
+"""Slides, patients and files that are in both cohorts are found, whatever their spelling; nothing else is."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ SPELLINGS = {
     "dash": lambda name: name.replace("-", " - "),
     "underscore": lambda name: name.replace("-", "_"),
     "extension": lambda name: f"{name}.svs",
-    "zeros": lambda name: name.replace("-", "-00"),
+    "zeros": lambda name: re.sub(r"-(?=\d)", "-00", name),
     "same": lambda name: name,
 }
 

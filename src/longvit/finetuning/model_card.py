@@ -1,4 +1,4 @@
-"""MODEL_CARD.md of a fine-tuning: what the model is, its data, metrics, limits and provenance (Mitchell et al. 2019)."""
+"""Model card of a fine-tuning: the model, its data, metrics, limits and provenance (Mitchell et al. 2019)."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def write_model_card(
         f"- Input: a whole slide, reduced to a canvas of {settings.side_px} × {settings.side_px} px ({settings.fit}).",
         f"- {training['parameters']:,} parameters; started from {_plain(training['starts_from'])}; "
         f"{training['epochs']} epochs; the last epoch is kept{', as an EMA' if settings.ema else ''}.",
-        "- Files: `model/config.json`, `model/model.safetensors`; `longvit predict` and `longvit.load_model` read them.",
+        "- Files: `model/config.json`, `model/model.safetensors`; `longvit predict` reads them.",
         "- Intended use: research on slides like those below; not a medical device. *To be filled in.*",
         "",
         "## Data",
         "",
-        f"- Source: {_plain(Path(task.cohort.source).name)}; slides, patients, splits and content hashes in `slides.csv`.",
+        f"- Source: {_plain(Path(task.cohort.source).name)}; slides, patients, splits, content in `slides.csv`.",
         *_splits(rows),
         f"- Sites: {_sites(rows)}.",
         "- Origin, period, scanner, stain, consent: *to be filled in.*",

@@ -12,12 +12,20 @@ from PIL import Image
 from longvit.cli import main
 
 SITES = ("north", "south")
-TRAIN = ("--model", "longvit_tiny_patch32", "--side-px", "64", "--epochs", "2", "--lr", "1e-3", "--batch-size", "4",
-         "--device", "cpu", "--threads", "1", "--num-workers", "1", "--bootstrap", "20", "--deletion-slides", "0")  # fmt: skip
+TRAIN = (
+    *("--model", "longvit_tiny_patch32", "--side-px", "64", "--epochs", "2", "--lr", "1e-3", "--batch-size", "4"),
+    *("--device", "cpu", "--threads", "1", "--num-workers", "1", "--bootstrap", "20", "--deletion-slides", "0"),
+)
 
 
 def write_cohort(
-    folder: Path, name: str, *, seed: int, n: int = 24, classes: tuple[str, ...] = ("pale", "stained"), noise: float = 60
+    folder: Path,
+    name: str,
+    *,
+    seed: int,
+    n: int = 24,
+    classes: tuple[str, ...] = ("pale", "stained"),
+    noise: float = 60,
 ) -> Path:
     """n images of 80 × 64 px, two per patient, darker with the class, and a table with label, outcome, site and sex."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -26,7 +34,7 @@ def write_cohort(
         rng = np.random.default_rng([seed, i])
         patient = i // 2
         k = patient % len(classes)
-        level = 200 - 70 * k / (len(classes) - 1) + np.random.default_rng([seed, patient, 1]).normal(0, noise)
+        level = 200 - 70 * k / (len(classes) - 1) + np.random.default_rng([seed, patient, 1]).normal(0, 60)
         pixels = np.clip(rng.normal(level, 30, (64, 80, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / f"{name}{i:02d}.png")
         months = 4 + 5 * (patient % 7) + patient / 8 + (15 if k == 0 else 0)

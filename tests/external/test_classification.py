@@ -20,7 +20,6 @@ from sklearn.metrics import (
     roc_auc_score,
     roc_curve,
 )
-
 from tests.external.cohorts import TRAIN, longvit, write_cohort
 
 PREDICT = ("--device", "cpu", "--threads", "1", "--bootstrap", "30")

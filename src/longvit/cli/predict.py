@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
+from longvit.cli.external import External, validate_run
 from longvit.cli.options import (
     ExcludeQc,
     HeatMaps,
@@ -18,8 +19,6 @@ from longvit.cli.options import (
     TopK,
     Workers,
     WorkerSettings,
-    echo,
-    exclude_failed_rows,
     exclude_failed_slides,
     listed_slides,
     model_or_folder,
@@ -27,8 +26,6 @@ from longvit.cli.options import (
 )
 from longvit.external.settings import ExternalSettings
 from longvit.slide_jobs.reading import ReadSettings
-
-_EXTERNAL = Group("External validation (a run folder, and a CSV with labels)", sort_key=1)
 
 
 def predict(
@@ -46,7 +43,7 @@ def predict(
     exclude_qc: ExcludeQc = None,
     reading: Reading = ReadSettings(),
     workers: Workers = WorkerSettings(),
-    external: Annotated[ExternalSettings, Parameter(name="*", group=_EXTERNAL)] = ExternalSettings(),
+    external: External = ExternalSettings(),
 ) -> int:
     """Predict slides with a fine-tuned model: classes, or risk and survival; with labels, validate it externally.
 
@@ -77,31 +74,16 @@ def predict(
     ```
     """
     from longvit.external.source_run import is_run
-
-    if is_run(model):
-        return _predict_with_run(
-            model, slides, out, slides_dir, pictures, heatmaps, top_k, exclude_qc, reading, workers, external
-        )
-    return _predict(model, slides, out, slides_dir, pictures, heatmaps, top_k, exclude_qc, reading, workers)
-
-
-def _predict(
-    model: Path,
-    slides: tuple[Path, ...],
-    out: Path,
-    slides_dir: Path | None,
-    pictures: bool,
-    heatmaps: tuple[str, ...],
-    top_k: int,
-    exclude_qc: Path | None,
-    reading: ReadSettings,
-    workers: WorkerSettings,
-) -> int:
-    """Predictions of slides with the model of a folder."""
     from longvit.files import make_folder
     from longvit.heatmaps.formats import HeatMapSettings
     from longvit.slide_jobs.predict import predict_slides
 
+    if is_run(model):
+        draws = "--pictures" if pictures else "--heatmaps" if heatmaps else None
+        code = validate_run(model, slides, out, external, slides_dir, exclude_qc, reading, workers, draws)
+        if code is not None:
+            return code
+        model = model / "model"
     settings = HeatMapSettings.parsed(heatmaps, top_k)
     make_folder(out)
     listed = exclude_failed_slides(listed_slides(slides, slides_dir, out), exclude_qc, out)
@@ -116,51 +98,3 @@ def _predict(
         top_k=settings.top_k,
     )
     return print_outcome(result, out, f"Predictions: {out / 'predictions.csv'}")
-
-
-def _predict_with_run(
-    folder: Path,
-    slides: tuple[Path, ...],
-    out: Path,
-    slides_dir: Path | None,
-    pictures: bool,
-    heatmaps: tuple[str, ...],
-    top_k: int,
-    exclude_qc: Path | None,
-    reading: ReadSettings,
-    workers: WorkerSettings,
-    external: ExternalSettings,
-) -> int:
-    """External validation of a run, where the slides are one CSV with labels; else predictions with its model."""
-    from longvit.errors import InputError
-    from longvit.external.labelled_cohort import read_labelled
-    from longvit.external.source_run import read_source_run
-    from longvit.external.validate import validate, validates
-
-    run = read_source_run(folder)
-    is_table = len(slides) == 1 and slides[0].suffix.lower() == ".csv"
-    if not (is_table and validates(run, slides[0], external)):
-        if run.is_crossval:
-            raise InputError(
-                f"{folder}: a cross-validation predicts one CSV with labels; for slides without labels give the model "
-                f"of a fold, e.g. {run.first.folder / 'model'}"
-            )
-        return _predict(
-            folder / "model", slides, out, slides_dir, pictures, heatmaps, top_k, exclude_qc, reading, workers
-        )
-    if pictures or heatmaps or not workers.is_here:
-        option = "--pictures" if pictures else "--heatmaps" if heatmaps else "--workers, --cluster"
-        raise InputError(f"{option}: not in an external validation; use `longvit predict {run.first.folder / 'model'}`")
-    cohort = read_labelled(
-        slides[0], run.settings, run.outputs, label_column=external.label_column, slides_dir=slides_dir
-    )
-    cohort, _ = exclude_failed_rows(cohort, exclude_qc, out)
-    for line in (cohort.summary(), *cohort.notes):
-        echo(line)
-    result = validate(run, cohort, out, external, device=workers.device, threads=workers.threads, annotations=reading)
-    print(result.summary())
-    print(f"report: {result.folder / 'index.html'}")
-    if left_out := [problem for problem in result.problems if problem.is_left_out]:
-        echo(f"{len(left_out)} slides were left out, see {out / 'problems.csv'}")
-        return 1
-    return 0

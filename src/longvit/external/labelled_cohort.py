@@ -55,9 +55,9 @@ def read_labelled(
 
     `classes`: outputs of the run. `InputError`: no row with a label, a label that is not one of the classes.
     """
-    table = replace_labels(read_cohort(csv_path, label_column=None, slides_dir=slides_dir, need_files=False))
+    table = read_cohort(csv_path, label_column=None, slides_dir=slides_dir, need_files=False, allow_leak=True)
     rows, without = [], []
-    for row in table.rows:
+    for row in (replace(row, split=None, fold=None) for row in table.rows):  # they mean nothing to the run
         labelled = _labelled(row, table.source, settings, classes, label_column)
         if labelled is None:
             without.append(row.slide_id)
@@ -70,11 +70,6 @@ def read_labelled(
         notes.append(f"{csv_path}: {len(without)} of {len(table.rows)} slides have no label and are left out")
     names = tuple(classes) if task_class(settings.task).has_classes else ()
     return Cohort(tuple(rows), names, table.source, tuple(notes))
-
-
-def replace_labels(cohort: Cohort) -> Cohort:
-    """The cohort without splits and folds, which mean nothing outside of the run."""
-    return replace(cohort, rows=tuple(replace(row, split="test", fold=None) for row in cohort.rows))
 
 
 def _labelled(

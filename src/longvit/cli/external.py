@@ -1,0 +1,72 @@
+"""External validation of `longvit predict RUN cohortB.csv`: its options, and what the command does with a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from longvit.cli.options import WorkerSettings, echo, exclude_failed_rows
+from longvit.external.settings import ExternalSettings
+from longvit.slide_jobs.reading import ReadSettings
+
+External = Annotated[
+    ExternalSettings,
+    Parameter(name="*", group=Group("External validation (a run folder, and a CSV with labels)", sort_key=1)),
+]
+
+
+def validate_run(
+    folder: Path,
+    slides: tuple[Path, ...],
+    out: Path,
+    settings: ExternalSettings,
+    slides_dir: Path | None,
+    exclude_qc: Path | None,
+    reading: ReadSettings,
+    workers: WorkerSettings,
+    draws: str | None,
+) -> int | None:
+    """Exit code of an external validation; None where the model of a fine-tuning predicts slides without labels.
+
+    `draws`: option of heat maps that was given. `InputError`: options that an external validation does not have; a
+    cross-validation without labels.
+    """
+    from longvit.errors import InputError
+    from longvit.external.back import refuse_back, train_back
+    from longvit.external.labelled_cohort import read_labelled
+    from longvit.external.source_run import read_source_run
+    from longvit.external.validate import validate, validates
+
+    run = read_source_run(folder)
+    model = run.first.folder / "model"
+    is_table = len(slides) == 1 and slides[0].suffix.lower() == ".csv"
+    if not (is_table and validates(run, slides[0], settings)):
+        if run.is_crossval:
+            raise InputError(
+                f"{folder}: a cross-validation predicts one CSV with labels; without labels give the model of a fold, "
+                f"such as {model}"
+            )
+        return None
+    if draws is not None or not workers.is_here:
+        option = draws or "--workers, --cluster"
+        raise InputError(f"{option}: not in an external validation; use `longvit predict {model}` for it")
+    if settings.back:
+        refuse_back(run)
+    table = slides[0]
+    cohort = read_labelled(table, run.settings, run.outputs, label_column=settings.label_column, slides_dir=slides_dir)
+    cohort, _ = exclude_failed_rows(cohort, exclude_qc, out)
+    for line in (cohort.summary(), *cohort.notes):
+        echo(line)
+    device, threads = workers.device, workers.threads
+    results = [validate(run, cohort, out, settings, device=device, threads=threads, annotations=reading)]
+    if settings.back:
+        print(f"A to B\n{results[0].summary()}\nreport: {results[0].folder / 'index.html'}\nB to A", flush=True)
+        results.append(train_back(run, cohort, out, settings, device=device, threads=threads, annotations=reading))
+    print(results[-1].summary())
+    print(f"report: {results[-1].folder / 'index.html'}")
+    if left_out := sum(problem.is_left_out for result in results for problem in result.problems):
+        echo(f"{left_out} slides were left out, see {out / 'problems.csv'}")
+        return 1
+    return 0

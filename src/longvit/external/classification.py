@@ -36,9 +36,9 @@ class Reference:
     """Predictions of cohort A by member, as slide cases."""
 
     tuning: tuple[Cases, ...]
-    """On which the threshold is chosen."""
+    """Slides on which the threshold is chosen."""
     reported: tuple[Cases, ...]
-    """Whose metrics the run reports."""
+    """Slides whose metrics the run reports."""
     tuning_split: str
     reported_split: str
 
@@ -73,8 +73,8 @@ def classified(run: SourceRun, logits: ExternalLogits) -> Classified:
         main = ENSEMBLE
         probabilities[ENSEMBLE] = np.mean(list(members.values()), axis=0)
     probabilities |= members
-    for control, of in logits.controls.items():
-        probabilities[control] = np.mean([softmax(z) for z in of.values()], axis=0)
+    for control, by_member in logits.controls.items():
+        probabilities[control] = np.mean([softmax(z) for z in by_member.values()], axis=0)
     slides = slide_cases(logits.rows, labels, probabilities)
     return Classified(classes, main, tuple(members), tuple(logits.controls), logits.rows, slides)
 

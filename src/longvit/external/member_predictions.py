@@ -70,9 +70,9 @@ def predict_external(
         for member in run.members:
             batches = _batches(member, read, cached.paths)
             members[member.name] = _logits(member, batches, read, device, progress)
-            for name, logits in _controls(member, batches, device, notes).items():
-                controls.setdefault(name, {})[member.name] = logits
-    whole = {name: of for name, of in controls.items() if len(of) == len(run.members)}
+            for name, z in _controls(member, batches, device, notes).items():
+                controls.setdefault(name, {})[member.name] = z
+    whole = {name: logits for name, logits in controls.items() if len(logits) == len(run.members)}
     return ExternalLogits(read, members, whole, cached.problems, tuple(dict.fromkeys(notes)))
 
 

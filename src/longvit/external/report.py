@@ -32,9 +32,9 @@ def write_external_report(run: SourceRun, logits: ExternalLogits, metrics: Mappi
     plots = _plots(run, logits, metrics, folder / "pictures")
     a, b = metrics["cohort_a"], metrics["cohort_b"]
     main = main_system(metrics)
-    who = "The model" if len(metrics["members"]) == 1 else f"The ensemble of {len(metrics['members'])} folds"
+    subject = "The model" if len(metrics["members"]) == 1 else f"The ensemble of {len(metrics['members'])} folds"
     lead = (
-        f"{who} of {Path(metrics['run']).name} (cohort A, {counted(a['slides'], 'slide')} of "
+        f"{subject} of {Path(metrics['run']).name} (cohort A, {counted(a['slides'], 'slide')} of "
         f"{counted(a['patients'], 'patient')}) on {counted(b['slides'], 'slide')} of "
         f"{counted(b['patients'], 'patient')} of {Path(metrics['table']).name} (cohort B).",
     )

@@ -22,8 +22,8 @@ class ExternalSettings:
     label_column: str = "label"
     """Column of the CSV with the class; survival reads the columns of the run."""
     overlap: Literal["refuse", "drop", "allow"] = "refuse"
-    """Slides and patients of the CSV that the run used, by id or by content: refuse them, drop them with a count, or
-    allow them where ids of two hospitals agree by chance. The report states it."""
+    """Slides and patients of the CSV that the run used, by id or by content: refuse or drop them. allow keeps them,
+    where ids of two hospitals agree by chance. The report states the count."""
     subgroup: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     """Column of the CSV: metrics for each of its values, as for site; may be repeated."""
     prevalence: Annotated[float | None, Parameter(show_default=False)] = None

@@ -76,14 +76,14 @@ def followed(run: SourceRun, logits: ExternalLogits, source: str) -> Followed:
     systems = {"": logits.members, **logits.controls}
     risks: dict[str, np.ndarray] = {}
     curves: dict[str, np.ndarray] = {}
-    for system, of in systems.items():
-        risk_of_member = {name: _by_patient(logits.rows, risk_of(z)[:, None])[:, 0] for name, z in of.items()}
+    for system, by_member in systems.items():
+        risk_of_member = {name: _by_patient(logits.rows, risk_of(z)[:, None])[:, 0] for name, z in by_member.items()}
         curve_of_member = {}
-        for name, z in of.items():
+        for name, z in by_member.items():
             if has_curves and z.shape[1] > 1:
                 at = _curve_at(survival_of(z), edges[name], times)
                 curve_of_member[name] = _by_patient(logits.rows, at)
-        whole = system or (ENSEMBLE if len(of) > 1 else next(iter(of)))
+        whole = system or (ENSEMBLE if len(by_member) > 1 else next(iter(by_member)))
         risks[whole] = np.mean(list(risk_of_member.values()), axis=0)
         if curve_of_member:
             curves[whole] = np.mean(list(curve_of_member.values()), axis=0)

@@ -177,7 +177,7 @@ def summarise(cohorts: Mapping[str, Cohort], settings: FinetuneSettings, folder:
     main, ddof = first["figure"], DDOF.get(first["task"], 1)
     rounds = [Round(prepare_cohort(cohorts[name], settings), folder / f"fold_{name}", evaluated) for name in results]
     folds = [_fold_summary(name, m, evaluated) for name, m in all_metrics.items()]
-    optimism = [of["value"] for m in all_metrics.values() if (of := m.get("epoch_optimism")) is not None]
+    optimism = [entry["value"] for m in all_metrics.values() if (entry := m.get("epoch_optimism")) is not None]
     best_values = [f["best_val"].get(main) for f in folds if f["best_val"] is not None]
     summary = without_nan(
         {

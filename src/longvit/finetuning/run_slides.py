@@ -1,8 +1,8 @@
 """slides.csv of a run: every slide that it used, with patient, split, label and content hash.
 
-The table is also a cohort table: `longvit train RUN/slides.csv` reads it. With it a later command can tell whether a
-slide or a patient of another cohort was used in the run (`longvit.external.overlap`), fit the controls again, and
-train in the opposite direction.
+The table is also a cohort table: `longvit train RUN/slides.csv` reads it. An external validation needs it: to find the
+slides and patients that the run used (`longvit.external.overlap`), to fit the controls again, and to train in the
+opposite direction.
 """
 
 from __future__ import annotations

@@ -274,8 +274,6 @@ def _recalibration(
     data: Classified, part: float | tuple[str, str], settings: ExternalSettings, source: str
 ) -> dict[str, Any]:
     """Logistic recalibration on a part of B; metrics of the other patients before and after."""
-    if not data.is_binary:
-        raise InputError("--recalibrate-on: for two classes only")
     patients = np.array(data.slides.patients, dtype=object)
     if isinstance(part, float):
         names = sorted(set(data.slides.patients))

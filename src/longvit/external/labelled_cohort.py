@@ -68,8 +68,10 @@ def read_labelled(
     notes = list(table.notes)
     if without:
         notes.append(f"{csv_path}: {len(without)} of {len(table.rows)} slides have no label and are left out")
-    names = tuple(classes) if task_class(settings.task).has_classes else ()
-    return Cohort(tuple(rows), names, table.source, tuple(notes))
+    kind = task_class(settings.task)
+    return kind.select(
+        Cohort(tuple(rows), tuple(classes) if kind.has_classes else (), table.source, tuple(notes)), settings
+    )
 
 
 def _labelled(

@@ -66,11 +66,12 @@ def predict_external(
     members: dict[str, np.ndarray] = {}
     controls: dict[str, dict[str, np.ndarray]] = {}
     notes: list[str] = []
+    features: dict[str, dict[str, np.ndarray]] = {}
     with Progress("predicting", len(read) * len(run.members), unit="slides") as progress:
         for member in run.members:
             batches = _batches(member, read, cached.paths)
             members[member.name] = _logits(member, batches, read, device, progress)
-            for name, z in _controls(member, batches, device, notes).items():
+            for name, z in _controls(member, batches, device, features, notes).items():
                 controls.setdefault(name, {})[member.name] = z
     whole = {name: logits for name, logits in controls.items() if len(logits) == len(run.members)}
     return ExternalLogits(read, members, whole, cached.problems, tuple(dict.fromkeys(notes)))
@@ -110,8 +111,17 @@ def _logits(
     return z
 
 
-def _controls(member: Member, batches: CanvasBatches, device: Device, notes: list[str]) -> dict[str, np.ndarray]:
-    """Control -> logits (N, W); none where the run lacks the features of its training slides, which a note says."""
+def _controls(
+    member: Member,
+    batches: CanvasBatches,
+    device: Device,
+    computed: dict[str, dict[str, np.ndarray]],
+    notes: list[str],
+) -> dict[str, np.ndarray]:
+    """Control -> logits (N, W); none where the run lacks the features of its training slides, which a note says.
+
+    `computed`: features of the slides by the settings of the frozen encoders, which the folds share.
+    """
     from longvit.finetuning.controls import control_features, frozen_encoders, read_training_features
     from longvit.training.loop import autocast
 
@@ -128,9 +138,12 @@ def _controls(member: Member, batches: CanvasBatches, device: Device, notes: lis
         if str(settings.weights) not in shipped_names():
             notes.append(f"the controls are not computed: the starting weights {settings.weights} are missing")
             return {}
-    encoders = {name: e.to(device.device) for name, e in frozen_encoders(settings, member.classes).items()}
-    with autocast(device.device, settings.dtype):
-        features = control_features(batches, encoders)
+    key = f"{settings.model} {settings.weights} {settings.seed} {len(member.classes)}"
+    if key not in computed:
+        encoders = {name: e.to(device.device) for name, e in frozen_encoders(settings, member.classes).items()}
+        with autocast(device.device, settings.dtype):
+            computed[key] = control_features(batches, encoders)
+    features = computed[key]
     train = member.slides.cohort(()).split("train")
     result = {}
     for name, x in trained.items():

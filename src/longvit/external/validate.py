@@ -24,7 +24,8 @@ from longvit.data.cohort import Cohort
 from longvit.data.leakage import content_hashes
 from longvit.data.problems import PROBLEMS_CSV, Problem, write_problems
 from longvit.device import pick_device, set_threads
-from longvit.external.labelled_cohort import VALIDATED, has_labels
+from longvit.errors import InputError
+from longvit.external.labelled_cohort import VALIDATED, groups_of, has_labels
 from longvit.external.member_predictions import ExternalLogits, predict_external
 from longvit.external.overlap import Overlap, find_overlap, resolve_overlap
 from longvit.external.settings import ExternalSettings
@@ -73,6 +74,7 @@ def validate(
     Raises `InputError` in one line: slides, patients or files that the run used too (see `ExternalSettings.overlap`),
     a column for subgroups that is not there, no slide that can be read.
     """
+    _check_options(run, cohort, settings)
     make_folder(out_dir)
     set_threads(threads)
     chosen = pick_device(device)
@@ -88,6 +90,17 @@ def validate(
     _write_report(run, logits, plain, folder)
     write_text(folder / "metrics.json", text + "\n")
     return ExternalResult(folder, plain, logits.problems)
+
+
+def _check_options(run: SourceRun, cohort: Cohort, settings: ExternalSettings) -> None:
+    """Raises `InputError` for options that the task does not have, or columns that the CSV does not have."""
+    is_binary = run.settings.task == "subtyping" and len(run.outputs) == 2
+    for option, value in (("prevalence", settings.prevalence), ("recalibrate-on", settings.recalibrate_on)):
+        if value is not None and not is_binary:
+            raise InputError(f"--{option}: for two classes only; {run.folder} has {run.settings.task}")
+    part = settings.recalibration
+    for column in (*settings.subgroup, *([part[0]] if isinstance(part, tuple) else [])):
+        groups_of(cohort.rows, column, cohort.source)
 
 
 def without_overlap(run: SourceRun, cohort: Cohort, settings: ExternalSettings) -> tuple[Cohort, Overlap]:

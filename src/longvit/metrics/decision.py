@@ -75,13 +75,16 @@ def net_benefit(
 ) -> tuple[Floats, Floats]:
     """Net benefit (T,) of acting on cases at or above each threshold, and of acting on all (Vickers and Elkin 2006).
 
-    `thresholds` (T,) in 0 … 1, below 1. Acting on none has net benefit 0. `prevalence` as in `operating_point`.
+    `thresholds` (T,) in 0 … 1, below 1. Acting on none has net benefit 0. `prevalence` as in `operating_point`. The first
+    is NaN where a class is absent.
     """
     y, p = np.asarray(labels) == 1, np.asarray(probability, dtype=np.float64)
     t = np.asarray(thresholds, dtype=np.float64)
     rate = float(y.mean()) if prevalence is None else prevalence
     called = p[None] >= t[:, None]
-    with np.errstate(invalid="ignore"):
+    if not y.any() or y.all():
+        sensitivity = false_rate = np.full(len(t), np.nan)
+    else:
         sensitivity, false_rate = called[:, y].mean(1), called[:, ~y].mean(1)
     odds = t / (1 - t)
     return sensitivity * rate - false_rate * (1 - rate) * odds, rate - (1 - rate) * odds

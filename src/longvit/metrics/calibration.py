@@ -1,8 +1,8 @@
 """Calibration of the probability of one class: slope, intercept, and recalibration by a logistic regression.
 
 Terms as in Van Calster et al. 2019: slope b and intercept a of logit P(y = 1) = a + b logit(p). Calibration in the
-large is the intercept with the slope fixed to 1. Perfect: a = 0, b = 1. A slope below 1: predictions are too extreme, as
-of an overfitted model.
+large is the intercept with the slope fixed to 1. Perfect: a = 0, b = 1. A slope below 1: predictions are too extreme,
+as of an overfitted model.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def net_benefit(
 ) -> tuple[Floats, Floats]:
     """Net benefit (T,) of acting on cases at or above each threshold, and of acting on all (Vickers and Elkin 2006).
 
-    `thresholds` (T,) in 0 … 1, below 1. Acting on none has net benefit 0. `prevalence` as in `operating_point`. The first
-    is NaN where a class is absent.
+    `thresholds` (T,) in 0 … 1, below 1. Acting on none has net benefit 0. `prevalence` as in `operating_point`. The
+    first is NaN where a class is absent.
     """
     y, p = np.asarray(labels) == 1, np.asarray(probability, dtype=np.float64)
     t = np.asarray(thresholds, dtype=np.float64)

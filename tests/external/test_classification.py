@@ -141,8 +141,8 @@ def test_longvit_evaluate_reads_the_predictions(runs: Path) -> None:
     auc = metrics_of(runs / "out")["levels"]["slides"]["systems"]["model"]["auc"]["value"]
     code, text, _ = longvit("evaluate", runs / "out" / "external" / "predictions.csv", "--bootstrap", "0", "--json")
     assert code == 0
-    (group,) = [g for g in json.loads(text)["groups"] if g["key"] == {"system": "model"}]
-    assert group["metrics"]["auc"]["mean"] == pytest.approx(auc, abs=1e-12)
+    (group,) = [group for group in json.loads(text)["groups"] if group["system"] == "model"]
+    assert group["figures"]["auc"]["mean"] == pytest.approx(auc, abs=1e-12)
 
 
 def test_a_column_that_is_not_there_is_refused_before_a_slide_is_read(runs: Path, tmp_path: Path) -> None:

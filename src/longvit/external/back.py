@@ -52,11 +52,11 @@ def train_back(
     cache_dir = settings.cache_dir or out_dir / "canvases"
     of_b = annotations or AnnotationSettings()
     own = {field.name: getattr(of_b, field.name) for field in fields(AnnotationSettings)}
-    trained = replace(run.settings, cache_dir=cache_dir, device=device, threads=threads, **own)
+    trained = replace(run.first.finetune_settings, cache_dir=cache_dir, device=device, threads=threads, **own)
     result = finetune(cohort, out_dir / FOLDER / "run", trained)
     finetune_report(result, cohort, trained)
     back = read_source_run(result.folder)
-    of_a = {field.name: getattr(run.settings, field.name) for field in fields(AnnotationSettings)}
+    of_a = {field.name: getattr(run.first.finetune_settings, field.name) for field in fields(AnnotationSettings)}
     return validate(
         back,
         cohort_of_run(run),

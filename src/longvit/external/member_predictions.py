@@ -54,7 +54,7 @@ def predict_external(
     """
     from longvit.data.canvas_cache import cache_canvases
 
-    settings = run.settings
+    settings = run.first.finetune_settings
     if (settings.regions is None) != (annotations.regions is None):
         has, lacks = ("the run", "here") if annotations.regions is None else ("here", "the run")
         raise InputError(f"{run.folder}: annotations (--regions) limit the slides {has}, but not {lacks}; give both")
@@ -80,7 +80,7 @@ def predict_external(
 def _batches(member: Member, rows: Sequence[SlideRow], paths: dict[str, Path]) -> CanvasBatches:
     from longvit.data.datasets import CanvasBatches, CanvasDataset
 
-    s = member.settings
+    s = member.finetune_settings
     dataset = CanvasDataset(rows, {}, paths, memory_mb=s.memory_mb)
     return CanvasBatches(dataset, batch_size=s.slides_per_forward(), shuffle=False, workers=s.num_workers)
 
@@ -102,7 +102,7 @@ def _logits(
         out: torch.Tensor = model(batch.images.to(device.device, non_blocking=True))
         return out
 
-    with autocast(device.device, member.settings.dtype):
+    with autocast(device.device, member.finetune_settings.dtype):
         z = predict_all(batches, compute, progress=progress).numpy()
     if z.shape[1] != len(member.classes):
         raise InputError(f"{member.folder / 'model'}: {z.shape[1]} outputs, but the run has {len(member.classes)}")
@@ -125,13 +125,13 @@ def _controls(
     from longvit.finetuning.controls import control_features, frozen_encoders, read_training_features
     from longvit.training.loop import autocast
 
-    if not member.settings.controls:
+    settings = member.finetune_settings
+    if not settings.controls:
         return {}
     trained = read_training_features(member.folder)
     if trained is None or member.slides is None:
         notes.append("the controls are not computed: the run is of an older version, without what they need")
         return {}
-    settings = member.settings
     if settings.weights is not None and not Path(settings.weights).exists() and "frozen_weights" in trained:
         from longvit.model.pretrained import shipped_names
 

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from longvit import __version__
+from longvit.comparison.settings import ComparisonSettings
 from longvit.external.source_run import SourceRun
 from longvit.external.text import levels_of, main_metric, main_system, ranged
 from longvit.files import write_text
+from longvit.finetuning.settings import FinetuneSettings
 from longvit.report.labels import counted, display_name, metric_label
+from longvit.tasks.settings import TaskSettings
 
 OPEN = "to be filled in"
 
@@ -38,17 +41,17 @@ def reporting_rows(run: SourceRun, metrics: Mapping[str, Any]) -> list[tuple[str
         + ("" if metrics.get("recalibration") is None else ", and recalibration on a stated part"),
         "5a Sources of data": f"A: {run.folder}; B: {metrics['table']}. Origin and period: {OPEN}",
         "6 Participants": f"Setting and eligibility: {OPEN}. Evaluated: {_size(b)}; treatments: {OPEN}",
-        "7 Data preparation": f"Each slide as a canvas of {s.side_px} px ({s.fit}), as in training; same for A and B",
+        "7 Data preparation": f"{_preparation(s)}, as in training; same for A and B",
         "8 Outcome": f"{outcome}; how and by whom it was assessed: {OPEN}",
         "9 Predictors": "Pixels of the whole slide; no clinical variable",
         "10 Sample size": f"Size of B: {_size(b)}; justification: {OPEN}",
         "11 Missing data": f"Slides that cannot be read are left out: {len(b['left_out'])}. Notes: "
         + (" ".join(metrics["notes"]) or "none"),
-        "12 Analytical methods": f"LongViT, {training['parameters'] / 1e6:.1f} million parameters, starting from "
+        "12 Analytical methods": f"{_model(run)}, {training['parameters'] / 1e6:.1f} million parameters, starting from "
         f"{start}; {training['epochs']} epochs, the last one evaluated; {len(metrics['members'])} model(s)"
         + (f", {metrics['ensemble']}" if metrics["ensemble"] else ""),
         "12f Performance measures": f"Intervals: {metrics['bootstrap']} bootstrap resamples by patient; DeLong's (AUC)",
-        "13 Class imbalance": "classes drawn equally often in training" if s.balanced else "no correction",
+        "13 Class imbalance": _imbalance(s),
         "14 Fairness": f"Metrics by group: {groups}",
         "15 Model output": f"{'Risk and survival over time' if s.task == 'survival' else 'Probability of each class'}"
         f"{_threshold(metrics)}",
@@ -60,8 +63,8 @@ def reporting_rows(run: SourceRun, metrics: Mapping[str, Any]) -> list[tuple[str
         "19 Patient and public involvement": OPEN,
         "20 Participants in the results": f"A: {_size(a)}; B: {_size(b)}; {_classes(metrics)}",
         "21 Model development": f"{training['slides']} slides of {training['patients']} patients in training"
-        + (" (first fold)" if run.is_crossval else ""),
-        "22 Model specification": f"{run.first.folder / 'model'}: config.json and model.safetensors",
+        + (" (first fold)" if len(run.members) > 1 else ""),
+        "22 Model specification": f"model.safetensors in {run.first.folder}",
         "23a Model performance": _performance(metrics),
         "23b Heterogeneity": f"By group, see the report: {groups}",
         "24 Model updating": _recalibration(metrics),
@@ -97,6 +100,21 @@ def write_reporting_table(path: Path, run: SourceRun, metrics: Mapping[str, Any]
     for cells in reporting_rows(run, metrics):
         lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _preparation(settings: TaskSettings) -> str:
+    if isinstance(settings, FinetuneSettings):
+        return f"Each slide as a canvas of {settings.side_px} px ({settings.fit})"
+    return "Features of the tiles of each slide, from one encoder"
+
+
+def _imbalance(settings: TaskSettings) -> str:
+    balanced = isinstance(settings, FinetuneSettings | ComparisonSettings) and settings.balanced
+    return "classes drawn equally often in training" if balanced else "no correction"
+
+
+def _model(run: SourceRun) -> str:
+    return "LongViT" if isinstance(run.settings, FinetuneSettings) else f"{run.folder.name} on tile features"
 
 
 def _size(cohort: Mapping[str, Any]) -> str:

@@ -32,6 +32,8 @@ class ExternalSettings:
     """Recalibrate on a part of the CSV and report the rest: COLUMN=VALUE, or a fraction of the patients such as 0.3."""
     back: Annotated[bool, Parameter(negative="")] = False
     """Also train on the CSV with the settings of the run, and validate that model on the slides of the run."""
+    features: Annotated[Path | None, Parameter(show_default=False)] = None
+    """For a folder of `longvit benchmark`: feature bags of the CSV's slides, from the encoder of the comparison."""
     cache_dir: Annotated[Path | None, Parameter(show_default=False)] = None
     """Folder of the canvases, which runs may share; default: canvases in the output folder."""
     bootstrap: int = 1000

@@ -19,6 +19,7 @@ from longvit.finetuning.results import read_logits, read_result
 from longvit.finetuning.run_slides import RunSlides, read_run_slides, settings_of_table
 from longvit.finetuning.settings import FinetuneSettings
 from longvit.json_file import read_json_object
+from longvit.tasks.settings import TaskSettings
 from longvit.tasks.task import Predictions, Task, task_class
 
 TUNING, REPORTED = "tuning", "reported"
@@ -32,11 +33,18 @@ class Member:
     """Name in tables: `model`, or `fold 0`."""
     folder: Path
     """Folder of the fine-tuning."""
-    settings: FinetuneSettings
+    settings: TaskSettings
+    """Settings of the fine-tuning, or of the comparison."""
     metrics: Mapping[str, Any]
     """Content of metrics.json."""
     slides: RunSlides | None
     """Slides of cohort A; None for a run of an older version."""
+
+    @property
+    def finetune_settings(self) -> FinetuneSettings:
+        """Settings of a fine-tuning."""
+        assert isinstance(self.settings, FinetuneSettings)
+        return self.settings
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -93,8 +101,8 @@ class SourceRun:
         return self.members[0]
 
     @property
-    def settings(self) -> FinetuneSettings:
-        """Settings of the run."""
+    def settings(self) -> TaskSettings:
+        """Settings of the task."""
         return self.first.settings
 
     @property
@@ -127,8 +135,9 @@ class SourceRun:
 
 
 def is_run(folder: Path) -> bool:
-    """True for the folder of a fine-tuning or of a cross-validation, finished or not."""
-    return (folder / "run.json").is_file() or any(folder.glob("fold_*/run.json"))
+    """True for the folder of a fine-tuning, a cross-validation (finished or not) or a finished comparison."""
+    files = (folder / "run.json", folder / "benchmark.json")
+    return any(path.is_file() for path in files) or any(folder.glob("fold_*/run.json"))
 
 
 def read_source_run(folder: str | Path) -> SourceRun:

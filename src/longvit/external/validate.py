@@ -74,7 +74,7 @@ def validate(
     Raises `InputError` in one line: slides, patients or files that the run used too (see `ExternalSettings.overlap`),
     a column for subgroups that is not there, no slide that can be read.
     """
-    _check_options(run, cohort, settings)
+    check_options(run, cohort, settings)
     make_folder(out_dir)
     set_threads(threads)
     chosen = pick_device(device)
@@ -82,17 +82,30 @@ def validate(
     cache_dir = settings.cache_dir or out_dir / "canvases"
     logits = predict_external(run, cohort.rows, cache_dir, chosen, annotations or AnnotationSettings())
     write_problems(out_dir / PROBLEMS_CSV, logits.problems)
+    metrics = write_validation(run, cohort, logits, overlap, settings, out_dir)
+    return ExternalResult(out_dir / FOLDER, metrics, logits.problems)
+
+
+def write_validation(
+    run: SourceRun,
+    cohort: Cohort,
+    logits: ExternalLogits,
+    overlap: Overlap,
+    settings: ExternalSettings,
+    out_dir: Path,
+) -> dict[str, Any]:
+    """Evaluates the logits and writes the tables, the page and metrics.json; returns the content of metrics.json."""
     metrics = _metrics(run, cohort, logits, overlap, settings)
     folder = make_folder(out_dir / FOLDER)
     write_tables(run, logits, metrics, out_dir)
     text = json.dumps(without_nan(metrics), indent=1, ensure_ascii=False, allow_nan=False)
-    plain = json.loads(text)
+    plain: dict[str, Any] = json.loads(text)
     _write_report(run, logits, plain, folder)
     write_text(folder / "metrics.json", text + "\n")
-    return ExternalResult(folder, plain, logits.problems)
+    return plain
 
 
-def _check_options(run: SourceRun, cohort: Cohort, settings: ExternalSettings) -> None:
+def check_options(run: SourceRun, cohort: Cohort, settings: ExternalSettings) -> None:
     """Raises `InputError` for options that the task does not have, or columns that the CSV does not have."""
     is_binary = run.settings.task == "subtyping" and len(run.outputs) == 2
     for option, value in (("prevalence", settings.prevalence), ("recalibrate-on", settings.recalibrate_on)):

@@ -4,7 +4,7 @@ The trials of a system are its members, as the folds of a cross-validation are: 
 ensemble is the mean. Systems that read omics or pixels are left out, with a note.
 
 OUT/external/index.html     every system in one table
-OUT/external/metrics.json   system -> the content of its own metrics.json
+OUT/external/metrics.json   system -> the content of the metrics.json of that system
 OUT/<system>/external/      page, metrics and tables of one system, as `longvit.external.validate` lists them
 """
 

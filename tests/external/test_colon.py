@@ -36,7 +36,7 @@ def write_halves(folder: Path) -> tuple[Path, Path]:
 def test_both_directions_with_one_command_and_metrics_of_scikit_learn(tmp_path: Path) -> None:
     a, b = write_halves(tmp_path)
     cache = ("--cache-dir", tmp_path / "canvases", "--device", "cpu", "--threads", "1")
-    assert longvit("train", a, "--out", tmp_path / "run", *TRAIN, "--epochs", "1", *cache[:2])[0] == 0
+    assert longvit("train", a, "--out", tmp_path / "run", *TRAIN, *cache[:2])[0] == 0
     command = ("predict", tmp_path / "run", b, "--out", tmp_path / "out", "--back", "--bootstrap", "50", *cache)
     code, text, error = longvit(*command)
     assert code == 0, error

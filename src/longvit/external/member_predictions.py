@@ -146,7 +146,8 @@ def _controls(
     features = computed[key]
     train = member.slides.cohort(()).split("train")
     result = {}
-    for name, x in trained.items():
-        if name in features and len(x) == len(train) and x.shape[1] == features[name].shape[1]:
-            result[name] = member.task.control(x, train, {"test": features[name]})["test"]
+    for name, of_b in features.items():
+        x = trained.get(name)
+        if x is not None and x.shape == (len(train), of_b.shape[1]):
+            result[name] = member.task.control(x, train, {"test": of_b})["test"]
     return result

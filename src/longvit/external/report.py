@@ -12,7 +12,7 @@ import numpy as np
 from longvit.external.member_predictions import ExternalLogits
 from longvit.external.reporting_items import reporting_rows
 from longvit.external.source_run import SourceRun
-from longvit.external.text import levels_of, main_metric, main_system, ranged
+from longvit.external.text import levels_of, main_metric, main_system, ranged, warnings_of
 from longvit.metrics.classification import METRICS
 from longvit.report.labels import MEANINGS, counted, display_name, metric_label
 from longvit.report.page import MetricCard, Report, ReportImage, Row, Section, Table, number, write_report
@@ -49,7 +49,7 @@ def write_external_report(run: SourceRun, logits: ExternalLogits, metrics: Mappi
     report = Report(
         title=f"External validation of {Path(metrics['run']).name} on {Path(metrics['table']).name}",
         lead=lead,
-        notes=tuple(metrics["notes"]),
+        notes=(*warnings_of(metrics), *metrics["notes"]),
         cards=_cards(metrics, main),
         sections=tuple(sections),
     )
@@ -192,9 +192,10 @@ def _plots(run: SourceRun, logits: ExternalLogits, metrics: Mapping[str, Any], f
     fit = {name: _nan(entries["calibration"][name]["value"]) for name in ("slope", "intercept")}
     class_calibration_plot(data.slides.labels, positive, folder / "calibration.png", **fit)
     threshold = _nan(entries.get("threshold", {}).get("value"))
+    pooled = "; folds of A pooled" if len(data.members) > 1 else ""
     decision_curve_plot(entries["decision_curve"], folder / "decision_curve.png", threshold=threshold)
     return [
-        saved_plot("ROC on A and B", folder / "roc.png", "Slides of both cohorts; folds of A pooled."),
+        saved_plot("ROC on A and B", folder / "roc.png", f"Slides of both cohorts{pooled}."),
         saved_plot(
             "Calibration on B",
             folder / "calibration.png",
@@ -386,7 +387,7 @@ def _interval(entry: Mapping[str, float | None]) -> str:
 
 
 def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}"
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
 def _p(p: float | None) -> str:

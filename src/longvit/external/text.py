@@ -13,9 +13,9 @@ def ranged(entry: Mapping[str, float | None], decimals: int = 3) -> str:
     if entry["value"] is None:
         return "–"
     text = f"{entry['value']:.{decimals}f}"
-    if entry.get("low") is None or entry.get("high") is None:
-        return text
-    return f"{text} ({entry['low']:.{decimals - 1}f} to {entry['high']:.{decimals - 1}f})"
+    if entry.get("low") is not None and entry.get("high") is not None:
+        text += f" ({entry['low']:.{decimals - 1}f} to {entry['high']:.{decimals - 1}f})"
+    return text.replace("-", "−")
 
 
 def main_metric(metrics: Mapping[str, Any]) -> str:
@@ -64,6 +64,30 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
         if (cut := entries.get("cut")) is not None:
             lines.append(f"  cut {cut['risk']:.3f} of A ({display_name(cut['chosen_on'])}): {_p(cut['p'])}")
     return lines
+
+
+def warnings_of(metrics: Mapping[str, Any]) -> list[str]:
+    """Caveats of the report: a metric at or below chance, and controls that are as good as the model."""
+    name, main = main_metric(metrics), main_system(metrics)
+    level, entries = next(iter(levels_of(metrics).items()))
+    entry = entries["systems"][main][name]
+    label = f"{metric_label(name)} on cohort B (per {level[:-1]})"
+    if entry["value"] is None:
+        return [f"The {label} is not defined: B has one class only, or no event."]
+    notes = []
+    if entry["high"] is not None and entry["high"] < 0.5:
+        notes.append(
+            f"The {label} is below 0.5, with its interval: the model ranks the cases of B the wrong way round. A model "
+            f"that reads stain or scanner does so where these go with the other class."
+        )
+    elif entry["low"] is not None and entry["low"] <= 0.5:
+        notes.append(f"The interval of the {label} contains 0.5: guessing is not ruled out.")
+    controls = {c: entries["systems"][c][name]["value"] for c in entries["differences"] if c not in metrics["members"]}
+    as_good = {c: value for c, value in controls.items() if value is not None and value >= entry["value"]}
+    if as_good:
+        names = ", ".join(f"{display_name(c).removeprefix('control: ')} ({value:.3f})" for c, value in as_good.items())
+        notes.append(f"The {label} of these controls is at least as high as the model's {entry['value']:.3f}: {names}.")
+    return notes
 
 
 def _number(value: float | None) -> str:

@@ -11,7 +11,6 @@ from longvit.cli.external import External, validate_run
 from longvit.cli.options import (
     ExcludeQc,
     HeatMaps,
-    Model,
     Out,
     Reading,
     Slides,
@@ -29,7 +28,12 @@ from longvit.slide_jobs.reading import ReadSettings
 
 
 def predict(
-    model: Model,
+    model: Annotated[
+        Path,
+        Parameter(
+            help="Model folder (config.json, model.safetensors), or the folder of a run of `longvit train` or `benchmark`."
+        ),
+    ],
     slides: Slides,
     /,
     *,
@@ -71,6 +75,7 @@ def predict(
     longvit predict run/model slides/ --regions annotations/ --region-class Tumor
     longvit predict runs/cv cohortB.csv --out external --subgroup scanner --prevalence 0.1
     longvit predict runs/first cohortB.csv --slides-dir /data/B --overlap drop --recalibrate-on 0.2
+    longvit predict comparison cohortB.csv --features jobB --out external
     ```
     """
     from longvit.external.source_run import is_run

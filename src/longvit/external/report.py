@@ -79,7 +79,11 @@ def _cards(metrics: Mapping[str, Any], main: str) -> list[MetricCard]:
         )
     if "calibration" in entries and isinstance(entries["calibration"], dict):
         slope = entries["calibration"]["slope"]
-        cards.append(MetricCard("calibration slope", number(slope["value"]), f"1 is perfect; {_interval(slope)}"))
+        cards.append(
+            MetricCard(
+                "calibration slope", number(slope["value"]).replace("-", "−"), f"1 is perfect; {_interval(slope)}"
+            )
+        )
     for control in entries["differences"]:
         if control == "mean_colour":
             entry = entries["systems"][control][name]
@@ -383,7 +387,7 @@ def _reporting_section(run: SourceRun, metrics: Mapping[str, Any]) -> Section:
 def _interval(entry: Mapping[str, float | None]) -> str:
     if entry.get("low") is None:
         return "no interval"
-    return f"95\u00a0% interval {entry['low']:.2f} to {entry['high']:.2f}"
+    return f"95\u00a0% interval {entry['low']:.2f} to {entry['high']:.2f}".replace("-", "−")
 
 
 def _signed(value: float | None) -> str:

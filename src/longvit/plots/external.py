@@ -53,7 +53,7 @@ def class_calibration_plot(
     if math.isfinite(slope) and math.isfinite(intercept):
         grid = np.linspace(0.001, 0.999, 300)
         axes.plot(grid, recalibrated(grid, intercept, slope), color=colour(1), linewidth=1.6, label="logistic fit")
-        axes.legend(frameon=False, fontsize=8.5, loc="upper left")
+        axes.legend(frameon=False, fontsize=8.5)
     axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="observed fraction")
     edges = np.linspace(0, 1, 31)
     below.hist([probability[labels == 0], probability[labels == 1]], edges, stacked=True, color=[GREY, colour(0)])

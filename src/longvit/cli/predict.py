@@ -31,7 +31,7 @@ def predict(
     model: Annotated[
         Path,
         Parameter(
-            help="Model folder (config.json, model.safetensors), or the folder of a run of `longvit train` or `benchmark`."
+            help="Model folder (config.json, model.safetensors), or the folder of a `longvit train` or `benchmark` run."
         ),
     ],
     slides: Slides,

@@ -205,6 +205,10 @@ def test_without_labels_the_slides_are_predicted_as_by_the_model_folder(runs: Pa
     for name, model in (("run", runs / "one"), ("model", runs / "one" / "model")):
         assert longvit("predict", model, slides, "--out", tmp_path / name, "--device", "cpu", "--threads", "1")[0] == 0
     assert not (tmp_path / "run" / "external").exists()
+    for model in (runs / "one", runs / "one" / "model"):
+        code, _, error = longvit("predict", model, slides, "--out", tmp_path / "x", "--overlap", "drop")
+        assert code == 2
+        assert "--overlap: for an external validation" in error
     assert (tmp_path / "run" / "predictions.csv").read_text() == (tmp_path / "model" / "predictions.csv").read_text()
 
 

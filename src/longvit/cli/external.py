@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -75,6 +76,18 @@ def validate_run(
         echo(f"{left_out} slides were left out, see {out / 'problems.csv'}")
         return 1
     return 0
+
+
+def refuse_external_options(settings: ExternalSettings, model: Path) -> None:
+    """Raises `InputError` where options of an external validation were given without a run or without labels."""
+    from longvit.errors import InputError
+
+    given = [field.name for field in fields(settings) if getattr(settings, field.name) != field.default]
+    if given:
+        raise InputError(
+            f"--{given[0].replace('_', '-')}: for an external validation, which needs the folder of a run and one CSV "
+            f"with labels; {model} is only asked for predictions"
+        )
 
 
 def _validate_comparison(

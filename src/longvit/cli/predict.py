@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from longvit.cli.external import External, validate_run
+from longvit.cli.external import External, refuse_external_options, validate_run
 from longvit.cli.options import (
     ExcludeQc,
     HeatMaps,
@@ -89,6 +89,7 @@ def predict(
         if code is not None:
             return code
         model = model / "model"
+    refuse_external_options(external, model)
     settings = HeatMapSettings.parsed(heatmaps, top_k)
     make_folder(out)
     listed = exclude_failed_slides(listed_slides(slides, slides_dir, out), exclude_qc, out)

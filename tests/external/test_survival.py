@@ -10,6 +10,13 @@ import pandas as pd
 import pytest
 from tests.external.cohorts import TRAIN, longvit, write_cohort
 
+from longvit.data.cohort import SlideRow
+from longvit.external.back import cohort_of_run
+from longvit.external.source_run import Member, SourceRun
+from longvit.finetuning.run_slides import RunSlides
+from longvit.finetuning.settings import FinetuneSettings
+from longvit.tasks.survival import read_outcome
+
 sksurv_metrics = pytest.importorskip("sksurv.metrics")
 
 PREDICT = ("--device", "cpu", "--threads", "1", "--bootstrap", "20")
@@ -98,6 +105,17 @@ def test_calibration_compares_the_mean_prediction_with_kaplan_meier(out: Path) -
         ratio = (1 - observed) / (1 - rows[column].mean())
         assert entry["observed_to_expected"] == pytest.approx(ratio, abs=1e-12)
         assert sum(group["patients"] for group in entry["groups"]) == len(rows)
+
+
+@pytest.mark.parametrize("columns", [{"event_column": "died"}, {"censorship_column": "alive"}, {}])
+def test_the_slides_of_a_run_have_their_outcome_under_the_columns_of_its_settings(columns: dict[str, str]) -> None:
+    cells = {"survival_months": "12.5", "event": "1"}
+    row = SlideRow("P1", "s1", "", Path("s1.svs"), split="train", extra_columns=cells)
+    settings = FinetuneSettings(task="survival", time_column="OS months", **columns)
+    slides = RunSlides(Path("run/slides.csv"), (row,), {})
+    run = SourceRun(Path("run"), (Member("model", Path("run"), settings, {"classes": ["0-end months"]}, slides),))
+    (read,) = cohort_of_run(run).rows
+    assert read_outcome(read, "slides.csv", settings) == (12.5, True)
 
 
 def _women(out: Path) -> set[str]:

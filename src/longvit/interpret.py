@@ -47,7 +47,7 @@ class Contributions:
     constant: float
     """Part that does not depend on the patches: w · β + b."""
     score: float
-    """per_patch.sum() + constant: logit of the class minus the mean logit of the others, the output itself, or the risk."""
+    """per_patch.sum() + constant: logit of the class minus the mean of the others, the output itself, or the risk."""
     probability: float | None
     """Softmax probability of the class; None where the output is not one of classes."""
     class_name: str

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from longvit.cli.external import External, refuse_external_options, validate_run
 from longvit.cli.options import (
     ExcludeQc,
     HeatMaps,
-    Model,
     Out,
     Reading,
     Slides,
@@ -23,11 +23,17 @@ from longvit.cli.options import (
     model_or_folder,
     print_outcome,
 )
+from longvit.external.settings import ExternalSettings
 from longvit.slide_jobs.reading import ReadSettings
 
 
 def predict(
-    model: Model,
+    model: Annotated[
+        Path,
+        Parameter(
+            help="Model folder (config.json, model.safetensors), or the folder of a `longvit train` or `benchmark` run."
+        ),
+    ],
     slides: Slides,
     /,
     *,
@@ -52,8 +58,9 @@ def predict(
     exclude_qc: ExcludeQc = None,
     reading: Reading = ReadSettings(),
     workers: Workers = WorkerSettings(),
+    external: External = ExternalSettings(),
 ) -> int:
-    """Predict slides with a fine-tuned model: classes, grades, numbers, several labels, or risk and survival.
+    """Predict slides with a fine-tuned model: classes, grades, numbers, labels, risk; with labels, validate externally.
 
     Writes `OUT/predictions.csv` with the predictions of every slide, in the columns of the model's task: `prob_<class>`
     and prediction; predicted_value; `probability_<column>`; or risk and `survival_<time>_months`. Their provenance is
@@ -61,6 +68,10 @@ def predict(
     `OUT/top` and `OUT/bottom`. Slides of a CSV with a column case_id are also aggregated in `OUT/patients.csv`.
     Finished slides are skipped when the command is run again. Run `longvit status OUT` in another terminal to see
     progress. A slide that cannot be read becomes a row of `OUT/problems.csv` and exit code 1; the run continues.
+
+    With the folder of a run (of `longvit train`, also with --folds) and one CSV with labels, the run is validated on
+    these slides: `OUT/external/index.html` (open it in a browser), metrics.json and tables. A patient, slide or file
+    that the run used is refused.
 
     **Examples**
 
@@ -74,13 +85,24 @@ def predict(
     longvit predict run/model cohort.csv --slides-dir /data/slides
     longvit predict run/model slides/ --exclude-qc qc/qc.csv
     longvit predict run/model slides/ --regions annotations/ --region-class Tumor
+    longvit predict runs/cv cohortB.csv --out external --subgroup scanner --prevalence 0.1
+    longvit predict runs/first cohortB.csv --slides-dir /data/B --overlap drop --recalibrate-on 0.2
+    longvit predict comparison cohortB.csv --features jobB --out external
     ```
     """
+    from longvit.external.source_run import is_run
     from longvit.files import make_folder
     from longvit.heatmaps.formats import HeatMapSettings
     from longvit.slide_jobs.patients import patients_of_sources, write_patient_predictions
     from longvit.slide_jobs.predict import predict_slides
 
+    if is_run(model):
+        draws = "--pictures" if pictures else "--heatmaps" if heatmaps else None
+        code = validate_run(model, slides, out, external, slides_dir, exclude_qc, reading, workers, draws)
+        if code is not None:
+            return code
+        model = model / "model"
+    refuse_external_options(external, model)
     settings = HeatMapSettings.parsed(heatmaps, top_k)
     make_folder(out)
     case_of = patients_of_sources(slides)

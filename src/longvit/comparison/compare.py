@@ -1,6 +1,7 @@
 """Comparison of every system on every fold: trials one after another or in parallel, each resumable, then one table.
 
 OUT/folds/splits_<name>.csv      the folds, as every tool reads them
+OUT/slides.csv                   slides with patients, labels and the content hash of their features
 OUT/settings.yaml                all settings: `longvit benchmark --recipe OUT/settings.yaml`
 OUT/<system>/fold_<name>/        a trial (trial.py)
 OUT/problems.csv                 slides that are left out (stage open, read), and failed trials (stage cell)
@@ -20,6 +21,7 @@ from typing import Any
 
 from longvit.baselines.system import settings_of
 from longvit.comparison.bag_cohort import BagCohort, make_bag_cohort
+from longvit.comparison.bag_slides import write_bag_slides
 from longvit.comparison.longvit_run import read_longvit_run
 from longvit.comparison.omics import OmicTable
 from longvit.comparison.settings import ComparisonSettings
@@ -138,6 +140,7 @@ def compare(
             and (metrics := read_trial(trial.folder, resume_key(bag_cohort, trial.fold_split, trial.spec, settings)))
         }
         write_folds(folder / "folds", folds)
+        write_bag_slides(folder, bag_cohort, settings)
         run_folder.write_settings(settings)
         pending = [trial for trial in trials if trial.key not in done]
         failed = _run_trials(bag_cohort, pending, len(trials), settings, device, jobs, done)

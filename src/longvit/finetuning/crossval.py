@@ -63,6 +63,7 @@ class CrossValidation:
     - `folds`: fold, slides, last, best_val, controls, patients (metrics each), leaks, left_out
     - `patients`: mean and sd of the main metric per patient, and `aggregate`; None for folds of older versions
     - `best_val`: mean and sd of the main metric at the best epoch; `controls`: name -> mean, sd
+    - `epoch_optimism`: mean and sd of what choosing the epoch on the evaluated slides would add; None if not defined
     - `gap`: control -> mean over the folds of (model - control), 95 % interval, resampled by patient in every fold
     - `published`: the best published baseline of `cell` (row, mean, sd), or None
     - `pooled`: metric -> value, low, high over all folds' slides, where outputs of different folds can be compared
@@ -83,6 +84,8 @@ class CrossValidation:
         if s["best_val"] is not None:
             mark = " (optimistic: chosen on the evaluated slides)" if s["optimistic_best_val"] else ""
             lines.append(f"best val epoch: {_mean_sd(s['best_val'])}{mark}")
+        if (optimism := s.get("epoch_optimism")) is not None:
+            lines.append(f"optimism of choosing the epoch on {s['evaluated']}: {_mean_sd(optimism)}")
         for control, spread in s["controls"].items():
             gap = s["gap"][control]
             lines.append(
@@ -179,6 +182,7 @@ def summarise(cohorts: Mapping[str, Cohort], settings: FinetuneSettings, folder:
     main, ddof = first["figure"], DDOF.get(first["task"], 1)
     rounds = [Round(prepare_cohort(cohorts[name], settings), folder / f"fold_{name}", evaluated) for name in results]
     folds = [_fold_summary(name, m, evaluated) for name, m in all_metrics.items()]
+    optimism = [entry["value"] for m in all_metrics.values() if (entry := m.get("epoch_optimism")) is not None]
     best_values = [f["best_val"].get(main) for f in folds if f["best_val"] is not None]
     summary = without_nan(
         {
@@ -192,6 +196,7 @@ def summarise(cohorts: Mapping[str, Cohort], settings: FinetuneSettings, folder:
             "optimistic_best_val": evaluated == "val",
             "best_val": _spread(best_values, ddof) if best_values else None,
             "patients": _patients(folds, main, settings, ddof),
+            "epoch_optimism": _spread(optimism, ddof) if optimism else None,
             "controls": {c: _spread([f["controls"][c][main] for f in folds], ddof) for c in first["controls"]},
             "gap": gaps(rounds, settings.bootstrap, settings.seed) if first["controls"] else {},
             "pooled": pooled(rounds, settings) if task_class(first["task"]).pools_folds else {},

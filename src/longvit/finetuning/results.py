@@ -21,6 +21,7 @@ from longvit.errors import InputError
 from longvit.files import write_csv
 from longvit.finetuning.patient_results import PATIENTS_CSV, patient_metrics, patients_of_splits, write_patients
 from longvit.finetuning.settings import FinetuneSettings
+from longvit.json_file import without_nan
 from longvit.metrics.classification import Interval
 from longvit.tasks.task import Predictions, Task, task_class
 from longvit.training.run_folder import METRICS_JSON, RunFolder, RunResult, damaged_metrics, read_metrics
@@ -53,6 +54,8 @@ class FinetuneResult(RunResult):
       `left_out`, patients whose slides have different labels; absent in runs of older versions
     - `best_val`: epoch (1 …) with the highest main metric on val (the first, if several) and val, test -> metrics of
       that epoch; None where it is not defined. The model in `model/` is that of the last epoch.
+    - `epoch_optimism`: split (the reported one), epoch, best, last and value = best - last of the main metric: what
+      choosing the epoch on the reported slides would add; None where it is not defined
     - `controls`: mean_colour, random_encoder and, where the run starts from weights, frozen_weights (a linear probe)
       -> val, test -> the task's metrics
     - `training`: slides, patients, epochs, steps, train_loss, skipped_steps (one line each), parameters, device,
@@ -149,15 +152,17 @@ def write_results(
     trained: TrainResult,
     predictions: Mapping[str, Predictions],
     controls: Mapping[str, Mapping[str, Predictions]],
-    train_rows: Sequence[SlideRow],
+    rows: Sequence[SlideRow],
     left_out: Sequence[str],
     device: str,
 ) -> dict[str, Any]:
-    """Writes all files and returns the metrics of `FinetuneResult`."""
+    """Writes all files and returns the metrics of `FinetuneResult`; `rows`: all slides that were used."""
+    from longvit.finetuning.model_card import write_model_card
     from longvit.finetuning.task_plots import draw_task_plots
     from longvit.plots.classification import loss_plot
 
     path = folder.path
+    train_rows = [row for row in rows if row.split == "train"]
     intervals = {
         split: task.intervals(p, resamples=settings.bootstrap, seed=settings.seed) for split, p in predictions.items()
     }
@@ -172,7 +177,7 @@ def write_results(
     loss_plot(trained.history, trained.epochs, path / "loss.png", loss_name=task.loss_label)
     draw_task_plots(path, task, predictions, intervals, control_metrics)
     model.save_pretrained(path / "model")
-    return folder.publish(
+    metrics = without_nan(
         {
             "task": task.name,
             "figure": task.metric,
@@ -182,6 +187,7 @@ def write_results(
                 task, patients, settings.aggregate, resamples=settings.bootstrap, seed=settings.seed
             ),
             "best_val": best_val(trained.epochs, list(predictions), task.metric),
+            "epoch_optimism": epoch_optimism(trained.epochs, list(predictions), task.metric),
             "controls": control_metrics,
             "leaks": leaks(cohort.rows),
             "training": {
@@ -199,6 +205,8 @@ def write_results(
             "notes": [*cohort.notes, *([_REDUCED] if settings.decode == "reduced" else [])],
         }
     )
+    write_model_card(path, task, settings, metrics, rows)
+    return folder.publish(metrics)
 
 
 def _split_metrics(task: Task, predictions: Predictions, intervals: Mapping[str, Interval]) -> dict[str, Any]:
@@ -229,6 +237,20 @@ def best_val(epochs: Sequence[Mapping[str, float]], splits: Sequence[str], metri
         for split in splits
     }
     return {"epoch": int(best["epoch"]), **metrics}
+
+
+def epoch_optimism(epochs: Sequence[Mapping[str, float]], splits: Sequence[str], metric: str) -> dict[str, Any] | None:
+    """Optimism of choosing the epoch on the reported split: its best `metric` minus that of the last epoch.
+
+    The reported split is test, or val without a test; None where the metric of the last epoch is not defined.
+    """
+    split = "test" if "test" in splits else "val"
+    key = f"{split}_{metric}"
+    last = epochs[-1].get(key, math.nan) if epochs else math.nan
+    if not math.isfinite(last):
+        return None
+    best = max((row for row in epochs if math.isfinite(row.get(key, math.nan))), key=lambda row: row[key])
+    return {"split": split, "epoch": int(best["epoch"]), "best": best[key], "last": last, "value": best[key] - last}
 
 
 def write_predictions(path: str | Path, task: Task, predictions: Mapping[str, Predictions]) -> None:

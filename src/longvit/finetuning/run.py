@@ -5,11 +5,13 @@ OUT/run.json          settings that decide the result; the same command resumes,
 OUT/canvases/         the slides as canvases (TIFF), unless --cache-dir names another folder
 OUT/problems.csv      slide, stage, error: slides that were left out or have holes; absent if there are none
 OUT/outputs.csv       system, split, slide_id, output_0 …: the logits behind predictions.csv
-OUT/controls.csv      the same for the controls
+OUT/controls.csv      the same for the controls; control_features.safetensors has their features of the training slides
+OUT/slides.csv        case_id, slide_id, split, site, label, mpp, path and content hash of every slide that was used
 OUT/checkpoints/      checkpoints from which an interrupted run resumes
 OUT/predictions.csv   val and test, last epoch: case_id, slide_id, split, then the label and the prediction, in the
                       columns of the task (docs/tasks.md)
 OUT/patients.csv      the same per patient, with the number of its slides
+OUT/MODEL_CARD.md     what the model is, its data, metrics, limits and provenance
 OUT/costs.json        seconds, cpu_seconds (both null where the run was interrupted) and peak_memory_mib of the training
                       and its evaluations, in the first process
 OUT/metrics.json      see `FinetuneResult`; written last, so it marks a finished run
@@ -33,6 +35,7 @@ from longvit.data.problems import PROBLEMS_CSV, problem_rows, problems_of_rows, 
 from longvit.errors import InputError
 from longvit.finetuning.prepare_cohort import EVALUATED, labels_digest, prepare_cohort
 from longvit.finetuning.results import FinetuneResult, read_result
+from longvit.finetuning.run_slides import SLIDES_CSV, write_run_slides
 from longvit.finetuning.settings import FinetuneSettings
 from longvit.finetuning.starting_model import starting_model
 from longvit.progress import Progress
@@ -160,6 +163,8 @@ class _Finetuning:
         with ranks.busy("writes the results"):
             if ranks.is_first:
                 write_cost(self.folder, cost)
+                used = [row for dataset in self.datasets.values() for row in dataset.rows]
+                write_run_slides(self.folder / SLIDES_CSV, self.task, used, canvases.identities)
                 metrics = write_results(
                     self.run_folder,
                     self.cohort,
@@ -169,7 +174,7 @@ class _Finetuning:
                     trained=trained,
                     predictions=self.last,
                     controls=controls,
-                    train_rows=self.datasets["train"].rows,
+                    rows=used,
                     left_out=[problem.slide for problem in canvases.problems if problem.is_left_out],
                     device=self.device.name if ranks.world == 1 else f"{ranks.world} × {self.device.name}",
                 )
@@ -303,7 +308,7 @@ class _Finetuning:
 
     def controls(self) -> dict[str, dict[str, Predictions]]:
         """Predictions of the controls; computed once and kept in controls.csv for a run that resumes."""
-        from longvit.finetuning.controls import run_controls
+        from longvit.finetuning.controls import frozen_encoders, run_controls, write_training_features
         from longvit.finetuning.results import read_logits, write_logits
         from longvit.training.loop import autocast
 
@@ -311,19 +316,18 @@ class _Finetuning:
         if self.ranks.from_first(path.exists()):
             return read_logits(path, self.cohort) if self.ranks.is_first else {}
         device = self.device.device
-        encoders = {"random_encoder": starting_model(self.settings, self.task.output_names, random=True)}
-        if self.settings.weights is not None:
-            encoders["frozen_weights"] = starting_model(self.settings, self.task.output_names)
+        encoders = frozen_encoders(self.settings, self.task.output_names)
         encoders = {name: self.sharded(encoder.to(device)) for name, encoder in encoders.items()}
         slides = sum(len(dataset) for dataset in self.datasets.values())
         with (
             autocast(device, self.settings.dtype),
             Progress("controls", slides, unit="slides", brief=True) as progress,
         ):
-            results = run_controls(
+            results, features = run_controls(
                 self.task, self.batches("train"), self.evaluated(), encoders, progress=progress, ranks=self.ranks
             )
         if self.ranks.is_first:
+            write_training_features(self.folder, features)
             write_logits(path, results)
         return results
 

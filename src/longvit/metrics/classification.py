@@ -120,6 +120,23 @@ def bootstrap(
     Slides of a patient are not independent: resampling slides would make the intervals too narrow. All metrics use the
     same resamples. NaN bounds where no resample has the metric.
     """
+    values = resampled_metrics(labels, probabilities, patients, metrics, resamples=resamples, seed=seed)
+    return {name: percentile_interval(drawn, level) for name, drawn in values.items()}
+
+
+def resampled_metrics(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    patients: Sequence[str],
+    metrics: Sequence[str] = METRICS,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """Metric -> its value (resamples,) in each resample of `bootstrap`; NaN where it is not defined.
+
+    Two systems on the same slides have the same resamples, so that their difference has an interval too.
+    """
     y, p = _checked(labels, probabilities)
     assert len(patients) == len(y)
     return bootstrap_weighted(
@@ -152,7 +169,7 @@ def bootstrap_weighted(
         weights = np.stack(times_drawn)[:, patient_of].astype(np.float64)  # (rows, N)
         for name, resampled in weighted(weights).items():
             values[name].append(resampled)
-    return {name: _interval(np.concatenate([np.zeros(0), *chunks]), level) for name, chunks in values.items()}
+    return {name: np.concatenate([np.zeros(0), *chunks]) for name, chunks in values.items()}
 
 
 def bootstrap_auc(
@@ -169,7 +186,8 @@ def bootstrap_auc(
     return intervals["auc"]
 
 
-def _interval(values: NDArray[np.float64], level: float) -> Interval:
+def percentile_interval(values: NDArray[np.float64], level: float = 0.95) -> Interval:
+    """Percentile interval of the resamples that are defined; NaN bounds without one."""
     values = values[np.isfinite(values)]
     if not len(values):
         return Interval(math.nan, math.nan, 0)

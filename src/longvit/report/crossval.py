@@ -41,6 +41,7 @@ def crossval_report(
     - folds: list of fold; last (metric -> value, last epoch); best_val (the same for the epoch selected on val, or
       None); controls (name -> metric -> value); leaks (train_test, train_val, val_test -> patients in both); slides
       (split -> number)
+    - epoch_optimism: mean and sd, or None, or absent in older runs
     - gap: control -> value, low, high of the model's lead
     - pooled: metric -> the same, over all folds' evaluated slides; {} where folds cannot be compared
     - published: row, mean, sd, or None
@@ -222,6 +223,10 @@ def _cards(summary: Mapping[str, Any]) -> list[MetricCard]:
         )
         sd = "" if published["sd"] is None else number(published["sd"], 3)
         cards.append(MetricCard(f"published: {published['row']}", number(published["mean"], 3), more, sd))
+    if (optimism := summary.get("epoch_optimism")) and optimism["mean"] is not None:
+        more = f"{label} of each fold's best epoch on {_evaluated(summary)} minus that of its last; in no other metric"
+        sd = "" if optimism["sd"] is None else number(optimism["sd"], 3)
+        cards.append(MetricCard("optimism of choosing the epoch", number(optimism["mean"], 3), more, sd))
     leaks = _leaks(summary)
     others = f"train and val {leaks['train_val']}, val and test {leaks['val_test']}; summed over folds"
     if _evaluated(summary) == "test":

@@ -169,7 +169,19 @@ def _cards(metrics: dict[str, Any], main: str) -> list[MetricCard]:
     return [
         *cards,
         *([MetricCard(metric_label(second), number(held_out[second]), display_name(main))] if second else []),
+        *_optimism_card(metrics, label),
     ]
+
+
+def _optimism_card(metrics: dict[str, Any], label: str) -> list[MetricCard]:
+    """Card with the optimism of choosing the epoch on the reported split; none in runs of older versions."""
+    if (optimism := metrics.get("epoch_optimism")) is None:
+        return []
+    more = (
+        f"{label} of the best epoch on {display_name(optimism['split'])} ({optimism['epoch']}: "
+        f"{number(optimism['best'])}) minus that of the last ({number(optimism['last'])}); in no other metric"
+    )
+    return [MetricCard("optimism of choosing the epoch", number(optimism["value"], 3), more)]
 
 
 def _metric_names(metrics: dict[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""External validation: a run of cohort A on the labelled slides of cohort B."""

@@ -1,0 +1,98 @@
+"""Metrics of an external validation as text: for the terminal, the report and the reporting table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from longvit.report.labels import display_name, metric_label
+
+
+def ranged(entry: Mapping[str, float | None], decimals: int = 3) -> str:
+    """`0.874 (0.81 to 0.92)`; without an interval the value alone; a dash where it is not defined."""
+    if entry["value"] is None:
+        return "–"
+    text = f"{entry['value']:.{decimals}f}"
+    if entry.get("low") is not None and entry.get("high") is not None:
+        text += f" ({entry['low']:.{decimals - 1}f} to {entry['high']:.{decimals - 1}f})"
+    return text.replace("-", "−")
+
+
+def main_metric(metrics: Mapping[str, Any]) -> str:
+    """auc, or c_index for survival."""
+    return "c_index" if metrics["task"] == "survival" else "auc"
+
+
+def main_system(metrics: Mapping[str, Any]) -> str:
+    """Name of the main system: model, or ensemble."""
+    return "ensemble" if len(metrics["members"]) > 1 else str(metrics["members"][0])
+
+
+def levels_of(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Level -> its entries; survival has patients only."""
+    return {"patients": metrics} if metrics["task"] == "survival" else dict(metrics["levels"])
+
+
+def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Lines for the terminal: the main metric per level, the controls, A's threshold or cut, the drop."""
+    name, main = main_metric(metrics), main_system(metrics)
+    label = metric_label(name)
+    b = metrics["cohort_b"]
+    lines = [f"cohort B: {b['slides']} slides of {b['patients']} patients"]
+    if dropped := metrics["overlap"]["dropped"]:
+        lines[0] += f"; {len(dropped)} slides of patients of the run left out"
+    for level, entries in levels_of(metrics).items():
+        controls = [
+            f"{display_name(control)} {ranged(entries['systems'][control][name])}"
+            for control in entries["differences"]
+            if control not in metrics["members"]
+        ]
+        text = f"{level}: {label} of the {main} {ranged(entries['systems'][main][name])}"
+        lines.append("; ".join([text, *controls]))
+        if (drop := entries.get("drop")) is not None:
+            change = drop["metrics"][name]
+            lines.append(
+                f"  {label} on A ({display_name(drop['split_of_a'])}) {_number(change['a'])}, on B "
+                f"{_number(change['b'])}: change {ranged(change['difference'])}"
+            )
+        if (threshold := entries.get("threshold")) and "at_prevalence_of_b" in threshold:
+            point = threshold["at_prevalence_of_b"]
+            lines.append(
+                f"  threshold {threshold['value']:.3f} of A ({display_name(threshold['chosen_on'])}): sensitivity "
+                f"{ranged(point['sensitivity'])}, specificity {ranged(point['specificity'])}"
+            )
+        if (cut := entries.get("cut")) is not None:
+            lines.append(f"  cut {cut['risk']:.3f} of A ({display_name(cut['chosen_on'])}): {_p(cut['p'])}")
+    return lines
+
+
+def warnings_of(metrics: Mapping[str, Any]) -> list[str]:
+    """Caveats of the report: a metric at or below chance, and controls that are as good as the model."""
+    name, main = main_metric(metrics), main_system(metrics)
+    level, entries = next(iter(levels_of(metrics).items()))
+    entry = entries["systems"][main][name]
+    label = f"{metric_label(name)} on cohort B (per {level[:-1]})"
+    if entry["value"] is None:
+        return [f"The {label} is not defined: B has one class only, or no event."]
+    notes = []
+    if entry["high"] is not None and entry["high"] < 0.5:
+        notes.append(
+            f"The {label} is below 0.5, with its interval: the model ranks the cases of B the wrong way round. A model "
+            f"that reads stain or scanner does so where these go with the other class."
+        )
+    elif entry["low"] is not None and entry["low"] <= 0.5:
+        notes.append(f"The interval of the {label} contains 0.5: guessing is not ruled out.")
+    controls = {c: entries["systems"][c][name]["value"] for c in entries["differences"] if c not in metrics["members"]}
+    as_good = {c: value for c, value in controls.items() if value is not None and value >= entry["value"]}
+    if as_good:
+        names = ", ".join(f"{display_name(c).removeprefix('control: ')} ({value:.3f})" for c, value in as_good.items())
+        notes.append(f"The {label} of these controls is at least as high as the model's {entry['value']:.3f}: {names}.")
+    return notes
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _p(p: float | None) -> str:
+    return "log-rank p not defined" if p is None else f"log-rank p {p:.3g}"

@@ -51,7 +51,7 @@ def test_stain_texture_describes_every_tile() -> None:
         open_encoder("stain-texture", 16)
 
 
-@pytest.mark.parametrize("given", ["resnet50", "stain-texture:x", "timm:", "uni", ""])
+@pytest.mark.parametrize("given", ["resnet5", "stain-texture:x", "timm:", "uni:", "uni=", ""])
 def test_a_name_that_there_is_not_lists_those_that_there_are(given: str) -> None:
     with pytest.raises(InputError, match=r"--encoder .*: take one of stain-texture, timm:NAME, .*export:FILE"):
         open_encoder(given, 256)

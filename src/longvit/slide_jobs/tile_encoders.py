@@ -7,6 +7,8 @@
                         (`model.pretrained.load_model`), e.g. `longvit:longvit-tiny-dino`
     torchscript:FILE    a module saved by torch.jit.save
     export:FILE         a program saved by torch.export.save with a batch of any size, on the CPU
+    NAME, NAME=FILE     a published encoder of the table `encoders.presets`, e.g. `uni2-h=pytorch_model.bin`; without a
+                        file its weights are taken from the hub's cache
 
 An encoder maps uint8 RGB tiles to float32 vectors and normalises its input itself (files: with ImageNet's mean and SD,
 with which almost all are trained). A file of the last two kinds *is* a program that is executed: open only files that
@@ -29,11 +31,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from longvit.encoders.presets import PRESETS, Preset
 from longvit.errors import InputError, one_line
 from longvit.processes.cpu_count import cpu_count
 from longvit.torch_file import refuse_bomb
@@ -68,13 +71,42 @@ def open_encoder(spec: str, tile_px: int, device: torch.device | None = None) ->
 
     Raises `InputError` in one line for an unknown kind, a missing file or package, weights or tiles that do not fit.
     """
+    if (named := split_preset(spec)) is not None:
+        return _published(*named, tile_px, device)
     kind, source = _split(spec)
     return KINDS[kind](source, tile_px, device)
+
+
+def split_preset(spec: str) -> tuple[Preset, str] | None:
+    """The published encoder that a name stands for and its file ("" where none is given); None for other encoders."""
+    name, _, file = spec.partition("=")
+    return (PRESETS[name], file) if name in PRESETS and spec != f"{name}=" else None
+
+
+def located(spec: str, *, download: bool = False) -> str:
+    """The same encoder with the file of its weights, which for a published encoder may be fetched from the hub.
+
+    Raises `InputError` in one line with the page to visit where it has none; see `encoders.weights.weights_file`.
+    """
+    named = split_preset(spec)
+    if named is None or named[1]:
+        return spec
+    from longvit.encoders.weights import weights_file
+
+    return f"{spec}={weights_file(named[0], download=download)}"
+
+
+def check_tiles(spec: str, tile_px: int, mpp: float) -> None:
+    """Raises `InputError` for tiles that a published encoder was not made for."""
+    if (named := split_preset(spec)) is not None:
+        named[0].check_tiles(tile_px, mpp)
 
 
 def encoder_name(spec: str) -> str:
     """Name of the folder of an encoder's features: `timm:resnet50` -> `timm-resnet50`. Raises `InputError` for an
     unknown kind."""
+    if (named := split_preset(spec)) is not None:
+        return named[0].name
     kind, source = _split(spec)
     name = source
     if kind in ("hipt", "torchscript", "export"):
@@ -86,6 +118,8 @@ def encoder_name(spec: str) -> str:
 
 def absolute(spec: str) -> str:
     """The same encoder with an absolute path, for processes with another working directory."""
+    if (named := split_preset(spec)) is not None:
+        return f"{named[0].name}={Path(named[1]).absolute()}" if named[1] else spec
     kind, source = _split(spec)
     return f"{kind}:{Path(source).absolute()}" if kind != "timm" and source and Path(source).exists() else spec
 
@@ -94,7 +128,7 @@ def _split(spec: str) -> tuple[str, str]:
     """Kind and source of an encoder's name."""
     kind, _, source = spec.partition(":")
     if kind not in KINDS or bool(source) == (kind == "stain-texture"):
-        raise InputError(f"--encoder {spec}: take one of {', '.join(_FORMS)}")
+        raise InputError(f"--encoder {spec}: take one of {', '.join(_FORMS)}, or a name of `longvit encoders`")
     return kind, source
 
 
@@ -131,13 +165,14 @@ class TorchEncoder(TileEncoder):
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
         input_px: int | None = None,
+        resizing: Literal["bicubic", "bilinear", "crop"] = "bicubic",
     ) -> None:
-        """Finds the width with two blank tiles. `input_px`: side to which tiles are resized (bicubic, antialiased);
-        None: they are not resized."""
+        """Finds the width with two blank tiles. `input_px`: side to which tiles are resized (antialiased), or cropped
+        around the centre where they are larger; None: they stay as they are."""
         import torch
 
         self.name, self.digest, self._module = name, digest, module
-        self._device, self._input_px = device or torch.device("cpu"), input_px
+        self._device, self._input_px, self._resizing = device or torch.device("cpu"), input_px, resizing
         self._mean, self._std = (torch.tensor(v, device=self._device).view(1, 3, 1, 1) for v in (mean, std))
         blank = np.full((2, tile_px, tile_px, 3), 255, np.uint8)
         try:
@@ -159,9 +194,30 @@ class TorchEncoder(TileEncoder):
         with torch.inference_mode():
             images = torch.from_numpy(tiles).to(self._device).permute(0, 3, 1, 2).float() / 255
             if self._input_px and images.shape[-1] != self._input_px:
-                size = (self._input_px, self._input_px)
-                images = torch.nn.functional.interpolate(images, size, mode="bicubic", antialias=True).clamp_(0, 1)
+                images = _fitted(images, self._input_px, self._resizing)
             return self._module((images - self._mean) / self._std)
+
+
+def _fitted(images: torch.Tensor, side_px: int, resizing: str) -> torch.Tensor:
+    """Images (B, 3, P, P) of another side, resized or cropped."""
+    import torch
+
+    margin = images.shape[-1] - side_px
+    if resizing == "crop" and margin > 0:
+        first = margin // 2
+        return images[..., first : first + side_px, first : first + side_px]
+    mode = "bicubic" if resizing == "crop" else resizing
+    return torch.nn.functional.interpolate(images, (side_px, side_px), mode=mode, antialias=True).clamp_(0, 1)
+
+
+def _published(preset: Preset, file: str, tile_px: int, device: torch.device | None) -> TileEncoder:
+    from longvit.encoders.weights import load_encoder, weights_file
+
+    module = load_encoder(preset, file or weights_file(preset))
+    mean, std = preset.normalisation
+    return _of_module(
+        preset.name, module, tile_px, device, mean=mean, std=std, input_px=preset.input_px, resizing=preset.resizing
+    )
 
 
 def _stain_texture(source: str, tile_px: int, device: torch.device | None) -> TileEncoder:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.encoders.timm_here import require_timm, small
+from tests.slide_jobs.test_tiles import write_slides
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, silu, softmax
 
@@ -22,7 +23,10 @@ from longvit.encoders.attention_pooling import HEADS, PooledByMultihead, PooledB
 from longvit.encoders.presets import PRESETS, Preset, preset
 from longvit.encoders.weights import resized_positions, weights_file
 from longvit.errors import InputError
+from longvit.slide_jobs.features import feature_slides
+from longvit.slide_jobs.run import RunSettings
 from longvit.slide_jobs.tile_encoders import absolute, encoder_name, located, open_encoder
+from longvit.slides.tiles import TileSettings
 
 WIDTH = 32
 
@@ -54,28 +58,28 @@ def published_names(row: Preset, encoder: nn.Module) -> dict[str, Tensor]:
         return state
     names = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings"}
     names |= {f"patch_embed.proj.{x}": f"embeddings.patch_embeddings.projection.{x}" for x in ("weight", "bias")}
-    theirs: dict[str, Tensor] = {"embeddings.mask_token": torch.zeros(1, 1, WIDTH)}
+    published: dict[str, Tensor] = {"embeddings.mask_token": torch.zeros(1, 1, WIDTH)}
     dinov2 = any("ls1" in key for key in state)
     for key, value in state.items():
         if not key.startswith("blocks."):
-            theirs[names.get(key, key.replace("norm.", "layernorm."))] = value
+            published[names.get(key, key.replace("norm.", "layernorm."))] = value
             continue
         _, layer, part = key.split(".", 2)
         start, kind = f"encoder.layer.{layer}", part.rsplit(".", 1)[1]
         if part.startswith("attn.qkv"):
             for name, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                theirs[f"{start}.attention.attention.{name}.{kind}"] = piece.clone()
+                published[f"{start}.attention.attention.{name}.{kind}"] = piece.clone()
         elif part.startswith("attn.proj"):
-            theirs[f"{start}.attention.output.dense.{kind}"] = value
+            published[f"{start}.attention.output.dense.{kind}"] = value
         elif part.startswith("ls"):
-            theirs[f"{start}.layer_scale{part[2]}.lambda1"] = value
+            published[f"{start}.layer_scale{part[2]}.lambda1"] = value
         elif not dinov2:
             plain = {"norm1": "layernorm_before", "norm2": "layernorm_after", "mlp.fc1": "intermediate.dense"}
-            theirs[f"{start}.{plain.get(part.rsplit('.', 1)[0], 'output.dense')}.{kind}"] = value
+            published[f"{start}.{plain.get(part.rsplit('.', 1)[0], 'output.dense')}.{kind}"] = value
         else:
             swiglu = {"mlp.fc1": "mlp.weights_in", "mlp.fc2": "mlp.weights_out"} if "midnight" in row.name else {}
-            theirs[f"{start}.{swiglu.get(part.rsplit('.', 1)[0], part.rsplit('.', 1)[0])}.{kind}"] = value
-    return theirs
+            published[f"{start}.{swiglu.get(part.rsplit('.', 1)[0], part.rsplit('.', 1)[0])}.{kind}"] = value
+    return published
 
 
 def forward_of_transformers(state: dict[str, Tensor], x: Tensor, eps: float) -> Tensor:
@@ -133,7 +137,8 @@ def test_a_model_saved_by_transformers_gives_the_same_tokens(name: str, kind: st
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     require_timm()
     row = replace(small(name), tokens=10, input_px=42)
-    row = replace(row, arguments={**row.arguments, "img_size": 42})
+    arguments: dict[str, Any] = {"img_size": 42} | ({"mlp_ratio": 5.5} if "midnight" in name else {})  # 176 hidden
+    row = replace(row, arguments={**row.arguments, **arguments})
     settings: dict[str, Any] = {
         "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
     }  # fmt: skip
@@ -221,6 +226,24 @@ def test_a_file_with_published_names_gives_the_vectors_of_its_weights(
             if row.pooling == "attention":
                 wanted = encoder.ln_contrast(encoder.attn_pool_contrast(tokens))
     np.testing.assert_allclose(opened.encode(pixels), wanted.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_features_of_slides_are_written_under_the_name_of_the_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = small("uni")
+    encoder = random_encoder(row)
+    monkeypatch.setitem(presets.PRESETS, "uni", row)  # type: ignore[index]
+    torch.save(published_names(row, encoder), tmp_path / "uni.bin")
+    slides = write_slides(tmp_path / "slides", 1)
+    spec, tiles = f"uni={tmp_path / 'uni.bin'}", TileSettings(28, 0.5, min_tissue=0)
+    here = RunSettings(device="cpu")
+    with pytest.raises(InputError, match=r"--encoder uni: made for tiles of 28 px at 0.5 µm/px, not 28 px at 0.25"):
+        feature_slides(slides, tmp_path / "job", spec, replace(tiles, mpp=0.25), run_settings=here)
+    assert not (tmp_path / "job").exists()
+    record = feature_slides(slides, tmp_path / "job", spec, tiles, run_settings=here).records[0]
+    assert (record["encoder"]["name"], record["features"]["dim"]) == ("uni", 32)
+    assert len(list((tmp_path / "job").glob("*/features_uni/*.h5"))) == 1
 
 
 def test_a_tile_larger_than_the_input_is_cropped_or_resized_as_its_authors_do() -> None:

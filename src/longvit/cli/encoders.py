@@ -19,7 +19,7 @@ def encoders(
     *,
     as_json: AsJson = False,
 ) -> int:
-    """List the published tile encoders that `longvit features --encoder` knows by name.
+    """List the published tile encoders of `longvit features --encoder NAME`.
 
     Each has its network, pooling and normalisation, the tiles it was made for, its licence, and the page with its
     weights. Nothing is downloaded here.

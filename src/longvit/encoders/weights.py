@@ -96,5 +96,5 @@ def _without_counters(model: PublishedEncoder) -> PublishedEncoder:
     """The model whose batch norms count no batches: the counters are integers, and unused in eval mode."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.num_batches_tracked = None
+            module.num_batches_tracked, module.track_running_stats = None, False
     return model

@@ -53,7 +53,7 @@ def predict_sites(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[SitePrediction, SitePrediction]:
-    """How well vectors (N, D) predict their sites: by k-NN and by a linear probe.
+    """Prediction of the sites from vectors (N, D), by k-NN and by a linear probe.
 
     Sites are permuted among samples of one of the `strata`, e.g. of one label.
 
@@ -158,7 +158,7 @@ def _judged(
 
 
 def _patient_weights(patient: Ints, resamples: int, rng: np.random.Generator) -> Floats:
-    """How often each sample is in each bootstrap resample of the patients, (R, N)."""
+    """Counts of each sample in the bootstrap resamples of the patients, (R, N)."""
     n = patient.max() + 1
     drawn = [np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(resamples)]
     return np.stack(drawn)[:, patient].astype(np.float64)

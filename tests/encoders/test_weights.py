@@ -23,9 +23,10 @@ from longvit.encoders.attention_pooling import HEADS, PooledByMultihead, PooledB
 from longvit.encoders.presets import PRESETS, Preset, preset
 from longvit.encoders.weights import resized_positions, weights_file
 from longvit.errors import InputError
+from longvit.slide_jobs.encoder_names import absolute, encoder_name, located
 from longvit.slide_jobs.features import feature_slides
 from longvit.slide_jobs.run import RunSettings
-from longvit.slide_jobs.tile_encoders import absolute, encoder_name, located, open_encoder
+from longvit.slide_jobs.tile_encoders import open_encoder
 from longvit.slides.tiles import TileSettings
 
 WIDTH = 32

@@ -18,8 +18,9 @@ from torch import nn
 from longvit.errors import InputError
 from longvit.model.pretrained import SHIPPED, load_model
 from longvit.slide_jobs import tile_encoders
+from longvit.slide_jobs.encoder_names import absolute, encoder_name
 from longvit.slide_jobs.stain_texture import describe_tile
-from longvit.slide_jobs.tile_encoders import TorchEncoder, absolute, encoder_name, open_encoder
+from longvit.slide_jobs.tile_encoders import TorchEncoder, open_encoder
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

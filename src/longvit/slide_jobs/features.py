@@ -24,10 +24,11 @@ from longvit.data.bag_layouts import Layout, write_bag
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.progress import Progress
+from longvit.slide_jobs.encoder_names import absolute, check_tiles, encoder_name, located
 from longvit.slide_jobs.job import read_record, write_table
 from longvit.slide_jobs.reading import ReadSettings, SlideFailedError, with_mpp
 from longvit.slide_jobs.run import JobSpec, RunSettings, SlideJobsResult, run
-from longvit.slide_jobs.tile_encoders import TileEncoder, absolute, check_tiles, encoder_name, located, open_encoder
+from longvit.slide_jobs.tile_encoders import TileEncoder, open_encoder
 from longvit.slide_jobs.tile_process import SILENCE_S, TileProcess
 from longvit.slide_jobs.tile_reader import ThreadTiles, TileReader, TilesRequest
 from longvit.slide_jobs.tiles import TiledJob, has_sizes, tile_folder

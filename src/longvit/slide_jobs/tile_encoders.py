@@ -14,7 +14,8 @@ An encoder maps uint8 RGB tiles to float32 vectors and normalises its input itse
 with which almost all are trained). A file of the last two kinds *is* a program that is executed: open only files that
 you trust. TorchScript's loader runs no pickled Python. That of torch.export would for some files, which are refused.
 
-A new kind is a function `(source, side of a tile in px, device) -> TileEncoder` and its line in `KINDS`.
+A new kind is a function `(source, side of a tile in px, device) -> TileEncoder`, its line in `KINDS`, and its form in
+`encoder_names`.
 
 B tiles of a batch, P side of a tile in px, D width.
 """
@@ -36,14 +37,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from longvit.encoders.presets import PRESETS, Preset
 from longvit.errors import InputError, one_line
 from longvit.processes.cpu_count import cpu_count
+from longvit.slide_jobs.encoder_names import encoder_name, split, split_preset
 from longvit.torch_file import refuse_bomb
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from longvit.encoders.presets import Preset
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -73,63 +76,8 @@ def open_encoder(spec: str, tile_px: int, device: torch.device | None = None) ->
     """
     if (named := split_preset(spec)) is not None:
         return _published(*named, tile_px, device)
-    kind, source = _split(spec)
+    kind, source = split(spec)
     return KINDS[kind](source, tile_px, device)
-
-
-def split_preset(spec: str) -> tuple[Preset, str] | None:
-    """The published encoder that a name stands for and its file ("" where none is given); None for other encoders."""
-    name, _, file = spec.partition("=")
-    return (PRESETS[name], file) if name in PRESETS and spec != f"{name}=" else None
-
-
-def located(spec: str, *, download: bool = False) -> str:
-    """The same encoder with the file of its weights, which for a published encoder may be fetched from the hub.
-
-    Raises `InputError` in one line with the page to visit where it has none; see `encoders.weights.weights_file`.
-    """
-    named = split_preset(spec)
-    if named is None or named[1]:
-        return spec
-    from longvit.encoders.weights import weights_file
-
-    return f"{spec}={weights_file(named[0], download=download)}"
-
-
-def check_tiles(spec: str, tile_px: int, mpp: float) -> None:
-    """Raises `InputError` for tiles that a published encoder was not made for."""
-    if (named := split_preset(spec)) is not None:
-        named[0].check_tiles(tile_px, mpp)
-
-
-def encoder_name(spec: str) -> str:
-    """Name of the folder of an encoder's features: `timm:resnet50` -> `timm-resnet50`. Raises `InputError` for an
-    unknown kind."""
-    if (named := split_preset(spec)) is not None:
-        return named[0].name
-    kind, source = _split(spec)
-    name = source
-    if kind in ("hipt", "torchscript", "export"):
-        name = Path(source).stem
-    elif kind != "timm":
-        name = Path(source).name
-    return re.sub(r"[^\w.+-]+", "-", f"{kind}-{name}" if source else kind)
-
-
-def absolute(spec: str) -> str:
-    """The same encoder with an absolute path, for processes with another working directory."""
-    if (named := split_preset(spec)) is not None:
-        return f"{named[0].name}={Path(named[1]).absolute()}" if named[1] else spec
-    kind, source = _split(spec)
-    return f"{kind}:{Path(source).absolute()}" if kind != "timm" and source and Path(source).exists() else spec
-
-
-def _split(spec: str) -> tuple[str, str]:
-    """Kind and source of an encoder's name."""
-    kind, _, source = spec.partition(":")
-    if kind not in KINDS or bool(source) == (kind == "stain-texture"):
-        raise InputError(f"--encoder {spec}: take one of {', '.join(_FORMS)}, or a name of `longvit encoders`")
-    return kind, source
 
 
 class StainTexture(TileEncoder):
@@ -312,7 +260,6 @@ KINDS: Mapping[str, Callable[[str, int, Any], TileEncoder]] = {
     "torchscript": _torchscript,
     "export": _export,
 }
-_FORMS = ("stain-texture", "timm:NAME", "hipt:FILE", "longvit:FOLDER", "torchscript:FILE", "export:FILE")
 
 
 def _of_module(

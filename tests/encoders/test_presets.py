@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,3 +87,14 @@ def test_the_command_lists_and_describes_the_encoders(capsys: pytest.CaptureFixt
     assert "longvit features slides/ --encoder uni2-h=pytorch_model.bin --tile-px 256 --tile-mpp 0.5" in details
     assert main(["encoders", "uni3"]) == 2
     assert "uni3: no such encoder; take one of uni, uni2-h" in capsys.readouterr().err
+
+
+def test_a_comparison_needs_the_features_of_the_encoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["benchmark", "cohort.csv", "--encoder", "uni"]) == 2
+    assert "--encoder uni needs --features, the folder of `longvit features`" in capsys.readouterr().err
+    (tmp_path / "job").mkdir()
+    assert main(["benchmark", "cohort.csv", "--encoder", "uni=a.bin", "--features", "job"]) == 2
+    assert "job: no folder features_uni with features in it" in capsys.readouterr().err

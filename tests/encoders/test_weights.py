@@ -148,7 +148,7 @@ def test_a_model_saved_by_transformers_gives_the_same_tokens(name: str, kind: st
     model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**settings)).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "model.safetensors")
+    model.save_pretrained(tmp_path)  # release 5 has other names in memory, and the published ones in files
     from longvit.encoders.weights import load_encoder
 
     encoder, pixels = load_encoder(row, tmp_path / "model.safetensors"), images(side_px=42)
@@ -356,7 +356,7 @@ def test_the_cache_is_used_without_the_network(monkeypatch: pytest.MonkeyPatch) 
         (
             "phikon",
             "LocalEntryNotFoundError",
-            r"not downloaded \(no connection to the hub: offline\); download model.saf",
+            r"not downloaded \(no connection to the hub\); download model.saf",
         ),
         (
             "phikon",

@@ -81,8 +81,8 @@ def weights_file(preset: Preset, *, download: bool = False) -> Path:
                 f"--encoder {preset.name}: gated; accept its licence ({preset.licence}) on {preset.page}, then "
                 "`hf auth login`"
             ) from error
-        except LocalEntryNotFoundError as error:  # it is an EntryNotFoundError, too
-            reason = f"no connection to the hub: {one_line(error, 80)}"
+        except LocalEntryNotFoundError:  # it is an EntryNotFoundError, too
+            reason = "no connection to the hub"
             break
         except EntryNotFoundError:
             continue

@@ -53,7 +53,7 @@ def test_a_prediction_that_follows_the_stain_is_named(tmp_path: Path) -> None:
     check = site_check(table, cohort, permutations=199)
     assert check.kind == "predictions"
     assert check.shortcut, check.sentence
-    assert "the prediction predicts the site beyond the label" in check.sentence
+    assert "the prediction shows the site beyond the label" in check.sentence
     assert check.robustness is None
     assert {site.site for site in check.sites} == {"A", "B", "C"}
     assert all(set(site.metrics) == {"auc", "balanced_accuracy"} for site in check.sites)
@@ -116,7 +116,7 @@ def test_without_labels_the_site_alone_is_judged(tmp_path: Path) -> None:
     without_labels(cohort)
     check = site_check(table, cohort, permutations=199)
     assert not check.shortcut
-    assert check.sentence.startswith("The embedding predicts the site (")
+    assert check.sentence.startswith("The embedding shows the site (")
     assert check.sentence.endswith("Without labels nothing can be said about a shortcut.")
     assert any("no column label" in note for note in check.notes)
 

@@ -15,7 +15,7 @@ def site_prediction_plot(methods: Sequence[tuple[str, float, float, float, float
     for i, (_, accuracy, low, high, chance) in enumerate(methods):
         first = i == 0
         axes.plot([low, high], [i, i], color=colour(0), linewidth=2)
-        axes.plot([accuracy], [i], "o", color=colour(0), label="95 % interval" if first else None)
+        axes.plot([accuracy], [i], "o", color=colour(0), label="balanced accuracy, 95 % interval" if first else None)
         axes.plot([chance], [i], "|", color=GREY, markersize=16, label="chance" if first else None)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(methods) + 0.2), xlabel="balanced accuracy of the predicted site")
     axes.set_yticks(range(len(methods)), [name for name, *_ in methods])

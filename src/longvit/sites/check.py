@@ -146,23 +146,26 @@ def _sentence(
     site = f"balanced accuracy {shown.accuracy:.2f}, chance {shown.chance:.2f}"
     beyond = " beyond the label" if within else ""
     if linked is None:
-        verb = "predicts" if shows_site else "does not clearly predict"
+        verb = "shows" if shows_site else "does not clearly show"
         return f"The {thing} {verb} the site ({site}). Without labels nothing can be said about a shortcut."
     label = f"balanced accuracy {linked.accuracy:.2f}, chance {linked.chance:.2f}"
     if shows_site and shows_label:
         return (
-            f"A shortcut is likely: the site predicts the label ({label}), and the {thing} predicts the site{beyond} "
+            f"A shortcut is likely: the site predicts the label ({label}), and the {thing} shows the site{beyond} "
             f"({site}). A model may learn the hospital instead of the disease; test it on sites left out "
             "(`longvit cohort split --by-site`)."
         )
     if shows_site:
         return (
-            f"No shortcut found: the {thing} predicts the site{beyond} ({site}), but the site hardly predicts the "
-            f"label ({label})."
+            f"No shortcut found: the {thing} shows the site{beyond} ({site}), but the site hardly predicts the label "
+            f"(Cramér's V {linked.v:.2f})."
         )
     if shows_label:
         return (
-            f"No shortcut found: the site predicts the label ({label}), but the {thing} does not clearly predict the "
+            f"No shortcut found: the site predicts the label ({label}), but the {thing} does not clearly show the "
             f"site{beyond} ({site})."
         )
-    return f"No shortcut found: neither does the {thing} clearly predict the site ({site}), nor the site the label."
+    return (
+        f"No shortcut found: the {thing} does not clearly show the site ({site}), and the site hardly predicts the "
+        f"label (Cramér's V {linked.v:.2f})."
+    )

@@ -44,7 +44,7 @@ def robustness_index(
     >>> from longvit.sites.robustness import robustness_index
     >>> vectors = np.random.default_rng(0).normal(size=(40, 8))
     >>> robustness_index(vectors, ["a", "b"] * 20, ["x"] * 20 + ["y"] * 20, [str(i) for i in range(40)]).k
-    21
+    11
     """
     label, site, patient = codes(labels), codes(sites), codes(patients)
     neighbours = nearest_of_others(cosine_distances(vectors), patient, max(k_candidates))

@@ -181,3 +181,17 @@ def test_the_command_prints_the_sentence_and_writes_the_report(
     assert json.loads(capsys.readouterr().out) == saved
     assert main([*arguments[:-1], "10"]) == 2
     assert "--permutations 10: from 199 to 100,000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_cohort_whose_sites_predict_the_labels_has_a_note(
+    linked: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort, _ = write(tmp_path, made(0, linked=linked, stained=False))
+    main(["cohort", "check", str(cohort), "--no-contents"])
+    note = "the site predicts the label (balanced accuracy 0.78, chance 0.50; Cramér's V 0.56)"
+    assert (note in capsys.readouterr().err) == linked
+    without_sites = cohort.read_text().replace(",A\n", ",\n")
+    cohort.write_text(without_sites)
+    main(["cohort", "check", str(cohort), "--no-contents"])
+    assert "predicts the label" not in capsys.readouterr().err

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from longvit.data.cohort import Cohort
 from longvit.data.identity import class_name
 from longvit.metrics.classification import classification_metrics
 from longvit.sites.association import Association, association
@@ -99,7 +100,7 @@ def site_check(
         robustness = robustness_index(samples.vectors, labels, samples.sites, samples.patients)
     shown = best(predictions)
     shows_site = len(predictions) * shown.p <= MAX_P and shown.accuracy - shown.chance >= MIN_GAIN
-    shows_label = linked is not None and linked.v >= MIN_V and linked.p <= MAX_P
+    shows_label = linked is not None and _is_linked(linked)
     return SiteCheck(
         source=str(source),
         cohort=str(cohort),
@@ -116,9 +117,31 @@ def site_check(
     )
 
 
+def site_note(cohort: Cohort) -> str | None:
+    """Sentence on a cohort whose sites predict the labels; None where they do not, or a row has no site or label."""
+    if any(not row.site or not row.label for row in cohort.rows):
+        return None
+    units = dict.fromkeys((row.case_id, str(row.site), row.label) for row in cohort.rows)
+    sites, labels = [site for _, site, _ in units], [label for _, _, label in units]
+    if min(len(set(sites)), len(set(labels))) < 2:
+        return None
+    linked = association(labels, sites)
+    if not _is_linked(linked):
+        return None
+    return (
+        f"{cohort.source}: the site predicts the label (balanced accuracy {linked.accuracy:.2f}, chance "
+        f"{linked.chance:.2f}; Cramér's V {linked.v:.2f}); test on sites left out (`longvit cohort split --by-site`) "
+        "and see `longvit site-check`"
+    )
+
+
 def best(predictions: Sequence[SitePrediction]) -> SitePrediction:
     """The prediction with the smallest p value; among equal ones the one furthest above chance."""
     return min(predictions, key=lambda one: (one.p, one.chance - one.accuracy))
+
+
+def _is_linked(linked: Association) -> bool:
+    return linked.v >= MIN_V and linked.p <= MAX_P
 
 
 def _by_site(samples: Samples) -> tuple[SiteMetrics, ...]:

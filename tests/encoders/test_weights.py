@@ -396,6 +396,14 @@ def test_a_torchvision_of_another_build_is_one_line(monkeypatch: pytest.MonkeyPa
         networks.timm_package()
 
 
+def test_a_timm_that_is_too_old_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "timm.py").write_text("__version__ = '1.0.15'")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(InputError, match=r"timm 1.0.15 is too old; pip install -U 'longvit\[encoders\]'"):
+        networks.timm_package()
+
+
 def test_names_of_published_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert encoder_name("uni2-h") == encoder_name("uni2-h=a/b.bin") == "uni2-h"

@@ -5,6 +5,7 @@ B tiles, P side of the input, N tokens, C width of the tokens, D width of the ve
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
@@ -19,6 +20,10 @@ from longvit.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+OLDEST_TIMM = (1, 0, 31)
+"""Older ones, e.g. 1.0.15, cannot build a network without memory, on the meta device."""
 
 
 class PublishedEncoder(nn.Module):
@@ -51,7 +56,7 @@ class PublishedEncoder(nn.Module):
 
 
 def timm_package() -> ModuleType:
-    """The package timm. Raises `InputError` in one line where it is not installed or cannot be imported."""
+    """The package timm. Raises `InputError` in one line where it is not installed, too old, or cannot be imported."""
     if find_spec("timm") is None:
         raise InputError("the package timm is not installed; pip install 'longvit[encoders]'")
     try:
@@ -61,6 +66,8 @@ def timm_package() -> ModuleType:
             f"the package timm cannot be imported ({one_line(error, 120)}); install the torchvision that belongs to "
             f"torch {torch.__version__}, from the same index as torch"
         ) from error
+    if tuple(int(number) for number in re.findall(r"\d+", timm.__version__)[:3]) < OLDEST_TIMM:
+        raise InputError(f"timm {timm.__version__} is too old; pip install -U 'longvit[encoders]'")
     return timm
 
 

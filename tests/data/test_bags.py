@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from longvit.data.bag_layouts import tile_attributes, tile_level0_px, write_bag, write_coordinates
-from longvit.data.bags import FeatureBag, find_bags, join_bags, read_bag
+from longvit.data.bags import FeatureBag, find_bags, folder_of_encoder, join_bags, read_bag
 from longvit.errors import InputError
 
 N, D = 300, 24
@@ -324,3 +324,16 @@ def test_a_folder_above_leads_to_the_only_features_in_it(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no features in it"):
         find_bags(tmp_path / "empty", ["a"])
+
+
+def test_the_features_of_an_encoder_are_found_in_a_job(tmp_path: Path) -> None:
+    for place in ("20x_256px_0px_overlap/features_uni", "20x_224px_0px_overlap/features_virchow2"):
+        tridents(tmp_path / place, "a", *numbers())
+    assert folder_of_encoder(tmp_path, "uni") == tmp_path / "20x_256px_0px_overlap" / "features_uni"
+    with pytest.raises(InputError, match="no folder features_uni2-h with features in it"):
+        folder_of_encoder(tmp_path, "uni2-h")
+    tridents(tmp_path / "40x_256px_0px_overlap" / "features_uni", "a", *numbers())
+    with pytest.raises(
+        InputError, match=r"2 folders features_uni with features in it \(20x_256px.*; give one as --feat"
+    ):
+        folder_of_encoder(tmp_path, "uni")

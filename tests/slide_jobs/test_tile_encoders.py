@@ -18,8 +18,9 @@ from torch import nn
 from longvit.errors import InputError
 from longvit.model.pretrained import SHIPPED, load_model
 from longvit.slide_jobs import tile_encoders
+from longvit.slide_jobs.encoder_names import absolute, encoder_name
 from longvit.slide_jobs.stain_texture import describe_tile
-from longvit.slide_jobs.tile_encoders import TorchEncoder, absolute, encoder_name, open_encoder
+from longvit.slide_jobs.tile_encoders import TorchEncoder, open_encoder
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -51,7 +52,7 @@ def test_stain_texture_describes_every_tile() -> None:
         open_encoder("stain-texture", 16)
 
 
-@pytest.mark.parametrize("given", ["resnet50", "stain-texture:x", "timm:", "uni", ""])
+@pytest.mark.parametrize("given", ["resnet5", "stain-texture:x", "timm:", "uni:", "uni=", ""])
 def test_a_name_that_there_is_not_lists_those_that_there_are(given: str) -> None:
     with pytest.raises(InputError, match=r"--encoder .*: take one of stain-texture, timm:NAME, .*export:FILE"):
         open_encoder(given, 256)

@@ -55,6 +55,14 @@ def benchmark(
             show_default=False,
         ),
     ] = None,
+    encoder: Annotated[
+        str | None,
+        Parameter(
+            help="Encoder whose features are used where the folder has those of several, named as for `longvit "
+            "features`, e.g. uni2-h.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, Parameter(help="Folder of the comparison.")] = Path("benchmark"),
     recipe: Recipe = None,
     fold_options: Annotated[ComparisonFolds, Parameter(name="*")] = ComparisonFolds(),
@@ -118,7 +126,7 @@ def benchmark(
     longvit benchmark cohort.csv --features job --folds 5 --slides-dir slides/ --heatmaps geojson,ome-tiff
     longvit benchmark tcga_ucec.csv.zip --task survival --folds splits/tcga_ucec --omics tcga_ucec.csv.zip --systems snn
     longvit benchmark cohort.csv --features job --folds column --systems clam_sb transmil --epochs 5
-    longvit benchmark cohort.csv --features job --folds 5 --exclude-qc qc/qc.csv
+    longvit benchmark cohort.csv --features job --encoder uni2-h --folds 5 --exclude-qc qc/qc.csv
     ```
     """
     from longvit.comparison.compare import compare, print_table
@@ -133,6 +141,8 @@ def benchmark(
         raise InputError(f"--deletion-slides {deletion_slides}: at least 0")
     if signatures is not None and omics is None:
         raise InputError("--signatures needs --omics, the table with the genes")
+    if encoder is not None:
+        features = _features_of(features, encoder)
     manifest = cohort_options.read(cohort, settings.task, need_files=False, allow_leak=settings.allow_leak)
     manifest, check = exclude_failed_rows(manifest, exclude_qc, out)
     for line in (manifest.summary(), *manifest.notes):
@@ -161,6 +171,17 @@ def benchmark(
     if problems:
         echo(f"{problems} problems, see {out / 'problems.csv'}")
     return 1 if problems else 0
+
+
+def _features_of(features: Path | None, encoder: str) -> Path:
+    """Folder of an encoder's features in a job's folder."""
+    from longvit.data.bags import folder_of_encoder
+    from longvit.errors import InputError
+    from longvit.slide_jobs.encoder_names import encoder_name
+
+    if features is None:
+        raise InputError(f"--encoder {encoder} needs --features, the folder of `longvit features`")
+    return folder_of_encoder(features, encoder_name(encoder))
 
 
 def _folds(manifest: Cohort, options: FoldOptions, settings: ComparisonSettings) -> tuple[Fold, ...]:

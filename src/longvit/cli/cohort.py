@@ -165,7 +165,7 @@ def check(
     """Check sizes, labels and leaks of a cohort, fold by fold; exit code 1 if a fold leaks.
 
     A leak is a patient, a slide or a copy of its file in two splits of a fold. Slides without a label or a file are
-    counted and named.
+    counted and named. A note says whether the column site predicts the label.
 
     **Examples**
 
@@ -191,6 +191,11 @@ def check(
         checked = folds_of_column(cohort)
     report = leakage.check(cohort, checked, contents=contents)
     print(json.dumps(report.as_json(), indent=1, ensure_ascii=False) if as_json else "\n".join(report_lines(report)))
+    if any(row.site for row in cohort.rows):
+        from longvit.sites.check import site_note
+
+        if (note := site_note(cohort)) is not None:
+            echo(note)
     if not (leaking := report.leaking()):
         return 0
     echo(

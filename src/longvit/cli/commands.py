@@ -12,6 +12,7 @@ from longvit.cli.convert import convert
 from longvit.cli.demo import demo
 from longvit.cli.doctor import doctor
 from longvit.cli.embed import embed
+from longvit.cli.encoders import encoders
 from longvit.cli.evaluate import evaluate
 from longvit.cli.features import features
 from longvit.cli.info import info
@@ -19,6 +20,7 @@ from longvit.cli.plan import plan
 from longvit.cli.predict import predict
 from longvit.cli.pretrain import pretrain
 from longvit.cli.recipes import recipes
+from longvit.cli.site_check import site_check
 from longvit.cli.status import status
 from longvit.cli.tables import tables
 from longvit.cli.tiles import tiles
@@ -49,10 +51,12 @@ app.command(canvas, sort_key=5)
 app.command(status, sort_key=5)
 app.command(tiles, sort_key=6)
 app.command(features, sort_key=6)
+app.command(encoders, sort_key=6)
 app.command(convert, sort_key=6)
 app.command(cohort)
 app.command(benchmark, sort_key=10)
 app.command(evaluate, sort_key=10)
+app.command(site_check, sort_key=10)
 app.command(tables, sort_key=11)
 app.command(recipes, sort_key=12)
 app.command(plan, sort_key=13)

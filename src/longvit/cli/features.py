@@ -42,7 +42,8 @@ def features(
     encoder: Annotated[
         str,
         Parameter(
-            help="stain-texture (colour and texture statistics, no download), timm:NAME if timm is installed, "
+            help="stain-texture (colour and texture statistics, no download), a published encoder as NAME=FILE or NAME "
+            "(`longvit encoders` lists them), timm:NAME if timm is installed, "
             "hipt:FILE (ViT-256), longvit:FOLDER (or longvit:longvit-tiny-dino, which ships with the package), "
             "torchscript:FILE or export:FILE. The last two run the program in the file: open only files that you trust."
         ),
@@ -53,6 +54,10 @@ def features(
         Parameter(help="File layout: trident, one .h5 per slide; clam, folders h5_files and pt_files."),
     ] = "trident",
     batch: Annotated[int, Parameter(help="Tiles per forward pass of the encoder.")] = 64,
+    download: Annotated[
+        bool,
+        Parameter(negative="", help="Fetch the weights of a published encoder from the hub if they are not here."),
+    ] = False,
     slides_dir: SlidesDir = None,
     tiling: Tiling = TilingSettings(),
     tissue: TissueMask = TissueSettings(),
@@ -72,6 +77,8 @@ def features(
     longvit features slides/ --out job --encoder stain-texture
     longvit features slides/ --out job --encoder longvit:longvit-tiny-dino
     longvit features slides/ --out job --encoder longvit:run/model --workers 4
+    longvit features slides/ --out job --encoder uni2-h=pytorch_model.bin
+    longvit features slides/ --out job --encoder phikon-v2 --tile-px 224 --download
     longvit features slides/ --out job --encoder timm:resnet50.a1_in1k --layout clam
     longvit features cohort.csv --slides-dir /data/slides --out job --encoder hipt:vit256_small_dino.pth
     longvit features slides/ --out job --regions annotations/ --exclude-class Artefact
@@ -87,6 +94,8 @@ def features(
         echo(f"encoder {encoder} on {pick_device(workers.device).name}")
     make_folder(out)
     listed = listed_slides(slides, slides_dir, out)
-    result = feature_slides(listed, out, encoder, tiling, tissue, reading, workers, layout=layout, batch=batch)
+    result = feature_slides(
+        listed, out, encoder, tiling, tissue, reading, workers, layout=layout, batch=batch, download=download
+    )
     print_tile_counts(result)
     return print_outcome(result, out, f"Features: {folder / TABLE}")

@@ -156,6 +156,23 @@ def find_bags(folder: str | Path, slide_ids: Iterable[str]) -> BagFiles:
     return BagFiles(paths, missing, near)
 
 
+def folder_of_encoder(folder: str | Path, encoder: str) -> Path:
+    """Folder `features_<encoder>` with bags in a job's folder, to one level below.
+
+    Raises `InputError` where there is none, or one for each of several kinds of tiles.
+    """
+    folder = Path(folder)
+    places = [path for pattern in ("", "*/") for path in sorted(folder.glob(f"{pattern}features_{encoder}"))]
+    places = [path for path in places if path.is_dir() and _has_bags(path)]
+    if len(places) == 1:
+        return places[0]
+    found = f"{len(places)} folders" if places else "no folder"
+    names = (
+        f" ({', '.join(str(path.relative_to(folder)) for path in places)}); give one as --features" if places else ""
+    )
+    raise InputError(f"{folder}: {found} features_{encoder} with features in it{names}")
+
+
 def _bag_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of features")

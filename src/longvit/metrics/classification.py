@@ -139,8 +139,8 @@ def resampled_metrics(
     """
     y, p = _checked(labels, probabilities)
     assert len(patients) == len(y)
-    return bootstrap_weighted(
-        lambda weights: weighted_metrics(y, p, weights, metrics), patients, resamples=resamples, level=level, seed=seed
+    return resampled_weighted(
+        lambda weights: weighted_metrics(y, p, weights, metrics), patients, resamples=resamples, seed=seed
     )
 
 
@@ -152,7 +152,19 @@ def bootstrap_weighted(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Percentile interval of each metric of `weighted`: weights (B, N) on the slides -> metric -> values (B,).
+    """Percentile interval of each metric of `weighted`: weights (B, N) on the slides -> metric -> values (B,)."""
+    values = resampled_weighted(weighted, patients, resamples=resamples, seed=seed)
+    return {name: percentile_interval(drawn, level) for name, drawn in values.items()}
+
+
+def resampled_weighted(
+    weighted: Callable[[NDArray[np.float64]], Mapping[str, NDArray[np.float64]]],
+    patients: Sequence[str],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """Metric of `weighted` (see `bootstrap_weighted`) -> its value (resamples,) in each resample.
 
     A weight is the number of times that the patient of a slide is drawn. All metrics use the same resamples.
     """

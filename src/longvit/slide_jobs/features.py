@@ -24,10 +24,11 @@ from longvit.data.bag_layouts import Layout, write_bag
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
 from longvit.progress import Progress
+from longvit.slide_jobs.encoder_names import absolute, check_tiles, encoder_name, located
 from longvit.slide_jobs.job import read_record, write_table
 from longvit.slide_jobs.reading import ReadSettings, SlideFailedError, with_mpp
 from longvit.slide_jobs.run import JobSpec, RunSettings, SlideJobsResult, run
-from longvit.slide_jobs.tile_encoders import TileEncoder, absolute, encoder_name, open_encoder
+from longvit.slide_jobs.tile_encoders import TileEncoder, open_encoder
 from longvit.slide_jobs.tile_process import SILENCE_S, TileProcess
 from longvit.slide_jobs.tile_reader import ThreadTiles, TileReader, TilesRequest
 from longvit.slide_jobs.tiles import TiledJob, has_sizes, tile_folder
@@ -57,10 +58,12 @@ def feature_slides(
     *,
     layout: Layout = "trident",
     batch: int = BATCH,
+    download: bool = False,
 ) -> SlideJobsResult:
     """Encodes the tiles of slides: writes a bag of features per slide, and `features.csv` with all slides.
 
-    `encoder`: a name, see `tile_encoders`. `batch`: tiles per forward pass of the encoder.
+    `encoder`: a name, see `tile_encoders`. `batch`: tiles per forward pass of the encoder. `download`: fetch the
+    weights of a published encoder from the hub where they are not on this machine.
 
     A slide that fails becomes a row of `problems.csv`. Raises `InputError` for an encoder that cannot be used, or if
     `out_dir` cannot be written to.
@@ -78,6 +81,8 @@ def feature_slides(
         raise InputError(f"--batch {batch}: at least 1")
     tiles, tissue = tiles or TileSettings(), tissue or TissueSettings()
     read_settings, run_settings = read_settings or ReadSettings(), run_settings or RunSettings()
+    check_tiles(encoder, tiles.tile_px, tiles.mpp)
+    encoder = located(encoder, download=download)
     folder = feature_folder(out_dir, tiles, encoder)
     parameters = {
         "encoder": absolute(encoder),

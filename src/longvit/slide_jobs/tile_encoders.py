@@ -7,12 +7,15 @@
                         (`model.pretrained.load_model`), e.g. `longvit:longvit-tiny-dino`
     torchscript:FILE    a module saved by torch.jit.save
     export:FILE         a program saved by torch.export.save with a batch of any size, on the CPU
+    NAME, NAME=FILE     a published encoder of the table `encoders.presets`, e.g. `uni2-h=pytorch_model.bin`; without a
+                        file its weights are taken from the hub's cache
 
 An encoder maps uint8 RGB tiles to float32 vectors and normalises its input itself (files: with ImageNet's mean and SD,
 with which almost all are trained). A file of the last two kinds *is* a program that is executed: open only files that
 you trust. TorchScript's loader runs no pickled Python. That of torch.export would for some files, which are refused.
 
-A new kind is a function `(source, side of a tile in px, device) -> TileEncoder` and its line in `KINDS`.
+A new kind is a function `(source, side of a tile in px, device) -> TileEncoder`, its line in `KINDS`, and its form in
+`encoder_names`.
 
 B tiles of a batch, P side of a tile in px, D width.
 """
@@ -29,18 +32,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longvit.errors import InputError, one_line
 from longvit.processes.cpu_count import cpu_count
+from longvit.slide_jobs.encoder_names import encoder_name, split, split_preset
 from longvit.torch_file import refuse_bomb
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from longvit.encoders.presets import Preset
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -68,34 +74,10 @@ def open_encoder(spec: str, tile_px: int, device: torch.device | None = None) ->
 
     Raises `InputError` in one line for an unknown kind, a missing file or package, weights or tiles that do not fit.
     """
-    kind, source = _split(spec)
+    if (named := split_preset(spec)) is not None:
+        return _published(*named, tile_px, device)
+    kind, source = split(spec)
     return KINDS[kind](source, tile_px, device)
-
-
-def encoder_name(spec: str) -> str:
-    """Name of the folder of an encoder's features: `timm:resnet50` -> `timm-resnet50`. Raises `InputError` for an
-    unknown kind."""
-    kind, source = _split(spec)
-    name = source
-    if kind in ("hipt", "torchscript", "export"):
-        name = Path(source).stem
-    elif kind != "timm":
-        name = Path(source).name
-    return re.sub(r"[^\w.+-]+", "-", f"{kind}-{name}" if source else kind)
-
-
-def absolute(spec: str) -> str:
-    """The same encoder with an absolute path, for processes with another working directory."""
-    kind, source = _split(spec)
-    return f"{kind}:{Path(source).absolute()}" if kind != "timm" and source and Path(source).exists() else spec
-
-
-def _split(spec: str) -> tuple[str, str]:
-    """Kind and source of an encoder's name."""
-    kind, _, source = spec.partition(":")
-    if kind not in KINDS or bool(source) == (kind == "stain-texture"):
-        raise InputError(f"--encoder {spec}: take one of {', '.join(_FORMS)}")
-    return kind, source
 
 
 class StainTexture(TileEncoder):
@@ -131,13 +113,14 @@ class TorchEncoder(TileEncoder):
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
         input_px: int | None = None,
+        resizing: Literal["bicubic", "bilinear", "crop"] = "bicubic",
     ) -> None:
-        """Finds the width with two blank tiles. `input_px`: side to which tiles are resized (bicubic, antialiased);
-        None: they are not resized."""
+        """Finds the width with two blank tiles. `input_px`: side to which tiles are resized (antialiased), or cropped
+        around the centre where they are larger; None: they stay as they are."""
         import torch
 
         self.name, self.digest, self._module = name, digest, module
-        self._device, self._input_px = device or torch.device("cpu"), input_px
+        self._device, self._input_px, self._resizing = device or torch.device("cpu"), input_px, resizing
         self._mean, self._std = (torch.tensor(v, device=self._device).view(1, 3, 1, 1) for v in (mean, std))
         blank = np.full((2, tile_px, tile_px, 3), 255, np.uint8)
         try:
@@ -159,9 +142,30 @@ class TorchEncoder(TileEncoder):
         with torch.inference_mode():
             images = torch.from_numpy(tiles).to(self._device).permute(0, 3, 1, 2).float() / 255
             if self._input_px and images.shape[-1] != self._input_px:
-                size = (self._input_px, self._input_px)
-                images = torch.nn.functional.interpolate(images, size, mode="bicubic", antialias=True).clamp_(0, 1)
+                images = _fitted(images, self._input_px, self._resizing)
             return self._module((images - self._mean) / self._std)
+
+
+def _fitted(images: torch.Tensor, side_px: int, resizing: str) -> torch.Tensor:
+    """Images (B, 3, P, P) of another side, resized or cropped."""
+    import torch
+
+    margin = images.shape[-1] - side_px
+    if resizing == "crop" and margin > 0:
+        first = margin // 2
+        return images[..., first : first + side_px, first : first + side_px]
+    mode = "bicubic" if resizing == "crop" else resizing
+    return torch.nn.functional.interpolate(images, (side_px, side_px), mode=mode, antialias=True).clamp_(0, 1)
+
+
+def _published(preset: Preset, file: str, tile_px: int, device: torch.device | None) -> TileEncoder:
+    from longvit.encoders.weights import load_encoder, weights_file
+
+    module = load_encoder(preset, file or weights_file(preset))
+    mean, std = preset.normalisation
+    return _of_module(
+        preset.name, module, tile_px, device, mean=mean, std=std, input_px=preset.input_px, resizing=preset.resizing
+    )
 
 
 def _stain_texture(source: str, tile_px: int, device: torch.device | None) -> TileEncoder:
@@ -256,7 +260,6 @@ KINDS: Mapping[str, Callable[[str, int, Any], TileEncoder]] = {
     "torchscript": _torchscript,
     "export": _export,
 }
-_FORMS = ("stain-texture", "timm:NAME", "hipt:FILE", "longvit:FOLDER", "torchscript:FILE", "export:FILE")
 
 
 def _of_module(

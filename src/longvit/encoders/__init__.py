@@ -1,0 +1,1 @@
+"""Published tile encoders by name: their table, their networks, their weights."""

@@ -1,0 +1,1 @@
+"""Site check: whether embeddings or predictions show the hospital, and whether the hospital shows the label."""

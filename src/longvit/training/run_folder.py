@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from longvit.parallel.ranks import Ranks
 
 METRICS_JSON = "metrics.json"
-_ADDED_SETTINGS = {"decode": "exact"}
+_ADDED_SETTINGS = {"decode": "exact", "objective": "dino", "recolour": 0.2}
 """Settings that a stored run.json may lack, with the value that its run had."""
 
 

@@ -87,7 +87,7 @@ def real(name: str, tested: Sequence[str]) -> Fields:
     return Fields(name, pixels, labels, np.array([r["fold"] for r in rows]), [r["case_id"] for r in rows], tested)
 
 
-def squares(folder: Path) -> Fields:
+def squares(folder: Path, side_px: int = 128) -> Fields:
     """Squares of the example slide, with folds by block."""
     cohort = read_cohort(folds.write_cohort(folder))
     made = make_folds(cohort, folds.FOLDS, strata=[str(row.label) for row in cohort.rows], by_site=True)
@@ -95,7 +95,7 @@ def squares(folder: Path) -> Fields:
     names = np.array([fold_of[row.slide_id] for row in cohort.rows])
     labels = np.array([cohort.class_index(row) for row in cohort.rows]) ^ 1  # grainy, the first class, is positive
     cases = [str(row.site) for row in cohort.rows]
-    pixels = read_fields([Path(row.path) for row in cohort.rows if row.path is not None], 128)
+    pixels = read_fields([Path(row.path) for row in cohort.rows if row.path is not None], side_px)
     return Fields("squares", pixels, labels, names, cases, sorted(set(fold_of.values())))
 
 
@@ -151,7 +151,9 @@ def histogram(pixels: NDArray[np.uint8]) -> Features:
 def compare(fields: Fields, systems: dict[str, Callable[[NDArray[np.uint8]], Features]]) -> list[dict[str, Any]]:
     """Rows of all systems on one set of fields: AUC of both probes and its gap to random weights."""
     randoms = [probe(fields, embedded(random_model(seed), fields.pixels)) for seed in SEEDS]
-    rows = [_row(fields, f"random weights, seed {seed}", scores, []) for seed, scores in zip(SEEDS, randoms, strict=True)]
+    rows = [
+        _row(fields, f"random weights, seed {seed}", scores, []) for seed, scores in zip(SEEDS, randoms, strict=True)
+    ]
     for name, system in systems.items():
         rows.append(_row(fields, name, probe(fields, system(fields.pixels)), randoms))
     return rows

@@ -43,7 +43,7 @@ def features(
         str,
         Parameter(
             help="stain-texture (colour and texture statistics, no download), timm:NAME if timm is installed, "
-            "hipt:FILE (ViT-256), longvit:FOLDER (or longvit:longvit-tiny-dino, which ships with the package), "
+            "hipt:FILE (ViT-256), longvit:FOLDER (or longvit:longvit-tiny-stem, which ships with the package), "
             "torchscript:FILE or export:FILE. The last two run the program in the file: open only files that you trust."
         ),
     ] = "stain-texture",
@@ -70,7 +70,7 @@ def features(
 
     ```
     longvit features slides/ --out job --encoder stain-texture
-    longvit features slides/ --out job --encoder longvit:longvit-tiny-dino
+    longvit features slides/ --out job --encoder longvit:longvit-tiny-stem
     longvit features slides/ --out job --encoder longvit:run/model --workers 4
     longvit features slides/ --out job --encoder timm:resnet50.a1_in1k --layout clam
     longvit features cohort.csv --slides-dir /data/slides --out job --encoder hipt:vit256_small_dino.pth

@@ -275,7 +275,9 @@ class _Pretraining:
         write_history(folder / "history.csv", trained.epochs)
         monitored, plots = self.monitored, folder / "pictures"
         with only_plots(plots):
-            write_plots(plots, self.objective.evaluated, monitored.pixels, monitored.names, self.probe, groups=monitored.slides)
+            write_plots(
+                plots, self.objective.evaluated, monitored.pixels, monitored.names, self.probe, groups=monitored.slides
+            )
         write_problems(folder / PROBLEMS_CSV, self.problems())
         self.objective.evaluated.save_pretrained(folder / "teacher")
         published = self.run_folder.publish(metrics)

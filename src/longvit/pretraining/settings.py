@@ -35,7 +35,7 @@ class PretrainRecipe(DinoSettings, RegionSettings, CropSettings):
     """Name of the model: longvit_tiny_patch32, longvit_small_patch32 (the paper's) or longvit_base_patch32; for few
     slides longvit_tiny_stem_patch32, longvit_small_stem_patch32 or longvit_base_stem_patch32."""
     weights: Path | None = None
-    """Folder of a model that student and teacher start from (longvit-tiny-dino ships with the package), or a checkpoint
+    """Folder of a model that student and teacher start from (longvit-tiny-stem ships with the package), or a checkpoint
     in DINO's layout, with its heads and centre; its size overrides model. Left out: random weights."""
     batch_size: int = 1024
     """Regions per optimiser step, over all ranks (LongViT, table 5)."""

@@ -151,9 +151,7 @@ def histogram(pixels: NDArray[np.uint8]) -> Features:
 def compare(fields: Fields, systems: dict[str, Callable[[NDArray[np.uint8]], Features]]) -> list[dict[str, Any]]:
     """Rows of all systems on one set of fields: AUC of both probes and its gap to random weights."""
     randoms = [probe(fields, embedded(random_model(seed), fields.pixels)) for seed in SEEDS]
-    rows = [
-        _row(fields, f"random weights, seed {seed}", scores, []) for seed, scores in zip(SEEDS, randoms, strict=True)
-    ]
+    rows = [_row(fields, f"random weights {seed}", scores, []) for seed, scores in zip(SEEDS, randoms, strict=True)]
     for name, system in systems.items():
         rows.append(_row(fields, name, probe(fields, system(fields.pixels)), randoms))
     return rows

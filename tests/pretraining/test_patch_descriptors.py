@@ -1,4 +1,4 @@
-"""Patch descriptors: another stain, a turned crop or another batch leaves them as they are; parts agree with oracles."""
+"""Patch descriptors: a paler stain, a turned crop or another batch changes nothing; parts agree with oracles."""
 
 from __future__ import annotations
 

@@ -273,13 +273,11 @@ class _Pretraining:
         ]
         write_history(folder / "steps.csv", steps)
         write_history(folder / "history.csv", trained.epochs)
-        monitored, plots = self.monitored, folder / "pictures"
+        monitored, plots, network = self.monitored, folder / "pictures", self.objective.evaluated
         with only_plots(plots):
-            write_plots(
-                plots, self.objective.evaluated, monitored.pixels, monitored.names, self.probe, groups=monitored.slides
-            )
+            write_plots(plots, network, monitored.pixels, monitored.names, self.probe, groups=monitored.slides)
         write_problems(folder / PROBLEMS_CSV, self.problems())
-        self.objective.evaluated.save_pretrained(folder / "teacher")
+        network.save_pretrained(folder / "teacher")
         published = self.run_folder.publish(metrics)
         if self.show is not None:
             self.show(folder)

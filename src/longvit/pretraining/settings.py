@@ -27,8 +27,8 @@ class PretrainRecipe(DinoSettings, RegionSettings, CropSettings):
     """Settings of a pretraining that decide its result."""
 
     objective: Literal["dino", "texture"] = "dino"
-    """dino: self-distillation, the paper's. texture: descriptors of the patches' structure are predicted from recoloured
-    crops; for few slides and hundreds of steps. It takes no local crops and ignores the settings of teacher and head."""
+    """dino: self-distillation, the paper's. texture: descriptors of the patches' structure are predicted from
+    recoloured crops, for few slides and hundreds of steps; it has no local crops, teacher and prototypes."""
     recolour: float = 0.2
     """Strength of the random colours of the objective texture; 0: none."""
     model: str = "longvit_small_patch32"

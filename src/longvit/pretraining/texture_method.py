@@ -96,7 +96,7 @@ class TextureRegression(nn.Module):
 
 
 class TextureMethod:
-    """Training method of the objective: AdamW with DINO's schedules of rate and decay, gradients clipped by parameter."""
+    """Training method of the objective: AdamW, DINO's schedules of rate and decay, gradients clipped by parameter."""
 
     def __init__(self, model: TextureRegression, schedules: Schedules, *, recolour: float) -> None:
         self.model, self.schedules, self.recolour = model, schedules, recolour
@@ -132,8 +132,8 @@ class TextureMethod:
 def recoloured(crops: Tensor, amount: float) -> Tensor:
     """Crops (n, 3, S, S) in 0 … 1 in random colours, drawn from torch's global random state.
 
-    Optical densities of red, green and blue are mixed by the identity plus a normal matrix times `amount`, multiplied by
-    exp(1.25 · amount · normal) and shifted by amount / 4 · normal, all drawn for each crop.
+    Optical densities of red, green and blue are mixed by the identity plus a normal matrix times `amount`, multiplied
+    by exp(1.25 · amount · normal) and shifted by amount / 4 · normal, all drawn for each crop.
     """
     n = len(crops)
     mixing = torch.eye(3) + amount * torch.randn(n, 3, 3)

@@ -1,6 +1,6 @@
 """Benchmark of fine-tuning from pretrained weights against random weights, on fields that no pretraining has seen.
 
-    python benchmarks/pretrained.py [--save] [--quick] [--fields squares colon] [--weights NAME] [--seeds 0 1 2]
+    python benchmarks/pretrained.py [--save] [--quick] [--fields squares …] [--weights NAME] [--seeds 0 1 2]
 
 Both start as the same network and have the same batches: AdamW, 3e-4, 40 steps of 16 fields (as many of each class),
 turned and mirrored. Nothing is tuned.
@@ -8,6 +8,7 @@ turned and mirrored. Nothing is tuned.
 - squares: 576 squares of 64 px of the example slide, a proxy label of grain (`folds.py`), five folds by block
 - colon: 338 fields reduced to 224 px, adenocarcinoma or healthy; trained on random crops of 128 px in random colours,
   tested on whole fields of held-out sources (needs ../shared)
+- oral_scc: the same for carcinoma or normal at 400×; tested on the stainings of the fold that pretraining left out
 
 The gap is the mean over folds and seeds of the difference of AUCs; its 95 % interval resamples the test cases, the same
 ones for both, then folds and seeds (`paired.py`). Trials are stored one by one, and finished ones are not repeated.
@@ -30,13 +31,13 @@ from torch import Tensor
 
 from longvit.model.longvit import LongViT, create_model
 from paired import gap, rounds_of, scored
-from pretraining import MODEL, Fields, real, squares
+from pretraining import MODEL, TESTED, Fields, real, squares
 from side_by_side import HERE
 from trainability_tasks import recoloured, why_absent
 from trials import Row, TrialFile, run_trials
 
 RESULT = HERE / "results" / "pretrained.json"
-CROP_PX = {"squares": 64, "colon": 128}
+CROP_PX = {"squares": 64, "colon": 128, "oral_scc": 128}
 BATCH, WARMUP_STEPS, LR, WEIGHT_DECAY = 16, 8, 3e-4, 0.05
 
 
@@ -57,7 +58,7 @@ def fields_of(name: str) -> Fields:
     if name == "squares":
         with tempfile.TemporaryDirectory() as folder:
             return squares(Path(folder), 64)
-    return real(name, ("1", "2", "3", "4"))
+    return real(name, TESTED[name])
 
 
 def batch_of(fields: Fields, train: np.ndarray, g: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -74,7 +75,7 @@ def batch_of(fields: Fields, train: np.ndarray, g: torch.Generator) -> tuple[Ten
         crop = crop.rot90(int(torch.randint(4, (1,), generator=g)), (1, 2))
         images.append(crop.flip(2) if torch.rand(1, generator=g) < 0.5 else crop)
     x = normalised(torch.stack(images))
-    return recoloured(x, g) if fields.name == "colon" else x, torch.from_numpy(fields.labels[index])
+    return x if fields.name == "squares" else recoloured(x, g), torch.from_numpy(fields.labels[index])
 
 
 def normalised(images: Tensor) -> Tensor:

@@ -4,9 +4,9 @@
     loss = mean (A token - d)² + mean (B embedding - e)²             A, B: linear heads
 
 The descriptors are those of the crop as it is. The network receives the crop in random colours: it must recognise
-structure in any stain. Every patch is a target of 40 numbers, so a step learns much more than one class per crop gives,
-which counts where there are hundreds of steps and not millions (as in masked feature prediction: Wei et al. 2022, arXiv
-2112.09133, where targets are histograms of gradients, of hidden patches).
+structure in any stain. Every patch is a target of 40 numbers, so a step teaches more than one class per crop does. This
+counts where there are hundreds of steps. Masked feature prediction is related (Wei et al. 2022, arXiv 2112.09133): its
+targets are histograms of gradients, of hidden patches.
 
 Whitening is fitted on the monitored regions before the first step and stored in the checkpoint.
 
@@ -132,8 +132,8 @@ class TextureMethod:
 def recoloured(crops: Tensor, amount: float) -> Tensor:
     """Crops (n, 3, S, S) in 0 … 1 in random colours, drawn from torch's global random state.
 
-    Optical densities of red, green and blue are mixed by the identity plus a normal matrix times `amount`, multiplied
-    by exp(1.25 · amount · normal) and shifted by amount / 4 · normal, all drawn for each crop.
+    Optical densities of red, green and blue are mixed by the identity plus a normal matrix times `amount`. They are
+    multiplied by exp(1.25 · amount · normal) and shifted by amount / 4 · normal. All is drawn for each crop.
     """
     n = len(crops)
     mixing = torch.eye(3) + amount * torch.randn(n, 3, 3)

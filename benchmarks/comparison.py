@@ -1,7 +1,7 @@
 """Comparison of all systems on real labels, and on omics of real patients without slides.
 
     python benchmarks/comparison.py [--save] [--quick] [--systems clam_sb …] [--folds 0 …] [--epochs 4] [--out DIR]
-                                    [--encoder longvit:longvit-tiny-dino]
+                                    [--encoder longvit:longvit-tiny-stem]
     python benchmarks/comparison.py --omics [--save] [--quick] [--epochs 20] [--out FOLDER]
 
 **Fields**: 338 H&E fields of colon (448 px), adenocarcinoma or healthy, five folds disjoint by site. Features of all 16
@@ -12,8 +12,8 @@ shortcut in these fields, since every site has one label (benchmarks/colon.py). 
 under one protocol, not which of them is best on slides.
 
 A LongViT takes multiples of 32 px. For `longvit:` the same 16 tiles are enlarged from 112 to 128 px, bicubic as in the
-tile reader: 16 patches of 32 px, each of 28 px of the file. The weights longvit-tiny-dino were pretrained without
-labels on the fields of folds 0 to 2. Only folds 3 and 4 are new to them.
+tile reader: 16 patches of 32 px, each of 28 px of the file. All fields are new to the weights
+longvit-tiny-stem.
 
 **Omics**, on the published folds and tables of UCEC (123 copy numbers) and LUAD (3,096 features):
 

@@ -3,7 +3,7 @@
     python benchmarks/deletion.py [--save] [--models demo colon] [--slides 40] [--out FOLDER]
 
 - demo: the model of `longvit demo` (a region rich in haematoxylin or not), on all test regions
-- colon: the shipped weights `longvit-tiny-dino`, frozen, at 224 px, with a logistic head for adenocarcinoma or
+- colon: the shipped weights `longvit-tiny-stem`, frozen, at 224 px, with a logistic head for adenocarcinoma or
   healthy that is fitted on folds 0 to 2 of the colon fields and tested on folds 3 and 4, whose sites neither the head
   nor the pretraining has seen (needs ../shared); `--slides` fields, evenly spaced
 
@@ -107,7 +107,7 @@ def colon(out: Path, slides: int) -> list[dict[str, Any]]:
     cohort = read_cohort(COLON / "cohort.csv")
     cache = out / "canvases"
     paths = cache_canvases(cohort.rows, CanvasSettings(SIDE_PX), cache).paths
-    model = load_model("longvit-tiny-dino")
+    model = load_model("longvit-tiny-stem")
     model.config = replace(model.config, image_px=SIDE_PX)
     features = np.stack([model.embed(read_canvas(paths[row.slide_id])) for row in cohort.rows])
     labels = np.array([cohort.class_index(row) for row in cohort.rows])

@@ -40,7 +40,7 @@ from trainability_tasks import REAL, why_absent
 from trials import Row, TrialFile, run_trials
 
 RESULT = HERE / "results" / "evidence.json"
-MODEL, WEIGHTS = "longvit_tiny_patch32", "longvit-tiny-dino"
+MODEL, WEIGHTS = "longvit_tiny_stem_patch32", "longvit-tiny-stem"
 
 
 AXES = {"slides": "share", "pixels": "side_px", "epochs": "epochs", "parameters": "width"}

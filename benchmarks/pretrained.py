@@ -1,18 +1,17 @@
-"""Benchmark of the shipped pretrained weights against random weights and mean colour, on unseen labels.
+"""Benchmark of fine-tuning from pretrained weights against random weights, on fields that no pretraining has seen.
 
-    python benchmarks/pretrained.py [--save] [--quick] [--data squares colon] [--weights NAME] [--out FOLDER]
+    python benchmarks/pretrained.py [--save] [--quick] [--fields squares …] [--weights NAME] [--seeds 0 1 2]
 
-Two sets of labelled fields, none of which the weights were pretrained on:
+Both start as the same network and have the same batches: AdamW, 3e-4, 40 steps of 16 fields (as many of each class),
+turned and mirrored. Nothing is tuned.
 
-- squares: 576 squares of 64 px (32 µm) of the example slide, five folds by block, with a proxy label that colour does
-  not predict (see `benchmarks/folds.py`)
-- colon: 338 H&E fields of colon, adenocarcinoma or healthy; trained on the sites of folds 0 to 2 (used by pretraining
-  without labels), tested on the sites of folds 3 and 4 (needs ../shared)
+- squares: 576 squares of 64 px of the example slide, a proxy label of grain (`folds.py`), five folds by block
+- colon: 338 fields reduced to 224 px, adenocarcinoma or healthy; trained on random crops of 128 px in random colours,
+  tested on whole fields of held-out sources (needs ../shared)
+- oral_scc: the same for carcinoma or normal at 400×; tested on the stainings of the fold that pretraining left out
 
-Each has five systems under one protocol. Three are linear heads: on mean colour, on a random frozen encoder and on the
-frozen pretrained one. Two are whole networks, from random and from pretrained weights, with the same settings. A gap is
-the mean over the folds of the difference of AUCs on the test fields. Its 95 % bootstrap interval resamples cases
-(squares: the squares), the same ones for both systems.
+The gap is the mean over folds and seeds of the difference of AUCs; its 95 % interval resamples the test cases, the same
+ones for both, then folds and seeds (`paired.py`). Trials are stored one by one, and finished ones are not repeated.
 """
 
 from __future__ import annotations
@@ -20,118 +19,142 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from folds import FOLDS, QUICK_STEP, SETTINGS, write_cohort
-from longvit.data.cohort import Cohort
-from longvit.data.cohort_table import read_cohort
-from longvit.data.folds import Fold, assign
-from longvit.data.new_folds import make_folds
-from longvit.finetuning.crossval import cross_validate, replace_splits
-from longvit.finetuning.fold_metrics import Round, gaps
-from longvit.finetuning.prepare_cohort import prepare_cohort
-from longvit.finetuning.settings import FinetuneSettings
-from longvit.tasks.task import task_class
-from side_by_side import HERE, report
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-COLON = HERE.parents[1] / "shared" / "slides" / "colon"
-PAIRS = (
-    ("frozen_weights", "random_encoder"),
-    ("frozen_weights", "mean_colour"),
-    ("trained_from_weights", "trained_from_random"),
-    ("trained_from_weights", "mean_colour"),
-    ("trained_from_weights", "frozen_weights"),
-)
+from longvit.model.longvit import LongViT, create_model
+from paired import gap, rounds_of, scored
+from pretraining import MODEL, TESTED, Fields, real, squares
+from side_by_side import HERE
+from trainability_tasks import recoloured, why_absent
+from trials import Row, TrialFile, run_trials
+
+RESULT = HERE / "results" / "pretrained.json"
+CROP_PX = {"squares": 64, "colon": 128, "oral_scc": 128}
+BATCH, WARMUP_STEPS, LR, WEIGHT_DECAY = 16, 8, 3e-4, 0.05
 
 
-def squares(out: Path, quick: bool) -> tuple[Cohort, tuple[Fold, ...], FinetuneSettings]:
-    """Cohort, folds and settings of the squares; fewer epochs than `folds.py`, as pretrained weights need fewer."""
-    cohort = read_cohort(write_cohort(out / "squares", QUICK_STEP if quick else 1))
-    settings = FinetuneSettings(epochs=6, **SETTINGS)
-    strata = task_class("subtyping").strata(cohort, settings)
-    return cohort, make_folds(cohort, 2 if quick else FOLDS, strata=strata, by_site=True), settings
+@dataclass(frozen=True)
+class Trial:
+    """One training."""
+
+    fields: str
+    weights: str | None
+    """None: random."""
+    fold: str
+    seed: int
+    steps: int = 40
 
 
-def colon(out: Path, quick: bool) -> tuple[Cohort, tuple[Fold, ...], FinetuneSettings]:
-    """Cohort, one fold with sites unseen by pretraining, and settings (of `colon.py`) of the colon fields."""
-    from colon import SETTINGS as COLON_SETTINGS
-
-    cohort = read_cohort(COLON / "cohort.csv")
-    ids = {unseen: tuple(r.slide_id for r in cohort.rows if (r.fold in ("3", "4")) == unseen) for unseen in (0, 1)}
-    return (
-        cohort,
-        (Fold("unseen_sites", train=ids[0], test=ids[1]),),
-        replace(COLON_SETTINGS, epochs=4, warmup_epochs=1, bootstrap=500),
-    )
+@lru_cache(maxsize=1)
+def fields_of(name: str) -> Fields:
+    if name == "squares":
+        with tempfile.TemporaryDirectory() as folder:
+            return squares(Path(folder), 64)
+    return real(name, TESTED[name])
 
 
-DATA = {"squares": squares, "colon": colon}
+def batch_of(fields: Fields, train: np.ndarray, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Training images (16, 3, S, S), normalised, and labels."""
+    chosen = []
+    for label in (0, 1):
+        index = np.flatnonzero(train & (fields.labels == label))
+        chosen.append(index[torch.randint(len(index), (BATCH // 2,), generator=g).numpy()])
+    index, side = np.concatenate(chosen), CROP_PX[fields.name]
+    images = []
+    for image in torch.from_numpy(fields.pixels[index]).permute(0, 3, 1, 2):
+        top, left = torch.randint(image.shape[1] - side + 1, (2,), generator=g).tolist()
+        crop = image[:, top : top + side, left : left + side]
+        crop = crop.rot90(int(torch.randint(4, (1,), generator=g)), (1, 2))
+        images.append(crop.flip(2) if torch.rand(1, generator=g) < 0.5 else crop)
+    x = normalised(torch.stack(images))
+    return x if fields.name == "squares" else recoloured(x, g), torch.from_numpy(fields.labels[index])
 
 
-def rounds_of(cohort: Cohort, folds: tuple[Fold, ...], settings: FinetuneSettings, folder: Path) -> list[Round]:
-    """Trains on every fold; returns the predictions of each."""
-    cross_validate(cohort, folder, folds, settings)
-    rounds = []
-    for fold in folds:
-        prepared = prepare_cohort(assign(replace_splits(cohort), fold, allow_leak=settings.allow_leak), settings)
-        rounds.append(Round(prepared, folder / f"fold_{fold.name}", "test"))
-    return rounds
+def normalised(images: Tensor) -> Tensor:
+    mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return (images.float() - mean) / std
 
 
-def compare(name: str, weights: str, out: Path, quick: bool) -> dict[str, Any]:
-    """Results of one set of fields."""
-    cohort, folds, settings = DATA[name](out, quick)
-    if quick:
-        settings = replace(settings, side_px=64, epochs=1, warmup_epochs=0.5)
-    settings = replace(settings, cache_dir=out / f"{name}_canvases")
-    scratch = rounds_of(cohort, folds, settings, out / f"{name}_random")
-    pretrained = rounds_of(cohort, folds, replace(settings, weights=Path(weights)), out / f"{name}_pretrained")
-    systems = [
-        {**b.controls, "trained_from_random": a.model, "trained_from_weights": b.model}
-        for a, b in zip(scratch, pretrained, strict=True)
-    ]
-    metric = pretrained[0].task.main_metric
-    values = {system: [metric(fold[system]) for fold in systems] for system in systems[0]}
-    ahead: dict[str, dict[str, float]] = {}
-    for ours, other in PAIRS:
-        for r, fold in zip(pretrained, systems, strict=True):
-            r.model, r.controls = fold[ours], {other: fold[other]}
-        gap = gaps(pretrained, 1000, 0)[other]
-        ahead[f"{ours} - {other}"] = {key: round(value, 3) for key, value in gap.items()}
+def train(model: LongViT, fields: Fields, trains: np.ndarray, trial: Trial) -> None:
+    """Trains a model in place."""
+    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name not in model.no_weight_decay()]
+    kept = {id(p) for p in decayed}
+    others = [p for p in model.parameters() if id(p) not in kept]
+    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others}], lr=LR)
+    g = torch.Generator().manual_seed(1000 + trial.seed)
+    model.train()
+    for step in range(trial.steps):
+        share = max(0, step - WARMUP_STEPS) / max(1, trial.steps - WARMUP_STEPS)
+        for group in optimiser.param_groups:
+            group["lr"] = LR * min((step + 1) / WARMUP_STEPS, (1 + np.cos(np.pi * share)) / 2)
+        images, labels = batch_of(fields, trains, g)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+    model.eval()
+
+
+def run(trial: Trial) -> Row:
+    """Trains on the other folds, tests on one."""
+    fields = fields_of(trial.fields)
+    torch.manual_seed(trial.seed)
+    model = create_model(MODEL, pretrained=trial.weights or False, num_classes=2)
+    test = fields.folds == trial.fold
+    train(model, fields, ~test, trial)
+    pixels = torch.from_numpy(fields.pixels[test]).permute(0, 3, 1, 2)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits = torch.cat([model(part.contiguous()).float() for part in pixels.split(32)])
+    cases = [case for case, is_tested in zip(fields.cases, test, strict=True) if is_tested]
+    return scored(f"{trial.fields} {trial.fold}", fields.labels[test], (logits[:, 1] - logits[:, 0]).numpy(), cases)
+
+
+def summary(fields: str, weights: str, rows: list[Row]) -> dict[str, Any]:
+    """AUCs from random and from pretrained weights, and their gap."""
+    done = [row for row in rows if row["fields"] == fields and "failed" not in row]
+    random, ours = ([row for row in done if row["weights"] == name] for name in (None, weights))
     return {
-        "fields": name,
-        "trained_on": [len(fold.train) for fold in folds],
-        "tested_on": [len(fold.test) for fold in folds],
-        "auc": {
-            system: {
-                "mean": round(statistics.mean(aucs), 3),
-                "sd": round(statistics.stdev(aucs), 3) if len(aucs) > 1 else None,
-            }
-            for system, aucs in values.items()
-        },
-        "gaps": ahead,
+        "fields": fields,
+        "trials": len(ours),
+        "random": round(statistics.mean(row["auc"] for row in random), 3),
+        "pretrained": round(statistics.mean(row["auc"] for row in ours), 3),
+        "gap": gap(rounds_of(ours, random)).text(),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="*", default=list(DATA), choices=list(DATA))
-    parser.add_argument("--weights", default="longvit-tiny-dino")
-    parser.add_argument("--out", type=Path, help="folder of the runs, to be resumed; default: a temporary one")
+    parser.add_argument("--fields", nargs="*", default=list(CROP_PX), choices=list(CROP_PX))
+    parser.add_argument("--weights", default="longvit-tiny-stem")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--save", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="64 px, one epoch, fewer squares and folds: does it run")
+    parser.add_argument("--quick", action="store_true", help="one fold of the squares, two steps: does it run")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        out = args.out or Path(temporary)
-        rows = []
-        for name in args.data:
-            if name == "colon" and not COLON.is_dir():
-                print("colon: left out, the reference material is not at ../shared")
+        file = TrialFile(RESULT if args.save and not args.quick else Path(temporary) / RESULT.name, "pretrained")
+        for name in ["squares"] if args.quick else args.fields:
+            if reason := why_absent(name):
+                print(reason)
                 continue
-            rows.append(compare(name, args.weights, out, args.quick))
-        report("pretrained", rows, args.save and not args.quick)
+            make = partial(Trial, name, steps=2 if args.quick else 40)
+            trials = [
+                make(weights, fold, seed)
+                for seed in (args.seeds[:1] if args.quick else args.seeds)
+                for fold in (fields_of(name).tested[:1] if args.quick else fields_of(name).tested)
+                for weights in (None, args.weights)
+            ]
+            print(summary(name, args.weights, run_trials(file, trials, run)))
 
 
 if __name__ == "__main__":

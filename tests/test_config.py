@@ -161,6 +161,6 @@ def test_from_python_the_same_errors_and_the_same_precedence(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", [FinetuneSettings, PretrainSettings])
 def test_a_path_given_as_text_from_python_is_a_path(kind: type) -> None:
     """`PretrainSettings(weights="name")` ended with an AttributeError deep in the run."""
-    settings = kind(weights="longvit-tiny-dino", cache_dir="cache")
-    assert settings.weights == Path("longvit-tiny-dino")
+    settings = kind(weights="longvit-tiny-stem", cache_dir="cache")
+    assert settings.weights == Path("longvit-tiny-stem")
     assert settings.cache_dir == Path("cache")

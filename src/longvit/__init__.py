@@ -7,7 +7,7 @@ Training: `finetune`, `cross_validate`, `pretrain`, `compare`. In the browser or
 
 >>> import longvit
 >>> slide = longvit.open_slide("examples/CMU-1-Small-Region.svs")
->>> model = longvit.load_model("longvit-tiny-dino")
+>>> model = longvit.load_model("longvit-tiny-stem")
 >>> model.embed(slide).shape
 (192,)
 """

@@ -258,9 +258,9 @@ def test_a_saved_model_has_the_permissions_of_other_files(tmp_path: Path) -> Non
 def test_the_shipped_weights_load_by_name_and_fit_the_package() -> None:
     from longvit.model.pretrained import SHIPPED, shipped_names
 
-    assert shipped_names() == ("longvit-tiny-dino",)
-    model = load_model("longvit-tiny-dino")
+    assert shipped_names() == ("longvit-tiny-stem",)
+    model = load_model("longvit-tiny-stem")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert (SHIPPED / "longvit-tiny-dino" / "model.safetensors").stat().st_size < 12_000_000
-    card = (SHIPPED / "longvit-tiny-dino" / "README.md").read_text(encoding="utf-8")
+    assert (SHIPPED / "longvit-tiny-stem" / "model.safetensors").stat().st_size < 12_000_000
+    card = (SHIPPED / "longvit-tiny-stem" / "README.md").read_text(encoding="utf-8")
     assert all(f"## {part}" in card for part in ("Data", "Training", "What it brings", "Limits", "Licence"))

@@ -101,8 +101,8 @@ def test_from_pretrained_is_load_model_for_a_longvit_alone(model: LongViT, tmp_p
 
 
 def test_pretrained_loads_the_shipped_weights_and_a_new_head() -> None:
-    shipped = LongViT.from_pretrained("longvit-tiny-dino")
-    model = create_model("longvit_tiny_patch32", pretrained=True, num_classes=3, drop_path=0.1)
+    shipped = LongViT.from_pretrained("longvit-tiny-stem")
+    model = create_model("longvit_tiny_stem_patch32", pretrained=True, num_classes=3, drop_path=0.1)
     assert (model.num_classes, model.config.drop_path) == (3, 0.1)
     assert torch.equal(model.patch_embed.pos_embed, shipped.patch_embed.pos_embed)
     assert model.training  # as in timm

@@ -79,6 +79,6 @@ def test_two_spellings_of_a_patient_and_two_patients_of_a_slide_are_refused(tmp_
 
 
 def test_embeddings_by_patient_need_patients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["embed", "longvit-tiny-dino", str(tmp_path), "--by", "patient", "--out", str(tmp_path / "out")]
+    command = ["embed", "longvit-tiny-stem", str(tmp_path), "--by", "patient", "--out", str(tmp_path / "out")]
     assert main(command) == 2
     assert "--by patient: give a CSV with the columns slide_id (or path) and case_id" in capsys.readouterr().err

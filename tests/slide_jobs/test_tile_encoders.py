@@ -158,16 +158,16 @@ def test_a_longvit_gives_its_mean_token(tmp_path: Path) -> None:
 
 def test_the_longvit_that_comes_along_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    name = "longvit-tiny-dino"
+    name = "longvit-tiny-stem"
     encoder = open_encoder(f"longvit:{name}", 64)
-    assert (encoder.name, encoder.dim) == ("longvit-longvit-tiny-dino", 192)
+    assert (encoder.name, encoder.dim) == ("longvit-longvit-tiny-stem", 192)
     assert absolute(f"longvit:{name}") == f"longvit:{name}"  # other processes find it by its name, too
     model, pixels = load_model(name), tiles(2, 64)
     for row, tile in zip(encoder.encode(pixels), pixels, strict=True):
         np.testing.assert_allclose(row, model.embed(tile), atol=1e-5)
     assert open_encoder(f"longvit:{SHIPPED / name}", 64).digest == encoder.digest
-    with pytest.raises(InputError, match=r"longvit-tiny-din: no such folder; .* longvit-tiny-dino"):
-        open_encoder("longvit:longvit-tiny-din", 64)
+    with pytest.raises(InputError, match=r"longvit-tiny-ste: no such folder; .* longvit-tiny-stem"):
+        open_encoder("longvit:longvit-tiny-ste", 64)
     model.save_pretrained(name)  # a folder wins, as everywhere
     assert absolute(f"longvit:{name}") == f"longvit:{tmp_path / name}"
 

@@ -44,7 +44,7 @@ def features(
         Parameter(
             help="stain-texture (colour and texture statistics, no download), a published encoder as NAME=FILE or NAME "
             "(`longvit encoders` lists them), timm:NAME if timm is installed, "
-            "hipt:FILE (ViT-256), longvit:FOLDER (or longvit:longvit-tiny-dino, which ships with the package), "
+            "hipt:FILE (ViT-256), longvit:FOLDER (or longvit:longvit-tiny-stem, which ships with the package), "
             "torchscript:FILE or export:FILE. The last two run the program in the file: open only files that you trust."
         ),
     ] = "stain-texture",
@@ -75,7 +75,7 @@ def features(
 
     ```
     longvit features slides/ --out job --encoder stain-texture
-    longvit features slides/ --out job --encoder longvit:longvit-tiny-dino
+    longvit features slides/ --out job --encoder longvit:longvit-tiny-stem
     longvit features slides/ --out job --encoder longvit:run/model --workers 4
     longvit features slides/ --out job --encoder uni2-h=pytorch_model.bin
     longvit features slides/ --out job --encoder phikon-v2 --tile-px 224 --download

@@ -37,7 +37,7 @@ class FinetuneRecipe(TaskSettings):
     longvit_base_stem_patch32, with a convolutional stem."""
     weights: Path | None = None
     """Folder of a model to start from; its size overrides model. `longvit pretrain` writes one, `longvit convert` makes
-    one of a published checkpoint, longvit-tiny-dino ships with the package. Left out: random weights."""
+    one of a published checkpoint, longvit-tiny-stem ships with the package. Left out: random weights."""
     side_px: int = 1024
     """Side of the square canvas that every slide is resized to, in px; a multiple of the patch (32)."""
     fit: Literal["stretch", "pad"] = "stretch"

@@ -151,7 +151,7 @@ SIZES = {
 """Configurations by name: the paper's design in three sizes, and the same with a stem, for few slides."""
 
 
-SHIPPED_WEIGHTS = {"longvit_tiny_patch32": "longvit-tiny-dino"}
+SHIPPED_WEIGHTS = {"longvit_tiny_stem_patch32": "longvit-tiny-stem"}
 """Weights that ship with the package, by the name of the size."""
 _SIZE_FIELDS = ("embed_dim", "depth", "num_heads", "ffn_dim", "patch_px", "stem", "sub_norm")
 
@@ -299,7 +299,7 @@ class LongViT(nn.Module):
         Gradient checkpointing does not apply.
 
         >>> import torch, longvit
-        >>> model = longvit.load_model("longvit-tiny-dino")
+        >>> model = longvit.load_model("longvit-tiny-stem")
         >>> tokens, layers = model.forward_intermediates(torch.zeros(1, 3, 64, 96), indices=2)
         >>> tokens.shape, [layer.shape for layer in layers]
         (torch.Size([1, 6, 192]), [torch.Size([1, 192, 2, 3]), torch.Size([1, 192, 2, 3])])
@@ -349,7 +349,7 @@ class LongViT(nn.Module):
         card small canvases run as a CUDA graph (`longvit.model.cuda_graph`), again with the same bits.
 
         >>> import longvit
-        >>> model = longvit.load_model("longvit-tiny-dino")
+        >>> model = longvit.load_model("longvit-tiny-stem")
         >>> model.embed(longvit.open_slide("examples/CMU-1-Small-Region.svs")).shape
         (192,)
         """
@@ -379,7 +379,7 @@ class LongViT(nn.Module):
         Raises `InputError` as `longvit.load_model` does, and for a model of another kind.
 
         >>> import longvit
-        >>> longvit.LongViT.from_pretrained("longvit-tiny-dino").config.depth
+        >>> longvit.LongViT.from_pretrained("longvit-tiny-stem").config.depth
         6
         """
         from longvit.model.pretrained import load_model
@@ -410,15 +410,15 @@ def create_model(
     (`stem="conv"`), no sub-LayerNorm (`sub_norm=False`), and the norm before the mean (`pool_norm="token_norm"`).
 
     `pretrained`: a model folder, shipped name or hub id whose weights to load; True: those that ship with the package
-    (longvit_tiny_patch32 only). False: random weights. `num_classes`: None keeps the pretrained head (without weights:
-    no head); any other number than the head's gives a new head. `settings`: fields of `LongViTConfig`.
+    (longvit_tiny_stem_patch32 only). False: random weights. `num_classes`: None keeps the pretrained head (without
+    weights: no head); any other number than the head's gives a new head. `settings`: fields of `LongViTConfig`.
 
     Raises `ValueError` for an unknown name or setting, and `InputError` for weights that do not fit the size.
 
     >>> import longvit
     >>> longvit.create_model("longvit_tiny_patch32", num_classes=2, image_px=4096).num_features
     192
-    >>> longvit.create_model("longvit_tiny_patch32", pretrained=True, num_classes=3).get_classifier()
+    >>> longvit.create_model("longvit_tiny_stem_patch32", pretrained=True, num_classes=3).get_classifier()
     Linear(in_features=192, out_features=3, bias=True)
     """
     if name not in SIZES:

@@ -85,14 +85,14 @@ def save_pretrained(
 def load_model(name: str | Path) -> Any:
     """A model in eval mode on the CPU, from a folder (config.json, model.safetensors), a shipped name or a hub id.
 
-    Shipped is "longvit-tiny-dino"; a hub id is "owner/name". A folder takes precedence over the other two. Only a hub
+    Shipped is "longvit-tiny-stem"; a hub id is "owner/name". A folder takes precedence over the other two. Only a hub
     id downloads, and only files that are not in the hub's cache.
 
     Raises:
         InputError: no such folder or file; an unknown format; weights that do not fit the config (which, both shapes).
 
     >>> import longvit
-    >>> longvit.load_model("longvit-tiny-dino").config.embed_dim
+    >>> longvit.load_model("longvit-tiny-stem").config.embed_dim
     192
     """
     folder = Path(name)

@@ -25,15 +25,16 @@ _POINTS = 400
 
 
 @safe_plot
-def loss_plot(steps: Table, epochs: Table, log_k: float, path: Path) -> None:
-    """Loss of the steps and its mean over each epoch, beside the loss of random guessing."""
+def loss_plot(steps: Table, epochs: Table, log_k: float | None, path: Path) -> None:
+    """Loss of the steps and its mean over each epoch; for a cross-entropy, beside that of random guessing, log K."""
     figure, axes = blank(5.2, 3.6)
     _line(axes, steps, "loss", color=GREY, alpha=0.5, linewidth=0.8, label="steps")
     middle = epochs["epoch"] - 0.5
     axes.plot(middle, epochs["train_loss"], color=COLOURS[0], marker="o", ms=3, label="mean of the epoch")
-    axes.axhline(log_k, color=GREY, linewidth=0.8, linestyle=":", label="chance: log K")
+    if log_k is not None:
+        axes.axhline(log_k, color=GREY, linewidth=0.8, linestyle=":", label="chance: log K")
     axes.set_ylim(0, None)
-    _finish(axes, "cross-entropy, nats")
+    _finish(axes, "squared error" if log_k is None else "cross-entropy, nats")
     save(figure, path)
 
 

@@ -101,9 +101,9 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 
 def _outputs(history: Mapping[str, NDArray[np.float64]], warmup_steps: int, settings: DinoSettings) -> list[Alarm]:
-    """Alarm of one of the two collapses, or of a loss at chance level."""
+    """Alarm of one of the two collapses, or of a loss at chance level; none for an objective without a teacher."""
     window = _window(len(history["loss"]), warmup_steps)
-    if window is None:
+    if window is None or "kl_to_uniform" not in history:
         return []
     log_k = math.log(settings.prototypes)
     loss, kl, mean_kl = (_mean(history[name][window]) for name in ("loss", "kl_to_uniform", "mean_kl_to_uniform"))

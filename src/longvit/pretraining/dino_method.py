@@ -33,6 +33,12 @@ class Crops(Protocol):
         """Crops: C tensors uint8 (B, 3, h, w), the global ones first."""
 
 
+def clip_each(gradients: Sequence[Tensor], longest: float) -> None:
+    """Clips the gradient of each parameter by itself, in place, as DINO's code does."""
+    factors = [(longest / (length + 1e-6)).clamp(max=1.0) for length in torch._foreach_norm(list(gradients))]
+    torch._foreach_mul_(list(gradients), factors)
+
+
 class SelfDistillation(nn.Module):
     """Student, teacher and centre: the model of a pretraining's checkpoint."""
 
@@ -83,10 +89,7 @@ class DinoMethod:
         return {"mean_kl_to_uniform": mean_kl_to_uniform(statistics)}
 
     def transform_gradients(self, gradients: Sequence[Tensor], norm: float) -> None:
-        """Clips the gradient of each parameter by itself, as DINO's code does."""
-        longest = self.schedules.settings.clip_norm
-        factors = [(longest / (length + 1e-6)).clamp(max=1.0) for length in torch._foreach_norm(list(gradients))]
-        torch._foreach_mul_(list(gradients), factors)
+        clip_each(gradients, self.schedules.settings.clip_norm)
 
     def after_step(self, step: int, statistics: Tensor | None) -> None:
         assert statistics is not None

@@ -1,4 +1,4 @@
-"""Pretraining with DINO: slides -> regions -> a pretrained LongViT and its metrics (Caron et al. 2021; paper, table 5).
+"""Pretraining without labels: slides -> regions -> a pretrained LongViT and its metrics (DINO: the paper, table 5).
 
 OUT/settings.yaml     all settings; `longvit pretrain --recipe OUT/settings.yaml` reads them
 OUT/run.json          settings that decide the result; the same command resumes, others are refused with the difference
@@ -33,7 +33,7 @@ from longvit.json_file import without_nan
 from longvit.pretraining.monitor_regions import MonitorRegions, read_monitor_regions
 from longvit.pretraining.pretrain_result import METRIC_KINDS, PretrainResult, read_result
 from longvit.pretraining.settings import PretrainSettings
-from longvit.pretraining.starting_networks import backbone_config, start_from
+from longvit.pretraining.starting_networks import backbone_config
 from longvit.training.run_folder import RunFolder, read_metrics
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class _Pretraining:
 
         from longvit.device import pick_device, set_threads
         from longvit.dino.schedules import Schedules
-        from longvit.pretraining.dino_method import DinoMethod, SelfDistillation
+        from longvit.pretraining.objectives import make_objective
         from longvit.pretraining.regions.region_batches import RegionBatches
         from longvit.training.batches import steps_per_epoch
 
@@ -132,16 +132,12 @@ class _Pretraining:
             regions, settings, per_forward, settings.seed, settings.num_workers, settings.cache_dir
         )
         self.training = settings.training(per_forward)
-        schedules = Schedules(settings, steps_per_epoch(self.batches, self.training), settings.batch_size)
+        self.steps_per_epoch = steps_per_epoch(self.batches, self.training)
+        schedules = Schedules(settings, self.steps_per_epoch, settings.batch_size)
         torch.manual_seed(settings.seed)
-        model = SelfDistillation(config, settings)
-        if settings.weights is not None:
-            start_from(model, settings.weights)
-        self.model = model.to(self.device.device)
-        networks = self.model.networks
-        self.student, self.teacher = networks.student.backbone, networks.teacher.backbone
-        self.student.set_recompute(settings.recompute)
-        self.method = DinoMethod(self.model, schedules, packed=settings.packed)
+        self.objective = make_objective(config, settings, schedules)
+        self.objective.model.to(self.device.device)
+        self.objective.trained.set_recompute(settings.recompute)
         self.monitored = MonitorRegions((), (), ())
         self.written_at_s = -math.inf
         self.started_at_s = time.monotonic()
@@ -156,19 +152,20 @@ class _Pretraining:
         self.shard()
         with self.ranks.busy("reads the monitored regions"):
             self.monitored = read_monitor_regions(self.regions, self.settings.probe_regions, self.settings.global_px)
+        self.objective.prepare(self.monitored.pixels)
         self.controls()
         n = self.batches.batch_size
         with out_of_memory_advice(self.device.name, f"the crops of {n} regions", n, smaller="smaller crops"):
             trained = train(
-                self.model,
+                self.objective.model,
                 self.batches,
-                self.method.step,
+                self.objective.method.step,
                 self.training,
                 folder=self.folder / "checkpoints",
                 evaluate=self.evaluate,
                 resume_key={"regions": self.regions.fingerprint},
                 ranks=self.ranks,
-                method=self.method,
+                method=self.objective.method,
                 epoch_done=self.epoch_done,
             )
         result = None
@@ -183,13 +180,15 @@ class _Pretraining:
     def shard(self) -> None:
         """Shards both backbones over the ranks of a sequence: each computes its strip of every crop."""
         from longvit.parallel.shard import shard
+        from longvit.pretraining.dino_method import SelfDistillation
 
-        if (n := self.ranks.sequence_ranks) == 1:
+        model, n = self.objective.model, self.ranks.sequence_ranks
+        if n == 1 or not isinstance(model, SelfDistillation):
             return
-        rows = min(self.settings.global_px, self.settings.local_px) // self.student.config.patch_px
+        rows = min(self.settings.global_px, self.settings.local_px) // self.objective.trained.config.patch_px
         if rows < n:
             raise InputError(f"--sequence-ranks {n}: the smallest crops have only {rows} rows of patches to share")
-        for network in (self.model.networks.student, self.model.networks.teacher):
+        for network in (model.networks.student, model.networks.teacher):
             network.backbone = shard(network.backbone, self.ranks.mesh)
 
     def controls(self) -> None:
@@ -201,7 +200,7 @@ class _Pretraining:
         if self.ranks.from_first(path.exists()):
             return
         with autocast(self.device.device, self.settings.dtype):
-            controls = control_metrics(self.model.networks.teacher.backbone, self.probe, self.monitored.pixels)
+            controls = control_metrics(self.objective.evaluated, self.probe, self.monitored.pixels)
         if self.ranks.is_first:
             write_text(path, json.dumps(without_nan(controls), indent=1) + "\n")
 
@@ -211,7 +210,7 @@ class _Pretraining:
 
         if (epoch + 1) % self.settings.probe_every and epoch + 1 < self.settings.epochs:
             return {}
-        values = metrics(self.model.networks.teacher.backbone, self.probe, self.monitored.pixels)
+        values = metrics(self.objective.evaluated, self.probe, self.monitored.pixels)
         return dict(self.ranks.from_first(values))
 
     def problems(self) -> tuple[Problem, ...]:
@@ -238,7 +237,7 @@ class _Pretraining:
             "regions": self.regions.samples,
             "slides": len(self.regions.sources),
             "resolution": self.settings.region_mpp,
-            "parameters": sum(p.numel() for p in self.teacher.parameters()),
+            "parameters": sum(p.numel() for p in self.objective.evaluated.parameters()),
             "device": self.device.name if self.ranks.world == 1 else f"{self.ranks.world} × {self.device.name}",
             "starts_from": "random weights" if self.settings.weights is None else str(self.settings.weights),
             "seconds": round(self.seconds_before + time.monotonic() - self.started_at_s, 1),
@@ -266,7 +265,7 @@ class _Pretraining:
         """
         from longvit.pretraining.token_images import write_plots
 
-        folder, per_epoch = self.folder, self.method.schedules.steps_per_epoch
+        folder, per_epoch = self.folder, self.steps_per_epoch
         metrics = self.metrics(trained)
         steps = [
             {"step": i + 1, "epoch": i // per_epoch + 1, **{name: v[i] for name, v in trained.history.items()}}
@@ -274,11 +273,11 @@ class _Pretraining:
         ]
         write_history(folder / "steps.csv", steps)
         write_history(folder / "history.csv", trained.epochs)
-        monitored, plots = self.monitored, folder / "pictures"
+        monitored, plots, network = self.monitored, folder / "pictures", self.objective.evaluated
         with only_plots(plots):
-            write_plots(plots, self.teacher, monitored.pixels, monitored.names, self.probe, groups=monitored.slides)
+            write_plots(plots, network, monitored.pixels, monitored.names, self.probe, groups=monitored.slides)
         write_problems(folder / PROBLEMS_CSV, self.problems())
-        self.teacher.save_pretrained(folder / "teacher")
+        network.save_pretrained(folder / "teacher")
         published = self.run_folder.publish(metrics)
         if self.show is not None:
             self.show(folder)

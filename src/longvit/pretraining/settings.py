@@ -1,4 +1,4 @@
-"""Settings of a pretraining: those of DINO, of the regions, of the crops and of the run.
+"""Settings of a pretraining: its objective, and those of DINO, of the regions, of the crops and of the run.
 
 Each default is written once, with its source: `dino.settings` (training), `regions.regions` (regions), `regions.crops`
 (crops). Light to import: the command line reads them.
@@ -26,11 +26,16 @@ _TOKENS_PER_FORWARD = 16_384
 class PretrainRecipe(DinoSettings, RegionSettings, CropSettings):
     """Settings of a pretraining that decide its result."""
 
+    objective: Literal["dino", "texture"] = "dino"
+    """dino: self-distillation, the paper's. texture: descriptors of the patches' structure are predicted from
+    recoloured crops, for few slides and hundreds of steps; it has no local crops, teacher and prototypes."""
+    recolour: float = 0.2
+    """Strength of the random colours of the objective texture; 0: none."""
     model: str = "longvit_small_patch32"
     """Name of the model: longvit_tiny_patch32, longvit_small_patch32 (the paper's) or longvit_base_patch32; for few
     slides longvit_tiny_stem_patch32, longvit_small_stem_patch32 or longvit_base_stem_patch32."""
     weights: Path | None = None
-    """Folder of a model that student and teacher start from (longvit-tiny-dino ships with the package), or a checkpoint
+    """Folder of a model that student and teacher start from (longvit-tiny-stem ships with the package), or a checkpoint
     in DINO's layout, with its heads and centre; its size overrides model. Left out: random weights."""
     batch_size: int = 1024
     """Regions per optimiser step, over all ranks (LongViT, table 5)."""
@@ -82,6 +87,14 @@ class PretrainSettings(TrainingRuntime, AnnotationSettings, PretrainRecipe):
             raise InputError(f"probe_regions {self.probe_regions}: at least 8, for nearest neighbours")
         if not self.report_minutes >= 0:
             raise InputError(f"report_minutes {self.report_minutes}: at least 0")
+        if not 0 <= self.recolour <= 1:
+            raise InputError(f"recolour {self.recolour}: between 0 and 1")
+        if self.objective == "texture" and self.local_crops:
+            raise InputError(f"local_crops {self.local_crops}: the objective texture has crops of one size; give 0")
+        if self.objective == "texture" and (self.sequence_ranks > 1 or self.global_px % 4):
+            raise InputError(
+                "the objective texture needs whole crops: --sequence-ranks 1, and a global_px that 4 divides"
+            )
         if self.forward_batch is not None and (self.forward_batch < 1 or self.batch_size % self.forward_batch):
             raise InputError(f"forward_batch {self.forward_batch}: it must divide batch_size {self.batch_size}")
         convert_paths(self)

@@ -10,7 +10,7 @@ from longvit.errors import InputError
 from longvit.pretraining.settings import PretrainSettings
 
 if TYPE_CHECKING:
-    from longvit.model.longvit import LongViTConfig
+    from longvit.model.longvit import LongViT, LongViTConfig
     from longvit.pretraining.dino_method import SelfDistillation
 
 
@@ -41,12 +41,17 @@ def backbone_config(settings: PretrainSettings) -> LongViTConfig:
 def start_from(model: SelfDistillation, weights: Path) -> None:
     """Loads student and teacher from a model folder (heads stay random), or with heads and centre from a checkpoint."""
     from longvit.dino.dino_checkpoint import load_published
-    from longvit.model.pretrained import load_model
 
     if weights.is_file():
         load_published(model.networks, weights, loss=model.loss)
         return
-    loaded = load_model(weights).state_dict()
-    backbone = {name: tensor for name, tensor in loaded.items() if not name.startswith("head.")}
     for network in (model.networks.student, model.networks.teacher):
-        network.backbone.load_state_dict(backbone)
+        start_backbone(network.backbone, weights)
+
+
+def start_backbone(backbone: LongViT, weights: Path) -> None:
+    """Loads a backbone from a model folder or a checkpoint, without its head."""
+    from longvit.model.pretrained import convert, load_model
+
+    loaded = (convert(weights) if weights.is_file() else load_model(weights)).state_dict()
+    backbone.load_state_dict({name: tensor for name, tensor in loaded.items() if not name.startswith("head.")})

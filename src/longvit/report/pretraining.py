@@ -102,6 +102,11 @@ class _Run:
         return math.log(self.dino.prototypes)
 
     @property
+    def has_teacher(self) -> bool:
+        """True for DINO; the objective texture has one network."""
+        return self.settings.get("objective", "dino") == "dino"
+
+    @property
     def classes(self) -> Sequence[str]:
         """Classes of the labelled regions; none without a probe."""
         return (self.metrics.get("probe") or {}).get("classes", ())
@@ -157,14 +162,15 @@ def pretrain_content(run: _Run) -> Report:
 def _lead(run: _Run) -> str:
     m = run.metrics
     size = f"{m['parameters'] / 1e6:.1f} million parameters, from " if m.get("parameters") else "From "
-    text = f"{size}{m.get('starts_from', 'random weights')}, by self-distillation without labels (DINO)"
+    how = "self-distillation without labels (DINO)" if run.has_teacher else "predicting the texture of recoloured crops"
+    text = f"{size}{m.get('starts_from', 'random weights')}, by {how}"
     steps = f"{m['steps']:,} steps" + (f" of {b} regions" if (b := run.settings.get("batch_size")) else "")
     text += f": {m['epochs']} of {run.dino.epochs} epochs, {steps}"
     if m.get("seconds"):
         text += f", {_duration(m['seconds'])}"
     if m.get("device"):
         text += f" on {m['device']}"
-    text += ". Metrics are computed on the teacher's embeddings."
+    text += f". Metrics are computed on the {'teacher' if run.has_teacher else 'network'}'s embeddings."
     if m["epochs"] < run.dino.epochs:
         text += " The run is not finished: it is still running, or was interrupted."
     return text
@@ -221,7 +227,8 @@ def _cards(run: _Run) -> list[MetricCard]:
     if (rank := run.last("rankme")) is not None:
         start = run.control("random_start", "rankme")
         cards.append(MetricCard("RankMe", number(rank, 1), "" if start is None else f"random start {start:.1f}"))
-    cards.append(MetricCard("loss", number(run.last("train_loss")), f"last epoch; chance: log K = {run.log_k:.2f}"))
+    chance = f"; chance: log K = {run.log_k:.2f}" if run.has_teacher else ""
+    cards.append(MetricCard("loss", number(run.last("train_loss")), f"last epoch{chance}"))
     return cards
 
 
@@ -261,20 +268,22 @@ def _probe_section(run: _Run) -> list[Section]:
 
 def _training_section(run: _Run) -> Section:
     folder = run.folder / "pictures"
-    plots.loss_plot(run.steps, run.epochs, run.log_k, folder / "loss.png")
-    plots.outputs_plot(run.steps, run.log_k, folder / "outputs.png")
     plots.rank_plot(run.epochs, run.controls, folder / "rank.png")
     plots.rates_plot(run.steps, folder / "rates.png")
+    if run.has_teacher:
+        plots.loss_plot(run.steps, run.epochs, run.log_k, folder / "loss.png")
+        plots.outputs_plot(run.steps, run.log_k, folder / "outputs.png")
+        caption = f"Cross-entropy of the student against the teacher; K = {run.dino.prototypes:,} prototypes."
+        outputs = [saved_plot("Teacher outputs", folder / "outputs.png", _OUTPUTS)]
+    else:
+        plots.loss_plot(run.steps, run.epochs, None, folder / "loss.png")
+        caption, outputs = "Squared error of the whitened descriptors, of patches and of whole crops.", []
     return Section(
         "Training",
         side_by_side=True,
         plots=(
-            saved_plot(
-                "Loss",
-                folder / "loss.png",
-                f"Cross-entropy of the student against the teacher; K = {run.dino.prototypes:,} prototypes.",
-            ),
-            saved_plot("Teacher outputs", folder / "outputs.png", _OUTPUTS),
+            saved_plot("Loss", folder / "loss.png", caption),
+            *outputs,
             saved_plot("Rank", folder / "rank.png", _RANK),
             saved_plot("Schedules", folder / "rates.png", "Scheduled values, and the gradient norm before clipping."),
         ),

@@ -50,7 +50,7 @@ def embed_slides(
 
     >>> import longvit
     >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
-    >>> result = longvit.embed_slides(slides, "embeddings", "longvit-tiny-dino")
+    >>> result = longvit.embed_slides(slides, "embeddings", "longvit-tiny-stem")
     >>> result.done
     ('CMU-1-Small-Region',)
     """

@@ -4,7 +4,7 @@
     timm:NAME           a model of the timm package, if installed; timm finds or downloads its weights
     hipt:FILE           HIPT's ViT-256 (Chen et al. 2022), from its published state dict
     longvit:FOLDER      a LongViT on tiles: the mean token after its norm; also the name of a shipped model or a hub id
-                        (`model.pretrained.load_model`), e.g. `longvit:longvit-tiny-dino`
+                        (`model.pretrained.load_model`), e.g. `longvit:longvit-tiny-stem`
     torchscript:FILE    a module saved by torch.jit.save
     export:FILE         a program saved by torch.export.save with a batch of any size, on the CPU
     NAME, NAME=FILE     a published encoder of the table `encoders.presets`, e.g. `uni2-h=pytorch_model.bin`; without a

@@ -112,7 +112,14 @@ def settings_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     ]
 
 
-_ADDED_SETTINGS = {"decode": "exact", "label_columns": ["label"], "aggregate": "mean", "bags": None}
+_ADDED_SETTINGS = {
+    "decode": "exact",
+    "label_columns": ["label"],
+    "aggregate": "mean",
+    "bags": None,
+    "objective": "dino",
+    "recolour": 0.2,
+}
 """Settings that a stored run may lack, with the value that it had."""
 
 

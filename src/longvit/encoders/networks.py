@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-OLDEST_TIMM = (1, 0, 31)
+OLDEST_TIMM = (1, 0, 26)
 """Older ones, e.g. 1.0.15, cannot build a network without memory, on the meta device."""
 
 

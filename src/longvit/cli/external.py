@@ -37,7 +37,7 @@ def validate_run(
     from longvit.errors import InputError
     from longvit.external.back import refuse_back, train_back
     from longvit.external.compared_systems import is_comparison
-    from longvit.external.labelled_cohort import read_labelled
+    from longvit.external.labelled_cohort import VALIDATED, read_labelled
     from longvit.external.source_run import read_source_run
     from longvit.external.validate import validate, validates
 
@@ -48,6 +48,12 @@ def validate_run(
     run = read_source_run(folder)
     model = run.first.folder / "model"
     is_table = len(slides) == 1 and slides[0].suffix.lower() == ".csv"
+    if is_table and run.settings.task not in VALIDATED:
+        only = f"external validation is for {' and '.join(VALIDATED)}; {folder} is of the task {run.settings.task}"
+        if run.is_crossval:
+            raise InputError(f"{only}; predict with the model of a fold, such as {model}")
+        echo(f"{only}: its slides are predicted, without metrics")
+        return None
     if not (is_table and validates(run, slides[0], settings)):
         if run.is_crossval:
             raise InputError(
@@ -103,7 +109,7 @@ def _validate_comparison(
     """Exit code of the external validation of all systems of a comparison."""
     from longvit.errors import InputError
     from longvit.external.compared_systems import comparison_lines, read_compared_systems, validate_comparison
-    from longvit.external.labelled_cohort import read_labelled
+    from longvit.external.labelled_cohort import VALIDATED, read_labelled
     from longvit.external.validate import validates
 
     if draws is not None or settings.back or not workers.is_here:

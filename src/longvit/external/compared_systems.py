@@ -223,7 +223,7 @@ def _load(member: Member, spec: SystemSpec, bag_cohort: BagCohort) -> System:
         spec.system,
         in_dim=bag_cohort.width,
         outputs=len(member.classes),
-        task="subtyping" if task_class(member.settings.task).has_classes else "survival",
+        task="subtyping" if task_class(member.settings.task).outputs_are_classes else "survival",
         fusion=None,
         **member.metrics["decided_by"]["settings of the system"],
     )

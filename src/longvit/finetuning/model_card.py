@@ -22,7 +22,8 @@ def write_model_card(
 ) -> None:
     """Writes the card of a finished run; `metrics`: content of metrics.json, `rows`: all slides that were used."""
     training = metrics["training"]
-    outputs = ", ".join(map(_plain, metrics["classes"]))
+    names = task.classes_of(metrics["classes"]) if task.has_classes else metrics["classes"]
+    outputs = ", ".join(map(_plain, names))
     what = f"classes: {outputs}" if task.has_classes else f"outputs: {outputs}"
     lines = [
         f"# Model card: LongViT for {task.name}",

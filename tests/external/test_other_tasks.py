@@ -1,0 +1,22 @@
+"""A run of a task that is not validated externally: the command states it, and predicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.external.cohorts import TRAIN, longvit, write_cohort
+
+
+@pytest.mark.slow
+def test_a_regression_is_predicted_with_a_line_that_there_are_no_metrics(tmp_path: Path) -> None:
+    a, b = write_cohort(tmp_path / "a", "a", seed=3), write_cohort(tmp_path / "b", "b", seed=4, n=4)
+    run = tmp_path / "run"
+    task = ("--task", "regression", "--label-columns", "survival_months")
+    code, _, error = longvit("train", a, "--out", run, *task, *TRAIN)
+    assert code == 0, error
+    code, _, error = longvit("predict", run, b, "--out", tmp_path / "out", "--device", "cpu", "--threads", "1")
+    assert code == 0, error
+    assert "external validation is for subtyping and survival" in error
+    assert "predicted_value" in (tmp_path / "out" / "predictions.csv").read_text().splitlines()[0]
+    assert not (tmp_path / "out" / "external").exists()

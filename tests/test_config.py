@@ -127,7 +127,7 @@ def test_an_unknown_recipe_lists_those_that_come_along() -> None:
         read_recipe("tiiny")
 
 
-SETTINGS_OF = {"dino": PretrainSettings, "baselines": ComparisonSettings}
+SETTINGS_OF = {"dino": PretrainSettings, "texture": PretrainSettings, "baselines": ComparisonSettings}
 
 
 def test_every_recipe_that_comes_along_can_be_read_and_opens_with_its_command() -> None:

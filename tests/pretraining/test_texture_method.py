@@ -151,7 +151,7 @@ def test_settings_that_texture_cannot_have_are_refused() -> None:
 
 
 def test_a_run_of_an_older_version_is_one_of_dino() -> None:
-    from longvit.training.run_folder import _ADDED_SETTINGS
+    from longvit.training.checkpoint import _ADDED_SETTINGS
 
     stored = PretrainSettings().result_settings()
     assert {name: stored[name] for name in ("objective", "recolour")}.items() <= _ADDED_SETTINGS.items()

@@ -109,7 +109,7 @@ def _validate_comparison(
     """Exit code of the external validation of all systems of a comparison."""
     from longvit.errors import InputError
     from longvit.external.compared_systems import comparison_lines, read_compared_systems, validate_comparison
-    from longvit.external.labelled_cohort import VALIDATED, read_labelled
+    from longvit.external.labelled_cohort import read_labelled
     from longvit.external.validate import validates
 
     if draws is not None or settings.back or not workers.is_here:

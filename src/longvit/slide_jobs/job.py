@@ -187,7 +187,7 @@ def digest_of(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-_LATER_SETTINGS = {"stem": "linear", "sub_norm": True}
+_LATER_SETTINGS = {"stem": "linear", "sub_norm": True, "init": "published"}
 """Settings that older versions lack, with the value that the hash leaves out, so that their results stay valid."""
 
 

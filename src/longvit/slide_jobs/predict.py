@@ -65,7 +65,8 @@ def predict_slides(
 
     >>> import longvit
     >>> slides = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])
-    >>> model = longvit.create_model("longvit_tiny_patch32", True, num_classes=2, class_names=("benign", "tumour"))
+    >>> names = ("benign", "tumour")
+    >>> model = longvit.create_model("longvit_tiny_stem_patch32", True, num_classes=2, class_names=names)
     >>> result = longvit.predict_slides(slides, "predictions", model)
     >>> list(result.records[0]["prediction"])
     ['prob_benign', 'prob_tumour', 'prediction']

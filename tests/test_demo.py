@@ -84,8 +84,8 @@ def test_a_slide_without_resolution_names_the_way_out(tmp_path: Path, capsys: py
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> demo.DemoOutcome:
-    """The demo on the real slide, with two epochs instead of eight and a smaller picture."""
-    settings = replace(load_settings(FinetuneSettings, "tiny"), epochs=2, device="cpu", threads=1, bootstrap=100)
+    """The demo on the real slide, with four epochs instead of eight and a smaller picture."""
+    settings = replace(load_settings(FinetuneSettings, "tiny"), epochs=4, device="cpu", threads=1, bootstrap=100)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "WHOLE_SIDE_PX", 512)
         return demo.run_demo(tmp_path_factory.mktemp("demo") / "out", settings=settings)

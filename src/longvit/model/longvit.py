@@ -29,7 +29,7 @@ from longvit.errors import InputError
 from longvit.model import cuda_graph
 from longvit.model.conv_stem import ConvPatchEmbedding, check_patch
 from longvit.model.embedding import PatchEmbedding
-from longvit.model.encoder import INITIALISERS, Encoder, init_weights
+from longvit.model.encoder import INITIALISERS, Encoder
 from longvit.model.positions import PatchGrid, sine_positions
 
 DILATED_RATIOS = (1, 2, 4, 8, 16)
@@ -76,7 +76,7 @@ class LongViTConfig:
             (`longvit.model.conv_stem`).
         sub_norm: the paper's sub-LayerNorm inside the two branches of a block; False: a plain pre-norm block.
         init: initial weights: "published", small normal numbers as in the published code, or "xavier":
-            Xavier-uniform matrices in the blocks, and positions of sines (`longvit.model.positions.sine_positions`).
+            Xavier-uniform matrices, and positions of sines (`longvit.model.positions.sine_positions`).
 
     >>> import longvit
     >>> longvit.LongViTConfig(embed_dim=192, depth=6, num_heads=8, ffn_dim=768, image_px=4096).patch_px
@@ -236,7 +236,7 @@ class LongViT(nn.Module):
         self.config = replace(self.config, num_classes=num_classes, class_names=tuple(class_names))
         device = self.fc_norm.weight.device
         self.head = nn.Linear(self.num_features, num_classes, device=device) if num_classes else nn.Identity()
-        self.head.apply(init_weights)
+        self.head.apply(INITIALISERS[self.config.init])
 
     def set_recompute(self, enable: bool = True, *, offload: bool = False) -> None:
         """Recompute each layer in backward: about a third of the memory for two thirds of a forward without attention.

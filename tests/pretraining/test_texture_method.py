@@ -63,7 +63,7 @@ def test_whitened_numbers_have_mean_0_and_variance_1_at_most() -> None:
 
 
 def test_targets_are_those_of_the_crop_before_its_colours_change() -> None:
-    """The loss of two steps on one batch differs, since colours are drawn anew; targets are the same."""
+    """Two steps on one batch have different losses: each draws new colours, and the targets stay the same."""
     model, crops = regression(), (255 * pixels(tissue(4))).round()
     method = TextureMethod(model, Schedules(DinoSettings(), 10, 4), recolour=0.2)
     seen: list[tuple[Tensor, Tensor]] = []

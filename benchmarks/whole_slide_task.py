@@ -1,16 +1,21 @@
 """Tasks that need the whole slide: synthetic slides whose class is in composition or place alone, and systems on them.
 
-    python benchmarks/whole_slide_task.py [--fields drawn oral-scc osteosarcoma colon] [--tasks share any border
-        arrangement] [--seeds 0 1 2] [--side-px 4096 --square-px 256 --block-px 1024] [--out FOLDER] [--save]
+    python benchmarks/whole_slide_task.py [--fields drawn colon …] [--tasks border …] [--seeds 0 1 2]
+        [--stages 256:64:64:600:5 1024:128:256:48:3] [--out FOLDER] [--save]
     python benchmarks/whole_slide_task.py --quick      # toy size, a minute
+
+A stage is SIDE:SQUARE:BLOCK:PAIRS:EPOCHS, in px, pairs of slides and epochs. Places and two tissues are learned
+together, which takes thousands of slides, so LongViT begins with many small slides and goes on with fewer larger ones.
+The last stage is the one that is tested. All stages of a fold have the same training patients.
 
 The slides are those of `longvit.synthetic`: colours are matched, pairs have the same patients and source, folds are
 disjoint by patient. On the same folds:
 
 - `longvit`: LongViT on the whole slide, and its branches alone: `longvit_local` (the shortest segment, undilated) and
   `longvit_global` (the whole sequence at the highest dilated ratio)
-- `longvit_regions`: the same network on regions of `--block-px` with the label of their slide; the mean of their logits
-- `mean_pooling`, `attention_mil`: on frozen features of the same network, at its random start, a tile per square
+- `longvit_regions`: the same network on regions of the size of a block, with the label of their slide; the mean of
+  their logits
+- `mean_pooling`, `attention_mil`: on frozen features of the same network, at its start, a tile per square
 - `patch_sampling`: end to end on a random sample of the tiles
 - `mean_colour`, `colour_histogram`: the controls, which must be at .5
 
@@ -28,9 +33,10 @@ import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 import longvit
 from longvit.comparison.compare import compare
@@ -38,12 +44,13 @@ from longvit.comparison.intervals import Round, drawn_means, interval, mean_of_f
 from longvit.comparison.settings import ComparisonSettings
 from longvit.data.cohort import Cohort
 from longvit.data.cohort_table import read_cohort
-from longvit.data.folds import assign, folds_of_column
+from longvit.data.folds import Fold, assign, folds_of_column
 from longvit.data.slide_list import find_slides
 from longvit.demo import write_region
 from longvit.files import write_csv
 from longvit.finetuning.crossval import cross_validate, replace_splits
 from longvit.finetuning.results import read_logits
+from longvit.finetuning.run import finetune
 from longvit.finetuning.settings import FinetuneSettings
 from longvit.interpret import class_contributions
 from longvit.slide_jobs.features import feature_folder, feature_slides
@@ -73,22 +80,43 @@ SOURCES: dict[str, dict[str, Any]] = {
 ONE_TISSUE_A_SOURCE = "colon"
 VARIANTS = ("longvit", "longvit_local", "longvit_global")
 ON_FEATURES, ON_PIXELS = ("mean_pooling", "attention_mil"), "patch_sampling"
+STAGES = ("256:64:64:600:5", "1024:128:256:48:3")
 SYSTEMS = (*VARIANTS, "longvit_regions", *ON_FEATURES, ON_PIXELS, "mean_colour")
+
+
+class Stage(NamedTuple):
+    """Slides of one size: side, square and block in px, pairs, and the epochs on them."""
+
+    side_px: int
+    square_px: int
+    block_px: int
+    pairs: int
+    epochs: int
+
+
+def read_stage(text: str) -> Stage:
+    """Stage of SIDE:SQUARE:BLOCK:PAIRS:EPOCHS."""
+    try:
+        return Stage(*map(int, text.split(":")))
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text}: give SIDE:SQUARE:BLOCK:PAIRS:EPOCHS") from None
 
 
 @dataclass(frozen=True)
 class Study:
-    """One task on one set of fields with one seed."""
+    """One task on one set of fields with one seed, at the slides of one stage."""
 
     folder: Path
     cohort: Cohort
     slides: SyntheticSettings
     finetuning: FinetuneSettings
+    smaller: Study | None
+    """Study of the stage before, on smaller slides of the same folds."""
     comparison: ComparisonSettings
     tiles: int
 
     @property
-    def folds(self) -> tuple[Any, ...]:
+    def folds(self) -> tuple[Fold, ...]:
         """Folds of the column fold."""
         return folds_of_column(self.cohort)
 
@@ -96,8 +124,8 @@ class Study:
         """Trains every system that is not finished; a round per fold."""
         runs: dict[str, Path] = {}
         for name in VARIANTS:
-            settings = replace(self.finetuning, weights=self.start(name), controls=name == VARIANTS[0])
-            cross_validate(self.cohort, self.folder / name, self.folds, settings)
+            for fold in self.folds:
+                self.fine_tune(name, fold)
             runs[name] = self.folder / name
         features = self.features()
         for name, systems, epochs, given in (
@@ -121,21 +149,33 @@ class Study:
         """Predictions of the test slides."""
         return read_logits(path, self.cohort)["model"]["test"]
 
-    def start(self, variant: str) -> Path:
-        """Folder of the starting network, with random weights and the branches of the variant."""
-        folder = self.folder / "start" / variant
+    def fine_tune(self, variant: str, fold: Fold) -> Path:
+        """Folder of the model of a fold, fine-tuned on the stages so far."""
+        before = None if self.smaller is None else self.smaller.fine_tune(variant, fold)
+        folder = self.folder / variant / f"fold_{fold.name}"
+        settings = replace(
+            self.finetuning, weights=self.start(variant, fold.name, before), controls=variant == "longvit"
+        )
+        finetune(assign(replace_splits(self.cohort), fold), folder, settings)
+        return folder / "model"
+
+    def start(self, variant: str, name: str = "first", before: Path | None = None) -> Path:
+        """Folder of the starting network, with the branches of the variant: `before`, or that of the first stage."""
+        folder = self.folder / "start" / f"{variant}_{name}"
         if not (folder / "config.json").exists():
-            n_patches = (self.slides.side_px // 32) ** 2
-            segments = longvit.segment_schedule(n_patches)
+            segments = longvit.segment_schedule((self.slides.side_px // 32) ** 2)
             branches: dict[str, Any] = {
                 "longvit": {},
                 "longvit_local": {"segment_lengths": segments[:1], "dilated_ratios": (1,)},
                 "longvit_global": {"segment_lengths": segments[-1:], "dilated_ratios": (16,)},
             }[variant]
-            import torch
-
             torch.manual_seed(self.finetuning.seed)
-            longvit.create_model(self.finetuning.model, **branches).save_pretrained(folder)
+            model = longvit.create_model(self.finetuning.model, **branches)
+            if (weights := before or self.finetuning.weights) is not None:
+                source = longvit.load_model(weights)
+                model = longvit.LongViT(replace(source.config, **branches))
+                model.load_state_dict(source.state_dict())
+            model.save_pretrained(folder)
         return folder
 
     def features(self) -> Path:
@@ -256,11 +296,9 @@ def main() -> None:
     parser.add_argument("--fields", nargs="*", default=["drawn", *SOURCES], choices=["drawn", *SOURCES])
     parser.add_argument("--tasks", nargs="*", default=["share", "any", "border", "arrangement"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--side-px", type=int, default=4096)
-    parser.add_argument("--square-px", type=int, default=128, help="at most the side of a field (oral-scc: 224)")
-    parser.add_argument("--block-px", type=int, default=1024)
-    parser.add_argument("--pairs", type=int, default=80)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--stages", nargs="*", type=read_stage, metavar="STAGE", default=[*map(read_stage, STAGES)])
+    parser.add_argument("--folds", type=int, default=4, help="of the drawn fields; real ones have theirs")
+    parser.add_argument("--weights", help="starting weights; default: random ones")
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--tiles", type=int, default=64, help="tiles of a step of patch_sampling")
     parser.add_argument("--model", default="longvit_tiny_stem_patch32")
@@ -270,57 +308,58 @@ def main() -> None:
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     if args.quick:
-        quick = {
-            "fields": ["drawn"],
-            "tasks": ["border"],
-            "seeds": [0],
-            "side_px": 192,
-            "square_px": 32,
-            "block_px": 64,
-        }
-        for name, value in {**quick, "pairs": 4, "epochs": 1, "tiles": 4}.items():
-            setattr(args, name, value)
+        stages = [Stage(96, 32, 32, 4, 1), Stage(192, 32, 64, 4, 1)]
+        quick = {"fields": ["drawn"], "tasks": ["border"], "seeds": [0], "stages": stages, "tiles": 4, "folds": 2}
+        vars(args).update(quick)
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
         rows = []
         for name in args.fields:
-            fields = fields_of(name, args.square_px, 8 if args.quick else 64)
+            fields = fields_of(name, max(stage.square_px for stage in args.stages), 8 if args.quick else 64)
             for task in args.tasks:
                 if name == ONE_TISSUE_A_SOURCE and task in ("share", "any"):
                     continue
                 studies = [make_study(fields, out / f"{name}_{task}_{seed}", task, seed, args) for seed in args.seeds]
-                rows += summary(studies, fields=name, task=task, side_px=args.side_px, seeds=len(args.seeds))
+                rows += summary(studies, fields=name, task=task, stages=args.stages, seeds=len(args.seeds))
         print_rows(rows)
         report("whole_slide_task", rows, args.save)
 
 
 def make_study(fields: tuple[Field, ...], folder: Path, task: Any, seed: int, args: argparse.Namespace) -> Study:
-    """Study of one seed, with its slides."""
-    slides = SyntheticSettings(
-        task=task,
-        side_px=args.side_px,
-        square_px=args.square_px,
-        block_px=args.block_px,
-        pairs=args.pairs,
-        patients=2,
-        folds=2 if args.quick else 4,
-        seed=seed,
-    )
-    cohort = read_cohort(make_slides(fields, folder / "slides", slides))
-    finetuning = FinetuneSettings(
-        model=args.model,
-        side_px=args.side_px,
-        epochs=args.epochs,
-        lr=args.lr,
-        clip_norm=1.0,
-        drop_path=0.0,
-        seed=seed,
-        bootstrap=0,
-        device=args.device,
-        cache_dir=folder / "canvases",
-    )
-    comparison = ComparisonSettings(seed=seed, bootstrap=0, device=args.device)
-    return Study(folder, cohort, slides, finetuning, comparison, args.tiles)
+    """Study of one seed, with its slides: that of the last stage, which knows the ones before."""
+    study = None
+    for side_px, square_px, block_px, pairs, epochs in args.stages:
+        slides = SyntheticSettings(
+            task=task,
+            side_px=side_px,
+            square_px=square_px,
+            block_px=block_px,
+            pairs=pairs,
+            patients=2,
+            folds=args.folds,
+            seed=seed,
+        )
+        out = folder / f"{side_px}px"
+        finetuning = FinetuneSettings(
+            model=args.model,
+            weights=args.weights,
+            side_px=side_px,
+            epochs=epochs,
+            batch_size=16 if study is None else 4,
+            lr=args.lr if study is None else args.lr / 3,
+            clip_norm=1.0,
+            drop_path=0.0,
+            seed=seed,
+            bootstrap=0,
+            device=args.device,
+            cache_dir=out / "canvases",
+            deletion_slides=0,
+        )
+        cohort = read_cohort(make_slides(fields, out / "slides", slides))
+        comparison = ComparisonSettings(seed=seed, bootstrap=0, device=args.device)
+        study = Study(out, cohort, slides, finetuning, study, comparison, args.tiles)
+    assert study is not None
+    return study
 
 
 if __name__ == "__main__":

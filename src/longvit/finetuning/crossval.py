@@ -290,11 +290,12 @@ def _run_in_parallel(names: Sequence[str], folder: Path, command: Sequence[str],
 
 def _join_predictions(results: Mapping[str, FinetuneResult], name: str, folder: Path) -> None:
     """Joins the folds' tables, with the columns that all have (time bins differ from fold to fold)."""
-    tables = {}
+    tables, headers = {}, []
     for fold, result in results.items():
         with (result.folder / name).open(newline="", encoding="utf-8") as file:
-            tables[fold] = list(csv.DictReader(file))
-    headers = [list(table[0]) for table in tables.values() if table]
+            reader = csv.DictReader(file)
+            tables[fold] = list(reader)
+            headers.append(list(reader.fieldnames or ()))
     header = [column for column in headers[0] if all(column in other for other in headers)]
     rows = ([fold, *(line[column] for column in header)] for fold, table in tables.items() for line in table)
     write_csv(folder / name, ["fold", *header], rows)

@@ -157,3 +157,22 @@ def test_slides_without_a_file_are_refused_or_left_out_and_named(
     assert main([*command, "--allow-missing", "--no-controls"]) == 1
     assert "s05,open," in (tmp_path / "cv" / "fold_0" / "problems.csv").read_text()
     assert json.loads((tmp_path / "cv" / "crossval.json").read_text())["folds"][0]["left_out"] == ["s05"]
+
+
+def test_folds_whose_patients_all_have_slides_of_both_labels_end_with_a_table(tmp_path: Path) -> None:
+    path = write_study(tmp_path, n=40, split=False)
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    by_label = {label: [line for line in lines if line["label"] == label] for label in {x["label"] for x in lines}}
+    for pair in zip(*by_label.values(), strict=False):
+        for line in pair:
+            line["case_id"] = pair[0]["slide_id"]
+    kept = [line for pair in zip(*by_label.values(), strict=False) for line in pair]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(kept)
+    cohort = read_cohort(path)
+    result = cross_validate(cohort, tmp_path / "cv", make_folds(cohort, 2), replace(QUICK, epochs=1))
+    assert not result.missing
+    assert (tmp_path / "cv" / "patients.csv").read_text().startswith("fold,")

@@ -114,6 +114,7 @@ class Study:
     """Study of the stage before, on smaller slides of the same folds."""
     comparison: ComparisonSettings
     tiles: int
+    is_last: bool
 
     @property
     def folds(self) -> tuple[Fold, ...]:
@@ -125,7 +126,7 @@ class Study:
         runs: dict[str, Path] = {}
         for name in VARIANTS:
             for fold in self.folds:
-                self.fine_tune(name, fold)
+                self.fine_tune(name, fold.name)
             runs[name] = self.folder / name
         features = self.features()
         for name, systems, epochs, given in (
@@ -149,13 +150,13 @@ class Study:
         """Predictions of the test slides."""
         return read_logits(path, self.cohort)["model"]["test"]
 
-    def fine_tune(self, variant: str, fold: Fold) -> Path:
-        """Folder of the model of a fold, fine-tuned on the stages so far."""
-        before = None if self.smaller is None else self.smaller.fine_tune(variant, fold)
-        folder = self.folder / variant / f"fold_{fold.name}"
-        settings = replace(
-            self.finetuning, weights=self.start(variant, fold.name, before), controls=variant == "longvit"
-        )
+    def fine_tune(self, variant: str, name: str) -> Path:
+        """Folder of the model of the fold of that name, fine-tuned on the stages so far."""
+        before = None if self.smaller is None else self.smaller.fine_tune(variant, name)
+        (fold,) = (fold for fold in self.folds if fold.name == name)
+        folder = self.folder / variant / f"fold_{name}"
+        start = self.start(variant, name, before)
+        settings = replace(self.finetuning, weights=start, controls=self.is_last and variant == "longvit")
         finetune(assign(replace_splits(self.cohort), fold), folder, settings)
         return folder / "model"
 
@@ -328,7 +329,8 @@ def main() -> None:
 def make_study(fields: tuple[Field, ...], folder: Path, task: Any, seed: int, args: argparse.Namespace) -> Study:
     """Study of one seed, with its slides: that of the last stage, which knows the ones before."""
     study = None
-    for side_px, square_px, block_px, pairs, epochs in args.stages:
+    for stage in args.stages:
+        side_px, square_px, block_px, pairs, epochs = stage
         slides = SyntheticSettings(
             task=task,
             side_px=side_px,
@@ -357,7 +359,8 @@ def make_study(fields: tuple[Field, ...], folder: Path, task: Any, seed: int, ar
         )
         cohort = read_cohort(make_slides(fields, out / "slides", slides))
         comparison = ComparisonSettings(seed=seed, bootstrap=0, device=args.device)
-        study = Study(out, cohort, slides, finetuning, study, comparison, args.tiles)
+        is_last = stage is args.stages[-1]
+        study = Study(out, cohort, slides, finetuning, study, comparison, args.tiles, is_last)
     assert study is not None
     return study
 

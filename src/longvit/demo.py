@@ -1,8 +1,8 @@
-"""Demo on one real slide: regions -> fine-tuning -> test -> patch contributions of the whole slide.
+"""Demo on one real slide: regions -> fine-tuning -> test -> a heat map beside its known answer.
 
-The slide has no annotation, so the label is a proxy computed from the pixels: whether the haematoxylin content
-(nuclei) of a region is above the slide's median. The demo shows that the pipeline learns from real pixels. It is no
-diagnosis, and mean colour should do nearly as well, as the report states.
+The slide has no annotation, so the answer is made: a square of a region is put out of focus. Each region with tissue is
+there twice, as scanned and with such a square. The model receives one label per region and no place. Mean colour tells
+nothing. Its heat map of a mosaic of test regions is compared with the squares.
 
 The regions of the left five columns are the training set, those of the right three the test set, with a gap between.
 """
@@ -19,6 +19,7 @@ import numpy as np
 from longvit.errors import InputError
 from longvit.files import atomic_path, make_folder, write_csv, write_text
 from longvit.json_file import read_json_object
+from longvit.out_of_focus import BLUR_UM, Mosaic, draw_square, make_mosaic, out_of_focus
 from longvit.progress import Progress
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ COLUMNS, ROWS, TRAIN_COLUMNS = 8, 8, 5
 REGION_UM = 128.0
 REGION_PX = 256
 GAP_UM = 75.0  # between train and test: more than half a region
-WHOLE_SIDE_PX = 2048
-CLASSES = ("little", "much")  # in this order, so that much is the positive class
+EMPTY_SHARE = 0.45  # of the regions: those with the least haematoxylin, where no focus can be seen
+GLASS_GREY = 225  # mean of a patch from which on it is glass
+MOSAIC_COLUMNS = 5  # and as many rows at most
+MOSAIC_SIDE_PX = MOSAIC_COLUMNS * REGION_PX
+CLASSES = ("in focus", "out of focus")  # in this order, so that the second is the positive class
 # Optical densities of haematoxylin, eosin and DAB in red, green, blue (Ruifrok & Johnston 2001).
 STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 
@@ -117,13 +121,16 @@ class DemoOutcome:
 
     report: Path
     finetuned: FinetuneResult
-    contributions_png: Path
+    heat_map_auc: float
+    """Probability that a patch out of focus is hotter than another one, in the mosaic of test regions; patches
+    of glass do not count."""
+    heat_map_png: Path
 
     def summary(self) -> str:
-        """Metrics on the test set beside the controls, with their caveat."""
+        """Metrics on the test set beside the controls, and the AUC of the heat map."""
         return (
             f"{self.finetuned.summary()}\n"
-            f"The label is a proxy (haematoxylin above the slide's median), not an annotation by a pathologist."
+            f"heat map of the test regions against the known squares: AUC {self.heat_map_auc:.2f}"
         )
 
 
@@ -153,10 +160,13 @@ def run_demo(
     with open_slide(path) as opened:
         open_demo_folder(folder, opened)
         cohort = read_cohort(write_regions(opened, folder))
+        mosaic = write_mosaic(opened, folder / "known_answer")
     settings = settings or load_settings(FinetuneSettings, "tiny", device=device)
     finetuned = finetune(cohort, folder / "run", settings)
-    png = whole_slide(finetuned.model_dir, path, folder, device)
-    return DemoOutcome(write_demo_report(folder, finetuned, cohort, settings, png), finetuned, png)
+    png = folder / "known_answer" / "heat_map.png"
+    auc = compare_heat_map(finetuned.model_dir, mosaic, png, device)
+    report = write_demo_report(folder, finetuned, cohort, settings, auc, png)
+    return DemoOutcome(report, finetuned, auc, png)
 
 
 def open_demo_folder(out_dir: Path, slide: Slide) -> None:
@@ -177,25 +187,49 @@ def write_regions(slide: Slide, out_dir: Path) -> Path:
     if cohort_csv.exists():
         return cohort_csv
     mpp = slide.require_mpp()
-    regions = lay_out(slide.size_px, mpp.mean)
-    amounts = []
+    regions = regions_with_tissue(slide)
+    rows = []
     with Progress("regions", len(regions)) as progress:
         for region in regions:
-            side_px = region.side_level0_px
-            pixels = slide.read_region(region.x_level0_px, region.y_level0_px, 0, side_px, side_px)
-            amounts.append(float(haematoxylin(pixels).mean()))
-            write_region(pixels, (mpp.x, mpp.y), out_dir / "regions" / f"{region.name}.tif")
+            sharp = read_pixels(slide, region)
+            square = draw_square(np.random.default_rng([region.row, region.column]), sharp)
+            pixels = {CLASSES[0]: sharp, CLASSES[1]: out_of_focus(sharp, square, mpp.mean)}
+            for label in CLASSES:
+                slide_id = f"{region.name}_{label.split()[0]}"
+                path = f"regions/{slide_id}.tif"
+                write_region(pixels[label], (mpp.x, mpp.y), out_dir / path)
+                position = (region.x_level0_px, region.y_level0_px)
+                place = (square.x_px, square.y_px, square.side_px) if label == CLASSES[1] else ("", "", "")
+                rows.append([region.name, slide_id, label, path, region.split, *position, *place])
             progress.advance()
-    median = float(np.median(amounts))
-    rows = []
-    for region, amount in zip(regions, amounts, strict=True):
-        label = CLASSES[amount > median]
-        position = (region.x_level0_px, region.y_level0_px)
-        path = f"regions/{region.name}.tif"
-        rows.append([region.name, region.name, label, path, region.split, f"{amount:.6f}", *position])
-    columns = ["case_id", "slide_id", "label", "path", "split", "haematoxylin", "x_level0_px", "y_level0_px"]
-    write_csv(cohort_csv, columns, rows)
+    columns = ["case_id", "slide_id", "label", "path", "split", "x_level0_px", "y_level0_px"]
+    write_csv(cohort_csv, [*columns, "square_x_px", "square_y_px", "square_side_px"], rows)
     return cohort_csv
+
+
+def regions_with_tissue(slide: Slide) -> tuple[Region, ...]:
+    """Regions of the slide without those that have the least haematoxylin."""
+    regions = lay_out(slide.size_px, slide.require_mpp().mean)
+    amounts = [float(haematoxylin(read_pixels(slide, region)).mean()) for region in regions]
+    least = np.quantile(amounts, EMPTY_SHARE)
+    return tuple(region for region, amount in zip(regions, amounts, strict=True) if amount > least)
+
+
+def read_pixels(slide: Slide, region: Region) -> np.ndarray:
+    """Pixels of a region at level 0, uint8 (side, side, 3)."""
+    side_px = region.side_level0_px
+    return slide.read_region(region.x_level0_px, region.y_level0_px, 0, side_px, side_px)
+
+
+def write_mosaic(slide: Slide, out_dir: Path) -> Mosaic:
+    """Mosaic of the test regions, written as mosaic.tif, with its squares in squares.csv."""
+    mpp = slide.require_mpp()
+    pixels = [read_pixels(slide, region) for region in regions_with_tissue(slide) if region.split == "test"]
+    mosaic = make_mosaic(pixels, MOSAIC_COLUMNS, mpp.mean)
+    write_region(mosaic.pixels, (mpp.x, mpp.y), out_dir / "mosaic.tif")
+    rows = [[square.x_px, square.y_px, square.side_px] for square in mosaic.squares]
+    write_csv(out_dir / "squares.csv", ["x_px", "y_px", "side_px"], rows)
+    return mosaic
 
 
 def write_region(pixels: np.ndarray, mpp: tuple[float, float], path: Path) -> None:
@@ -215,29 +249,37 @@ def write_region(pixels: np.ndarray, mpp: tuple[float, float], path: Path) -> No
         )
 
 
-def whole_slide(model_dir: Path, slide_path: Path, out_dir: Path, device: str) -> Path:
-    """Embeds the whole slide and plots its patch contributions; returns the path of the plot."""
-    from longvit.data.slide_list import find_slides
+def compare_heat_map(model_dir: Path, mosaic: Mosaic, png: Path, device: str) -> float:
+    """AUC of the heat map of the mosaic against its squares, over patches with tissue; plots both.
+
+    mosaic.tif is in the folder of `png`.
+    """
     from longvit.device import pick_device
+    from longvit.interpret import class_contributions, draw
     from longvit.model.pretrained import load_model
-    from longvit.slide_jobs.embed import embed_slides
-    from longvit.slide_jobs.predict import predict_slides
+    from longvit.slides.reader import open_slide
+    from longvit.synthetic import heat_map_auc
 
     model = load_model(model_dir).to(pick_device(device).device)
-    # Unlike the regions, a whole slide is not square: it is padded, to keep its proportions.
-    model.config = replace(model.config, image_px=WHOLE_SIDE_PX, fit="pad")
-    slides = find_slides([slide_path])
-    embed_slides(slides, out_dir / "whole_slide", model)
-    predict_slides(slides, out_dir / "whole_slide", model, pictures=True)
-    return out_dir / "whole_slide" / "slides" / f"{slides[0].slide_id}.png"
+    with open_slide(png.parent / "mosaic.tif") as slide:
+        canvas = slide.canvas(MOSAIC_SIDE_PX, fit="pad")
+    positive = model.config.class_names.index(CLASSES[1])
+    contributions = class_contributions(model, canvas, positive)
+    patch_px = model.config.patch_px
+    y, x = np.indices(contributions.per_patch.shape) * patch_px + patch_px / 2
+    inside, blurred = mosaic.truth_at(*canvas.placement.to_level0(x, y))
+    grey = np.asarray(canvas).mean(2).reshape(len(x), patch_px, -1, patch_px).mean((1, 3))
+    counted = inside & (grey < GLASS_GREY)
+    outlines = [(square.x_px, square.y_px, square.side_px, square.side_px) for square in mosaic.squares]
+    draw(canvas, contributions, png, title="Test regions: known squares and heat map", outlines=outlines)
+    return heat_map_auc(contributions.per_patch[counted][None], blurred[counted][None])
 
 
 def write_demo_report(
-    out_dir: Path, finetuned: FinetuneResult, cohort: Cohort, settings: FinetuneSettings, plot: Path
+    out_dir: Path, finetuned: FinetuneResult, cohort: Cohort, settings: FinetuneSettings, auc: float, plot: Path
 ) -> Path:
     """Writes index.html: the report of the fine-tuning, preceded by the sections of the demo."""
     from longvit.report import ReportImage, Section, finetune_content, write_report
-    from longvit.report.finetuning import CONTRIBUTIONS_TEXT
 
     content = finetune_content(finetuned, cohort, settings)
     train, test = cohort.split("train"), cohort.split("test")
@@ -245,19 +287,23 @@ def write_demo_report(
         "Steps of the demo",
         points=(
             f"Extract {COLUMNS * ROWS} regions of {REGION_UM:.0f} µm from one slide, in {COLUMNS} columns and {ROWS} "
-            f"rows, not overlapping: regions/*.tif and cohort.csv.",
-            "Label each region by its haematoxylin content (colour deconvolution): much above the slide's median, "
-            "else little.",
-            f"Train on the {len(train)} regions of the left {TRAIN_COLUMNS} columns and test on the {len(test)} of the "
+            f"rows, not overlapping. The {EMPTY_SHARE:.0%} with the least haematoxylin are left out.",
+            "Write each region twice: as scanned, and with a square of half its side blurred by "
+            f"{BLUR_UM:g} µm (regions/*.tif). cohort.csv has one label per region: in focus or out of focus.",
+            f"Train on the {len(train)} images of the left {TRAIN_COLUMNS} columns and test on the {len(test)} of the "
             f"right {COLUMNS - TRAIN_COLUMNS}, {GAP_UM:.0f} µm apart, as longvit train cohort.csv --recipe tiny does.",
-            f"Embed the whole slide at {WHOLE_SIDE_PX:,} × {WHOLE_SIDE_PX:,} px (whole_slide/) and plot its patch "
-            f"contributions.",
+            "Read the test regions as one image (known_answer/mosaic.tif), every second one with a square out of "
+            "focus, and compare the patch contributions with the squares.",
         ),
     )
-    whole = Section(
-        "Patch contributions of the whole slide",
-        text=(*CONTRIBUTIONS_TEXT, "The model was trained on regions of 128 µm only, not on whole slides."),
-        plots=(ReportImage(f"{WHOLE_SIDE_PX // 32} × {WHOLE_SIDE_PX // 32} patches", plot.read_bytes()),),
+    known = Section(
+        "The heat map beside its known answer",
+        text=(
+            f"The outlined squares are out of focus. No place was given in training; a label is of a whole region. "
+            f"AUC of the heat map: {auc:.2f}. This is the probability that a patch inside a square is hotter than "
+            f"another one. Patches of glass do not count; .5 is chance.",
+        ),
+        plots=(ReportImage("Mosaic of the test regions", plot.read_bytes()),),
     )
     start = "random weights"
     if settings.weights is not None:
@@ -265,19 +311,18 @@ def write_demo_report(
     metrics, *other_sections = content.sections
     report = replace(
         content,
-        title="LongViT on one real slide, from pixels to patch contributions",
+        title="LongViT on one real slide, beside a known answer",
         lead=(
             f"A LongViT of {finetuned.metrics['training']['parameters'] / 1e6:.1f} million parameters, starting from "
-            f"{start}, was trained on {len(train)} regions on the left of a slide to detect much haematoxylin (many "
-            f"nuclei). It was tested on {len(test)} regions on the right.",
+            f"{start}, was trained on {len(train)} images from the left of a slide to detect that a part is out of "
+            f"focus. It was tested on {len(test)} from the right.",
         ),
         notes=(
-            "The label is a proxy, not an annotation by a pathologist: much means that the haematoxylin content of a "
-            "region is above the slide's median. Half of the regions are mostly empty glass, so the task is close to "
-            "tissue against glass, and mean colour is expected to do as well. The demo shows that the pipeline works "
-            "on real pixels. It does not support any diagnosis, and all regions are from one slide.",
+            "The tissue is real and the answer is made: squares were blurred on purpose, which leaves the mean colour "
+            "as it was. The demo shows that the model learns from real pixels, where mean colour cannot, and that its "
+            "heat map finds the place. It does not support any diagnosis, and all regions are from one slide.",
             *content.notes,
         ),
-        sections=(steps, metrics, whole, *other_sections),
+        sections=(steps, known, metrics, *other_sections),
     )
     return write_report(report, out_dir / "index.html")

@@ -19,6 +19,7 @@ N patches, D width, K classes or time bins.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -250,13 +251,19 @@ def draw(
     path: str | Path,
     *,
     title: str = "",
+    outlines: Sequence[tuple[float, float, float, float]] = (),
 ) -> None:
     """Writes a plot of the contributions as PNG: the slide, and beside it the slide in grey with the contributions.
+
+    A slide at least 1.5 times as wide as high has the two below each other. `outlines`: rectangles to draw in both (x,
+    y, width, height in level-0 px).
 
     Red is for the class (survival: raises the risk), blue against it; the colour scale ends at the 99th percentile of
     |contribution|. Both panels have the proportions of the slide, whatever the fit of the canvas, and a scale bar in
     µm. Where the resolution of the slide is unknown, the title states so.
     """
+    from matplotlib.patches import Rectangle
+
     mpp = canvas.source.mpp
     scale = (mpp.x, mpp.y) if mpp else (1.0, 1.0)
     left, top = canvas.placement.to_level0(0, 0)
@@ -270,11 +277,15 @@ def draw(
     values = contributions.per_patch
     limit = float(np.percentile(np.abs(values), PERCENTILE)) or 1e-12
 
-    panel_width_in = 5.2
+    is_wide = width >= 1.5 * height
+    panel_width_in = 8.0 if is_wide else 5.2
     panel_height_in = min(max(panel_width_in * height / width, 2.0), 11.0)
-    figure = new_figure(2 * panel_width_in + 1.5, panel_height_in + 1.25)
+    if is_wide:
+        figure = new_figure(panel_width_in + 1.5, 2 * panel_height_in + 1.75)
+    else:
+        figure = new_figure(2 * panel_width_in + 1.5, panel_height_in + 1.25)
     name, others = short_name(contributions.class_name), short_name(contributions.others, 32)
-    slide_axes, map_axes = figure.subplots(1, 2)
+    slide_axes, map_axes = figure.subplots(*((2, 1) if is_wide else (1, 2)))
     slide_axes.imshow(pixels, extent=extent)
     map_axes.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent)
     shown = map_axes.imshow(
@@ -285,6 +296,9 @@ def draw(
         axes.set_ylim(bounds.bottom * scale[1], bounds.y * scale[1])
         axes.set_xticks([])
         axes.set_yticks([])
+        for x, y, across, down in outlines:
+            place, size = (x * scale[0], y * scale[1]), (across * scale[0], down * scale[1])
+            axes.add_patch(Rectangle(place, *size, fill=False, edgecolor="black", linewidth=1.2))
         if mpp:
             _scale_bar(axes, width)
     slide_axes.set_title("The slide" if mpp else "The slide (µm per pixel not known)", fontsize=11)

@@ -22,11 +22,11 @@ def demo(
     ] = None,
     device: Device = "auto",
 ) -> int:
-    """Run the whole pipeline on the example slide, with a report, in three minutes.
+    """Run the whole pipeline on the example slide, with a report, in two minutes.
 
-    Cuts 64 regions out of a real slide and labels them by their haematoxylin content (a substitute for a pathologist's
-    label). Fine-tunes a tiny LongViT on the left part and tests it on the right part. Plots the contribution of each
-    patch of the whole slide. Open `OUT/index.html` afterwards.
+    Cuts regions out of a real slide and puts a square of each copy out of focus. Fine-tunes a tiny LongViT on the left
+    part to tell the two apart, and tests it on the right part. Plots its heat map beside the known squares. Open
+    `OUT/index.html` afterwards.
 
     **Examples**
 

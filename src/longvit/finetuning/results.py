@@ -116,7 +116,7 @@ class FinetuneResult(RunResult):
                 + (f"; controls: {', '.join(controls)}" if controls else "")
             )
             patients = self.metrics.get("patients", {}).get(split)
-            if patients is not None and patients["patients"] < split_metrics["slides"]:
+            if patients is not None and 0 < patients["patients"] < split_metrics["slides"]:
                 low, high = patients[f"{main}_interval"]
                 interval = "" if low is None else f" (95 % interval {low:.2f}-{high:.2f})"
                 lines.append(

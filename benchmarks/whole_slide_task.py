@@ -6,12 +6,13 @@
 
 A stage is SIDE:SQUARE:BLOCK:PAIRS:EPOCHS, in px, pairs of slides and epochs. Places and two tissues are learned
 together, which takes thousands of slides, so LongViT begins with many small slides and goes on with fewer larger ones.
-The last stage is the one that is tested. All stages of a fold have the same training patients.
+The last stage is the one that is tested. All stages of a fold have the same training patients. The two slides of a pair
+are in one batch (`match_on`): without it the differences between pairs hide those between the classes for long.
 
 The slides are those of `longvit.synthetic`: colours are matched, pairs have the same patients and source, folds are
 disjoint by patient. On the same folds:
 
-- `longvit`: LongViT on the whole slide, and its branches alone: `longvit_local` (the shortest segment, undilated) and
+- `longvit`: LongViT on the whole slide, and with `--ablation` its branches alone: `longvit_local` (the shortest segment, undilated) and
   `longvit_global` (the whole sequence at the highest dilated ratio)
 - `longvit_regions`: the same network on regions of the size of a block, with the label of their slide; the mean of
   their logits
@@ -115,6 +116,7 @@ class Study:
     comparison: ComparisonSettings
     tiles: int
     is_last: bool
+    variants: tuple[str, ...] = VARIANTS
 
     @property
     def folds(self) -> tuple[Fold, ...]:
@@ -124,7 +126,7 @@ class Study:
     def systems(self) -> list[Round]:
         """Trains every system that is not finished; a round per fold."""
         runs: dict[str, Path] = {}
-        for name in VARIANTS:
+        for name in self.variants:
             for fold in self.folds:
                 self.fine_tune(name, fold.name)
             runs[name] = self.folder / name
@@ -248,12 +250,12 @@ def summary(studies: list[Study], **named: Any) -> list[dict[str, Any]]:
         rounds += study.systems()
         for fold in study.folds:
             tasks.append(task_class("subtyping")(assign(replace_splits(study.cohort), fold), study.comparison))
-        for variant in VARIANTS:
+        for variant in study.variants:
             heat[variant] += study.heat_maps(variant)
     draws = drawn_means(rounds, tasks, resamples=1000, seed=0)
     best = mean_of_folds(rounds, tasks, "longvit")
     rows = []
-    for name in SYSTEMS:
+    for name in (name for name in SYSTEMS if name in rounds[0]):
         mean = mean_of_folds(rounds, tasks, name)
         own = interval(mean, draws[name])
         lead = interval(None if best is None or mean is None else best - mean, draws["longvit"] - draws[name])
@@ -299,6 +301,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--stages", nargs="*", type=read_stage, metavar="STAGE", default=[*map(read_stage, STAGES)])
     parser.add_argument("--folds", type=int, default=4, help="of the drawn fields; real ones have theirs")
+    parser.add_argument("--ablation", action="store_true", help="also the branches alone")
     parser.add_argument("--weights", help="starting weights; default: random ones")
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--tiles", type=int, default=64, help="tiles of a step of patch_sampling")
@@ -310,7 +313,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         stages = [Stage(96, 32, 32, 4, 1), Stage(192, 32, 64, 4, 1)]
-        quick = {"fields": ["drawn"], "tasks": ["border"], "seeds": [0], "stages": stages, "tiles": 4, "folds": 2}
+        quick = {
+            "fields": ["drawn"],
+            "tasks": ["border"],
+            "seeds": [0],
+            "stages": stages,
+            "tiles": 4,
+            "folds": 2,
+            "ablation": True,
+        }
         vars(args).update(quick)
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
@@ -328,7 +339,7 @@ def main() -> None:
 
 def make_study(fields: tuple[Field, ...], folder: Path, task: Any, seed: int, args: argparse.Namespace) -> Study:
     """Study of one seed, with its slides: that of the last stage, which knows the ones before."""
-    study = None
+    study, variants = None, VARIANTS if args.ablation else VARIANTS[:1]
     for stage in args.stages:
         side_px, square_px, block_px, pairs, epochs = stage
         slides = SyntheticSettings(
@@ -350,6 +361,7 @@ def make_study(fields: tuple[Field, ...], folder: Path, task: Any, seed: int, ar
             batch_size=16 if study is None else 4,
             lr=args.lr if study is None else args.lr / 3,
             clip_norm=1.0,
+            match_on="pair",
             drop_path=0.0,
             seed=seed,
             bootstrap=0,
@@ -360,7 +372,7 @@ def make_study(fields: tuple[Field, ...], folder: Path, task: Any, seed: int, ar
         cohort = read_cohort(make_slides(fields, out / "slides", slides))
         comparison = ComparisonSettings(seed=seed, bootstrap=0, device=args.device)
         is_last = stage is args.stages[-1]
-        study = Study(out, cohort, slides, finetuning, study, comparison, args.tiles, is_last)
+        study = Study(out, cohort, slides, finetuning, study, comparison, args.tiles, is_last, variants)
     assert study is not None
     return study
 

@@ -232,6 +232,21 @@ def test_balanced_drawing_gives_a_rare_class_its_share_and_is_a_function_of_the_
     assert not np.array_equal(orders[7], orders[8])
 
 
+def test_matched_slides_follow_each_other_in_an_order_that_still_changes_with_the_epoch() -> None:
+    rows = [SlideRow(f"p{i}", f"s{i}", "xy"[i % 2], Path("none")) for i in range(20)]
+    matches = [f"pair{i // 2}" if i < 12 else "" for i in range(20)]
+    data = CanvasDataset(rows, {}, {row.slide_id: row.path for row in rows}, matches=matches)
+    batches = CanvasBatches(data, 4, seed=1)
+    orders = [batches.order(epoch).tolist() for epoch in range(4)]
+    for order in orders:
+        assert sorted(order) == list(range(20))
+        assert all(abs(order.index(i) - order.index(i + 1)) == 1 for i in range(0, 12, 2))
+    assert len({tuple(order) for order in orders}) == 4
+    assert len({order.index(0) < order.index(1) for order in orders}) == 2
+    assert any(abs(order.index(i) - order.index(i + 1)) > 1 for order in orders for i in range(12, 20, 2))
+    assert CanvasBatches(data, 4, shuffle=False).order(3).tolist() == list(range(20))
+
+
 @pytest.mark.parametrize(("ahead_bytes", "held"), [(10**9, 4), (3 * 64 * 64 * 2, 2), (1, 1)])
 def test_large_batches_are_not_hoarded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_bytes: int, held: int

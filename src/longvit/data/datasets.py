@@ -57,6 +57,8 @@ class CanvasDataset(Dataset[tuple[torch.Tensor, dict[str, np.generic], str]]):
     """slide_id -> canvas TIFF (`CachedCanvases.paths`); every row has one."""
     strata: Sequence[str] = ()
     """Group of every slide, for balanced sampling; otherwise it may be empty."""
+    matches: Sequence[str] = ()
+    """Set of matched slides that each slide belongs to, "" for none; empty: no slides are matched."""
     memory_mb: int = 512
     """Canvases kept in memory, in MB."""
     _kept: dict[tuple[int, tuple[int, int, int, int] | None], np.ndarray] = field(default_factory=dict, repr=False)
@@ -127,10 +129,18 @@ class CanvasBatches:
             return np.arange(self.samples)
         rng = np.random.default_rng([self.seed, epoch, _ORDER])
         if not self.balanced:
-            return rng.permutation(self.samples)
+            order = rng.permutation(self.samples)
+            return self._matched(order) if self.dataset.matches else order
         _, stratum, count = np.unique(np.asarray(self.dataset.strata, str), return_inverse=True, return_counts=True)
         weight = 1 / count[stratum]
         return rng.choice(self.samples, self.samples, p=weight / weight.sum())
+
+    def _matched(self, order: np.ndarray) -> np.ndarray:
+        """The order with the slides of a matched set together, at the place of the first of them."""
+        sets: dict[str, list[int]] = {}
+        for index in order.tolist():
+            sets.setdefault(self.dataset.matches[index] or f"\0{index}", []).append(index)
+        return np.array([index for matched in sets.values() for index in matched])
 
     def epoch(self, epoch: int, numbers: Sequence[int] | None = None) -> Iterator[CanvasBatch]:
         """Batches of `epoch` (0 …) with these numbers (default: all); closing the iterator ends its threads."""

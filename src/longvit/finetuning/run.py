@@ -206,6 +206,7 @@ class _Finetuning:
         from longvit.data.datasets import CanvasDataset
 
         s = self.settings
+        matches = self.matches()
         rows = [row for row in self.cohort.rows if row.split is not None]
         with self.ranks.busy("makes canvases"):  # leases divide them among the ranks
             canvases = cache_canvases(
@@ -228,9 +229,21 @@ class _Finetuning:
                     self.task.targets(split_rows),
                     canvases.paths,
                     [stratum_of[row.slide_id] for row in split_rows],
+                    [matches[row.slide_id] for row in split_rows] if matches else (),
                     memory_mb=s.memory_mb * len(split_rows) // len(read),
                 )
         return canvases
+
+    def matches(self) -> dict[str, str]:
+        """slide_id -> value of the column `match_on`; empty where slides are not matched."""
+        if (column := self.settings.match_on) is None:
+            return {}
+        for row in self.cohort.rows:
+            if column not in row.extra_columns:
+                raise InputError(
+                    f"{self.cohort.source}: no column {column} for match_on; it has {', '.join(row.extra_columns)}"
+                )
+        return {row.slide_id: row.extra_columns[column] for row in self.cohort.rows}
 
     def from_first(self, canvases: CachedCanvases) -> CachedCanvases:
         """The first rank's canvases, on every rank: all train on the slides that the first rank can read."""

@@ -68,6 +68,10 @@ class FinetuneRecipe(TaskSettings):
     flips+colour (and any hue, where colour separates laboratories rather than classes)."""
     balanced: bool = False
     """Draw training slides with replacement so that classes (survival: event and censored) are equally frequent."""
+    match_on: str | None = None
+    """Column of the cohort table whose equal values are matched slides, for example a case and its controls: they
+    follow each other in training, so that they are in one batch. It helps where slides differ more in what is matched
+    (patient, stain) than in their labels. Left out: random order."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the model; parameters stay float32. bfloat16 is faster where the processor has it, float16 is for
     GPUs before Ampere."""
@@ -143,6 +147,8 @@ class FinetuneSettings(TrainingRuntime, AnnotationSettings, FinetuneRecipe):
         for name in ("bootstrap", "num_workers", "memory_mb", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} {getattr(self, name)}: at least 0")
+        if self.match_on is not None and self.balanced:
+            raise InputError("balanced draws slides one by one, match_on keeps sets of them together: omit one")
         convert_paths(self)
         check_choices(self)
         check_values(self, n_bins=1000, side_px=2**20, threads=4096, num_workers=1024, bootstrap=10**6)

@@ -2,7 +2,8 @@
 
     OUT/slides/<slide_id>.tif     tiled TIFF, JPEG, with its resolution
     OUT/truth/<slide_id>.png      mask: a pixel per square, 255 tumour
-    OUT/cohort.csv                case_id, slide_id, label, path, site, fold, truth, patients; written last
+    OUT/cohort.csv                case_id, slide_id, label, path, site, fold, truth, patients, pair; written
+                                  last
     OUT/synthetic.json            settings and a hash of the fields
 
 The two slides of a pair have the same patients, source, colours, fold and case_id. A patient is in one case only, so
@@ -32,7 +33,7 @@ from longvit.synthetic.layouts import Layout, draw_layouts
 from longvit.synthetic.settings import CLASSES, ONE_SOURCE, SyntheticSettings
 from longvit.synthetic.truth import write_truth
 
-COLUMNS = ("case_id", "slide_id", "label", "path", "site", "fold", "truth", "patients")
+COLUMNS = ("case_id", "slide_id", "label", "path", "site", "fold", "truth", "patients", "pair")
 _JPEG_QUALITY = 92
 _SQUARE_JITTER = np.array([0.15, 0.2, 0.15])  # largest difference of a square from its slide: hue, saturation, density
 
@@ -103,7 +104,7 @@ def make_slides(fields: Sequence[Field], out_dir: str | Path, settings: Syntheti
                     write_truth(folder / truth, layout.is_tumour)
                     write_slide(folder / slide, group, layout, colours, pair, settings)
                 patients = ";".join(group.patients)
-                rows.append([group.name, slide_id, label, slide, group.source, group.fold, truth, patients])
+                rows.append([group.name, slide_id, label, slide, group.source, group.fold, truth, patients, pair])
                 progress.advance()
     write_csv(cohort_csv, COLUMNS, rows)
     return cohort_csv

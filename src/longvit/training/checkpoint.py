@@ -116,6 +116,7 @@ _ADDED_SETTINGS = {
     "decode": "exact",
     "label_columns": ["label"],
     "aggregate": "mean",
+    "match_on": None,
     "bags": None,
     "objective": "dino",
     "recolour": 0.2,

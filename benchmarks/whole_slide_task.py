@@ -12,8 +12,8 @@ are in one batch (`match_on`): without it the differences between pairs hide tho
 The slides are those of `longvit.synthetic`: colours are matched, pairs have the same patients and source, folds are
 disjoint by patient. On the same folds:
 
-- `longvit`: LongViT on the whole slide, and with `--ablation` its branches alone: `longvit_local` (the shortest segment, undilated) and
-  `longvit_global` (the whole sequence at the highest dilated ratio)
+- `longvit`: LongViT on the whole slide; with `--ablation` also its branches alone: `longvit_local` (the shortest
+  segment, undilated) and `longvit_global` (the whole sequence at the highest dilated ratio)
 - `longvit_regions`: the same network on regions of the size of a block, with the label of their slide; the mean of
   their logits
 - `mean_pooling`, `attention_mil`: on frozen features of the same network, at its start, a tile per square

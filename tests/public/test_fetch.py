@@ -197,12 +197,11 @@ def test_kills_at_random_instants_leave_every_slide_once_and_nothing_half(tmp_pa
 
     with ArchiveServer(tmp_path / "served", rate=2 * largest) as server, sampled(out / "work" / "downloads") as samples:
         for _ in range(kills):
-            earlier = set(out.glob("work/fetch/*/workers/*"))
-            run = command(server.address)
-            begun = time.monotonic()
-            while set(out.glob("work/fetch/*/workers/*")) <= earlier and time.monotonic() < begun + 60:
-                time.sleep(0.02)  # until a worker has started
-            time.sleep(instants.uniform(0, 3))
+            run, begun = command(server.address), time.monotonic()
+            wanted = len(list(out.glob("fetched/*.json"))) + instants.randrange(3)
+            while len(list(out.glob("fetched/*.json"))) < wanted and time.monotonic() < begun + 60:
+                time.sleep(0.01)
+            time.sleep(instants.uniform(0, 2))  # in the start of a run, in a download, in a canvas, in a record
             os.kill(run.pid, signal.SIGKILL)
             run.communicate()
             time.sleep(0.3)

@@ -5,7 +5,7 @@
                  |   portion
                  sample type 01 and vial Z (paraffin)
 
-IDC writes sample type and section at the end of a series' description: `FFPE HE TP DX1`. It writes TP for a primary tumour
+IDC has sample type and section at the end of a series' description: `FFPE HE TP DX1`. It writes TP for a primary tumour
 (01) and NT for normal tissue (11), and nothing for other types. So patient, type and section name a slide together; the
 section alone does not, where a patient has slides of tumour and of normal tissue.
 """

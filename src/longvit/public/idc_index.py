@@ -114,8 +114,8 @@ class IdcIndex:
     def collections(self) -> dict[str, tuple[int, int]]:
         """Collections with slides, by name: the number of their series, and the bytes of these."""
         query = (
-            "SELECT collection_id, count(*), coalesce(sum(series_size_MB), 0) FROM read_parquet(?) "
-            "WHERE Modality = 'SM' GROUP BY 1 ORDER BY 1"
+            "SELECT collection_id, count(*), coalesce(sum(series_size_MB) FILTER (isfinite(series_size_MB)), 0) "
+            "FROM read_parquet(?) WHERE Modality = 'SM' GROUP BY 1 ORDER BY 1"
         )
         rows = self._rows(query, [str(self.path)])
         return {str(name): (int(n), round(float(megabytes) * 1e6)) for name, n, megabytes in rows}

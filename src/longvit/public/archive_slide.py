@@ -12,7 +12,7 @@ class ArchiveSlide:
 
     `slide_id` names its canvas and its features; `case_id` is the patient. `location` is the address of its files. For
     the source `idc` it is an s3 prefix (`s3://bucket/series-uuid/*`): its objects are the DICOM instances of a series.
-    For `gdc` it is the uuid of one SVS file. `n_bytes` is the size of all files together. `md5` is known for `gdc` only.
+    For `gdc` it is the uuid of one SVS file. `n_bytes` is the size of all files together. Only `gdc` states an `md5`.
     """
 
     slide_id: str

@@ -124,7 +124,12 @@ def main() -> None:
         for bound, factor in RATES.items():
             rate = 0.0 if factor is None else n * n_bytes / (factor * canvas_s)
             server = subprocess.Popen(
-                [sys.executable, str(ROOT / "tests" / "public" / "archive_server.py"), str(folder / "served"), str(rate)],
+                [
+                    sys.executable,
+                    str(ROOT / "tests" / "public" / "archive_server.py"),
+                    str(folder / "served"),
+                    str(rate),
+                ],
                 stdout=subprocess.PIPE,
                 text=True,
             )

@@ -154,7 +154,10 @@ def test_downloads_of_all_workers_stay_within_the_bound(tmp_path: Path) -> None:
     largest = max(slide.n_bytes for slide in slides)
     most = 3 * largest
     (out / "work" / "downloads").mkdir(parents=True)
-    with ArchiveServer(tmp_path / "served", rate=40 * largest) as server, sampled(out / "work" / "downloads") as samples:
+    with (
+        ArchiveServer(tmp_path / "served", rate=40 * largest) as server,
+        sampled(out / "work" / "downloads") as samples,
+    ):
         result = fetch(slides, out, settings(server.address, jobs=3, disk_gb=most / 2**30))
     assert not result.problems
     assert largest < max(samples) <= most
@@ -208,9 +211,7 @@ def test_kills_at_random_instants_leave_every_slide_once_and_nothing_half(tmp_pa
             for slide in slides:  # what is finished is whole
                 if (out / "fetched" / f"{slide.slide_id}.json").exists() and slide.slide_id not in finished:
                     assert_canvases_of_the_sources(tmp_path, out, [slide])
-                    finished[slide.slide_id] = sum(
-                        n for path, n in server.gets.items() if slide.location[5:-1] in path
-                    )
+                    finished[slide.slide_id] = sum(n for path, n in server.gets.items() if slide.location[5:-1] in path)
         server.rate = 0.0
         run = command(server.address)
         _, errors = run.communicate(timeout=300)

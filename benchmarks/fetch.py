@@ -1,4 +1,4 @@
-"""Benchmark of a fetch: downloads and canvases together, against the slower of the two alone, from a server on loopback.
+"""Benchmark of a fetch: downloads and canvases together, against the slower of the two alone, from a local server.
 
     python benchmarks/fetch.py [--slides 16] [--jobs 2] [--rounds 3] [--save]
 

@@ -1,4 +1,4 @@
-"""A fetch gives the canvases of the source slides, each once, within its disk, whatever the network and the kills do."""
+"""A fetch gives the canvases of the source slides, each once, within its disk, whatever network and kills do."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def commands(page: Path) -> list[list[str]]:
     found = []
     for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
-            for command in line.split("&&"):
+            for command in re.split(r"&&|\|\||>", line):
                 words = shlex.split(command, comments=True)
                 starts = [i for i, word in enumerate(words) if word == "longvit" or word.endswith("/longvit")]
                 if starts and words[0] not in ("pip", "git"):

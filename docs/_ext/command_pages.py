@@ -23,6 +23,7 @@ def command_names(app: App) -> list[str]:
 def markdown(app: App, name: str) -> str:
     """Page of one command: `<NAME>` in a sentence stays text, lines of one option are joined."""
     text = generate_markdown_docs(app, commands_filter=[name], no_root_title=True, generate_toc=False)
+    text = text.replace(" -m sphinx", "")  # the name under which the build runs
     text = re.sub(r"^# ", "## ", text, flags=re.MULTILINE)  # subcommands
     text = re.sub(r"\n {2,}(?=\S)", " ", text)
     parts = re.split(r"(```.*?```|`[^`\n]+`)", text, flags=re.DOTALL)

@@ -24,6 +24,7 @@ check: $(STAMP)
 # The documentation site: docs/_build/index.html, readable and searchable from the folder. A warning is an error.
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -q -W -n docs docs/_build
+	$(BIN)/python .ci/check_site.py docs/_build
 
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from generated import write_pages
-from sphinx.application import Sphinx
 
 import longvit
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 FOLDER = "api"
 PAGE = "python"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 from cyclopts.docs.markdown import generate_markdown_docs
 from generated import write_pages
-from sphinx.application import Sphinx
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 FOLDER = "commands"
 PAGE = "commands"

@@ -6,8 +6,11 @@ So index.md stays plain Markdown on a Git host. A page without a row there is a 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
 
 HEADING = re.compile(r"^## (.*)$", re.MULTILINE)
 ROW = re.compile(r"^\| \[[^\]]*\]\(([^)#]+\.md)\)", re.MULTILINE)
@@ -18,7 +21,8 @@ def toctrees(index: str) -> str:
     parts = HEADING.split(index)[1:]
     groups = ((title, ROW.findall(text)) for title, text in zip(parts[::2], parts[1::2], strict=True))
     return "".join(
-        f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n" + "\n".join(page.removesuffix(".md") for page in pages)
+        f"\n```{{toctree}}\n:hidden:\n:caption: {title}\n\n"
+        + "\n".join(page.removesuffix(".md") for page in pages)
         + "\n```\n"
         for title, pages in groups
         if pages

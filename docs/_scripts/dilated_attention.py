@@ -42,7 +42,10 @@ def pairs(n_tokens: int) -> int:
 def panels() -> list[tuple[str, NDArray[np.float32]]]:
     """Title and matrix of each panel: 1 where any of the heads has a weight, by branch and then together."""
     found = [
-        (f"segments of {w}, 1 of {r} tokens\none head" if r > 1 else f"segments of {w}\none head", weights((w,), (r,))[0])
+        (
+            f"segments of {w}, 1 of {r} tokens\none head" if r > 1 else f"segments of {w}\none head",
+            weights((w,), (r,))[0],
+        )
         for w, r in zip(SEGMENTS, RATIOS, strict=True)
     ]
     every = weights(SEGMENTS, RATIOS)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-
 from tests.docs.blocks import ROOT
 
 SLIDES = 20

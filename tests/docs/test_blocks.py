@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 from tests.docs.blocks import PAGES, REASONS, ROOT, Block, blocks, differences, needs
 from tests.docs.folders import NEEDS, RUN, add_need, locked, make_bin, write_inputs
 

@@ -26,6 +26,8 @@ source_suffix = {".md": "markdown"}
 myst_heading_anchors = 4  # links to headings are those of a Git host
 myst_enable_extensions = ["colon_fence"]
 
+smartquotes = False  # --option stays as it is
+highlight_language = "none"
 napoleon_use_ivar = True
 default_role = "code"  # a single backtick in a docstring
 autodoc_member_order = "bysource"

@@ -1,4 +1,4 @@
-"""Pages of the repository outside docs/ on the site: contributing, security, changelog, model card; links lead there."""
+"""Pages of the repository outside docs/ on the site: contributing, security, changelog, model card."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ import numpy as np
 import tifffile
 from tests.docs.blocks import ROOT
 
-SLIDES = 20
+SLIDES = 24
 SIDE = 900
 EXAMPLE = "CMU-1-Small-Region.svs"
 
 
 def write_inputs(folder: Path) -> None:
-    """The user's files: 20 slides cut from the example, of two classes and 18 patients, and their tables."""
+    """The user's files: 24 slides cut from the example, of two classes and 22 patients, and their tables."""
     folder.mkdir(parents=True)
     (folder / "examples").symlink_to(ROOT / "examples")
     for name in ("slide.svs", "s.svs"):
@@ -31,8 +31,9 @@ def write_inputs(folder: Path) -> None:
     write_csv(folder / "cohort.csv", rows)
     write_csv(folder / "cohortA.csv", rows[:12])
     write_csv(folder / "cohortB.csv", rows[12:])
-    times = ({"survival_months": 3 + 2 * i, "event": i % 4 != 3} for i in range(SLIDES))
-    write_csv(folder / "outcomes.csv", [{**row(i), **{k: int(v) for k, v in t.items()}} for i, t in enumerate(times)])
+    patients = [int(str(row["case_id"])[1:]) for row in rows]
+    times = [{"survival_months": 3 + 2 * patient, "event": int(patient % 4 != 3)} for patient in patients]
+    write_csv(folder / "outcomes.csv", [{**row, **time} for row, time in zip(rows, times, strict=True)])
     write_csv(
         folder / "labelled.csv",
         [{"path": f"slides/s{i:02d}.tif", "label": row(i)["label"], "case_id": row(i)["case_id"]} for i in range(12)],
@@ -50,7 +51,7 @@ def write_slides(folder: Path) -> None:
         for i in range(SLIDES):
             x, y = (i * 331) % (slide.size_px[0] - SIDE), (i * 457) % (slide.size_px[1] - SIDE)
             pixels = slide.read_region(x, y, 0, SIDE, SIDE).astype(np.float32)
-            pixels = 255 - (255 - pixels) * (0.8 + 0.35 * (i % 2))
+            pixels = 255 - (255 - pixels) * (0.7 + 0.3 * (i % 2))
             tifffile.imwrite(
                 folder / f"s{i:02d}.tif",
                 pixels.clip(0, 255).astype(np.uint8),
@@ -135,7 +136,8 @@ NEEDS: dict[str, str] = {
     "jobB": "longvit features slides/ --out jobB",
     "embeddings": "longvit embed runs/first/model slides/ --out embeddings",
     "folds": "longvit cohort split cohort.csv --k 2 --out folds",
-    "demo": "mkdir demo && cp -r slides demo/regions && cp cohort.csv demo/cohort.csv && cp -r runs/first demo/run",
+    "demo": "mkdir demo && cp -r slides demo/regions && cp -r runs/first demo/run && "
+    "sed s:slides/:regions/: cohort.csv > demo/cohort.csv",
 }
 """Folder → the command that makes it. Those before it in the list may be used."""
 USES = {"embeddings": ["runs/first"], "demo": ["runs/first"]}

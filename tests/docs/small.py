@@ -22,6 +22,10 @@ DINO = {
     **{"--per-slide": "1", "--batch-size": "8", "--prototypes": "64", "--head-hidden": "32", "--head-bottleneck": "16"},
     **{"--probe-regions": "16", "--num-workers": "0", "--device": "cpu", "--threads": "1", "--warmup-epochs": "0"},
 }
+TEXTURE = {
+    **{"--per-slide": "1", "--epochs": "1", "--batch-size": "8", "--forward-batch": "8", "--warmup-epochs": "0"},
+    **{"--probe-regions": "16", "--num-workers": "0", "--device": "cpu", "--threads": "1"},
+}
 SMALL = {
     "train": TRAIN,
     "pretrain": DINO,
@@ -41,7 +45,8 @@ def smaller(words: list[str]) -> list[str]:
     if not words or words[0] not in SMALL:
         return words
     words = list(words)
-    for option, value in SMALL[words[0]].items():
+    small = TEXTURE if "texture-tiny" in words else SMALL[words[0]]
+    for option, value in small.items():
         if option not in words:
             words += [] if option in ONLY_IF_GIVEN else [option, value]
         elif words[words.index(option) + 1] not in KEPT.get(option, ()):

@@ -113,7 +113,10 @@ def test_outputs_are_compared_line_by_line_with_numbers_by_tolerance(shown: str,
 
 def test_marks_are_read_and_stay_out_of_the_rendered_page(tmp_path: Path) -> None:
     page = ROOT / "docs" / "first-hour.md"
-    text = "<!-- not run: GPU: it needs\n8 -->\n```bash\nlongvit\n```\n\n```bash\nls\n```\n\n<!-- output, numbers within 20 % -->\n```text\na\n```\n"
+    text = (
+        "<!-- not run: GPU: it needs\n8 -->\n```bash\nlongvit\n```\n\n```bash\nls\n```\n\n"
+        "<!-- output, numbers within 20 % -->\n```text\na\n```\n"
+    )
     copy = tmp_path / page.name
     copy.write_text(text + "\n   ```bash\n   false\n   ```\n   <!-- exit code 1 -->\n")
     first, second, third = blocks_of(copy)

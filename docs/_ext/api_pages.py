@@ -95,7 +95,31 @@ def add_menu(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] += f"\n## Every public name\n\n```{{toctree}}\n:maxdepth: 1\n\n{lines}\n```\n"
 
 
+_FIELDS: dict[str, list[str]] = {}
+
+
+def keep_field(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Keeps the docstring of a field before napoleon, which takes the words before its first colon for a type."""
+    if what in ("attribute", "data", "property"):
+        _FIELDS[name] = list(lines)
+
+
+def restore_field(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    if name in _FIELDS:
+        lines[:] = _FIELDS.pop(name)
+
+
+def short_signature(
+    app: Sphinx, what: str, name: str, obj: object, options: object, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """A settings class without its 50 fields, which follow one by one with their descriptions."""
+    return ("(**fields)", "") if what == "class" and name.endswith("Settings") else None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", write)
     app.connect("source-read", add_menu)
+    app.connect("autodoc-process-docstring", keep_field, priority=100)
+    app.connect("autodoc-process-docstring", restore_field, priority=900)
+    app.connect("autodoc-process-signature", short_signature)
     return {"parallel_read_safe": True}

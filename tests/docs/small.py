@@ -51,6 +51,8 @@ def smaller(words: list[str]) -> list[str]:
             words += [] if option in ONLY_IF_GIVEN else [option, value]
         elif words[words.index(option) + 1] not in KEPT.get(option, ()):
             words[words.index(option) + 1] = value
+    if words[0] == "predict" and words[2].endswith(".csv") and not words[1].endswith("model"):
+        words += ["--bootstrap", "20"]  # an external validation
     if words[0] == "benchmark" and "--systems" not in words:
         words += ["--systems", "mean_pooling", "attention_mil"]
     return words

@@ -43,6 +43,8 @@ def test_the_plot_of_dilated_attention_shows_what_the_package_computes() -> None
 def test_the_plot_of_dilated_attention_changes_with_the_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
     script = load(DOCS / "_scripts" / "dilated_attention.py")
     before = script.content()
+    for w, r in zip(script.SEGMENTS, script.RATIOS, strict=True):  # the count of pairs that the page and plot have
+        assert (script.weights((w,), (r,))[0] > 0).sum() == script.TOKENS // w * (w // r) ** 2
     monkeypatch.setattr(script, "RATIOS", (1, 2, 8))
     assert script.content() != before
 

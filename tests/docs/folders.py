@@ -49,7 +49,7 @@ def write_slides(folder: Path) -> None:
     folder.mkdir()
     with longvit.open_slide(ROOT / "examples" / EXAMPLE) as slide:
         for i in range(SLIDES):
-            x, y = (i * 331) % (slide.size_px[0] - SIDE), (i * 457) % (slide.size_px[1] - SIDE)
+            x, y = (i * 331) % 700, (i * 457) % (slide.size_px[1] - SIDE)  # where tissue is
             pixels = slide.read_region(x, y, 0, SIDE, SIDE).astype(np.float32)
             pixels = 255 - (255 - pixels) * (0.7 + 0.3 * (i % 2))
             tifffile.imwrite(

@@ -35,8 +35,10 @@ autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
 nitpicky = True
-INTERNAL = "Opened|MppSearch|Kind|CanvasSource|OmicTable|SystemSpec|DilatedPattern|PatchGrid|TrainSettings"
-INTERNAL += "|BagCohort|FoldSplit|ViewServer"
+INTERNAL = (
+    "Opened|MppSearch|Kind|CanvasSource|OmicTable|SystemSpec|DilatedPattern|PatchGrid|TrainSettings|"
+    "BagCohort|FoldSplit|ViewServer"
+)
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!longvit).*"),  # types of other packages have no page here, and none is fetched
     (r"py:.*", rf"longvit\..*\.({INTERNAL})"),  # parameters of constructors that users do not call
@@ -44,8 +46,6 @@ nitpick_ignore_regex = [
 
 html_theme = "furo"
 html_title = f"longvit {release}"
-html_static_path = ["_static"]
-html_css_files = ["longvit.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}

@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import numpy as np
@@ -191,18 +193,12 @@ def add_need(name: str, folder: Path, store: Path, bin_dir: Path) -> None:
     shutil.copytree(store / name, folder / name, dirs_exist_ok=True)
 
 
-def locked(path: Path):  # type: ignore[no-untyped-def]
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
     """Lock between the workers of pytest, which share the store."""
-    from contextlib import contextmanager
-    from fcntl import LOCK_EX, flock
-
-    @contextmanager
-    def held():  # type: ignore[no-untyped-def]
-        with path.open("w") as file:
-            flock(file, LOCK_EX)
-            yield
-
-    return held()
+    with path.open("w") as file:
+        flock(file, LOCK_EX)
+        yield
 
 
 RUN: dict[str, Callable[[str, Path, Path], subprocess.CompletedProcess[str]]] = {"bash": shell, "python": python}

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo fast test check kernels oldest fuzz audit clean
+.PHONY: demo fast test check docs docs-blocks kernels oldest fuzz audit clean
 demo: $(STAMP)
 	$(BIN)/longvit demo --out demo
 
@@ -20,6 +20,19 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_imports.py
+
+# The documentation site: docs/_build/index.html, readable and searchable from the folder. A warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W -n docs docs/_build
+	$(BIN)/python .ci/check_site.py docs/_build
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+# Every shell and Python block of every page, page by page, on small slides; some minutes. No block is left out silently.
+docs-blocks: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 tests/docs
 
 # The GPU kernels without a card: in Triton's interpreter, and compiled. NumPy 2.4 breaks loops of Triton 3.6's interpreter.
 kernels: $(VENV)/kernels/.installed
@@ -60,4 +73,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf $(VENV) demo build dist src/*.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache docs/_build docs/api docs/commands docs/project

@@ -77,7 +77,7 @@ def sources(root: Path) -> list[Path]:
 
 def pages(root: Path) -> list[Path]:
     """README and the guides; the glossary lists the banned words itself."""
-    guides = sorted((root / "docs").rglob("*.md"))
+    guides = sorted((root / "docs").glob("*.md"))
     return [root / "README.md", *(path for path in guides if path.name != "glossary.md")]
 
 

@@ -29,7 +29,7 @@ def commands(page: Path) -> list[list[str]]:
     found = []
     for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
-            for command in line.split("&&"):
+            for command in re.split(r"&&|\|\||>", line):
                 words = shlex.split(command, comments=True)
                 starts = [i for i, word in enumerate(words) if word == "longvit" or word.endswith("/longvit")]
                 if starts and words[0] not in ("pip", "git"):
@@ -55,6 +55,9 @@ def test_commands_have_options_that_exist(page: Path, tmp_path: Path, monkeypatc
     from longvit.cli.commands import app
 
     monkeypatch.chdir(tmp_path)
+    settings = tmp_path / "runs" / "first" / "settings.yaml"  # a page names it as a recipe
+    settings.parent.mkdir(parents=True)
+    settings.write_text("epochs: 1\n")
     for command in commands(page):
         app.parse_args(command, exit_on_error=False, print_error=False)
 

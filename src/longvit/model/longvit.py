@@ -221,6 +221,7 @@ class LongViT(nn.Module):
 
     @property
     def num_classes(self) -> int:
+        """Outputs of the head; 0 without a head."""
         return self.config.num_classes
 
     def no_weight_decay(self) -> set[str]:

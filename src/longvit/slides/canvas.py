@@ -81,6 +81,7 @@ class Canvas:
 
     @property
     def side_px(self) -> int:
+        """Side of the square canvas, in px."""
         return self.placement.side_px
 
     @property

@@ -26,10 +26,12 @@ class Box:
 
     @property
     def right(self) -> float:
+        """x of the right edge."""
         return self.x + self.width
 
     @property
     def bottom(self) -> float:
+        """y of the lower edge."""
         return self.y + self.height
 
 

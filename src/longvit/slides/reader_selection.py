@@ -90,7 +90,7 @@ def _opened(path: Path, reader: ReaderName) -> Opened:
             raise InputError(f"{path}: the reader openslide reads no {kind.value}; leave --reader at auto")
         return _open_image(path, kind)
     if kind in (Kind.DICOM, Kind.DICOM_FOLDER):
-        return _open_dicom(path, kind)
+        return _open_dicom(path, kind, reader)
     return _open_other(path, kind)
 
 
@@ -354,8 +354,8 @@ def _open_image(path: Path, kind: Kind) -> Opened:
     )
 
 
-def _open_dicom(path: Path, kind: Kind) -> Opened:
-    from longvit.slides.dicom_frames import check_frames
+def _open_dicom(path: Path, kind: Kind, wanted: ReaderName) -> Opened:
+    from longvit.slides.dicom_reader import DicomReader
     from longvit.slides.openslide_reader import OpenSlideReader
 
     slide = dicom_slide(path)
@@ -363,16 +363,19 @@ def _open_dicom(path: Path, kind: Kind) -> Opened:
     if kind is Kind.DICOM_FOLDER:
         file = slide.path
         kind_of(file)  # reports why the file is not DICOM
-    for part in slide.files:
-        check_frames(part)
+    files = tuple(sorted(slide.files))
     try:
+        # Also before OpenSlide, which a damaged table of frames ends: then every item is visited.
+        ours = DicomReader(path, files, walk=wanted == "openslide")
+        if wanted == "auto":
+            reason = "its frames are read from their places"
+            return Opened(kind, "dicom", ours, reason, files, ours.candidates, ours.properties, ours.notes)
         reader = OpenSlideReader(file)
     except UnsupportedError as error:
-        raise InputError(f"{path}: not a whole-slide DICOM that OpenSlide reads ({error})") from error
+        raise InputError(f"{path}: no reader reads this DICOM: {error}; convert it (wsidicomizer)") from error
     check_side(path, *reader.levels[0].size_px)
     candidates = tuple(openslide_candidates(reader.properties))
-    files = tuple(sorted(slide.files))
-    return Opened(kind, reader.vendor, reader, "the only reader of DICOM", files, candidates, reader.properties)
+    return Opened(kind, reader.vendor, reader, "requested", files, candidates, reader.properties, ours.notes)
 
 
 def _open_other(path: Path, kind: Kind) -> Opened:

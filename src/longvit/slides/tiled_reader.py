@@ -130,10 +130,15 @@ class TiledReader(PixelReader):
 
     def tile_bytes(self, files: Sequence[SharedFile], offset: int, count: int) -> bytes:
         """Stored bytes of a tile for its decoder. Raises `ValueError` where they are damaged."""
-        index, at = divmod(offset, _FILE)
+        index, at = self.file_of(offset), offset % _FILE
         if not 0 <= index < len(files):
             raise ValueError(f"its {count} bytes extend beyond the end of the file")
         return files[index].read(at, count)
+
+    @staticmethod
+    def file_of(offset: int) -> int:
+        """Index of the file of an offset."""
+        return offset // _FILE
 
 
 class SharedFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,19 +120,20 @@ def write_instance(
     optical_paths: Sequence[str] = ("1",),
     spacing_mm: Sequence[float] | None = (0.0005, 0.0005),
     flavour: str = "VOLUME",
+    instance: str = "",
     **elements: Any,
 ) -> Path:
     """One DICOM file of tiles.
 
     `positions`, `planes`, `path_names`: left and top, z in mm and optical path of each frame, for TILED_SPARSE. `table`
-    is "basic", "empty" or "extended". `elements` are set last; None deletes one.
+    is "basic", "empty" or "extended". `instance`: its UID. `elements` are set last; None deletes one.
     """
     series = series or dicom_series()
     syntax, photometric, encode = CODECS[codec]
     meta = FileMetaDataset()
     data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
     meta.MediaStorageSOPClassUID = data.SOPClassUID = syntaxes.VLWholeSlideMicroscopyImageStorage
-    meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = generate_uid()
+    meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = instance or generate_uid()
     meta.TransferSyntaxUID = syntax
     data.ImageType = ["DERIVED", "PRIMARY", flavour, "NONE"]
     data.Modality, data.InstanceNumber = "SM", 1
@@ -216,7 +218,7 @@ def write_parts(folder: Path, pixels: Pixels, series: dict[str, str], n: int, **
     frames, uid, files = tiles_of(pixels), generate_uid(), []
     bounds = np.linspace(0, len(frames), n + 1).round().astype(int)
     size_px = pixels.shape[1], pixels.shape[0]
-    for index, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for index, (start, end) in enumerate(pairwise(bounds)):
         part = {
             "ConcatenationUID": uid,
             "InConcatenationNumber": index + 1,

@@ -68,10 +68,9 @@ def test_every_codec_and_colour_gives_the_pixels(tmp_path: Path, codec: str) -> 
     path = write_level(tmp_path / "a.dcm", stored, codec=codec)
     expected = np.repeat(stored[..., None], 3, axis=2) if is_grey else pixels
     if codec in ("jpeg", "jpeg rgb", "jpeg grey"):
-        assert (
-            np.abs(expected.astype(int) - together([decoded_by_pillow(frame) for frame in frames_of(path)])).mean() < 4
-        )
-        expected = together([decoded_by_pillow(frame) for frame in frames_of(path)])
+        lossy = together([decoded_by_pillow(frame) for frame in frames_of(path)])
+        assert np.abs(expected.astype(int) - lossy).mean() < 6
+        expected = lossy
     elif codec == "plain 422":
         expected = together([with_shared_chroma(tile) for tile in tiles_of(pixels)])
     slide = check(path, expected, tolerance=2 if codec[-5:] in ("ycbcr", "n 422") else 0)

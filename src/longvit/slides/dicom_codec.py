@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from longvit.slides.jpeg_file import read_jpeg_header
 from longvit.slides.jpeg_tile import REDUCTIONS, JpegTiles
 from longvit.slides.pixel_reader import UnsupportedError
 from longvit.slides.tile_decoding import TileDecoder, check_jpeg_2000
@@ -114,8 +115,7 @@ class _Frames:
     def _rle(self, data: bytes) -> Pixels:
         width, height = self._tile_px
         planes = [
-            _sized(imagecodecs.packbits_decode(segment)[: height * width], height, width)
-            for segment in rle_segments(data, self._samples)
+            _sized(imagecodecs.packbits_decode(segment), height, width) for segment in rle_segments(data, self._samples)
         ]
         pixels = np.stack(planes, axis=-1)
         return rgb_of(pixels) if self._photometric == "YBR_FULL" else pixels
@@ -138,19 +138,40 @@ def rle_segments(data: bytes, samples: int) -> list[bytes]:
     return [data[start:end] for start, end in pairwise(bounds)]
 
 
+def frame_size(syntax: str, data: bytes) -> tuple[int, int] | None:
+    """Width and height that the stream of a frame states; None for a codec that states none, and a damaged head."""
+    codec = CODECS.get(syntax)
+    if codec == _JPEG:
+        header = read_jpeg_header(data)
+        return None if header is None else (header.width_px, header.height_px)
+    if codec == _JPEG_LS and (head := _jpeg_ls_head(data)) is not None:
+        return head[0], head[1]
+    if codec == _JPEG_2000 and (at := data.find(b"\xff\x4f\xff\x51")) >= 0 and len(data) >= at + 24:
+        x1, y1, x0, y0 = struct.unpack_from(">4I", data, at + 8)
+        return x1 - x0, y1 - y0
+    return None
+
+
 def check_jpeg_ls(data: bytes, tile_px: tuple[int, int], samples: int) -> None:
     """Raises `ValueError` for a cut stream, or one that declares another size than the tile's."""
+    head = _jpeg_ls_head(data)
+    if head is None:
+        raise ValueError(f"not JPEG-LS: the tile begins with {data[:4].hex(' ')}")
+    if head != (*tile_px, 8, samples):
+        raise ValueError(f"JPEG-LS of {head[0]} × {head[1]} px in a tile of {tile_px[0]} × {tile_px[1]}")
+    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise ValueError("the JPEG-LS stream has no end: truncated")
+
+
+def _jpeg_ls_head(data: bytes) -> tuple[int, int, int, int] | None:
+    """Width, height, bits and samples of a JPEG-LS stream."""
     at = 2
-    while data[:2] == b"\xff\xd8" and at + 9 < len(data) and data[at] == 0xFF:
+    while data[:2] == b"\xff\xd8" and at + 10 <= len(data) and data[at] == 0xFF:
         if data[at + 1] == 0xF7:
-            height, width = struct.unpack_from(">HH", data, at + 5)
-            if data[at + 4] != 8 or (width, height) != tile_px or data[at + 9] != samples:
-                raise ValueError(f"JPEG-LS of {width} × {height} px in a tile of {tile_px[0]} × {tile_px[1]}")
-            if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-                raise ValueError("the JPEG-LS stream has no end: truncated")
-            return
+            bits, height, width, samples = struct.unpack_from(">BHHB", data, at + 4)
+            return width, height, bits, samples
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    raise ValueError(f"not JPEG-LS: the tile begins with {data[:4].hex(' ')}")
+    return None
 
 
 def has_colour_transform(data: bytes) -> bool:

@@ -41,9 +41,10 @@ class Dataset:
         return self._by_tag.get(tag)
 
     def text(self, tag: int) -> str:
-        """Text of an element; empty where it is absent."""
+        """Text of an element, with ? for what cannot be printed; empty where it is absent."""
         element = self._by_tag.get(tag)
-        return "" if element is None else text_of(element.value)
+        text = "" if element is None else text_of(element.value)
+        return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
     def texts(self, tag: int) -> list[str]:
         return [part.strip() for part in self.text(tag).split("\\")] if tag in self._by_tag else []

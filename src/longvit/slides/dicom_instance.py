@@ -101,6 +101,8 @@ def image_flavour(path: Path) -> tuple[str, tuple[int, int]]:
             kinds = dataset.texts(_IMAGE_TYPE)
             size_px = dataset.integer(_WIDTH) or 0, dataset.integer(_HEIGHT) or 0
             return kinds[2] if len(kinds) > 2 else "", size_px
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise _no_slide(path, str(error)) from error
 

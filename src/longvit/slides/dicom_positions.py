@@ -22,6 +22,8 @@ _MEASURES, _BETWEEN_PLANES, _ORIGIN = 0x00289110, 0x00180088, 0x00480008
 _IDENTIFIER, _IDENTIFICATION, _PATHS, _PLANES = 0x00480106, 0x00480207, 0x00480302, 0x00480303
 _POSITION, _LEFT, _TOP, _Z = 0x0048021A, 0x0048021E, 0x0048021F, 0x0040074A
 _DEFAULT_PLANE_MM = 0.001
+_LEAST_REACH = 8
+"""Tiles that reach less than this part of a width or height: the size is damaged."""
 
 
 class Positions(NamedTuple):
@@ -112,6 +114,9 @@ def stated_positions(path: Path, dataset: Dataset, frames: int, tiles: Tiles, id
     if bool(outside.any()):
         at = int(outside.argmax())
         raise damaged(path, f"frame {at + 1} is at ({lefts[at] + 1}, {tops[at] + 1}) of {width_px} × {height_px} px")
+    right, bottom = int(lefts.max()) + tile_w, int(tops.max()) + tile_h
+    if right * _LEAST_REACH < width_px or bottom * _LEAST_REACH < height_px:
+        raise damaged(path, f"its tiles reach only to ({right}, {bottom}) of {width_px} × {height_px} px")
     if bool((lefts % tile_w).any()) or bool((tops % tile_h).any()):
         raise InputError(
             f"{path}: its tiles are not on a grid of {tile_w} × {tile_h} px: damaged, or tiles that overlap, which are "

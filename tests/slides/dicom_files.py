@@ -49,6 +49,24 @@ def _ycbcr(tile: Pixels) -> Pixels:
     return convert_color_space(tile, "RGB", "YBR_FULL")
 
 
+def with_halved_chroma(ycbcr: Pixels) -> bytes:
+    """JPEG 2000 in YCbCr with halved chroma, as Aperio writes it (compression 33003).
+
+    No encoder at hand writes that. With one resolution level the body of a stream is one packet per component, so three
+    grey streams are put together behind a new SIZ marker.
+    """
+    planes = [np.ascontiguousarray(plane) for plane in (ycbcr[..., 0], ycbcr[:, ::2, 1], ycbcr[:, ::2, 2])]
+    streams = [_jpeg_2000(plane, mct=False, resolutions=1) for plane in planes]
+    height, width = planes[0].shape
+    size = struct.pack(">HH8IH", 47, 0, width, height, 0, 0, width, height, 0, 0, 3) + bytes(
+        [7, 1, 1, 7, 2, 1, 7, 2, 1]
+    )
+    coding = streams[0][streams[0].index(b"\xff\x52") : streams[0].index(b"\xff\x64")]  # COD and QCD, up to a comment
+    body = b"".join(stream[stream.index(b"\xff\x93") + 2 : -2] for stream in streams)
+    start = b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 14 + len(body), 0, 1)
+    return b"\xff\x4f\xff\x51" + size + coding + start + b"\xff\x93" + body + b"\xff\xd9"
+
+
 CODECS: dict[str, tuple[str, str, Any]] = {
     # name: transfer syntax, photometric interpretation, encoder of one tile
     "jpeg": (
@@ -69,6 +87,7 @@ CODECS: dict[str, tuple[str, str, Any]] = {
     "jpeg2000": (syntaxes.JPEG2000Lossless, "YBR_RCT", lambda t: _jpeg_2000(t, mct=True)),
     "jpeg2000 rgb": (syntaxes.JPEG2000Lossless, "RGB", lambda t: _jpeg_2000(t, mct=False)),
     "jpeg2000 ycbcr": (syntaxes.JPEG2000, "YBR_FULL", lambda t: _jpeg_2000(_ycbcr(t), mct=False)),
+    "jpeg2000 422": (syntaxes.JPEG2000, "YBR_FULL_422", lambda t: with_halved_chroma(_ycbcr(t))),
     "jpeg2000 ht": (
         syntaxes.HTJ2KLossless,
         "RGB",

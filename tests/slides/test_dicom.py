@@ -71,9 +71,9 @@ def test_every_codec_and_colour_gives_the_pixels(tmp_path: Path, codec: str) -> 
         lossy = together([decoded_by_pillow(frame) for frame in frames_of(path)])
         assert np.abs(expected.astype(int) - lossy).mean() < 6
         expected = lossy
-    elif codec == "plain 422":
+    elif "422" in codec:
         expected = together([with_shared_chroma(tile) for tile in tiles_of(pixels)])
-    slide = check(path, expected, tolerance=2 if codec[-5:] in ("ycbcr", "n 422") else 0)
+    slide = check(path, expected, tolerance=2 if codec.endswith(("ycbcr", "422")) else 0)
     assert slide.levels[0].compression == codec.split()[0].replace("plain", "none")
 
 

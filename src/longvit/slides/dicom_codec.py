@@ -107,8 +107,7 @@ class _Frames:
         pixels = np.asarray(imagecodecs.jpeg2k_decode(data, numthreads=1))
         if pixels.dtype != np.uint8:
             raise ValueError(f"a frame of {pixels.dtype} instead of 8 bits")
-        # A transform of the codec is undone by its decoder, whatever the photometric interpretation says.
-        if self._photometric in ("YBR_FULL", "YBR_FULL_422") and not has_colour_transform(data):
+        if self._photometric in ("YBR_FULL", "YBR_FULL_422") and not decodes_to_rgb(data):
             return rgb_of(pixels)
         return pixels
 
@@ -174,9 +173,15 @@ def _jpeg_ls_head(data: bytes) -> tuple[int, int, int, int] | None:
     return None
 
 
-def has_colour_transform(data: bytes) -> bool:
-    """True if a JPEG 2000 stream states that its decoder turns the first three components into RGB."""
-    at = data.find(b"\xff\x4f\xff\x51") + 2
+def decodes_to_rgb(data: bytes) -> bool:
+    """True if the decoder of a JPEG 2000 stream gives RGB whatever the photometric interpretation says.
+
+    It undoes the transform of the codec, and converts halved chroma (Aperio's YCbCr is stored so).
+    """
+    start = data.find(b"\xff\x4f\xff\x51")
+    if any(step not in (0, 1) for i in range(3) for step in data[start + 43 + 3 * i : start + 45 + 3 * i]):
+        return True
+    at = start + 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\x90":  # up to the first tile
         if data[at + 1] == 0x52:  # COD: style, progression, layers (2 bytes), transform
             return data[at + 8 : at + 9] == b"\1"

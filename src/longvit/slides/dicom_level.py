@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvit.errors import InputError
-from longvit.slides.dicom_codec import CODECS, frame_decoder, frame_size
+from longvit.slides.dicom_codec import CODECS, decodes_to_rgb, frame_decoder, frame_size
 from longvit.slides.dicom_frames import joined_fragments
 from longvit.slides.dicom_header import damaged
 from longvit.slides.dicom_instance import Instance
@@ -76,6 +76,10 @@ def level_of(
     stated = "RGB" if one.photometric == "RGB" else "YCbCr"
     if colours not in (None, stated):
         notes.append(f"level {index}: its PhotometricInterpretation says {stated}, its JPEG tiles are {colours}")
+    if one.photometric in ("YBR_ICT", "YBR_RCT") and largest and not decodes_to_rgb(largest[0]):
+        notes.append(
+            f"level {index}: its PhotometricInterpretation says {one.photometric}, its streams are read as RGB"
+        )
     return TiledLevel(
         level=Level(
             index=index,

@@ -71,26 +71,17 @@ def test_the_command_ends_with_a_row_per_damaged_slide_and_never_with_a_signal(t
             if after is not None:
                 folder = tmp_path / "slides" / f"s{n}"  # the files of a folder with one series are one slide
                 folder.mkdir(parents=True)
-                (folder / f"{n}.dcm").write_bytes(after)
+                (folder / f"s{n}.dcm").write_bytes(after)
                 n += 1
     (tmp_path / "slides" / "good").mkdir()
     kind.write(tmp_path / "slides" / "good" / "good.dcm")
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "longvit",
-        "canvas",
-        str(tmp_path / "slides"),
-        "--side-px",
-        "64",
-        "--out",
-        str(out),
-    ]
+    options = ["--side-px", "64", "--out", str(out)]
+    command = [sys.executable, "-m", "longvit", "canvas", str(tmp_path / "slides"), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     with (out / "problems.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     canvases = {path.stem for path in out.rglob("*.tif")}
     assert "good" in canvases
-    assert len({row["slide_id"] for row in rows} | canvases) == n + 1
+    assert len({row["slide"] for row in rows} | canvases) == n + 1

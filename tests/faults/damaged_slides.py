@@ -269,6 +269,7 @@ def _worker(requests: Iterable[str], answers: IO[str]) -> None:
     import logging
 
     import longvit.slides.canvas
+    import longvit.slides.dicom_reader
     import longvit.slides.image_file
     import longvit.slides.openslide_reader
     import longvit.slides.tiled_tiff  # noqa: F401

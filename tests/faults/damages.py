@@ -371,6 +371,47 @@ def _frame_length(content: bytes, layout: Layout, rng: Rng) -> bytes | None:
     return _put(content, start - 4, struct.pack("<I", n))
 
 
+def _frames_stated(content: bytes, layout: Layout, rng: Rng) -> bytes:
+    start, end = dict(layout.parts)["00280008"]
+    text = [b"0 ", b"1 ", b"29", b"31", b"99"][int(rng.integers(5))]
+    return _put(content, start + 8, text[: end - start - 8])
+
+
+def _frame_offset(content: bytes, layout: Layout, rng: Rng) -> bytes | None:
+    """Another offset of one frame, in whichever table the file has."""
+    parts = dict(layout.parts)
+    if "7fe00001" in parts:
+        (start, end), width = parts["7fe00001"], 8
+    else:
+        start, width = content.index(b"\xe0\x7f\x10\x00OB") + 20, 4
+        end = start + struct.unpack_from("<I", content, start - 4)[0]
+        if content[start - 8 : start - 4] != b"\xfe\xff\x00\xe0" or end == start:
+            return None
+    start = start if width == 4 else start + 12
+    at = start + width * int(rng.integers((end - start) // width))
+    value = int.from_bytes(content[at : at + width], "little")
+    other = [0, value + 2, max(0, value - 100), value + 4000, 2**31, 2**32 - 1][int(rng.integers(6))]
+    return _put(content, at, other.to_bytes(width, "little"))
+
+
+def _extended_length(content: bytes, layout: Layout, rng: Rng) -> bytes | None:
+    if "7fe00002" not in dict(layout.parts):
+        return None
+    start, end = dict(layout.parts)["7fe00002"]
+    at = start + 12 + 8 * int(rng.integers((end - start - 12) // 8))
+    return _put(content, at, struct.pack("<Q", [0, 10, 10**5, 2**40, 2**64 - 1][int(rng.integers(5))]))
+
+
+def _frame_position(content: bytes, layout: Layout, rng: Rng) -> bytes | None:
+    """A frame in the place of another one, beside the grid, or outside."""
+    head = [b"\x48\x00\x1e\x02SL\x04\x00", b"\x48\x00\x1f\x02SL\x04\x00"][int(rng.integers(2))]
+    places = [at for at in range(len(content)) if content.startswith(head, at)]
+    if not places:
+        return None
+    value = [0, 1, 65, 70, 10**6, -63][int(rng.integers(6))]
+    return _put(content, places[int(rng.integers(len(places)))] + 8, struct.pack("<i", value))
+
+
 def _put(content: bytes, at: int, data: bytes) -> bytes:
     return content[:at] + data[: max(0, len(content) - at)] + content[at + len(data) :]
 
@@ -521,6 +562,10 @@ _ALL = (
     Damage("size in DICOM", "header", _dicom_size, _DICOM),
     Damage("tile size in DICOM", "header", _dicom_tile, _DICOM),
     Damage("length of a frame", "header", _frame_length, _DICOM),
+    Damage("number of frames", "header", _frames_stated, _DICOM),
+    Damage("offset of a frame", "table", _frame_offset, _DICOM),
+    Damage("length in the extended table", "table", _extended_length, _DICOM),
+    Damage("position of a frame", "table", _frame_position, _DICOM),
 )
 
 
@@ -576,6 +621,8 @@ def why_unseen(
 
 
 def _why_size_unseen(kind: Kind, names: set[str], size_px: tuple[int, int], whole_px: tuple[int, int]) -> str:
+    if "sparse" in kind.name and names <= {"00480006", "00480007"} and all(map(int.__ge__, size_px, whole_px)):
+        return "a larger size with tiles that were never written: nothing else states it"
     fields = {f"tag {code} {part}" for code in (256, 257) for part in ("value", "pointer")}
     same_tiles = all(-(-size // TILE_PX) == -(-whole // TILE_PX) for size, whole in zip(size_px, whole_px, strict=True))
     states_it = kind.suffix not in (".tif",)  # a description states the size too

@@ -16,6 +16,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image
+from tests.slides.dicom_files import write_level
 from tests.slides.slide_files import (
     Pixels,
     halved,
@@ -130,6 +131,10 @@ def kinds() -> dict[str, Kind]:
     def strips(**settings: Any) -> Callable[[Path], object]:
         return lambda path: write_tiff(path, levels, tile_px=None, rowsperstrip=16, **settings)
 
+    def dicom(**settings: Any) -> Callable[[Path], object]:
+        series = {"series": "1.2.3", "study": "1.2.4", "frame": "1.2.5"}
+        return lambda path: write_level(path, whole, series, instance="1.2.6", **settings)
+
     physical = 'PhysicalSizeX="0.5" PhysicalSizeY="0.5"'
     cmyk = Image.fromarray(whole).convert("CMYK")
     made = [
@@ -159,9 +164,13 @@ def kinds() -> dict[str, Kind]:
         Kind("NDPI", ".ndpi", "JPEG, OpenSlide", lambda p: write_ndpi(p, levels)),
         Kind("BIF", ".bif", "JPEG, OpenSlide", lambda p: write_bif(p, whole)),
         Kind("MRXS", ".mrxs", "JPEG, OpenSlide", lambda p: write_mrxs(p, whole), "mrxs", "{stem}/Data0000.dat"),
-        Kind("DICOM JPEG", ".dcm", "JPEG, OpenSlide", lambda p: _dicom(p, whole, "jpeg"), "dicom"),
-        Kind("DICOM JPEG 2000", ".dcm", "JPEG 2000, OpenSlide", lambda p: _dicom(p, whole, "jpeg2000"), "dicom"),
+        Kind("DICOM JPEG", ".dcm", "JPEG", lambda p: _dicom(p, whole, "jpeg"), "dicom"),
+        Kind("DICOM JPEG 2000", ".dcm", "JPEG 2000", lambda p: _dicom(p, whole, "jpeg2000"), "dicom"),
         Kind("DICOM uncompressed", ".dcm", "none", lambda p: _dicom(p, whole, "none"), "dicom"),
+        Kind("DICOM JPEG extended", ".dcm", "JPEG", dicom(codec="jpeg", table="extended"), "dicom"),
+        Kind("DICOM JPEG-LS sparse", ".dcm", "JPEG-LS", dicom(codec="jpegls", sparse=True), "dicom"),
+        Kind("DICOM RLE no table", ".dcm", "PackBits", dicom(codec="rle", table="empty"), "dicom"),
+        Kind("DICOM JPEG 2000 fragments", ".dcm", "JPEG 2000", dicom(codec="jpeg2000", fragments=3), "dicom"),
         Kind("PNG RGB", ".png", "PNG", image(Image.fromarray(whole)), "png"),
         Kind("PNG grey", ".png", "PNG", image(Image.fromarray(grey[0])), "png"),
         Kind("PNG RGBA", ".png", "PNG", image(Image.fromarray(rgba)), "png"),

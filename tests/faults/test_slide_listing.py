@@ -188,7 +188,7 @@ def test_a_damaged_dicom_file_beside_a_whole_one_is_a_row(slides: Path, tmp_path
     (slides / "empty.dcm").touch()
     code, done, problems = canvases(tmp_path / "out", slides)
     assert (code, list(done)) == (1, ["a"])
-    assert "not a whole-slide DICOM that OpenSlide reads" in problems["cut"]
+    assert "not a whole-slide DICOM" in problems["cut"]
     assert "the file is empty" in problems["empty"]
 
 

@@ -233,7 +233,7 @@ def test_folder_of_two_dicom_slides(tmp_path: Path) -> None:
 
 def test_dicom_that_is_no_slide(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + bytes(500))
-    assert "not a whole-slide DICOM that OpenSlide reads" in refusal(tmp_path / "a.dcm")
+    assert "not a whole-slide DICOM" in refusal(tmp_path / "a.dcm")
 
 
 def test_mrxs_without_its_folder(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_dicom_as_a_file_and_as_a_folder(tmp_path: Path) -> None:
     (folder / "notes.txt").write_text("not DICOM")
     for path in (first, second, folder):
         slide = open_slide(path)
-        assert (slide.vendor, slide.reader, len(slide.levels)) == ("dicom", "openslide", 2)
+        assert (slide.vendor, slide.reader, len(slide.levels)) == ("dicom", "dicom", 2)
         assert slide.mpp is not None
         assert slide.mpp.x == pytest.approx(0.25)
         assert mean_difference(whole(slide), levels[0]) < JPEG_LOSS

@@ -1,104 +1,156 @@
-"""Consistency of a DICOM file: its frames and bytes against its stated sizes.
+"""Places of the frames of a DICOM file: from its table of offsets, its extended table, or by walking over the items.
 
-OpenSlide trusts each field separately. A damaged size shows other tiles, or costs the time of a huge blank slide. An
-offset beyond the end kills the process.
+A table is checked before anything follows it: OpenSlide follows an offset beyond the end of the file, which kills the
+process. A frame that a table places is checked again when it is read (`joined_fragments`).
 """
 
 from __future__ import annotations
 
 import mmap
-import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from longvit.errors import InputError
-from longvit.slides.dicom_header import SLIDE_CLASS, SOP_CLASS, UNDEFINED, Element, elements, text_of
-from longvit.slides.pixel_reader import check_side
+from longvit.slides.dicom_dataset import PIXELS, Dataset
+from longvit.slides.dicom_header import ITEM, SEQUENCE_END, UNDEFINED, Element, damaged
 
-_SAMPLES, _FRAMES, _ROWS, _COLUMNS, _BITS = 0x00280002, 0x00280008, 0x00280010, 0x00280011, 0x00280100
-_PATHS, _PLANES = 0x00480302, 0x00480303
-_WIDTH, _HEIGHT = 0x00480006, 0x00480007
-_ORGANISATION, _PART_OF_ANOTHER = 0x00209311, 0x00209162
-_PIXELS = 0x7FE00010
-_ITEM = 0xFFFEE000
+_EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
+_HEAD_BYTES = 8
+"""Tag and length of an item."""
+_WRAPS_BYTES = 2**32
+"""Offsets of four bytes begin again at 0 beyond these."""
+_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")
+"""First bytes of a JPEG or JPEG-LS, of a JPEG 2000 codestream, and of a JP2 file."""
+
+Places = NDArray[np.int64]
 
 
-def check_frames(path: Path) -> None:
-    """Raises `InputError` for a whole-slide DICOM file whose sizes, number of frames and bytes contradict each other.
+class Frames(NamedTuple):
+    """Places of the frames in the file, in their order."""
 
-    Other files, and files that cannot be parsed this way, are left to OpenSlide.
+    offsets: Places
+    counts: Places
+    """Bytes of each frame, with the heads of its items where `in_items`."""
+    in_items: bool
+
+
+def find_frames(path: Path, dataset: Dataset, frames: int, frame_bytes: int, *, walk: bool = False) -> Frames:
+    """Places of `frames` frames; `frame_bytes` is the size of a plain one.
+
+    `walk`: every item is visited even where there is a table. Raises `InputError` where sizes, tables and bytes
+    contradict each other.
     """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            by_tag = {element.tag: element for element in elements(data, _PIXELS)}
-            if SOP_CLASS in by_tag and text_of(by_tag[SOP_CLASS].value) == SLIDE_CLASS:
-                _check_sizes(path, by_tag)
-                _check_pixels(path, by_tag, data)
-    except InputError:
-        raise
-    except (OSError, ValueError, IndexError, struct.error):
-        return
-
-
-def _check_sizes(path: Path, by_tag: dict[int, Element]) -> None:
-    (width_px, height_px), (tile_w, tile_h) = (
-        (_number(by_tag, across, 0), _number(by_tag, down, 0))
-        for across, down in ((_WIDTH, _HEIGHT), (_COLUMNS, _ROWS))
-    )
-    if 0 in (width_px, height_px, tile_w, tile_h):
-        raise _damaged(path, f"it states {width_px} × {height_px} px in tiles of {tile_w} × {tile_h}")
-    check_side(path, width_px, height_px)
-    organisation = text_of(by_tag[_ORGANISATION].value) if _ORGANISATION in by_tag else ""
-    if organisation != "TILED_FULL" or _FRAMES not in by_tag or _PART_OF_ANOTHER in by_tag:
-        return
-    expected = (
-        -(-width_px // tile_w) * -(-height_px // tile_h) * _number(by_tag, _PATHS, 1) * _number(by_tag, _PLANES, 1)
-    )
-    frames = _number(by_tag, _FRAMES, 0)
-    if frames != expected:
-        raise _damaged(
-            path,
-            f"{width_px} × {height_px} px in tiles of {tile_w} × {tile_h} need {expected} frames, it states {frames}",
-        )
-
-
-def _check_pixels(path: Path, by_tag: dict[int, Element], data: mmap.mmap) -> None:
-    pixels = by_tag.get(_PIXELS)
-    if pixels is None or _FRAMES not in by_tag:
-        return
-    frames = _number(by_tag, _FRAMES, 0)
+    pixels = dataset.element(PIXELS)
+    if pixels is None:
+        raise damaged(path, "it has no pixels")
+    n_bytes = len(dataset.data)
     if pixels.length != UNDEFINED:
-        bits = frames * _number(by_tag, _ROWS, 0) * _number(by_tag, _COLUMNS, 0)
-        bits *= _number(by_tag, _SAMPLES, 1) * _number(by_tag, _BITS, 8)
-        expected = -(-bits // 8)
-        if pixels.length not in (expected, expected + expected % 2):
-            raise _damaged(path, f"{frames} frames need {expected} bytes of pixels, it has {pixels.length}")
-        if pixels.start + expected > len(data):
-            raise _damaged(path, f"{expected} bytes of pixels extend beyond the end of the file")
-        return
-    tag = int.from_bytes(data[pixels.start : pixels.start + 2], "little") << 16
-    tag |= int.from_bytes(data[pixels.start + 2 : pixels.start + 4], "little")
-    if tag != _ITEM:
-        raise _damaged(path, "its pixels do not begin with a table of frames")
-    n_bytes = int.from_bytes(data[pixels.start + 4 : pixels.start + 8], "little")
-    first = pixels.start + 8 + n_bytes
-    if n_bytes not in (0, 4 * frames) or first > len(data):
-        raise _damaged(path, f"its table of {frames} frames has {n_bytes} bytes")
-    offsets = np.frombuffer(data[pixels.start + 8 : first], "<u4").astype(np.int64)
-    # Beyond 4 GiB the offsets wrap around; such files have another table, or none.
-    if n_bytes and (bool((np.diff(offsets) <= 0).any()) or first + int(offsets.max()) + 8 > len(data)):
-        raise _damaged(path, "its table of frames is out of order or points beyond the end of the file")
+        return _plain(path, pixels, frames, frame_bytes, n_bytes)
+    tag, length = _item(dataset.data, pixels.start)
+    if tag != ITEM:
+        raise damaged(path, "its pixels do not begin with a table of frames")
+    first = pixels.start + _HEAD_BYTES + length
+    if length not in (0, 4 * frames) or first > n_bytes:
+        raise damaged(path, f"its table of {frames} frames has {length} bytes")
+    offsets: Places | None = None
+    if length and n_bytes < _WRAPS_BYTES:
+        offsets = np.frombuffer(dataset.data[first - length : first], "<u4").astype(np.int64)
+    elif not length and _EXTENDED_OFFSETS in dataset:
+        offsets = _extended(path, dataset, _EXTENDED_OFFSETS, frames)
+    if offsets is not None:
+        is_out_of_order = bool(offsets[0]) or bool((np.diff(offsets) <= 0).any())
+        if is_out_of_order or first + int(offsets.max()) + _HEAD_BYTES > n_bytes:
+            raise damaged(path, "its table of frames is out of order or points beyond the end of the file")
+        offsets += first
+    if offsets is None or walk:
+        return _walked(path, dataset.data, first, frames, offsets)
+    ends = np.append(offsets[1:], _end_of_items(path, dataset.data, int(offsets[-1])))
+    if not length:
+        _check_lengths(path, dataset, offsets, ends)
+    return Frames(offsets, ends - offsets, True)
 
 
-def _number(by_tag: dict[int, Element], tag: int, default: int) -> int:
-    element = by_tag.get(tag)
-    if element is None:
-        return default
-    if element.length in (2, 4) and tag != _FRAMES:
-        return int.from_bytes(element.value, "little")
-    return int(text_of(element.value))
+def joined_fragments(data: bytes) -> bytes:
+    """The items of one frame, joined. Raises `ValueError` where their lengths do not fill `data`."""
+    parts, at = [], 0
+    while at < len(data):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] != b"\xfe\xff\x00\xe0" or at + _HEAD_BYTES + length > len(data):
+            raise ValueError("the table of frames contradicts the lengths of the items")
+        parts.append(data[at + _HEAD_BYTES : at + _HEAD_BYTES + length])
+        at += _HEAD_BYTES + length
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _damaged(path: Path, what: str) -> InputError:
-    return InputError(f"{path}: damaged or cut off: {what}; copy or download it again")
+def _plain(path: Path, pixels: Element, frames: int, frame_bytes: int, n_bytes: int) -> Frames:
+    expected = frames * frame_bytes
+    if pixels.length not in (expected, expected + expected % 2):
+        raise damaged(path, f"{frames} frames need {expected} bytes of pixels, it has {pixels.length}")
+    if pixels.start + expected > n_bytes:
+        raise damaged(path, f"{expected} bytes of pixels extend beyond the end of the file")
+    offsets = pixels.start + np.arange(frames, dtype=np.int64) * frame_bytes
+    return Frames(offsets, np.full(frames, frame_bytes, np.int64), False)
+
+
+def _extended(path: Path, dataset: Dataset, tag: int, frames: int) -> Places:
+    element = dataset.element(tag)
+    if element is None or element.length != 8 * frames:
+        n_bytes = 0 if element is None else element.length
+        raise damaged(path, f"its extended table of {frames} frames has {n_bytes} bytes")
+    values = np.frombuffer(dataset.data[element.start : element.start + element.length], "<u8")
+    if int(values.max()) >= len(dataset.data):
+        raise damaged(path, "its table of frames is out of order or points beyond the end of the file")
+    return values.astype(np.int64)
+
+
+def _check_lengths(path: Path, dataset: Dataset, offsets: Places, ends: Places) -> None:
+    """Raises `InputError` where the lengths of an extended table do not fill the space between its offsets."""
+    lengths = _extended(path, dataset, _EXTENDED_LENGTHS, len(offsets))
+    wrong = np.flatnonzero(offsets + _HEAD_BYTES + lengths + lengths % 2 != ends)
+    # One damaged frame is counted when it is read; a table that fits nowhere is another file's.
+    if len(wrong) > 1:
+        raise damaged(path, f"{len(wrong)} lengths of its table of frames contradict the offsets")
+
+
+def _walked(path: Path, data: mmap.mmap, first: int, frames: int, offsets: Places | None) -> Frames:
+    """Places of the frames after a visit of every item."""
+    starts, end = _items(path, data, first)
+    at = np.asarray([*starts, end], np.int64)
+    if offsets is not None:
+        if not np.isin(offsets, at[:-1]).all():
+            raise damaged(path, "its table of frames contradicts the lengths of the items")
+        return Frames(offsets, np.append(offsets[1:], end) - offsets, True)
+    if len(starts) != frames:  # several items per frame, of which the first begins like an image
+        is_first = [data[start + _HEAD_BYTES : start + _HEAD_BYTES + 6].startswith(_STARTS) for start in starts]
+        at = np.append(at[:-1][is_first], end)
+        if len(at) - 1 != frames or not is_first[0]:
+            raise damaged(path, f"it states {frames} frames, its pixels are in {len(starts)} items")
+    return Frames(at[:-1], np.diff(at), True)
+
+
+def _items(path: Path, data: mmap.mmap, at: int) -> tuple[list[int], int]:
+    """Offsets of the items from `at` on, and that of the delimiter behind the last one."""
+    starts: list[int] = []
+    n_bytes = len(data)
+    while at + _HEAD_BYTES <= n_bytes:
+        tag, length = _item(data, at)
+        if tag == SEQUENCE_END:
+            return starts, at
+        if tag != ITEM or length == UNDEFINED:
+            raise damaged(path, f"the length of item {len(starts)} of its pixels is wrong")
+        starts.append(at)
+        at += _HEAD_BYTES + length
+    raise damaged(path, f"its pixels end in item {max(0, len(starts) - 1)}, without the mark of their end")
+
+
+def _end_of_items(path: Path, data: mmap.mmap, last: int) -> int:
+    """Offset of the delimiter behind the last frame, whose first item is at `last`."""
+    return _items(path, data, last)[1]
+
+
+def _item(data: mmap.mmap, at: int) -> tuple[int, int]:
+    """Tag and length of the item at an offset."""
+    group, number, length = (int.from_bytes(data[at + i : at + j], "little") for i, j in ((0, 2), (2, 4), (4, 8)))
+    return group << 16 | number, length

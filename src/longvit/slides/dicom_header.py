@@ -1,4 +1,4 @@
-"""Header elements of a DICOM file before its pixels, parsed without a library: series and sizes."""
+"""Elements of a DICOM file, parsed without a library: the series of a header, and the walk over nested elements."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from longvit.errors import InputError
 from longvit.files import require_regular_file
 from longvit.slides.file_kind import first_bytes
 
 SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
-_IMPLICIT = "1.2.840.10008.1.2"
+IMPLICIT = "1.2.840.10008.1.2"
 _UNREAD_SYNTAXES = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")  # deflated, big-endian: not used for slides
 _LONG_KINDS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 UNDEFINED = 0xFFFFFFFF
 """Length of an element that ends with a delimiter."""
-_META_SYNTAX, _META_CLASS = 0x00020010, 0x00020002
+META_SYNTAX, _META_CLASS = 0x00020010, 0x00020002
 SOP_CLASS, _SERIES = 0x00080016, 0x0020000E
 _PER_FRAME = 0x52009230  # PerFrameFunctionalGroupsSequence; pixels have a higher tag
-_ITEM_END, _SEQUENCE_END = 0xFFFEE00D, 0xFFFEE0DD
+ITEM, _ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _HEAD_BYTES = (1 << 14, 1 << 22)  # bytes: the groups before the series' own are a few kilobytes
 _MAX_DEPTH = 32
 _VALUE_BYTES = 1024
@@ -77,33 +78,60 @@ def _header(data: bytes) -> DicomHeader | None:
 def elements(data: Data, last: int) -> Iterator[Element]:
     """Top-level elements of a file, in order, up to the first with the tag `last` or higher.
 
-    It also ends at a sequence with one item per frame, which would take seconds in a large file. Raises `IndexError` or
-    `struct.error` where `data` ends first, and `ValueError` for a syntax that slides do not use.
+    The last one is yielded although its value may end beyond `data`. Raises `IndexError` or `struct.error` where `data`
+    ends first, and `ValueError` for a syntax that slides do not use.
     """
     at, syntax = 132, ""
     while data[at : at + 2] == b"\2\0":  # the group of the file itself, always explicit
         tag, start, end = _element(data, at, True)
         element = Element(tag, start, end - start, data[start : min(end, start + _VALUE_BYTES)])
-        if tag == _META_SYNTAX:
+        if tag == META_SYNTAX:
             syntax = text_of(element.value)
         yield element
         at = end
     if syntax in _UNREAD_SYNTAXES:
         raise ValueError("deflated or big-endian")
-    explicit = syntax != _IMPLICIT
+    explicit = syntax != IMPLICIT
     while at < len(data):
         tag, start, length, _ = _head_of_element(data, at, explicit)
-        if tag >= _PER_FRAME and length == UNDEFINED:
+        if tag > _PER_FRAME and length == UNDEFINED:  # pixels in items
             yield Element(tag, start, length, b"")
             return
         tag, start, end = _element(data, at, explicit)
-        if end > len(data) and tag < _PER_FRAME:
+        if end > len(data) and tag <= _PER_FRAME:
             break
         yield Element(tag, start, end - start, data[start : min(end, start + _VALUE_BYTES)])
         if tag >= last:
             return
         at = end
     raise IndexError("the head ends before the last element")
+
+
+def items_of(data: Data, sequence: Element, explicit: bool) -> Iterator[tuple[int, int, bool]]:
+    """Start and end of each item of a sequence, and True if its elements state the kinds of their values."""
+    explicit = explicit and data[sequence.start - 8 : sequence.start - 6] != b"UN"
+    at, end = sequence.start, sequence.start + sequence.length
+    while at < end:
+        tag, start, past = _element(data, at, explicit)
+        if tag == SEQUENCE_END:
+            return
+        if tag != ITEM or past > end:
+            raise ValueError("a sequence of something else than items")
+        yield start, past, explicit
+        at = past
+
+
+def elements_of_item(data: Data, start: int, end: int, explicit: bool) -> Iterator[Element]:
+    """Elements of one item, in order."""
+    at = start
+    while at < end:
+        tag, inside, past = _element(data, at, explicit)
+        if tag == _ITEM_END:
+            return
+        if past > end:
+            raise ValueError("an element beyond its item")
+        yield Element(tag, inside, past - inside, data[inside : min(past, inside + _VALUE_BYTES)])
+        at = past
 
 
 def _head_of_element(data: Data, at: int, explicit: bool) -> tuple[int, int, int, bool]:
@@ -127,7 +155,7 @@ def _element(data: Data, at: int, explicit: bool, depth: int = 0) -> tuple[int, 
         return tag, start, start + length
     if depth > _MAX_DEPTH:
         raise ValueError("sequences nested too deeply")
-    closing = _ITEM_END if tag == 0xFFFEE000 else _SEQUENCE_END
+    closing = _ITEM_END if tag == ITEM else SEQUENCE_END
     inside = start
     while True:
         inner, inner_start, end = _element(data, inside, explicit, depth + 1)
@@ -138,3 +166,8 @@ def _element(data: Data, at: int, explicit: bool, depth: int = 0) -> tuple[int, 
 
 def text_of(value: bytes) -> str:
     return value.decode("latin-1").strip(" \0")
+
+
+def damaged(path: Path, what: str) -> InputError:
+    """Error for a file that contradicts itself or ends too early."""
+    return InputError(f"{path}: damaged or cut off: {what}; copy or download it again")

@@ -5,8 +5,8 @@ The sources, first match wins:
 1. `explicit`: the user's value (`--mpp`, a CSV column mpp);
 2. `openslide.mpp-x`: OpenSlide's value for a scanner's format (not for a plain TIFF, where it only repeats 5);
 3. `aperio.MPP`: in the ImageDescription of an SVS;
-4. `ome.PhysicalSizeX`: OME-XML, with its unit; `dicom.PixelSpacing`: millimetres; `imagej.unit`: the unit in the
-  description of an ImageJ TIFF, whose pixels per unit are in XResolution;
+4. `ome.PhysicalSizeX`: OME-XML, with its unit; `dicom.PixelSpacing`, else `dicom.ImagedVolumeWidth`: millimetres;
+  `imagej.unit`: the unit in the description of an ImageJ TIFF, whose pixels per unit are in XResolution;
 5. `tiff.XResolution` with ResolutionUnit; `png.pHYs`, `jpeg.density`.
 
 A value outside `PLAUSIBLE` is a print setting (72 dpi is 352.8 µm/px) or an error: it is reported and not used. The
@@ -141,6 +141,20 @@ def openslide_candidates(properties: Mapping[str, str]) -> list[Candidate]:
             _pair("dicom.PixelSpacing", properties.get(f"{stem}[1]"), properties.get(f"{stem}[0]"), 1e3),
         )
     return candidates
+
+
+def dicom_candidates(
+    spacing_mm: tuple[float, float] | None, volume_mm: tuple[float, float] | None, size_px: tuple[int, int]
+) -> tuple[Candidate, ...]:
+    """Candidates from the spacing of the pixels of a DICOM slide along x and y, and from its imaged volume."""
+    spacing = Candidate("dicom.PixelSpacing", note="absent")
+    if spacing_mm is not None:
+        x, y = (1e3 * mm for mm in spacing_mm)
+        spacing = Candidate("dicom.PixelSpacing", x, y, note="implausible")
+    if volume_mm is None:
+        return spacing, Candidate("dicom.ImagedVolumeWidth", note="absent")
+    across, down = (1e3 * mm / px for mm, px in zip(volume_mm, size_px, strict=True))
+    return spacing, Candidate("dicom.ImagedVolumeWidth", across, down, note="implausible")
 
 
 def aperio_candidate(description: str) -> Candidate:

@@ -1,4 +1,4 @@
-"""OpenSlide reader: NDPI, MRXS, SCN, BIF, DICOM …, metadata, and the fallback for SVS and plain TIFF.
+"""OpenSlide reader: NDPI, MRXS, SCN, BIF …, metadata, and the fallback for SVS and plain TIFF.
 
 It works around three properties of OpenSlide:
 

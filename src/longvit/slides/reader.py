@@ -121,7 +121,7 @@ class Slide:
 
     @property
     def reader(self) -> str:
-        """Reader that decodes: "tiff" (the fast path), "openslide" or "image"."""
+        """Reader that decodes: "tiff" or "dicom" (the fast paths), "openslide" or "image"."""
         return self.opened()[0].reader.name
 
     @property
@@ -165,7 +165,8 @@ class Slide:
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """OpenSlide's properties; empty where it does not open the file."""
+        """OpenSlide's properties; empty where it does not open the file. Of DICOM: the lens, and the orientation on the
+        glass."""
         return self.opened()[0].properties
 
     @property
@@ -235,7 +236,8 @@ class Slide:
         return bad
 
     def reductions(self, level: int) -> tuple[int, ...]:
-        """Factors by which a level can be reduced while it is decoded: (1, 2, 4, 8) for JPEG tiles of a TIFF."""
+        """Factors by which a level can be reduced while it is decoded: (1, 2, 4, 8) for JPEG tiles of a TIFF or
+        DICOM."""
         return self.opened()[0].reader.reductions(level)
 
     def canvas(

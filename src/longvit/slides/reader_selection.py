@@ -1,7 +1,8 @@
 """Selection of the reader for a file, made once, with the reason and the file's metadata.
 
 For an SVS, a plain TIFF and an OME-TIFF the fast path (`tiled_tiff`) is used if it agrees with OpenSlide on one tile
-per level. Every other scanner's format is left to OpenSlide. OpenSlide cannot confirm the fast path where it reads
+per level. DICOM has a fast path of its own, which OpenSlide does not confirm: it reads only some layouts, and a damaged
+table of frames ends its process. Every other scanner's format is left to OpenSlide. OpenSlide cannot confirm the fast path where it reads
 another image of the file (the first one of a plain TIFF) or rotates tiles one by one (the tag Orientation).
 """
 
@@ -90,7 +91,7 @@ def _opened(path: Path, reader: ReaderName) -> Opened:
             raise InputError(f"{path}: the reader openslide reads no {kind.value}; leave --reader at auto")
         return _open_image(path, kind)
     if kind in (Kind.DICOM, Kind.DICOM_FOLDER):
-        return _open_dicom(path, kind)
+        return _open_dicom(path, kind, reader)
     return _open_other(path, kind)
 
 
@@ -354,8 +355,8 @@ def _open_image(path: Path, kind: Kind) -> Opened:
     )
 
 
-def _open_dicom(path: Path, kind: Kind) -> Opened:
-    from longvit.slides.dicom_frames import check_frames
+def _open_dicom(path: Path, kind: Kind, wanted: ReaderName) -> Opened:
+    from longvit.slides.dicom_reader import DicomReader
     from longvit.slides.openslide_reader import OpenSlideReader
 
     slide = dicom_slide(path)
@@ -363,16 +364,19 @@ def _open_dicom(path: Path, kind: Kind) -> Opened:
     if kind is Kind.DICOM_FOLDER:
         file = slide.path
         kind_of(file)  # reports why the file is not DICOM
-    for part in slide.files:
-        check_frames(part)
+    files = tuple(sorted(slide.files))
     try:
+        # Also before OpenSlide, which a damaged table of frames ends: then every item is visited.
+        ours = DicomReader(path, files, walk=wanted == "openslide")
+        if wanted == "auto":
+            reason = "its frames are read from their places"
+            return Opened(kind, "dicom", ours, reason, files, ours.candidates, ours.properties, ours.notes)
         reader = OpenSlideReader(file)
     except UnsupportedError as error:
-        raise InputError(f"{path}: not a whole-slide DICOM that OpenSlide reads ({error})") from error
+        raise InputError(f"{path}: no reader reads this DICOM: {error}; convert it (wsidicomizer)") from error
     check_side(path, *reader.levels[0].size_px)
     candidates = tuple(openslide_candidates(reader.properties))
-    files = tuple(sorted(slide.files))
-    return Opened(kind, reader.vendor, reader, "the only reader of DICOM", files, candidates, reader.properties)
+    return Opened(kind, reader.vendor, reader, "requested", files, candidates, reader.properties, ours.notes)
 
 
 def _open_other(path: Path, kind: Kind) -> Opened:

@@ -94,13 +94,14 @@ def damage_seen(slide: Slide) -> str:
         return "all: its pixels have a checksum"
     if codec == "jpeg":
         return "much: decoded strictly; JPEG has no checksum, so a changed byte may pass"
-    if codec in ("lzw", "zstd"):
+    if codec in ("lzw", "zstd", "rle"):
         return "some: data that no longer decodes; the codec has no checksum"
     return "little: the codec has no checksum and decodes almost anything"
 
 
 def describe_readers() -> list[ReaderDescription]:
     """The readers, with the versions of their libraries, in the order in which they are tried."""
+    from longvit.slides.dicom_reader import DicomReader
     from longvit.slides.image_file import ImageFileReader
     from longvit.slides.openslide_reader import OpenSlideReader
     from longvit.slides.tiled_tiff import TiledTiffReader
@@ -114,10 +115,16 @@ def describe_readers() -> list[ReaderDescription]:
             "agrees with OpenSlide on one tile per level",
         ),
         ReaderDescription(
+            "dicom",
+            DicomReader.version,
+            (_VENDOR_FORMATS["dicom"],),
+            "a file or a folder: 8-bit frames of JPEG, JPEG 2000, JPEG-LS, RLE or raw, at their places in the files",
+        ),
+        ReaderDescription(
             "openslide",
             OpenSlideReader.version,
             tuple(name for vendor, name in _VENDOR_FORMATS.items() if vendor not in ("ome-tiff", "png", "jpeg")),
-            "everything else, and files on which the fast path disagrees; DICOM as a file or a folder",
+            "everything else, and files on which the fast path disagrees; DICOM on request",
         ),
         ReaderDescription(
             "image",

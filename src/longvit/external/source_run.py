@@ -123,6 +123,11 @@ class SourceRun:
         """slide_id -> content hash, for the slides that have one."""
         return {k: v for member in self.members if member.slides is not None for k, v in member.slides.content.items()}
 
+    def shortcut(self) -> str | None:
+        """Sentence of the run on a likely shortcut; None without one, and for runs of older versions."""
+        metrics = read_json_object(self.folder / "crossval.json") if self.is_crossval else self.first.metrics
+        return str(metrics["shortcut"]) if metrics.get("shortcut") else None
+
     def unchecked(self) -> tuple[str, ...]:
         """Sentences on what cannot be compared, since the run does not store it."""
         old = [member.name for member in self.members if member.slides is None]

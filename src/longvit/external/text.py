@@ -67,14 +67,18 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def warnings_of(metrics: Mapping[str, Any]) -> list[str]:
-    """Caveats of the report: a metric at or below chance, and controls that are as good as the model."""
+    """Caveats of the report: a likely shortcut, a metric at or below chance, and controls that are as good as the model."""
     name, main = main_metric(metrics), main_system(metrics)
     level, entries = next(iter(levels_of(metrics).items()))
     entry = entries["systems"][main][name]
     label = f"{metric_label(name)} on cohort B (per {level[:-1]})"
+    notes = [
+        f"{where}: {sentence[0].lower()}{sentence[1:]}"
+        for where, sentence in (("Cohort B", metrics["shortcut"]["b"]), ("Within cohort A", metrics["shortcut"]["a"]))
+        if sentence
+    ]
     if entry["value"] is None:
-        return [f"The {label} is not defined: B has one class only, or no event."]
-    notes = []
+        return [*notes, f"The {label} is not defined: B has one class only, or no event."]
     if entry["high"] is not None and entry["high"] < 0.5:
         notes.append(
             f"The {label} is below 0.5, with its interval: the model ranks the cases of B the wrong way round. A model "

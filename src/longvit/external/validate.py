@@ -15,9 +15,11 @@ OUT/back/                      with --back: run/ trained on cohort B, and its ow
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from longvit.annotations.settings import AnnotationSettings
 from longvit.data.cohort import Cohort
@@ -32,7 +34,9 @@ from longvit.external.settings import ExternalSettings
 from longvit.external.source_run import SourceRun
 from longvit.external.tables import write_tables
 from longvit.files import make_folder, write_text
+from longvit.finetuning.shortcut import predicted_numbers, shortcut_in
 from longvit.json_file import without_nan
+from longvit.tasks.task import task_class
 
 FOLDER = "external"
 
@@ -159,10 +163,22 @@ def _metrics(
     if not reference_is_known:
         notes.append("No threshold and no drop from A to B: the run is of an older version, without slides.csv.")
     content["notes"] = notes
+    content["shortcut"] = {"a": run.shortcut(), "b": _shortcut(run, cohort, logits)}
     if run.settings.task == "survival":
         return content | survival.evaluate(run, logits, settings, cohort.source)
     data = classification.classified(run, logits)
     return content | classification.evaluate(data, classification.reference_of(run), settings, cohort.source)
+
+
+def _shortcut(run: SourceRun, cohort: Cohort, logits: ExternalLogits) -> str | None:
+    """Sentence on a likely shortcut of the predictions on B (the mean of the members), or None."""
+    kind = task_class(run.settings.task)
+    numbers = [
+        predicted_numbers(kind, member.classes, logits.members[member.name])
+        for member in run.members
+    ]
+    rows = replace(cohort, rows=logits.rows)
+    return shortcut_in(rows, run.settings, np.mean(numbers, axis=0))
 
 
 def _write_report(run: SourceRun, logits: ExternalLogits, metrics: dict[str, Any], folder: Path) -> None:

@@ -111,11 +111,11 @@ def _metric_points(metrics: dict[str, Any]) -> list[str]:
 
 
 def warnings_of(metrics: dict[str, Any], main: str) -> list[str]:
-    """Caveats of the report: leaks, wide intervals, controls as good as the model, skipped steps, lost slides."""
+    """Caveats of the report: a likely shortcut, leaks, wide intervals, controls as good as the model, skipped steps, lost slides."""
     held_out = metrics["splits"][main]
     name = _main_metric(metrics)
     label = metric_label(name)
-    notes = []
+    notes = [str(metrics["shortcut"])] if metrics.get("shortcut") else []
     if leaking := (metrics.get("leaks") or {}).get(f"train_{main}"):
         notes.append(
             f"{counted(leaking, 'patient')} with slides both in training and among the {display_name(main)} slides: "

@@ -27,7 +27,7 @@ def write_sites(folder: Path, name: str, *, is_linked: bool) -> Path:
         writer = csv.writer(file)
         writer.writerow(["case_id", "slide_id", "label", "site", "split"])
         for i, row in enumerate(rows):
-            site = row["label"] == "stained" if is_linked else i % 4 < 2
+            site = row["label"] == "stained" if is_linked else i % 2 == 0
             split = "train" if i < 20 else "test"
             writer.writerow([f"{name}{i}", row["slide_id"], row["label"], "north" if site else "south", split])
     return path

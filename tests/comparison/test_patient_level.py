@@ -52,7 +52,9 @@ def test_patient_metrics_equal_those_of_scikit_learn(task: str, tmp_path: Path) 
     if task == "regression":  # a patient has one age
         rows = list(csv.DictReader((tmp_path / "cohort.csv").open()))
         lines = [",".join(rows[0])]
-        lines += [",".join([*row.values()][:3] + [str(int(row["age"]) // 10 * 10)] + [*row.values()][4:]) for row in rows]
+        lines += [
+            ",".join([*row.values()][:3] + [str(int(row["age"]) // 10 * 10)] + [*row.values()][4:]) for row in rows
+        ]
         (tmp_path / "cohort.csv").write_text("\n".join(lines) + "\n")
     label = "label" if task == "subtyping" else None
     cohort = read_cohort(tmp_path / "cohort.csv", label_column=label, need_files=False)

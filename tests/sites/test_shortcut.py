@@ -60,7 +60,9 @@ def test_too_few_patients_or_one_site_give_no_sentence() -> None:
     data = made(2, linked=True, stained=True, n=150)
     rows, p = rows_of(data), predicted(data, 2, follows="site")
     few = [i for i, row in enumerate(rows) if int(row.case_id[1:]) < 9]
-    assert likely_shortcut([rows[i] for i in few], [data.labels[i] for i in few], p[few], are_probabilities=True) is None
+    assert (
+        likely_shortcut([rows[i] for i in few], [data.labels[i] for i in few], p[few], are_probabilities=True) is None
+    )
     for site in ("A", None):
         alone = [replace(row, site=site) for row in rows]
         assert likely_shortcut(alone, data.labels, p, are_probabilities=True) is None

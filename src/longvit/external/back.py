@@ -11,16 +11,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from longvit.annotations.settings import AnnotationSettings
-from longvit.data.cohort import Cohort, SlideRow
+from longvit.data.cohort import Cohort
 from longvit.data.new_folds import make_folds
-from longvit.data.table import column_name
 from longvit.errors import InputError
 from longvit.external.settings import ExternalSettings
 from longvit.external.source_run import SourceRun, read_source_run
 from longvit.external.validate import ExternalResult, validate, without_overlap
 from longvit.finetuning.run import finetune
+from longvit.finetuning.run_slides import with_outcome
 from longvit.finetuning.settings import FinetuneSettings
-from longvit.tasks.settings import TaskSettings
 from longvit.tasks.task import task_class
 
 FOLDER = "back"
@@ -92,19 +91,5 @@ def cohort_of_run(run: SourceRun) -> Cohort:
     """All slides of a run as a cohort to validate on, with the outcome in the columns of its settings."""
     slides = run.first.slides
     assert slides is not None
-    classes = run.outputs if task_class(run.settings.task).has_classes else ()
-    rows = tuple(replace(row, split=None, extra_columns=_with_outcome(row, run.settings)) for row in run.rows())
-    return Cohort(rows, tuple(classes), str(slides.path))
-
-
-def _with_outcome(row: SlideRow, settings: TaskSettings) -> dict[str, str]:
-    """Cells of a row of slides.csv, with time and event also under the names of the settings."""
-    cells = dict(row.extra_columns)
-    if settings.task == "survival":
-        happened = cells["event"]
-        cells[column_name(settings.time_column)] = cells["survival_months"]
-        if settings.event_column is not None:
-            cells[column_name(settings.event_column)] = happened
-        if settings.censorship_column is not None:
-            cells[column_name(settings.censorship_column)] = str(1 - int(happened))
-    return cells
+    rows = tuple(with_outcome(replace(row, split=None), run.settings) for row in run.rows())
+    return Cohort(rows, run.first.label_classes, str(slides.path), is_ordered=True)

@@ -42,9 +42,7 @@ def shortcut_in(cohort: Cohort, settings: TaskSettings, numbers: np.ndarray) -> 
         return None
     kind = task_class(settings.task)
     labels = kind.strata(cohort, settings)
-    return likely_shortcut(
-        cohort.rows, labels, numbers, are_probabilities=kind.name not in ("survival", "regression")
-    )
+    return likely_shortcut(cohort.rows, labels, numbers, are_probabilities=kind.name not in ("survival", "regression"))
 
 
 def predicted_numbers(kind: type[Task], output_names: Sequence[str], logits: np.ndarray) -> np.ndarray:

@@ -237,7 +237,7 @@ def write_demo_report(
 ) -> Path:
     """Writes index.html: the report of the fine-tuning, preceded by the sections of the demo."""
     from longvit.report import ReportImage, Section, finetune_content, write_report
-    from longvit.report.finetuning import CONTRIBUTIONS_TEXT
+    from longvit.report.contributions import TEXT
 
     content = finetune_content(finetuned, cohort, settings)
     train, test = cohort.split("train"), cohort.split("test")
@@ -256,7 +256,7 @@ def write_demo_report(
     )
     whole = Section(
         "Patch contributions of the whole slide",
-        text=(*CONTRIBUTIONS_TEXT, "The model was trained on regions of 128 µm only, not on whole slides."),
+        text=(*TEXT, "The model was trained on regions of 128 µm only, not on whole slides."),
         plots=(ReportImage(f"{WHOLE_SIDE_PX // 32} × {WHOLE_SIDE_PX // 32} patches", plot.read_bytes()),),
     )
     start = "random weights"

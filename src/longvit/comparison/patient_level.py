@@ -54,7 +54,7 @@ def patient_levels(
     )
     levels = {}
     for name in draws:
-        of_folds = {
+        of_folds: dict[str, dict[str, Any]] = {
             fold: {
                 "patients": len(p.predictions.rows),
                 "left_out": list(p.left_out),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -42,6 +41,7 @@ _LABELS = {
     "mean_pooling": "mean pooling",
     "transmil": "TransMIL",
     "longnet": "LongNet on tiles",
+    "feather": "FEATHER",
     "patch_sampling": "random patches, end to end",
     **SYSTEMS,
 }

@@ -57,7 +57,8 @@ def read_labelled(
 ) -> Cohort:
     """Cohort B with labels; a slide without a file stays, to become a problem.
 
-    `classes`: classes or grades of the run, none of a task without. `InputError`: no row with a label, a label that is not one of the classes.
+    `classes`: classes or grades of the run, none of a task without. `InputError`: no row with a label, a label that is
+    not one of the classes.
     """
     table = read_cohort(csv_path, label_column=None, slides_dir=slides_dir, need_files=False, allow_leak=True)
     rows, without = [], []

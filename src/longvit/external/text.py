@@ -75,7 +75,7 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def warnings_of(metrics: Mapping[str, Any]) -> list[str]:
-    """Caveats of the report: a likely shortcut, a metric at or below chance, and controls that are as good as the model."""
+    """Caveats of the report: a likely shortcut, a metric at or below chance, controls that are as good as the model."""
     name, main = main_metric(metrics), main_system(metrics)
     level, entries = next(iter(levels_of(metrics).items()))
     entry = entries["systems"][main][name]

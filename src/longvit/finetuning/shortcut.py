@@ -25,7 +25,7 @@ def shortcut_of(task: Task, predictions: Predictions) -> str | None:
 
 
 def shortcut_of_folds(folds: Sequence[tuple[Task, Predictions]]) -> str | None:
-    """The same over the slides of all folds. Risks of two models have no common scale: their rank in the fold counts."""
+    """The same over the slides of all folds. Risks of two models have no common scale: their rank in a fold counts."""
     task, _ = folds[0]
     numbers = []
     for one, p in folds:

@@ -70,6 +70,8 @@ def test_a_task_trains_resumes_to_the_same_bits_predicts_and_is_shown(task: str,
         "model/config.json",
     )
     whole = [(run / name).read_bytes() for name in names]
+    assert "Patch contributions" in (run / "index.html").read_text()
+    assert list(run.glob("contributions_*.png"))
     rows = rows_of(run / "predictions.csv")
     assert list(rows[0]) == ["case_id", "slide_id", "split", *COLUMNS[task]]
     metrics = json.loads((run / "metrics.json").read_text())["splits"]["test"]

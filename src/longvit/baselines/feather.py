@@ -6,7 +6,7 @@ The widths are 512 and, of the gate, 384; dropout .25 follows tanh and sigmoid. 
 24,000 slides, on features of UNI, UNI2-h or CONCH v1.5. They publish the weights without the head. `checkpoint` names
 such a file. The new head starts at random, and all layers are trained (`frozen`: the head alone).
 
-Written from the paper. The weights have a licence of their own (CC-BY-NC-ND-4.0) and are not part of this package.
+Written from the paper. The weights have a separate licence (CC-BY-NC-ND-4.0) and are not part of this package.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def cases_at(level: str, slides: LabelCases) -> LabelCases:
     is_there = np.isfinite(slides.labels)
     np.minimum.at(lowest, patient, np.where(is_there, slides.labels, math.inf))
     np.maximum.at(highest, patient, np.where(is_there, slides.labels, -math.inf))
-    agree = (lowest >= highest).all(1)  # inf > -inf where no slide has the label
+    agree: np.ndarray = np.all(lowest >= highest, axis=1)  # inf > -inf where no slide has the label
     labels = np.where(np.isfinite(lowest), lowest, math.nan)[agree]
     means = {}
     for name, p in slides.predictions.items():

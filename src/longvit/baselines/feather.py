@@ -101,7 +101,7 @@ def load_pooling(pooling: Pooling, path: str) -> None:
         if not layer.startswith("classifier"):
             tensors[f"{_NAMES.get(layer, layer)}.{kind}"] = tensor
     first = tensors.get("phi.0.weight")
-    own = pooling.phi[0].weight
+    own = pooling.state_dict()["phi.0.weight"]
     if isinstance(first, Tensor) and first.ndim == 2 and first.shape[1] != own.shape[1]:
         raise InputError(
             f"{path}: for features {first.shape[1]} wide, these are {own.shape[1]} wide ({_WIDTHS}); give the file of "

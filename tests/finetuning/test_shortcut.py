@@ -12,7 +12,8 @@ from tests.finetuning.study import write_study
 
 TRAIN = (
     *("--model", "longvit_tiny_patch32", "--side-px", "64", "--epochs", "4", "--lr", "1e-3", "--batch-size", "4"),
-    *("--device", "cpu", "--threads", "1", "--num-workers", "1", "--bootstrap", "20", "--deletion-slides", "0"),
+    *("--device", "cpu", "--threads", "1", "--num-workers", "1", "--bootstrap", "0"),
+    *("--no-controls", "--deletion-slides", "0"),
 )
 SENTENCE = "A shortcut is likely: the site predicts the label"
 
@@ -39,7 +40,7 @@ def test_reports_name_a_planted_shortcut_and_no_other(tmp_path: Path) -> None:
     mixed = write_sites(tmp_path / "slides", "mixed", is_linked=False)
     for table, is_named in ((linked, True), (mixed, False)):
         out = tmp_path / table.stem
-        for run, more in ((out, ()), (out / "cv", ("--folds", "2"))):
+        for run, more in ((out, ()), *([(out / "cv", ("--folds", "2"))] if is_named else [])):
             code, _, error = longvit("train", table, "--out", run, *more, *TRAIN)
             assert code == 0, error
             stored = json.loads((run / ("crossval.json" if more else "metrics.json")).read_text())
@@ -47,7 +48,7 @@ def test_reports_name_a_planted_shortcut_and_no_other(tmp_path: Path) -> None:
             assert (SENTENCE in (run / "index.html").read_text()) is is_named
         assert (SENTENCE in (out / "MODEL_CARD.md").read_text()) is is_named
         b = tmp_path / "b" / table.stem
-        predict = ("--overlap", "allow", "--device", "cpu", "--threads", "1", "--bootstrap", "20")
+        predict = ("--overlap", "allow", "--device", "cpu", "--threads", "1", "--bootstrap", "0")
         code, _, error = longvit("predict", out, table, "--out", b, *predict)
         assert code == 0, error
         page = (b / "external" / "index.html").read_text()

@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mcat": {},
     "snn": {"hidden": 8},
     "longnet": {"embed_dim": 16, "depth": 2, "num_heads": 4, "ffn_dim": 24},
+    "feather": {"hidden": 9, "gate": 6},
     "patch_sampling": {"tiles": 40, "tile_px": 16, "chunk": 8, "width": 16, "gate": 6},
 }
 OMICS: dict[str, Any] = {"mcat": SIGNATURES, "snn": 10}

@@ -149,6 +149,7 @@ DESCRIBED = [  # name, inputs, parameters as HIPT's, MCAT's and the other papers
     ("ds_mil", {}, linear(384, 2) + linear(384, 128) + linear(384, 384) + 2 * 2 * 384 + 2),
     ("deep_attn_misl", {}, 21 * linear(384, 384) + gate(384, 256) + linear(384, 256) + linear(256, 2)),
     ("gcn_mil", {}, GIN + gate(256, 256) + linear(256, 256) + linear(256, 2)),
+    ("feather", {"in_dim": 1024}, linear(1024, 512) + gate(512, 384) + linear(512, 2)),
     ("deep_sets", {"in_dim": 1024, "outputs": 4}, linear(1024, 512) + linear(512, 256) + linear(256, 4)),
     (
         "attention_mil",

@@ -29,7 +29,7 @@ def test_the_ensemble_is_the_mean_of_the_folds_and_the_drop_that_of_their_mean(t
     np.testing.assert_allclose(p["ensemble"], (p["fold 0"] + p["fold 1"]) / 2, rtol=0, atol=1e-15)
     y = (rows[rows["system"] == "ensemble"]["label"] == "stained").to_numpy()
     metrics = json.loads((tmp_path / "out" / "external" / "metrics.json").read_text())
-    assert metrics["cohort_a"]["slides"] == 24
+    assert metrics["cohort_a"]["slides"] == 28
     entries = metrics["levels"]["slides"]
     assert {name: of["auc"]["value"] for name, of in entries["systems"].items()} == pytest.approx(
         {name: roc_auc_score(y, of) for name, of in p.items()}, abs=1e-12
@@ -50,6 +50,28 @@ def test_the_ensemble_is_the_mean_of_the_folds_and_the_drop_that_of_their_mean(t
     code, _, error = longvit("predict", cv, b.parent, "--out", tmp_path / "x", *PREDICT)
     assert code == 2
     assert "give the model of a fold" in error
-    code, _, error = longvit("predict", cv, b, "--out", tmp_path / "x", "--back", *PREDICT)
-    assert code == 2
-    assert "is a cross-validation, so give one of its folds" in error
+
+
+@pytest.mark.slow
+def test_back_trains_as_many_folds_on_b_and_validates_them_on_all_slides_of_a(tmp_path: Path) -> None:
+    a, b = write_cohort(tmp_path / "a", "a", seed=3), write_cohort(tmp_path / "b", "b", seed=4, n=28)
+    cv, out = tmp_path / "cv", tmp_path / "out"
+    assert longvit("train", a, "--out", cv, "--folds", "2", "--no-controls", *TRAIN)[0] == 0
+    code, text, error = longvit("predict", cv, b, "--out", out, "--back", *PREDICT)
+    assert code == 0, error
+    assert text.count("AUC of the ensemble") == 4  # slides and patients, in both directions
+    back = out / "back"
+    summary = json.loads((back / "run" / "crossval.json").read_text())
+    assert [fold["fold"] for fold in summary["folds"]] == ["0", "1"]
+    assert (back / "run" / "index.html").exists()
+    tested = {name: set(pd.read_csv(back / "run" / f"fold_{name}" / "slides.csv")["slide_id"]) for name in "01"}
+    assert tested["0"] == tested["1"] == set(pd.read_csv(b)["slide_id"])
+    rows = pd.read_csv(back / "external" / "predictions.csv")
+    assert list(dict.fromkeys(rows["system"])) == ["ensemble", "fold 0", "fold 1"]
+    of_a = rows[rows["system"] == "ensemble"].merge(pd.read_csv(a), on="slide_id")
+    assert len(of_a) == 24
+    assert (of_a["label_x"] == of_a["label_y"]).all()
+    assert json.loads((back / "external" / "metrics.json").read_text())["cohort_a"]["slides"] == 28
+    model = (back / "run" / "fold_0" / "model" / "model.safetensors").read_bytes()
+    assert longvit("predict", cv, b, "--out", out, "--back", *PREDICT)[0] == 0  # nothing is trained again
+    assert (back / "run" / "fold_0" / "model" / "model.safetensors").read_bytes() == model

@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 
 from longvit.cli import main
+from longvit.data.cohort_table import read_cohort
 from longvit.finetuning.evaluate import evaluate
+from longvit.finetuning.prepare_cohort import prepare_cohort
+from longvit.finetuning.settings import FinetuneSettings
 from longvit.viewer.prediction_table import read_predictions
 
 TASKS = {
@@ -67,6 +70,8 @@ def test_a_task_trains_resumes_to_the_same_bits_predicts_and_is_shown(task: str,
         "model/config.json",
     )
     whole = [(run / name).read_bytes() for name in names]
+    assert "Patch contributions" in (run / "index.html").read_text()
+    assert list(run.glob("contributions_*.png"))
     rows = rows_of(run / "predictions.csv")
     assert list(rows[0]) == ["case_id", "slide_id", "split", *COLUMNS[task]]
     metrics = json.loads((run / "metrics.json").read_text())["splits"]["test"]
@@ -157,3 +162,17 @@ def test_cohort_split_makes_folds_of_numbers_and_of_several_labels(
         assert main(["cohort", "split", str(cohort), "--k", "3", "--out", str(out), *options]) == 0
         assert main(["cohort", "check", str(cohort), "--folds", str(out), *options]) == 0
     assert "no leak" not in capsys.readouterr().err
+
+
+def test_patients_whose_slides_lack_different_labels_can_be_split(tmp_path: Path) -> None:
+    """Each slide has a stratum of its own there, and most strata are those of no patient."""
+    lines = ["case_id,slide_id,path,MSI,KRAS"]
+    for i in range(24):
+        msi, kras = ("" if (i + c) % 3 == 0 else "01"[i // 2 // (1 + c) % 2] for c in range(2))
+        lines.append(f"P{i // 2},s{i},s{i}.png,{msi},{kras}")
+    (tmp_path / "cohort.csv").write_text("\n".join(lines) + "\n")
+    cohort = read_cohort(tmp_path / "cohort.csv", label_column=None, need_files=False)
+    split, _ = prepare_cohort(cohort, FinetuneSettings(task="multilabel", label_columns=("MSI", "KRAS")))
+    sides = {row.case_id: {other.split for other in split.rows if other.case_id == row.case_id} for row in split.rows}
+    assert all(len(found) == 1 for found in sides.values())
+    assert {row.split for row in split.rows} == {"train", "val", "test"}

@@ -15,5 +15,6 @@ SYSTEMS = {
     "mcat": "longvit.baselines.mcat:Mcat",
     "snn": "longvit.baselines.snn:Snn",
     "longnet": "longvit.baselines.longnet:LongNet",
+    "feather": "longvit.baselines.feather:Feather",
     "patch_sampling": "longvit.baselines.patch_sampling:PatchSampling",
 }

@@ -67,7 +67,9 @@ def validate_run(
     if settings.back:
         refuse_back(run)
     table = slides[0]
-    cohort = read_labelled(table, run.settings, run.outputs, label_column=settings.label_column, slides_dir=slides_dir)
+    cohort = read_labelled(
+        table, run.settings, run.first.label_classes, label_column=settings.label_column, slides_dir=slides_dir
+    )
     cohort, _ = exclude_failed_rows(cohort, exclude_qc, out)
     for line in (cohort.summary(), *cohort.notes):
         echo(line)
@@ -122,7 +124,7 @@ def _validate_comparison(
     if not (is_table and validates(run, slides[0], settings)):
         raise InputError(f"{folder}: a comparison predicts one CSV with labels")
     cohort = read_labelled(
-        slides[0], run.settings, run.outputs, label_column=settings.label_column, slides_dir=slides_dir
+        slides[0], run.settings, run.first.label_classes, label_column=settings.label_column, slides_dir=slides_dir
     )
     cohort, _ = exclude_failed_rows(cohort, exclude_qc, out)
     for line in (cohort.summary(), *cohort.notes):

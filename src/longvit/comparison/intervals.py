@@ -6,6 +6,7 @@ All systems use the same resamples, so a difference of two systems has its own, 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,12 +20,31 @@ Round = Mapping[str, Predictions]
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Mean and SD over folds; None where not defined."""
+
+    mean: float | None
+    sd: float | None
+
+
+@dataclass(frozen=True)
 class Sure:
     """Value with its 95 % interval; None where not defined."""
 
     value: float | None
     low: float | None
     high: float | None
+
+
+def spread_of(values: Sequence[float | None], ddof: int) -> Spread:
+    """Mean and SD of the values that are defined; no SD of `ddof` values or fewer."""
+    defined = [v for v in values if v is not None and math.isfinite(v)]
+    if not defined:
+        return Spread(None, None)
+    sd = None
+    if len(defined) > ddof:
+        sd = statistics.stdev(defined) if ddof == 1 else statistics.pstdev(defined)
+    return Spread(statistics.fmean(defined), sd)
 
 
 def mean_of_folds(rounds: Sequence[Round], tasks: Sequence[Task], name: str) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -13,9 +12,19 @@ from typing import Any
 import numpy as np
 
 from longvit.comparison.bag_cohort import BagCohort
-from longvit.comparison.intervals import Round, Sure, drawn_means, interval, mean_of_folds, only_common
+from longvit.comparison.intervals import (
+    Round,
+    Spread,
+    Sure,
+    drawn_means,
+    interval,
+    mean_of_folds,
+    only_common,
+    spread_of,
+)
 from longvit.comparison.longvit_run import NAME as LONGVIT
 from longvit.comparison.longvit_run import LongvitRun
+from longvit.comparison.patient_level import PatientLevel, patient_levels
 from longvit.comparison.settings import ComparisonSettings
 from longvit.comparison.system_spec import SystemSpec
 from longvit.comparison.trial import FoldSplit
@@ -32,17 +41,10 @@ _LABELS = {
     "mean_pooling": "mean pooling",
     "transmil": "TransMIL",
     "longnet": "LongNet on tiles",
+    "feather": "FEATHER",
     "patch_sampling": "random patches, end to end",
     **SYSTEMS,
 }
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and SD over folds; None where not defined."""
-
-    mean: float | None
-    sd: float | None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class SystemSummary:
     cost: Cost
     """Mean time of a fold (fit, training, evaluation; None where interrupted), highest memory of the folds."""
     trials: tuple[TrialSummary, ...]
+    patients: PatientLevel | None = None
+    """Per patient; None where each has one bag."""
     run: str | None = None
     """Folder of the cross-validation, for LongViT."""
 
@@ -121,6 +125,7 @@ class SystemSummary:
             "published": None if self.published is None else asdict(self.published),
             "parameters": self.parameters,
             **self.cost,
+            "patients": None if self.patients is None else self.patients.to_json(),
             "cells": [trial.to_json() for trial in self.trials],
         }
         return row if self.run is None else {**row, "run": self.run}
@@ -182,12 +187,16 @@ def summarise(
     draws = drawn_means(rounds, tasks, resamples=settings.bootstrap, seed=settings.seed)
     published = published_column(settings.cell, kind.metric)
     ddof = DDOF.get(settings.task, 1)
+    per_patient = patient_levels(
+        rounds, tasks, [split.fold.name for split in folds],
+        ddof=ddof, resamples=settings.bootstrap, seed=settings.seed,
+    )  # fmt: skip
     systems = []
     for spec in specs:
         keys = [(spec.name, split.fold.name) for split in folds]
         trials = tuple(_trial(key, done.get(key), kind.metric, failed.get(key, "not computed")) for key in keys)
         costs = [done[key]["training"] for key in keys if key in done]
-        spread = _spread([trial.value for trial in trials], ddof)
+        spread = spread_of([trial.value for trial in trials], ddof)
         systems.append(
             SystemSummary(
                 system=spec.name,
@@ -195,16 +204,17 @@ def summarise(
                 inputs=spec.inputs,
                 spread=spread,
                 interval=_interval(spread, draws.get(spec.name)),
-                best_val=_spread([trial.best_val for trial in trials], ddof),
+                best_val=spread_of([trial.best_val for trial in trials], ddof),
                 gap=None if longvit is None else _gap(rounds, tasks, spec.name, draws, settings),
                 published=_published_spread(published, spec),
                 parameters=costs[0]["parameters"] if costs else None,
                 cost=_cost(costs),
                 trials=trials,
+                patients=per_patient.get(spec.name),
             )
         )
     if longvit is not None:
-        systems.append(_longvit_system(folds, tasks, longvit, draws, ddof))
+        systems.append(_longvit_system(folds, tasks, longvit, draws, ddof, per_patient.get(LONGVIT)))
     compared = {(system.label, system.inputs) for system in systems}
     notes = [*bag_cohort.notes, *(note for split in folds for note in split.cohort.notes)]
     return ComparisonSummary(
@@ -268,25 +278,27 @@ def _longvit_system(
     longvit: LongvitRun,
     draws: Mapping[str, np.ndarray],
     ddof: int,
+    patients: PatientLevel | None,
 ) -> SystemSummary:
     names = [split.fold.name for split in folds]
     trials = tuple(
         TrialSummary(name, task.main_metric(longvit.predictions[name]), longvit.best_val.get(name))
         for name, task in zip(names, tasks, strict=True)
     )
-    spread = _spread([trial.value for trial in trials], ddof)
+    spread = spread_of([trial.value for trial in trials], ddof)
     return SystemSummary(
         system=LONGVIT,
         label=_label(LONGVIT),
         inputs="image",
         spread=spread,
         interval=_interval(spread, draws.get(LONGVIT)),
-        best_val=_spread(list(longvit.best_val.values()), ddof),
+        best_val=spread_of(list(longvit.best_val.values()), ddof),
         gap=None,
         published=None,
         parameters=longvit.parameters,
         cost=_cost(longvit.costs),
         trials=trials,
+        patients=patients,
         run=str(longvit.folder),
     )
 
@@ -315,16 +327,6 @@ def _trial(key: tuple[str, str], metrics: Mapping[str, Any] | None, metric: str,
         seconds=metrics["training"]["seconds"],
         metrics={name: value for name, value in values.items() if name not in ("bags", metric)},
     )
-
-
-def _spread(values: Sequence[float | None], ddof: int) -> Spread:
-    defined = [v for v in values if v is not None and math.isfinite(v)]
-    if not defined:
-        return Spread(None, None)
-    sd = None
-    if len(defined) > ddof:
-        sd = statistics.stdev(defined) if ddof == 1 else statistics.pstdev(defined)
-    return Spread(statistics.fmean(defined), sd)
 
 
 def _interval(spread: Spread, draws: np.ndarray | None) -> Sure:

@@ -12,7 +12,10 @@ from typing import Any
 
 from longvit.files import write_csv, write_text
 
-_COLUMNS = ("{}, mean ± SD", "95 % interval", "LongViT − system", "published", "seconds", "parameters", "MiB")
+_COLUMNS = (
+    "{}, mean ± SD", "95 % interval", "per patient, mean ± SD", "its 95 % interval", "LongViT − system", "published",
+    "seconds", "parameters", "MiB",
+)  # fmt: skip
 
 
 def table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -32,13 +35,15 @@ def _table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
         mean = plus_minus(row["mean"], row["sd"])
         if missing:
             mean += f" ({len(row['cells']) - len(missing)} of {len(row['cells'])} folds)"
-        gap, published = row["gap"], row["published"]
+        gap, published, patients = row["gap"], row["published"], row.get("patients")
         rows.append(
             [
                 row["words"],
                 row["inputs"],
                 mean,
                 interval_text(row["low"], row["high"]),
+                "" if patients is None else plus_minus(patients["mean"], patients["sd"]),
+                "" if patients is None else interval_text(patients["low"], patients["high"]),
                 ""
                 if not gap or gap["value"] is None
                 else f"{gap['value']:+.3f} [{interval_text(gap['low'], gap['high'], '+')}]",
@@ -50,7 +55,7 @@ def _table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
         )
     for row in summary["published"]:
         rows.append(
-            [f"{row['words']}, published", row["inputs"], "", "", "", plus_minus(row["mean"], row["sd"]), "", "", ""]
+            [f"{row['words']}, published", row["inputs"], *[""] * 5, plus_minus(row["mean"], row["sd"]), "", "", ""]
         )
     return rows
 
@@ -61,12 +66,17 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
     pairs = [("published", "mean"), ("published", "sd"), *(("gap", part) for part in ("value", "low", "high"))]
     folds = [f"fold_{fold['fold']}" for fold in summary["folds"]]
     header = ["system", "inputs", *numbers, *("_".join(pair) for pair in pairs), *folds, "errors"]
+    of_patients = ("mean", "sd", "low", "high")
+    has_patients = any(row.get("patients") for row in summary["systems"])
+    header += [f"patients_{name}" for name in of_patients] if has_patients else []
     rows = []
     for row in summary["systems"]:
         extra = [(row[key] or {}).get(part) for key, part in pairs]
         errors = "; ".join(f"fold {trial['fold']}: {trial['error']}" for trial in row["cells"] if trial["error"])
         values = [*(row[name] for name in numbers), *extra, *(trial["value"] for trial in row["cells"])]
         rows.append([row["system"], row["inputs"], *("" if v is None else f"{v:.9g}" for v in values), errors])
+        if has_patients:
+            rows[-1] += ["" if (v := (row["patients"] or {}).get(name)) is None else f"{v:.9g}" for name in of_patients]
     write_csv(folder / "benchmark.csv", header, rows)
     write_text(folder / "benchmark.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 

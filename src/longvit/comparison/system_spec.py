@@ -3,6 +3,7 @@
 clam_sb               the tiles                          published tables call it "image"
 snn                   the omics                          "genomic"
 mcat                  the tiles and the six signatures   "image+genomic"
+feather               the tiles, from published weights  "image"
 patch_sampling        the pixels of the tiles            "image"
 deep_sets+concat      the tiles and one omic vector, late fusion (also +bilinear): "w/ genomic features"
 """
@@ -17,6 +18,7 @@ from longvit.errors import InputError
 
 FUSED = ("concat", "bilinear")
 OF_OMICS_ALONE, OF_SIGNATURES, OF_PIXELS = ("snn",), ("mcat",), ("patch_sampling",)
+PRETRAINED = ("feather",)
 _PUBLISHED_WITH_GENES = ("deep_sets", "attention_mil", "deep_attn_misl")
 
 
@@ -72,12 +74,13 @@ def system_spec(text: str) -> SystemSpec:
 def all_system_specs(*, tiles: bool, omics: bool, signatures: bool) -> tuple[SystemSpec, ...]:
     """Specs of all systems that can run on these inputs; fusions are those of the published rows.
 
-    Systems that read the slide files are left out, since features alone may be present; they are named explicitly.
+    Systems that read the slide files, or start from a checkpoint, are left out: features alone may be present. They are
+    named explicitly.
     """
     specs = [
         SystemSpec(name)
         for name in SYSTEMS
-        if name not in OF_PIXELS
+        if name not in (*OF_PIXELS, *PRETRAINED)
         and (tiles or name in OF_OMICS_ALONE)
         and (omics or name not in (*OF_OMICS_ALONE, *OF_SIGNATURES))
         and (signatures or name not in OF_SIGNATURES)

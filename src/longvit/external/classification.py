@@ -153,7 +153,7 @@ def system_metrics(cases: Cases, system: str, settings: ExternalSettings) -> dic
     p = cases.probabilities[system]
     values = classification_metrics(cases.labels, p)
     drawn = resampled_metrics(cases.labels, p, cases.patients, resamples=settings.bootstrap, seed=settings.seed)
-    result = {name: _ranged(values[name], drawn[name]) for name in METRICS}
+    result = {name: ranged_value(values[name], drawn[name]) for name in METRICS}
     if p.shape[1] == 2:
         result["auc_delong"] = _estimate(delong_interval(cases.labels, p[:, 1]))
     return result
@@ -180,7 +180,7 @@ def threshold_metrics(
             seed=settings.seed,
         )
         values = at(everyone, prevalence)
-        result[key] = {name: _ranged(values[name], drawn.get(name, np.zeros(0))) for name in OPERATING}
+        result[key] = {name: ranged_value(values[name], drawn.get(name, np.zeros(0))) for name in OPERATING}
     if settings.prevalence is not None:
         result["stated_prevalence"] = settings.prevalence
     return result
@@ -195,7 +195,7 @@ def _calibration(cases: Cases, positive: np.ndarray, settings: ExternalSettings)
 
     drawn = bootstrap_values(cases.patients, fitted, resamples=settings.bootstrap, seed=settings.seed)
     values = fitted(np.arange(len(cases)))
-    return {name: _ranged(values[name], drawn.get(name, np.zeros(0))) for name in _CALIBRATION}
+    return {name: ranged_value(values[name], drawn.get(name, np.zeros(0))) for name in _CALIBRATION}
 
 
 def _difference(cases: Cases, main: str, other: str, settings: ExternalSettings) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _difference(cases: Cases, main: str, other: str, settings: ExternalSettings)
         p = cases.probabilities[name]
         values[name] = classification_metrics(cases.labels, p)["auc"]
         drawn[name] = resampled_metrics(cases.labels, p, cases.patients, ("auc",), **options)["auc"]
-    result: dict[str, Any] = {"auc": _ranged(values[main] - values[other], drawn[main] - drawn[other])}
+    result: dict[str, Any] = {"auc": ranged_value(values[main] - values[other], drawn[main] - drawn[other])}
     one, two = cases.probabilities[main], cases.probabilities[other]
     if one.shape[1] == 2:
         result["auc_delong"] = _estimate(delong_test(cases.labels, one[:, 1], two[:, 1]), with_p=True)
@@ -238,7 +238,7 @@ def _drop(
         name: {
             "a": values["a"][name],
             "b": values["b"][name],
-            "difference": _ranged(values["b"][name] - values["a"][name], drawn["b"][name] - drawn["a"][name]),
+            "difference": ranged_value(values["b"][name] - values["a"][name], drawn["b"][name] - drawn["a"][name]),
         }
         for name in METRICS
     }
@@ -307,7 +307,8 @@ def _recalibration(
     return entry
 
 
-def _ranged(value: float, drawn: np.ndarray) -> dict[str, float]:
+def ranged_value(value: float, drawn: np.ndarray) -> dict[str, float]:
+    """A metric with the 95 % interval of its resamples: value, low, high."""
     interval = percentile_interval(drawn)
     return {"value": value, "low": interval.low, "high": interval.high}
 

@@ -218,12 +218,12 @@ def _load(member: Member, spec: SystemSpec, bag_cohort: BagCohort) -> System:
     from longvit.model.checkpoints import read_tensors
     from longvit.tasks.task import task_class
 
-    path = member.folder / "model.safetensors"
+    path, kind = member.folder / "model.safetensors", task_class(member.settings.task)
     model = create_system(
         spec.system,
         in_dim=bag_cohort.width,
         outputs=len(member.classes),
-        task="subtyping" if task_class(member.settings.task).outputs_are_classes else "survival",
+        task="subtyping" if kind.outputs_are_classes else "survival" if kind.per_patient else "other",
         fusion=None,
         **member.metrics["decided_by"]["settings of the system"],
     )

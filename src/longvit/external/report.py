@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from longvit.data.cohort import Cohort
+from longvit.external.label_sections import label_group_sections, label_threshold_sections
 from longvit.external.member_predictions import ExternalLogits
 from longvit.external.reporting_items import reporting_rows
 from longvit.external.source_run import SourceRun
@@ -27,9 +29,11 @@ _CALIBRATION = {
 }
 
 
-def write_external_report(run: SourceRun, logits: ExternalLogits, metrics: Mapping[str, Any], folder: Path) -> Path:
+def write_external_report(
+    run: SourceRun, cohort: Cohort, logits: ExternalLogits, metrics: Mapping[str, Any], folder: Path
+) -> Path:
     """Writes index.html, with its plots in pictures/; `metrics`: content of metrics.json."""
-    plots = _plots(run, logits, metrics, folder / "pictures")
+    plots = _plots(run, cohort, logits, metrics, folder / "pictures")
     a, b = metrics["cohort_a"], metrics["cohort_b"]
     main = main_system(metrics)
     subject = "The model" if len(metrics["members"]) == 1 else f"The ensemble of {len(metrics['members'])} folds"
@@ -96,7 +100,7 @@ def _metric_tables(metrics: Mapping[str, Any]) -> list[Table]:
     for level, entries in levels_of(metrics).items():
         systems = entries["systems"]
         main = main_system(metrics)
-        names = [name for name in systems[main] if metrics["task"] == "survival" or name in METRICS]
+        names = [name for name in systems[main] if metrics["task"] != "subtyping" or name in METRICS]
         rows = [
             Row(
                 [display_name(system), *(ranged(by[name]) if name in by else "" for name in names)],
@@ -115,7 +119,7 @@ def _metric_tables(metrics: Mapping[str, Any]) -> list[Table]:
         if metrics["task"] == "survival":
             size += f", {entries['events']} events"
         elif entries["left_out_mixed_labels"]:
-            size += f"; {entries['left_out_mixed_labels']} patients with slides of several classes are left out"
+            size += f"; {entries['left_out_mixed_labels']} patients whose slides have different labels are left out"
         columns = (f"per {level[:-1]}", *labels)
         tables.append(Table(columns, rows, frozenset(range(1, len(columns))), size, first_stays=True))
     return tables
@@ -128,11 +132,12 @@ def _points(metrics: Mapping[str, Any]) -> list[str]:
     if "auc_delong" in shown:
         points.append("DeLong's interval takes cases as independent: read it per patient.")
     if metrics["task"] != "survival":
-        points.append("Per patient: the mean of the probabilities of its slides.")
+        what = "predicted numbers" if metrics["task"] == "regression" else "probabilities"
+        points.append(f"Per patient: the mean of the {what} of its slides.")
     else:
         points.append("Per patient: the mean of the risks of its slides. Censoring weights are estimated on cohort B.")
     if len(metrics["members"]) > 1:
-        points.append("Ensemble: the mean of the probabilities (or risks) of all folds' models.")
+        points.append("Ensemble: the mean of the probabilities (or risks, or numbers) of all folds' models.")
     return points
 
 
@@ -167,9 +172,15 @@ def _drop_section(metrics: Mapping[str, Any]) -> list[Section]:
     return [Section("From cohort A to cohort B", text=(text,), tables=tables)]
 
 
-def _plots(run: SourceRun, logits: ExternalLogits, metrics: Mapping[str, Any], folder: Path) -> list[ReportImage]:
+def _plots(
+    run: SourceRun, cohort: Cohort, logits: ExternalLogits, metrics: Mapping[str, Any], folder: Path
+) -> list[ReportImage]:
     if metrics["task"] == "survival":
         return _survival_plots(run, logits, metrics, folder)
+    if metrics["task"] != "subtyping":
+        from longvit.external.label_sections import label_plots
+
+        return label_plots(run, cohort, logits, folder)
     from longvit.external.classification import classified, reference_of
     from longvit.plots.external import class_calibration_plot, cohort_roc_plot, decision_curve_plot
 
@@ -256,8 +267,8 @@ def _calibration_section(metrics: Mapping[str, Any]) -> list[Section]:
 
 
 def _threshold_section(metrics: Mapping[str, Any]) -> list[Section]:
-    if metrics["task"] == "survival":
-        return []
+    if metrics["task"] != "subtyping":
+        return label_threshold_sections(metrics)
     tables, chosen = [], ""
     for level, entries in metrics["levels"].items():
         threshold = entries.get("threshold")
@@ -317,6 +328,8 @@ def _difference_section(metrics: Mapping[str, Any]) -> list[Section]:
 
 
 def _group_sections(metrics: Mapping[str, Any]) -> list[Section]:
+    if metrics["task"] not in ("subtyping", "survival"):
+        return label_group_sections(metrics)
     name = main_metric(metrics)
     sections = []
     for column, groups in metrics["groups"].items():

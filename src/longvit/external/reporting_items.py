@@ -12,6 +12,7 @@ from typing import Any
 
 from longvit import __version__
 from longvit.comparison.settings import ComparisonSettings
+from longvit.external.label_sections import labels_text
 from longvit.external.source_run import SourceRun
 from longvit.external.text import levels_of, main_metric, main_system, ranged
 from longvit.files import write_text
@@ -20,6 +21,18 @@ from longvit.report.labels import counted, display_name, metric_label
 from longvit.tasks.settings import TaskSettings
 
 OPEN = "to be filled in"
+_OUTCOME = {"subtyping": "class", "regression": "number", "ordinal": "grade", "multilabel": "labels"}
+_NO_CUT_OFF = {
+    "regression": "none: a number",
+    "ordinal": "none: the most probable grade",
+    "multilabel": "one per label, chosen on A; see the report",
+}
+_OUTPUT = {
+    "survival": "Risk and survival over time",
+    "regression": "Number in the unit of the label",
+    "ordinal": "Probability of each grade",
+    "multilabel": "Probability of each label",
+}
 
 
 def reporting_rows(run: SourceRun, metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -28,7 +41,9 @@ def reporting_rows(run: SourceRun, metrics: Mapping[str, Any]) -> list[tuple[str
     a, b, overlap = metrics["cohort_a"], metrics["cohort_b"], metrics["overlap"]
     training = run.first.metrics["training"]
     outcome = (
-        f"survival, columns {s.time_column} and event" if s.task == "survival" else f"class: {', '.join(run.outputs)}"
+        f"survival, columns {s.time_column} and event"
+        if s.task == "survival"
+        else f"{_OUTCOME.get(s.task, s.task)}: {', '.join(metrics['classes'])}"
     )
     groups = ", ".join(metrics["groups"]) or "none given (--subgroup COLUMN)"
     start = training["starts_from"]
@@ -53,8 +68,7 @@ def reporting_rows(run: SourceRun, metrics: Mapping[str, Any]) -> list[tuple[str
         "12f Performance measures": f"Intervals: {metrics['bootstrap']} bootstrap resamples by patient; DeLong's (AUC)",
         "13 Class imbalance": _imbalance(s),
         "14 Fairness": f"Metrics by group: {groups}",
-        "15 Model output": f"{'Risk and survival over time' if s.task == 'survival' else 'Probability of each class'}"
-        f"{_threshold(metrics)}",
+        "15 Model output": f"{_OUTPUT.get(s.task, 'Probability of each class')}{_threshold(metrics)}",
         "16 Training versus evaluation": f"Overlap of A and B: {len(overlap['patients'])} patients, "
         f"{len(overlap['slides'])} slide ids, {len(overlap['content'])} files (--overlap {overlap['policy']}); "
         f"{len(overlap['dropped'])} slides dropped",
@@ -75,7 +89,8 @@ def reporting_rows(run: SourceRun, metrics: Mapping[str, Any]) -> list[tuple[str
     stard = {
         "Index test": f"the model of {run.folder}, longvit {__version__}",
         "Reference standard": f"{outcome}; rationale: {OPEN}",
-        "Test positivity cut-off": _threshold(metrics).removeprefix("; ") or "none: the most probable class",
+        "Test positivity cut-off": _threshold(metrics).removeprefix("; ")
+        or _NO_CUT_OFF.get(s.task, "none: the most probable class"),
         "Blinding of the readers of both tests": OPEN,
         "Indeterminate results": f"{len(b['left_out'])} slides without a result",
         "Cross tabulation": _cross_table(metrics),
@@ -124,6 +139,8 @@ def _size(cohort: Mapping[str, Any]) -> str:
 def _classes(metrics: Mapping[str, Any]) -> str:
     if metrics["task"] == "survival":
         return f"{metrics['events']} events among {metrics['patients']} patients of B"
+    if metrics["task"] != "subtyping":
+        return f"slides of B: {labels_text(metrics['task'], metrics['levels']['slides']['labels'])}"
     return "slides of B: " + ", ".join(f"{n} {name}" for name, n in metrics["levels"]["slides"]["classes"].items())
 
 

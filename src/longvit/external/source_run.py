@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from longvit.config import check_keys, read_recipe, typed
 from longvit.data.cohort import SlideRow
 from longvit.errors import InputError
 from longvit.finetuning.results import read_logits, read_result
-from longvit.finetuning.run_slides import RunSlides, read_run_slides, settings_of_table
+from longvit.finetuning.run_slides import RunSlides, read_run_slides, settings_of_table, with_outcome
 from longvit.finetuning.settings import FinetuneSettings
 from longvit.json_file import read_json_object
 from longvit.tasks.settings import TaskSettings
@@ -52,6 +52,12 @@ class Member:
         return tuple(self.metrics["classes"])
 
     @property
+    def label_classes(self) -> tuple[str, ...]:
+        """Classes or grades of the label column; none where the task reads other columns."""
+        kind = task_class(self.settings.task)
+        return kind.classes_of(self.classes) if kind.has_classes else ()
+
+    @property
     def reported_split(self) -> str:
         """Split whose metrics the run reports: test, or val without a test."""
         return "test" if "test" in self.metrics["splits"] else "val"
@@ -70,8 +76,11 @@ class Member:
                 f"in a new folder"
             )
         kind = task_class(self.settings.task)
-        classes = self.classes if kind.has_classes else ()
-        return kind(self.slides.cohort(classes), settings_of_table(self.settings))
+        cohort = self.slides.cohort(self.label_classes)
+        if kind.per_patient:
+            return kind(cohort, settings_of_table(self.settings))
+        rows = tuple(with_outcome(row, self.settings) for row in cohort.rows)
+        return kind(replace(cohort, rows=rows, is_ordered=True), self.settings)
 
     def predictions(self, split: str, system: str = "model") -> Predictions:
         """Predictions of a split of cohort A, of the model or of a control."""
@@ -122,6 +131,11 @@ class SourceRun:
     def content(self) -> dict[str, str]:
         """slide_id -> content hash, for the slides that have one."""
         return {k: v for member in self.members if member.slides is not None for k, v in member.slides.content.items()}
+
+    def shortcut(self) -> str | None:
+        """Sentence of the run on a likely shortcut; None without one, and for runs of older versions."""
+        metrics = read_json_object(self.folder / "crossval.json") if self.is_crossval else self.first.metrics
+        return str(metrics["shortcut"]) if metrics.get("shortcut") else None
 
     def unchecked(self) -> tuple[str, ...]:
         """Sentences on what cannot be compared, since the run does not store it."""

@@ -7,16 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from longvit.data.cohort import Cohort
 from longvit.external.member_predictions import ExternalLogits
 from longvit.external.source_run import SourceRun
 from longvit.files import write_csv
 
 
-def write_tables(run: SourceRun, logits: ExternalLogits, metrics: Mapping[str, Any], out_dir: Path) -> None:
+def write_tables(
+    run: SourceRun, cohort: Cohort, logits: ExternalLogits, metrics: Mapping[str, Any], out_dir: Path
+) -> None:
     """Writes OUT/predictions.csv and the tables in OUT/external (see `longvit.external.validate`)."""
     folder = out_dir / "external"
     if run.settings.task == "survival":
         _write_survival(run, logits, metrics, out_dir, folder)
+    elif run.settings.task != "subtyping":
+        _write_label_task(run, cohort, logits, metrics, out_dir, folder)
     else:
         _write_classification(run, logits, metrics, out_dir, folder)
 
@@ -70,6 +75,58 @@ def _write_classification(
     ]
     if table:
         write_csv(folder / "decision_curve.csv", ["level", "threshold", "model", "all", "none"], table)
+
+
+def _write_label_task(
+    run: SourceRun, cohort: Cohort, logits: ExternalLogits, metrics: Mapping[str, Any], out_dir: Path, folder: Path
+) -> None:
+    """Numbers, grades or several labels, in the columns of their predictions."""
+    from longvit.external.classification import metric_rows
+    from longvit.external.label_tasks import cases_at, labelled_b
+
+    data = labelled_b(run, cohort, logits)
+    is_graded = run.settings.task == "ordinal"
+    columns = data.task.prediction_columns(run.outputs)
+    label_columns = data.task.label_columns()
+
+    def cells(p: Any) -> list[str]:
+        numbers = [repr(float(x)) for x in p]
+        rank = float(sum(k * x for k, x in enumerate(p)))
+        return [*numbers, data.outputs[int(p.argmax())], repr(rank)] if is_graded else numbers
+
+    def labels(values: Any) -> list[str]:
+        if is_graded:
+            return [data.outputs[int(values[0])]]
+        return ["" if math.isnan(x) else f"{x:.17g}" for x in values]
+
+    slides, patients = data.slides, cases_at("patients", data.slides)
+    write_csv(
+        out_dir / "predictions.csv",
+        ["slide_id", "case_id", "path", *columns],
+        [
+            [row.slide_id, row.case_id, str(row.path), *cells(p)]
+            for row, p in zip(data.rows, slides.predictions[data.main], strict=True)
+        ],
+    )
+    write_csv(
+        folder / "predictions.csv",
+        ["system", "case_id", "slide_id", "site", *label_columns, *columns],
+        [
+            [system, row.case_id, row.slide_id, row.site or "", *labels(y), *cells(p)]
+            for system, predictions in slides.predictions.items()
+            for row, y, p in zip(data.rows, slides.labels, predictions, strict=True)
+        ],
+    )
+    write_csv(
+        folder / "patients.csv",
+        ["system", "case_id", "slides", *label_columns, *columns],
+        [
+            [system, name, int(n), *labels(y), *cells(p)]
+            for system, predictions in patients.predictions.items()
+            for name, n, y, p in zip(patients.patients, patients.slides, patients.labels, predictions, strict=True)
+        ],
+    )
+    _write_metrics(folder, metric_rows(metrics))
 
 
 def _write_survival(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from longvit.report.labels import display_name, metric_label
+from longvit.report.labels import CHANCE, display_name, metric_label
+from longvit.tasks.task import task_class
 
 
 def ranged(entry: Mapping[str, float | None], decimals: int = 3) -> str:
@@ -19,8 +20,8 @@ def ranged(entry: Mapping[str, float | None], decimals: int = 3) -> str:
 
 
 def main_metric(metrics: Mapping[str, Any]) -> str:
-    """auc, or c_index for survival."""
-    return "c_index" if metrics["task"] == "survival" else "auc"
+    """Main metric of the task: auc, c_index, r2, quadratic_kappa."""
+    return task_class(metrics["task"]).metric
 
 
 def main_system(metrics: Mapping[str, Any]) -> str:
@@ -61,27 +62,42 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
                 f"  threshold {threshold['value']:.3f} of A ({display_name(threshold['chosen_on'])}): sensitivity "
                 f"{ranged(point['sensitivity'])}, specificity {ranged(point['specificity'])}"
             )
+        for column, at in entries.get("thresholds", {}).items():
+            if "at_prevalence_of_b" in at:
+                point = at["at_prevalence_of_b"]
+                lines.append(
+                    f"  {column}: threshold {at['value']:.3f} of A ({display_name(at['chosen_on'])}): sensitivity "
+                    f"{ranged(point['sensitivity'])}, specificity {ranged(point['specificity'])}"
+                )
         if (cut := entries.get("cut")) is not None:
             lines.append(f"  cut {cut['risk']:.3f} of A ({display_name(cut['chosen_on'])}): {_p(cut['p'])}")
     return lines
 
 
 def warnings_of(metrics: Mapping[str, Any]) -> list[str]:
-    """Caveats of the report: a metric at or below chance, and controls that are as good as the model."""
+    """Caveats of the report: a likely shortcut, a metric at or below chance, controls that are as good as the model."""
     name, main = main_metric(metrics), main_system(metrics)
     level, entries = next(iter(levels_of(metrics).items()))
     entry = entries["systems"][main][name]
     label = f"{metric_label(name)} on cohort B (per {level[:-1]})"
+    notes = [
+        f"{where}: {sentence[0].lower()}{sentence[1:]}"
+        for where, sentence in (("Cohort B", metrics["shortcut"]["b"]), ("Within cohort A", metrics["shortcut"]["a"]))
+        if sentence
+    ]
     if entry["value"] is None:
-        return [f"The {label} is not defined: B has one class only, or no event."]
-    notes = []
-    if entry["high"] is not None and entry["high"] < 0.5:
+        return [*notes, f"The {label} is not defined: B has one class only, no event, or equal labels."]
+    chance = CHANCE[name]
+    if chance == 0 and entry["high"] is not None and entry["high"] < 0:
+        against = "the mean label of B predicts better" if name == "r2" else "guessing agrees better"
+        notes.append(f"The {label} is below 0, with its interval: {against}.")
+    elif entry["high"] is not None and entry["high"] < chance:
         notes.append(
             f"The {label} is below 0.5, with its interval: the model ranks the cases of B the wrong way round. A model "
             f"that reads stain or scanner does so where these go with the other class."
         )
-    elif entry["low"] is not None and entry["low"] <= 0.5:
-        notes.append(f"The interval of the {label} contains 0.5: guessing is not ruled out.")
+    elif entry["low"] is not None and entry["low"] <= chance:
+        notes.append(f"The interval of the {label} contains {chance:g}: guessing is not ruled out.")
     controls = {c: entries["systems"][c][name]["value"] for c in entries["differences"] if c not in metrics["members"]}
     as_good = {c: value for c, value in controls.items() if value is not None and value >= entry["value"]}
     if as_good:

@@ -15,9 +15,11 @@ OUT/back/                      with --back: run/ trained on cohort B, and its ow
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from longvit.annotations.settings import AnnotationSettings
 from longvit.data.cohort import Cohort
@@ -32,7 +34,9 @@ from longvit.external.settings import ExternalSettings
 from longvit.external.source_run import SourceRun
 from longvit.external.tables import write_tables
 from longvit.files import make_folder, write_text
+from longvit.finetuning.shortcut import predicted_numbers, shortcut_in
 from longvit.json_file import without_nan
+from longvit.tasks.task import task_class
 
 FOLDER = "external"
 
@@ -97,10 +101,10 @@ def write_validation(
     """Evaluates the logits and writes the tables, the page and metrics.json; returns the content of metrics.json."""
     metrics = _metrics(run, cohort, logits, overlap, settings)
     folder = make_folder(out_dir / FOLDER)
-    write_tables(run, logits, metrics, out_dir)
+    write_tables(run, cohort, logits, metrics, out_dir)
     text = json.dumps(without_nan(metrics), indent=1, ensure_ascii=False, allow_nan=False)
     plain: dict[str, Any] = json.loads(text)
-    _write_report(run, logits, plain, folder)
+    _write_report(run, cohort, logits, plain, folder)
     write_text(folder / "metrics.json", text + "\n")
     return plain
 
@@ -128,7 +132,7 @@ def _metrics(
     run: SourceRun, cohort: Cohort, logits: ExternalLogits, overlap: Overlap, settings: ExternalSettings
 ) -> dict[str, Any]:
     """Content of metrics.json."""
-    from longvit.external import classification, survival
+    from longvit.external import classification, label_tasks, survival
 
     rows_of_a = run.rows()
     reference_is_known = all(member.slides is not None for member in run.members)
@@ -138,7 +142,11 @@ def _metrics(
         "run": str(run.folder),
         "table": cohort.source,
         "members": list(logits.members),
-        "ensemble": "mean of the members' probabilities" if len(logits.members) > 1 else None,
+        "ensemble": "mean of the members' predictions"
+        if run.settings.task == "regression" and len(logits.members) > 1
+        else "mean of the members' probabilities"
+        if len(logits.members) > 1
+        else None,
         "cohort_a": {
             "slides": len(rows_of_a),
             "patients": len({row.case_id for row in rows_of_a}),
@@ -159,15 +167,29 @@ def _metrics(
     if not reference_is_known:
         notes.append("No threshold and no drop from A to B: the run is of an older version, without slides.csv.")
     content["notes"] = notes
+    content["shortcut"] = {"a": run.shortcut(), "b": _shortcut(run, cohort, logits)}
     if run.settings.task == "survival":
         return content | survival.evaluate(run, logits, settings, cohort.source)
+    if run.settings.task != "subtyping":
+        of_b = label_tasks.labelled_b(run, cohort, logits)
+        return content | {"classes": list(of_b.outputs)} | label_tasks.evaluate(run, of_b, settings, cohort.source)
     data = classification.classified(run, logits)
     return content | classification.evaluate(data, classification.reference_of(run), settings, cohort.source)
 
 
-def _write_report(run: SourceRun, logits: ExternalLogits, metrics: dict[str, Any], folder: Path) -> None:
+def _shortcut(run: SourceRun, cohort: Cohort, logits: ExternalLogits) -> str | None:
+    """Sentence on a likely shortcut of the predictions on B (the mean of the members), or None."""
+    kind = task_class(run.settings.task)
+    numbers = [predicted_numbers(kind, member.classes, logits.members[member.name]) for member in run.members]
+    rows = replace(cohort, rows=logits.rows)
+    return shortcut_in(rows, run.settings, np.mean(numbers, axis=0))
+
+
+def _write_report(
+    run: SourceRun, cohort: Cohort, logits: ExternalLogits, metrics: dict[str, Any], folder: Path
+) -> None:
     from longvit.external.report import write_external_report
     from longvit.external.reporting_items import write_reporting_table
 
     write_reporting_table(folder / "reporting.md", run, metrics)
-    write_external_report(run, logits, metrics, folder)
+    write_external_report(run, cohort, logits, metrics, folder)

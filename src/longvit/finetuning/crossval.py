@@ -36,6 +36,7 @@ from longvit.finetuning.patient_results import PATIENTS_CSV
 from longvit.finetuning.prepare_cohort import prepare_cohort
 from longvit.finetuning.run import FinetuneResult, finetune
 from longvit.finetuning.settings import FinetuneSettings
+from longvit.finetuning.shortcut import shortcut_of_folds
 from longvit.json_file import without_nan
 from longvit.processes.child import ChildProcess
 from longvit.progress import Progress
@@ -66,6 +67,7 @@ class CrossValidation:
     - `epoch_optimism`: mean and sd of what choosing the epoch on the evaluated slides would add; None if not defined
     - `gap`: control -> mean over the folds of (model - control), 95 % interval, resampled by patient in every fold
     - `published`: the best published baseline of `cell` (row, mean, sd), or None
+    - `shortcut`: sentence on a likely shortcut over the evaluated slides of all folds, or None
     - `pooled`: metric -> value, low, high over all folds' slides, where outputs of different folds can be compared
     """
     missing: tuple[str, ...] = ()
@@ -201,6 +203,7 @@ def summarise(cohorts: Mapping[str, Cohort], settings: FinetuneSettings, folder:
             "gap": gaps(rounds, settings.bootstrap, settings.seed) if first["controls"] else {},
             "pooled": pooled(rounds, settings) if task_class(first["task"]).pools_folds else {},
             "published": _published(settings.cell),
+            "shortcut": shortcut_of_folds([(r.task, r.model) for r in rounds]),
             "folds": folds,
             "settings": json.loads(json.dumps(asdict(settings), default=str)),
             "notes": list(dict.fromkeys(note for m in all_metrics.values() for note in m["notes"])),

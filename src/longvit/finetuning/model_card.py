@@ -117,6 +117,8 @@ def _limits(task: Task, metrics: Mapping[str, Any]) -> list[str]:
             f"Choosing the epoch on {optimism['split']} would have added {_number(optimism['value'])} to the "
             f"{task.metric_label}; the last epoch is reported."
         )
+    if metrics.get("shortcut"):
+        limits.append(str(metrics["shortcut"]))
     if metrics["left_out"]:
         limits.append(f"{len(metrics['left_out'])} slides could not be read and were left out.")
     return limits + [_plain(note) for note in metrics["notes"]]

@@ -21,6 +21,7 @@ from longvit.errors import InputError
 from longvit.files import write_csv
 from longvit.finetuning.patient_results import PATIENTS_CSV, patient_metrics, patients_of_splits, write_patients
 from longvit.finetuning.settings import FinetuneSettings
+from longvit.finetuning.shortcut import shortcut_of
 from longvit.json_file import without_nan
 from longvit.metrics.classification import Interval
 from longvit.tasks.task import Predictions, Task, task_class
@@ -58,6 +59,8 @@ class FinetuneResult(RunResult):
       choosing the epoch on the reported slides would add; None where it is not defined
     - `controls`: mean_colour, random_encoder and, where the run starts from weights, frozen_weights (a linear probe)
       -> val, test -> the task's metrics
+    - `shortcut`: sentence on a likely shortcut (the predictions follow the hospital); None without one; absent in
+      runs of older versions
     - `training`: slides, patients, epochs, steps, train_loss, skipped_steps (one line each), parameters, device,
       starts_from
     - `left_out`: slide ids without a result; `notes`: assumptions, one sentence each
@@ -189,6 +192,7 @@ def write_results(
             "best_val": best_val(trained.epochs, list(predictions), task.metric),
             "epoch_optimism": epoch_optimism(trained.epochs, list(predictions), task.metric),
             "controls": control_metrics,
+            "shortcut": shortcut_of(task, predictions["test" if "test" in predictions else "val"]),
             "leaks": leaks(cohort.rows),
             "training": {
                 "slides": len(train_rows),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from longvit.data.cohort import SPLITS, Cohort, SlideRow
+from longvit.data.table import column_name
 from longvit.errors import InputError
 from longvit.files import require_regular_file, write_csv
 
@@ -85,6 +86,28 @@ def settings_of_table(settings: S) -> S:
     """The settings with the columns of slides.csv in place of those of the run's cohort table."""
     names: dict[str, Any] = {"time_column": "survival_months", "event_column": "event", "censorship_column": None}
     return replace(settings, **names)
+
+
+def with_outcome(row: SlideRow, settings: TaskSettings) -> SlideRow:
+    """Row of slides.csv with its outcome also in the columns that the settings of the run name."""
+    cells = dict(row.extra_columns)
+    if settings.task == "survival":
+        happened = cells["event"]
+        cells[column_name(settings.time_column)] = cells["survival_months"]
+        if settings.event_column is not None:
+            cells[column_name(settings.event_column)] = happened
+        if settings.censorship_column is not None:
+            cells[column_name(settings.censorship_column)] = str(1 - int(happened))
+    elif settings.task == "regression":
+        cells[column_name(settings.label_columns[0])] = cells["value"]
+    elif settings.task == "multilabel":
+        from longvit.tasks.multilabel import columns_of
+
+        for name, positive in columns_of(settings).items():
+            text = cells[f"label_{name}"]
+            of_class = {"1": positive, "0": f"not {positive}"}
+            cells[column_name(name)] = of_class.get(text, text) if positive else text
+    return replace(row, extra_columns=cells)
 
 
 def _row(line: dict[str, str]) -> SlideRow:

@@ -23,7 +23,7 @@ def multilabel_metrics(labels: ArrayLike, probabilities: ArrayLike, columns: Seq
     where not defined.
     """
     y, p = _checked(labels, probabilities)
-    values = _weighted(y, p, np.ones((1, len(y))), columns)
+    values = weighted_multilabel(y, p, np.ones((1, len(y))), columns)
     return {name: float(value[0]) for name, value in values.items()}
 
 
@@ -40,13 +40,14 @@ def bootstrap_multilabel(
     y, p = _checked(labels, probabilities)
     assert len(patients) == len(y)
     return bootstrap_weighted(
-        lambda weights: _weighted(y, p, weights, columns), patients, resamples=resamples, seed=seed
+        lambda weights: weighted_multilabel(y, p, weights, columns), patients, resamples=resamples, seed=seed
     )
 
 
-def _weighted(
+def weighted_multilabel(
     y: NDArray[np.float64], p: NDArray[np.float64], weights: NDArray[np.float64], columns: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
+    """Metrics of labels and probabilities (N, C) under each of the weights (B, N): metric -> (B,)."""
     by_column = []
     for c in range(len(columns)):
         rows = np.flatnonzero(np.isfinite(y[:, c]))

@@ -23,7 +23,7 @@ def ordinal_metrics(labels: ArrayLike, probabilities: ArrayLike, grades: Sequenc
     `balanced_accuracy` and `accuracy`.
     """
     y, p = _checked(labels, probabilities)
-    values = _weighted(y, p, np.ones((1, len(y))), grades)
+    values = weighted_ordinal(y, p, np.ones((1, len(y))), grades)
     return {name: float(value[0]) for name, value in values.items()}
 
 
@@ -40,13 +40,14 @@ def bootstrap_ordinal(
     y, p = _checked(labels, probabilities)
     assert len(patients) == len(y)
     return bootstrap_weighted(
-        lambda weights: _weighted(y, p, weights, grades), patients, resamples=resamples, seed=seed
+        lambda weights: weighted_ordinal(y, p, weights, grades), patients, resamples=resamples, seed=seed
     )
 
 
-def _weighted(
+def weighted_ordinal(
     y: NDArray[np.int64], p: NDArray[np.float64], weights: NDArray[np.float64], grades: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
+    """Metrics of grades (N,) and probabilities (N, C) under each of the weights (B, N): metric -> (B,)."""
     predicted = p.argmax(1) if len(y) else np.zeros(0, np.int64)
     above = p[:, ::-1].cumsum(1)[:, ::-1]  # (N, C): the probability of a grade of at least k
     cuts = {}

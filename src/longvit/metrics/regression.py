@@ -25,7 +25,7 @@ def regression_metrics(truth: ArrayLike, predicted: ArrayLike) -> dict[str, floa
     better prediction. `mae`, `rmse`: in the unit of the truth.
     """
     y, p = _checked(truth, predicted)
-    return {name: float(values[0]) for name, values in _weighted(y, p, np.ones((1, len(y)))).items()}
+    return {name: float(values[0]) for name, values in weighted_regression(y, p, np.ones((1, len(y)))).items()}
 
 
 def bootstrap_regression(
@@ -34,12 +34,15 @@ def bootstrap_regression(
     """95 % interval of each metric, resampled by patient with all slides of the patient."""
     y, p = _checked(truth, predicted)
     assert len(patients) == len(y)
-    return bootstrap_weighted(lambda weights: _weighted(y, p, weights), patients, resamples=resamples, seed=seed)
+    return bootstrap_weighted(
+        lambda weights: weighted_regression(y, p, weights), patients, resamples=resamples, seed=seed
+    )
 
 
-def _weighted(
+def weighted_regression(
     y: NDArray[np.float64], p: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
+    """Metrics of numbers (N,) under each of the weights (B, N): metric -> (B,)."""
     if not len(y):
         return {name: np.full(len(weights), math.nan) for name in REGRESSION_METRICS}
     total = weights.sum(1)

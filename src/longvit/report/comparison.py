@@ -125,6 +125,8 @@ def _table_section(summary: Mapping[str, Any], plots: Path) -> Section:
         f"published table. 95 % intervals of the mean: bootstrap, resampled by patient within each fold, with the same "
         f"resamples for all systems. Published rows used other features and slides."
     )
+    if any(row.get("patients") for row in systems):
+        caption += " Per patient: the mean of the predictions of its slides."
     systems_table = Table(header, rows, frozenset(range(2, len(header))), caption, first_stays=True)
     plot = saved_plot(
         "Systems",

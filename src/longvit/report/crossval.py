@@ -45,6 +45,7 @@ def crossval_report(
     - gap: control -> value, low, high of the model's lead
     - pooled: metric -> the same, over all folds' evaluated slides; {} where folds cannot be compared
     - published: row, mean, sd, or None
+    - shortcut: sentence on a likely shortcut, or None, or absent in older runs
     - evaluated: test or val; optimistic_best_val: val is the evaluation set
     - settings, notes, commit, and the versions longvit, torch, python, where known
 
@@ -94,7 +95,7 @@ def crossval_warnings(summary: Mapping[str, Any], predicted: PredictedSlides) ->
     """Caveats of the report: undefined folds, leaks, wide intervals, gaps to the controls, overlapping test sets."""
     main = summary["figure"]
     label, mean, chance = metric_label(main), summary["mean"], CHANCE.get(main)
-    notes = []
+    notes = [str(summary["shortcut"])] if summary.get("shortcut") else []
     if lost := [str(fold["fold"]) for fold in summary["folds"] if _value(fold["last"], main) is None]:
         notes.append(
             f"No {label} in fold{'s' * (len(lost) > 1)} {listed(lost)} (slides of one class, or no event): the mean "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from longvit.errors import InputError
 from longvit.metrics.classification import Interval
+from longvit.report.contributions import contributions_section, examples_of
 from longvit.report.labels import CHANCE, MEANINGS, counted, display_name, listed, metric_label
 from longvit.report.page import (
     MetricCard,
@@ -58,8 +59,9 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
     lines = _predictions(result)
     if predicted.is_classified:
         lines = sorted(lines, key=_confident_errors_first)
-    examples = _examples(lines) if predicted.is_classified else {}
-    shown = examples if len(lines) > MAX_THUMBNAILS else [line["slide_id"] for line in lines]
+    examples = examples_of(predicted, lines, metrics["classes"])
+    chosen = [example.slide_id for example in examples]
+    shown = chosen if len(lines) > MAX_THUMBNAILS else [line["slide_id"] for line in lines]
     canvases = _canvases(shown, result, cohort, settings)
     lead = (
         f"{training['parameters'] / 1e6:.1f} million parameters, trained on {training['slides']} slides of "
@@ -80,7 +82,7 @@ def finetune_content(result: FinetuneResult, cohort: Cohort, settings: FinetuneS
             Section("Metrics", tables=(_metrics_table(metrics),), points=_metric_points(metrics)),
             *sections_of(predicted, result.folder / "pictures", _interval(metrics, main)),
             Section("Training", plots=(loss,)),
-            *(_contributions_section(result, lines, examples, canvases) if is_explained else []),
+            *contributions_section(result.model_dir, examples, canvases, result.folder),
             *(_deletion_sections(result, cohort, settings, predicted) if is_explained else []),
             *([] if predicted.is_classified else worst_errors_section(predicted, canvases)),
             _predictions_section(predicted.classes if predicted.is_classified else (), lines, thumbnails),
@@ -111,11 +113,11 @@ def _metric_points(metrics: dict[str, Any]) -> list[str]:
 
 
 def warnings_of(metrics: dict[str, Any], main: str) -> list[str]:
-    """Caveats of the report: leaks, wide intervals, controls as good as the model, skipped steps, lost slides."""
+    """Caveats of the report: a likely shortcut, leaks, wide intervals, good controls, skipped steps, lost slides."""
     held_out = metrics["splits"][main]
     name = _main_metric(metrics)
     label = metric_label(name)
-    notes = []
+    notes = [str(metrics["shortcut"])] if metrics.get("shortcut") else []
     if leaking := (metrics.get("leaks") or {}).get(f"train_{main}"):
         notes.append(
             f"{counted(leaking, 'patient')} with slides both in training and among the {display_name(main)} slides: "
@@ -236,16 +238,6 @@ def _confident_errors_first(line: dict[str, str]) -> tuple[float, str]:
     return float(line[f"prob_{line['label']}"]), line["slide_id"]
 
 
-def _examples(lines: Sequence[dict[str, str]]) -> dict[str, str]:
-    """slide_id -> description of the most confident correct and the most confident wrong prediction."""
-    right = [line["slide_id"] for line in lines if line["label"] == line["prediction"]]
-    wrong = [line["slide_id"] for line in lines if line["label"] != line["prediction"]]
-    return {
-        **dict.fromkeys(right[-1:], "the most confident correct prediction"),
-        **dict.fromkeys(wrong[:1], "the most confident error"),
-    }
-
-
 def _canvases(
     slide_ids: Collection[str], result: FinetuneResult, cohort: Cohort, settings: FinetuneSettings
 ) -> dict[str, Path]:
@@ -265,29 +257,6 @@ def _canvases(
                 area_file = find_area_file(settings, row.slide_id)
                 paths[row.slide_id] = folder / canvas_name(row.slide_id, slide.identity(), canvas_settings, area_file)
     return {slide_id: path for slide_id, path in paths.items() if path.exists()}
-
-
-def _contributions_section(
-    result: FinetuneResult, lines: Sequence[dict[str, str]], examples: dict[str, str], canvases: dict[str, Path]
-) -> list[Section]:
-    """Section with the patch contributions of the example slides; the images are also written to the run folder."""
-    from longvit.interpret import class_contributions, draw
-    from longvit.model.pretrained import load_model
-    from longvit.slides.canvas import read_canvas
-
-    shown = [line for line in reversed(lines) if line["slide_id"] in examples and line["slide_id"] in canvases]
-    if not shown:
-        return []
-    model = load_model(result.model_dir)
-    images = []
-    for line in shown:
-        name = line["slide_id"]
-        canvas = read_canvas(canvases[name])
-        contributions = class_contributions(model, canvas, result.metrics["classes"].index(line["prediction"]))
-        path = result.folder / f"contributions_{canvases[name].stem}.png"
-        draw(canvas, contributions, path, title=f"{name}: predicted {line['prediction']}, labelled {line['label']}")
-        images.append(ReportImage(f"{name}, {examples[name]}", path.read_bytes()))
-    return [Section("Patch contributions", text=CONTRIBUTIONS_TEXT, plots=images)]
 
 
 def _deletion_sections(
@@ -348,14 +317,6 @@ def _rounded(text: str) -> str:
         return f"{float(text):.3f}" if "." in text or "e-" in text else text
     except ValueError:
         return text
-
-
-CONTRIBUTIONS_TEXT = (
-    "The model's score is an exact sum over the patches, plus a constant: red patches raise it, blue patches lower it. "
-    "Each patch token has attended to the others. Its contribution is its term of the sum, not the change of the score "
-    "if the patch were removed; the deletion test measures that change.",
-)
-"""Explanation of a plot of patch contributions."""
 
 
 def _problems_section(result: FinetuneResult) -> list[Section]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from longvit.data.cohort import Cohort
 from longvit.data.identity import class_name
@@ -85,36 +86,59 @@ def site_check(
     """
     samples = read_samples(source, cohort, label_column)
     labels = samples.labels if samples.labels is not None and len(set(samples.labels)) > 1 else None
-    linked = None if labels is None else association(labels, samples.sites, permutations=permutations, seed=seed)
-    within_label = labels is not None and linked is not None and linked.v < SAME_V
-    predictions = predict_sites(
-        samples.vectors,
-        samples.sites,
-        samples.patients,
-        labels if within_label and labels is not None else [""] * len(samples.sites),
-        permutations=permutations,
-        seed=seed,
+    found = judge(
+        samples.kind, samples.vectors, samples.sites, samples.patients, labels, permutations=permutations, seed=seed
     )
     robustness = None
     if labels is not None and samples.kind != "predictions":
         robustness = robustness_index(samples.vectors, labels, samples.sites, samples.patients)
-    shown = best(predictions)
-    shows_site = len(predictions) * shown.p <= MAX_P and shown.accuracy - shown.chance >= MIN_GAIN
-    shows_label = linked is not None and _is_linked(linked)
     return SiteCheck(
         source=str(source),
         cohort=str(cohort),
         kind=samples.kind,
         patients=len(set(samples.patients)),
-        predictions=predictions,
-        within_label=within_label,
-        association=linked,
+        predictions=found.predictions,
+        within_label=found.within_label,
+        association=found.association,
         robustness=robustness,
         sites=_by_site(samples),
-        shortcut=shows_site and shows_label,
-        sentence=_sentence(samples.kind, shown, linked, shows_site, shows_label, within_label),
+        shortcut=found.shortcut,
+        sentence=found.sentence,
         notes=samples.notes,
     )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Finding on vectors: what they show of the site, and whether a shortcut is likely; see `SiteCheck`."""
+
+    predictions: tuple[SitePrediction, ...]
+    within_label: bool
+    association: Association | None
+    shortcut: bool
+    sentence: str
+
+
+def judge(
+    kind: str,
+    vectors: NDArray[np.float64],
+    sites: Sequence[str],
+    patients: Sequence[str],
+    labels: Sequence[str] | None,
+    *,
+    permutations: int = 999,
+    seed: int = 0,
+) -> Finding:
+    """Finding on the vectors (N, D) of samples; `kind`: embeddings, predictions or features."""
+    linked = None if labels is None else association(labels, sites, permutations=permutations, seed=seed)
+    within_label = labels is not None and linked is not None and linked.v < SAME_V
+    strata = labels if within_label and labels is not None else [""] * len(sites)
+    predictions = predict_sites(vectors, sites, patients, strata, permutations=permutations, seed=seed)
+    shown = best(predictions)
+    shows_site = len(predictions) * shown.p <= MAX_P and shown.accuracy - shown.chance >= MIN_GAIN
+    shows_label = linked is not None and is_linked(linked)
+    sentence = _sentence(kind, shown, linked, shows_site, shows_label, within_label)
+    return Finding(predictions, within_label, linked, shows_site and shows_label, sentence)
 
 
 def site_note(cohort: Cohort) -> str | None:
@@ -126,7 +150,7 @@ def site_note(cohort: Cohort) -> str | None:
     if min(len(set(sites)), len(set(labels))) < 2:
         return None
     linked = association(labels, sites)
-    if not _is_linked(linked):
+    if not is_linked(linked):
         return None
     return (
         f"{cohort.source}: the site predicts the label (balanced accuracy {linked.accuracy:.2f}, chance "
@@ -140,7 +164,8 @@ def best(predictions: Sequence[SitePrediction]) -> SitePrediction:
     return min(predictions, key=lambda one: (one.p, one.chance - one.accuracy))
 
 
-def _is_linked(linked: Association) -> bool:
+def is_linked(linked: Association) -> bool:
+    """True where label and site are associated."""
     return linked.v >= MIN_V and linked.p <= MAX_P
 
 

@@ -24,7 +24,8 @@ EMBEDDINGS = "embeddings.csv"
 _DIMENSION = re.compile(r"f\d+")
 _PROBABILITY = "prob_"
 _SMALLEST = 1e-6
-_MIN_PATIENTS = 10
+MIN_PATIENTS = 10
+"""Patients that a site check needs."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,15 @@ def read_samples(source: str | Path, cohort: str | Path, label_column: str = "la
     for row in rows:
         units.setdefault((row.case_id, str(row.site), row.label), []).append(vector_of[row.slide_id])
     patients, sites, labels = zip(*units, strict=True)
-    if len(set(sites)) < 2 or len(set(patients)) < _MIN_PATIENTS:
+    if len(set(sites)) < 2 or len(set(patients)) < MIN_PATIENTS:
         raise InputError(
             f"{cohort}: {len(set(sites))} site and {len(set(patients))} patients with a vector; a site check needs "
-            f"2 sites and {_MIN_PATIENTS} patients"
+            f"2 sites and {MIN_PATIENTS} patients"
         )
     vectors = np.stack([np.mean(parts, axis=0) for parts in units.values()])
     if kind == "predictions":
         probabilities = {row.slide_id: vector_of[row.slide_id] for row in rows} if classes else {}
-        vectors = _log_odds(vectors) if classes else vectors
+        vectors = log_odds(vectors) if classes else vectors
     else:
         probabilities = {}
     return Samples(
@@ -141,7 +142,8 @@ def _name(text: str) -> str:
     return stripped if stripped.lower().startswith(_PROBABILITY) else column_name(text)
 
 
-def _log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log odds of probabilities, the same shape; those of 0 and 1 are finite."""
     p = np.clip(probabilities, _SMALLEST, 1 - _SMALLEST)
     return np.log(p / (1 - p))
 

@@ -207,7 +207,7 @@ class Study:
         cohort = read_cohort(self.write_regions(folder))
         start = self.start("longvit")
         settings = replace(
-            self.finetuning, weights=start, keep_head=False, side_px=self.slides.block_px, controls=False
+            self.finetuning, weights=start, keep_head=False, match_on=None, side_px=self.slides.block_px, controls=False
         )
         folds = folds_of_column(cohort)
         cross_validate(cohort, folder, [fold for fold in folds if fold.name in self.names], settings)

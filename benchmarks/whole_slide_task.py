@@ -117,11 +117,18 @@ class Study:
     tiles: int
     is_last: bool
     variants: tuple[str, ...] = VARIANTS
+    test_folds: tuple[str, ...] = ()
 
     @property
     def folds(self) -> tuple[Fold, ...]:
-        """Folds of the column fold."""
-        return folds_of_column(self.cohort)
+        """Folds of the column fold, or the chosen ones."""
+        folds = folds_of_column(self.cohort)
+        return tuple(fold for fold in folds if not self.test_folds or fold.name in self.test_folds)
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the folds."""
+        return {fold.name for fold in self.folds}
 
     def systems(self) -> list[Round]:
         """Trains every system that is not finished; a round per fold."""
@@ -198,8 +205,12 @@ class Study:
         """Fold -> mean logits over the regions of each test slide."""
         folder = self.folder / "longvit_regions"
         cohort = read_cohort(self.write_regions(folder))
-        settings = replace(self.finetuning, weights=self.start("longvit"), side_px=self.slides.block_px, controls=False)
-        cross_validate(cohort, folder, folds_of_column(cohort), settings)
+        start = self.start("longvit")
+        settings = replace(
+            self.finetuning, weights=start, keep_head=False, match_on=None, side_px=self.slides.block_px, controls=False
+        )
+        folds = folds_of_column(cohort)
+        cross_validate(cohort, folder, [fold for fold in folds if fold.name in self.names], settings)
         row_of = {row.slide_id: row for row in self.cohort.rows}
         result = {}
         for fold in self.folds:
@@ -301,6 +312,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--stages", nargs="*", type=read_stage, metavar="STAGE", default=[*map(read_stage, STAGES)])
     parser.add_argument("--folds", type=int, default=4, help="of the drawn fields; real ones have theirs")
+    parser.add_argument("--test-folds", nargs="*", help="names of the folds to test; default: all")
     parser.add_argument("--ablation", action="store_true", help="also the branches alone")
     parser.add_argument("--weights", help="starting weights; default: random ones")
     parser.add_argument("--lr", type=float, default=3e-4)
@@ -362,6 +374,7 @@ def make_study(fields: tuple[Field, ...], folder: Path, task: Any, seed: int, ar
             lr=args.lr if study is None else args.lr / 3,
             clip_norm=1.0,
             match_on="pair",
+            keep_head=study is not None,
             drop_path=0.0,
             seed=seed,
             bootstrap=0,
@@ -372,7 +385,18 @@ def make_study(fields: tuple[Field, ...], folder: Path, task: Any, seed: int, ar
         cohort = read_cohort(make_slides(fields, out / "slides", slides))
         comparison = ComparisonSettings(seed=seed, bootstrap=0, device=args.device)
         is_last = stage is args.stages[-1]
-        study = Study(out, cohort, slides, finetuning, study, comparison, args.tiles, is_last, variants)
+        study = Study(
+            out,
+            cohort,
+            slides,
+            finetuning,
+            study,
+            comparison,
+            args.tiles,
+            is_last,
+            variants,
+            tuple(args.test_folds or ()),
+        )
     assert study is not None
     return study
 

@@ -38,6 +38,9 @@ class FinetuneRecipe(TaskSettings):
     weights: Path | None = None
     """Folder of a model to start from; its size overrides model. `longvit pretrain` writes one, `longvit convert` makes
     one of a published checkpoint, longvit-tiny-stem ships with the package. Left out: random weights."""
+    keep_head: bool = False
+    """Keep the head of weights that were fine-tuned for the same classes, to go on with other slides or a larger
+    canvas. Otherwise a new head starts at random."""
     side_px: int = 1024
     """Side of the square canvas that every slide is resized to, in px; a multiple of the patch (32)."""
     fit: Literal["stretch", "pad"] = "stretch"

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 def starting_model(settings: FinetuneSettings, outputs: Sequence[str], *, random: bool = False) -> LongViT:
     """Model before its first step: `settings.weights` with a new head, or (also if `random`) random weights.
 
+    With `settings.keep_head` the head of the weights stays.
+
     `outputs`: names of the head's outputs. Raises `InputError`: no such model, weights of another kind, a size that the
     weights do not fit.
     """
@@ -48,10 +50,29 @@ def starting_model(settings: FinetuneSettings, outputs: Sequence[str], *, random
     )
     torch.manual_seed(settings.seed)
     model = LongViT(config)
+    if settings.keep_head:
+        check_head(loaded, settings, outputs)
     if loaded is not None and not random:
-        own = {name: tensor for name, tensor in loaded.state_dict().items() if not name.startswith("head.")}
+        own = {
+            name: tensor
+            for name, tensor in loaded.state_dict().items()
+            if settings.keep_head or not name.startswith("head.")
+        }
         missing = model.load_state_dict(own, strict=False)
         assert not missing.unexpected_keys
         assert all(name.startswith("head.") for name in missing.missing_keys), missing.missing_keys
     model.set_recompute(settings.recompute, offload=settings.offload)
     return model
+
+
+def check_head(loaded: LongViT | None, settings: FinetuneSettings, outputs: Sequence[str]) -> None:
+    """Raises `InputError` where the head of the starting weights cannot be kept: none, another task, other classes."""
+    if loaded is None:
+        raise InputError("keep_head: random weights have no trained head; give --weights")
+    has = loaded.config
+    if (has.task, tuple(has.class_names)) != (settings.task, tuple(outputs)):
+        what = f"{has.task}: {', '.join(has.class_names)}" if has.num_classes else "none"
+        raise InputError(
+            f"{settings.weights}: its head ({what}) is not that of {settings.task}: {', '.join(outputs)}; "
+            f"omit --keep-head"
+        )

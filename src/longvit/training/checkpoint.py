@@ -117,6 +117,7 @@ _ADDED_SETTINGS = {
     "label_columns": ["label"],
     "aggregate": "mean",
     "match_on": None,
+    "keep_head": False,
     "bags": None,
     "objective": "dino",
     "recolour": 0.2,

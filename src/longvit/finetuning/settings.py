@@ -39,7 +39,7 @@ class FinetuneRecipe(TaskSettings):
     """Folder of a model to start from; its size overrides model. `longvit pretrain` writes one, `longvit convert` makes
     one of a published checkpoint, longvit-tiny-stem ships with the package. Left out: random weights."""
     keep_head: bool = False
-    """Keep the head of weights that were fine-tuned for the same classes, to go on with other slides or a larger
+    """Keep the head of weights fine-tuned for the same classes, to continue with other slides or a larger
     canvas. Otherwise a new head starts at random."""
     side_px: int = 1024
     """Side of the square canvas that every slide is resized to, in px; a multiple of the patch (32)."""
@@ -72,9 +72,8 @@ class FinetuneRecipe(TaskSettings):
     balanced: bool = False
     """Draw training slides with replacement so that classes (survival: event and censored) are equally frequent."""
     match_on: str | None = None
-    """Column of the cohort table whose equal values are matched slides, for example a case and its controls: they
-    follow each other in training, so that they are in one batch. It helps where slides differ more in what is matched
-    (patient, stain) than in their labels. Left out: random order."""
+    """Column of the cohort table that names sets of matched slides, for example a case and its controls. They follow
+    each other in training, so that they are in one batch. Left out: random order."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the model; parameters stay float32. bfloat16 is faster where the processor has it, float16 is for
     GPUs before Ampere."""

@@ -159,7 +159,7 @@ class Leases:
         """
         if not self.is_expired(lease_path):
             return None
-        with _locked(lease_path.with_name(".claims.lock")):
+        with locked(lease_path.with_name(".claims.lock")):
             former = read_lease(lease_path)
             if not self.is_expired(lease_path):
                 return None
@@ -229,7 +229,7 @@ def _create(lease_path: Path, text: str) -> bool:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Holds the system's lock on a file, which ends with its process; does nothing on a disk without locks."""
     import fcntl
 

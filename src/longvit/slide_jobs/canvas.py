@@ -55,11 +55,12 @@ def canvas_slides(
         return CanvasJob(out_dir / FOLDER, side_px, fit, read_settings)
 
     result = run(build, job, slides, out_dir, read_settings, run_settings)
-    write_table(out_dir / TABLE, COLUMNS, [_row(record) for record in result.records])
+    write_table(out_dir / TABLE, COLUMNS, [table_row(record) for record in result.records])
     return result
 
 
-def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+def table_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Row of canvases.csv from a slide's record."""
     slide_mpp, canvas_mpp = record["mpp"], record["canvas"]["canvas_mpp"]
     return {
         "slide_id": record["slide_id"],

@@ -113,11 +113,12 @@ def feature_slides(
         result = run(build, job, slides, out_dir, read_settings, run_settings)
     finally:
         reader.stop()
-    write_table(folder / TABLE, COLUMNS, [_row(record) for record in result.records])
+    write_table(folder / TABLE, COLUMNS, [table_row(record) for record in result.records])
     return result
 
 
-def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+def table_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Row of features.csv from a slide's record."""
     return {
         **{name: record.get(name) for name in COLUMNS},
         "features": record["features"]["files"][0],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -36,6 +37,8 @@ class SlideJob(ABC):
     """Job on every slide of a list: request a canvas, compute a result, write a record."""
 
     verb = "work on"
+    ahead = 0
+    """Slides that `prepare` has in work at a time, ahead of the reader; 0: there is nothing to prepare."""
 
     def __init__(
         self, folder: str | Path, side_px: int, fit: Literal["stretch", "pad"], settings: ReadSettings | None = None
@@ -63,6 +66,16 @@ class SlideJob(ABC):
     def is_finished(self, slide_id: str, digest: str) -> bool:
         """True if an earlier run wrote the result with this digest."""
         return read_record(self.record_path(slide_id)).get("digest") == digest
+
+    def prepare(self, listed: ListedSlide, stopping: threading.Event) -> bool:
+        """Makes a slide's file ready to be read, in one of `ahead` threads; returns early where `stopping` is set.
+
+        False: an earlier run wrote the result. Raises `SlideFailedError`, or `InputError` where nothing can be written.
+        """
+        return True
+
+    def release(self, listed: ListedSlide) -> None:  # noqa: B027 - most jobs hold nothing
+        """Called when this worker is done with a slide, whatever its end, after `prepare`."""
 
     def request(self, listed: ListedSlide) -> ReadRequest:
         """Read request for the canvas that the slide's result is computed from."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from longvit.files import write_error
 from longvit.processes.leases import Leases
 from longvit.slide_jobs.job import SlideJob
+from longvit.slide_jobs.prepared_slides import PreparedSlides
 from longvit.slide_jobs.reading import Reader, SlideFailedError
 from longvit.slide_jobs.work_list import SlideQueue, TakenSlide, WorkList
 from longvit.slide_jobs.worker_log import WorkerLog
@@ -51,10 +52,16 @@ def work(
     """
     with Leases() as leases, ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as pool:
         queue = SlideQueue(work_list, leases, log)
+        prepared = PreparedSlides(queue, job) if job.ahead else None
 
         def read_next() -> _ReadSlide | None:
-            taken = queue.next()
-            return None if taken is None else _read(job, taken, reader, on_progress)
+            if prepared is None:
+                taken = queue.next()
+                return None if taken is None else _read(job, taken, reader, on_progress)
+            ready = prepared.next()
+            if ready is None or ready.error is not None or not ready.is_wanted:
+                return None if ready is None else _ReadSlide(ready.taken, error=ready.error)
+            return _read(job, ready.taken, reader, on_progress)
 
         try:
             pending = pool.submit(read_next)
@@ -95,17 +102,28 @@ def _read(job: SlideJob, taken: TakenSlide, reader: Reader, on_progress: OnSlide
 
 
 def _finish(job: SlideJob, queue: SlideQueue, slide: _ReadSlide, log: WorkerLog) -> None:
-    taken, slide_id = slide.taken, slide.taken.listed.slide_id
+    taken, seconds, error = slide.taken, None, None
     try:
-        if slide.error is not None:
-            raise slide.error
-        if slide.canvas is None:
-            queue.ended(taken, "done" if taken.was_in_model else "skipped")
-            return
-        log.write("model", slide_id)
-        begun, job.read_s = time.monotonic(), slide.read_s
-        job.finish(taken.listed, slide.digest, slide.canvas)
-        model_s = time.monotonic() - begun
-        queue.ended(taken, "done", read_s=round(slide.read_s, 4), model_s=round(model_s, 4))
-    except SlideFailedError as error:
+        seconds = _compute(job, slide, log)
+    except SlideFailedError as failed:
+        error = failed
+    finally:
+        job.release(taken.listed)
+    if error is not None:
         queue.failed(taken, error)
+    elif seconds is None:
+        queue.ended(taken, "done" if taken.was_in_model else "skipped")
+    else:
+        queue.ended(taken, "done", **seconds)
+
+
+def _compute(job: SlideJob, slide: _ReadSlide, log: WorkerLog) -> dict[str, float] | None:
+    """Seconds of reading and of the model; None where the result exists already. Raises `SlideFailedError`."""
+    if slide.error is not None:
+        raise slide.error
+    if slide.canvas is None:
+        return None
+    log.write("model", slide.taken.listed.slide_id)
+    begun, job.read_s = time.monotonic(), slide.read_s
+    job.finish(slide.taken.listed, slide.digest, slide.canvas)
+    return {"read_s": round(slide.read_s, 4), "model_s": round(time.monotonic() - begun, 4)}

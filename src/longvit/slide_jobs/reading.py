@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from longvit.slides.canvas import Canvas
     from longvit.slides.reader import Slide
 
-Stage = Literal["open", "read", "model"]
+Stage = Literal["fetch", "open", "read", "model"]
 Cause = Literal["slide", "passing", "death", "time"]
 """Cause of a failure: the slide itself; something temporary (a network folder, memory); a process that died; time."""
 

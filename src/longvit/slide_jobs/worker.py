@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longvit.errors import InputError, is_out_of_memory, one_line
 from longvit.processes.child import end_with_parent
@@ -23,6 +23,9 @@ from longvit.slide_jobs.read_process import ReadProcess
 from longvit.slide_jobs.reading import ReadSettings
 from longvit.slide_jobs.work_list import WorkList
 from longvit.slide_jobs.worker_log import WorkerLog
+
+if TYPE_CHECKING:
+    import torch
 
 UNUSABLE = 2
 """Exit code of a worker that cannot work at all (no such model, a full disk); its log holds the error."""
@@ -47,6 +50,8 @@ def build_job(settings: Mapping[str, Any], index: int) -> SlideJob:
         from longvit.slide_jobs.tile_process import TileProcess
 
         return QualityJob(folder, read, TileProcess(probe_timeout(settings["timeout_s"]), settings["threads"]))
+    if kind == "fetch" and job["features"] is None:
+        return _fetch_job(settings, None)
     from longvit.device import pick_device, set_threads
 
     set_threads(settings["threads"])
@@ -55,6 +60,8 @@ def build_job(settings: Mapping[str, Any], index: int) -> SlideJob:
         import torch
 
         device = torch.device("cuda", index % torch.cuda.device_count())
+    if kind == "fetch":
+        return _fetch_job(settings, device)
     if kind == "features":
         from longvit.slide_jobs.features import FeaturesJob, silence_timeout
         from longvit.slide_jobs.tile_process import TileProcess
@@ -70,6 +77,19 @@ def build_job(settings: Mapping[str, Any], index: int) -> SlideJob:
         return EmbedJob(model, folder, read)
     heat_maps = HeatMapSettings(tuple(job["heatmaps"]), job["top_k"])
     return PredictJob(model, folder, read, pictures=job["pictures"], heat_maps=heat_maps, output=job.get("output"))
+
+
+def _fetch_job(settings: Mapping[str, Any], device: torch.device | None) -> SlideJob:
+    from longvit.slide_jobs.fetch import FetchJob
+
+    return FetchJob.from_parameters(
+        Path(settings["folder"]),
+        settings["job"],
+        ReadSettings(**settings["read"]),
+        device,
+        timeout_s=settings["timeout_s"],
+        threads=settings["threads"],
+    )
 
 
 def main(folder: Path, name: str, index: int) -> int:

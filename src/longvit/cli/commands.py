@@ -15,6 +15,7 @@ from longvit.cli.embed import embed
 from longvit.cli.encoders import encoders
 from longvit.cli.evaluate import evaluate
 from longvit.cli.features import features
+from longvit.cli.fetch import fetch
 from longvit.cli.info import info
 from longvit.cli.plan import plan
 from longvit.cli.predict import predict
@@ -53,6 +54,7 @@ app.command(status, sort_key=5)
 app.command(tiles, sort_key=6)
 app.command(features, sort_key=6)
 app.command(encoders, sort_key=6)
+app.command(fetch, sort_key=6)
 app.command(convert, sort_key=6)
 app.command(cohort)
 app.command(benchmark, sort_key=10)

@@ -111,10 +111,14 @@ class IdcIndex:
             raise InputError(f"{self.path}: not an index of IDC that can be read: {one_line(error, 200)}") from error
 
     @cached_property
-    def collections(self) -> dict[str, int]:
-        """Collections with slides, by name, and the number of their series."""
-        query = "SELECT collection_id, count(*) FROM read_parquet(?) WHERE Modality = 'SM' GROUP BY 1 ORDER BY 1"
-        return {str(name): int(n) for name, n in self._rows(query, [str(self.path)])}
+    def collections(self) -> dict[str, tuple[int, int]]:
+        """Collections with slides, by name: the number of their series, and the bytes of these."""
+        query = (
+            "SELECT collection_id, count(*), coalesce(sum(series_size_MB) FILTER (isfinite(series_size_MB)), 0) "
+            "FROM read_parquet(?) WHERE Modality = 'SM' GROUP BY 1 ORDER BY 1"
+        )
+        rows = self._rows(query, [str(self.path)])
+        return {str(name): (int(n), round(float(megabytes) * 1e6)) for name, n, megabytes in rows}
 
     def known_collection(self, name: str) -> str:
         """IDC's name of a collection with slides. `InputError`: another name, with those that are close."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from longvit.data.cohort_table import read_cohort
@@ -10,6 +11,30 @@ from longvit.data.identity import first_places, read_id, refuse_clashes
 from longvit.data.published_tables import read_cohort_table
 from longvit.errors import InputError
 from longvit.slides.file_kind import slide_stem
+
+
+def read_listed(
+    slides: Path | None, folds: Path | None, ids: Sequence[str] | None
+) -> tuple[tuple[str, ...] | None, str]:
+    """Ids of the one list that is given, and its name for messages; None without a list. `InputError`: two lists."""
+    named = {"--slides": slides, "--folds": folds, "ids": ids}
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"{given[0]} and {given[1]}: two lists of slides; give one")
+    if slides is not None:
+        return ids_of_table(slides), str(slides)
+    if folds is not None:
+        return ids_of_folds(folds), str(folds)
+    return (None if ids is None else tuple(dict.fromkeys(ids))), "the list"
+
+
+def refuse_mixed_kinds(source: str, slides: Sequence[str], patients: Sequence[str]) -> None:
+    """Raises `InputError` for a list of slides and patients: it is unclear which slides of a patient are meant."""
+    if slides and patients:
+        raise InputError(
+            f"{source}: slide ids ({slides[0]}, {len(slides)} in total) and patients ({patients[0]}, {len(patients)} "
+            f"in total) in one list; write one kind"
+        )
 
 
 def ids_of_table(path: Path) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from longvit.errors import InputError
 from longvit.public.archive_slide import ArchiveSlide
 from longvit.public.idc_index import IdcIndex, SlideSeries
-from longvit.public.listed_ids import ids_of_folds, ids_of_table
+from longvit.public.listed_ids import read_listed, refuse_mixed_kinds
 from longvit.public.series_match import Matches, Unresolved, kept_series, match_ids, search_keys, slide_id_of
 from longvit.slides.slide_name import fault_of_name
 
@@ -66,18 +66,9 @@ def select(
     >>> len(selection.slides), selection.slides[0].case_id
     (1133, 'TCGA-3C-AAAU')
     """
-    lists = [
-        (name, value) for name, value in (("--slides", slides), ("--folds", folds), ("ids", ids)) if value is not None
-    ]
-    if len(lists) > 1:
-        raise InputError(f"{lists[0][0]} and {lists[1][0]}: two lists of slides; give one")
-    if not lists and not collections:
+    listed, source = read_listed(slides, folds, ids)
+    if listed is None and not collections:
         raise InputError("name a collection (longvit fetch tcga-brca), a table (--slides) or folds (--folds)")
-    listed, source = ids, "the list"
-    if slides is not None:
-        listed, source = ids_of_table(slides), str(slides)
-    elif folds is not None:
-        listed, source = ids_of_folds(folds), str(folds)
     index = IdcIndex() if index is None else index
     names = list(dict.fromkeys(index.known_collection(name) for name in collections))
     if listed is None:
@@ -96,11 +87,7 @@ def _of_collections(index: IdcIndex, names: Sequence[str], *, frozen: bool) -> S
 def _of_list(index: IdcIndex, names: Sequence[str], ids: Sequence[str], source: str, *, frozen: bool) -> Selection:
     where = index.version if not names else f"{', '.join(name.replace('_', '-') for name in names)} of {index.version}"
     matches = match_ids(ids, index.series(names, search_keys(ids)), frozen=frozen, where=where)
-    if matches.listed_slides and matches.listed_patients:
-        raise InputError(
-            f"{source}: slide ids ({matches.listed_slides[0]}, {len(matches.listed_slides)} in total) and patients "
-            f"({matches.listed_patients[0]}, {len(matches.listed_patients)} in total) in one list; write one kind"
-        )
+    refuse_mixed_kinds(source, matches.listed_slides, matches.listed_patients)
     if not matches.slides:
         first = [*matches.missing, *matches.ambiguous][0]
         raise InputError(f"{source}: none of its {len(ids)} ids has a slide; {first.listed_id}: {first.reason}")

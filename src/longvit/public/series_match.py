@@ -52,11 +52,14 @@ def slide_id_of(series: SlideSeries) -> str:
 
 
 def search_keys(ids: Iterable[str]) -> set[str]:
-    """Lower-case names under which an index is searched: each id, and its beginnings up to `-`, `_` and `.`."""
+    """Lower-case names under which an index is searched: each id, and its beginnings up to `-`, `_` and `.`.
+
+    The id with `-` for `_`, and the reverse, serve the reasons of ids that are not found.
+    """
     keys: set[str] = set()
     for text in ids:
         name = text.lower()
-        keys.add(name)
+        keys |= {name, name.replace("_", "-"), name.replace("-", "_")}
         keys.update(name[: match.start()] for match in re.finditer(r"[-_.]", name))
     return keys
 

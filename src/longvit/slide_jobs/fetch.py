@@ -22,7 +22,6 @@ from longvit.data.slide_list import ListedSlide
 from longvit.files import file_stem, make_folder, write_error
 from longvit.slide_jobs.canvas import CanvasJob
 from longvit.slide_jobs.job import SlideJob, digest_of, read_record
-from longvit.slide_jobs.read_process import ReadProcess
 from longvit.slide_jobs.reading import ReadRequest, ReadSettings, SlideFailedError
 from longvit.transfer.client import Client, Patience, Stopped, TransferError
 from longvit.transfer.disk_bound import DiskBound
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from longvit.slide_jobs.features import FeaturesJob
+    from longvit.slide_jobs.tile_process import TileProcess
     from longvit.slides.canvas import Canvas
 
 FOLDER, SLIDES, DOWNLOADS = "fetched", "slides", "downloads"
@@ -69,7 +69,7 @@ class FetchJob(SlideJob):
         out_dir: Path,
         archived: Mapping[str, ArchivedFiles],
         parts: list[CanvasJob | FeaturesJob],
-        reader: ReadProcess,
+        reader: TileProcess | None,
         settings: ReadSettings,
         *,
         keep_slides: bool,
@@ -77,7 +77,7 @@ class FetchJob(SlideJob):
         patience: Patience,
         endpoint: str,
     ) -> None:
-        """`reader`: reads the canvas of each part after the first."""
+        """`reader`: reads the tiles, and the canvas of each part after the first."""
         first = parts[0]
         super().__init__(out_dir / FOLDER, first.side_px, first.fit, settings)
         self.out_dir, self.archived, self.parts, self.reader = out_dir, archived, parts, reader
@@ -98,21 +98,18 @@ class FetchJob(SlideJob):
         threads: int | None,
     ) -> FetchJob:
         """Job with the parameters stored in run.json. Raises `InputError` for an encoder that cannot be used."""
-        from longvit.slide_jobs.tile_process import TileProcess
-
         out_dir = folder.parent
         archived = {slide_id: ArchivedFiles(*fields) for slide_id, fields in given["archived"].items()}
         parts: list[CanvasJob | FeaturesJob] = []
-        reader = ReadProcess(timeout_s, threads) if given["features"] is None else None
+        reader = None
         if given["canvas"] is not None:
             parts.append(CanvasJob(out_dir / "records", given["canvas"]["side_px"], given["canvas"]["fit"], settings))
         if given["features"] is not None:
             from longvit.slide_jobs.features import FeaturesJob, silence_timeout
+            from longvit.slide_jobs.tile_process import TileProcess
 
-            reader = tiles = TileProcess(silence_timeout(timeout_s), threads)
-            features = given["features"]
-            parts.append(FeaturesJob.from_parameters(Path(features["folder"]), features, settings, device, tiles))
-        assert reader is not None
+            features, reader = given["features"], TileProcess(silence_timeout(timeout_s), threads)
+            parts.append(FeaturesJob.from_parameters(Path(features["folder"]), features, settings, device, reader))
         return cls(
             out_dir,
             archived,
@@ -127,7 +124,8 @@ class FetchJob(SlideJob):
 
     def close(self) -> None:
         """Ends the reading process and the leases of downloads."""
-        self.reader.stop()
+        if self.reader is not None:
+            self.reader.stop()
         self.bound.__exit__()
 
     def prepare(self, listed: ListedSlide, stopping: threading.Event) -> bool:
@@ -163,8 +161,6 @@ class FetchJob(SlideJob):
             endpoint=self.endpoint,
         )
         folder = self.bound.reserve(slide_id, [file.n_bytes for file in files], stopping)
-        if folder is None:
-            raise TransferError(f"{archived.location}: another process downloads it", is_temporary=True)
         expected = {file.name for file in files} | {part_of(folder, file).name for file in files}
         for path in folder.iterdir():
             if path.name not in expected:
@@ -212,6 +208,7 @@ class FetchJob(SlideJob):
         }
 
     def _read(self, request: ReadRequest) -> Canvas:
+        assert self.reader is not None
         canvas = self.reader.read(request, lambda identity: True)
         assert canvas is not None
         return canvas

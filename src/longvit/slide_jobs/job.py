@@ -38,7 +38,7 @@ class SlideJob(ABC):
 
     verb = "work on"
     ahead = 0
-    """Slides that `prepare` has in work at a time, ahead of the reader; 0: there is nothing to prepare."""
+    """Slides that `prepare` works on at a time, ahead of the reader; 0: there is nothing to prepare."""
 
     def __init__(
         self, folder: str | Path, side_px: int, fit: Literal["stretch", "pad"], settings: ReadSettings | None = None

@@ -106,7 +106,7 @@ class JobSpec:
     """Description of a job in run.json, from which workers build it."""
 
     kind: str
-    """embed, predict, canvas, tiles, features or qc."""
+    """embed, predict, canvas, tiles, features, fetch or qc."""
     folder: Path
     """Folder of the records."""
     arguments: dict[str, Any]

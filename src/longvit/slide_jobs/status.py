@@ -44,7 +44,7 @@ class RunStatus:
     """Status of one run; its counts add up to `total`."""
 
     verb: str
-    """embed, predict, canvas, tiles or features."""
+    """embed, predict, canvas, tiles, features or fetch."""
     state: Literal["running", "finished", "stopped"]
     """stopped: some slides have not ended, and the process that started the run is gone."""
     total: int

@@ -19,7 +19,7 @@ from longvit.errors import InputError, describe_error, one_line
 if TYPE_CHECKING:
     import requests
 
-CHUNK_BYTES = 2**20
+_CHUNK_BYTES = 2**20
 _CONNECT_S = 20.0
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
@@ -31,6 +31,7 @@ _REASONS = {
     403: "access denied: not public, or not there",
     404: "not there",
     412: "the object has changed meanwhile",
+    416: "shorter than it was listed",
 }
 T = TypeVar("T")
 
@@ -106,13 +107,14 @@ class Client:
             yield response
 
     def chunks(self, response: requests.Response) -> Iterator[bytes]:
-        """Body of a response in chunks. Raises a temporary `TransferError` where it breaks off or stalls, and `Stopped`
-        after `stopping` was set."""
-        import requests
+        """Body of a response as it arrives. Raises a temporary `TransferError` where it breaks off or stalls, and
+        `Stopped` after `stopping` was set."""
+        from urllib3.exceptions import HTTPError
 
         since, received = time.monotonic(), 0
         try:
-            for chunk in response.iter_content(CHUNK_BYTES):
+            # Each read returns what has arrived, so that little is lost at a break and a slow server is noticed.
+            while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
                 if self.stopping.is_set():
                     raise Stopped
                 yield chunk
@@ -123,11 +125,11 @@ class Client:
                         text = f"{response.url}: {received} bytes in {lasted:.0f} s, given up"
                         raise TransferError(text, is_temporary=True)
                     since, received = time.monotonic(), 0
-        except requests.RequestException as error:
+        except HTTPError as error:
             raise TransferError(f"{response.url}: broken off ({_reason(error)})", is_temporary=True) from error
 
     def again(self, action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-        """Result of `action`, repeated after temporary errors; more of `progress` since the last try counts anew.
+        """Result of `action`, repeated after temporary errors. The retries are counted from the last `progress`.
 
         Raises `TransferError` after the last retry, and `Stopped`.
         """

@@ -1,7 +1,7 @@
 """Bound of the disk that downloads take, shared by all processes that download into one folder.
 
-    FOLDER/ID/          files of a slide
-    FOLDER/ID.claim     lease of the process that has the slide, with the bytes that it may fill
+FOLDER/ID/ holds the files of a slide. A lease beside it names the process that has the slide, and the bytes that it may
+fill.
 
 A slide's bytes are reserved before its download starts. A folder without a lease is left from a process that ended: it
 counts with the bytes in it, is resumed by the next process that takes its slide, and is removed where space is needed.
@@ -43,10 +43,10 @@ class DiskBound:
         """Folder of a slide's files."""
         return self.folder / file_stem(slide_id)
 
-    def reserve(self, slide_id: str, sizes: list[int], stopping: threading.Event) -> Path | None:
-        """Waits until the bytes of a slide fit, reserves them, and makes its folder.
+    def reserve(self, slide_id: str, sizes: list[int], stopping: threading.Event) -> Path:
+        """Waits until the bytes of a slide fit and no other process has it, reserves them, and makes its folder.
 
-        None: another process has the slide. Raises `TransferError` for a slide above the bound, and `Stopped`.
+        Raises `TransferError` for a slide above the bound, and `Stopped`.
         """
         n_bytes = sum(_on_disk(size) for size in sizes)
         if n_bytes > self.most_bytes:
@@ -56,10 +56,9 @@ class DiskBound:
             with locked(self.folder / _LOCK):
                 if self._makes_room(file_stem(slide_id), n_bytes):
                     lease = self._leases.acquire(self._claim(slide_id), {"bytes": n_bytes})
-                    if lease is None:
-                        return None
-                    self._held[slide_id] = lease
-                    return make_folder(self.place(slide_id))
+                    if lease is not None:
+                        self._held[slide_id] = lease
+                        return make_folder(self.place(slide_id))
             stopping.wait(_POLL_S)
         raise Stopped
 
@@ -87,23 +86,21 @@ class DiskBound:
 
     def _makes_room(self, stem: str, n_bytes: int) -> bool:
         """True if the bytes fit, where necessary after the removal of folders that no process has."""
-        taken, left_over = 0, dict[Path, int]()
-        live = set()
+        free, live = self.most_bytes - n_bytes, {stem}
         for path in self.folder.glob("*.claim"):
-            if path.stem == stem or self._leases.is_expired(path):
-                continue
-            content = read_lease(path).get("bytes")
-            taken += content if isinstance(content, int) else 0
-            live.add(path.name.removesuffix(".claim"))
-        for folder in self.folder.iterdir():
-            if folder.is_dir() and folder.name not in live and folder.name != stem:
-                left_over[folder] = folder_bytes(folder)
-        for folder, size in left_over.items():
-            if taken + sum(left_over.values()) + n_bytes <= self.most_bytes:
-                break
+            name = path.name.removesuffix(".claim")
+            if name != stem and not self._leases.is_expired(path):
+                reserved = read_lease(path).get("bytes")
+                free -= reserved if isinstance(reserved, int) else folder_bytes(self.folder / name)
+                live.add(name)
+        left_over = [path for path in self.folder.iterdir() if path.is_dir() and path.name not in live]
+        free -= sum(map(folder_bytes, left_over))
+        while free < 0 and left_over:
+            folder = left_over.pop()
+            free += folder_bytes(folder)
             shutil.rmtree(folder, ignore_errors=True)
-            left_over[folder] = size if folder.exists() else 0
-        return taken + sum(left_over.values()) + n_bytes <= self.most_bytes
+            free -= folder_bytes(folder)
+        return free >= 0
 
 
 def folder_bytes(folder: Path) -> int:

@@ -42,6 +42,8 @@ def remote_files(
     `endpoint`: address of a mirror, instead of Amazon's or the GDC's. Raises `TransferError`.
     """
     if source == "gdc":
+        if n_bytes < 1:
+            raise TransferError(f"{location}: a file of unknown size")
         url = f"{endpoint.rstrip('/') or _GDC}/data/{quote(location, safe='')}"
         return (RemoteFile(f"{stem}.svs", url, n_bytes, md5=md5.lower()),)
     match = _S3_PLACE.fullmatch(location)
@@ -100,5 +102,7 @@ def _object(root: str, key: str, n_bytes: int, etag: str) -> RemoteFile:
     name = key.rpartition("/")[2]
     if _NAME.fullmatch(name) is None:
         raise TransferError(f"{root}: the object {key!r} has no name of a file")
+    if n_bytes < 0:
+        raise ValueError(f"{n_bytes} bytes")
     plain = etag.strip('"').lower()
     return RemoteFile(name, f"{root}/{quote(key)}", n_bytes, etag, plain if _MD5.fullmatch(plain) else "")

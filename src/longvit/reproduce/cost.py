@@ -8,7 +8,7 @@ them. A V100 computes in float16, since it has no bfloat16 units, and the CPU in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,10 +18,8 @@ from longvit.plan import Plan, PlanSettings, plan
 from longvit.plan.devices import CARDS, GIB, Device
 from longvit.plan.work import Work, floor
 from longvit.public.archive_slide import ArchiveSlide
-from longvit.reproduce.cells import Cell
 from longvit.reproduce.protocol import CellProtocol
 
-GB = 10**9
 # 32 cores at 3.25 GHz, two units of 8 float32 multiply-adds each. An exponential takes 20 instructions on 8 numbers.
 CPU = Device(
     "32-core CPU (EPYC 9354)",
@@ -85,7 +83,7 @@ def cell_cost(
     cell = protocol.cell
     n = len(protocol.slides)
     download = None if slides is None else sum(slide.n_bytes for slide in slides)
-    bound = 0 if not n else round(disk_gb * GB)
+    bound = 0 if not n else round(disk_gb * GIB)
     in_transit = bound if download is None else download if keep_slides else min(download, bound)
     if cell.system is not None:
         return Cost(n, download, None, in_transit, {}, {})
@@ -96,9 +94,17 @@ def cell_cost(
         name: _hours(protocol, settings, planned, device, dtype, has_weights=has_weights)
         for name, (device, dtype) in DEVICES.items()
     }
-    memory = {"h100": planned.cards.get(80), "v100": planned.cards.get(32)}
-    ways = {card: way or "too small" for card, way in memory.items()}
-    return Cost(n, download, canvases, canvases + in_transit, hours, ways)
+    return Cost(n, download, canvases, canvases + in_transit, hours, _ways(settings, planned))
+
+
+def _ways(settings: FinetuneSettings, planned: Plan) -> dict[str, str]:
+    """Card -> way to fit a step into its memory, with the images of one forward pass where they must be fewer."""
+    one_by_one = _plan(settings.side_px, settings.model, settings.recompute, 1)
+    ways = {}
+    for card, gib in (("h100", 80), ("v100", 32)):
+        alone = one_by_one.cards[gib]
+        ways[card] = planned.cards[gib] or (f"{alone}, forward_batch 1" if alone else "too small")
+    return ways
 
 
 @cache
@@ -122,7 +128,3 @@ def _hours(
         total += encoders * (fold.train + fold.evaluated) * forward
     return total / 3600
 
-
-def settings_of(cell: Cell, changes: dict[str, Any]) -> FinetuneSettings:
-    """Settings of a cell of LongViT: those of its recipe with changes."""
-    return replace(load_settings(FinetuneSettings, cell.recipe), **changes)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from longvit.errors import InputError
 from longvit.finetuning.paper_tables import SYSTEMS, metric_text
+from longvit.public.selection import Selection
 from longvit.reproduce.cells import Cell, cells
 from longvit.reproduce.cost import DEVICES, Cost, cell_cost
 from longvit.reproduce.prepare import Reproduction, select_slides
-from longvit.reproduce.protocol import read_protocol
+from longvit.reproduce.protocol import CellProtocol, read_protocol
 
 _NAMED = 5  # slides that a plan names before it counts the others
 _HEADER = ("cell", "slides", "GiB", "disk GiB", *(f"h {name}" for name in DEVICES), "published")
@@ -22,16 +24,22 @@ def list_cells(protocols: Sequence[Path], index: Path | None, disk_gb: float) ->
 
     `InputError`: a clone without the protocol of any cell, and what `read_protocol` and the index refuse.
     """
-    costs: dict[str, Cost] = {}
+    read: dict[str, CellProtocol] = {}
+    selected: dict[tuple[str, ...], Selection] = {}
     listed = []
     for cell in cells():
-        known = cell.protocol
-        checkouts = [path for path in protocols if (path / known.folds).is_dir()]
-        if checkouts and cell.run_name not in costs:
-            protocol = read_protocol(cell, checkouts)
-            costs[cell.run_name] = cell_cost(protocol, select_slides(protocol, index).slides, disk_gb=disk_gb)
-        listed.append(_entry(cell, costs.get(cell.run_name)))
-    if protocols and not costs:
+        folds = cell.protocol.folds
+        if checkouts := [path for path in protocols if (path / folds).is_dir()]:
+            if folds not in read:
+                read[folds] = read_protocol(cell, checkouts)
+            protocol = replace(read[folds], cell=cell)
+            ids = tuple(row.slide_id for row in protocol.slides)
+            if ids not in selected:
+                selected[ids] = select_slides(protocol, index)
+            listed.append(_entry(cell, cell_cost(protocol, selected[ids].slides, disk_gb=disk_gb)))
+        else:
+            listed.append(_entry(cell, None))
+    if protocols and not read:
         raise InputError(f"--protocol {', '.join(map(str, protocols))}: no protocol of a cell in it")
     return listed
 

@@ -67,7 +67,7 @@ def test_clone_with_other_folds_or_at_another_commit_is_seen(tmp_path: Path) -> 
     assert commit_of(clone) == "a" * 40
     assert "at commit aaaaaaa" in read_protocol(cell, [clone]).notes[0]
     (clone / cell.protocol.folds / "splits_9.csv").unlink()
-    with pytest.raises(InputError, match="9 folds .*, not 10 as in mahmoodlab/HIPT at 780fafa"):
+    with pytest.raises(InputError, match=r"9 folds .*, not 10 as in mahmoodlab/HIPT at 780fafa"):
         read_protocol(cell, [clone])
 
 

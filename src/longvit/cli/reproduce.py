@@ -56,8 +56,8 @@ def reproduce(
     ```
     """
     from longvit.errors import InputError
-    from longvit.reproduce.listing import list_lines, plan_json, plan_lines
     from longvit.reproduce.listing import list_cells as all_cells
+    from longvit.reproduce.listing import list_lines, plan_json, plan_lines
 
     if list_cells:
         listed = all_cells(settings.protocol, settings.index, settings.disk_gb)

@@ -264,9 +264,7 @@ def _canvases(
             with suppress(InputError), open_slide(row.path) as slide:  # the file may have been removed since
                 area_file = find_area_file(settings, row.slide_id)
                 identity = slide.identity()
-                paths[row.slide_id] = canvas_path(
-                    row.slide_id, row.path, identity, canvas_settings, folder, area_file
-                )
+                paths[row.slide_id] = canvas_path(row.slide_id, row.path, identity, canvas_settings, folder, area_file)
     return {slide_id: path for slide_id, path in paths.items() if path.exists()}
 
 

@@ -98,7 +98,9 @@ def _mcat(name: str, patients: int, slides: int | None) -> Protocol:
 PROTOCOLS: Mapping[tuple[int, str], Protocol] = {
     (1, "brca"): _hipt("brca", ("tcga_brca",), 837, {"IDC": 726, "ILC": 149}),
     (1, "nsclc"): _hipt("lung", ("tcga_luad", "tcga_lusc"), 862, {"LUAD": 492, "LUSC": 466}),
-    (1, "rcc"): _hipt("kidney", ("tcga_kirc", "tcga_kirp", "tcga_kich"), 866, {"CCRCC": 498, "PRCC": 289, "CHRCC": 118}),
+    (1, "rcc"): _hipt(
+        "kidney", ("tcga_kirc", "tcga_kirp", "tcga_kich"), 866, {"CCRCC": 498, "PRCC": 289, "CHRCC": 118}
+    ),
     (2, "brca"): _mcat("brca", 956, None),
     (2, "luad"): _mcat("luad", 453, 516),
     (2, "ucec"): _mcat("ucec", 480, 539),

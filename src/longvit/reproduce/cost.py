@@ -127,4 +127,3 @@ def _hours(
         total += settings.epochs * (fold.train * training + fold.evaluated * forward)
         total += encoders * (fold.train + fold.evaluated) * forward
     return total / 3600
-

@@ -142,7 +142,10 @@ def plan_lines(reproduction: Reproduction) -> list[str]:
     lines = [
         ("cell", f"{cell.name}: {cell.task}, {cell.cohort}, recipe {cell.recipe}"),
         ("published", _published(plan)),
-        ("protocol", f"{plan['repository']} at {plan['commit'][:7]}: {plan['folds']} folds, {plan['patients']} patients"),
+        (
+            "protocol",
+            f"{plan['repository']} at {plan['commit'][:7]}: {plan['folds']} folds, {plan['patients']} patients",
+        ),
         ("starts from", plan["starts_from"]),
     ]
     if cell.system is not None and cell.reads_slides:

@@ -1,4 +1,4 @@
-"""What a reproduction will do: protocol, slides of the archive, starting weights, settings, cost. Nothing is written."""
+"""Reproduction before anything runs: protocol, slides, starting weights, settings, cost; nothing is written."""
 
 from __future__ import annotations
 

@@ -117,9 +117,7 @@ def train_baseline(
 
     features = None if encoder is None else feature_folder(fetched, TileSettings(), located(encoder))
     omics = read_omics(protocol.table, protocol.signatures) if protocol.cell.reads_omics else None
-    result = compare(
-        protocol.cohort, out / COMPARISON, protocol.folds, settings, features=features, omics=omics
-    )
+    result = compare(protocol.cohort, out / COMPARISON, protocol.folds, settings, features=features, omics=omics)
     comparison_report(result.summary, out / COMPARISON)
     if result.failed:
         first = result.failed[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -65,16 +64,19 @@ def reduced(cell: str, n: int, folder: Path, server: ArchiveServer) -> Reduced:
     return Reduced(cell, checkout, archive, tuple(one.slide_id for one in rows), server.address)
 
 
-def killed_when(arguments: list[str], reached: Callable[[], bool]) -> None:
+def killed_when(arguments: list[str], log: Path, reached: Callable[[], bool]) -> None:
     """Runs the command in a process and kills it as soon as it has come so far."""
-    process = subprocess.Popen([sys.executable, "-m", "longvit", *arguments], stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 1500
-    while not reached():
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with log.open("w") as output:
+        process = subprocess.Popen([sys.executable, "-m", "longvit", *arguments], stderr=output)
+        try:
+            end = time.monotonic() + 1500
+            while not reached():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < end
+                time.sleep(0.02)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def result_of(out: Path) -> dict[str, Any]:
@@ -96,10 +98,10 @@ def test_a_killed_reproduction_resumes_to_the_table(
         small = reduced(cell, n, tmp_path, server)
         changes, out = tmp_path / "tiny.yaml", tmp_path / "out"
         changes.write_text(TINY)
-        command = small.command(out, changes)
-        killed_when(command, lambda: len(list((out / "fetched").glob("*.tif"))) >= 3)
+        command, log = small.command(out, changes), tmp_path / "log.txt"
+        killed_when(command, log, lambda: len(list((out / "fetched").glob("*.tif"))) >= 3)
         assert not (out / "run").exists()
-        killed_when(command, lambda: (out / "run" / "fold_0" / "metrics.json").exists())
+        killed_when(command, log, lambda: (out / "run" / "fold_0" / "metrics.json").exists())
         trained_s = (out / "run" / "fold_0" / "metrics.json").stat().st_mtime_ns
         assert main(command) == 1  # the other slides of the table are left out
         assert all(count <= 2 for count in server.gets.values())

@@ -49,8 +49,8 @@ class Reproduced:
     """Content of result.json."""
     table: tuple[str, ...]
     """The table as lines of text."""
-    left_out: tuple[str, ...]
-    """Slides without a canvas or features."""
+    left_out: Mapping[str, str]
+    """Slides without a canvas or features, and why."""
 
     @property
     def report(self) -> Path:
@@ -90,7 +90,7 @@ def reproduce(reproduction: Reproduction, out_dir: str | Path) -> Reproduced:
         measured = longvit_measured(protocol, settings, summary, folder / RUN)
     content = result_json(cell, measured, _provenance(reproduction, left_out))
     write_text(folder / RESULT, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    return Reproduced(folder, content, tuple(table_lines(cell, measured)), tuple(left_out))
+    return Reproduced(folder, content, tuple(table_lines(cell, measured)), left_out)
 
 
 def _open_folder(folder: Path, cell: Cell) -> None:
@@ -103,7 +103,7 @@ def _open_folder(folder: Path, cell: Cell) -> None:
     write_text(path, json.dumps({"run": cell.run_name, "recipe": cell.recipe}, indent=1) + "\n")
 
 
-def _provenance(reproduction: Reproduction, left_out: list[str]) -> dict[str, Any]:
+def _provenance(reproduction: Reproduction, left_out: Mapping[str, str]) -> dict[str, Any]:
     """Where the result came from: weights, changes, protocol, archive."""
     known = reproduction.cell.protocol.repository
     protocol, selection = reproduction.protocol, reproduction.selection
@@ -117,7 +117,7 @@ def _provenance(reproduction: Reproduction, left_out: list[str]) -> dict[str, An
         "archive": selection.archive or None,
         "citations": list(selection.citations),
         "slides": len(protocol.slides),
-        "left_out": left_out,
+        "left_out": dict(left_out),
         "notes": list(protocol.notes),
     }
 

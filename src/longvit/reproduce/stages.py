@@ -44,13 +44,13 @@ def starting_weights(reproduction: Reproduction, out: Path) -> Path | None:
     return folder
 
 
-def fetch_slides(reproduction: Reproduction, fetched: Path) -> list[str]:
-    """Downloads the slides and makes their canvases or features; returns the slides without one.
+def fetch_slides(reproduction: Reproduction, fetched: Path) -> dict[str, str]:
+    """Downloads the slides and makes their canvases or features; returns the slides without one, and why.
 
     Raises `InputError` for slides that the archive lacks or that fail, unless they may be missing.
     """
     if not reproduction.cell.reads_slides:
-        return []
+        return {}
     from longvit.public.fetch_job import FetchSettings, fetch
 
     options, settings = reproduction.options, reproduction.settings
@@ -82,7 +82,7 @@ def fetch_slides(reproduction: Reproduction, fetched: Path) -> list[str]:
             f"{len(result.left_out)} of {n} slides failed, see {fetched / 'problems.csv'}; the first: {first.slide}: "
             f"{first.error}; give the same command again, or leave them out with --allow-missing"
         )
-    return [*(one.listed_id for one in absent), *(problem.slide for problem in result.left_out)]
+    return {one.listed_id: one.reason for one in absent} | {one.slide: one.error for one in result.left_out}
 
 
 def train_longvit(

@@ -38,9 +38,9 @@ def reproduce(
     """Reproduce a cell of the paper's tables, from public slides to the row beside the published one.
 
     Reads labels and folds from your clone of the published repository and checks them by the known counts. Prints the
-    bytes to download, the disk and the hours, and stops there without --yes. Then downloads each slide, makes its
-    canvas (baselines: its features), drops it, trains every fold, and prints the table with the gap and its interval.
-    Writes `OUT/result.json` and the report of the training. Run the same command again to resume.
+    bytes to download, the disk and the hours, and stops there (exit code 1) without --yes. Then downloads each slide,
+    makes its canvas (baselines: its features), drops it, trains every fold, and prints the table with the gap and its
+    interval. Writes `OUT/result.json` and the report of the training. Run the same command again to resume.
 
     Slides are those of the Imaging Data Commons (no account is needed), by the index in longvit[public].
 

@@ -91,6 +91,8 @@ def _index(path: Path | None) -> IdcIndex:
 
 
 def _check_options(cell: Cell, options: ReproduceSettings) -> None:
+    if options.changes is not None and not options.changes.is_file():
+        raise InputError(f"--changes {options.changes}: no such file")
     if cell.system is None and options.encoder is not None:
         raise InputError(f"--encoder {options.encoder}: {cell.name} is LongViT, which reads canvases; omit it")
     if cell.system is not None and options.weights is not None:
@@ -106,8 +108,9 @@ def _settings(
     cell: Cell, options: ReproduceSettings
 ) -> tuple[FinetuneSettings | ComparisonSettings, Mapping[str, Any]]:
     """Settings of the training, and those that differ from the recipe."""
+    kind: type[FinetuneSettings] | type[ComparisonSettings]
     kind = FinetuneSettings if cell.system is None else ComparisonSettings
-    recipe = load_settings(kind, cell.recipe)
+    recipe: FinetuneSettings | ComparisonSettings = load_settings(kind, cell.recipe)
     given: dict[str, Any] = {"device": options.device}
     changes: dict[str, Any] = {}
     if options.changes is not None:
@@ -118,5 +121,5 @@ def _settings(
     if isinstance(recipe, ComparisonSettings):
         assert cell.system is not None
         given["systems"] = (cell.system,)
-    settings: FinetuneSettings | ComparisonSettings = replace(recipe, **given)
+    settings = replace(recipe, **given)
     return settings, {name: value for name, value in changes.items() if getattr(recipe, name) != value}

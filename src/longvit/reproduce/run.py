@@ -104,7 +104,7 @@ def _open_folder(folder: Path, cell: Cell) -> None:
 
 
 def _provenance(reproduction: Reproduction, left_out: Mapping[str, str]) -> dict[str, Any]:
-    """Where the result came from: weights, changes, protocol, archive."""
+    """Provenance of the result: weights, changes, protocol, archive."""
     known = reproduction.cell.protocol.repository
     protocol, selection = reproduction.protocol, reproduction.selection
     is_longvit = isinstance(reproduction.settings, FinetuneSettings)

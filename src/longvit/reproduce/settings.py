@@ -10,7 +10,7 @@ from longvit.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceSettings:
-    """Where the protocol, the weights and the slides of a cell are from, and what may run.
+    """Sources of a cell's protocol, weights and slides, and the limits of its run.
 
     >>> from pathlib import Path
     >>> from longvit.reproduce.settings import ReproduceSettings
@@ -48,9 +48,6 @@ class ReproduceSettings:
     """auto, cpu, cuda (or cuda:1) or mps."""
 
     def __post_init__(self) -> None:
-        for path in (self.changes, self.index):
-            if path is not None and not path.is_file():
-                raise InputError(f"{path}: no such file")
         if not self.disk_gb > 0:
             raise InputError(f"--disk-gb {self.disk_gb:g}: more than 0")
         if self.jobs < 1:

@@ -33,7 +33,9 @@ def make_archive(folder: Path, n: int, *, size_px: tuple[int, int] = (448, 320),
         pixels = pyramid(tissue(*size_px, x_px, y_px), levels)
         source = write_svs(folder / "source" / f"{slide_id}.tif", pixels, _MPP, photometric="ycbcr")
         total = write_series(source, folder / "served" / BUCKET / uid)
-        slides.append(ArchiveSlide(slide_id, slide_id[:9], "idc", f"s3://{BUCKET}/{uid}/*", total, "tcga_brca", "CC BY"))
+        slides.append(
+            ArchiveSlide(slide_id, slide_id[:9], "idc", f"s3://{BUCKET}/{uid}/*", total, "tcga_brca", "CC BY")
+        )
     return slides
 
 

@@ -1,4 +1,4 @@
-"""A fetch gives the canvases of the source slides, each once, within its disk, whatever the network and the kills do."""
+"""A fetch gives the canvases of the source slides, each once, within its disk, whatever network and kills do."""
 
 from __future__ import annotations
 
@@ -154,7 +154,10 @@ def test_downloads_of_all_workers_stay_within_the_bound(tmp_path: Path) -> None:
     largest = max(slide.n_bytes for slide in slides)
     most = 3 * largest
     (out / "work" / "downloads").mkdir(parents=True)
-    with ArchiveServer(tmp_path / "served", rate=40 * largest) as server, sampled(out / "work" / "downloads") as samples:
+    with (
+        ArchiveServer(tmp_path / "served", rate=40 * largest) as server,
+        sampled(out / "work" / "downloads") as samples,
+    ):
         result = fetch(slides, out, settings(server.address, jobs=3, disk_gb=most / 2**30))
     assert not result.problems
     assert largest < max(samples) <= most
@@ -197,21 +200,18 @@ def test_kills_at_random_instants_leave_every_slide_once_and_nothing_half(tmp_pa
 
     with ArchiveServer(tmp_path / "served", rate=2 * largest) as server, sampled(out / "work" / "downloads") as samples:
         for _ in range(kills):
-            earlier = set(out.glob("work/fetch/*/workers/*"))
-            run = command(server.address)
-            begun = time.monotonic()
-            while set(out.glob("work/fetch/*/workers/*")) <= earlier and time.monotonic() < begun + 60:
-                time.sleep(0.02)  # until a worker has started
-            time.sleep(instants.uniform(0, 3))
+            run, begun = command(server.address), time.monotonic()
+            wanted = len(list(out.glob("fetched/*.json"))) + instants.randrange(3)
+            while len(list(out.glob("fetched/*.json"))) < wanted and time.monotonic() < begun + 60:
+                time.sleep(0.01)
+            time.sleep(instants.uniform(0, 2))  # in the start of a run, in a download, in a canvas, in a record
             os.kill(run.pid, signal.SIGKILL)
             run.communicate()
             time.sleep(0.3)
             for slide in slides:  # what is finished is whole
                 if (out / "fetched" / f"{slide.slide_id}.json").exists() and slide.slide_id not in finished:
                     assert_canvases_of_the_sources(tmp_path, out, [slide])
-                    finished[slide.slide_id] = sum(
-                        n for path, n in server.gets.items() if slide.location[5:-1] in path
-                    )
+                    finished[slide.slide_id] = sum(n for path, n in server.gets.items() if slide.location[5:-1] in path)
         server.rate = 0.0
         run = command(server.address)
         _, errors = run.communicate(timeout=300)

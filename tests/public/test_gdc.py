@@ -191,7 +191,7 @@ def test_a_faulty_manifest_is_one_line(rows: list[str], words: str, tmp_path: Pa
 def test_a_table_that_is_no_manifest_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "cohort.csv"
     path.write_text("slide_id,label\na,b\n")
-    with pytest.raises(InputError, match="not a manifest of the GDC: no column id"):
+    with pytest.raises(InputError, match="not a GDC manifest: no column id"):
         files_of_manifest(path)
     with pytest.raises(InputError, match="no such file"):
         files_of_manifest(tmp_path / "no.txt")

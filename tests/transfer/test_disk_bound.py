@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -18,10 +19,8 @@ MB = 2**20
 
 def reserve_later(bound: DiskBound, slide_id: str, sizes: list[int], stopping: threading.Event) -> threading.Thread:
     def wait() -> None:
-        try:
+        with contextlib.suppress(Stopped):
             bound.reserve(slide_id, sizes, stopping)
-        except Stopped:
-            pass
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()

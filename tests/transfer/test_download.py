@@ -54,9 +54,7 @@ def first(*faults: str) -> Callable[[str, int], str]:
     ("fault", "sent"),
     [("reset", 1.0), ("truncate", 1.0), ("503", 1.0), ("silent", 1.0), ("corrupt", 2.0), ("429", 1.0)],
 )
-def test_a_broken_transfer_is_resumed_where_it_broke_off(
-    served: Path, tmp_path: Path, fault: str, sent: float
-) -> None:
+def test_a_broken_transfer_is_resumed_where_it_broke_off(served: Path, tmp_path: Path, fault: str, sent: float) -> None:
     with ArchiveServer(served, fault=first(fault)) as server:
         (file,) = listed(server)
         path = download(client(timeout_s=1.0), file, tmp_path)
@@ -210,9 +208,7 @@ def test_an_address_without_a_slide_is_one_line(served: Path, location: str, rea
 
 
 @pytest.mark.parametrize("body", [b"<html>log in</html", b"<a><Contents><Size>x</Size></Contents></a>", b"\0"])
-def test_an_answer_that_is_no_listing_is_refused(
-    served: Path, monkeypatch: pytest.MonkeyPatch, body: bytes
-) -> None:
+def test_an_answer_that_is_no_listing_is_refused(served: Path, monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
     monkeypatch.setattr("tests.public.archive_server._Handler._list", lambda self, bucket, query: self._send(200, body))
     with ArchiveServer(served) as server, pytest.raises(TransferError):
         listed(server)

@@ -43,7 +43,7 @@ def fetch(
         _File, Parameter(help="Folder of folds (splits_0.csv, …): all slides or patients in them.")
     ] = None,
     manifest: Annotated[
-        _File, Parameter(help="Manifest of the GDC's portal, in place of its API; implies --source gdc.")
+        _File, Parameter(help="GDC manifest, as its portal exports it, in place of the API; implies --source gdc.")
     ] = None,
     source: Annotated[
         Literal["idc", "gdc"],

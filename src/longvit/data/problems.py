@@ -21,8 +21,8 @@ class Problem:
     slide: str
     """slide_id."""
     stage: str
-    """Stage of the failure. At `fetch` (the download), `open` (the file), `read` (its pixels), `model` and `end` (of the
-    run) the slide is left out. At `tiles` it is used, with unreadable tiles filled. At `picture` only its plot is
+    """Stage of the failure. At `fetch` (the download), `open` (the file), `read` (its pixels), `model` and `end` (of
+    the run) the slide is left out. At `tiles` it is used, with unreadable tiles filled. At `picture` only its plot is
     missing, at `heatmap` only a file of its heat map."""
     error: str
     """One line."""

@@ -10,9 +10,9 @@ from typing import Literal
 class ArchiveSlide:
     """One slide of an archive.
 
-    `slide_id` names its canvas and its features; `case_id` is the patient. `location` is the address of its files: for
-    the source `idc` an s3 prefix (`s3://bucket/series-uuid/*`) whose objects are the DICOM instances of one series, for
-    `gdc` the uuid of one SVS file. `n_bytes` is the size of all files together. `md5` is known for `gdc` only.
+    `slide_id` names its canvas and its features; `case_id` is the patient. `location` is the address of its files. For
+    the source `idc` it is an s3 prefix (`s3://bucket/series-uuid/*`): its objects are the DICOM instances of a series.
+    For `gdc` it is the uuid of one SVS file. `n_bytes` is the size of all files together. Only `gdc` states an `md5`.
     """
 
     slide_id: str

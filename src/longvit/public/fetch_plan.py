@@ -26,7 +26,7 @@ _CHANNELS = 3
 
 @dataclass(frozen=True)
 class FetchPlan:
-    """What a fetch will do."""
+    """Plan of a fetch."""
 
     selection: Selection
     n_finished: int

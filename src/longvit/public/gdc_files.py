@@ -1,4 +1,4 @@
-"""Slide files of the Genomic Data Commons (GDC): from its API, or from a manifest that its portal exports."""
+"""Slide files of the Genomic Data Commons (GDC): from its API, or from a GDC manifest."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class GdcFile:
     """Name of the file without `.svs`."""
     patient: str
     project: str
-    """`TCGA-BRCA`; "" in a manifest."""
+    """`TCGA-BRCA`; "" in a GDC manifest."""
     n_bytes: int
     md5: str
 
@@ -154,11 +154,11 @@ def files_of_manifest(path: Path) -> tuple[GdcFile, ...]:
     missing column, a row that is not a slide file, and a file or a slide listed twice.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; --manifest names a manifest that the GDC portal exports")
+        raise InputError(f"{path}: no such file; --manifest names a GDC manifest, as its portal exports it")
     columns, rows = read_table(path)
     if absent := [column for column in _COLUMNS if column not in columns]:
         has = ", ".join(column or "(no name)" for column in columns)
-        raise InputError(f"{path}: not a manifest of the GDC: no column {absent[0]} (it has {has})")
+        raise InputError(f"{path}: not a GDC manifest: no column {absent[0]} (it has {has})")
     files: list[GdcFile] = []
     seen: dict[str, int] = {}
     for line, cells in rows:

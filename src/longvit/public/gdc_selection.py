@@ -41,22 +41,22 @@ def select_from_gdc(
     """SVS files of the GDC, selected as `select` selects series of IDC.
 
     - `collections`: projects, such as `tcga-brca`.
-    - `manifest`: a manifest that the GDC's portal exports; nothing is then asked over the network.
+    - `manifest`: a GDC manifest, as its portal exports it; nothing is then asked over the network.
     - `api`: the API to ask; None: the GDC's.
 
-    Raises `InputError` as `select` does, where the API cannot be reached, and for a faulty manifest.
+    Raises `InputError` as `select` does, where the API cannot be reached, and for a faulty GDC manifest.
     """
     listed, source = read_listed(slides, folds, ids)
     if listed is None and not collections and manifest is None:
         raise InputError(
-            "name a project (longvit fetch tcga-brca --source gdc), a table (--slides), folds (--folds) or a manifest"
+            "name a project (longvit fetch tcga-brca --source gdc), a table (--slides), folds or a GDC manifest"
         )
     projects = [project_id(name) for name in dict.fromkeys(collections)]
     if bad := [name for name in projects if not _PROJECT.fullmatch(name)]:
         raise InputError(f"{bad[0]}: not the name of a project of the GDC, such as TCGA-BRCA")
     if manifest is not None:
         if projects:
-            raise InputError(f"--manifest {manifest}: has no projects; leave out {collections[0]}, or the manifest")
+            raise InputError(f"--manifest {manifest}: has no projects; leave out {collections[0]}, or --manifest")
         files, archive = files_of_manifest(manifest), f"GDC manifest {manifest}"
     else:
         api = api or GdcApi()

@@ -30,7 +30,7 @@ class Selection:
     """Archive and its version: `IDC v25 (idc-index-data 25.0.5)`."""
     citations: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    """What was left out, and the kinds of slides."""
+    """Kinds of the slides, and numbers of those that were left out."""
 
     @property
     def n_bytes(self) -> int:
@@ -58,8 +58,8 @@ def select(
 
     The slide ids are those of the list; `slide_id_of` makes those of collections and patients.
 
-    Raises `InputError` for no such collection, nothing asked for, two lists, a list of slides and patients, a list of
-    which nothing is found, and the faults of tables, folds and index.
+    Raises `InputError` for no such collection, nothing asked for, two lists, and a list of slides and patients. A list
+    of which nothing is found is refused too, and so are the faults of tables, folds and index.
 
     >>> from longvit.public.selection import select
     >>> selection = select(["tcga-brca"])

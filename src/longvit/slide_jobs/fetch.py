@@ -42,7 +42,7 @@ _CHANGED = 412
 
 @dataclass(frozen=True)
 class ArchivedFiles:
-    """Where the files of a slide are in an archive."""
+    """Address of a slide's files in an archive."""
 
     source: Source
     location: str

@@ -77,6 +77,9 @@ class SlideJob(ABC):
     def release(self, listed: ListedSlide) -> None:  # noqa: B027 - most jobs hold nothing
         """Called when this worker is done with a slide, whatever its end, after `prepare`."""
 
+    def close(self) -> None:  # noqa: B027 - most jobs hold nothing
+        """Called when this worker ends: frees what the job holds."""
+
     def request(self, listed: ListedSlide) -> ReadRequest:
         """Read request for the canvas that the slide's result is computed from."""
         settings = with_mpp(self.settings, listed.mpp)

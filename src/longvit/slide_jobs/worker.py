@@ -104,6 +104,7 @@ def main(folder: Path, name: str, index: int) -> int:
         return UNUSABLE
     log.write("start", **holder())
     reader = ReadProcess(work_list.settings["timeout_s"], work_list.settings["threads"])
+    job: SlideJob | None = None
     try:
         with resend_swallowed_interrupts(signal.SIGTERM):
             try:
@@ -124,8 +125,13 @@ def main(folder: Path, name: str, index: int) -> int:
         return 128 + signal.SIGTERM
     finally:
         reader.stop()
+        if job is not None:
+            job.close()
 
 
 if __name__ == "__main__":
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command does
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    try:
+        sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    except KeyboardInterrupt:  # the run ended while this worker was starting
+        sys.exit(128 + signal.SIGTERM)

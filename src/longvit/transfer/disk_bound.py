@@ -3,8 +3,8 @@
 FOLDER/ID/ holds the files of a slide. A lease beside it names the process that has the slide, and the bytes that it may
 fill.
 
-A slide's bytes are reserved before its download starts. A folder without a lease is left from a process that ended: it
-counts with the bytes in it, is resumed by the next process that takes its slide, and is removed where space is needed.
+A slide's bytes are reserved before its download starts. A folder without a lease is left from a process that ended. It
+counts with the bytes in it. The next process that takes its slide resumes it; where space is needed, it is removed.
 Without file locks (some network folders) two processes may reserve at once, and the bound can be passed by one slide.
 """
 

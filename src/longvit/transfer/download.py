@@ -64,7 +64,7 @@ def part_of(folder: Path, file: RemoteFile) -> Path:
 
 
 class _Part:
-    """What has arrived of a file, with its hash."""
+    """Part of a file that has arrived, with its hash."""
 
     def __init__(self, file: RemoteFile, stream: BinaryIO, path: Path) -> None:
         self.file, self.stream, self.path = file, stream, path

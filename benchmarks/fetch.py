@@ -1,0 +1,164 @@
+"""Benchmark of a fetch: downloads and canvases together, against the slower of the two alone, from a local server.
+
+    python benchmarks/fetch.py [--slides 16] [--jobs 2] [--rounds 3] [--save]
+
+The slides are DICOM series of 4,440 × 2,967 px (JPEG), copies of the real slide beside each other; canvases have
+2,048 px. The server limits its rate: `canvas-bound` without a limit; `balanced`, where downloads alone take about as
+long as canvases alone; `download-bound`, twice as long. Each round measures the three in turn, each as processes of
+their own; the time includes their start. `ratio` is the time of the slower part alone over that of the fetch, the
+median of the rounds with their smallest and largest; goal: 0.9.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SIDE_PX = 2048
+GOAL = 0.9
+RATES = {"canvas-bound": None, "balanced": 1.0, "download-bound": 2.0}
+_TILES = (2, 1)
+
+
+def make(folder: Path, n: int) -> int:
+    """Writes one series, and n links to it as slides of a bucket and as local slides; returns its bytes."""
+    import numpy as np
+    import tifffile
+
+    sys.path.insert(0, str(ROOT))
+    from tests.public.archive import BUCKET, write_series
+    from tests.slides.slide_files import pyramid, write_svs
+
+    pixels = np.tile(tifffile.imread(ROOT / "examples" / "CMU-1-Small-Region.svs", key=0), (*_TILES[::-1], 1))
+    source = write_svs(folder / "source.tif", pyramid(pixels, 3), 0.25, photometric="ycbcr", tile_px=256)
+    n_bytes = write_series(source, folder / "series")
+    for number in range(n):
+        for place in (folder / "served" / BUCKET / f"uid-{number:03d}", folder / "local" / f"s{number:03d}"):
+            place.mkdir(parents=True)
+            for file in (folder / "series").iterdir():
+                os.link(file, place / file.name)
+    return n_bytes
+
+
+def one(part: str, folder: Path, out: Path, address: str, n: int, jobs: int) -> None:
+    """Runs a part in this process and those that it starts."""
+    sys.path.insert(0, str(ROOT))
+    from tests.public.archive import BUCKET
+
+    if part == "fetch":
+        from longvit.public.archive_slide import ArchiveSlide
+        from longvit.public.fetch_job import FetchSettings, fetch
+
+        slides = [ArchiveSlide(f"s{i:03d}", "p", "idc", f"s3://{BUCKET}/uid-{i:03d}/*", 1, "c", "l") for i in range(n)]
+        done = len(fetch(slides, out, FetchSettings(side_px=SIDE_PX, jobs=jobs, device="cpu", endpoint=address)).done)
+    elif part == "canvas":
+        from longvit.data.slide_list import ListedSlide
+        from longvit.slide_jobs.canvas import canvas_slides
+        from longvit.slide_jobs.run import RunSettings
+
+        listed = [ListedSlide(f"s{i:03d}", folder / "local" / f"s{i:03d}") for i in range(n)]
+        settings = RunSettings(workers=jobs, reads_apart=True, device="cpu")
+        done = len(canvas_slides(listed, out, SIDE_PX, run_settings=settings).done)
+    else:
+        import threading
+        from concurrent.futures import ThreadPoolExecutor
+
+        from longvit.transfer.client import Client, Patience
+        from longvit.transfer.download import download
+        from longvit.transfer.remote_file import remote_files
+
+        def get(number: int) -> int:
+            place = out / str(number)
+            place.mkdir(parents=True)
+            with Client(Patience(), threading.Event()) as client:
+                location = f"s3://{BUCKET}/uid-{number:03d}/*"
+                for file in remote_files(client, "idc", location, stem="s", endpoint=address):
+                    download(client, file, place).unlink()
+            return 1
+
+        with ThreadPoolExecutor(2 * jobs) as pool:
+            done = sum(pool.map(get, range(n)))
+    if done != n:
+        raise SystemExit(f"{part}: {done} of {n} slides")
+
+
+def measured(part: str, folder: Path, address: str, n: int, jobs: int) -> float:
+    """Wall seconds of a part."""
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        command = [sys.executable, __file__, "--one", part, str(folder), out, address, str(n), str(jobs)]
+        begun = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - begun
+    if done.returncode:
+        raise SystemExit(f"{part} failed:\n{done.stderr[-2000:]}")
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--slides", type=int, default=16)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/fetch.json")
+    parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        part, folder, out, address, n, jobs = options.one
+        one(part, Path(folder), Path(out), address, int(n), int(jobs))
+        return
+    from side_by_side import report
+
+    n, jobs, rows = options.slides, options.jobs, []
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
+        n_bytes = make(folder, n)
+        canvas_s = measured("canvas", folder, "", n, jobs)  # sets the rates, and warms the caches
+        for bound, factor in RATES.items():
+            rate = 0.0 if factor is None else n * n_bytes / (factor * canvas_s)
+            server = subprocess.Popen(
+                [
+                    sys.executable,
+                    str(ROOT / "tests" / "public" / "archive_server.py"),
+                    str(folder / "served"),
+                    str(rate),
+                ],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                assert server.stdout is not None
+                address = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+                rounds = []
+                for number in range(options.rounds):
+                    parts = ("download", "fetch", "canvas") if number % 2 == 0 else ("canvas", "fetch", "download")
+                    rounds.append({part: measured(part, folder, address, n, jobs) for part in parts})
+            finally:
+                server.kill()
+                server.wait()
+            ratios = sorted(max(r["download"], r["canvas"]) / r["fetch"] for r in rounds)
+            seconds = {f"{part}_seconds": round(statistics.median(r[part] for r in rounds), 2) for part in rounds[0]}
+            row = {
+                "bound": bound,
+                "slides": n,
+                "jobs": jobs,
+                "MB_per_slide": round(n_bytes / 1e6, 2),
+                **{name: seconds[name] for name in sorted(seconds)},
+                "ratio": round(statistics.median(ratios), 3),
+                "ratios": [round(ratios[0], 3), round(ratios[-1], 3)],
+                "within_goal": statistics.median(ratios) >= GOAL,
+            }
+            print(json.dumps(row), file=sys.stderr, flush=True)
+            rows.append(row)
+    report("fetch", rows, save=options.save)
+
+
+if __name__ == "__main__":
+    main()

@@ -182,3 +182,20 @@ def test_an_error_and_an_interrupt_leave_no_claim(tmp_path: Path, slides: Path) 
     cached = cache_canvases(rows_of(slides), SETTINGS, tmp_path / "cache")
     assert [p.slide for p in cached.problems] == ["s3"]
     assert not list((tmp_path / "cache").glob("*.claim"))
+
+
+def test_a_canvas_given_as_slide_is_used_without_a_copy(slides: Path) -> None:
+    from longvit.data.cohort import SlideRow
+    from longvit.slides.canvas import write_canvas
+    from longvit.slides.reader import open_slide
+
+    cache = slides.parent / "cache"
+    with open_slide(slides / "s0.png") as slide:
+        made = write_canvas(slide.canvas(64), slides.parent / "s0.tif")
+    row = SlideRow("s0", "s0", "", made)
+    cached = cache_canvases([row], SETTINGS, cache)
+    assert (cached.paths, cached.made, list(cache.iterdir())) == ({"s0": made}, 0, [])
+    for other in (CanvasSettings(32), CanvasSettings(64, "pad")):
+        assert cache_canvases([row], other, cache).paths["s0"].parent == cache
+    again = read_pixels(cache_canvases([row], CanvasSettings(64, "pad"), cache).paths["s0"])
+    assert np.array_equal(read_pixels(made), again)  # a square stays as it is under both fits

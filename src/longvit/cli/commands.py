@@ -21,6 +21,7 @@ from longvit.cli.plan import plan
 from longvit.cli.predict import predict
 from longvit.cli.pretrain import pretrain
 from longvit.cli.recipes import recipes
+from longvit.cli.reproduce import reproduce
 from longvit.cli.site_check import site_check
 from longvit.cli.status import status
 from longvit.cli.tables import tables
@@ -61,4 +62,5 @@ app.command(evaluate, sort_key=10)
 app.command(site_check, sort_key=10)
 app.command(tables, sort_key=11)
 app.command(recipes, sort_key=12)
+app.command(reproduce, sort_key=12)
 app.command(plan, sort_key=13)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from longvit.cli.options import Device
+from longvit.cli.options import Device, echo
 
 
 def demo(
@@ -20,6 +20,14 @@ def demo(
             show_default=False,
         ),
     ] = None,
+    public: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            help="Fetch a whole slide of 36 MB from the Imaging Data Commons and use it instead (longvit[public], a "
+            "network).",
+        ),
+    ] = False,
     device: Device = "auto",
 ) -> int:
     """Run the whole pipeline on the example slide, with a report, in two minutes.
@@ -33,10 +41,19 @@ def demo(
     ```
     longvit demo
     longvit demo --out /tmp/demo --slide my.svs
+    longvit demo --public --out demo-public
     ```
     """
     from longvit.demo import run_demo
 
+    if public:
+        from longvit.errors import InputError
+        from longvit.public.demo_slide import fetch_demo_slide
+
+        if slide is not None:
+            raise InputError(f"--slide {slide} and --public: two slides; give one")
+        slide, citation = fetch_demo_slide(out / "public")
+        echo(f"cite: {citation}")
     outcome = run_demo(out, slide=slide, device=device)
     print(outcome.summary())
     print(f"report: {outcome.report}")

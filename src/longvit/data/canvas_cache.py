@@ -172,7 +172,7 @@ def _make(
         with open_slide(row.path, mpp=row.mpp, reader=settings.reader) as slide:
             identity = slide.identity()
             area_file = find_area_file(settings.annotations, row.slide_id)
-            path = folder / canvas_name(row.slide_id, identity, settings, area_file)
+            path = canvas_path(row.slide_id, row.path, identity, settings, folder, area_file)
             record = _record(path)
             if record is None:
                 with leases.take(path) as is_ours:
@@ -211,6 +211,26 @@ def _record(path: Path) -> dict[str, Any] | None:
         return record if {"bad_tiles", "tiles"} <= record.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def canvas_path(
+    slide_id: str,
+    slide_path: Path,
+    identity: str,
+    settings: CanvasSettings,
+    folder: Path,
+    area_file: AreaFile | None = None,
+) -> Path:
+    """Path of a slide's canvas: in the folder of the cache, or the slide itself where it is such a canvas.
+
+    `longvit canvas` and `longvit fetch` write canvases that are used as slides. Those of another side or fit, and all
+    with annotations, are slides as any other.
+    """
+    if area_file is None and (record := _record(slide_path)) is not None:
+        wanted = {"format": "longvit canvas", "side_px": settings.side_px, "fit": settings.fit}
+        if wanted.items() <= record.items():
+            return slide_path
+    return folder / canvas_name(slide_id, identity, settings, area_file)
 
 
 def canvas_name(slide_id: str, identity: str, settings: CanvasSettings, area_file: AreaFile | None = None) -> str:

@@ -243,7 +243,7 @@ def _canvases(
 ) -> dict[str, Path]:
     """slide_id -> canvas file; empty where canvases are too large to be shown."""
     from longvit.annotations.area_file import find_area_file
-    from longvit.data.canvas_cache import canvas_name
+    from longvit.data.canvas_cache import canvas_path
     from longvit.slides.reader import open_slide
 
     if settings.side_px > MAX_HEATMAP_SIDE_PX:
@@ -255,7 +255,8 @@ def _canvases(
         if row.slide_id in slide_ids:
             with suppress(InputError), open_slide(row.path) as slide:  # the file may have been removed since
                 area_file = find_area_file(settings, row.slide_id)
-                paths[row.slide_id] = folder / canvas_name(row.slide_id, slide.identity(), canvas_settings, area_file)
+                identity = slide.identity()
+                paths[row.slide_id] = canvas_path(row.slide_id, row.path, identity, canvas_settings, folder, area_file)
     return {slide_id: path for slide_id, path in paths.items() if path.exists()}
 
 

@@ -3,7 +3,8 @@
 For an SVS, a plain TIFF and an OME-TIFF the fast path (`tiled_tiff`) is used if it agrees with OpenSlide on one tile
 per level. DICOM has another fast path, which OpenSlide does not confirm: it reads only some layouts, and a damaged
 table of frames ends its process. Every other scanner's format is left to OpenSlide. OpenSlide cannot confirm the fast
-path where it reads another image of the file (the first one of a plain TIFF) or rotates tiles one by one (the tag Orientation).
+path where it reads another image of the file (the first one of a plain TIFF) or rotates tiles one by one
+(the tag Orientation).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ PREDICT = ("--device", "cpu", "--threads", "1", "--bootstrap", "20")
 
 @pytest.mark.slow
 def test_the_ensemble_is_the_mean_of_the_folds_and_the_drop_that_of_their_mean(tmp_path: Path) -> None:
-    a, b = write_cohort(tmp_path / "a", "a", seed=3), write_cohort(tmp_path / "b", "b", seed=4, n=16)
+    a, b = write_cohort(tmp_path / "a", "a", seed=3, n=28), write_cohort(tmp_path / "b", "b", seed=4, n=16)
     cv = tmp_path / "cv"
     assert longvit("train", a, "--out", cv, "--folds", "2", *TRAIN)[0] == 0
     code, text, error = longvit("predict", cv, b, "--out", tmp_path / "out", *PREDICT)

@@ -8,6 +8,7 @@ from longvit import __version__
 from longvit.cli.benchmark import benchmark
 from longvit.cli.canvas import canvas
 from longvit.cli.cohort import cohort
+from longvit.cli.completion import completion
 from longvit.cli.convert import convert
 from longvit.cli.demo import demo
 from longvit.cli.doctor import doctor
@@ -64,3 +65,4 @@ app.command(tables, sort_key=11)
 app.command(recipes, sort_key=12)
 app.command(reproduce, sort_key=12)
 app.command(plan, sort_key=13)
+app.command(completion, sort_key=14)

@@ -98,7 +98,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(path: Path) -> Iterator[None]:
         yield
 
-    monkeypatch.setattr(lease_module, "_locked", nothing)
+    monkeypatch.setattr(lease_module, "locked", nothing)
 
 
 @pytest.mark.usefixtures("no_locks")

@@ -66,4 +66,4 @@ def test_demo_runs_on_a_slide_of_the_archive(tmp_path: Path) -> None:
     )
     outcome = run_demo(tmp_path / "demo", slide=slide, device="cpu", settings=settings)
     assert outcome.report.stat().st_size > 10_000
-    assert outcome.contributions_png.is_file()
+    assert outcome.heat_map_png.is_file()

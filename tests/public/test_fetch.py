@@ -196,7 +196,10 @@ def test_kills_at_random_instants_leave_every_slide_once_and_nothing_half(tmp_pa
 
     def command(address: str) -> subprocess.Popen[bytes]:
         arguments = (tmp_path, out, address, jobs, 3 * largest / 2**20, SIDE_PX)
-        return subprocess.Popen([sys.executable, str(SCRIPT), *map(str, arguments)], stderr=subprocess.PIPE)
+        paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": paths}
+        command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
 
     with ArchiveServer(tmp_path / "served", rate=2 * largest) as server, sampled(out / "work" / "downloads") as samples:
         for _ in range(kills):

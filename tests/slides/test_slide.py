@@ -161,7 +161,7 @@ def test_info_is_plain_and_complete(tmp_path: Path) -> None:
 
 def test_readers_are_described_with_versions() -> None:
     readers = {reader.name: reader for reader in describe_readers()}
-    assert list(readers) == ["tiff", "openslide", "image"]
+    assert list(readers) == ["tiff", "dicom", "openslide", "image"]
     assert "Aperio SVS" in readers["tiff"].formats
     assert "DICOM" in readers["openslide"].formats
     assert all(any(c.isdigit() for c in reader.version) for reader in readers.values())

@@ -37,8 +37,8 @@ def shortcut_of_folds(folds: Sequence[tuple[Task, Predictions]]) -> str | None:
 
 
 def shortcut_in(cohort: Cohort, settings: TaskSettings, numbers: np.ndarray) -> str | None:
-    """Sentence on the rows of a cohort with their predictions (N, D), see `predicted_numbers`."""
-    if len({row.site for row in cohort.rows if row.site}) < 2:
+    """Sentence on the rows of a cohort with their predictions (N, D), see `predicted_numbers`; None where D is 0."""
+    if not numbers.shape[1] or len({row.site for row in cohort.rows if row.site}) < 2:
         return None
     kind = task_class(settings.task)
     labels = kind.strata(cohort, settings)
@@ -46,11 +46,14 @@ def shortcut_in(cohort: Cohort, settings: TaskSettings, numbers: np.ndarray) -> 
 
 
 def predicted_numbers(kind: type[Task], output_names: Sequence[str], logits: np.ndarray) -> np.ndarray:
-    """Predictions (N, D) as the site check reads them: probabilities, else the risk or the predicted number."""
+    """Predictions (N, D) as the site check reads them: probabilities, else the risk or the predicted number.
+
+    D is 0 for a task of a user whose columns have other names.
+    """
     columns = kind.prediction_columns(output_names)
     shown = [i for i, name in enumerate(columns) if name.startswith(_PROBABILITIES) or name in _NUMBERS]
     cells = [kind.prediction_cells(z, output_names) for z in logits]
-    return np.array([[float(row[i]) for i in shown] for row in cells], dtype=np.float64).reshape(-1, len(shown))
+    return np.array([[float(row[i]) for i in shown] for row in cells], dtype=np.float64).reshape(len(cells), len(shown))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -112,7 +112,7 @@ NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?|\.\d+")
 
 
 def alike(shown: str, printed: str, tolerance: float) -> bool:
-    """Whether a printed line is the one of the page."""
+    """Whether a printed line equals the line on the page."""
     pattern = ".*?".join(re.escape(part) for part in NUMBER.sub("\0", shown).split("…"))
     found = re.fullmatch(pattern.replace("\\\0", "\0").replace("\0", f"({NUMBER.pattern})"), printed)
     if found is None:

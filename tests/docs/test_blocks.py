@@ -71,7 +71,7 @@ def test_a_block_that_is_not_run_has_a_reason_of_the_list() -> None:
 
 
 def named(reason: str) -> bool:
-    """Whether the reason begins with a word of the list, goes on with why, and a test that it names exists."""
+    """Whether the reason starts with a listed word, states why, and names only tests that exist."""
     word, _, why = reason.partition(": ")
     return word in REASONS and bool(why) and (word != "elsewhere" or (ROOT / why.split()[0]).exists())
 

@@ -1,4 +1,4 @@
-"""What the documentation site is made of: plots, reference pages, the first day's table, versions. No Sphinx needed."""
+"""Parts of the documentation site: plots, reference pages, the day-one table, versions. Sphinx is not needed."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
     python benchmarks/whole_slide_task.py --quick      # toy size, a minute
 
 A stage is SIDE:SQUARE:BLOCK:PAIRS:EPOCHS, in px, pairs of slides and epochs. Places and two tissues are learned
-together, which takes thousands of slides, so LongViT starts with many small slides and continues with fewer larger ones.
+together, which takes thousands of slides, so LongViT starts with many small slides, then takes fewer large ones.
 The last stage is the one that is tested. All stages of a fold have the same training patients. The two slides of a pair
 are in one batch (`match_on`): without it the differences between pairs hide those between the classes for long.
 

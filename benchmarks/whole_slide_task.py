@@ -6,6 +6,7 @@
 
 A stage is SIDE:SQUARE:BLOCK:PAIRS:EPOCHS, in px, pairs of slides and epochs. Places and two tissues are learned
 together, which takes thousands of slides, so LongViT starts with many small slides, then takes fewer large ones.
+`arrangement` is learned only where a first stage ends in :2, its number of halves (`SyntheticSettings.halves`).
 The last stage is the one that is tested. All stages of a fold have the same training patients. The two slides of a pair
 are in one batch (`match_on`): without it the differences between pairs hide those between the classes for long.
 
@@ -13,7 +14,8 @@ The slides are those of `longvit.synthetic`: colours are matched, pairs have the
 disjoint by patient. On the same folds:
 
 - `longvit`: LongViT on the whole slide; with `--ablation` also its branches alone: `longvit_local` (the shortest
-  segment, undilated) and `longvit_global` (the whole sequence at the highest dilated ratio)
+  segment, undilated) and `longvit_global` (the whole sequence at the highest dilated ratio). All three start from the
+  network of the stage before and have their own branches in the last stage, in training and in the test
 - `longvit_regions`: the same network on regions of the size of a block, with the label of their slide; the mean of
   their logits
 - `mean_pooling`, `attention_mil`: on frozen features of the same network, at its start, a tile per square
@@ -86,21 +88,22 @@ SYSTEMS = (*VARIANTS, "longvit_regions", *ON_FEATURES, ON_PIXELS, "mean_colour")
 
 
 class Stage(NamedTuple):
-    """Slides of one size: side, square and block in px, pairs, and the epochs on them."""
+    """Slides of one size: side, square and block in px, pairs, the epochs on them, and the halves of arrangement."""
 
     side_px: int
     square_px: int
     block_px: int
     pairs: int
     epochs: int
+    halves: int = 4
 
 
 def read_stage(text: str) -> Stage:
-    """Stage of SIDE:SQUARE:BLOCK:PAIRS:EPOCHS."""
+    """Stage of SIDE:SQUARE:BLOCK:PAIRS:EPOCHS[:HALVES]."""
     try:
         return Stage(*map(int, text.split(":")))
     except (TypeError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text}: give SIDE:SQUARE:BLOCK:PAIRS:EPOCHS") from None
+        raise argparse.ArgumentTypeError(f"{text}: give SIDE:SQUARE:BLOCK:PAIRS:EPOCHS[:HALVES]") from None
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class Study:
 
     def fine_tune(self, variant: str, name: str) -> Path:
         """Folder of the model of the fold of that name, fine-tuned on the stages so far."""
-        before = None if self.smaller is None else self.smaller.fine_tune(variant, name)
+        before = None if self.smaller is None else self.smaller.fine_tune(VARIANTS[0], name)
         (fold,) = (fold for fold in self.folds if fold.name == name)
         folder = self.folder / variant / f"fold_{name}"
         start = self.start(variant, name, before)
@@ -353,13 +356,14 @@ def make_study(fields: tuple[Field, ...], folder: Path, task: Any, seed: int, ar
     """Study of one seed, with its slides: that of the last stage, which knows the ones before."""
     study, variants = None, VARIANTS if args.ablation else VARIANTS[:1]
     for stage in args.stages:
-        side_px, square_px, block_px, pairs, epochs = stage
+        side_px, square_px, block_px, pairs, epochs, halves = stage
         slides = SyntheticSettings(
             task=task,
             side_px=side_px,
             square_px=square_px,
             block_px=block_px,
             pairs=pairs,
+            halves=halves,
             patients=2,
             folds=args.folds,
             seed=seed,
@@ -376,6 +380,7 @@ def make_study(fields: tuple[Field, ...], folder: Path, task: Any, seed: int, ar
             match_on="pair",
             keep_head=study is not None,
             drop_path=0.0,
+            augmentation="flips" if halves == 4 else "none",  # a flip leads to the other halves
             seed=seed,
             bootstrap=0,
             device=args.device,

@@ -50,6 +50,11 @@ def test_tissues_of_task_arrangement_are_two_halves_or_a_chessboard() -> None:
         assert mixed.is_tumour.mean() == apart.is_tumour.mean() == 0.5
 
 
+def test_the_first_two_halves_of_task_arrangement_are_the_top_and_the_left() -> None:
+    starts = {(bool(layout.is_tumour[0, -1]), bool(layout.is_tumour[-1, 0])) for _, layout in pairs("arrangement", halves=2)}
+    assert starts == {(True, False), (False, True)}
+
+
 def test_fractions_of_task_share_never_come_near_the_threshold() -> None:
     found = [(below.is_tumour.mean(), above.is_tumour.mean()) for below, above in pairs("share", 50)]
     assert all(0.19 < below < 0.41 and below + above == pytest.approx(1) for below, above in found)
@@ -69,6 +74,7 @@ def test_task_any_has_its_number_of_tumour_squares_or_none() -> None:
         ({"task": "border", "side_px": 256, "block_px": 128, "square_px": 32}, "at least 3 × 3 blocks, not 2 × 2"),
         ({"task": "arrangement", "side_px": 384, "block_px": 128, "square_px": 32}, "an even number of blocks"),
         ({"task": "any", "tumour_squares": 300}, "tumour_squares 300: the slide has 256 squares"),
+        ({"halves": 5}, "halves 5"),
         ({"task": "place"}, "task 'place': choose share, any, border, arrangement"),
         ({"mpp": 0.0}, "mpp 0: more than 0"),
     ],

@@ -53,7 +53,7 @@ def _compositions(settings: SyntheticSettings, rng: np.random.Generator) -> tupl
 def _places(settings: SyntheticSettings, rng: np.random.Generator) -> tuple[Layout, Layout]:
     """Layouts of the same blocks at other places."""
     b = settings.blocks
-    masks = _border_masks(b, rng) if settings.task == "border" else _arrangement_masks(b, rng)
+    masks = _border_masks(b, rng) if settings.task == "border" else _arrangement_masks(b, settings.halves, rng)
     count = int(masks[0].sum())
     layouts = []
     for mask in masks:
@@ -80,9 +80,9 @@ def _border_masks(b: int, rng: np.random.Generator) -> list[NDArray[np.bool_]]:
     return masks
 
 
-def _arrangement_masks(b: int, rng: np.random.Generator) -> list[NDArray[np.bool_]]:
-    """Tumour blocks as one colour of a chessboard, and as one half of the slide."""
+def _arrangement_masks(b: int, halves: int, rng: np.random.Generator) -> list[NDArray[np.bool_]]:
+    """Tumour blocks as one colour of a chessboard, and as one of the first halves: top, left, bottom, right."""
     row, column = np.indices((b, b))
     mixed = (row + column) % 2 == rng.integers(2)
-    apart = np.rot90(row < b // 2, int(rng.integers(4)))
+    apart = np.rot90(row < b // 2, int(rng.integers(halves)))
     return [mixed, apart]

@@ -49,6 +49,10 @@ class SyntheticSettings:
     """Pairs of slides, one of each class: from the same patients, with the same colours."""
     tumour_squares: int = 1
     """Tumour squares of a positive slide of task any."""
+    halves: int = 4
+    """Halves of the slide that may hold the tumour of task arrangement when it is apart: the first of top, left, bottom
+    and right. With 1 or 2 the place of each block is enough to tell the classes, which is learned first; with 3 or 4
+    only the places of the blocks to each other are."""
     patients: int = 4
     """Patients of each tissue in a slide, where a fold has as many."""
     folds: int = 4
@@ -61,7 +65,7 @@ class SyntheticSettings:
     def __post_init__(self) -> None:
         check_choices(self)
         bounds = dict.fromkeys(("side_px", "square_px", "block_px", "pairs", "tumour_squares", "patients"), (1, 2**20))
-        check_bounds(self, {**bounds, "folds": (2, 1000), "seed": (0, 2**31 - 1)})
+        check_bounds(self, {**bounds, "halves": (1, 4), "folds": (2, 1000), "seed": (0, 2**31 - 1)})
         if self.square_px % _TIFF_STEP_PX:
             raise InputError(f"square_px {self.square_px}: a multiple of {_TIFF_STEP_PX}, the step of a TIFF's tiles")
         if self.block_px % self.square_px or self.side_px % self.block_px:

@@ -368,7 +368,7 @@ def make_study(fields: tuple[Field, ...], folder: Path, task: Any, seed: int, ar
             folds=args.folds,
             seed=seed,
         )
-        out = folder / f"{side_px}px"
+        out = folder / (f"{side_px}px" if halves == 4 else f"{side_px}px_{halves}_halves")
         finetuning = FinetuneSettings(
             model=args.model,
             weights=args.weights,

@@ -23,8 +23,8 @@ WEIGHTS, RUN, COMPARISON, CHECKPOINT_HASH = "weights", "run", "comparison", "che
 def starting_weights(reproduction: Reproduction, out: Path) -> Path | None:
     """Model to start from: a checkpoint is converted into OUT/weights, once. None: random weights.
 
-    Raises `InputError` for a checkpoint that cannot be converted, for another one than that of this folder, and for
-    weights that this cell cannot start from: all that is found out before the first download.
+    Raises `InputError` for a checkpoint that cannot be converted, and for another one than that of this folder. Weights
+    that this cell cannot start from raise it too, before the first download.
     """
     settings = reproduction.settings
     if not isinstance(settings, FinetuneSettings):

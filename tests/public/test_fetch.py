@@ -63,7 +63,11 @@ def sampled(folder: Path, every_s: float = 0.005) -> Iterator[list[int]]:
     def sample() -> None:
         while not end.wait(every_s):
             total = 0
-            for path in folder.rglob("*"):
+            try:
+                paths = list(folder.rglob("*"))
+            except FileNotFoundError:  # a slide was dropped meanwhile
+                continue
+            for path in paths:
                 try:
                     total += path.stat().st_size if path.is_file() and path.suffix != ".claim" else 0
                 except OSError:

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,35 @@ def test_bash_completes_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     )
     done = subprocess.run([bash], input=script, capture_output=True, text=True, check=False)
     assert "site-check" in done.stdout.split(), done.stderr
+
+
+@pytest.mark.parametrize("name", ["_longvit", "_cyclopts_longvit", "sourced"])
+def test_zsh_completes_whatever_its_file_is_called(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if (zsh := shutil.which("zsh")) is None:
+        pytest.skip("zsh is not installed")
+    assert main(["completion", "zsh"]) == 0
+    (tmp_path / name).write_text(capsys.readouterr().out)
+    script = (
+        f"fpath=({tmp_path}); _arguments() {{ print completed }}; compdef() {{ print registered $1 $2 }}\n"
+        f"source {tmp_path / name}; _cyclopts_longvit"
+        if name == "sourced"
+        else f"fpath=({tmp_path}); _arguments() {{ print completed }}\nautoload -Uz {name}; {name}; {name}"
+    )
+    done = subprocess.run([zsh, "-f", "-c", script], capture_output=True, text=True, check=False)
+    wanted = ["registered _cyclopts_longvit longvit"] if name == "sourced" else ["completed"]
+    assert done.stdout.splitlines() == [*wanted, "completed"], done.stderr
+
+
+def test_fish_completes_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if (fish := shutil.which("fish")) is None:
+        pytest.skip("fish is not installed")
+    assert main(["completion", "fish"]) == 0
+    (tmp_path / "longvit.fish").write_text(capsys.readouterr().out)
+    words = f"source {tmp_path}/longvit.fish; complete -C 'longvit site-'; complete -C 'longvit fetch --side-'"
+    done = subprocess.run([fish, "-c", words], capture_output=True, text=True, check=False)
+    assert [line.split("\t")[0] for line in done.stdout.split("\n") if line] == ["site-check", "--side-px"], done.stderr
 
 
 def test_an_unknown_shell_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

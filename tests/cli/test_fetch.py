@@ -178,7 +178,7 @@ def test_a_project_of_the_gdc_becomes_canvases_of_its_svs_files(tmp_path: Path, 
     manifest = tmp_path / "manifest.txt"
     lines = ["\t".join((one["file_id"], one["file_name"], one["md5sum"], str(one["file_size"]))) for one in hits]
     manifest.write_text("\n".join(["id\tfilename\tmd5\tsize", *lines]) + "\n")
-    assert main(["fetch", "--manifest", str(manifest), "--out", str(out), "--dry-run"]) == 0
+    assert main(["fetch", "--manifest", str(manifest), "--out", str(out), "--side-px", "64", "--dry-run"]) == 0
     assert "finished    2 before" in capsys.readouterr().out
 
 

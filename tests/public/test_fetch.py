@@ -63,7 +63,11 @@ def sampled(folder: Path, every_s: float = 0.005) -> Iterator[list[int]]:
     def sample() -> None:
         while not end.wait(every_s):
             total = 0
-            for path in folder.rglob("*"):
+            try:
+                paths = list(folder.rglob("*"))
+            except FileNotFoundError:  # a slide was dropped meanwhile
+                continue
+            for path in paths:
                 try:
                     total += path.stat().st_size if path.is_file() and path.suffix != ".claim" else 0
                 except OSError:
@@ -233,14 +237,17 @@ def test_kills_at_random_instants_leave_every_slide_once_and_nothing_half(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_the_same_command_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("file_bytes", "side_px", "stage"), [(40_000, SIDE_PX, "downloads"), (250_000, 512, "canvas")])
+def test_a_full_disk_is_one_line_and_the_same_command_resumes(
+    tmp_path: Path, file_bytes: int, side_px: int, stage: str
+) -> None:
     slides, out = make_archive(tmp_path, 3), tmp_path / "out"
     listed = [f"{s.slide_id}|{s.case_id}|{s.source}|{s.location}|{s.n_bytes}" for s in slides]
     (tmp_path / "slides.txt").write_text("\n".join(listed))
     limited = f"""
 import resource, runpy, sys
 from longvit.errors import InputError
-resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes}, {file_bytes}))
 sys.argv = {[str(SCRIPT), str(tmp_path), str(out)]!r} + sys.argv[1:]
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
@@ -250,11 +257,12 @@ except InputError as error:
 """
     with ArchiveServer(tmp_path / "served") as server:
         for jobs in ("1", "2"):
-            arguments = [sys.executable, "-c", limited, server.address, jobs, "10", str(SIDE_PX)]
+            arguments = [sys.executable, "-c", limited, server.address, jobs, "10", str(side_px)]
             run = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120)
             assert run.returncode == 2, run.stderr
             assert len(run.stdout.splitlines()) == 1
             assert "not written" in run.stdout
+            assert ("work/downloads" in run.stdout) == (stage == "downloads")
             assert not list(out.glob("*.tif"))
-        assert len(fetch(slides, out, settings(server.address)).done) == 3
+        assert len(fetch(slides, out, settings(server.address, side_px=side_px)).done) == 3
     assert_nothing_else(out, slides)

@@ -6,6 +6,15 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+_RUN_ZSH = """
+if [[ $funcstack[1] == (_longvit|_cyclopts_longvit) ]]; then
+  _cyclopts_longvit "$@"
+else
+  compdef _cyclopts_longvit longvit
+fi
+"""
+"""End of the zsh script. Without it a file that is not named after its function completes nothing."""
+
 
 def completion(
     shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="Shell that reads the script.")],
@@ -27,5 +36,5 @@ def completion(
     """
     from longvit.cli.commands import app
 
-    print(app.generate_completion(prog_name="longvit", shell=shell))
+    print(app.generate_completion(prog_name="longvit", shell=shell) + (_RUN_ZSH if shell == "zsh" else ""))
     return 0

@@ -58,9 +58,9 @@ class FetchSettings:
     tissue: TissueSettings = field(default_factory=TissueSettings)
     """Tissue mask of the tiles."""
     keep_slides: bool = False
-    """Keep the slides, in OUT/slides. They are not limited by `disk_gb`."""
+    """Keep the slides, in OUT/slides."""
     disk_gb: float = 50.0
-    """GiB that the downloads of all workers take at most at a time."""
+    """GiB that the downloads of all workers take at most at a time. Canvases, features and kept slides come on top."""
     jobs: int = 4
     """Worker processes (with `cluster`: on each node), each of which downloads two slides ahead of its reader."""
     device: str = "auto"

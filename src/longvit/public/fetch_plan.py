@@ -14,7 +14,10 @@ from longvit.files import file_stem
 from longvit.public.fetch_job import FetchSettings
 from longvit.public.selection import Selection
 from longvit.public.series_match import Unresolved
-from longvit.slide_jobs.fetch import FOLDER, FetchJob
+from longvit.slide_jobs import canvas as canvas_job
+from longvit.slide_jobs.features import feature_folder
+from longvit.slide_jobs.fetch import FOLDER, SLIDES, FetchJob
+from longvit.slide_jobs.job import read_record
 from longvit.slide_jobs.status import status
 
 MB_PER_S = 50.0
@@ -30,7 +33,7 @@ class FetchPlan:
 
     selection: Selection
     n_finished: int
-    """Slides that an earlier run in the same folder has finished."""
+    """Slides of which an earlier run in the same folder has made what this one is to make."""
     n_bytes_left: int
     """Bytes to download."""
     rate_mb_s: float
@@ -40,9 +43,9 @@ class FetchPlan:
     downloads_bytes: int
     """Bytes of slides on the disk at a time, at most."""
     kept_bytes: int
-    """Bytes of the slides that are kept."""
+    """Bytes of the slides that are still to be kept."""
     canvas_bytes: int
-    """Bytes of all canvases, at most: canvases are compressed without loss, to about a half."""
+    """Bytes of the canvases that are still to be made, at most: they are compressed without loss, to about a half."""
     has_features: bool
     """Features are made too; their size depends on the tissue."""
     free_bytes: int
@@ -57,7 +60,7 @@ class FetchPlan:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes on the disk at most, without features."""
+        """Bytes that the run needs at most, without features. What earlier runs wrote is no longer free."""
         return self.downloads_bytes + self.kept_bytes + self.canvas_bytes
 
 
@@ -71,14 +74,13 @@ def plan_fetch(
     """
     if mb_per_s is not None and not mb_per_s > 0:
         raise InputError(f"--mb-per-s {mb_per_s:g}: more than 0")
-    left = [
-        slide for slide in selection.slides if not (out_dir / FOLDER / f"{file_stem(slide.slide_id)}.json").is_file()
-    ]
+    left = [slide for slide in selection.slides if not _is_finished(slide.slide_id, out_dir, settings)]
+    to_download = [slide for slide in left if not (out_dir / SLIDES / file_stem(slide.slide_id)).exists()]
     rate, is_measured = mb_per_s or MB_PER_S, False
     if mb_per_s is None and (measured := _measured_rate(out_dir, selection)) is not None:
         rate, is_measured = measured, True
     most_bytes = int(settings.disk_gb * 2**30)
-    total = sum(slide.n_bytes for slide in left)
+    total = sum(slide.n_bytes for slide in to_download)
     return FetchPlan(
         selection=selection,
         n_finished=len(selection.slides) - len(left),
@@ -86,12 +88,28 @@ def plan_fetch(
         rate_mb_s=rate,
         is_measured=is_measured,
         downloads_bytes=min(most_bytes, total),
-        kept_bytes=selection.n_bytes if settings.keep_slides else 0,
-        canvas_bytes=_CHANNELS * settings.side_px**2 * len(selection.slides) if settings.canvas else 0,
+        kept_bytes=total if settings.keep_slides else 0,
+        canvas_bytes=_CHANNELS * settings.side_px**2 * len(left) if settings.canvas else 0,
         has_features=settings.encoder is not None,
         free_bytes=shutil.disk_usage(_existing(out_dir)).free,
-        above_bound=tuple(slide.slide_id for slide in left if slide.n_bytes > most_bytes),
+        above_bound=tuple(slide.slide_id for slide in to_download if slide.n_bytes > most_bytes),
     )
+
+
+def _is_finished(slide_id: str, out_dir: Path, settings: FetchSettings) -> bool:
+    """True where records of an earlier run say that everything was made which these settings ask for."""
+    stem = file_stem(slide_id)
+    if not (out_dir / FOLDER / f"{stem}.json").is_file():
+        return False
+    if settings.keep_slides and not (out_dir / SLIDES / stem).exists():
+        return False
+    if settings.canvas:
+        made = read_record(out_dir / canvas_job.FOLDER / f"{stem}.json").get("canvas")
+        if not isinstance(made, dict) or (made.get("side_px"), made.get("fit")) != (settings.side_px, settings.fit):
+            return False
+    if settings.encoder is None:
+        return True
+    return (feature_folder(out_dir, settings.tiles, settings.encoder) / f"{stem}.json").is_file()
 
 
 def _existing(folder: Path) -> Path:
@@ -162,7 +180,7 @@ def plan_lines(plan: FetchPlan) -> list[str]:
         parts.append(f"{_gib(plan.kept_bytes)} of kept slides")
     if plan.canvas_bytes:
         parts.append(f"{_gib(plan.canvas_bytes)} of canvases")
-    features = ", and features" if plan.has_features else ""
+    features = ", and features, whose size is not known before" if plan.has_features else ""
     lines.append(
         f"disk        at most {_gib(plan.disk_bytes)}{features}: {' + '.join(parts)}; {_gib(plan.free_bytes)} are free"
     )

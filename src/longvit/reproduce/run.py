@@ -32,6 +32,7 @@ from longvit.reproduce.stages import (
     COMPARISON,
     RUN,
     fetch_slides,
+    sha256_of,
     starting_weights,
     train_baseline,
     train_longvit,
@@ -108,8 +109,10 @@ def _provenance(reproduction: Reproduction, left_out: Mapping[str, str]) -> dict
     known = reproduction.cell.protocol.repository
     protocol, selection = reproduction.protocol, reproduction.selection
     is_longvit = isinstance(reproduction.settings, FinetuneSettings)
+    weights = reproduction.options.weights
     return {
         "starts_from": reproduction.start,
+        "checkpoint_sha256": sha256_of(weights) if weights is not None and weights.is_file() else None,
         "encoder": None if is_longvit else reproduction.options.encoder,
         "recipe": reproduction.cell.recipe,
         "changes": json.loads(json.dumps(reproduction.changes, default=str)),

@@ -23,25 +23,45 @@ WEIGHTS, RUN, COMPARISON, CHECKPOINT_HASH = "weights", "run", "comparison", "che
 def starting_weights(reproduction: Reproduction, out: Path) -> Path | None:
     """Model to start from: a checkpoint is converted into OUT/weights, once. None: random weights.
 
-    Raises `InputError` for a checkpoint that cannot be converted, and for another one than that of this folder.
+    Raises `InputError` for a checkpoint that cannot be converted, and for another one than that of this folder. Weights
+    that this cell cannot start from raise it too, before the first download.
     """
+    settings = reproduction.settings
+    if not isinstance(settings, FinetuneSettings):
+        return None
+    from longvit.finetuning.starting_model import starting_model
+
     weights = reproduction.options.weights
-    if weights is None or not weights.is_file():
-        return weights
+    if weights is not None and weights.is_file():
+        weights = _converted(weights, out / WEIGHTS)
+    starting_model(replace(settings, weights=weights, keep_head=False), ())
+    return weights
+
+
+def _converted(checkpoint: Path, folder: Path) -> Path:
+    """Folder with the model of a checkpoint."""
     from longvit.files import write_text
+    from longvit.model.longvit import LongViT
     from longvit.model.pretrained import convert, save_pretrained
 
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = out / WEIGHTS
+    digest = sha256_of(checkpoint)
     mark = folder / CHECKPOINT_HASH
     if mark.is_file():
         if mark.read_text(encoding="utf-8").strip() != digest:
-            raise InputError(f"{folder}: converted from another checkpoint than {weights}; choose another --out")
+            raise InputError(f"{folder}: converted from another checkpoint than {checkpoint}; choose another --out")
         return folder
-    save_pretrained(convert(weights), make_folder(folder))
+    model = convert(checkpoint)
+    if not isinstance(model, LongViT):
+        raise InputError(f"{checkpoint}: a model of tile features; LongViT is needed")
+    save_pretrained(model, make_folder(folder))
     write_text(mark, digest + "\n")
     return folder
+
+
+def sha256_of(checkpoint: Path) -> str:
+    """SHA-256 of a file."""
+    with checkpoint.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch_slides(reproduction: Reproduction, fetched: Path) -> dict[str, str]:

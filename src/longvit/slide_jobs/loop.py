@@ -74,6 +74,8 @@ def work(
         finally:
             queue.stopping.set()
             reader.stop()
+            if prepared is not None:
+                prepared.stop()
 
 
 def _read(job: SlideJob, taken: TakenSlide, reader: Reader, on_progress: OnSlideProgress | None) -> _ReadSlide:

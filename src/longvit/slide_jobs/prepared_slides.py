@@ -2,6 +2,9 @@
 
 Each thread takes a slide, prepares it and waits until the reader takes it. So a worker holds at most one slide per
 thread besides those that it reads and computes.
+
+A thread starts when the one before it has its first slide. The first slide thus has the worker's whole network, and the
+reader starts early; later slides become ready one after another instead of several at once.
 """
 
 from __future__ import annotations
@@ -36,11 +39,9 @@ class PreparedSlides:
         self._ready = deque[ReadySlide]()
         self._changed = threading.Condition()
         self._taking = threading.Lock()
-        self._running = job.ahead
+        self._started = self._running = 0
         self._fatal: Exception | None = None
-        for number in range(job.ahead):
-            # Daemons: a thread that waits for a silent server must not keep the process.
-            threading.Thread(target=self._prepare, name=f"prepare-{number}", daemon=True).start()
+        self._start_next()
 
     def next(self) -> ReadySlide | None:
         """The next slide; None after the last one. Raises `InputError` where nothing can be written."""
@@ -55,7 +56,23 @@ class PreparedSlides:
             self._changed.notify_all()
             return ready
 
+    def stop(self) -> None:
+        """Ends the waiting of all threads; nothing can be taken afterwards."""
+        self._queue.stopping.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _start_next(self) -> None:
+        """Starts the next thread, where one is left to start."""
+        with self._changed:
+            if self._started == self._job.ahead:
+                return
+            number, self._started, self._running = self._started, self._started + 1, self._running + 1
+        # A daemon: a thread that waits for a silent server must not keep the process.
+        threading.Thread(target=self._prepare, name=f"prepare-{number}", daemon=True).start()
+
     def _prepare(self) -> None:
+        is_first = True
         try:
             while True:
                 with self._taking:
@@ -63,6 +80,9 @@ class PreparedSlides:
                 if taken is None:
                     return
                 ready = self._prepared(taken)
+                if is_first:
+                    self._start_next()
+                    is_first = False
                 with self._changed:
                     self._ready.append(ready)
                     self._changed.notify_all()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeVar
 
 from longvit import __version__
@@ -152,10 +153,8 @@ class Client:
 
 def require_requests() -> None:
     """Raises `InputError` where `requests` is not installed."""
-    try:
-        import requests  # noqa: F401
-    except ImportError:
-        raise InputError("downloads need requests: pip install 'longvit[public]'") from None
+    if find_spec("requests") is None:
+        raise InputError("downloads need requests: pip install 'longvit[public]'")
 
 
 def _anonymous(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -73,7 +73,7 @@ def level_of(
     largest = _largest_frames(frames, files) if one.frames.in_items else []
     _check_frame_size(one, largest)
     header = read_jpeg_header(largest[0]) if largest and CODECS.get(one.syntax) == "jpeg" else None
-    colours = header.colours if header is not None and one.samples == 3 else None
+    colours = None if header is None or one.samples != 3 else header.colours or ("YCbCr" if header.is_jfif else None)
     stated = "RGB" if one.photometric == "RGB" else "YCbCr"
     if colours not in (None, stated):
         notes.append(f"level {index}: its PhotometricInterpretation says {stated}, its JPEG tiles are {colours}")

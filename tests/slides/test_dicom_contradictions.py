@@ -203,6 +203,8 @@ def changed_frame(path: Path, marker: bytes, at: int, value: int, **options: Any
         (b"\xff\x52", 13, 0, "its quantisation is not that of its wavelet"),
         (b"\xff\x5c", 6, 200, "its bands have more bits than 8-bit pixels give"),
         (b"\xff\x51", 40, 6, "bits instead of 8"),
+        (b"\xff\x51", 25, 5, "it states 13 tiles and has 1"),
+        (b"\xff\x90", 8, 77, "a tile part"),  # its length
         (b"\xff\x51", 9, 32, "in a frame of another size"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Folders of DICOM files as archives and media have them: each series one slide in every command, none lost silently."""
+"""DICOM folders of archives and media: each series is one slide in every command, and none is lost silently."""
 
 from __future__ import annotations
 

@@ -53,6 +53,8 @@ class Coding(NamedTuple):
 
     mixes_colours: bool | None
     is_reversible: bool | None
+    is_consistent: bool
+    """True if their headers do not contradict themselves, as those of an unusual encoder might."""
 
 
 def frame_decoder(
@@ -122,10 +124,10 @@ class _Frames:
         return rgb_of(pixels) if self._photometric == "YBR_FULL" else pixels
 
     def _jpeg_2000(self, data: bytes) -> Pixels:
-        header = check_jpeg_2000(data, self._tile_px)
+        header = check_jpeg_2000(data, self._tile_px, is_consistent=self._coding.is_consistent)
         if header.size_px != self._tile_px:
             raise ValueError(f"JPEG 2000 of {header.size_px[0]} × {header.size_px[1]} px in a frame of another size")
-        for stated, expected in zip((header.mixes_colours, header.is_reversible), self._coding, strict=True):
+        for stated, expected in zip((header.mixes_colours, header.is_reversible), self._coding[:2], strict=True):
             if expected not in (None, stated):
                 raise ValueError("the JPEG 2000 header differs from the file's header and from most frames")
         pixels = np.asarray(imagecodecs.jpeg2k_decode(data, numthreads=1))
@@ -176,13 +178,14 @@ def jpeg_2000_coding(syntax: str, photometric: str, frames: Sequence[bytes]) -> 
     """Coding of JPEG 2000 streams: what the file's header and most of `frames` say."""
     headers = [header for data in frames if (header := read_jpeg_2000_header(data)) is not None]
     if CODECS.get(syntax) != _JPEG_2000 or not headers:
-        return Coding(None, None)
+        return Coding(None, None, True)
     mixes_colours = {"RGB": False, "YBR_ICT": True, "YBR_RCT": True}.get(photometric)
     is_reversible = True if syntax in _LOSSLESS else {"YBR_ICT": False, "YBR_RCT": True}.get(photometric)
     half = len(headers) / 2
     return Coding(
         mixes_colours if sum(one.mixes_colours == mixes_colours for one in headers) > half else None,
         is_reversible if sum(one.is_reversible == is_reversible for one in headers) > half else None,
+        sum(not one.fault for one in headers) >= half,
     )
 
 

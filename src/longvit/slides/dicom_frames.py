@@ -83,7 +83,8 @@ def joined_fragments(data: bytes) -> bytes:
 
     Raises `ValueError` where their lengths do not fill `data`, and where a later item begins another image.
     """
-    parts, at = [], 0
+    parts: list[bytes] = []
+    at = 0
     while at < len(data):
         length = int.from_bytes(data[at + 4 : at + 8], "little")
         if data[at : at + 4] != b"\xfe\xff\x00\xe0" or at + _HEAD_BYTES + length > len(data):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-_START = b"\xff\x4f\xff\x51"
+_START, _END = b"\xff\x4f\xff\x51", b"\xff\xd9"
 _COD, _COC, _QCD, _QCC, _SOT = 0x52, 0x53, 0x5C, 0x5D, 0x90
+_PART, _PART_HEAD_BYTES = 0xFF90, 14
 _STYLES = 3
 """Styles of quantisation: none, derived from one step, one step per band."""
 _MAX_EXPONENT = 8 + 5
@@ -30,7 +31,7 @@ class Jpeg2000Header(NamedTuple):
     is_reversible: bool
     """True for the reversible wavelet."""
     fault: str
-    """Contradiction between the fields of coding and quantisation; empty where there is none."""
+    """Contradiction between the fields of coding, quantisation and tiles; empty where there is none."""
 
 
 def read_jpeg_2000_header(data: bytes) -> Jpeg2000Header | None:
@@ -46,7 +47,7 @@ def read_jpeg_2000_header(data: bytes) -> Jpeg2000Header | None:
 
 def _header(data: bytes, start: int) -> Jpeg2000Header:
     x1, y1, x0, y0 = struct.unpack_from(">4I", data, start + 8)
-    (samples,) = struct.unpack_from(">H", data, start + 40)
+    tile_w, tile_h, tile_x, tile_y, samples = struct.unpack_from(">4IH", data, start + 24)
     fields = [data[start + 42 + 3 * i : start + 45 + 3 * i] for i in range(min(samples, 4))]
     steps = [step for one in fields[:3] for step in one[1:]]
     coding = quantisation = b""
@@ -60,6 +61,11 @@ def _header(data: bytes, start: int) -> Jpeg2000Header:
         quantisation = body if marker == _QCD else quantisation
         at += 2 + length
     mixes_colours, levels, wavelet = coding[4], coding[5], coding[9]
+    fault = "" if has_own else _fault(levels, wavelet == 1, quantisation)
+    if 0 in (tile_w, tile_h):
+        fault = "it states tiles of 0 px"
+    elif not fault:
+        fault = _fault_of_parts(data, at, -(-(x1 - tile_x) // tile_w) * -(-(y1 - tile_y) // tile_h))
     return Jpeg2000Header(
         (x1 - x0, y1 - y0),
         samples,
@@ -67,7 +73,7 @@ def _header(data: bytes, start: int) -> Jpeg2000Header:
         any(step not in (0, 1) for step in steps),
         mixes_colours == 1,
         wavelet == 1,
-        "" if has_own else _fault(levels, wavelet == 1, quantisation),
+        fault,
     )
 
 
@@ -83,6 +89,24 @@ def _fault(levels: int, is_reversible: bool, quantisation: bytes) -> str:
     return ""
 
 
+def _fault_of_parts(data: bytes, at: int, n_tiles: int) -> str:
+    """Contradiction between the lengths of the tile parts from `at` on, the end of the stream, and the tiles."""
+    end = len(data.rstrip(b"\0")) - 2
+    if data[end:][:2] != _END:
+        return ""  # truncated, which is another fault
+    found = set()
+    while at < end:
+        marker, _, tile, length = struct.unpack_from(">HHHI", data, at)
+        if marker != _PART or 0 < length < _PART_HEAD_BYTES:
+            return "the length of a tile part leads elsewhere"
+        found.add(tile)
+        at = at + length if length else end  # 0: the last one
+    if at != end:
+        return "a tile part is longer than the stream"
+    is_whole = len(found) == n_tiles and max(found) == n_tiles - 1
+    return "" if is_whole else f"it states {n_tiles} tiles and has {len(found)}"
+
+
 def decodes_to_rgb(data: bytes) -> bool:
     """True if the decoder of a JPEG 2000 stream gives RGB whatever the photometric interpretation says.
 
@@ -92,9 +116,11 @@ def decodes_to_rgb(data: bytes) -> bool:
     return header is not None and (header.has_halved_chroma or header.mixes_colours)
 
 
-def check_jpeg_2000(data: bytes, tile_px: tuple[int, int]) -> Jpeg2000Header:
-    """Raises `ValueError` for a truncated codestream, and one whose header fits neither 8-bit pixels of a tile nor
-    itself."""
+def check_jpeg_2000(data: bytes, tile_px: tuple[int, int], *, is_consistent: bool = True) -> Jpeg2000Header:
+    """Raises `ValueError` for a truncated codestream, and one whose header does not fit 8-bit pixels of a tile.
+
+    `is_consistent`: a header that contradicts itself is refused too.
+    """
     header = read_jpeg_2000_header(data)
     if header is None:
         raise ValueError(f"not JPEG 2000, or damaged: the tile begins with {data[:4].hex(' ')}")
@@ -105,8 +131,8 @@ def check_jpeg_2000(data: bytes, tile_px: tuple[int, int]) -> Jpeg2000Header:
         raise ValueError(f"JPEG 2000 of {header.samples} samples per pixel")
     if header.bits != {8}:
         raise ValueError(f"JPEG 2000 of {', '.join(map(str, sorted(header.bits)))} bits instead of 8")
-    if header.fault:
+    if is_consistent and header.fault:
         raise ValueError(f"the JPEG 2000 header contradicts itself: {header.fault}")
-    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+    if not data.rstrip(b"\0").endswith(_END):
         raise ValueError("the JPEG 2000 stream has no end: truncated")
     return header

@@ -55,6 +55,7 @@ LIMIT_BYTES = 10**9
 _ADDRESS_SPACE = 8 * 2**30  # so that a try that would fill the machine ends in a MemoryError
 _GREY_LEVELS = 2
 DATA_DAMAGES = ("one byte", "8 to 64 bytes", "512 zeros", "4096 zeros", "512 random bytes")
+PLACES = ("coded pixels", "tables of the codec", "bytes moved", "other fields")
 PAGE_START, PAGE_END = "<!-- tables: from here written by tests/faults/damaged_slides.py -->", "<!-- to here -->"
 
 
@@ -364,11 +365,12 @@ def summary(tries: Sequence[Try]) -> dict[str, dict[str, int]]:
 
 
 def shares(tries: Sequence[Try]) -> dict[str, dict[str, tuple[int, int]]]:
-    """By codec and reader: how often each damage to the pixels gave other pixels without a word, of how many tries."""
+    """By codec and reader, for DICOM by layout: how often each damage to the pixels gave other pixels without a word, of how many tries."""
     table: dict[str, dict[str, tuple[int, int]]] = {}
     for one in tries:
         through = one.reader == "openslide" and "palette" not in one.kind
-        row = table.setdefault(f"{one.kind}, through OpenSlide" if through else one.codec, {})
+        name = one.kind if one.kind.startswith("DICOM") else one.codec
+        row = table.setdefault(f"{one.kind}, through OpenSlide" if through else name, {})
         silent, n = row.get(one.damage, (0, 0))
         row[one.damage] = (silent + (one.outcome in ("unseen", "wrong")), n + 1)
     return dict(sorted(table.items()))
@@ -385,10 +387,10 @@ def places_of_unseen(tries: Sequence[Try]) -> dict[str, Counter[str]]:
 
 def _place(touched: Sequence[str]) -> str:
     if touched == ("data",):
-        return "coded pixels"
+        return PLACES[0]
     if all(map(is_of_codec, touched)):
-        return "tables of the codec"
-    return "bytes moved" if touched == ("moved",) else "elsewhere"
+        return PLACES[1]
+    return PLACES[2] if touched == ("moved",) else PLACES[3]
 
 
 def share_tries(each: int, seed: int, jobs: int, names: Sequence[str]) -> list[Try]:
@@ -414,12 +416,13 @@ def metrics(tries: Sequence[Try], of_shares: Sequence[Try], seed: int) -> dict[s
         "largest_peak_mb": max(one.peak_mb for one in tries),
         "outcomes": summary(tries),
         "failures": [f"{n} × {outcome}: {kind}, {damage}" for (outcome, kind, damage), n in sorted(failures.items())],
+        "unseen": places_of_unseen(tries),
         "shares": shares(of_shares),
     }
 
 
 def markdown(now: dict[str, Any], before: dict[str, Any] | None) -> str:
-    """Both tables; figures of `before` stand in brackets."""
+    """The tables; figures of `before` stand in brackets."""
     shown = ("refused", "reported", "same", "unseen", *FAILURES)
     lines = [
         f"{now['tries']} damaged files of {now['kinds']} kinds, {now['damages']} kinds of damage, seed {now['seed']}, "
@@ -436,6 +439,9 @@ def markdown(now: dict[str, Any], before: dict[str, Any] | None) -> str:
         was = (old | old_total).get(codec)
         cells = [f"{row[name]}" + (f" ({was[name]})" if was and was[name] != row[name] else "") for name in shown]
         lines.append(f"| {codec} | {sum(row.values())} | {' | '.join(cells)} |")
+    lines += ["", f"| unseen | {' | '.join(PLACES)} |", f"|---|{'---:|' * len(PLACES)}"]
+    for codec, places in now["unseen"].items():
+        lines.append(f"| {codec} | {' | '.join(str(places.get(place, 0)) for place in PLACES)} |")
     if now["shares"]:
         lines += ["", f"| pixels of | {' | '.join(DATA_DAMAGES)} |", f"|---|{'---:|' * len(DATA_DAMAGES)}"]
         for name, shares_of in now["shares"].items():

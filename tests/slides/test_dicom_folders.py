@@ -135,6 +135,18 @@ def test_links_that_loop_through_a_series_count_it_once(tmp_path: Path) -> None:
     assert len(listed(tmp_path / "slides")) == 1
 
 
+def test_a_series_in_two_folders_is_noted(tmp_path: Path) -> None:
+    """Parts of a slide, each of which would count as a slide; or a copy, which is in the results twice."""
+    folder = slide(tmp_path / "slides" / "a")
+    notes: list[str] = []
+    assert listed(tmp_path, notes=notes) == ["a"]
+    shutil.copytree(folder, tmp_path / "slides" / "b")
+    slide(tmp_path / "slides" / "c", 1)
+    assert listed(tmp_path, notes=notes) == ["a", "b", "c"]
+    names = f"{folder} and {folder.parent / 'b'}"
+    assert notes == [f"{names}: one DICOM series in 2 folders, copies of a slide or parts of it"]
+
+
 @pytest.mark.slow
 def test_every_command_counts_a_folder_of_instances_as_one_slide(
     medium: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -96,7 +96,7 @@ class Instance:
     """Direction of rows and columns on the glass (ImageOrientationSlide), as text."""
     lens_power: str
     doubt: str
-    """What else says that this is no level of the slide, as a clause; empty for nothing."""
+    """Field that contradicts the ImageType VOLUME, as a clause; empty for none."""
 
 
 def image_flavour(path: Path) -> tuple[str, tuple[int, int]]:

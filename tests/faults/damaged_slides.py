@@ -365,7 +365,7 @@ def summary(tries: Sequence[Try]) -> dict[str, dict[str, int]]:
 
 
 def shares(tries: Sequence[Try]) -> dict[str, dict[str, tuple[int, int]]]:
-    """By codec and reader, for DICOM by layout: how often damage to the pixels gave other pixels silently, of how many."""
+    """By codec and reader, for DICOM by layout: tries of each damage to the pixels that gave other pixels, and all."""
     table: dict[str, dict[str, tuple[int, int]]] = {}
     for one in tries:
         through = one.reader == "openslide" and "palette" not in one.kind

@@ -43,7 +43,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-from tests.faults.damages import Damage, applies, damages, touched, why_unseen
+from tests.faults.damages import Damage, applies, damages, is_of_codec, touched, why_unseen
 from tests.faults.made_slides import Kind, Layout, kinds, layout
 from tests.faults.memory import begin_peak, status_bytes
 
@@ -55,6 +55,7 @@ LIMIT_BYTES = 10**9
 _ADDRESS_SPACE = 8 * 2**30  # so that a try that would fill the machine ends in a MemoryError
 _GREY_LEVELS = 2
 DATA_DAMAGES = ("one byte", "8 to 64 bytes", "512 zeros", "4096 zeros", "512 random bytes")
+PLACES = ("coded pixels", "tables of the codec", "bytes moved", "other fields")
 PAGE_START, PAGE_END = "<!-- tables: from here written by tests/faults/damaged_slides.py -->", "<!-- to here -->"
 
 
@@ -364,19 +365,37 @@ def summary(tries: Sequence[Try]) -> dict[str, dict[str, int]]:
 
 
 def shares(tries: Sequence[Try]) -> dict[str, dict[str, tuple[int, int]]]:
-    """By codec and reader: how often each damage to the pixels gave other pixels without a word, of how many tries."""
+    """By codec and reader, for DICOM by layout: tries of each damage to the pixels that gave other pixels, and all."""
     table: dict[str, dict[str, tuple[int, int]]] = {}
     for one in tries:
         through = one.reader == "openslide" and "palette" not in one.kind
-        row = table.setdefault(f"{one.kind}, through OpenSlide" if through else one.codec, {})
+        name = one.kind if one.kind.startswith("DICOM") else one.codec
+        row = table.setdefault(f"{one.kind}, through OpenSlide" if through else name, {})
         silent, n = row.get(one.damage, (0, 0))
         row[one.damage] = (silent + (one.outcome in ("unseen", "wrong")), n + 1)
     return dict(sorted(table.items()))
 
 
-def share_tries(each: int, seed: int, jobs: int) -> list[Try]:
-    """`each` tries of every damage to the pixels, for every kind of file."""
-    pairs = [(kind, damage) for kind in kinds() for damage in DATA_DAMAGES]
+def places_of_unseen(tries: Sequence[Try]) -> dict[str, Counter[str]]:
+    """By codec: what the damage hit that gave other pixels without a word."""
+    table: dict[str, Counter[str]] = {}
+    for one in tries:
+        if one.outcome == "unseen":
+            table.setdefault(one.codec, Counter())[_place(one.touched)] += 1
+    return dict(sorted(table.items()))
+
+
+def _place(touched: Sequence[str]) -> str:
+    if touched == ("data",):
+        return PLACES[0]
+    if all(map(is_of_codec, touched)):
+        return PLACES[1]
+    return PLACES[2] if touched == ("moved",) else PLACES[3]
+
+
+def share_tries(each: int, seed: int, jobs: int, names: Sequence[str]) -> list[Try]:
+    """`each` tries of every damage to the pixels, for every kind of file in `names`."""
+    pairs = [(kind, damage) for kind in names for damage in DATA_DAMAGES]
     return campaign(each * len(pairs), seed, jobs=jobs, only=pairs)
 
 
@@ -397,12 +416,13 @@ def metrics(tries: Sequence[Try], of_shares: Sequence[Try], seed: int) -> dict[s
         "largest_peak_mb": max(one.peak_mb for one in tries),
         "outcomes": summary(tries),
         "failures": [f"{n} × {outcome}: {kind}, {damage}" for (outcome, kind, damage), n in sorted(failures.items())],
+        "unseen": places_of_unseen(tries),
         "shares": shares(of_shares),
     }
 
 
 def markdown(now: dict[str, Any], before: dict[str, Any] | None) -> str:
-    """Both tables; figures of `before` stand in brackets."""
+    """The tables; figures of `before` stand in brackets."""
     shown = ("refused", "reported", "same", "unseen", *FAILURES)
     lines = [
         f"{now['tries']} damaged files of {now['kinds']} kinds, {now['damages']} kinds of damage, seed {now['seed']}, "
@@ -419,6 +439,9 @@ def markdown(now: dict[str, Any], before: dict[str, Any] | None) -> str:
         was = (old | old_total).get(codec)
         cells = [f"{row[name]}" + (f" ({was[name]})" if was and was[name] != row[name] else "") for name in shown]
         lines.append(f"| {codec} | {sum(row.values())} | {' | '.join(cells)} |")
+    lines += ["", f"| unseen | {' | '.join(PLACES)} |", f"|---|{'---:|' * len(PLACES)}"]
+    for codec, places in now["unseen"].items():
+        lines.append(f"| {codec} | {' | '.join(str(places.get(place, 0)) for place in PLACES)} |")
     if now["shares"]:
         lines += ["", f"| pixels of | {' | '.join(DATA_DAMAGES)} |", f"|---|{'---:|' * len(DATA_DAMAGES)}"]
         for name, shares_of in now["shares"].items():
@@ -445,6 +468,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tries", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--container", help="only slides of this kind: tiff, dicom, png, jpeg, mrxs")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--shares", type=int, default=0, help="tries of each damage to the pixels of each kind of file")
     parser.add_argument("--all", action="store_true", help="what `make fuzz` asks of every campaign: the 1,000 tries")
@@ -454,8 +478,13 @@ def main() -> int:
     parser.add_argument("--save", type=Path, help="write the figures as JSON")
     parser.add_argument("--page", type=Path, help="put the tables into this page")
     options = parser.parse_args()
-    tries = campaign(options.tries, options.seed, jobs=options.jobs)
-    of_shares = share_tries(options.shares, options.seed, options.jobs) if options.shares else []
+    chosen = [kind for kind in kinds().values() if options.container in (None, kind.container)]
+    pairs = [(kind.name, damage.name) for kind in chosen for damage in damages().values() if applies(damage, kind)]
+    if not pairs:
+        parser.error(f"no slide of the kind {options.container}")
+    tries = campaign(options.tries, options.seed, jobs=options.jobs, only=pairs)
+    names = [kind.name for kind in chosen]
+    of_shares = share_tries(options.shares, options.seed, options.jobs, names) if options.shares else []
     now = json.loads(json.dumps(metrics(tries, of_shares, options.seed)))
     before = json.loads(options.before.read_text()) if options.before else None
     for one in tries:
@@ -471,6 +500,8 @@ def main() -> int:
     else:
         for codec, counts in now["outcomes"].items():
             print(f"{codec}: {', '.join(f'{n} {name}' for name, n in counts.items() if n)}")
+        for codec, places in places_of_unseen(tries).items():
+            print(f"unseen, {codec}: {', '.join(f'{n} in {place}' for place, n in places.most_common())}")
     wrong = sum(one.outcome in FAILURES for one in tries)
     print(f"{len(tries)} damaged slides, {wrong} wrong", file=sys.stderr)
     return 1 if wrong else 0

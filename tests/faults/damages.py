@@ -611,13 +611,18 @@ def why_unseen(
         return "whether 0 is black or white: nothing else states it"
     if kind.has_checksum:
         return ""
-    if names == {"moved"} or names <= {"data", *_CODEC_TABLES}:
+    if names == {"moved"} or all(is_of_codec(name) for name in names):
         return f"{kind.codec}: no checksum"
     # With the end of the file go pixels; an end marker that is gone with them can be seen.
-    ends = "data" in names and not any(name.startswith(_DECIDES) for name in names)
+    ends = any(map(is_of_codec, names)) and not any(name.startswith(_DECIDES) for name in names)
     if ends and kind.container != "jpeg" and damage.group == "file":
         return f"{kind.codec}: no checksum"
     return ""
+
+
+def is_of_codec(name: str) -> bool:
+    """True for coded pixels, and for headers and tables that they are decoded with."""
+    return name == "data" or name in _CODEC_TABLES or name.startswith("codec ")
 
 
 def _why_size_unseen(kind: Kind, names: set[str], size_px: tuple[int, int], whole_px: tuple[int, int]) -> str:

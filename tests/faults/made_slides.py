@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,14 @@ class Layout:
     """TIFF: start of a directory and place of its pointer to the next one."""
     parts: tuple[tuple[str, Span], ...] = field(default=())
     """PNG: chunks. JPEG: segments before the scan. DICOM: elements (tag in hex)."""
+    codec: tuple[tuple[str, Span], ...] = ()
+    """Headers and tables of the codestreams in `data`, by marker ("codec c4"): with them pixels are decoded."""
 
     def names(self, at: int) -> str:
         """What the byte at `at` belongs to."""
+        for name, (start, end) in self.codec:
+            if start <= at < end:
+                return name
         if any(start <= at < end for start, end in self.data):
             return "data"
         for entry in self.entries:
@@ -243,7 +248,30 @@ def _dicom(path: Path, pixels: Pixels, codec: str) -> None:
 
 def layout(kind: Kind, content: bytes) -> Layout:
     """Where the header and the pixels of an undamaged file of this kind lie."""
-    return {"tiff": _tiff, "png": _png, "jpeg": _jpeg, "dicom": _dicom_layout, "mrxs": _mrxs}[kind.container](content)
+    parsers = {"tiff": _tiff, "png": _png, "jpeg": _jpeg, "dicom": _dicom_layout, "mrxs": _mrxs}
+    found = parsers[kind.container](content)
+    streams = [] if kind.container in ("png", "jpeg") else found.data
+    return replace(found, codec=tuple(part for span in streams for part in codec_parts(content, *span)))
+
+
+def codec_parts(content: bytes, start: int, end: int) -> list[tuple[str, Span]]:
+    """What a codestream of JPEG, JPEG-LS, JPEG 2000 or RLE has beside coded pixels; nothing for another codec."""
+    stream = content[start:end]
+    if struct.unpack_from("<2I", stream.ljust(8)) in ((1, 64), (3, 64)):
+        return [("codec head", (start, start + 64))]
+    last = {b"\xff\xd8": 0xDA, b"\xff\x4f": 0x90}.get(stream[:2])  # start of the scan, of the first tile
+    if last is None or len(stream) < 8:
+        return []
+    parts, at, marker = [("codec start", (0, 2))], 2, 0
+    while marker != last and at + 4 <= len(stream) and stream[at] == 0xFF:
+        marker, n = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
+        parts.append((f"codec {marker:02x}", (at, at + 2 + n)))
+        at += 2 + n
+    if last == 0x90:
+        parts.append(("codec 93", (at, at + 2)))  # start of the data
+    if (finish := stream.rfind(b"\xff\xd9", at)) >= 0:
+        parts.append(("codec end", (finish, len(stream))))
+    return [(name, (start + a, start + b)) for name, (a, b) in parts]
 
 
 def _tiff(content: bytes) -> Layout:

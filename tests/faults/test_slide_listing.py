@@ -221,6 +221,15 @@ def test_what_is_passed_over_is_counted_in_one_line(slides: Path, capfd: pytest.
     assert lines == ["passed over: 4 files: .json 1, .txt 2, .vsi 1"]
 
 
+def test_downloads_that_were_not_finished_and_names_with_blanks_at_the_end_are_counted(slides: Path) -> None:
+    write_slide(slides / "a.tif")
+    for name in ("b.tif.part", "c.svs.crdownload", "d.tif.tmp", "e.ndpi~", "f.svs.gz", "g.tif "):
+        (slides / name).touch()
+    notes: list[str] = []
+    assert ids(slides, notes=notes) == ["a"]
+    assert notes == ["passed over: 6 files: .crdownload 1, .gz 1, .ndpi~ 1, .part 1, .tif  1, .tmp 1"]
+
+
 def test_nothing_but_other_files_says_which(slides: Path) -> None:
     (slides / "a.vsi").touch()
     with pytest.raises(InputError, match=r"no slides in it .*passed over: 1 file: \.vsi 1"):

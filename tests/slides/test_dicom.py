@@ -247,7 +247,14 @@ def test_optical_paths_in_files_of_their_own(tmp_path: Path) -> None:
     for index, name in enumerate(("A", "B", "C")):
         stain = image(index)[..., 0]
         write_level(tmp_path / f"{index}.dcm", stain, series, codec="plain grey", optical_paths=(name,))
-        write_level(tmp_path / f"{index}s.dcm", halved(stain), series, codec="plain grey", optical_paths=(name,))
+        write_level(
+            tmp_path / f"{index}s.dcm",
+            halved(stain),
+            series,
+            codec="plain grey",
+            optical_paths=(name,),
+            spacing_mm=(0.001, 0.001),
+        )
     slide = check(tmp_path, np.repeat(image()[..., :1], 3, axis=2))
     assert slide.notes == ("optical path 1 of 3 is read (A A)",)
     assert np.array_equal(pixels_of(slide, 1)[..., 0], halved(image()[..., 0]))

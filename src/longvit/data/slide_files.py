@@ -11,13 +11,12 @@ from pathlib import Path
 
 from longvit.errors import InputError
 from longvit.files import is_folder
-from longvit.slides.file_kind import DICOM_SUFFIXES, slide_stem
+from longvit.slides.file_kind import DICOM_SUFFIXES, IMAGE_SUFFIXES, slide_stem
 from longvit.slides.folder import Folder, SlideFiles, dicom_series, mirax_file, read_folder
 from longvit.slides.slide_name import printable
 from longvit.slides.spelling import composed, folded
 
 _Key = tuple[int, int]
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class FolderSearch:
@@ -277,4 +276,4 @@ def _holds_results(folder: Folder) -> bool:
 
 def _is_plot_or_canvas(name: str, names: set[str]) -> bool:
     """True for a possible plot or canvas of a slide, which has a record beside it."""
-    return name.lower().endswith(_IMAGE_SUFFIXES) or f"{name}.json" in names
+    return name.lower().endswith(IMAGE_SUFFIXES) or f"{name}.json" in names

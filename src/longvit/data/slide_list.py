@@ -77,7 +77,8 @@ def find_slides(
     first file.
 
     - `leave_out`: a folder whose files are not slides, anywhere below (the results, which hold plots).
-    - `note`: receives one line about files that a search through folders skipped.
+    - `note`: receives one line about files that a search through folders skipped, and one about a DICOM series of
+      several files that is in two folders.
 
     Raises `InputError` for a missing source or `slides_dir`, a folder or glob without slides, two files with one slide
     id, and two ids for one DICOM slide. It also refuses a CSV without such a column, with an mpp that is not a positive
@@ -96,6 +97,8 @@ def find_slides(
     passed_over = _counted(collected.passed_over)
     if passed_over:
         note(f"passed over: {passed_over}")
+    if divided := _divided_series(collected.series):
+        note(divided)
     if not collected.slides:
         raise InputError("no slides given: name files, a folder, a glob or a CSV")
     return _each_once(collected.slides, collected.series)
@@ -251,6 +254,20 @@ def _each_once(slides: Sequence[ListedSlide], series: Mapping[Path, str]) -> tup
                 f"list them in a CSV with the columns slide_id,path"
             )
     return tuple(by_id.values())
+
+
+def _divided_series(series: Mapping[Path, str]) -> str:
+    """Line about series that are in more than one folder; "" for none. Each folder is one slide all the same."""
+    places: dict[str, dict[str, Path]] = {}
+    for path, uid in series.items():
+        folder = path if is_folder(path) else path.parent
+        places.setdefault(uid, {}).setdefault(os.path.realpath(folder), path)
+    found = [list(paths.values()) for paths in places.values() if len(paths) > 1]
+    if not found:
+        return ""
+    names = " and ".join(printable(str(path)) for path in found[0][:2])
+    more = f"; {len(found) - 1} more series" if found[1:] else ""
+    return f"{names}: one DICOM series in {len(found[0])} folders, copies of a slide or parts of it{more}"
 
 
 def _counted(passed_over: Mapping[str, str]) -> str:

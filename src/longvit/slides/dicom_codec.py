@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from longvit.slides.jpeg_2000 import check_jpeg_2000, decodes_to_rgb, read_jpeg_2000_header
 from longvit.slides.jpeg_file import read_jpeg_header
 from longvit.slides.jpeg_tile import REDUCTIONS, JpegTiles
 from longvit.slides.pixel_reader import UnsupportedError
-from longvit.slides.tile_decoding import TileDecoder, check_jpeg_2000
+from longvit.slides.tile_decoding import TileDecoder
 
 Pixels = NDArray[np.uint8]
 
@@ -42,16 +44,32 @@ _NAMES = {
     "1.2.840.10008.1.2.4.111": "JPEG XL",
     "1.2.840.10008.1.2.4.112": "JPEG XL",
 }
+_LOSSLESS = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202")
 _RLE_HEAD_BYTES = 64
 
 
+class Coding(NamedTuple):
+    """Coding that all JPEG 2000 frames of a level share; None where its files do not say, or contradict each other."""
+
+    mixes_colours: bool | None
+    is_reversible: bool | None
+    is_consistent: bool
+    """True if their headers do not contradict themselves, as those of an unusual encoder might."""
+
+
 def frame_decoder(
-    syntax: str, photometric: str, samples: int, planar: bool, tile_px: tuple[int, int], jpeg_colours: str | None
+    syntax: str,
+    photometric: str,
+    samples: int,
+    planar: bool,
+    tile_px: tuple[int, int],
+    jpeg_colours: str | None,
+    coding: Coding,
 ) -> TileDecoder:
     """Decoder for the frames of one level.
 
     `jpeg_colours`: "RGB" or "YCbCr" where the JPEG streams state their own colours, which then override `photometric`.
-    Raises `UnsupportedError` for another codec.
+    `coding`: that of the JPEG 2000 streams. Raises `UnsupportedError` for another codec.
     """
     codec = CODECS.get(syntax)
     if codec is None:
@@ -63,15 +81,18 @@ def frame_decoder(
         if photometric == "MONOCHROME1":
             return TileDecoder(lambda data, index: np.invert(tiles.decode(data)))
         return TileDecoder(lambda data, index: tiles.decode(data), tiles.decode, reductions)
-    decode: Callable[[bytes], Pixels] = _Frames(codec, photometric, samples, planar, tile_px)
+    decode: Callable[[bytes], Pixels] = _Frames(codec, photometric, samples, planar, tile_px, coding)
     return TileDecoder(lambda data, index: decode(data))
 
 
 class _Frames:
     """Decoder of the frames of every codec but JPEG."""
 
-    def __init__(self, codec: str, photometric: str, samples: int, planar: bool, tile_px: tuple[int, int]) -> None:
+    def __init__(
+        self, codec: str, photometric: str, samples: int, planar: bool, tile_px: tuple[int, int], coding: Coding
+    ) -> None:
         self._photometric, self._samples, self._planar, self._tile_px = photometric, samples, planar, tile_px
+        self._coding = coding
         self._decode = {
             _JPEG_LS: self._jpeg_ls,
             _JPEG_2000: self._jpeg_2000,
@@ -103,10 +124,13 @@ class _Frames:
         return rgb_of(pixels) if self._photometric == "YBR_FULL" else pixels
 
     def _jpeg_2000(self, data: bytes) -> Pixels:
-        check_jpeg_2000(data, self._tile_px)
+        header = check_jpeg_2000(data, self._tile_px, is_consistent=self._coding.is_consistent)
+        if header.size_px != self._tile_px:
+            raise ValueError(f"JPEG 2000 of {header.size_px[0]} × {header.size_px[1]} px in a frame of another size")
+        for stated, expected in zip((header.mixes_colours, header.is_reversible), self._coding[:2], strict=True):
+            if expected not in (None, stated):
+                raise ValueError("the JPEG 2000 header differs from the file's header and from most frames")
         pixels = np.asarray(imagecodecs.jpeg2k_decode(data, numthreads=1))
-        if pixels.dtype != np.uint8:
-            raise ValueError(f"a frame of {pixels.dtype} instead of 8 bits")
         if self._photometric in ("YBR_FULL", "YBR_FULL_422") and not decodes_to_rgb(data):
             return rgb_of(pixels)
         return pixels
@@ -145,10 +169,24 @@ def frame_size(syntax: str, data: bytes) -> tuple[int, int] | None:
         return None if header is None else (header.width_px, header.height_px)
     if codec == _JPEG_LS and (head := _jpeg_ls_head(data)) is not None:
         return head[0], head[1]
-    if codec == _JPEG_2000 and (at := data.find(b"\xff\x4f\xff\x51")) >= 0 and len(data) >= at + 24:
-        x1, y1, x0, y0 = struct.unpack_from(">4I", data, at + 8)
-        return x1 - x0, y1 - y0
+    if codec == _JPEG_2000 and (stream := read_jpeg_2000_header(data)) is not None:
+        return stream.size_px
     return None
+
+
+def jpeg_2000_coding(syntax: str, photometric: str, frames: Sequence[bytes]) -> Coding:
+    """Coding of JPEG 2000 streams: what the file's header and most of `frames` say."""
+    headers = [header for data in frames if (header := read_jpeg_2000_header(data)) is not None]
+    if CODECS.get(syntax) != _JPEG_2000 or not headers:
+        return Coding(None, None, True)
+    mixes_colours = {"RGB": False, "YBR_ICT": True, "YBR_RCT": True}.get(photometric)
+    is_reversible = True if syntax in _LOSSLESS else {"YBR_ICT": False, "YBR_RCT": True}.get(photometric)
+    half = len(headers) / 2
+    return Coding(
+        mixes_colours if sum(one.mixes_colours == mixes_colours for one in headers) > half else None,
+        is_reversible if sum(one.is_reversible == is_reversible for one in headers) > half else None,
+        sum(not one.fault for one in headers) >= half,
+    )
 
 
 def check_jpeg_ls(data: bytes, tile_px: tuple[int, int], samples: int) -> None:
@@ -171,22 +209,6 @@ def _jpeg_ls_head(data: bytes) -> tuple[int, int, int, int] | None:
             return width, height, bits, samples
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
-
-
-def decodes_to_rgb(data: bytes) -> bool:
-    """True if the decoder of a JPEG 2000 stream gives RGB whatever the photometric interpretation says.
-
-    It undoes the transform of the codec, and converts halved chroma (Aperio's YCbCr is stored so).
-    """
-    start = data.find(b"\xff\x4f\xff\x51")
-    if any(step not in (0, 1) for i in range(3) for step in data[start + 43 + 3 * i : start + 45 + 3 * i]):
-        return True
-    at = start + 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\x90":  # up to the first tile
-        if data[at + 1] == 0x52:  # COD: style, progression, layers (2 bytes), transform
-            return data[at + 8 : at + 9] == b"\1"
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
 
 
 def _with_full_chroma(pairs: Pixels) -> Pixels:

@@ -19,6 +19,9 @@ from longvit.slides.dicom_header import ITEM, SEQUENCE_END, UNDEFINED, Element, 
 _EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x7FE00001, 0x7FE00002
 _HEAD_BYTES = 8
 """Tag and length of an item."""
+_BEHIND_BYTES = 4096
+_TRAILERS = (b"\xfa\xff\xfa\xff", b"\xfc\xff\xfc\xff")
+"""Tags of the elements that may follow the pixels: signatures, padding."""
 _WRAPS_BYTES = 2**32
 """Offsets of four bytes begin again at 0 beyond these."""
 _STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")
@@ -47,7 +50,7 @@ def find_frames(path: Path, dataset: Dataset, frames: int, frame_bytes: int, *, 
         raise damaged(path, "it has no pixels")
     n_bytes = len(dataset.data)
     if pixels.length != UNDEFINED:
-        return _plain(path, pixels, frames, frame_bytes, n_bytes)
+        return _plain(path, dataset.data, pixels, frames, frame_bytes)
     tag, length = _item(dataset.data, pixels.start)
     if tag != ITEM:
         raise damaged(path, "its pixels do not begin with a table of frames")
@@ -66,32 +69,54 @@ def find_frames(path: Path, dataset: Dataset, frames: int, frame_bytes: int, *, 
         offsets += first
     if offsets is None or walk:
         return _walked(path, dataset.data, first, frames, offsets)
-    ends = np.append(offsets[1:], _end_of_items(path, dataset.data, int(offsets[-1])))
+    last_items, end = _items(path, dataset.data, int(offsets[-1]))
+    if any(_begins_image(dataset.data, start) for start in last_items[1:]):
+        raise damaged(path, f"it states {frames} frames, its pixels have {frames + len(last_items) - 1} items or more")
+    ends = np.append(offsets[1:], end)
     if not length:
         _check_lengths(path, dataset, offsets, ends)
     return Frames(offsets, ends - offsets, True)
 
 
 def joined_fragments(data: bytes) -> bytes:
-    """The items of one frame, joined. Raises `ValueError` where their lengths do not fill `data`."""
-    parts, at = [], 0
+    """The items of one frame, joined.
+
+    Raises `ValueError` where their lengths do not fill `data`, and where a later item begins another image.
+    """
+    parts: list[bytes] = []
+    at = 0
     while at < len(data):
         length = int.from_bytes(data[at + 4 : at + 8], "little")
         if data[at : at + 4] != b"\xfe\xff\x00\xe0" or at + _HEAD_BYTES + length > len(data):
             raise ValueError("the table of frames contradicts the lengths of the items")
+        if parts and data.startswith(_STARTS, at + _HEAD_BYTES):
+            raise ValueError("two images in one frame: an item is not in the table of frames")
         parts.append(data[at + _HEAD_BYTES : at + _HEAD_BYTES + length])
         at += _HEAD_BYTES + length
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _plain(path: Path, pixels: Element, frames: int, frame_bytes: int, n_bytes: int) -> Frames:
-    expected = frames * frame_bytes
+def _plain(path: Path, data: mmap.mmap, pixels: Element, frames: int, frame_bytes: int) -> Frames:
+    expected, n_bytes = frames * frame_bytes, len(data)
     if pixels.length not in (expected, expected + expected % 2):
         raise damaged(path, f"{frames} frames need {expected} bytes of pixels, it has {pixels.length}")
     if pixels.start + expected > n_bytes:
         raise damaged(path, f"{expected} bytes of pixels extend beyond the end of the file")
+    _check_behind(path, data, pixels.start + pixels.length)
     offsets = pixels.start + np.arange(frames, dtype=np.int64) * frame_bytes
     return Frames(offsets, np.full(frames, frame_bytes, np.int64), False)
+
+
+def _check_behind(path: Path, data: mmap.mmap, at: int) -> None:
+    """Raises `InputError` for bytes behind plain pixels that are neither an element nor zeros.
+
+    A byte that was inserted moves the pixels behind it, and the last one out of them.
+    """
+    behind = data[at : at + _BEHIND_BYTES]
+    is_element = int.from_bytes(behind[:2], "little") >= PIXELS >> 16 and behind[4:6].isalpha()
+    if not behind.strip(b"\0") or behind[:4] in _TRAILERS or is_element:
+        return
+    raise damaged(path, f"{len(data) - at} bytes follow its pixels: bytes were inserted, or appended")
 
 
 def _extended(path: Path, dataset: Dataset, tag: int, frames: int) -> Places:
@@ -123,7 +148,7 @@ def _walked(path: Path, data: mmap.mmap, first: int, frames: int, offsets: Place
             raise damaged(path, "its table of frames contradicts the lengths of the items")
         return Frames(offsets, np.append(offsets[1:], end) - offsets, True)
     if len(starts) != frames:  # several items per frame, of which the first begins like an image
-        is_first = [data[start + _HEAD_BYTES : start + _HEAD_BYTES + 6].startswith(_STARTS) for start in starts]
+        is_first = [_begins_image(data, start) for start in starts]
         at = np.append(at[:-1][is_first], end)
         if len(at) - 1 != frames or not is_first[0]:
             raise damaged(path, f"it states {frames} frames, its pixels are in {len(starts)} items")
@@ -145,9 +170,8 @@ def _items(path: Path, data: mmap.mmap, at: int) -> tuple[list[int], int]:
     raise damaged(path, f"its pixels end in item {max(0, len(starts) - 1)}, without the mark of their end")
 
 
-def _end_of_items(path: Path, data: mmap.mmap, last: int) -> int:
-    """Offset of the delimiter behind the last frame, whose first item is at `last`."""
-    return _items(path, data, last)[1]
+def _begins_image(data: mmap.mmap, item: int) -> bool:
+    return data[item + _HEAD_BYTES : item + _HEAD_BYTES + 6].startswith(_STARTS)
 
 
 def _item(data: mmap.mmap, at: int) -> tuple[int, int]:

@@ -14,11 +14,14 @@ from longvit.slides.file_kind import first_bytes
 
 SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy Image Storage
 IMPLICIT = "1.2.840.10008.1.2"
-_UNREAD_SYNTAXES = ("1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")  # deflated, big-endian: not used for slides
+UNREAD_SYNTAXES = {"1.2.840.10008.1.2.1.99": "deflated", "1.2.840.10008.1.2.2": "big-endian"}
+"""Transfer syntaxes in which not even the header is read; slides do not use them."""
+DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
+"""Class of a DICOMDIR, the list of the files of a medium."""
 _LONG_KINDS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 UNDEFINED = 0xFFFFFFFF
 """Length of an element that ends with a delimiter."""
-META_SYNTAX, _META_CLASS = 0x00020010, 0x00020002
+META_SYNTAX, META_CLASS = 0x00020010, 0x00020002
 SOP_CLASS, _SERIES = 0x00080016, 0x0020000E
 _PER_FRAME = 0x52009230  # PerFrameFunctionalGroupsSequence; pixels have a higher tag
 ITEM, _ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -33,9 +36,9 @@ class DicomHeader(NamedTuple):
     """Fields that distinguish the files of one slide from those of another."""
 
     series: str
-    """SeriesInstanceUID: equal for all files of a slide."""
+    """SeriesInstanceUID: equal for all files of a slide. Empty for a DICOMDIR."""
     is_slide: bool
-    """True for a whole-slide image; others are reports, annotations, radiology."""
+    """True for a whole-slide image; others are reports, annotations, radiology, a DICOMDIR."""
 
 
 class Element(NamedTuple):
@@ -69,10 +72,12 @@ def _header(data: bytes) -> DicomHeader | None:
     values: dict[int, str] = {}
     for element in elements(data, _SERIES):
         values[element.tag] = text_of(element.value)
+        if values.get(META_CLASS) == DIRECTORY_CLASS:
+            return DicomHeader("", is_slide=False)
     if not values.get(_SERIES):
         return None
-    kind = values.get(SOP_CLASS) or values.get(_META_CLASS, "")
-    return DicomHeader(values[_SERIES], kind == SLIDE_CLASS)
+    # The class is stated twice. A slide whose class is damaged in one place stays one, so that opening reports it.
+    return DicomHeader(values[_SERIES], SLIDE_CLASS in (values.get(SOP_CLASS), values.get(META_CLASS)))
 
 
 def elements(data: Data, last: int) -> Iterator[Element]:
@@ -89,8 +94,8 @@ def elements(data: Data, last: int) -> Iterator[Element]:
             syntax = text_of(element.value)
         yield element
         at = end
-    if syntax in _UNREAD_SYNTAXES:
-        raise ValueError("deflated or big-endian")
+    if syntax in UNREAD_SYNTAXES:
+        raise ValueError(f"the transfer syntax is {UNREAD_SYNTAXES[syntax]}")
     explicit = syntax != IMPLICIT
     while at < len(data):
         tag, start, length, _ = _head_of_element(data, at, explicit)

@@ -16,7 +16,17 @@ from typing import NamedTuple
 from longvit.errors import InputError
 from longvit.slides.dicom_dataset import Dataset, read_dataset
 from longvit.slides.dicom_frames import Frames, find_frames
-from longvit.slides.dicom_header import META_SYNTAX, SLIDE_CLASS, SOP_CLASS, Element, damaged, elements
+from longvit.slides.dicom_header import (
+    DIRECTORY_CLASS,
+    META_CLASS,
+    META_SYNTAX,
+    SLIDE_CLASS,
+    SOP_CLASS,
+    UNREAD_SYNTAXES,
+    Element,
+    damaged,
+    elements,
+)
 from longvit.slides.dicom_positions import (
     PER_FRAME,
     SHARED,
@@ -26,7 +36,7 @@ from longvit.slides.dicom_positions import (
     positions_in_order,
     stated_positions,
 )
-from longvit.slides.pixel_reader import MAX_TILE_PX, check_side
+from longvit.slides.pixel_reader import MAX_TILE_PX, UnsupportedError, check_side
 
 _IMAGE_TYPE, _SOP_INSTANCE, _PYRAMID = 0x00080008, 0x00080018, 0x00080019
 _CONTAINER, _FRAME_OF_REFERENCE = 0x00400512, 0x00200052
@@ -37,7 +47,8 @@ _BITS = {"BitsAllocated": (0x00280100, 8), "BitsStored": (0x00280101, 8), "HighB
 _SIGNED = 0x00280103
 _SPACING, _MEASURES = 0x00280030, 0x00289110
 _WIDTH_MM, _HEIGHT_MM, _WIDTH, _HEIGHT = 0x00480001, 0x00480002, 0x00480006, 0x00480007
-_ORIENTATION = 0x00480102
+_LABEL_IN_IMAGE, _ORIENTATION = 0x00480010, 0x00480102
+_FRAME_TYPES, _FRAME_TYPE = 0x00400710, 0x00089007
 _OPTICAL_PATHS, _IDENTIFIER, _DESCRIPTION, _LENS_POWER = 0x00480105, 0x00480106, 0x00480107, 0x00480112
 _SAMPLES_OF = {
     "RGB": 3, "YBR_FULL": 3, "YBR_FULL_422": 3, "YBR_ICT": 3, "YBR_RCT": 3, "MONOCHROME1": 1, "MONOCHROME2": 1,
@@ -84,6 +95,8 @@ class Instance:
     orientation: str
     """Direction of rows and columns on the glass (ImageOrientationSlide), as text."""
     lens_power: str
+    doubt: str
+    """Field that contradicts the ImageType VOLUME, as a clause; empty for none."""
 
 
 def image_flavour(path: Path) -> tuple[str, tuple[int, int]]:
@@ -97,6 +110,8 @@ def image_flavour(path: Path) -> tuple[str, tuple[int, int]]:
             with contextlib.suppress(ValueError, IndexError, struct.error):  # a label may be cut off
                 found.extend(elements(data, _HEIGHT))
             dataset = Dataset(data, iter(found), True)
+            if (syntax := dataset.text(META_SYNTAX)) in UNREAD_SYNTAXES:
+                raise UnsupportedError(f"the transfer syntax {UNREAD_SYNTAXES[syntax]}")
             _require_slide(path, dataset)
             kinds = dataset.texts(_IMAGE_TYPE)
             size_px = dataset.integer(_WIDTH) or 0, dataset.integer(_HEIGHT) or 0
@@ -125,6 +140,8 @@ def read_instance(path: Path, *, walk: bool = False) -> Instance:
 
 
 def _require_slide(path: Path, dataset: Dataset) -> None:
+    if dataset.text(META_CLASS) == DIRECTORY_CLASS:
+        raise InputError(f"{path}: a DICOMDIR, which lists the files of a medium; give the folder of a slide")
     if dataset.text(SOP_CLASS) != SLIDE_CLASS:
         raise _no_slide(path, f"its SOP class is {dataset.text(SOP_CLASS)[:64] or 'not stated'}")
 
@@ -168,7 +185,17 @@ def _instance(path: Path, dataset: Dataset, walk: bool) -> Instance:
         volume_mm=_pair(dataset.real(_WIDTH_MM), dataset.real(_HEIGHT_MM)),
         orientation="\\".join(f"{value:g}" for value in along) if len(along) == 6 else "",
         lens_power=lens,
+        doubt=_doubt(dataset, shared),
     )
+
+
+def _doubt(dataset: Dataset, shared: Dataset | None) -> str:
+    """Field that contradicts the ImageType VOLUME."""
+    frame_types = None if shared is None else shared.first(_FRAME_TYPES)
+    kinds = [] if frame_types is None else frame_types.texts(_FRAME_TYPE)
+    if len(kinds) > 2 and kinds[2] != "VOLUME":
+        return f"its FrameType is {kinds[2][:32]}"
+    return "its SpecimenLabelInImage is YES" if dataset.text(_LABEL_IN_IMAGE) == "YES" else ""
 
 
 def _sizes(path: Path, dataset: Dataset) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longvit.errors import InputError
-from longvit.slides.dicom_codec import CODECS, decodes_to_rgb, frame_decoder, frame_size
+from longvit.slides.dicom_codec import CODECS, frame_decoder, frame_size, jpeg_2000_coding
 from longvit.slides.dicom_frames import joined_fragments
 from longvit.slides.dicom_header import damaged
 from longvit.slides.dicom_instance import Instance
+from longvit.slides.jpeg_2000 import decodes_to_rgb
 from longvit.slides.jpeg_file import read_jpeg_header
 from longvit.slides.pixel_reader import Level
 from longvit.slides.slide_name import printable
@@ -72,11 +73,11 @@ def level_of(
     largest = _largest_frames(frames, files) if one.frames.in_items else []
     _check_frame_size(one, largest)
     header = read_jpeg_header(largest[0]) if largest and CODECS.get(one.syntax) == "jpeg" else None
-    colours = header.colours if header is not None and one.samples == 3 else None
+    colours = None if header is None or one.samples != 3 else header.colours or ("YCbCr" if header.is_jfif else None)
     stated = "RGB" if one.photometric == "RGB" else "YCbCr"
     if colours not in (None, stated):
         notes.append(f"level {index}: its PhotometricInterpretation says {stated}, its JPEG tiles are {colours}")
-    if one.photometric in ("YBR_ICT", "YBR_RCT") and largest and not decodes_to_rgb(largest[0]):
+    if one.photometric in ("YBR_ICT", "YBR_RCT") and largest and not any(map(decodes_to_rgb, largest)):
         notes.append(
             f"level {index}: its PhotometricInterpretation says {one.photometric}, its streams are read as RGB"
         )
@@ -92,7 +93,15 @@ def level_of(
         rows=rows,
         planes=1,
         table=TileTable(offsets, counts, np.zeros(columns * rows, np.uint8)),
-        decoder=frame_decoder(one.syntax, one.photometric, one.samples, one.planar, one.tile_px, colours),
+        decoder=frame_decoder(
+            one.syntax,
+            one.photometric,
+            one.samples,
+            one.planar,
+            one.tile_px,
+            colours,
+            jpeg_2000_coding(one.syntax, one.photometric, largest),
+        ),
     )
 
 

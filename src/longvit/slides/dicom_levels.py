@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from longvit.slides.tiled_level import TiledLevel, written_levels
 
 _VOLUME = "VOLUME"
 _OTHER_IMAGES = ("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER")
+_NOTED_RATIO = 1.1
+"""Ratio of two statements of one length that is more than rounding."""
 _SHAPE_TOLERANCE = 0.02
 """Relative difference in shape between a level and level 0, beside two pixels."""
 
@@ -40,7 +43,7 @@ def read_levels(path: Path, files: Sequence[Path], *, walk: bool = False) -> Dic
     notes: list[str] = []
     volumes = _volumes(path, files, notes)
     instances = _one_pyramid(path, [read_instance(file, walk=walk) for file in volumes], notes)
-    instances = _without_copies(instances, notes)
+    instances = _without_other_images(_without_copies(instances, notes), notes)
     by_size: dict[tuple[int, int], list[Instance]] = {}
     for instance in instances:
         check_tile(instance)
@@ -55,6 +58,7 @@ def read_levels(path: Path, files: Sequence[Path], *, walk: bool = False) -> Dic
         if (why := _unlike(group, first, wanted)) is not None:
             notes.append(f"its level of {size[0]} × {size[1]} px is not used: {why}")
             continue
+        notes += _doubts_of_spacing(group[0], first)
         levels.append(level_of(group, len(levels), first, used, wanted, notes))
     kept = written_levels(path, levels)
     notes += _unwritten(levels, kept)
@@ -107,13 +111,23 @@ def _without_copies(instances: list[Instance], notes: list[str]) -> list[Instanc
         other = by_uid.setdefault(instance.uid or str(instance.path), instance)
         if other is instance:
             continue
-        if other.path.stat().st_size != instance.path.stat().st_size:
+        if not filecmp.cmp(other.path, instance.path, shallow=False):
             raise InputError(
-                f"{instance.path}: the SOPInstanceUID of {printable(other.path.name)}, but another size; keep the "
+                f"{instance.path}: the SOPInstanceUID of {printable(other.path.name)}, but another content; keep the "
                 f"whole one of both"
             )
         notes.append(f"{printable(instance.path.name)} is not used: a copy of {printable(other.path.name)}")
     return list(by_uid.values())
+
+
+def _without_other_images(instances: list[Instance], notes: list[str]) -> list[Instance]:
+    """Files without the labels and overviews that are called VOLUME; all of them where that would leave none."""
+    doubtful = [instance for instance in instances if instance.doubt]
+    is_kept = len(doubtful) == len(instances)
+    for instance in doubtful:
+        what = "read" if is_kept else "not used"
+        notes.append(f"{printable(instance.path.name)} is {what}: its ImageType is VOLUME, but {instance.doubt}")
+    return instances if is_kept else [instance for instance in instances if not instance.doubt]
 
 
 def _unlike(group: list[Instance], first: Instance, wanted: str) -> str | None:
@@ -122,12 +136,47 @@ def _unlike(group: list[Instance], first: Instance, wanted: str) -> str | None:
     difference = abs(height - height0 * width / width0)
     if difference > 2 + _SHAPE_TOLERANCE * height and abs(width - width0 * height / height0) > 2:
         return "its shape differs from that of level 0"
+    if (fault := _spacing_fault(group[0], first)) is not None:
+        return fault
     for instance in group:
         if instance.orientation and first.orientation and instance.orientation != first.orientation:
             return f"its orientation on the glass ({instance.orientation}) differs from that of level 0"
     if wanted and not any(wanted == name or not name for one in group for name, _ in one.optical_paths or (("", ""),)):
         return f"it lacks the optical path {wanted[:16]!r}"
     return None
+
+
+def _spacing_fault(one: Instance, first: Instance) -> str | None:
+    """Statement that a level shows another area of the glass than level 0; None for none.
+
+    A writer may have copied the spacing of level 0 to all levels, so that one is no such statement.
+    """
+    if one.volume_mm and first.volume_mm:
+        if _differ(one.volume_mm, first.volume_mm):
+            return "its ImagedVolumeWidth and Height differ from those of level 0"
+    elif one.spacing_mm and first.spacing_mm and one.spacing_mm != first.spacing_mm:
+        return _spacing_clause(one, first)
+    return None
+
+
+def _doubts_of_spacing(one: Instance, first: Instance) -> list[str]:
+    """Note about the spacing of a level that is used all the same."""
+    clause = _spacing_clause(one, first) if one.spacing_mm and first.spacing_mm else None
+    return [] if clause is None else [f"its level of {one.size_px[0]} × {one.size_px[1]} px: {clause}"]
+
+
+def _spacing_clause(one: Instance, first: Instance) -> str | None:
+    if one.spacing_mm is None or first.spacing_mm is None:
+        return None
+    ratios = [px0 / px for px0, px in zip(first.size_px, one.size_px, strict=True)]
+    expected = first.spacing_mm[0] * ratios[0], first.spacing_mm[1] * ratios[1]
+    if not _differ(one.spacing_mm, expected):
+        return None
+    return f"its PixelSpacing is {one.spacing_mm[0] * 1e3:.4g} µm, its size gives {expected[0] * 1e3:.4g} µm"
+
+
+def _differ(values: tuple[float, float], others: tuple[float, float]) -> bool:
+    return any(not 1 / _NOTED_RATIO < abs(a / b) < _NOTED_RATIO for a, b in zip(values, others, strict=True) if b)
 
 
 def _unwritten(levels: Sequence[TiledLevel], kept: Sequence[TiledLevel]) -> list[str]:

@@ -78,6 +78,7 @@ def positions_in_order(
         )
     at = (before or 0) + np.arange(frames, dtype=np.int64)
     tile, volume = at % (columns * rows), at // (columns * rows)
+    _check_order(path, dataset, tile % columns * tiles.tile_px[0], tile // columns * tiles.tile_px[1])
     groups = dataset.first(SHARED)
     measures = None if groups is None else groups.first(_MEASURES)
     step_mm = ([] if measures is None else measures.decimals(_BETWEEN_PLANES)) or [_DEFAULT_PLANE_MM]
@@ -85,6 +86,21 @@ def positions_in_order(
     base_mm = ([] if origin is None else origin.decimals(_Z)) or [0.0]
     z_mm = base_mm[0] + (volume % planes).astype(np.float64) * step_mm[0]
     return expected, Positions(tile % columns, tile // columns, z_mm, volume // planes)
+
+
+def _check_order(path: Path, dataset: Dataset, lefts: NDArray[np.int64], tops: NDArray[np.int64]) -> None:
+    """Raises `InputError` where frames in a fixed order also state positions, which are others."""
+    for frame, item in enumerate(dataset.items(PER_FRAME)):
+        position = item.first(_POSITION)
+        if position is None or frame >= len(lefts):  # stated for none
+            return
+        stated = position.signed(_LEFT), position.signed(_TOP)
+        if stated != (lefts[frame] + 1, tops[frame] + 1):
+            raise damaged(
+                path,
+                f"its frames are in the order of TILED_FULL, in which frame {frame + 1} is at "
+                f"({lefts[frame] + 1}, {tops[frame] + 1}); it states ({stated[0]}, {stated[1]})",
+            )
 
 
 def stated_positions(path: Path, dataset: Dataset, frames: int, tiles: Tiles, identifiers: list[str]) -> Positions:

@@ -50,6 +50,7 @@ _SUFFIX_KINDS = {
     ".jpeg": Kind.JPEG,
 }
 DICOM_SUFFIXES = tuple(suffix for suffix, kind in _SUFFIX_KINDS.items() if kind is Kind.DICOM)
+IMAGE_SUFFIXES = tuple(suffix for suffix, kind in _SUFFIX_KINDS.items() if kind in (Kind.PNG, Kind.JPEG))
 # The one list of suffixes of slides, for listing, lookup and opening. Longest first, so that `.ome.tiff` is cut off
 # whole. Identifiers may contain dots themselves (TCGA's do), so only a known extension is ever cut.
 SLIDE_SUFFIXES = tuple(

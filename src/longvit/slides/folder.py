@@ -18,12 +18,15 @@ from typing import NamedTuple
 from longvit.errors import InputError
 from longvit.files import is_folder
 from longvit.slides.dicom_header import read_dicom_header
-from longvit.slides.file_kind import DICOM_SUFFIXES, SLIDE_SUFFIXES, Kind, family_of, first_bytes
+from longvit.slides.file_kind import DICOM_SUFFIXES, IMAGE_SUFFIXES, SLIDE_SUFFIXES, Kind, family_of, first_bytes
 from longvit.slides.slide_name import printable
 
 NO_SLIDE = " (DICOM, but no whole slide)"
+BESIDE_DICOM = " (beside DICOM files)"
 MIRAX_INDEX = "Slidedat.ini"
 _name = attrgetter("name")
+_PREVIEWS = ("thumbnail", "thumb", "label", "macro", "overview", "preview")
+"""Names of PNG and JPEG files that a program puts beside the DICOM files of a slide."""
 _HAMAMATSU = (".vms", ".vmu")  # a text that names the images of the slide
 
 
@@ -37,6 +40,8 @@ class SlideFiles(NamedTuple):
     series: str = ""
     """SeriesInstanceUID, where the header was read."""
     is_dicom: bool = False
+    unread: tuple[Path, ...] = ()
+    """DICOM files in the folder whose series cannot be read: they may belong to this slide."""
 
 
 @dataclass
@@ -96,6 +101,7 @@ def read_folder(path: Path) -> Folder:
     if has_hamamatsu:
         _drop_hamamatsu_images(folder)
     if dicom:
+        _drop_previews(folder)
         folder.slides += _by_series(folder, dicom)
         folder.slides.sort(key=lambda slide: slide.path.name)
     return folder
@@ -110,8 +116,12 @@ def dicom_slide(path: Path) -> SlideFiles:
         folder = read_folder(path if is_folder(path) else path.parent)
         if not is_folder(path):
             _refuse_special_files(folder.path)
-            containing = next((slide for slide in folder.slides if slide.is_dicom and path in slide.files), None)
-            return containing or SlideFiles(path, (path,), is_dicom=True)
+            dicom = [slide for slide in folder.slides if slide.is_dicom]
+            containing = next((slide for slide in dicom if path in slide.files), None)
+            if containing is None:
+                return SlideFiles(path, (path,), is_dicom=True)
+            unread = [slide.path for slide in dicom if not slide.series] if containing.series else []
+            return containing._replace(unread=tuple(unread))
         if folder.is_mirax_data:
             raise InputError(_mirax_data(path))
         if (only_slide := folder.one_dicom) is not None:
@@ -235,9 +245,20 @@ def _kind_without_suffix(entry: os.DirEntry[str]) -> Kind:
 
 def counted_as(name: str) -> str:
     """Label under which a skipped file is counted: the suffix of its name in `Folder.passed_over`."""
-    addition = NO_SLIDE if name.endswith(NO_SLIDE) else ""
-    stem, dot, suffix = name.removesuffix(NO_SLIDE).rpartition(".")
+    addition = next((text for text in (NO_SLIDE, BESIDE_DICOM) if name.endswith(text)), "")
+    stem, dot, suffix = name.removesuffix(addition).rpartition(".")
     return (f".{printable(suffix.lower())}" if dot and stem and not suffix.isdigit() else "(no suffix)") + addition
+
+
+def _drop_previews(folder: Folder) -> None:
+    """Images with the name of a preview beside DICOM files are no slides."""
+    kept = []
+    for slide in folder.slides:
+        if slide.path.suffix.lower() in IMAGE_SUFFIXES and slide.path.stem.lower() in _PREVIEWS:
+            folder.passed_over.append((str(slide.path), f"{slide.path.name}{BESIDE_DICOM}"))
+        else:
+            kept.append(slide)
+    folder.slides = kept
 
 
 def _drop_hamamatsu_images(folder: Folder) -> None:

@@ -13,7 +13,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 _ROWS_AT_ONCE = 256
-_SOS, _ADOBE = 0xDA, 0xEE
+_SOS, _JFIF, _ADOBE = 0xDA, 0xE0, 0xEE
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
 
@@ -29,6 +29,8 @@ class JpegHeader:
     """Bytes per pixel that libjpeg keeps of an image in several scans; 0 for one scan."""
     colours: str | None
     """"RGB" or "YCbCr" where the stream is unambiguous (an Adobe marker, names, halved chroma), else None."""
+    is_jfif: bool
+    """True for a JFIF marker, which stands for YCbCr or grey."""
 
     @property
     def bytes_per_px(self) -> float:
@@ -41,6 +43,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
     at = 2
     frame: tuple[int, int, int, float, bool] | None = None
     colours: str | None = None
+    is_jfif = False
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if marker == 0xFF:  # a fill byte
@@ -49,6 +52,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
         body = data[at + 4 : at + 2 + length]
         if marker == _ADOBE and body[:5] == b"Adobe" and len(body) >= 12:
             colours = {0: "RGB", 1: "YCbCr"}.get(body[11], colours)
+        is_jfif = is_jfif or (marker == _JFIF and body[:5] == b"JFIF\0")
         if marker in _FRAMES and len(body) >= 6:
             height_px, width_px = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
             factors = [body[i] for i in range(7, 6 + 3 * body[5], 3) if i < len(body)]
@@ -62,9 +66,8 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
         if marker == _SOS and frame is not None and body:
             width_px, height_px, components, samples_per_px, progressive = frame
             has_several_scans = progressive or body[0] < components
-            return JpegHeader(
-                width_px, height_px, components, 2 * samples_per_px if has_several_scans else 0.0, colours
-            )
+            scan_bytes = 2 * samples_per_px if has_several_scans else 0.0
+            return JpegHeader(width_px, height_px, components, scan_bytes, colours, is_jfif)
         at += 2 + length
     return None
 

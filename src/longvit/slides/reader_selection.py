@@ -24,6 +24,7 @@ from longvit.slides.folder import dicom_slide, require_plain_files
 from longvit.slides.mpp import Candidate, openslide_candidates
 from longvit.slides.oriented import UPRIGHT, orientation_note, upright, upright_candidates
 from longvit.slides.pixel_reader import PixelReader, Rgb, UnsupportedError, check_side
+from longvit.slides.slide_name import printable
 
 if TYPE_CHECKING:
     from longvit.slides.openslide_reader import OpenSlideReader
@@ -371,13 +372,22 @@ def _open_dicom(path: Path, kind: Kind, wanted: ReaderName) -> Opened:
         ours = DicomReader(path, files, walk=wanted == "openslide")
         if wanted == "auto":
             reason = "its frames are read from their places"
-            return Opened(kind, "dicom", ours, reason, files, ours.candidates, ours.properties, ours.notes)
+            notes = (*ours.notes, *_unread_notes(slide.unread))
+            return Opened(kind, "dicom", ours, reason, files, ours.candidates, ours.properties, notes)
         reader = OpenSlideReader(file)
     except UnsupportedError as error:
         raise InputError(f"{path}: no reader reads this DICOM: {error}; convert it (wsidicomizer)") from error
     check_side(path, *reader.levels[0].size_px)
     candidates = tuple(openslide_candidates(reader.properties))
     return Opened(kind, reader.vendor, reader, "requested", files, candidates, reader.properties, ours.notes)
+
+
+def _unread_notes(unread: tuple[Path, ...]) -> list[str]:
+    if not unread:
+        return []
+    names = ", ".join(printable(path.name) for path in unread[:3])
+    more = ", …" if unread[3:] else ""
+    return [f"DICOM files beside it cannot be read ({names}{more}): it is incomplete if they are its parts"]
 
 
 def _open_other(path: Path, kind: Kind) -> Opened:

@@ -14,6 +14,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from longvit.slides.jpeg_2000 import check_jpeg_2000
 from longvit.slides.jpeg_tile import REDUCTIONS, JpegTiles
 from longvit.slides.pixel_reader import Rgb, UnsupportedError
 from longvit.slides.tile_table import NO_COMPRESSION, PADDING_BYTES
@@ -121,24 +122,6 @@ class _GenericTiles:
             on_background = premultiplied + (1 - alpha) * background
             out[y : y + _ROWS_AT_ONCE] = np.clip(np.rint(on_background), 0, 255)
         return out
-
-
-def check_jpeg_2000(data: bytes, tile_px: tuple[int, int]) -> None:
-    """Raises `ValueError` for a truncated codestream, or one that declares another size than the tile's.
-
-    OpenJPEG silently fills missing data with a guess. Only the end marker and the size can be checked.
-    """
-    start = data.find(b"\xff\x4f\xff\x51") if data[4:8] == b"jP  " else 0  # in a JP2 file the codestream starts later
-    if start < 0 or not data.startswith(b"\xff\x4f\xff\x51", start):
-        raise ValueError(f"not JPEG 2000: the tile begins with {data[:4].hex(' ')}")
-    x1, y1, x0, y0 = (int.from_bytes(data[start + i : start + i + 4], "big") for i in (8, 12, 16, 20))
-    if (x1 - x0) * (y1 - y0) > tile_px[0] * tile_px[1]:
-        raise ValueError(f"JPEG 2000 of {x1 - x0} × {y1 - y0} px in a tile of {tile_px[0]} × {tile_px[1]}")
-    samples = int.from_bytes(data[start + 40 : start + 42], "big")
-    if not 1 <= samples <= 4:
-        raise ValueError(f"JPEG 2000 of {samples} samples per pixel")
-    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
-        raise ValueError("the JPEG 2000 stream has no end: truncated")
 
 
 def check_webp(data: bytes, tile_px: tuple[int, int]) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from longvit.errors import InputError
-from longvit.files import remove_dead_parts_below, this_host
+from longvit.files import remove_dead_parts_below
+from longvit.process_identity import this_host
 from longvit.processes.child import ChildProcess, describe_exit
 from longvit.processes.leases import read_lease
 from longvit.slide_jobs.work_list import WorkList

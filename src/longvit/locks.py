@@ -17,8 +17,8 @@ _POLL_S = 0.05
 def acquire(descriptor: int, *, wait: bool, shared: bool = False) -> None:
     """Locks an open file until it is closed. `shared`: only an exclusive lock of another process is in the way.
 
-    Raises `BlockingIOError` where another process has the lock (without `wait`), and another `OSError` on a disk without
-    locks. On Windows every lock is exclusive.
+    Raises `BlockingIOError` where another process has the lock (without `wait`), and another `OSError` on a disk
+    without locks. On Windows every lock is exclusive.
     """
     if sys.platform == "win32":
         _acquire_byte(descriptor, wait=wait)

@@ -36,28 +36,11 @@ CALLS = {
         *("fchmod", "fchdir", "chroot", "sync", "fdatasync", "posix_fadvise", "posix_fallocate", "memfd_create"),
         *("waitid", "wait3", "wait4", "WNOHANG", "WEXITED", "WNOWAIT", "P_PID", "WIFSIGNALED", "WTERMSIG"),
         *("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK", "O_SYNC", "O_NOCTTY", "set_blocking"),
-        *(
-            "get_blocking",
-            "getloadavg",
-            "ttyname",
-            "openpty",
-            "getxattr",
-            "setxattr",
-            "listxattr",
-            "eventfd",
-            "pidfd_open",
-        ),
+        *("get_blocking", "getloadavg", "ttyname", "openpty", "getxattr", "setxattr", "listxattr", "eventfd"),
+        *("pidfd_open", "lockf", "posix_spawn", "tcgetpgrp"),
     ),
     "darwin": (
-        *(
-            "sched_getaffinity",
-            "sched_setaffinity",
-            "memfd_create",
-            "posix_fadvise",
-            "posix_fallocate",
-            "waitid",
-            "P_PID",
-        ),
+        *("sched_getaffinity", "sched_setaffinity", "memfd_create", "posix_fadvise", "posix_fallocate", "waitid"),
         *("eventfd", "pidfd_open", "fdatasync", "getxattr", "setxattr", "listxattr", "O_DIRECT", "splice"),
     ),
 }
@@ -132,7 +115,7 @@ def refuse_kill(process: int, number: int) -> None:
 
 def refuse_folder(path: object) -> object:
     """The path; on Windows no folder can be opened."""
-    if isinstance(path, str | os.PathLike) and os.path.isdir(path):
+    if isinstance(path, str | os.PathLike) and os.path.isdir(path):  # noqa: PTH112
         raise PermissionError(13, "Permission denied", os.fspath(path))
     return path
 

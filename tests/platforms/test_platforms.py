@@ -108,7 +108,7 @@ def test_windows_trains_an_epoch_to_the_bits_of_linux(tmp_path: Path) -> None:
 @pytest.mark.slow
 @PLATFORMS
 def test_one_process_at_a_time_has_a_run_and_a_lease(platform: str, tmp_path: Path) -> None:
-    """The lock of a run folder; a lease of a process that lives, of one that died, and of one whose number is reused."""
+    """The lock of a run folder; a lease of a process that lives, and of one that died."""
     output = python(
         platform,
         """
@@ -142,7 +142,8 @@ def test_one_process_at_a_time_has_a_run_and_a_lease(platform: str, tmp_path: Pa
 
         def other():
             code = "\\n".join(line[8:] for line in OTHER.splitlines())
-            return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            return done.stdout.strip()
 
         with Leases() as leases, exclusive_lock(Path(".")), folder_lock(Path(".")):
             with leases.take(Path("x")) as is_mine:

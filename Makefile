@@ -1,13 +1,13 @@
 # Two commands for a fresh clone: `make demo` and `make test`. Both set everything up first.
 VENV ?= .venv
 PYTHON ?= python3
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
 
 # Without a cache: that of one torch and its CUDA packages takes gigabytes of a small disk.
 PIP_INSTALL := pip install --quiet --disable-pip-version-check --no-cache-dir
 
-.PHONY: demo fast test check docs docs-blocks kernels wheel oldest lock fuzz audit clean
+.PHONY: demo fast test check docs docs-blocks kernels wheel imports oldest newest lock fuzz audit clean
 demo: $(STAMP)
 	$(BIN)/longvit demo --out demo
 
@@ -66,6 +66,25 @@ $(VENV)/oldest/.installed: $(STAMP) .ci/oldest.py
 	$(BIN)/python .ci/oldest.py > $(VENV)/oldest/constraints.txt
 	$(VENV)/oldest/bin/$(PIP_INSTALL) -c $(VENV)/oldest/constraints.txt -e '.[dev]'
 	touch $@
+
+# The newest releases of everything, torch too, which constraints.txt holds elsewhere.
+newest: $(VENV)/newest/.installed
+	$(VENV)/newest/bin/python -m pytest -n 2 --dist loadgroup $(TESTS)
+
+$(VENV)/newest/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)/newest
+	$(VENV)/newest/bin/$(PIP_INSTALL) -e '.[dev]'
+	touch $@
+
+# Every module on this system; the doctor's self-test. Also on macOS and Windows.
+imports: $(STAMP)
+	$(BIN)/python .ci/import_all.py
+	$(BIN)/longvit doctor
+
+# requirements.lock: what the tests used. Commit it after a green run.
+lock: $(STAMP)
+	$(BIN)/python .ci/lock.py > requirements.new
+	mv requirements.new requirements.lock
 
 # Some hours: damaged slides, faults while a run goes on, hostile files, and Hypothesis with new examples.
 fuzz: $(STAMP)

@@ -128,7 +128,8 @@ def test_one_process_at_a_time_has_a_run_and_a_lease(platform: str, tmp_path: Pa
         '''
 
         def other():
-            done = subprocess.run([sys.executable, "-c", OTHER], capture_output=True, text=True, check=True)
+            done = subprocess.run([sys.executable, "-c", OTHER], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
             return done.stdout.strip()
 
         with Leases() as leases, exclusive_lock(Path(".")), folder_lock(Path(".")):

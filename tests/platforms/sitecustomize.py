@@ -17,12 +17,17 @@ import types
 from collections.abc import Callable
 
 THIRD_PARTY = (
-    *("numpy", "torch", "torch._dynamo", "pandas", "scipy.sparse", "scipy.stats", "scipy.ndimage", "sklearn.metrics"),
+    *("numpy", "torch", "pandas", "scipy.sparse", "scipy.stats", "scipy.ndimage", "scipy.optimize", "sklearn.metrics"),
     *("h5py", "matplotlib.figure", "tifffile", "imagecodecs", "openslide", "PIL.Image", "safetensors.torch", "psutil"),
-    *("cyclopts", "rich.console", "jinja2", "yaml", "simplejpeg", "threadpoolctl", "torch.distributed", "requests"),
-    *("multiprocessing.connection", "multiprocessing.reduction", "subprocess", "tempfile", "shutil", "webbrowser"),
-    *("http.server", "asyncio", "distributed", "duckdb", "shapely", "tensorboardX", "openpyxl", "highdicom"),
+    *("cyclopts", "rich.console", "jinja2", "yaml", "simplejpeg", "threadpoolctl"),
+    *("multiprocessing.connection", "multiprocessing.reduction", "subprocess", "tempfile", "shutil"),
 )
+"""Packages of every command."""
+RARE = (
+    *("torch._dynamo", "torch.distributed", "requests", "distributed", "duckdb", "shapely", "tensorboardX", "openpyxl"),
+    *("highdicom", "http.server", "asyncio", "webbrowser", "torch.utils.flop_counter"),
+)
+"""Packages of single modules, for the import of all of them (`LONGVIT_RARE`)."""
 MODULES = {
     "win32": ("fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "posix_ipc", "syslog"),
     "darwin": (),
@@ -56,7 +61,7 @@ SIGNALS = {
 
 def simulate(platform: str) -> None:
     """Makes this process look like one on `platform` (win32, darwin) as far as Python's own modules tell."""
-    for name in THIRD_PARTY:
+    for name in (*THIRD_PARTY, *(RARE if "LONGVIT_RARE" in os.environ else ())):
         importlib.import_module(name)
     if platform == "win32":
         statvfs = os.statvfs

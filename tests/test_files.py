@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -136,3 +137,14 @@ def test_the_state_of_processes_is_the_same_by_psutil_as_by_proc(monkeypatch: py
     assert not process_identity.is_running(2**22 + 1)
     assert process_identity.is_running("no number")
     assert process_identity.memory_bytes() == memory
+
+
+def test_no_result_of_a_slide_is_lost_by_a_name_that_windows_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a:b", "a?b", "con", "COM1.x", "ends.", "ends ", "a<b", "tab\t", "C:\\x"]
+    assert [files.file_stem(name) for name in names] == names
+    monkeypatch.setattr(sys, "platform", "win32")
+    stems = [files.file_stem(name) for name in names]
+    assert all(re.fullmatch(r"[\w.]+~[0-9a-f]{16}", stem) for stem in stems)
+    assert len({stem.lower() for stem in stems}) == len(names)
+    for name in ("TCGA-A1", "console", "a.b", "com10", "x con", "Größe"):
+        assert files.file_stem(name) == name

@@ -39,6 +39,8 @@ _FOREIGN_PART_AGE_S = 3600.0
 """Age from which an unmodified temporary file of another machine counts as abandoned."""
 _MAX_STEM_BYTES = 200
 """Longest stem. File systems allow 255 bytes per name; suffixes and temporary names use the remainder."""
+_REFUSED_BY_WINDOWS = re.compile(r'[\x00-\x1f<>:"|?*\\]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+"""Names that Windows refuses or changes: characters, a last dot or blank, names of devices."""
 _OPEN_ELSEWHERE = (5, 32)
 """Errors of Windows for a file that another process has open: access denied, sharing violation."""
 _OPEN_ELSEWHERE_S = 5.0
@@ -161,7 +163,9 @@ def file_stem(name: str) -> str:
     prefix and a digest of the name."""
     try:
         size = len(os.fsencode(name))
-        if size <= _MAX_STEM_BYTES and name not in ("", ".", "..") and not {"/", "\0", os.sep} & set(name):
+        is_plain = name not in ("", ".", "..") and not {"/", "\0", os.sep} & set(name)
+        is_refused = sys.platform == "win32" and _REFUSED_BY_WINDOWS.search(name)
+        if size <= _MAX_STEM_BYTES and is_plain and not is_refused:
             return name
     except UnicodeEncodeError:  # the locale has no such letter
         pass

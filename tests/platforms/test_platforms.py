@@ -53,11 +53,10 @@ def test_every_module_is_imported_without_the_calls_of_linux(platform: str, tmp_
 
 
 @pytest.mark.slow
-@PLATFORMS
-def test_doctor_info_and_a_canvas_in_a_reading_process(platform: str, tmp_path: Path) -> None:
-    assert "all is well" in python(platform, COMMAND, "doctor", cwd=tmp_path)
-    assert "2,220 × 2,967" in python(platform, COMMAND, "info", EXAMPLE_SLIDE, cwd=tmp_path)
-    python(platform, COMMAND, "canvas", EXAMPLE_SLIDE, "--out", "c", "--side-px", 256, "--workers", 1, cwd=tmp_path)
+def test_windows_has_a_doctor_and_reads_slides_in_a_process(tmp_path: Path) -> None:
+    assert "all is well" in python("win32", COMMAND, "doctor", cwd=tmp_path)
+    assert "2,220 × 2,967" in python("win32", COMMAND, "info", EXAMPLE_SLIDE, cwd=tmp_path)
+    python("win32", COMMAND, "canvas", EXAMPLE_SLIDE, "--out", "c", "--side-px", 256, "--workers", 1, cwd=tmp_path)
     assert (tmp_path / "c" / "CMU-1-Small-Region.tif").exists()
 
 
@@ -85,7 +84,7 @@ def test_windows_reads_the_same_pixels_in_many_threads(tmp_path: Path) -> None:
 def test_windows_trains_an_epoch_to_the_bits_of_linux(tmp_path: Path) -> None:
     cohort = write_study(tmp_path / "study")
     (tmp_path / "quick.yaml").write_text("model: longvit_tiny_patch32\nside_px: 64\nlr: 1e-3\nbootstrap: 50\n")
-    for platform in ("win32", ""):
+    for platform in ("win32", ""):  # "": no simulation
         words = ["train", cohort, "--recipe", "quick.yaml", "--epochs", 1, "--device", "cpu", "--threads", 1]
         python(platform, COMMAND, *words, "--out", platform or "linux", cwd=tmp_path)
     for name in ("predictions.csv", "history.csv", "model/model.safetensors"):

@@ -51,7 +51,7 @@ class ChildProcess:
         session, a child does not receive the terminal's Ctrl-C: its parent decides how it ends.
         """
         if descriptors and sys.platform == "win32":
-            raise InputError("processes share no memory on Windows here; give --num-workers 0")
+            raise InputError("pretraining reads in other processes on Linux and macOS only; give --num-workers 0")
         pipe, child_end = multiprocessing.Pipe() if has_pipe else (None, None)
         inherited = [*([child_end.fileno()] if child_end else []), *descriptors]
         command = [sys.executable, "-m", module, *([child_end.fileno()] if child_end else []), *arguments]

@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1.7
-# CPU (1.5 GB):   docker build --tag longvit:cpu .
-# CUDA (some GB): docker build --tag longvit:cuda --target cuda .
-# Use:            docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/data" longvit:cpu doctor
+# CPU:  docker build --tag longvit:cpu .
+# CUDA: docker build --tag longvit:cuda --target cuda .
+# Use:  docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/data" longvit:cpu doctor
 ARG BASE=python:3.11.14-slim-bookworm
 
 FROM ${BASE} AS wheel

@@ -1,10 +1,13 @@
 # Two commands for a fresh clone: `make demo` and `make test`. Both set everything up first.
 VENV ?= .venv
 PYTHON ?= python3
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := $(VENV)/.installed
 
-.PHONY: demo fast test check docs docs-blocks kernels oldest fuzz audit clean
+# Without a cache: that of one torch and its CUDA packages takes gigabytes of a small disk.
+PIP_INSTALL := pip install --quiet --disable-pip-version-check --no-cache-dir
+
+.PHONY: demo fast test check docs docs-blocks kernels wheel imports oldest newest lock fuzz audit clean
 demo: $(STAMP)
 	$(BIN)/longvit demo --out demo
 
@@ -27,7 +30,7 @@ docs: $(VENV)/.docs
 	$(BIN)/python .ci/check_site.py docs/_build
 
 $(VENV)/.docs: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[docs]'
 	touch $@
 
 # Every shell and Python block of every page, page by page, on small slides; some minutes. No block is left out silently.
@@ -40,8 +43,18 @@ kernels: $(VENV)/kernels/.installed
 	  tests/attention/test_compiled.py tests/model/test_fused_norms.py
 
 $(VENV)/kernels/.installed: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/kernels triton==3.6.0 'numpy<2.4'
+	$(BIN)/$(PIP_INSTALL) --target $(VENV)/kernels triton==3.6.0 'numpy<2.4'
 	touch $@
+
+# The wheel in an empty environment with the newest dependencies: `pip check`, and `longvit doctor` from an empty folder.
+wheel: $(STAMP)
+	rm -rf dist $(VENV)/wheel
+	$(BIN)/python .ci/wheel.py build dist
+	$(PYTHON) -m venv $(VENV)/wheel
+	$(VENV)/wheel/bin/$(PIP_INSTALL) -c constraints.txt dist/longvit-*.whl
+	$(VENV)/wheel/bin/pip check
+	$(BIN)/python .ci/wheel.py doctor $(VENV)/wheel/bin/python
+	rm -rf $(VENV)/wheel
 
 # The lowest release of every dependency that pyproject.toml allows; `make oldest PYTHON=python3.11` takes that Python.
 # PyPI's torch brings its CUDA packages along: some 8 GB. TESTS='-m "not slow" @tests/fast.txt' runs the quick tests.
@@ -51,8 +64,27 @@ oldest: $(VENV)/oldest/.installed
 $(VENV)/oldest/.installed: $(STAMP) .ci/oldest.py
 	$(PYTHON) -m venv --clear $(VENV)/oldest
 	$(BIN)/python .ci/oldest.py > $(VENV)/oldest/constraints.txt
-	$(VENV)/oldest/bin/pip install --quiet --disable-pip-version-check -c $(VENV)/oldest/constraints.txt -e '.[dev]'
+	$(VENV)/oldest/bin/$(PIP_INSTALL) -c $(VENV)/oldest/constraints.txt -e '.[dev]'
 	touch $@
+
+# The newest releases of everything, torch too, which constraints.txt holds elsewhere.
+newest: $(VENV)/newest/.installed
+	$(VENV)/newest/bin/python -m pytest -n 2 --dist loadgroup $(TESTS)
+
+$(VENV)/newest/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)/newest
+	$(VENV)/newest/bin/$(PIP_INSTALL) -e '.[dev]'
+	touch $@
+
+# Every module on this system; the doctor's self-test. Also on macOS and Windows.
+imports: $(STAMP)
+	$(BIN)/python .ci/import_all.py
+	$(BIN)/longvit doctor
+
+# requirements.lock: what the tests used. Commit it after a green run.
+lock: $(STAMP)
+	$(BIN)/python .ci/lock.py > requirements.new
+	mv requirements.new requirements.lock
 
 # Some hours: damaged slides, faults while a run goes on, hostile files, and Hypothesis with new examples.
 fuzz: $(STAMP)
@@ -64,12 +96,12 @@ fuzz: $(STAMP)
 
 # Exit code 1: a known fault; 3: no database of faults can be asked from here.
 audit: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/$(PIP_INSTALL) pip-audit
 	$(BIN)/python .ci/audit.py
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from longvit.cli import main
-from longvit.files import this_host
+from longvit.process_identity import this_host
 from tests.old_runs.make import EXAMPLES, FOLDER, HOST, STORE, TILE_PX
 
 TOLERANCE = 1e-4

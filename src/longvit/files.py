@@ -13,17 +13,16 @@ import hashlib
 import io
 import os
 import re
-import socket
 import stat
+import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 from longvit.errors import InputError
+from longvit.process_identity import is_running, start_of, this_host
 
 _REASONS = {
     errno.ENOSPC: "no space left on the disk; free some or choose another folder",
@@ -40,12 +39,19 @@ _FOREIGN_PART_AGE_S = 3600.0
 """Age from which an unmodified temporary file of another machine counts as abandoned."""
 _MAX_STEM_BYTES = 200
 """Longest stem. File systems allow 255 bytes per name; suffixes and temporary names use the remainder."""
+_REFUSED_BY_WINDOWS = re.compile(r'[\x00-\x1f<>:"|?*\\]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+"""Names that Windows refuses or changes: characters, a last dot or blank, names of devices."""
+_OPEN_ELSEWHERE = (5, 32)
+"""Errors of Windows for a file that another process has open: access denied, sharing violation."""
+_OPEN_ELSEWHERE_S = 5.0
 _cleaned_folders: set[Path] = set()
 
 
 def write_error(path: Path, error: OSError) -> InputError:
     """An `InputError` for a failed write: one line with the file, the reason and the way out."""
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    if getattr(error, "winerror", None) in _OPEN_ELSEWHERE:
+        reason = "another program has the file open; close it there"
     return InputError(f"{path}: not written: {reason}")
 
 
@@ -94,7 +100,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         is_another_file = isinstance(error, FileNotFoundError) and str(error.filename) not in ("None", str(temporary))
@@ -104,6 +110,28 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def replace(source: Path, target: Path) -> None:
+    """Renames a file over another one at once. Windows refuses while a process has either open, so it tries for 5 s."""
+    _once_closed(lambda: source.replace(target))
+
+
+def remove(path: Path) -> None:
+    """Removes a file if it exists; on Windows it tries for 5 s while another process has it open."""
+    _once_closed(lambda: path.unlink(missing_ok=True))
+
+
+def _once_closed(change: Callable[[], object]) -> None:
+    end = time.monotonic() + _OPEN_ELSEWHERE_S
+    while True:
+        try:
+            change()
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > end:
+                raise
+            time.sleep(0.02)
 
 
 def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
@@ -135,7 +163,9 @@ def file_stem(name: str) -> str:
     prefix and a digest of the name."""
     try:
         size = len(os.fsencode(name))
-        if size <= _MAX_STEM_BYTES and name not in ("", ".", "..") and not {"/", "\0", os.sep} & set(name):
+        is_plain = name not in ("", ".", "..") and not {"/", "\0", os.sep} & set(name)
+        is_refused = sys.platform == "win32" and _REFUSED_BY_WINDOWS.search(name)
+        if size <= _MAX_STEM_BYTES and is_plain and not is_refused:
             return name
     except UnicodeEncodeError:  # the locale has no such letter
         pass
@@ -213,42 +243,6 @@ def _parts(folder: Path) -> Iterator[tuple[Path, str, int, int]]:
                 yield Path(entry.path), match.group(1), int(match.group(2)), int(match.group(3))
 
 
-def is_running(process: Any, started: Any = None) -> bool:
-    """True if a process of this host exists and has the given start (`start_of`)."""
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, TypeError, ValueError, OverflowError):  # another user's; or not a number
-        return True
-    start = start_of(int(process))
-    return started is None or start is None or start == started
-
-
-def start_of(process: int) -> int | None:
-    """Start of a process in kernel ticks since boot; None where the system does not report it."""
-    try:
-        # The name in brackets may hold spaces and brackets: count from the last one.
-        return int(Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-@cache
-def this_host() -> str:
-    """Identity of this machine since its boot: host name, boot id and process namespace.
-
-    A container numbers its processes from 1, so it counts as a separate host.
-    """
-    parts = [socket.gethostname()]
-    try:
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8])
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    except OSError:  # no Linux
-        pass
-    return " ".join(parts)
-
-
 def _mark(process: int) -> str:
     """Identifies a process over all hosts that share a folder."""
     return f"{_host_mark()}-{process}-{start_of(process) or 0}"
@@ -259,6 +253,8 @@ def _host_mark() -> str:
 
 
 def _sync_folder(path: Path) -> None:
+    if sys.platform == "win32":  # opens no folder; NTFS has a journal of names
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

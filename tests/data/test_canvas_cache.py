@@ -17,7 +17,7 @@ from PIL import Image
 from tests.data.shared_cache import rows_of
 
 from longvit.data.canvas_cache import CanvasSettings, cache_canvases, read_pixels
-from longvit.files import this_host
+from longvit.process_identity import this_host
 from longvit.processes import leases as lease_module
 from longvit.processes.leases import Leases
 

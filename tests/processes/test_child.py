@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from longvit.errors import InputError
 from longvit.processes.child import ChildProcess, describe_exit
 
 
@@ -102,3 +103,9 @@ def _is_running(pid: int) -> bool:
 )
 def test_exit_codes_are_described(code: int | None, text: str) -> None:
     assert describe_exit(code) == text
+
+
+def test_shared_memory_on_windows_is_refused_in_one_line_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(InputError, match="--num-workers 0"):
+        ChildProcess("processes.echo_child", descriptors=[0])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from longvit.files import this_host
+from longvit.process_identity import this_host
 from longvit.processes import leases as lease_module
 from longvit.processes.leases import Lease, Leases, folder_time, holder, read_lease
 

@@ -13,7 +13,7 @@ from tests.slide_jobs.many_slides import make, wait_for
 
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.files import this_host
+from longvit.process_identity import this_host
 from longvit.processes.leases import Leases, read_lease
 from longvit.slide_jobs import work_list as module
 from longvit.slide_jobs.embed import FOLDER, EmbedJob, embed_slides

@@ -50,6 +50,8 @@ def steady_streams() -> None:
         except OSError:
             own = os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
             os.set_inheritable(own, True)
+        if sys.platform == "win32" and stream is not None and stream.isatty():
+            continue  # Python writes characters to the console of Windows, not bytes
         if number and (stream is None or stream is getattr(sys, f"__{name}__")):
             setattr(sys, name, _steady(own, stream))
 

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from longvit.errors import InputError, one_line
-from longvit.files import this_host
+from longvit.process_identity import this_host
 
 EXIT_CODE = 3
 START_UP_S = 600.0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from longvit.errors import InputError
+from longvit.process_identity import memory_bytes
 
 GIB = 2**30
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -58,7 +59,6 @@ def device_named(name: str) -> Device:
 
 def this_machine() -> Device:
     """This machine's CPU: its memory, and its speed, measured in a fraction of a second."""
-    import os
     import time
 
     import torch
@@ -74,7 +74,7 @@ def this_machine() -> Device:
 
     x = torch.zeros(1 << 18)
     flops = {name: product(getattr(torch, name)) for name in ("float32", "bfloat16")}
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    memory = memory_bytes() / GIB
     return Device(
         "cpu",
         "cpu",

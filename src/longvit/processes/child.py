@@ -18,6 +18,9 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import IO, TYPE_CHECKING, Any
 
+from longvit.errors import InputError
+from longvit.processes.interrupts import send_to_self
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -47,6 +50,8 @@ class ChildProcess:
         `descriptors`: open files that it inherits. `environment`: variables beside those of this process. In its own
         session, a child does not receive the terminal's Ctrl-C: its parent decides how it ends.
         """
+        if descriptors and sys.platform == "win32":
+            raise InputError("pretraining reads in other processes on Linux and macOS only; give --num-workers 0")
         pipe, child_end = multiprocessing.Pipe() if has_pipe else (None, None)
         inherited = [*([child_end.fileno()] if child_end else []), *descriptors]
         command = [sys.executable, "-m", module, *([child_end.fileno()] if child_end else []), *arguments]
@@ -55,8 +60,7 @@ class ChildProcess:
             stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=stderr,
-            pass_fds=inherited,
-            start_new_session=own_session,
+            **_inheritance(inherited, own_session),
             cwd=cwd,
             env={**os.environ, **(environment or {})},
         )
@@ -91,6 +95,9 @@ class ChildProcess:
         left = array.reshape(-1).data
         while left:
             self._wait_for_data(deadline)
+            if not hasattr(os, "readv"):
+                left = left[self.pipe.recv_bytes_into(left[:_CHUNK_BYTES]) :]
+                continue
             n = os.readv(self.pipe.fileno(), [left[:_CHUNK_BYTES]])
             if n == 0:
                 raise EOFError
@@ -104,7 +111,7 @@ class ChildProcess:
                 raise TimeoutError
 
     def terminate(self) -> None:
-        """Sends SIGTERM."""
+        """Sends SIGTERM; on Windows the child ends at once, and the next run resumes its last checkpoint."""
         self.process.terminate()
 
     def close_input(self) -> None:
@@ -163,7 +170,7 @@ def connect_to_parent() -> Connection:
     """The child's end of the message pipe. From here on the child ends with its parent and ignores Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
-    return Connection(int(sys.argv[1]))
+    return _connection(int(sys.argv[1]))
 
 
 def end_with_parent(grace_s: float = 0.0) -> None:
@@ -174,7 +181,7 @@ def end_with_parent(grace_s: float = 0.0) -> None:
         while os.read(0, 1):
             pass
         if grace_s:
-            os.kill(os.getpid(), signal.SIGTERM)
+            send_to_self(signal.SIGTERM)
             time.sleep(grace_s)
         os._exit(1)
 
@@ -185,4 +192,27 @@ def send_array(connection: Connection, array: NDArray[np.uint8]) -> None:
     """Sends the bytes of an array, for `ChildProcess.receive_into`; the parent has the shape."""
     left = array.reshape(-1).data
     while left:
-        left = left[os.writev(connection.fileno(), [left[:_CHUNK_BYTES]]) :]
+        if hasattr(os, "writev"):
+            left = left[os.writev(connection.fileno(), [left[:_CHUNK_BYTES]]) :]
+        else:
+            connection.send_bytes(left[:_CHUNK_BYTES])
+            left = left[_CHUNK_BYTES:]
+
+
+def _inheritance(files: Sequence[int], own_session: bool) -> dict[str, Any]:
+    """Arguments of `subprocess.Popen` for the files that a child inherits and for its own session."""
+    if not hasattr(subprocess, "STARTUPINFO"):
+        return {"pass_fds": files, "start_new_session": own_session}
+    for handle in files:  # Windows: the numbers are those of handles
+        os.set_handle_inheritable(handle, True)  # type: ignore[attr-defined]  # Windows only
+    startup = subprocess.STARTUPINFO(lpAttributeList={"handle_list": list(files)})
+    group = subprocess.CREATE_NEW_PROCESS_GROUP if own_session else 0  # type: ignore[attr-defined]
+    return {"startupinfo": startup, "creationflags": group}
+
+
+def _connection(number: int) -> Connection:
+    """The message pipe of an inherited file, on Windows of a handle."""
+    from multiprocessing import connection
+
+    kind = getattr(connection, "PipeConnection", Connection)
+    return kind(number)

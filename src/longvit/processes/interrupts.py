@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ def resend_swallowed_interrupts(number: signal.Signals = signal.SIGINT) -> Itera
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             hook(unraisable)
         elif unraisable.exc_type is KeyboardInterrupt:  # sent by a timer: raised here it would be swallowed once more
-            timer = threading.Timer(_RESEND_AFTER_S, os.kill, (os.getpid(), number))
+            timer = threading.Timer(_RESEND_AFTER_S, send_to_self, (number,))
             timer.daemon = True
             timer.start()
 
@@ -36,3 +37,11 @@ def resend_swallowed_interrupts(number: signal.Signals = signal.SIGINT) -> Itera
         yield
     finally:
         sys.unraisablehook = hook
+
+
+def send_to_self(number: signal.Signals) -> None:
+    """Sends a signal to this process, whose main thread handles it."""
+    if sys.platform == "win32":  # os.kill ends a process there at once
+        _thread.interrupt_main(number)
+    else:
+        os.kill(os.getpid(), number)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 import uuid
@@ -25,8 +26,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from longvit.files import is_running, part_of, start_of, this_host
+from longvit.files import part_of, remove, replace
 from longvit.json_file import read_json_object
+from longvit.locks import acquire
+from longvit.process_identity import is_running, start_of, this_host
 
 HEARTBEAT_S = 5.0
 """Interval of the heartbeats of a holder."""
@@ -111,7 +114,7 @@ class Leases:
     def release(self, lease: Lease) -> None:
         """Releases the lease."""
         if self._held.pop(lease.path, None) is not None and self.is_ours(lease):
-            lease.path.unlink(missing_ok=True)
+            remove(lease.path)
 
     def complete(self, lease: Lease, content: Mapping[str, Any]) -> bool:
         """Replaces the lease by `content` for good: no process can acquire it again. False: it was taken over."""
@@ -121,7 +124,7 @@ class Leases:
         part = part_of(lease.path)
         try:
             part.write_text(json.dumps({**content, "settled": True}), encoding="utf-8")
-            part.replace(lease.path)
+            replace(part, lease.path)
         finally:
             part.unlink(missing_ok=True)
         return True
@@ -168,6 +171,10 @@ class Leases:
                 lease_path.rename(aside)
             except FileNotFoundError:
                 return None
+            except PermissionError:
+                if sys.platform == "win32":  # another process reads it: it is taken over later
+                    return None
+                raise
             try:
                 if read_lease(aside).get("token") != former.get("token"):
                     with contextlib.suppress(OSError):
@@ -231,10 +238,8 @@ def _create(lease_path: Path, text: str) -> bool:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the system's lock on a file, which ends with its process; does nothing on a disk without locks."""
-    import fcntl
-
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             file = stack.enter_context(path.open("a"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+            acquire(file.fileno(), wait=True)
         yield

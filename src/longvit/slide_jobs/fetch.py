@@ -249,7 +249,7 @@ class FetchJob(SlideJob):
         folder = self.bound.place(slide_id)
         try:
             for path in folder.iterdir():
-                with path.open("rb") as file:
+                with path.open("rb+") as file:  # Windows syncs only what it may write
                     os.fsync(file.fileno())
             folder.rename(make_folder(self.out_dir / SLIDES) / folder.name)
         except OSError as error:

@@ -17,7 +17,7 @@ from longvit.annotations.area_file import check_annotations
 from longvit.data.problems import PROBLEMS_CSV, Problem, write_problems
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.files import file_stem, make_folder, remove_dead_parts_below, write_error
+from longvit.files import file_stem, make_folder, remove, remove_dead_parts_below, write_error
 from longvit.processes.cpu_count import cpu_count
 from longvit.processes.leases import Lease, Leases, holder, read_lease
 from longvit.progress import Progress
@@ -231,7 +231,7 @@ def _supervise(work_list: WorkList, report: _Report, settings: RunSettings, leas
                 return
             time.sleep(_POLL_S)
     finally:
-        lease.path.unlink(missing_ok=True)  # workers on other machines end when it is gone
+        remove(lease.path)  # workers on other machines end when it is gone
         workers.end()
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Protocol
 
 from longvit.errors import InputError
-from longvit.files import remove_dead_parts_below, this_host
+from longvit.files import remove, remove_dead_parts_below
+from longvit.process_identity import this_host
 from longvit.processes.child import ChildProcess, describe_exit
 from longvit.processes.leases import read_lease
 from longvit.slide_jobs.work_list import WorkList
@@ -144,6 +145,6 @@ class LocalWorkers:
         for path in (self._list.folder / "slides").glob("*.json"):
             content = read_lease(path)
             if content.get("host") == this_host() and content.get("process") in self._dead:
-                path.unlink(missing_ok=True)
+                remove(path)
         folder = Path(self._list.settings["folder"])
         remove_dead_parts_below([self._list.folder.parents[2], folder.parent, folder, self._list.folder])

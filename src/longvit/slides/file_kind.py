@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
@@ -118,7 +119,8 @@ def first_bytes(path: Path, count: int) -> bytes:
     Raises `OSError`."""
     head = b""
     with path.open("rb", buffering=0) as file:
-        os.set_blocking(file.fileno(), False)
+        if sys.platform != "win32":  # devices are no files there
+            os.set_blocking(file.fileno(), False)
         while len(head) < count and (more := file.read(count - len(head))):
             head += more
     return head

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -149,14 +150,15 @@ class SharedFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._lock = threading.Lock()
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
 
     def __del__(self) -> None:
         os.close(self._descriptor)
 
     def read(self, offset: int, count: int) -> bytes:
         try:
-            data = os.pread(self._descriptor, count, offset)
+            data = self._bytes(offset, count)
         except OSError as error:
             if error.errno == errno.EIO:  # a bad sector: costs this tile
                 raise
@@ -165,6 +167,13 @@ class SharedFile:
         if len(data) != count:
             raise ValueError(f"its {count} bytes extend beyond the end of the file")
         return data
+
+    def _bytes(self, offset: int, count: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._descriptor, count, offset)
+        with self._lock:  # Windows: the position is shared by all threads
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            return os.read(self._descriptor, count)
 
 
 def _bad_tile(level: Level, column: int, row: int, error: Exception) -> BadTile:

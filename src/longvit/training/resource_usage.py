@@ -116,5 +116,5 @@ def _reset_peak() -> bool:
 
 def _return_freed_memory() -> None:
     """Returns freed memory to the system: glibc keeps it, and later work would use it uncounted."""
-    with suppress(OSError, AttributeError):  # another C library
+    with suppress(OSError, AttributeError, TypeError):  # another C library; Windows has none
         ctypes.CDLL(None).malloc_trim(0)

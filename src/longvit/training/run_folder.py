@@ -19,6 +19,7 @@ from longvit.data.problems import Problem, problem_rows, problems_of_rows
 from longvit.errors import InputError
 from longvit.files import make_folder, write_text
 from longvit.json_file import read_json_object, read_made, without_nan
+from longvit.locks import acquire
 
 if TYPE_CHECKING:
     from longvit.parallel.ranks import Ranks
@@ -120,11 +121,9 @@ def damaged_metrics(folder: Path, reason: object) -> InputError:
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
     """Lock that one process holds on a run folder; it ends with its process. `InputError`: another process has it."""
-    import fcntl
-
     with (folder / "run.lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            acquire(lock.fileno(), wait=False)
         except BlockingIOError as error:
             raise InputError(
                 f"{folder}: another process is using it; wait until it ends, or choose another folder"

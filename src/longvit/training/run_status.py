@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Literal
 from longvit.data.table import read_table
 from longvit.errors import InputError
 from longvit.json_file import read_json_object
+from longvit.locks import acquire
 from longvit.training.run_folder import read_metrics
 
 _DEEPEST = 3
@@ -83,7 +83,7 @@ def _is_locked(path: Path) -> bool:
     """True where a process of this machine (or of a shared file system with locks) holds the run's lock."""
     try:
         with path.open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            acquire(lock.fileno(), wait=False, shared=True)
     except BlockingIOError:
         return True
     except OSError:

@@ -9,13 +9,13 @@ A part is resumed by a range, on condition that the object has not changed (If-M
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from longvit.files import write_error
+from longvit.locks import acquire
 from longvit.transfer.client import Client, TransferError
 from longvit.transfer.remote_file import RemoteFile
 
@@ -40,8 +40,8 @@ def download(client: Client, file: RemoteFile, folder: Path) -> Path:
         path.unlink()
     part_path = part_of(folder, file)
     try:
-        with part_path.open("ab") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with part_path.open("a+b") as stream:
+            acquire(stream.fileno(), wait=False)
             part = _Part(file, stream, part_path)
             client.again(lambda: part.fetch(client), lambda: part.most_bytes)
             if not file.md5:  # else its hash is checked again before it is used
@@ -74,10 +74,10 @@ class _Part:
         if os.fstat(stream.fileno()).st_size > file.n_bytes:
             self.clear()
             return
-        with path.open("rb") as written:
-            while chunk := written.read(2**20):
-                self._md5.update(chunk)
-                self.n_bytes += len(chunk)
+        stream.seek(0)  # this handle, since it has the lock: on Windows another one could not read the locked byte
+        while chunk := stream.read(2**20):
+            self._md5.update(chunk)
+            self.n_bytes += len(chunk)
         self.most_bytes = self.n_bytes
 
     def clear(self) -> None:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from longvit.errors import InputError
 from longvit.files import require_regular_file, write_csv
+from longvit.locks import folder_lock
 
 REVIEW_CSV = "review.csv"
 COLUMNS = ("slide_id", "verdict", "comment", "time")
@@ -50,7 +48,7 @@ class Review:
         """Writes the note of a slide; an empty one removes its row. Raises `InputError` where that fails."""
         if note.verdict not in VERDICTS or len(note.comment) > MOST_COMMENT:
             raise InputError(f"a verdict is one of agree, disagree; a comment has at most {MOST_COMMENT:,} characters")
-        with self._lock, _folder_lock(self.path.parent):
+        with self._lock, folder_lock(self.path.parent):
             columns, rows = self._read()
             row = next((row for row in rows if row["slide_id"] == slide_id), None)
             if note == Note():
@@ -77,19 +75,3 @@ class Review:
             raise InputError(f"{self.path}: no column 'slide_id'; rename it to start a new one")
         rows = [{name: value or "" for name, value in row.items() if name in names} for row in reader]
         return [*COLUMNS, *(name for name in names if name not in COLUMNS)], rows
-
-
-@contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """Lock of a folder among processes, without a file; none where the file system has no locks."""
-    import fcntl
-
-    descriptor = None
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)

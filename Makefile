@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo fast test check docs docs-blocks kernels oldest fuzz audit clean
+.PHONY: demo fast test check docs docs-blocks kernels oldest fuzz audit release-check clean
 demo: $(STAMP)
 	$(BIN)/longvit demo --out demo
 
@@ -66,6 +66,10 @@ fuzz: $(STAMP)
 audit: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
 	$(BIN)/python .ci/audit.py
+
+# Before a release: version, changelog, tag, the recorded interface, the wheel. It changes and publishes nothing.
+release-check: $(STAMP)
+	$(BIN)/python .ci/release.py
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

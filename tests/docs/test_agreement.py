@@ -20,7 +20,7 @@ SPAN = re.compile(r"`([^`]+)`")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OTHERS = {"--master-addr", "--master-port", "--max-restarts", "--nproc-per-node", "--pid"}
 """Options of torchrun and py-spy that a page names alone."""
-SCRIPTS = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob(".ci/*.py"), *ROOT.glob("tests/faults/*.py")]
+SCRIPTS = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob(".ci/*.py"), *ROOT.glob("tests/[fs]*/*.py")]
 THEIRS = {option for path in SCRIPTS for option in OPTION.findall(path.read_text(encoding="utf-8"))} | OTHERS
 """Options of the scripts, and of other programs."""
 REMOVED: dict[str, str] = {}
@@ -49,7 +49,7 @@ def wrong_options(page: Path, options: dict[str, set[str]]) -> Iterator[str]:
             yield f"`{span}`: no command {command}"
             continue
         known = options[command] | {"--help"} if command in options else every | (set() if command else THEIRS)
-        if re.match(r"[\w./]*(pip|torchrun|pytest|sphinx|git|docker)\b", span):
+        if re.match(r"[\w./]*(pip|torchrun|pytest|sphinx|git|docker|tensorboard|vips|twine)\b", span):
             continue
         yield from (f"`{span}`: no option {name}" for name in OPTION.findall(span) if name not in {*known, *REMOVED})
 

@@ -28,7 +28,7 @@ RELEASE = (
 
 
 class NotReadyError(Exception):
-    """What is to be done before the release."""
+    """Work to be done before the release."""
 
 
 def version_of(root: Path) -> str:

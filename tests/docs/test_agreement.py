@@ -72,7 +72,7 @@ def test_an_option_that_is_gone_is_found(tmp_path: Path) -> None:
 
 
 def resolves(path: str) -> bool:
-    """Whether a dotted name is a module, or an attribute of one."""
+    """True if a dotted name is a module, or an attribute of one."""
     parts = path.split(".")
     for count in range(len(parts), 0, -1):
         try:
@@ -110,7 +110,7 @@ WORDS += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"]
 
 
 def counted() -> dict[str, int]:
-    """What the pages count → its number in the code."""
+    """Counts on the pages → the number in the code."""
     from longvit.baselines.catalogue import SYSTEMS
     from longvit.encoders.presets import PRESETS
     from longvit.tasks.catalogue import TASKS
@@ -261,7 +261,7 @@ def side_32768() -> list[float]:
 
 
 def agrees(shown: str, value: float) -> bool:
-    """Whether a number is the value, rounded to the digits that are shown."""
+    """True if a number is the value, rounded to the digits that are shown."""
     return abs(float(shown) - value) <= 0.5 * 10 ** -len(shown.partition(".")[2]) * (1 + 1e-6)
 
 
@@ -279,7 +279,7 @@ def test_no_decimal_number_of_the_readme_is_without_a_source() -> None:
     elsewhere = (
         r"arXiv:[\d.]+|\(https?://[^)]*\)|Python ≥ 3\.\d+|\*\*Status:\*\* [\d.]+|3\.2 M|AUC \.99|colour \.50|AUC \.81"
     )
-    text = re.sub(elsewhere, "", SPAN.sub("", text))  # the parameters and the demo have tests of their own
+    text = re.sub(elsewhere, "", SPAN.sub("", text))  # the parameters and the demo have other tests
     assert not re.findall(r"(?<![\d,])\d*\.\d+", text)
 
 

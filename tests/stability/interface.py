@@ -110,7 +110,7 @@ def position(argument: Any) -> int:
 
 
 def lost(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    """What `old` has and `new` lacks, one line each. Lists of parameters keep their order, other lists their values."""
+    """Lines on what `old` has and `new` lacks. Lists of parameters keep their order, other lists their values."""
     if isinstance(old, Mapping):
         for key, value in old.items():
             if not isinstance(new, Mapping) or key not in new:

@@ -24,7 +24,7 @@ class SlideRow:
     >>> import longvit
     >>> row = longvit.read_cohort("cohort.csv", slides_dir="slides").rows[0]
     >>> row.case_id, row.slide_id, row.label, row.where()
-    ('P00', 's00', 'pale', 'line 2')
+    ('P0', 's00', 'pale', 'line 2')
     """
 
     case_id: str

@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Without a cache: that of one torch and its CUDA packages takes gigabytes of a small disk.
 PIP_INSTALL := pip install --quiet --disable-pip-version-check --no-cache-dir
 
-.PHONY: demo fast test check docs docs-blocks kernels wheel imports oldest newest lock fuzz audit clean
+.PHONY: demo fast test check docs docs-blocks kernels wheel imports oldest newest lock fuzz audit release-check clean
 demo: $(STAMP)
 	$(BIN)/longvit demo --out demo
 
@@ -98,6 +98,10 @@ fuzz: $(STAMP)
 audit: $(STAMP)
 	$(BIN)/$(PIP_INSTALL) pip-audit
 	$(BIN)/python .ci/audit.py
+
+# Before a release: version, changelog, tag, the recorded interface, the wheel. It changes and publishes nothing.
+release-check: $(STAMP)
+	$(BIN)/python .ci/release.py
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

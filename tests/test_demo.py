@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from longvit.config import load_settings
 from longvit.errors import InputError
 from longvit.finetuning.settings import FinetuneSettings
 from longvit.slides.reader import open_slide
-from tests.conftest import EXAMPLE_SLIDE
+from tests.conftest import EXAMPLE_SLIDE, ROOT
 from tests.small_slides import write_slide
 
 pytestmark = pytest.mark.xdist_group("demo")  # one worker: the fixture trains
@@ -105,6 +106,16 @@ def test_the_demo_learns_on_the_left_what_holds_on_the_right_where_colour_tells_
 def test_the_heat_map_finds_the_squares_without_having_been_given_a_place(outcome: demo.DemoOutcome) -> None:
     assert outcome.heat_map_auc > 0.7
     assert f"AUC {outcome.heat_map_auc:.2f}" in outcome.summary()
+
+
+@pytest.mark.slow
+def test_the_readme_has_the_numbers_of_the_demo(outcome: demo.DemoOutcome) -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    found = re.search(r"\(AUC (\.\d+), mean colour (\.\d+)\)\. Its heat map finds the squares \(AUC (\.\d+)\)", text)
+    assert found is not None
+    metrics = outcome.finetuned.metrics
+    values = [metrics["splits"]["test"]["auc"], metrics["controls"]["mean_colour"]["test"]["auc"], outcome.heat_map_auc]
+    assert [float(number) for number in found.groups()] == pytest.approx(values, abs=0.02)  # processors differ
 
 
 @pytest.mark.slow

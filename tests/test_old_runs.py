@@ -26,6 +26,7 @@ TOLERANCE = 1e-4
 MEASURED = {"seconds", "cpu_seconds", "peak_memory_mib", "fit_and_prepare_seconds", "device", "longvit", "versions"}
 """Keys and columns that depend on the machine, the time or the version."""
 MEASURED |= {"torch", "python", "commit", "path", "bytes", "read_s", "model_s", "reader_version"}
+MEASURED |= {"package_version", "longvit_version"}
 DONE_BEFORE = {"tiles": 1}
 """Slides that had ended when the run was killed, where not 2."""
 

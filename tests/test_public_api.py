@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import ast
 import doctest
+import importlib.util
 import inspect
 import io
+import re
 import subprocess
 import sys
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import longvit
-from longvit.slides.canvas import Canvas
-from longvit.slides.reader import Slide
 from tests.comparison.made import write_features
 from tests.conftest import ROOT
 from tests.finetuning.study import write_study
@@ -24,6 +27,25 @@ SLIDE_JOBS = ("embed_slides", "predict_slides", "canvas_slides", "tile_slides", 
 COHORT_JOBS = ("finetune", "cross_validate", "compare")
 SLOW = ("cross_validate", "compare", "pretrain")
 PUBLIC = sorted(set(longvit.__all__) - {"__version__"})
+SLOW_RESULTS = ("FinetuneResult", "CrossValidation", "Comparison")
+
+
+def published() -> dict[str, Any]:
+    """Everything on the API pages of the site: name → value. Names of `longvit` first, then the classes they return."""
+    spec = importlib.util.spec_from_file_location("api_pages", ROOT / "docs" / "_ext" / "api_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+    try:
+        spec.loader.exec_module(pages := importlib.util.module_from_spec(spec))
+    finally:
+        sys.path.pop(0)
+    paths = [path for _, names, results in pages.TOPICS.values() for path in (*names, *results)]
+    parts = [path.rpartition(".") for path in paths]
+    return {name: getattr(importlib.import_module(module), name) for module, _, name in parts}
+
+
+PUBLISHED = {"longvit": longvit, **published()}
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -75,6 +97,38 @@ def test_names_without_a_model_load_no_torch(code: str) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
 
 
+def undocumented(cls: type) -> Iterator[str]:
+    """Public fields without a text below them, and methods and properties without a docstring."""
+    for base in cls.__mro__:
+        if base.__module__.partition(".")[0] != "longvit":
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for node, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                name = node.target.id
+                has_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                has_text |= "help=" in ast.unparse(node.annotation) or name in attributes_of(base)
+            elif isinstance(node, ast.FunctionDef):
+                name, has_text = node.name, bool(inspect.getdoc(getattr(cls, node.name)))
+            else:
+                continue
+            if not name.startswith("_") and not has_text:
+                yield f"{base.__name__}.{name}"
+
+
+def attributes_of(cls: type) -> set[str]:
+    """Fields that the section `Attributes:` of a class's docstring describes."""
+    section = (cls.__doc__ or "").partition("Attributes:")[2].partition(">>>")[0]
+    named = re.findall(r"(?:^ {8}|; )([\w, ]+):", section, re.MULTILINE)
+    return {name.strip() for names in named for name in names.split(",")}
+
+
+@pytest.mark.parametrize("name", [name for name, value in PUBLISHED.items() if isinstance(value, type)])
+def test_every_field_and_method_on_the_api_pages_has_a_text(name: str) -> None:
+    assert not list(undocumented(PUBLISHED[name]))
+
+
 # --- the examples in the docstrings ---------------------------------------------------------------------------------
 
 
@@ -93,19 +147,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def examples_of(name: str) -> list[doctest.DocTest]:
     """The doctests of a public name: its own docstring, and those of its methods."""
-    value = {"longvit": longvit, "Slide": Slide, "Canvas": Canvas}.get(name) or getattr(longvit, name)
+    value = PUBLISHED[name]
     found = doctest.DocTestFinder(recurse=name != "longvit").find(value, name, module=False, globs={})
     return [test for test in found if test.examples]
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "longvit",
-        "Slide",
-        "Canvas",
-        *(pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in PUBLIC),
-    ],
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in (*SLOW, *SLOW_RESULTS) else ()) for name in PUBLISHED]
 )
 def test_every_public_name_has_an_example_that_runs(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -51,7 +51,11 @@ TOPICS = {
             *("longvit.read_cohort", "longvit.make_folds", "longvit.finetune", "longvit.FinetuneSettings"),
             *("longvit.cross_validate", "longvit.pretrain", "longvit.PretrainSettings"),
         ],
-        ["longvit.data.cohort.Cohort", "longvit.data.cohort.SlideRow", "longvit.data.folds.Fold"],
+        [
+            *("longvit.finetuning.results.FinetuneResult", "longvit.finetuning.crossval.CrossValidation"),
+            "longvit.pretraining.pretrain_result.PretrainResult",
+            *("longvit.data.cohort.Cohort", "longvit.data.cohort.SlideRow", "longvit.data.folds.Fold"),
+        ],
     ),
     "comparison": (
         "Comparison of systems",

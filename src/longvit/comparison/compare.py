@@ -49,15 +49,27 @@ from longvit.training.run_folder import METRICS_JSON, RunFolder
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of a comparison."""
+    """Result of a comparison.
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> settings = longvit.ComparisonSettings(systems=("mean_pooling",), epochs=1, device="cpu")
+    >>> folds = longvit.make_folds(cohort, 2)
+    >>> result = longvit.compare(cohort, "comparison_of_one", folds, settings, features="features")
+    >>> [system["system"] for system in result.summary["systems"]]
+    ['mean_pooling']
+    """
 
     folder: Path
+    """Output folder."""
     summary: dict[str, Any]
     """Content of benchmark.json, see `summary.ComparisonSummary`."""
     bag_cohort: BagCohort
+    """Bags that all systems share."""
     fold_splits: tuple[FoldSplit, ...]
     """Folds of the comparison, with their bags."""
     settings: ComparisonSettings
+    """Settings of the comparison."""
     failed: tuple[Problem, ...]
     """Failed trials, without metrics; `slide` is `mcat, fold 3`."""
 

@@ -38,9 +38,16 @@ _LENGTH_UNITS = {"um": 1.0, "µm": 1.0, "μm": 1.0, "mm": 1000.0}
 
 @dataclass(frozen=True)
 class FeatureBag:
-    """The tiles of one slide."""
+    """The tiles of one slide as features.
+
+    >>> import longvit
+    >>> bag = longvit.read_bag("features/s00.h5")
+    >>> len(bag), bag.features.dtype.name
+    (8, 'float32')
+    """
 
     path: Path
+    """File of the bag."""
     features: NDArray[np.float32] = field(repr=False)
     """(N, D), finite, N ≥ 1."""
     coords: NDArray[np.int64] | None = field(default=None, repr=False)

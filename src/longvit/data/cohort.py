@@ -19,7 +19,13 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class SlideRow:
-    """One slide of a cohort."""
+    """One slide of a cohort.
+
+    >>> import longvit
+    >>> row = longvit.read_cohort("cohort.csv", slides_dir="slides").rows[0]
+    >>> row.case_id, row.slide_id, row.label, row.where()
+    ('P0', 's00', 'pale', 'line 2')
+    """
 
     case_id: str
     """The patient (or specimen); slides of one case are never in two splits."""
@@ -50,9 +56,16 @@ class SlideRow:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Slides with labels, in the order of the CSV; `notes` lists the assumptions made while reading."""
+    """Slides with labels, in the order of the CSV; `notes` lists the assumptions made while reading.
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> cohort.classes, [row.slide_id for row in cohort.rows[:2]]
+    (('pale', 'stained'), ['s00', 's01'])
+    """
 
     rows: tuple[SlideRow, ...]
+    """A row per slide."""
     classes: tuple[str, ...]
     """Sorted (by number where all are numbers), or in the order of `keep`; of two classes the second is the positive
     one. Empty where the cohort has no label column."""

@@ -36,12 +36,19 @@ _N_NAMED = 3  # ids that a message names before it counts the others
 
 @dataclass(frozen=True)
 class Fold:
-    """One round: ids of slides or of cases, as read."""
+    """One round of a cross-validation: ids of slides or of cases, as read.
+
+    >>> from longvit.data.folds import Fold
+    >>> Fold("3", train=("s01", "s02"), test=("s03",)).ids("test")
+    ('s03',)
+    """
 
     name: str
     """`3` for `splits_3.csv`."""
     train: tuple[str, ...]
+    """Ids to train on."""
     val: tuple[str, ...] = ()
+    """Ids to observe the training with; may be empty."""
     test: tuple[str, ...] = ()
     """Empty where the fold has none (survival as in MCAT: val is the evaluation set)."""
     source: str = field(default="", compare=False)

@@ -16,7 +16,12 @@ PROBLEMS_CSV = "problems.csv"
 
 @dataclass(frozen=True)
 class Problem:
-    """A failure of one slide."""
+    """A failure of one slide: a row of problems.csv.
+
+    >>> from longvit.data.problems import Problem
+    >>> Problem("s01", "tiles", "1 of 9 tiles").is_left_out
+    False
+    """
 
     slide: str
     """slide_id."""

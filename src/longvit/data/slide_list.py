@@ -32,7 +32,13 @@ _LOG = logging.getLogger("longvit.data")
 
 @dataclass(frozen=True)
 class ListedSlide:
-    """One slide to work on."""
+    """One slide to work on; `longvit.find_slides` lists them.
+
+    >>> import longvit
+    >>> slide = longvit.find_slides(["examples/CMU-1-Small-Region.svs"])[0]
+    >>> slide.slide_id, slide.path.name
+    ('CMU-1-Small-Region', 'CMU-1-Small-Region.svs')
+    """
 
     slide_id: str
     """Name, unique in the list, without the file's extension."""

@@ -53,9 +53,18 @@ DDOF = {"subtyping": 1, "survival": 0}
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Result of a cross-validation, finished or not."""
+    """Result of a cross-validation, finished or not.
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> settings = longvit.FinetuneSettings(model="longvit_tiny_patch32", side_px=32, epochs=1, device="cpu")
+    >>> result = longvit.cross_validate(cohort, "runs/two", longvit.make_folds(cohort, 2), settings, only=["0"])
+    >>> result.missing, len(result.summary["folds"])
+    (('1',), 1)
+    """
 
     folder: Path
+    """Output folder."""
     summary: dict[str, Any]
     """Content of crossval.json (a metric that is not defined is None):
 

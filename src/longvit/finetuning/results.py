@@ -64,38 +64,53 @@ class FinetuneResult(RunResult):
     - `training`: slides, patients, epochs, steps, train_loss, skipped_steps (one line each), parameters, device,
       starts_from
     - `left_out`: slide ids without a result; `notes`: assumptions, one sentence each
+
+    >>> import longvit
+    >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
+    >>> settings = longvit.FinetuneSettings(model="longvit_tiny_patch32", side_px=32, epochs=1, device="cpu")
+    >>> result = longvit.finetune(cohort, "runs/result", settings)
+    >>> sorted(result.metrics["splits"]), longvit.load_model(result.model_dir).num_classes
+    (['test', 'val'], 2)
     """
 
     @property
     def predictions_csv(self) -> Path:
+        """Predictions of val and test, a row per slide."""
         return self.folder / "predictions.csv"
 
     @property
     def metrics_json(self) -> Path:
+        """File of `metrics`; it marks a finished run."""
         return self.folder / METRICS_JSON
 
     @property
     def history_csv(self) -> Path:
+        """Losses and metrics, a row per epoch."""
         return self.folder / "history.csv"
 
     @property
     def settings_yaml(self) -> Path:
+        """All settings, as a recipe."""
         return self.folder / "settings.yaml"
 
     @property
     def problems_csv(self) -> Path:
+        """Failures of slides; absent if there are none."""
         return self.folder / PROBLEMS_CSV
 
     @property
     def loss_png(self) -> Path:
+        """Plot of the losses."""
         return self.folder / "loss.png"
 
     @property
     def roc_png(self) -> Path:
+        """Plot of the ROC curves (subtyping)."""
         return self.folder / "roc.png"
 
     @property
     def model_dir(self) -> Path:
+        """Model folder, for `longvit.load_model`."""
         return self.folder / "model"
 
     def summary(self) -> str:

@@ -66,6 +66,7 @@ class LongViTConfig:
         positions: "grid": positions of the pretraining grid (1,024² px), interpolated on the fly. "per_patch":
             one vector per patch of a square image of image_px, as the published code has it after fine-tuning.
         segment_lengths: "auto" (`segment_schedule` of the number of patches) or one per dilated ratio.
+        dilated_ratios: a ratio r per branch, which keeps every r-th token of a segment.
         gradient, ragged: see `longvit.attention.dilated_attention`.
         drop_path: rate of the last layer.
         image_px, fit: the canvas for `embed` (side in px, "stretch" or "pad").

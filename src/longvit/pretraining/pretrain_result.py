@@ -28,10 +28,16 @@ class PretrainResult(RunResult):
     - `skipped_steps`, `alarms` (a sentence each), `left_out` (slides), `notes`
     - `resolution`: µm per pixel of the regions
     - `probe`: source, regions, cases, classes; or None
+
+    >>> from pathlib import Path
+    >>> from longvit.pretraining.pretrain_result import PretrainResult
+    >>> PretrainResult(Path("runs/dino"), metrics={}).teacher_dir.as_posix()
+    'runs/dino/teacher'
     """
 
     @property
     def teacher_dir(self) -> Path:
+        """Model folder of the teacher, for `longvit.load_model` and `--weights`."""
         return self.folder / "teacher"
 
     def summary(self) -> str:

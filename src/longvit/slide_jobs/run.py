@@ -84,7 +84,13 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class SlideJobsResult:
-    """Result of a run over many slides."""
+    """Result of a run over many slides.
+
+    >>> import longvit
+    >>> result = longvit.canvas_slides(longvit.find_slides(["examples/*.svs"]), "canvases_64", side_px=64)
+    >>> len(result.done) + len(result.skipped), result.left_out
+    (1, ())
+    """
 
     done: tuple[str, ...]
     """Slides computed in this run."""

@@ -76,6 +76,7 @@ class Canvas:
     bad_tiles: tuple[BadTile, ...]
     """Tiles that could not be decoded; they are filled with background."""
     source: CanvasSource
+    """Slide, reader and filter of the canvas."""
     area: Mapping[str, Any] | None = None
     """Provenance of the kept area, outside of which pixels are background; None: the whole slide."""
 

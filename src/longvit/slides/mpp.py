@@ -58,11 +58,19 @@ _IMAGEJ_UNITS = {
 
 @dataclass(frozen=True)
 class Mpp:
-    """Micrometres per level-0 pixel along x and y, and their source."""
+    """Micrometres per level-0 pixel along x and y, and their source.
+
+    >>> import longvit
+    >>> longvit.open_slide("examples/CMU-1-Small-Region.svs").mpp
+    Mpp(x=0.499, y=0.499, source='openslide.mpp-x')
+    """
 
     x: float
+    """µm per pixel along x, above 0."""
     y: float
+    """µm per pixel along y, above 0."""
     source: str
+    """Field of the file that states it, such as `openslide.mpp-x`; `explicit` for the user's value."""
 
     @property
     def mean(self) -> float:

@@ -28,9 +28,16 @@ Block = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of a slide; level 0 is the largest."""
+    """One resolution of a slide; level 0 is the largest.
+
+    >>> import longvit
+    >>> level = longvit.open_slide("examples/CMU-1-Small-Region.svs").levels[0]
+    >>> level.size_px, level.downsample, level.tile_px
+    ((2220, 2967), 1.0, (240, 240))
+    """
 
     index: int
+    """Number of the level, from 0."""
     size_px: tuple[int, int]
     """Width and height in pixels of this level."""
     downsample: float
@@ -38,6 +45,7 @@ class Level:
     tile_px: tuple[int, int]
     """Width and height of the tiles of this level in the file. Reads aligned with them decode nothing twice."""
     compression: str = ""
+    """Name of the compression, such as `jpeg`; empty where the reader does not state it."""
     reduction: int = 1
     """Factor by which the decoder reduces the stored pixels (see `PixelReader.reductions`)."""
 
@@ -65,15 +73,25 @@ class Level:
 
 @dataclass(frozen=True, order=True)
 class BadTile:
-    """A piece that could not be decoded and was filled with background."""
+    """A piece that could not be decoded and was filled with background.
+
+    >>> from longvit.slides.pixel_reader import BadTile
+    >>> print(BadTile(level=0, x_level0_px=240, y_level0_px=0, width_px=240, height_px=240, message="damaged JPEG"))
+    level 0, 240 × 240 px at level-0 (240, 0): damaged JPEG
+    """
 
     level: int
+    """Level of the piece."""
     x_level0_px: int
+    """Left edge."""
     y_level0_px: int
+    """Upper edge."""
     width_px: int
     """Width and height in pixels of `level`."""
     height_px: int
+    """See `width_px`."""
     message: str
+    """Reason, in one line."""
 
     def __str__(self) -> str:
         return (

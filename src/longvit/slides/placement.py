@@ -17,12 +17,21 @@ Fit = Literal["stretch", "pad"]
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle: corner and size, in the pixels of its owner (level-0 px for `Slide.bounds`)."""
+    """A rectangle: corner and size, in the pixels of its owner (level-0 px for `Slide.bounds`).
+
+    >>> from longvit.slides.placement import Box
+    >>> Box(10, 20, width=300, height=200).right
+    310
+    """
 
     x: float
+    """Left edge."""
     y: float
+    """Upper edge."""
     width: float
+    """Size along x."""
     height: float
+    """Size along y."""
 
     @property
     def right(self) -> float:
@@ -41,11 +50,19 @@ class Placement:
 
     "stretch" maps the bounds onto the whole canvas, as in the paper. "pad" keeps the aspect ratio, centres the slide
     and leaves background on two sides.
+
+    >>> from longvit.slides.placement import Box, Placement
+    >>> placement = Placement(Box(0, 0, 4000, 2000), side_px=100, fit="pad")
+    >>> placement.image_box, placement.to_level0(50, 50)
+    (Box(x=0, y=25, width=100, height=50), (2000.0, 1000.0))
     """
 
     bounds: Box
+    """Area of the slide, in level-0 px."""
     side_px: int
+    """Side of the canvas in its pixels."""
     fit: Fit = "stretch"
+    """`stretch` or `pad`."""
 
     def __post_init__(self) -> None:
         check_side_and_fit(self.side_px, self.fit)

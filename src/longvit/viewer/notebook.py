@@ -9,7 +9,14 @@ from longvit.viewer.sources import load_items
 
 
 class View:
-    """Viewer that runs in this process; a notebook shows it as a frame. `close` ends it."""
+    """Viewer that runs in this process; a notebook shows it as a frame. `close` ends it.
+
+    >>> import longvit
+    >>> shown = longvit.view("examples/CMU-1-Small-Region.svs")
+    >>> shown.url.startswith("http://127.0.0.1:")
+    True
+    >>> shown.close()
+    """
 
     def __init__(self, server: ViewServer, height_px: int) -> None:
         self._server, self._height_px = server, height_px

@@ -18,7 +18,7 @@ version = release = __version__
 # The extensions of docs/_ext write the pages of commands and of the Python API, and the menu from index.md.
 extensions = [
     *("myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"),
-    *("menu", "root_pages", "command_pages", "api_pages"),
+    *("menu", "notebook_page", "root_pages", "command_pages", "api_pages"),
 ]
 exclude_patterns = ["_build", "_ext", "_scripts"]
 source_suffix = {".md": "markdown"}

@@ -16,7 +16,8 @@ from longvit.config import load_settings
 from longvit.errors import InputError
 from longvit.finetuning.settings import FinetuneSettings
 from longvit.slides.reader import open_slide
-from tests.conftest import EXAMPLE_SLIDE
+from tests.conftest import EXAMPLE_SLIDE, ROOT
+from tests.docs.images import differences
 from tests.small_slides import write_slide
 
 pytestmark = pytest.mark.xdist_group("demo")  # one worker: the fixture trains
@@ -105,6 +106,12 @@ def test_the_demo_learns_on_the_left_what_holds_on_the_right_where_colour_tells_
 def test_the_heat_map_finds_the_squares_without_having_been_given_a_place(outcome: demo.DemoOutcome) -> None:
     assert outcome.heat_map_auc > 0.7
     assert f"AUC {outcome.heat_map_auc:.2f}" in outcome.summary()
+
+
+@pytest.mark.slow
+def test_the_image_of_the_readme_is_the_heat_map_of_the_demo(outcome: demo.DemoOutcome) -> None:
+    found = differences(ROOT / "docs" / "demo.png", outcome.heat_map_png)
+    assert not found, "copy known_answer/heat_map.png of longvit demo to docs/demo.png"
 
 
 @pytest.mark.slow

@@ -67,9 +67,8 @@ def test_no_example_of_a_docstring_escapes() -> None:
 def test_an_example_that_prints_something_else_is_found(tmp_path: Path) -> None:
     source = tmp_path / "src"
     (source / "longvit").mkdir(parents=True)
-    (source / "longvit" / "errors.py").write_text(
-        'class A:\n    def b(self):\n        """B.\n\n        >>> 1 + 1\n        3\n        """\n'
-    )
+    code = 'class A:\n    def b(self):\n        """B.\n\n        >>> 1 + 1\n        3\n        """\n'
+    (source / "longvit" / "errors.py").write_text(code)
     (found,) = examples(source)
     assert (found.name, found.path, found.line) == ("longvit.errors.A.b", "src/longvit/errors.py", 2)
     assert "Got:\n    2" in failures(found)

@@ -51,7 +51,7 @@ def write_slides(folder: Path) -> None:
     folder.mkdir()
     with longvit.open_slide(ROOT / "examples" / EXAMPLE) as slide:
         for i in range(SLIDES):
-            x, y = (i * 331) % 700, (i * 457) % (slide.size_px[1] - SIDE)  # where tissue is
+            x, y = 500 + (i * 331) % 800, (i * 457) % (slide.size_px[1] - SIDE)  # where tissue is
             pixels = slide.read_region(x, y, 0, SIDE, SIDE).astype(np.float32)
             pixels = 255 - (255 - pixels) * (0.7 + 0.3 * (i % 2))
             tifffile.imwrite(
@@ -59,7 +59,7 @@ def write_slides(folder: Path) -> None:
                 pixels.clip(0, 255).astype(np.uint8),
                 tile=(256, 256),
                 compression="jpeg",
-                photometric="ycbcr",
+                photometric="rgb",
                 metadata=None,
                 resolution=(2e4, 2e4),
                 resolutionunit="CENTIMETER",

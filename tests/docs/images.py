@@ -10,7 +10,6 @@ pixels. So a page that has changed since its image is found.
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -62,6 +61,13 @@ class Image:
     size: tuple[int, int] = (1280, 800)
 
 
+THUMBNAILS = (
+    "[...document.images].filter(image => image.offsetParent && image.getBoundingClientRect().top < innerHeight)"
+    ".every(image => image.complete && image.naturalWidth)"
+)
+"""True when every small image in sight is there."""
+
+
 def of_viewer(inputs: Path, image: Image, path: Path) -> None:
     """Screenshot of `longvit view`, as the command of the page opens it."""
     command = [*image.made_by.split("; ")[-1].split()[1:], "--no-browser"]
@@ -75,11 +81,13 @@ def of_viewer(inputs: Path, image: Image, path: Path) -> None:
         browser.wait(SETTLED, 300)
         for key in image.keys:
             browser.key(key)
+            browser.wait("new Promise(done => setTimeout(() => done(true), 500))")
             browser.wait(SETTLED, 300)
+        browser.wait(THUMBNAILS, 300)
         save(browser, path)
     finally:
         browser.close()
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(60)
 
 

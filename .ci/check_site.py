@@ -1,8 +1,8 @@
 """Check of the built documentation site: `python .ci/check_site.py docs/_build`; exit code 1 with a line per problem.
 
-Nothing may be loaded from another host, and every image is there. Every link inside leads to a page and a heading that exist. Every page of
-docs/ is at most two links from the first one. The search index has the words of the pages, so that search works from
-the folder.
+Nothing may be loaded from another host, and every image is there. Every link inside leads to a page and a heading that
+exist. Every page of docs/ is at most two links from the first one. The search index has the words of the pages, so that
+search works from the folder.
 """
 
 from __future__ import annotations

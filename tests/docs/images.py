@@ -35,7 +35,7 @@ COMMANDS = {
     f"--batch-size 16 --forward-batch 16 --warmup-epochs 0 --probe-regions 16 --num-workers 0 {ON_CPU}",
     "embeddings": f"longvit embed longvit-tiny-stem slides/ --out embeddings {ON_CPU}",
     "job": "longvit features slides/ --out job --tile-px 128 --threads 1",
-    "comparison": "longvit benchmark cohort.csv --features job --systems clam_sb transmil mean_pooling --folds 2 "
+    "comparison": "longvit benchmark cohort.csv --features job --systems clam_sb attention_mil mean_pooling --folds 2 "
     f"--slides-dir slides/ --out comparison --epochs 4 --bootstrap 50 {ON_CPU}",
 }
 """Folder → the command that makes it from the inputs of the pages (`folders.write_inputs`)."""

@@ -35,6 +35,7 @@ $(VENV)/.docs: $(STAMP)
 
 # Every shell and Python block of every page, page by page, on small slides; some minutes. No block is left out silently.
 docs-blocks: $(STAMP)
+	$(BIN)/python -m tests.docs.blocks
 	$(BIN)/python -m pytest -q -n 2 tests/docs
 
 # The GPU kernels without a card: in Triton's interpreter, and compiled. NumPy 2.4 breaks loops of Triton 3.6's interpreter.

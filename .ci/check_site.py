@@ -1,8 +1,8 @@
 """Check of the built documentation site: `python .ci/check_site.py docs/_build`; exit code 1 with a line per problem.
 
-Nothing may be loaded from another host. Every link inside leads to a page and a heading that exist. Every page of
-docs/ is at most two links from the first one. The search index has the words of the pages, so that search works from
-the folder.
+Nothing may be loaded from another host, and every image is there. Every link inside leads to a page and a heading that
+exist. Every page of docs/ is at most two links from the first one. The search index has the words of the pages, so that
+search works from the folder.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ def problems(site: Path) -> Iterator[str]:
     for path, page in pages.items():
         name = path.relative_to(site)
         yield from (f"{name} loads {url}" for url in sorted(page.loaded) if re.match(r"(https?:)?//", url))
+        for file in sorted(page.loaded):
+            if not re.match(r"[a-z]+:|//", file) and (reason := dead(path, file.split("?")[0], pages)):
+                yield f"{name} loads {file}: {reason}"
         for link in sorted(page.links):
             if not re.match(r"[a-z]+:|//", link) and (reason := dead(path, link, pages)):
                 yield f"{name} links {link}: {reason}"

@@ -18,7 +18,7 @@ version = release = __version__
 # The extensions of docs/_ext write the pages of commands and of the Python API, and the menu from index.md.
 extensions = [
     *("myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"),
-    *("menu", "root_pages", "command_pages", "api_pages"),
+    *("menu", "notebook_page", "root_pages", "command_pages", "api_pages"),
 ]
 exclude_patterns = ["_build", "_ext", "_scripts"]
 source_suffix = {".md": "markdown"}
@@ -31,6 +31,7 @@ highlight_language = "none"
 napoleon_use_ivar = True
 default_role = "code"  # a single backtick in a docstring
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # note=_log.warning, not the function's address
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
@@ -45,6 +46,8 @@ nitpick_ignore_regex = [
 ]
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"longvit {release}"
 html_copy_source = False
 html_show_sourcelink = False

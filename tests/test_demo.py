@@ -18,6 +18,7 @@ from longvit.errors import InputError
 from longvit.finetuning.settings import FinetuneSettings
 from longvit.slides.reader import open_slide
 from tests.conftest import EXAMPLE_SLIDE, ROOT
+from tests.docs.images import differences
 from tests.small_slides import write_slide
 
 pytestmark = pytest.mark.xdist_group("demo")  # one worker: the fixture trains
@@ -116,6 +117,12 @@ def test_the_readme_has_the_numbers_of_the_demo(outcome: demo.DemoOutcome) -> No
     metrics = outcome.finetuned.metrics
     values = [metrics["splits"]["test"]["auc"], metrics["controls"]["mean_colour"]["test"]["auc"], outcome.heat_map_auc]
     assert [float(number) for number in found.groups()] == pytest.approx(values, abs=0.02)  # processors differ
+
+
+@pytest.mark.slow
+def test_the_image_of_the_readme_is_the_heat_map_of_the_demo(outcome: demo.DemoOutcome) -> None:
+    found = differences(ROOT / "docs" / "demo.png", outcome.heat_map_png)
+    assert not found, "copy known_answer/heat_map.png of longvit demo to docs/demo.png"
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def moved(text: str, file: PurePosixPath, folder: PurePosixPath) -> str:
 
     def link(found: re.Match[str]) -> str:
         target, _, anchor = found[1].partition("#")
-        if not target or target.startswith("http"):
+        if not target or re.match(r"[a-z]+:", target):  # on this page, another host, or an image inside the page
             return found[0]
         path = posixpath.normpath(posixpath.join(str(file.parent), target))
         new = posixpath.relpath(pages.get(path, path), str(folder))

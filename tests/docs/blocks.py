@@ -1,4 +1,4 @@
-"""Code blocks of the pages, with their marks; as a script, a line per page: blocks that run, and those that do not.
+"""Code blocks of the pages, with their marks; `python -m tests.docs.blocks` counts those that run.
 
 Marks are HTML comments, so a rendered page does not show them. Before a block:
 
@@ -8,6 +8,7 @@ Marks are HTML comments, so a rendered page does not show them. Before a block:
     <!-- exit code 1 -->          the block above ends with this code
 
 Anywhere on a page, `<!-- needs: runs/first, job -->` names what earlier work has left in the folder (`folders.NEEDS`).
+The cells of a notebook run together, in `test_notebook.py`. Examples of docstrings run in tests/test_public_api.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
+CARDS = sorted(ROOT.glob("src/longvit/weights/*/README.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md"), *CARDS])
 LANGUAGES = ("bash", "python")
 REASONS = {
     "GPU": "it needs GPUs",
@@ -29,6 +31,7 @@ REASONS = {
     "hours": "it runs for hours",
     "elsewhere": "a test that the reason names runs it",
 }
+NOTEBOOK = "elsewhere: tests/docs/test_notebook.py runs its cells together"
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- (.*?) -->", re.DOTALL)
 
@@ -67,6 +70,7 @@ def blocks(page: Path) -> list[Block]:
             found.append(Block(**{**last, "output": code, "tolerance": int(within[1]) / 100 if within else 0.01}))
         elif fence["language"] in LANGUAGES:
             reason = next((mark.removeprefix("not run: ") for mark in marks if mark.startswith("not run: ")), "")
+            reason = NOTEBOOK if is_notebook(text) else reason
             code_mark = re.match(r"\s*<!-- exit code (\d+) -->", text[fence.end() :])
             found.append(
                 Block(
@@ -78,6 +82,26 @@ def blocks(page: Path) -> list[Block]:
                     exit_code=int(code_mark[1]) if code_mark else 0,
                 )
             )
+    return found
+
+
+def is_notebook(text: str) -> bool:
+    """Whether the page is paired with a notebook, by its first lines."""
+    return text.startswith("---\njupyter:\n")
+
+
+COMMAND = re.compile(r"^ *(?:\$ |# )?(?:longvit|pip|python|make|git|ssh|docker|sbatch|torchrun) .*$", re.MULTILINE)
+
+
+def escaped(page: Path) -> list[str]:
+    """Places of blocks that hold commands but are no shell block: nobody would notice when they fail."""
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for fence in FENCE.finditer(text):
+        shown = any(mark.startswith("output") for mark in marks_before(text[: fence.start()]))
+        command = COMMAND.search(fence["code"])
+        if fence["language"] not in LANGUAGES and not shown and command and "MODEL" not in command[0]:
+            found.append(f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, fence.start()) + 1}: {command[0].strip()}")
     return found
 
 
@@ -125,14 +149,26 @@ def number(text: str) -> float:
     return float(text.replace(",", ""))
 
 
+def summary(kind: str, reasons: list[str]) -> list[str]:
+    """Lines of a count: `reasons` has an entry per block or example, empty for one that runs."""
+    by_test = [reason for reason in reasons if reason.startswith("elsewhere: ")]
+    not_here = Counter(reason.split(":")[0] for reason in reasons if reason and reason not in by_test)
+    run = len(reasons) - not_here.total()
+    also = f" ({len(by_test)} of them by a test of their own)" if by_test else ""
+    lines = [f"{kind}: {run} of {len(reasons)} run{also}, {not_here.total()} not runnable here"]
+    return lines + [f"  {number:3} {name}: {REASONS[name]}" for name, number in not_here.most_common()]
+
+
 def main() -> None:
-    total: Counter[str] = Counter()
-    for page in PAGES:
-        found = Counter(block.not_run.split(":")[0] or "run" for block in blocks(page))
-        total += found
-        if found:
-            print(f"{page.relative_to(ROOT)}: " + ", ".join(f"{number} {name}" for name, number in found.items()))
-    print(f"all {sum(total.values())}: " + ", ".join(f"{number} {name}" for name, number in total.most_common()))
+    """Prints every block that does not run with its reason, then the counts."""
+    from tests.docs.docstrings import NOT_RUN, examples
+    from tests.docs.images import IMAGES
+
+    found = [block for page in PAGES for block in blocks(page)]
+    print("\n".join(f"{block.name}: {block.not_run}" for block in found if block.not_run))
+    print("\n".join(summary("blocks of pages", [block.not_run for block in found])))
+    print("\n".join(summary("examples of docstrings", [NOT_RUN.get(example.name, "") for example in examples()])))
+    print("\n".join(summary("images of pages", [image.not_made for image in IMAGES])))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def write_slides(folder: Path) -> None:
     folder.mkdir()
     with longvit.open_slide(ROOT / "examples" / EXAMPLE) as slide:
         for i in range(SLIDES):
-            x, y = (i * 331) % 700, (i * 457) % (slide.size_px[1] - SIDE)  # where tissue is
+            x, y = 500 + (i * 331) % 800, (i * 457) % (slide.size_px[1] - SIDE)  # where tissue is
             pixels = slide.read_region(x, y, 0, SIDE, SIDE).astype(np.float32)
             pixels = 255 - (255 - pixels) * (0.7 + 0.3 * (i % 2))
             tifffile.imwrite(
@@ -59,7 +59,7 @@ def write_slides(folder: Path) -> None:
                 pixels.clip(0, 255).astype(np.uint8),
                 tile=(256, 256),
                 compression="jpeg",
-                photometric="ycbcr",
+                photometric="rgb",
                 metadata=None,
                 resolution=(2e4, 2e4),
                 resolutionunit="CENTIMETER",
@@ -145,17 +145,20 @@ NEEDS: dict[str, str] = {
 USES = {"embeddings": ["runs/first"], "demo": ["runs/first"]}
 
 
-def make_bin(folder: Path) -> Path:
-    """Folder for PATH with `longvit` and `python`, as a user's environment has them."""
+def make_bin(folder: Path, longvit: str = f"{ROOT}/tests/docs/small.py") -> Path:
+    """Folder for PATH with `longvit` and `python`, as a user's environment has them.
+
+    `longvit` are the arguments of Python for it: by default the command with small settings.
+    """
     folder.mkdir()
-    for name, target in {"longvit": f"{ROOT}/tests/docs/small.py", "python": ""}.items():
+    for name, target in {"longvit": longvit, "python": ""}.items():
         script = folder / name
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {target} "$@"\n')
         script.chmod(0o755)
     return folder
 
 
-def shell(code: str, folder: Path, bin_dir: Path, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+def shell(code: str, folder: Path, bin_dir: Path, seconds: float = 900) -> subprocess.CompletedProcess[str]:
     """Runs a shell block in the folder: standard output and error together, as a terminal shows them."""
     environment = {
         **os.environ,

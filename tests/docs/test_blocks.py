@@ -1,17 +1,34 @@
 """Every shell and Python block of every page runs as it is written, page by page in a folder of its own.
 
-A block that cannot run says why in a comment that a rendered page does not show; `python tests/docs/blocks.py` counts.
+A block that cannot run says why in a comment that a rendered page does not show; `python -m tests.docs.blocks` counts.
 """
 
 from __future__ import annotations
 
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
-from tests.docs.blocks import PAGES, REASONS, ROOT, Block, blocks, differences, needs
+from tests.docs.blocks import (
+    FENCE,
+    LANGUAGES,
+    NOTEBOOK,
+    PAGES,
+    REASONS,
+    ROOT,
+    Block,
+    blocks,
+    differences,
+    escaped,
+    needs,
+    summary,
+)
 from tests.docs.folders import NEEDS, RUN, add_need, locked, make_bin, write_inputs
 
+T = TypeVar("T")
 ALL = [block for page in PAGES for block in blocks(page)]
 
 
@@ -77,7 +94,43 @@ def named(reason: str) -> bool:
 
 
 def test_most_blocks_run() -> None:
-    assert sum(not block.not_run for block in ALL) >= 0.65 * len(ALL)
+    alone = [block for block in ALL if block.not_run != NOTEBOOK]  # a notebook's cells run together
+    assert sum(not block.not_run for block in alone) >= 0.65 * len(alone)
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block.not_run], ids=lambda block: block.name)
+def test_a_block_that_is_not_run_is_still_the_language_that_it_says(block: Block) -> None:
+    if block.language == "python":
+        compile(block.code, block.name, "exec")
+    else:
+        done = subprocess.run(["bash", "-n"], input=block.code, text=True, capture_output=True, check=False)
+        assert not done.stderr, f"{block.name}: {done.stderr}"
+
+
+def test_no_command_of_a_page_escapes_in_a_block_that_is_not_a_shell_block(tmp_path: Path) -> None:
+    assert not [place for page in PAGES for place in escaped(page)]
+    page = ROOT / "docs" / "none.md"
+    assert page not in PAGES
+    copy = tmp_path / page.name
+    copy.write_text("```text\nlongvit info s.svs\n```\n\n```sh\n$ ls\n```\n\n```text\n3 slides\n```\n")
+    assert len(with_root(escaped, copy)) == 1
+    languages = {fence["language"] for page in PAGES for fence in FENCE.finditer(page.read_text(encoding="utf-8"))}
+    assert languages <= {*LANGUAGES, "text", "groovy"}
+
+
+def test_every_page_of_the_repository_is_read() -> None:
+    ours = {path for path in ROOT.rglob("*.md") if not any(part.startswith((".", "_")) for part in path.parts)}
+    made = {ROOT / "docs" / folder for folder in ("api", "commands", "project")}
+    ours = {path for path in ours if path.parent not in made and "demo" not in path.relative_to(ROOT).parts[:1]}
+    assert ours <= set(PAGES)
+
+
+def test_the_count_names_what_runs_and_why_the_rest_does_not() -> None:
+    reasons = ["", "", "GPU: eight", "elsewhere: tests/docs/blocks.py", "GPU: two"]
+    assert summary("blocks", reasons) == [
+        "blocks: 3 of 5 run (1 of them by a test of their own), 2 not runnable here",
+        "    2 GPU: it needs GPUs",
+    ]
 
 
 def test_what_a_page_needs_can_be_made() -> None:
@@ -119,17 +172,18 @@ def test_marks_are_read_and_stay_out_of_the_rendered_page(tmp_path: Path) -> Non
     )
     copy = tmp_path / page.name
     copy.write_text(text + "\n   ```bash\n   false\n   ```\n   <!-- exit code 1 -->\n")
-    first, second, third = blocks_of(copy)
+    first, second, third = with_root(blocks, copy)
     assert (first.not_run, first.output) == ("GPU: it needs 8", None)
     assert (second.not_run, second.output, second.tolerance) == ("", "a\n", 0.2)
     assert (third.code, third.exit_code) == ("false\n", 1)
 
 
-def blocks_of(path: Path) -> list[Block]:
+def with_root(function: Callable[[Path], list[T]], path: Path) -> list[T]:
+    """The function of a page outside the repository."""
     import tests.docs.blocks as module
 
     root, module.ROOT = module.ROOT, path.parent
     try:
-        return blocks(path)
+        return function(path)
     finally:
         module.ROOT = root

@@ -104,6 +104,8 @@ def test_links_from_another_folder_lead_to_the_same_page(extensions: None) -> No
     moved = import_module("root_pages").moved
     docs = PurePosixPath("docs")
     assert moved("[a](../CONTRIBUTING.md#rules)", docs / "index.md", docs) == "[a](project/contributing.md#rules)"
+    image = "![a](data:image/png;base64,AA/BB)"
+    assert moved(image, docs / "notebook.md", docs) == image
     text = "[a](docs/files.md) [b](CHANGELOG.md) [c](https://x.y) [d](#e) [f](../src/a.py)"
     root = moved(text.replace("../src", "src"), PurePosixPath("CONTRIBUTING.md"), docs / "project")
     assert root == "[a](../files.md) [b](changelog.md) [c](https://x.y) [d](#e) [f](../../src/a.py)"
@@ -146,6 +148,7 @@ def test_a_dead_link_another_host_or_a_far_page_of_a_site_is_found(tmp_path: Pat
     assert list(check.problems(site)) == []
     (site / "a.html").write_text(
         '<h1 id="there">A</h1><script src="https://cdn.x/y.js"></script><a href="b.html">b</a>'
+        '<img src="data:image/png;base64,AA"><img src="_images/c.png?v=1">'
     )
     (tmp_path / "docs" / "far.md").write_text("# Far")
     found = "\n".join(check.problems(site))
@@ -153,6 +156,7 @@ def test_a_dead_link_another_host_or_a_far_page_of_a_site_is_found(tmp_path: Pat
         "no such heading",
         "loads https://cdn.x/y.js",
         "b.html: no such file",
+        "loads _images/c.png?v=1: no such file",
         "far.md is more than two links",
     ):
         assert text in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import io
 import itertools
 import json
@@ -30,8 +31,9 @@ class Browser:
         self._read, to_write = os.pipe()
 
         def descriptors() -> None:
-            os.dup2(to_read, 3)
-            os.dup2(to_write, 4)
+            ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_read, to_write)]  # they may be 3 or 4 already
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
 
         settings = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run"]
         settings += ["--remote-debugging-pipe", f"--user-data-dir={self._profile}", f"--window-size={width},{height}"]

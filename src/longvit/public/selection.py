@@ -63,8 +63,8 @@ def select(
 
     >>> from longvit.public.selection import select
     >>> selection = select(["tcga-brca"])
-    >>> len(selection.slides), selection.slides[0].case_id
-    (1133, 'TCGA-3C-AAAU')
+    >>> len(selection.slides) > 1000, selection.slides[0].case_id[:8]
+    (True, 'TCGA-3C-')
     """
     listed, source = read_listed(slides, folds, ids)
     if listed is None and not collections:

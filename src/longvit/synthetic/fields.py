@@ -56,7 +56,7 @@ def read_fields(
     >>> from longvit.synthetic import read_fields
     >>> read_fields("no.csv", tumour="OSCC")
     Traceback (most recent call last):
-    longvit.errors.InputError: no.csv: No such file or directory
+    longvit.errors.InputError: no.csv: cannot be read: No such file or directory
     """
     path = Path(cohort_csv)
     if reduced < 1:

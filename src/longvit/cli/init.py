@@ -1,0 +1,150 @@
+"""`longvit init COHORT.csv`"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from longvit.cli.options import AsJson, CohortOptions, Device, echo
+from longvit.errors import InputError
+from longvit.tasks.settings import TaskSettings
+
+if TYPE_CHECKING:
+    from longvit.proposal.propose import Proposal
+
+_COLUMNS = "^(label_columns|time_column|event_column|censorship_column)$"
+
+
+def init(
+    cohort: Annotated[
+        Path,
+        Parameter(help="CSV with a row per slide, as `longvit train` reads it: slide_id or path, and the label."),
+    ],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="File for the settings.")] = Path("longvit.yaml"),
+    force: Annotated[bool, Parameter(negative="", help="Replace the file if it exists.")] = False,
+    task: Annotated[
+        str | None,
+        Parameter(
+            help="Task: subtyping, survival, regression, ordinal or multilabel. Default: by the columns of the table.",
+            show_default=False,
+        ),
+    ] = None,
+    columns: Annotated[TaskSettings, Parameter(name="*", parse=_COLUMNS)] = TaskSettings(),
+    cohort_options: Annotated[CohortOptions, Parameter(name="*")] = CohortOptions(),
+    allow_missing: Annotated[
+        bool, Parameter(negative="", help="Leave out slides without a file, as `longvit train --allow-missing`.")
+    ] = False,
+    slides: Annotated[int, Parameter(help="Slides that are opened, spread over the table.")] = 5,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> int:
+    """Propose the settings of a first training, as a commented YAML file, and print the next commands.
+
+    Reads the cohort table as `longvit train` does. Opens a few slides for their size and resolution, and reads one of
+    them. Computes the memory as `longvit plan` does, and times a few training steps on this machine. The file has a
+    reason for every line. `longvit train COHORT.csv --recipe longvit.yaml` accepts it without an edit. Exit code 1 if
+    a slide cannot be read; it is named, and the file is written from the others.
+
+    **Examples**
+
+    ```
+    longvit init cohort.csv
+    longvit init cohort.csv --slides-dir /data/slides --out runs/first.yaml
+    longvit init outcomes.csv --task survival
+    longvit init cohort.csv --task multilabel --label-columns MSI=MSI-H BRAF KRAS --force
+    longvit init cohort.csv --json > init.json
+    ```
+    """
+    from longvit.files import write_text
+    from longvit.proposal.propose import propose
+    from longvit.proposal.recipe_text import as_json as proposal_json
+    from longvit.proposal.recipe_text import recipe_text
+
+    if slides < 1:
+        raise InputError(f"--slides {slides}: at least 1")
+    if out.exists() and not force:
+        raise InputError(f"{out}: exists; give --force to replace it, or another --out")
+    settings, why = _task(cohort, task, columns, cohort_options)
+    has_classes = settings.task in ("subtyping", "ordinal")
+    options = cohort_options if has_classes else replace(cohort_options, label_column="label")
+    table = options.read(cohort, settings.task, need_files=not allow_missing, allow_leak=False)
+    for note in table.notes:
+        echo(note)
+    proposal = propose(table, settings, slides=slides, device=device)
+    keys = _table_keys(options, allow_missing)
+    commands = _commands(cohort, out, options.slides_dir)
+    write_text(out, recipe_text(proposal, shlex.join(commands[1]), keys, why))
+    for slide_id, error in proposal.sample.unreadable.items():
+        echo(f"cannot be read: {slide_id}: {error}")
+    if as_json:
+        found = {"recipe": str(out), **proposal_json(proposal, keys, why), "commands": list(map(shlex.join, commands))}
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(_summary(proposal, out, commands, why)))
+    return 1 if proposal.sample.unreadable else 0
+
+
+def _task(cohort: Path, task: str | None, columns: TaskSettings, options: CohortOptions) -> tuple[TaskSettings, str]:
+    """Task settings and the reason of the task: named by the user, or by the columns."""
+    if task is not None:
+        return replace(columns, task=task), "as given with --task"
+    from longvit.proposal.task_of_table import task_of_table
+
+    return task_of_table(cohort, options.label_column, columns, options.clini)
+
+
+def _table_keys(options: CohortOptions, allow_missing: bool) -> dict[str, tuple[Any, str]]:
+    """Options of the cohort table that are not at their default, with reasons."""
+    keys: dict[str, tuple[Any, str]] = {}
+    if options.label_column != "label":
+        keys["label_column"] = (options.label_column, "Column with the class, as given.")
+    if options.keep:
+        keys["keep"] = (list(options.keep), "Classes that are used, in this order, as given.")
+    if options.slides_dir is not None:
+        keys["slides_dir"] = (str(options.slides_dir), "Folder of the slides, as given: relative to where train runs.")
+    if options.clini is not None:
+        keys["clini"] = (str(options.clini), "Table of the patients, as given: relative to where train runs.")
+    if allow_missing:
+        keys["allow_missing"] = (True, "Slides without a file are left out, as given.")
+    return keys
+
+
+def _commands(cohort: Path, recipe: Path, slides_dir: Path | None) -> list[list[str]]:
+    """The next three commands: check every slide, train, view."""
+    run = "runs/first"
+    number = 2
+    while Path(run).exists():
+        run, number = f"runs/{number}", number + 1
+    places = ["--slides-dir", str(slides_dir)] if slides_dir is not None else []
+    return [
+        ["longvit", "doctor", str(cohort), *places, "--out", "qc"],
+        ["longvit", "train", str(cohort), "--recipe", str(recipe), "--out", run],
+        ["longvit", "view", run, "--cohort", str(cohort), *places],
+    ]
+
+
+def _summary(proposal: Proposal, out: Path, commands: list[list[str]], why: str) -> list[str]:
+    from longvit.proposal.recipe_text import memory_line, slides_line, time_line
+
+    s, um = proposal.settings, proposal.um_per_px
+    side = f"{s.side_px:,} × {s.side_px:,} px" + ("" if um is None else f", {um:.3g} µm per px")
+    folds = proposal.runs.folds
+    rows = [
+        ("cohort", proposal.cohort.summary()),
+        ("task", f"{s.task}: {why}"),
+        ("slides", slides_line(proposal)),
+        ("model", s.model + ("" if s.weights is None else f", from {s.weights}")),
+        ("canvas", side),
+        ("folds", f"{folds}: {proposal.runs.why}" if folds is not None else f"none: {proposal.runs.why}"),
+        ("memory", memory_line(proposal)),
+        ("time", time_line(proposal)),
+        ("settings", str(out)),
+    ]
+    return [*(f"{name:<9} {text}" for name, text in rows), "", "next:", *(f"  {shlex.join(c)}" for c in commands)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,14 +74,14 @@ def init(
     if out.exists() and not force:
         raise InputError(f"{out}: exists; give --force to replace it, or another --out")
     settings, why = _task(cohort, task, columns, cohort_options)
-    has_classes = settings.task in ("subtyping", "ordinal")
-    options = cohort_options if has_classes else replace(cohort_options, label_column="label")
+    is_detected_number = task is None and settings.task == "regression"  # its column is now in label_columns
+    options = replace(cohort_options, label_column="label") if is_detected_number else cohort_options
     table = options.read(cohort, settings.task, need_files=not allow_missing, allow_leak=False)
     for note in table.notes:
         echo(note)
     proposal = propose(table, settings, slides=slides, device=device)
     keys = _table_keys(options, allow_missing)
-    commands = _commands(cohort, out, options.slides_dir)
+    commands = _commands(cohort, out, options.slides_dir, [row.path for row in table.rows])
     write_text(out, recipe_text(proposal, shlex.join(commands[1]), keys, why))
     for slide_id, error in proposal.sample.unreadable.items():
         echo(f"cannot be read: {slide_id}: {error}")
@@ -116,18 +118,30 @@ def _table_keys(options: CohortOptions, allow_missing: bool) -> dict[str, tuple[
     return keys
 
 
-def _commands(cohort: Path, recipe: Path, slides_dir: Path | None) -> list[list[str]]:
+def _commands(cohort: Path, recipe: Path, slides_dir: Path | None, slides: Sequence[Path]) -> list[list[str]]:
     """The next three commands: check every slide, train, view."""
-    run = "runs/first"
-    number = 2
+    run, number = "runs/first", 2
     while Path(run).exists():
         run, number = f"runs/{number}", number + 1
     places = ["--slides-dir", str(slides_dir)] if slides_dir is not None else []
     return [
-        ["longvit", "doctor", str(cohort), *places, "--out", "qc"],
+        ["longvit", "doctor", *_slide_list(cohort, slides_dir, slides), "--out", "qc"],
         ["longvit", "train", str(cohort), "--recipe", str(recipe), "--out", run],
-        ["longvit", "view", run, "--cohort", str(cohort), *places],
+        ["longvit", "view", run, *places],
     ]
+
+
+def _slide_list(cohort: Path, slides_dir: Path | None, slides: Sequence[Path]) -> list[str]:
+    """Arguments of `longvit doctor`: the cohort table, or the folder of the slides where it is read by train alone."""
+    from longvit.data.slide_list import find_slides
+
+    try:
+        found = find_slides([cohort], slides_dir=slides_dir, note=lambda _: None)
+        if {slide.path for slide in found} >= {path for path in slides if path.exists()}:
+            return [str(cohort), *(["--slides-dir", str(slides_dir)] if slides_dir is not None else [])]
+    except InputError:  # a table of another project
+        pass
+    return [os.path.commonpath([path.parent for path in slides]) or "."]
 
 
 def _summary(proposal: Proposal, out: Path, commands: list[list[str]], why: str) -> list[str]:

@@ -32,7 +32,7 @@ def task_of_table(
         return replace(settings, task="multilabel"), "a label column is given with --label-columns"
     if key in table.columns and are_measurements([cells.get(key, "") for _, cells in table.rows]):
         return replace(settings, task="regression", label_columns=(wanted,)), f"the column {wanted} has fractions"
-    if key not in table.columns and time in table.columns:
+    if label_column == "label" and key not in table.columns and time in table.columns:
         return replace(settings, task="survival"), f"there is a column {settings.time_column}, and no column {wanted}"
     return replace(settings, task="subtyping"), f"the column {wanted} has classes"
 

@@ -80,16 +80,17 @@ def test_train_accepts_the_file_without_an_edit(
     table(tmp_path, **columns)  # type: ignore[arg-type]
     assert main(["init", "cohort.csv", *options]) == 0
     _, train, _ = next_commands(capsys.readouterr().out)
-    assert train == ["train", "cohort.csv", "--recipe", "longvit.yaml", "--out", "runs/first"]
+    recipe = ["train", "cohort.csv", "--recipe", "longvit.yaml"]
+    folds = [] if "split" in columns else ["--folds", train[-3]]
+    assert train == [*recipe, *folds, "--out", "runs/cv" if folds else "runs/first"]
+    assert ("--folds" in Path("longvit.yaml").read_text()) is bool(folds)
     written = read_recipe("longvit.yaml")
     assert (written["task"], written["side_px"]) == (task, 64)
-    assert ("folds" in written) is ("split" not in columns)
-    only = ["--fold", "0"] if "folds" in written else []
-    assert main([*train, *QUICK, *only]) == 0
-    run = tmp_path / "runs" / "first" / ("fold_0" if only else "")
-    stored = read_recipe(run / "settings.yaml")
-    same = set(written) - {"folds", "epochs"}
+    assert main([*recipe, "--out", "runs/first", *QUICK]) == 0
+    stored = read_recipe("runs/first/settings.yaml")
+    same = set(written) - {"epochs"}
     assert {key: stored[key] for key in same} == {key: written[key] for key in same}
+    assert not folds or main([*train, *QUICK, "--fold", "0"]) == 0
 
 
 @pytest.mark.slow
@@ -130,7 +131,7 @@ def test_every_line_has_a_reason_and_json_agrees_with_the_file(
     assert main(["init", "cohort.csv", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"] == read_recipe("longvit.yaml")
-    assert found["settings"]["folds"] in (3, 4, 5)
+    assert found["folds"] in ("3", "4", "5")
     assert (found["slides"], found["patients"], found["classes"]) == (20, 10, {"pale": 10, "stained": 10})
     assert (len(found["opened"]), found["unreadable"], found["um_per_px"]) == (5, [], None)
     assert found["memory"]["peak_bytes"] < found["memory"]["budget_bytes"]
@@ -152,7 +153,7 @@ def test_a_file_that_exists_stays(tmp_path: Path, capsys: Captured, monkeypatch:
     assert main(["init", "cohort.csv", "--force"]) == 0
     assert read_recipe("longvit.yaml")["task"] == "subtyping"
     _, train, view = next_commands(capsys.readouterr().out)
-    assert (train[-1], view[1]) == ("runs/2", "runs/2")  # the folder of another run is not proposed
+    assert (train[-1], view[1]) == ("runs/first-2", "runs/first-2")  # the folder of another run is not proposed
 
 
 def test_a_slide_that_cannot_be_read_is_named_and_the_exit_code_is_1(
@@ -189,8 +190,7 @@ def test_three_patients_have_no_folds(tmp_path: Path, capsys: Captured, monkeypa
     monkeypatch.chdir(tmp_path)
     table(tmp_path, n=6, age=[41.5, 63.0, 57.25])
     assert main(["init", "cohort.csv", "--label-columns", "age"]) == 0
-    written = read_recipe("longvit.yaml")
-    assert "folds" not in written
+    assert "--folds" not in Path("longvit.yaml").read_text()
     assert "3 patients are too few for folds" in capsys.readouterr().out
     assert main(["train", "cohort.csv", "--recipe", "longvit.yaml", "--out", "runs/first", *QUICK]) == 0
     capsys.readouterr()
@@ -201,7 +201,7 @@ def test_three_patients_have_no_folds(tmp_path: Path, capsys: Captured, monkeypa
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["nothing.csv"], "nothing.csv: no such file"),
+        (["nothing.csv"], "nothing.csv: cannot be read: No such file"),
         (["cohort.csv", "--slides", "0"], "--slides 0: at least 1"),
         (["cohort.csv", "--task", "subtypes"], "task 'subtypes': choose subtyping, survival"),
         (["cohort.csv", "--label-column", "lable"], "did you mean --label-column label?"),

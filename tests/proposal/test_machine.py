@@ -53,5 +53,7 @@ def test_time_limits_the_canvas_down_to_the_smallest_of_the_paper(monkeypatch: p
 
 
 def test_the_limit_of_a_recipe_is_named() -> None:
-    found = choose_canvas(FinetuneSettings(model="longvit_tiny_stem_patch32"), torch.device("cpu"), 5000, 1, most_px=256)
+    found = choose_canvas(
+        FinetuneSettings(model="longvit_tiny_stem_patch32"), torch.device("cpu"), 5000, 1, most_px=256
+    )
     assert (found.settings.side_px, found.limit) == (256, "recipe")

@@ -9,33 +9,45 @@ import pytest
 from longvit.data.cohort import Cohort, SlideRow
 from longvit.errors import InputError
 from longvit.finetuning.settings import FinetuneSettings
-from longvit.proposal.runs import plan_runs
+from longvit.proposal.runs import Run, plan_runs
 
 
 def cohort(labels: str, **columns: object) -> Cohort:
     """A patient and a slide for each letter of `labels`."""
-    rows = [SlideRow(f"P{i:02d}", f"s{i:02d}", label, Path(f"s{i:02d}.tif"), **columns) for i, label in enumerate(labels)]  # type: ignore[arg-type]
+    rows = [
+        SlideRow(f"P{i:02d}", f"s{i:02d}", label, Path(f"s{i:02d}.tif"), **columns) for i, label in enumerate(labels)
+    ]  # type: ignore[arg-type]
     return Cohort(tuple(rows), tuple(sorted(set(labels))))
 
 
 @pytest.mark.parametrize(
     ("labels", "folds"),
-    [("ab" * 10, "5"), ("a" * 20 + "b" * 4, "4"), ("a" * 20 + "b" * 3, "3"), ("a" * 20 + "b" * 2, None), ("aabb", None)],
+    [
+        ("ab" * 10, "5"),
+        ("a" * 20 + "b" * 4, "4"),
+        ("a" * 20 + "b" * 3, "3"),
+        ("a" * 20 + "b" * 2, None),
+        ("aabb", None),
+    ],
 )
 def test_folds_where_every_class_has_enough_patients(labels: str, folds: str | None) -> None:
     runs = plan_runs(cohort(labels), FinetuneSettings())
     assert runs.folds == folds
-    assert len(runs.train) == int(folds or 1)
-    assert all(train > 0 for train in runs.train)
-    assert all(n > 0 for n in runs.evaluated)
-    assert sum(runs.evaluated) >= len(labels) or folds is None
+    assert len(runs.of_folds) == int(folds or 0)
+    assert len(runs.proposed) == int(folds or 1)
+    for run in (runs.single, *runs.of_folds):
+        assert run.train > 0
+        assert run.evaluated > 0
+        assert run.train + run.evaluated == len(labels)
+    assert runs.fewest_train == min(run.train for run in (runs.single, *runs.of_folds))
 
 
 def test_a_split_of_the_table_is_kept() -> None:
     parts = ["train"] * 12 + ["val"] * 4 + ["test"] * 4
     given = cohort("ab" * 10).with_splits(parts)
     runs = plan_runs(given, FinetuneSettings())
-    assert (runs.folds, runs.train, runs.evaluated) == (None, (12,), (8,))
+    assert (runs.folds, runs.proposed) == (None, (Run(12, 8),))
+    assert [row.split for row in runs.rows] == ["train"] * 12
 
 
 def test_folds_of_the_table_are_kept() -> None:

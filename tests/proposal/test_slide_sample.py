@@ -46,7 +46,9 @@ def test_a_slide_that_opens_but_cannot_be_read_is_named_too(tmp_path: Path, monk
     from longvit.slides.reader import Slide
 
     canvas = Slide.canvas
-    monkeypatch.setattr(Slide, "canvas", lambda self, *a, **k: 1 / 0 if self.path.stem == "s0" else canvas(self, *a, **k))
+    monkeypatch.setattr(
+        Slide, "canvas", lambda self, *a, **k: 1 / 0 if self.path.stem == "s0" else canvas(self, *a, **k)
+    )
     cohort = Cohort(rows(tmp_path, 3), ("a", "b"))
     read = time_reading(cohort, open_sample(cohort, 5), 64)
     assert list(read.unreadable) == ["s0"]

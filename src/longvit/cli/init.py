@@ -19,7 +19,7 @@ from longvit.tasks.settings import TaskSettings
 if TYPE_CHECKING:
     from longvit.proposal.propose import Proposal
 
-_COLUMNS = "^(label_columns|time_column|event_column|censorship_column)$"
+_COLUMNS = "^(?!(task|n_bins|bins|alpha)$)"
 
 
 def init(
@@ -81,8 +81,10 @@ def init(
         echo(note)
     proposal = propose(table, settings, slides=slides, device=device)
     keys = _table_keys(options, allow_missing)
-    commands = _commands(cohort, out, options.slides_dir, [row.path for row in table.rows])
-    write_text(out, recipe_text(proposal, shlex.join(commands[1]), keys, why))
+    single, cross = _trainings(cohort, out, proposal.runs.folds)
+    meanings = {shlex.join(single): "one split"} | ({shlex.join(cross): "cross-validation"} if cross else {})
+    write_text(out, recipe_text(proposal, meanings, keys, why))
+    commands = _commands(cohort, cross or single, options.slides_dir, [row.path for row in table.rows])
     for slide_id, error in proposal.sample.unreadable.items():
         echo(f"cannot be read: {slide_id}: {error}")
     if as_json:
@@ -118,17 +120,26 @@ def _table_keys(options: CohortOptions, allow_missing: bool) -> dict[str, tuple[
     return keys
 
 
-def _commands(cohort: Path, recipe: Path, slides_dir: Path | None, slides: Sequence[Path]) -> list[list[str]]:
+def _trainings(cohort: Path, recipe: Path, folds: str | None) -> tuple[list[str], list[str]]:
+    """The command of a training on one split, and that of a cross-validation (empty without folds)."""
+    train = ["longvit", "train", str(cohort), "--recipe", str(recipe)]
+    single = [*train, "--out", _free("runs/first")]
+    return single, [*train, "--folds", folds, "--out", _free("runs/cv")] if folds is not None else []
+
+
+def _free(run: str) -> str:
+    """The folder, or with a number where it exists: train refuses the folder of a run with other settings."""
+    free, number = run, 2
+    while Path(free).exists():
+        free, number = f"{run}-{number}", number + 1
+    return free
+
+
+def _commands(cohort: Path, train: list[str], slides_dir: Path | None, slides: Sequence[Path]) -> list[list[str]]:
     """The next three commands: check every slide, train, view."""
-    run, number = "runs/first", 2
-    while Path(run).exists():
-        run, number = f"runs/{number}", number + 1
     places = ["--slides-dir", str(slides_dir)] if slides_dir is not None else []
-    return [
-        ["longvit", "doctor", *_slide_list(cohort, slides_dir, slides), "--out", "qc"],
-        ["longvit", "train", str(cohort), "--recipe", str(recipe), "--out", run],
-        ["longvit", "view", run, *places],
-    ]
+    check = ["longvit", "doctor", *_slide_list(cohort, slides_dir, slides), "--out", "qc"]
+    return [check, train, ["longvit", "view", train[-1], *places]]
 
 
 def _slide_list(cohort: Path, slides_dir: Path | None, slides: Sequence[Path]) -> list[str]:
@@ -145,18 +156,17 @@ def _slide_list(cohort: Path, slides_dir: Path | None, slides: Sequence[Path]) -
 
 
 def _summary(proposal: Proposal, out: Path, commands: list[list[str]], why: str) -> list[str]:
-    from longvit.proposal.recipe_text import memory_line, slides_line, time_line
+    from longvit.proposal.recipe_text import folds_line, memory_line, slides_line, time_line
 
     s, um = proposal.settings, proposal.um_per_px
     side = f"{s.side_px:,} × {s.side_px:,} px" + ("" if um is None else f", {um:.3g} µm per px")
-    folds = proposal.runs.folds
     rows = [
         ("cohort", proposal.cohort.summary()),
         ("task", f"{s.task}: {why}"),
         ("slides", slides_line(proposal)),
         ("model", s.model + ("" if s.weights is None else f", from {s.weights}")),
         ("canvas", side),
-        ("folds", f"{folds}: {proposal.runs.why}" if folds is not None else f"none: {proposal.runs.why}"),
+        ("folds", folds_line(proposal)),
         ("memory", memory_line(proposal)),
         ("time", time_line(proposal)),
         ("settings", str(out)),

@@ -49,7 +49,9 @@ def choose_canvas(
     sides = [side for side in SIDES if side <= min(longer_px, most_px)] or [SIDES[0]]
     limit = "recipe" if sides[-1] == most_px else "slides"
     for side_px in reversed(sides):
-        fitting = next((c for way in _ways(settings, device, side_px) if (c := _planned(way, device)) is not None), None)
+        fitting = next(
+            (c for way in _ways(settings, device, side_px) if (c := _planned(way, device)) is not None), None
+        )
         if fitting is None:
             limit = "memory"
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from longvit.data.cohort import Cohort
 from longvit.device import Device, pick_device
 from longvit.finetuning.settings import FinetuneSettings
 from longvit.proposal.machine import SIDES, SMALLEST_OF_PAPER, Canvas, choose_canvas, floor_s
-from longvit.proposal.runs import Runs, plan_runs
+from longvit.proposal.runs import Run, Runs, plan_runs
 from longvit.proposal.slide_sample import SlideSample, open_sample, time_reading
 from longvit.proposal.speed import Speed, measure_speed
 from longvit.tasks.settings import TaskSettings
@@ -43,14 +43,12 @@ class Proposal:
     speed: Speed
     device: Device
 
-    @property
-    def training_s(self) -> float:
-        """Seconds of all runs: training, an evaluation after every epoch, and the controls; without reading."""
-        trained = sum(self.runs.train) * self.settings.epochs * self.speed.step_s
-        evaluations = sum(self.runs.evaluated) * self.settings.epochs
-        controls = 1 if self.settings.weights is None else 2  # a random encoder, and the weights frozen
-        controls *= sum(self.runs.train) + sum(self.runs.evaluated)
-        return trained + (evaluations + controls) * self.speed.forward_s
+    def training_s(self, runs: Sequence[Run]) -> float:
+        """Seconds of these runs: training, an evaluation after every epoch, and the controls; without reading."""
+        train, evaluated = sum(run.train for run in runs), sum(run.evaluated for run in runs)
+        encoders = 1 if self.settings.weights is None else 2  # controls: a random one, and the weights frozen
+        forwards = evaluated * self.settings.epochs + encoders * (train + evaluated)
+        return train * self.settings.epochs * self.speed.step_s + forwards * self.speed.forward_s
 
     @property
     def reading_s(self) -> float | None:
@@ -88,14 +86,14 @@ def propose(
     labels = {**vars(task), **(more or {}), "device": device}
     runs = plan_runs(cohort, FinetuneSettings(**labels))
     sample = open_sample(cohort, slides)
-    is_few = max(runs.train) < FEW_SLIDES
+    is_few = runs.single.train < FEW_SLIDES
     recipe: dict[str, Any] = dict(FEW if is_few else MANY)
-    batch_size = _batch_size(min(runs.train))
-    epochs = _epochs(recipe["epochs"], min(runs.train), batch_size)
+    batch_size = _batch_size(runs.fewest_train)
+    epochs = _epochs(recipe["epochs"], runs.fewest_train, batch_size)
     settings = FinetuneSettings(
         **{**recipe, **labels, "batch_size": batch_size, "epochs": epochs, "dtype": _dtype(chosen.device)}
     )
-    passes = sum(runs.train) * epochs
+    passes = sum(run.train for run in runs.proposed) * epochs
     most_px = SMALLEST_OF_PAPER if is_few else SIDES[-1]
     canvas = choose_canvas(settings, chosen.device, sample.longer_px, passes, most_px)
     sample = time_reading(cohort, sample, canvas.settings.side_px)

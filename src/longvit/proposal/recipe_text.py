@@ -18,22 +18,26 @@ _WIDTH = 110
 _GIB = 2**30
 
 
-def recipe_text(proposal: Proposal, command: str, table: Mapping[str, tuple[Any, str]], task_why: str) -> str:
+def recipe_text(
+    proposal: Proposal, commands: Mapping[str, str], table: Mapping[str, tuple[Any, str]], task_why: str
+) -> str:
     """YAML with a reason and a unit above every key.
 
-    - `command`: the training command, for the first lines.
+    - `commands`: training commands for the first lines, each with its meaning.
     - `table`: options of the cohort table that are not at their default, each with its reason.
     - `task_why`: reason of the task.
     """
     names = ", ".join(f"{label} {n}" for label, n in class_counts(proposal).items())
     cases = len({row.case_id for row in proposal.cohort.rows})
+    widest = max(map(len, commands))
     head = [
         f"# Settings of a first training, proposed by `longvit init` (longvit {__version__}).",
         "#",
-        *(f"#   {line}" for line in [printable(command)]),
+        *(f"#   {printable(command):<{widest}}    # {meaning}" for command, meaning in commands.items()),
         "#",
         *_comment(f"{len(proposal.cohort.rows)} slides of {cases} patients" + (f": {names}." if names else ".")),
         *_comment(f"Slides: {slides_line(proposal)}."),
+        *_comment(f"Folds: {folds_line(proposal)}."),
         *_comment(f"Memory: {memory_line(proposal)}."),
         *_comment(f"Time: {time_line(proposal)}."),
         *_comment("An option of the command line overrides its line here; `longvit train --help` describes them all."),
@@ -42,25 +46,20 @@ def recipe_text(proposal: Proposal, command: str, table: Mapping[str, tuple[Any,
     return "\n\n".join(["\n".join(head), *blocks]) + "\n"
 
 
-def lines(
-    proposal: Proposal, table: Mapping[str, tuple[Any, str]], task_why: str
-) -> dict[str, tuple[Any, str]]:
+def lines(proposal: Proposal, table: Mapping[str, tuple[Any, str]], task_why: str) -> dict[str, tuple[Any, str]]:
     """Key → value and reason, in the order of the file."""
-    s, slides = proposal.settings, max(proposal.runs.train)
+    s, slides = proposal.settings, proposal.runs.single.train
     found: dict[str, tuple[Any, str]] = {"task": (s.task, f"Kind of label: {task_why}."), **table}
     plain = {field.name: field.default for field in fields(TaskSettings)}
     for key in ("label_columns", "time_column", "event_column", "censorship_column"):
         if (value := getattr(s, key)) != plain[key]:
             found[key] = (list(value) if isinstance(value, tuple) else value, "Column of the label, as given.")
-    if proposal.runs.folds is not None:
-        found["folds"] = (
-            int(proposal.runs.folds) if proposal.runs.folds.isdecimal() else proposal.runs.folds,
-            f"Cross-validation, number of folds or `column`: {proposal.runs.why}. Without this line: one split, "
-            f"{'/'.join(f'{100 * part:g}' for part in s.split)} % of the patients in train, val and test.",
-        )
     if s.weights is None:
-        why = f"The paper's LongViT-S, from random weights, as there are at least {FEW_SLIDES} training slides ({slides})."
-        found["model"] = (s.model, f"{why} With pretrained weights, add a line `weights: FOLDER`; see docs/pretraining.md.")
+        why = f"The paper's LongViT-S, from random weights: {slides} training slides, at least {FEW_SLIDES}."
+        found["model"] = (
+            s.model,
+            f"{why} With pretrained weights, add a line `weights: FOLDER`; see docs/pretraining.md.",
+        )
     else:
         why = f"A small model for few slides: {slides} training slides, below {FEW_SLIDES}."
         found["model"] = (s.model, why)
@@ -94,13 +93,13 @@ def _side_reason(proposal: Proposal) -> str:
         "slides": f"The next size, {2 * side:,} px, is larger than the slides.",
         "memory": "A larger canvas does not fit into memory.",
         "time": "A larger canvas would take longer than a night.",
-        "recipe": f"The smallest of the paper, for few slides; --side-px {4 * side} shows more and takes 16 times as long.",
+        "recipe": f"For few slides the paper's smallest; --side-px {4 * side} shows more and takes 16 times as long.",
     }
     return f"Side of the square canvas that a slide is resized to, in px: {size}. {limits[proposal.canvas.limit]}"
 
 
 def _epochs_reason(proposal: Proposal) -> str:
-    steps = -(-min(proposal.runs.train) // proposal.settings.batch_size)
+    steps = -(-proposal.runs.fewest_train // proposal.settings.batch_size)
     text = f"Passes over the training slides, {steps} steps each"
     if proposal.settings.weights is None:
         return text + ": the paper's."
@@ -111,7 +110,7 @@ def _batch_reason(proposal: Proposal) -> str:
     text = "Slides per optimiser step: "
     if proposal.settings.batch_size == 8:
         return text + "the paper's."
-    return text + f"at most half of the {min(proposal.runs.train)} training slides."
+    return text + f"at most half of the {proposal.runs.fewest_train} training slides."
 
 
 def class_counts(proposal: Proposal) -> dict[str, int]:
@@ -144,15 +143,22 @@ def memory_line(proposal: Proposal) -> str:
     )
 
 
+def folds_line(proposal: Proposal) -> str:
+    """Folds that are proposed, or none, with the reason."""
+    folds = proposal.runs.folds
+    return f"none: {proposal.runs.why}" if folds is None else f"--folds {folds}: {proposal.runs.why}"
+
+
 def time_line(proposal: Proposal) -> str:
     """Hours of training and of reading, and where the numbers come from."""
-    speed, runs = proposal.speed, len(proposal.runs.train)
-    of_runs = f"all {runs} folds" if runs > 1 else "the training"
+    speed, runs = proposal.speed, proposal.runs
+    text = ("about " if speed.steps else "at least ") + duration(proposal.training_s([runs.single]))
+    if runs.of_folds:
+        text += f", {duration(proposal.training_s(runs.of_folds))} for {len(runs.of_folds)} folds"
     if speed.steps:
-        source = f"measured here: {speed.steps} step{'s' * (speed.steps != 1)}, {speed.step_s:.2g} s a slide"
-        text = f"about {duration(proposal.training_s)} for {of_runs} ({source})"
+        text += f" (measured here: {speed.step_s:.2g} s a slide, {speed.steps} step{'s' * (speed.steps != 1)})"
     else:
-        text = f"at least {duration(proposal.training_s)} for {of_runs} (the floor of `longvit plan`, not measured)"
+        text += " (not measured: the floor of `longvit plan`; a step takes about 3 times as long)"
     if proposal.reading_s is None:
         return f"{text}; reading every slide once is not measured and takes additional time"
     return f"{text}; {duration(proposal.reading_s)} to read every slide once (measured on one)"
@@ -167,7 +173,7 @@ def duration(seconds: float) -> str:
 
 def as_json(proposal: Proposal, table: Mapping[str, tuple[Any, str]], task_why: str) -> dict[str, Any]:
     """The proposal as JSON values: settings with reasons, slides, bytes, seconds."""
-    sample, plan = proposal.sample, proposal.canvas.plan
+    sample, plan, runs = proposal.sample, proposal.canvas.plan, proposal.runs
     return {
         "settings": {key: value for key, (value, _) in lines(proposal, table, task_why).items()},
         "reasons": {key: why for key, (_, why) in lines(proposal, table, task_why).items()},
@@ -176,10 +182,12 @@ def as_json(proposal: Proposal, table: Mapping[str, tuple[Any, str]], task_why: 
         "classes": class_counts(proposal),
         "opened": [{**asdict(slide), "size_px": list(slide.size_px)} for slide in sample.opened],
         "unreadable": [{"slide_id": slide_id, "error": error} for slide_id, error in sample.unreadable.items()],
+        "folds": runs.folds,
         "um_per_px": proposal.um_per_px,
         "memory": {"peak_bytes": plan.memory.total, "budget_bytes": plan.budget, "device": proposal.device.name},
         "time": {
-            "training_s": proposal.training_s,
+            "training_s": proposal.training_s([runs.single]),
+            "folds_s": proposal.training_s(runs.of_folds) if runs.of_folds else None,
             "reading_s": proposal.reading_s,
             "step_s_per_slide": proposal.speed.step_s,
             "source": "measured" if proposal.speed.steps else "floor of plan",

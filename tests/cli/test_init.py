@@ -6,6 +6,7 @@ import csv
 import json
 import shlex
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -111,14 +112,16 @@ def test_the_next_commands_run_as_printed_with_blanks_in_paths(
     assert main([*train, *QUICK]) == 0
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
-    monkeypatch.setattr("longvit.viewer.server.ViewServer.start", lambda self: finished(self.close))
+    monkeypatch.setattr("longvit.viewer.server.ViewServer.start", lambda self: finished(self.server_close))
+    capsys.readouterr()
     assert main(view) == 0
+    assert "first: 8 slides." in capsys.readouterr().err
     assert len(opened) == 1
 
 
-def finished(run: object) -> threading.Thread:
+def finished(run: Callable[[], None]) -> threading.Thread:
     """A thread that ends after `run`."""
-    thread = threading.Thread(target=run)  # type: ignore[arg-type]
+    thread = threading.Thread(target=run)
     thread.start()
     return thread
 

@@ -30,7 +30,7 @@ class Canvas:
     settings: FinetuneSettings
     plan: Plan
     limit: str
-    """What keeps the canvas from being larger: `slides`, `memory`, `time` or `recipe`."""
+    """Reason why the canvas is no larger: `slides`, `memory`, `time` or `recipe`."""
 
     @property
     def peak(self) -> int:

@@ -94,7 +94,9 @@ def _open(row: SlideRow) -> OpenedSlide:
     with open_slide(row.path, mpp=row.mpp) as slide:
         size_px = (round(slide.bounds.width), round(slide.bounds.height))
         mpp = slide.mpp
-        return OpenedSlide(row.slide_id, size_px, mpp and mpp.mean, mpp and mpp.source)
+        if mpp is None:
+            return OpenedSlide(row.slide_id, size_px, None, None)
+        return OpenedSlide(row.slide_id, size_px, mpp.mean, mpp.source)
 
 
 def time_reading(cohort: Cohort, sample: SlideSample, side_px: int) -> SlideSample:

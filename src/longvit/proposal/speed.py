@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -61,9 +62,9 @@ def measure_speed(task: Task, rows: tuple[SlideRow, ...], settings: FinetuneSett
     return Speed(median(steps) / len(rows), _seconds(evaluate, device) / len(rows), len(steps))
 
 
-def _seconds(run: object, device: torch.device) -> float:
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
     start = perf_counter()
-    run()  # type: ignore[operator]
+    run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return perf_counter() - start

@@ -22,13 +22,13 @@ QUICK = ["--epochs", "1", "--bootstrap", "20", "--deletion-slides", "0", "--num-
 
 
 def table(folder: Path, *, n: int = 20, **columns: list[object]) -> Path:
-    """n images of n / 2 patients, and their cohort.csv with further columns; `split` where it is given."""
+    """n images of n / 2 patients, and their cohort.csv with further columns: a value per slide, or per patient."""
     path = write_study(folder, n=n, split=False)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for name, values in columns.items():
         for i, row in enumerate(rows):
-            row[name] = str(values[i // 2 % len(values)])
+            row[name] = str(values[i if len(values) == n else i // 2 % len(values)])
     if "survival_months" in columns:
         rows = [{name: cell for name, cell in row.items() if name != "label"} for row in rows]
     with path.open("w", newline="") as file:
@@ -191,7 +191,7 @@ def test_a_cohort_without_slides_on_disk_is_one_line(
 
 def test_three_patients_have_no_folds(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    table(tmp_path, n=6, age=[41.5, 63.0, 57.25])
+    table(tmp_path, n=6, age=[41.5, 44.0, 63.0, 60.5, 57.25, 52.0])
     assert main(["init", "cohort.csv", "--label-columns", "age"]) == 0
     assert "--folds" not in Path("longvit.yaml").read_text()
     assert "3 patients are too few for folds" in capsys.readouterr().out

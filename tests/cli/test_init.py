@@ -189,6 +189,7 @@ def test_a_cohort_without_slides_on_disk_is_one_line(
     assert not Path("longvit.yaml").exists()
 
 
+@pytest.mark.slow
 def test_three_patients_have_no_folds(tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     table(tmp_path, n=6, age=[41.5, 44.0, 63.0, 60.5, 57.25, 52.0])

@@ -55,9 +55,9 @@ def test_commands_have_options_that_exist(page: Path, tmp_path: Path, monkeypatc
     from longvit.cli.commands import app
 
     monkeypatch.chdir(tmp_path)
-    settings = tmp_path / "runs" / "first" / "settings.yaml"  # a page names it as a recipe
-    settings.parent.mkdir(parents=True)
-    settings.write_text("epochs: 1\n")
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    for recipe in ("runs/first/settings.yaml", "longvit.yaml", "proposed.yaml"):  # pages name them as recipes
+        (tmp_path / recipe).write_text("epochs: 1\n")
     for command in commands(page):
         app.parse_args(command, exit_on_error=False, print_error=False)
 

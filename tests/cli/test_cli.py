@@ -27,7 +27,7 @@ from longvit.errors import InputError
 pytestmark = pytest.mark.xdist_group("cli")  # one worker: a fixture trains
 COMMANDS = (
     *("demo", "doctor", "info", "cohort", "train", "predict", "embed", "evaluate", "tables", "recipes", "convert"),
-    *("plan", "canvas", "status"),
+    *("plan", "canvas", "status", "init"),
 )
 Captured = pytest.CaptureFixture[str]
 

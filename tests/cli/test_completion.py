@@ -13,7 +13,7 @@ from longvit.cli import main
 def test_a_script_names_commands_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    for name in ("train", "site-check", "completion", "side-px", "recipe"):
+    for name in ("train", "init", "force", "site-check", "completion", "side-px", "recipe"):
         assert name in script
 
 

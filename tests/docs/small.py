@@ -36,7 +36,10 @@ SMALL = {
     "canvas": {"--side-px": "128"},
 }
 ONLY_IF_GIVEN = {"--folds", "--fold"}
-KEPT = {"--recipe": {"texture-tiny", "runs/first/settings.yaml"}, "--folds": {"column", "folds", "runs/cv/folds"}}
+KEPT = {
+    "--recipe": {"texture-tiny", "runs/first/settings.yaml", "longvit.yaml", "proposed.yaml"},
+    "--folds": {"column", "folds", "runs/cv/folds"},
+}
 """Values that a page may choose."""
 
 

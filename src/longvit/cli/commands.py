@@ -18,6 +18,7 @@ from longvit.cli.evaluate import evaluate
 from longvit.cli.features import features
 from longvit.cli.fetch import fetch
 from longvit.cli.info import info
+from longvit.cli.init import init
 from longvit.cli.plan import plan
 from longvit.cli.predict import predict
 from longvit.cli.pretrain import pretrain
@@ -46,6 +47,7 @@ app.command(demo, sort_key=0)
 app.command(doctor, sort_key=1)
 app.command(info, sort_key=2)
 app.command(view, sort_key=2)
+app.command(init, sort_key=3)
 app.command(train, sort_key=3)
 app.command(pretrain, sort_key=3)
 app.command(predict, sort_key=4)

@@ -1,0 +1,1 @@
+"""Proposal of the settings of a first training, from the cohort, a few of its slides and this machine."""

@@ -51,7 +51,9 @@ def test_tissues_of_task_arrangement_are_two_halves_or_a_chessboard() -> None:
 
 
 def test_the_first_two_halves_of_task_arrangement_are_the_top_and_the_left() -> None:
-    starts = {(bool(layout.is_tumour[0, -1]), bool(layout.is_tumour[-1, 0])) for _, layout in pairs("arrangement", halves=2)}
+    starts = {
+        (bool(layout.is_tumour[0, -1]), bool(layout.is_tumour[-1, 0])) for _, layout in pairs("arrangement", halves=2)
+    }
     assert starts == {(True, False), (False, True)}
 
 

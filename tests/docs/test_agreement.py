@@ -18,8 +18,11 @@ from tests.stability.small_runs import RUNS
 FENCE = re.compile(r"^ *```.*?^ *```", re.M | re.S)
 SPAN = re.compile(r"`([^`]+)`")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-OTHERS = {"--master-addr", "--master-port", "--max-restarts", "--nproc-per-node", "--pid"}
-"""Options of torchrun and py-spy that a page names alone."""
+OTHERS = {
+    *("--master-addr", "--master-port", "--max-restarts", "--nproc-per-node", "--pid"),  # torchrun, py-spy
+    *("--user", "--nv", "--use-local"),  # docker, apptainer, conda
+}
+"""Options of other programs that a page names alone."""
 SCRIPTS = [*ROOT.glob("benchmarks/*.py"), *ROOT.glob(".ci/*.py"), *ROOT.glob("tests/[fs]*/*.py")]
 THEIRS = {option for path in SCRIPTS for option in OPTION.findall(path.read_text(encoding="utf-8"))} | OTHERS
 """Options of the scripts, and of other programs."""

@@ -37,6 +37,7 @@ RUNS = {
 """Name → the command, whose output folder is its last word."""
 PRINTED = {
     "info --json": "info slide.svs --json",
+    "init --json": "init cohort.csv --out proposed.yaml --json",
     "doctor --json": "doctor --json",
     "doctor SLIDES --json": "doctor slides --out qc --json",
     "status --json": "status embed --json",

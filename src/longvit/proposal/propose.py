@@ -79,8 +79,8 @@ def propose(
     >>> from longvit.tasks.settings import TaskSettings
     >>> cohort = longvit.read_cohort("cohort.csv", slides_dir="slides")
     >>> proposal = propose(cohort, TaskSettings(), slides=2, device="cpu")
-    >>> proposal.settings.model, proposal.runs.folds
-    ('longvit_tiny_stem_patch32', '5')
+    >>> proposal.settings.model
+    'longvit_tiny_stem_patch32'
     """
     chosen = pick_device(device)
     labels = {**vars(task), **(more or {}), "device": device}

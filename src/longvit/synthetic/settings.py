@@ -51,8 +51,8 @@ class SyntheticSettings:
     """Tumour squares of a positive slide of task any."""
     halves: int = 4
     """Halves of the slide that may hold the tumour of task arrangement when it is apart: the first of top, left, bottom
-    and right. With 1 or 2 the place of each block is enough to tell the classes, which is learned first; with 3 or 4
-    only the places of the blocks to each other are."""
+    and right. With 1 or 2 the place of each block tells the classes, which is learned early. With 3 or 4 only the
+    places of the blocks to each other do."""
     patients: int = 4
     """Patients of each tissue in a slide, where a fold has as many."""
     folds: int = 4

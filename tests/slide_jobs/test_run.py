@@ -55,6 +55,27 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_a_run_that_was_stopped_and_replaced_keeps_the_tables_of_the_newer_one(
+    tmp_path: Path, model: LongViT, slides: tuple[ListedSlide, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is stopped for long has no heartbeat, so that the same command begins a newer run meanwhile."""
+    out, newer, finish = tmp_path / "out", list[SlideJobsResult](), EmbedJob.finish
+
+    def replace_run(self: EmbedJob, *arguments: Any) -> dict[str, Any]:
+        if not newer:
+            monkeypatch.setattr(EmbedJob, "finish", finish)
+            (out / "work" / "embed.claim").unlink()  # as if it were expired
+            newer.append(embed_slides(slides, out, model))
+        return finish(self, *arguments)
+
+    monkeypatch.setattr(EmbedJob, "finish", replace_run)
+    with pytest.raises(InputError, match=r"a newer run replaced this one.*its tables are kept"):
+        embed_slides(slides, out, model)
+    assert not newer[0].problems
+    assert [row["slide_id"] for row in rows(out / "embeddings.csv")] == ["s0", "s1", "s2"]
+    assert not (out / "problems.csv").exists()
+
+
 def test_embed_writes_tridents_layout_and_says_where_it_came_from(
     tmp_path: Path, model: LongViT, slides: tuple[ListedSlide, ...]
 ) -> None:

@@ -17,7 +17,7 @@ from longvit.annotations.area_file import check_annotations
 from longvit.data.problems import PROBLEMS_CSV, Problem, write_problems
 from longvit.data.slide_list import ListedSlide
 from longvit.errors import InputError
-from longvit.files import file_stem, make_folder, remove, remove_dead_parts_below, write_error
+from longvit.files import file_stem, make_folder, remove_dead_parts_below, write_error
 from longvit.processes.cpu_count import cpu_count
 from longvit.processes.leases import Lease, Leases, holder, read_lease
 from longvit.progress import Progress
@@ -132,7 +132,8 @@ def run(
     """Does a job for every slide; writes `problems.csv` to `out_dir` where a slide failed.
 
     `build` makes the job where this process is the worker. Raises `InputError` where results cannot be written (a full
-    disk, no permission), and where another run is active in `out_dir`.
+    disk, no permission), where another run is active in `out_dir`, and where a newer run has replaced this one: its
+    tables stay.
     """
     out_dir, read, settings = make_folder(out_dir), read or ReadSettings(), settings or RunSettings()
     check_annotations(read, [slide.slide_id for slide in slides])
@@ -167,7 +168,12 @@ def run(
             if settings.is_here:
                 _work(build(), work_list, report, settings)
             else:
-                _supervise(work_list, report, settings, lease)
+                _supervise(work_list, report, settings, leases, lease)
+        if work_list.is_replaced():  # while this process was stopped, for example
+            raise InputError(
+                f"{out_dir}: a newer run replaced this one, which had no heartbeat for a minute; "
+                f"its tables are kept; `longvit status {out_dir}` shows it"
+            )
         return report.result(work_list, job.files)
 
 
@@ -208,7 +214,7 @@ def _work(job: SlideJob, work_list: WorkList, report: _Report, settings: RunSett
         log.close()
 
 
-def _supervise(work_list: WorkList, report: _Report, settings: RunSettings, lease: Lease) -> None:
+def _supervise(work_list: WorkList, report: _Report, settings: RunSettings, leases: Leases, lease: Lease) -> None:
     """Keeps workers alive and reports their logs, until every slide has ended or no worker is left."""
     from longvit.slide_jobs.supervisor import LocalWorkers, Workers
 
@@ -237,7 +243,7 @@ def _supervise(work_list: WorkList, report: _Report, settings: RunSettings, leas
                 return
             time.sleep(_POLL_S)
     finally:
-        remove(lease.path)  # workers on other machines end when it is gone
+        leases.release(lease)  # workers on other machines end when it is gone
         workers.end()
 
 

@@ -105,16 +105,17 @@ class WorkList:
         """True where this folder was removed: by a newer run that replaced it, or by hand."""
         return not (self.folder / "slides").exists()
 
+    def is_replaced(self) -> bool:
+        """True where a newer run has begun in the same folder: this one had no heartbeat for long, for example."""
+        try:
+            return bool(read_json_object(self.folder.parent / RUN_JSON, most_bytes=2**30)["run"] != self.folder.name)
+        except (OSError, InputError, KeyError):
+            return False
+
     def why_unended(self, slide_id: str) -> str:
         """Reason why a slide has no end after all workers have ended, for problems.csv."""
         rerun = "rerun the command to resume"
         if self.is_gone():
-            try:
-                newer = json.loads((self.folder.parent / RUN_JSON).read_text(encoding="utf-8"))["run"]
-            except (OSError, ValueError, KeyError, TypeError):
-                newer = self.folder.name
-            if newer != self.folder.name:
-                return f"not finished: another run replaced this one ({self.folder}); {rerun}"
             return f"not finished: {self.folder} was removed during the run; {rerun}"
         tried = self.tried(slide_id)
         last = f" (last attempt: {tried[-1]['error']})" if tried else ""

@@ -157,7 +157,10 @@ def crossing(ours: PowerLaw, other: PowerLaw) -> float | None:
 
 
 def curve(rows: Sequence[Row], fields: str, grid: Grid, system: str, axis: str) -> list[Point]:
-    """Points of a system along an axis; a single one, the base, where the axis does not apply."""
+    """Points of a system along an axis; a single one, the base, where the axis does not apply.
+
+    A value that lacks a source is left out: sources differ too much for a mean over some of them.
+    """
     changing = AXES[axis]
     fixed = {name: value for name, value in grid.base(system).items() if name != changing}
     groups: dict[float, list[Row]] = {}
@@ -166,8 +169,11 @@ def curve(rows: Sequence[Row], fields: str, grid: Grid, system: str, axis: str) 
             groups.setdefault(row[changing] or 0, []).append(row)
     points = []
     for value, found in sorted(groups.items()):
+        if {row["fold"] for row in found} != set(REAL[fields].held_out):
+            continue
         aucs = [row["auc"] for row in found]
-        x = {"slides": statistics.mean(row["slides"] for row in found), "pixels": value * value, "epochs": value}
+        shared = [row["slides"] for row in rows if (row["fields"], row["share"]) == (fields, found[0]["share"])]
+        x = {"slides": statistics.mean(shared), "pixels": value * value, "epochs": value}
         x["parameters"] = statistics.mean(row["parameters"] for row in found)
         points.append(Point(x[axis], statistics.mean(aucs), statistics.stdev(aucs) if len(aucs) > 1 else 0, len(aucs)))
     return points
@@ -256,7 +262,7 @@ def main() -> None:
             curves = {
                 (name, axis): {system: curve(rows, name, grid, system, axis) for system in SYSTEMS}
                 for name, grid in grids.items()
-                for axis in AXES
+                for axis in args.axes
             }
             plot(
                 curves,

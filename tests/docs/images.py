@@ -184,6 +184,11 @@ IMAGES = (
         "python benchmarks/trainability.py --save",
         not_made="hours: 67 trainings; python benchmarks/trainability.py --save",
     ),
+    Image(
+        "benchmarks/results/evidence.png",
+        "python benchmarks/evidence.py --save --fields osteosarcoma --axes slides epochs",
+        not_made="hours: 156 trainings; python benchmarks/evidence.py --save --fields osteosarcoma --axes slides epochs",
+    ),
 )
 
 

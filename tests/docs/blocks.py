@@ -86,7 +86,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def is_notebook(text: str) -> bool:
-    """Whether the page is paired with a notebook, by its first lines."""
+    """True if the first lines of the page pair it with a notebook."""
     return text.startswith("---\njupyter:\n")
 
 
@@ -94,7 +94,7 @@ COMMAND = re.compile(r"^ *(?:\$ |# )?(?:longvit|pip|python|make|git|ssh|docker|s
 
 
 def escaped(page: Path) -> list[str]:
-    """Places of blocks that hold commands but are no shell block: nobody would notice when they fail."""
+    """Places of commands in blocks that are not marked as shell, so that no test would run them."""
     text = page.read_text(encoding="utf-8")
     found = []
     for fence in FENCE.finditer(text):
@@ -136,7 +136,7 @@ NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?|\.\d+")
 
 
 def alike(shown: str, printed: str, tolerance: float) -> bool:
-    """Whether a printed line equals the line on the page."""
+    """True if a printed line equals the line on the page."""
     pattern = ".*?".join(re.escape(part) for part in NUMBER.sub("\0", shown).split("…"))
     found = re.fullmatch(pattern.replace("\\\0", "\0").replace("\0", f"({NUMBER.pattern})"), printed)
     if found is None:

@@ -206,7 +206,7 @@ def make(image: Image, inputs: Path, path: Path) -> None:
 
 
 def differences(stored: Path, new: Path) -> list[str]:
-    """How an image differs from a new one: size, words, and, with the same fonts, pixels."""
+    """Differences of an image from a new one: size, words, and pixels where the fonts are the same."""
     with PILImage.open(stored) as a, PILImage.open(new) as b:
         if a.size != b.size:
             return [f"{a.size} px, new {b.size} px"]

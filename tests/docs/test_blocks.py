@@ -88,7 +88,7 @@ def test_a_block_that_is_not_run_has_a_reason_of_the_list() -> None:
 
 
 def named(reason: str) -> bool:
-    """Whether the reason starts with a listed word, states why, and names only tests that exist."""
+    """True if the reason begins with a listed word, says why, and names only tests that exist."""
     word, _, why = reason.partition(": ")
     return word in REASONS and bool(why) and (word != "elsewhere" or (ROOT / why.split()[0]).exists())
 

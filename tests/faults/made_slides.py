@@ -255,7 +255,7 @@ def layout(kind: Kind, content: bytes) -> Layout:
 
 
 def codec_parts(content: bytes, start: int, end: int) -> list[tuple[str, Span]]:
-    """What a codestream of JPEG, JPEG-LS, JPEG 2000 or RLE has beside coded pixels; nothing for another codec."""
+    """Bytes of a JPEG, JPEG-LS, JPEG 2000 or RLE codestream that are not coded pixels; none for other codecs."""
     stream = content[start:end]
     if struct.unpack_from("<2I", stream.ljust(8)) in ((1, 64), (3, 64)):
         return [("codec head", (start, start + 64))]

@@ -45,7 +45,7 @@ def test_no_byte_outside_the_coded_pixels_changes_them_silently(tmp_path: Path, 
 
 
 def _silent_changes(path: Path, **options: Any) -> Iterator[str]:
-    """What the bytes belong to whose change gives other pixels and no report."""
+    """Fields in which a changed byte alters pixels without being reported."""
     series = {"series": "1.2.3", "study": "1.2.4", "frame": "1.2.5"}
     write_level(path, tissue(WIDTH, HEIGHT), series, instance="1.2.6", **options)
     content = path.read_bytes()

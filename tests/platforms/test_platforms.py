@@ -1,4 +1,4 @@
-"""No call of Linux alone stands in the way of Windows and macOS: imports, doctor, a slide, a training, leases.
+"""Windows and macOS, simulated by removing Linux-only calls: imports, doctor, a slide, a training, leases.
 
 The other system is simulated (`sitecustomize.py`): its missing calls are removed, other packages stay those of Linux.
 """

@@ -1,4 +1,4 @@
-"""Slides are prepared one after another at the start, side by side later, and nobody waits at the end."""
+"""Prepared slides: one at a time at the start, several at once later, and no waiting threads at the end."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def _rings(pieces: NDArray[np.int32]) -> Iterator[tuple[int, Ring]]:
     step = np.array([1, width + 1, -1, -(width + 1)])  # right, down, left, up
     end = place + step[direction]
     after = np.full(len(edges), -1)
-    # Where two pieces touch at a corner, a right turn stays on the same pixel; as the last entry it is kept.
+    # Two pieces that touch at a corner: the right turn stays on the same pixel. It is written last, so it wins.
     for turn in (3, 0, 1):
         key = end * 4 + (direction + turn) % 4
         found = np.minimum(np.searchsorted(edges, key), len(edges) - 1)
